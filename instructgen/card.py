@@ -1,0 +1,132 @@
+"""The dataset card: README.md with the Hub's front matter, made from the run alone.
+
+No dates and no host names, so that the same run always has the same card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from instructgen.licences import terms
+
+if TYPE_CHECKING:
+    from instructgen.loop import Loop, Stop
+    from instructgen.store import Run
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) -> str:
+    """The card of a generated dataset, as Markdown."""
+    licences = Counter(s.license for s in loop.rows)
+    languages = Counter(s.language for s in loop.rows)
+    sources = Counter((s.source, s.license, s.language) for s in loop.pool.seeds)
+    config = run.info["config"]
+    title = run.folder.name
+    return "\n".join(
+        [
+            *_front_matter(title, len(loop.rows), licences, languages),
+            f"# {title}",
+            "",
+            f"{len(loop.rows):,} rows of instruction data, written by the model "
+            f"`{config['engine']['model'] or config['engine']['name']}` with the method "
+            f"`{config['method']['name']}` from {len(loop.pool.seeds):,} seed tasks. "
+            "Made with instructgen. No person has read the rows.",
+            "",
+            "## Licences",
+            "",
+            "A row has the licences of the demonstrations it was written from. "
+            "The terms of the model that wrote it apply beside them.",
+            "",
+            *_table(
+                ("licence", "rows", "attribution", "share alike", "commercial use"),
+                [(name, f"{n:,}", *_asked(name)) for name, n in sorted(licences.items())],
+            ),
+            "",
+            "## Languages",
+            "",
+            *_table(("language", "rows"), [(k, f"{n:,}") for k, n in sorted(languages.items())]),
+            "",
+            "## Seeds",
+            "",
+            *_table(
+                ("source", "licence", "language", "tasks"),
+                [(*key, f"{n:,}") for key, n in sorted(sources.items())],
+            ),
+            "",
+            f"SHA-256 of the seeds: `{run.info['seeds']['sha256']}`",
+            "",
+            "## Funnel",
+            "",
+            f"{funnel['requests']:,} requests gave {funnel['candidates']:,} candidates: "
+            f"{funnel['kept_instructions']:,} instructions entered the pool and "
+            f"{funnel['kept_rows']:,} rows the dataset. The run ended for the reason "
+            f"`{stopped.reason}`: {stopped.detail}.",
+            "",
+            *_table(
+                ("stage", "filter", "reason", "rejected"),
+                [
+                    (r["stage"], r["filter"], r["reason"], f"{r['count']:,}")
+                    for r in funnel["rejected"]
+                ],
+            ),
+            "",
+            "Every rejected candidate is in `rejected/`, with its reason, score and nearest row.",
+            "",
+            "## How to make it again",
+            "",
+            f"Run `{run.id}`, seed {config['generate']['seed']}. "
+            "`instructgen rebuild` makes the same bytes from `journal.jsonl`.",
+            "",
+            "```json",
+            json.dumps({**config, "form": run.info["form"]}, indent=1, ensure_ascii=False),
+            "```",
+            "",
+        ]
+    )
+
+
+def _front_matter(
+    title: str, rows: int, licences: Counter[str], languages: Counter[str]
+) -> Iterable[str]:
+    size = next((name for most, name in _SIZES if rows < most), "n>1M")
+    names = sorted(licences)
+    yield "---"
+    if len(names) == 1 and " " not in names[0]:
+        yield f"license: {names[0].lower()}"
+    else:
+        yield "license: other"
+        yield f"license_name: {json.dumps(' and '.join(names) or 'none')}"
+    known = [code for code in sorted(languages) if code != "und"]
+    if known:
+        yield "language:"
+        # Quoted: the code for Norwegian is a YAML boolean.
+        yield from (f"- {json.dumps(code)}" for code in known)
+    yield f"pretty_name: {json.dumps(title, ensure_ascii=False)}"
+    yield from ("task_categories:", "- text-generation", "size_categories:", f"- {size}")
+    yield from ("tags:", "- synthetic", "- instruction-tuning", "- instructgen")
+    yield "configs:"
+    for name, folder in (("default", "data"), ("rejected", "rejected")):
+        yield f"- config_name: {name}"
+        yield "  data_files:"
+        yield "  - split: train"
+        yield f"    path: {folder}/part-*.parquet"
+    yield "---"
+    yield ""
+
+
+def _asked(licence: str) -> tuple[str, str, str]:
+    known = terms(licence)
+    if known is None:
+        return ("see its text",) * 3
+    yes_no = {True: "yes", False: "no"}
+    return yes_no[known.attribution], yes_no[known.share_alike], yes_no[known.commercial_use]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
+    return [f"| {' | '.join(line)} |" for line in lines]

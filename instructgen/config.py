@@ -1,0 +1,203 @@
+"""What a run does: options and recipe, checked, with one line for every bad key.
+
+A recipe is TOML with the tables [generate], [method], [engine] and any number
+of [[filters]]. It is data: names are looked up among installed parts, nothing
+in it is executed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from instructgen.engines import Engine
+from instructgen.errors import ConfigError
+from instructgen.filters import Filter
+from instructgen.methods import Method
+from instructgen.plugins import find, suggest
+from instructgen.shipped import shipped
+
+M = TypeVar("M", bound=BaseModel)
+_RESUMABLE = {"resumable": True}
+
+
+class GenerateOptions(BaseModel):
+    """The loop's own settings: the recipe's table [generate]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: int = Field(
+        ge=1, description="accepted rows to make", json_schema_extra=_RESUMABLE
+    )
+    seed: int = Field(0, ge=0, description="what all randomness comes from")
+    batch_size: int = Field(32, ge=1, description="requests in a batch; two batches are in flight")
+    max_tokens_total: int | None = Field(
+        None,
+        ge=1,
+        description="stop after this many tokens of prompts and completions",
+        json_schema_extra=_RESUMABLE,
+    )
+    acceptance_floor: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="stop when less than this share of the candidates of ten batches is kept",
+        json_schema_extra=_RESUMABLE,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A checked recipe: the parts of a run, ready to use."""
+
+    generate: GenerateOptions
+    method: Method
+    engine: Engine
+    filters: tuple[Filter, ...]
+
+    def recorded(self) -> dict[str, Any]:
+        """As plain data: what run.json holds and a resumed run is compared with."""
+        return {
+            "generate": self.generate.model_dump(mode="json"),
+            "method": _named(self.method),
+            "engine": {**_named(self.engine), **self.engine.identity()},
+            "filters": [_named(f) for f in self.filters],
+        }
+
+    def may_change(self) -> set[str]:
+        """Keys that cannot change what the recorded completions mean, as ``table.key``."""
+        return {
+            f"{table}.{key}"
+            for table, model in (("generate", self.generate), ("engine", self.engine))
+            for key, field in type(model).model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("resumable")
+        }
+
+
+def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
+    """A recipe by shipped name or path, with the user's options put over it.
+
+    Args:
+        recipe: ``default``, ``self_instruct``, ``alpaca``, or a TOML file.
+        options: values by table, of the same keys as the recipe; None means not given.
+
+    Raises:
+        ConfigError: the file or a key is bad; every bad key has its line.
+    """
+    path = _recipe_path(recipe)
+    tables = _read(path)
+    if unknown := sorted(tables.keys() - {"generate", "method", "engine", "filters"}):
+        raise ConfigError(
+            f"{path}: {unknown[0]}: unknown table.",
+            suggest(unknown[0], ["generate", "method", "engine", "filters"]),
+        )
+    return Config(
+        generate=_build(GenerateOptions, _over(tables, options, "generate"), path, "generate"),
+        method=_part("methods", Method, "self_instruct", tables, options, path),
+        engine=_part("engines", Engine, "vllm", tables, options, path),
+        filters=_filters(tables, path),
+    )
+
+
+def from_recorded(recorded: dict[str, Any], where: Path) -> Config:
+    """The configuration that a run was made with."""
+    engine = {k: v for k, v in recorded["engine"].items() if k not in ("name", "digest")}
+    engine_class = find("engines", Engine, recorded["engine"]["name"])  # type: ignore[type-abstract]
+    method = {k: v for k, v in recorded["method"].items() if k != "name"}
+    method_class = find("methods", Method, recorded["method"]["name"])  # type: ignore[type-abstract]
+    return Config(
+        generate=_build(GenerateOptions, recorded["generate"], where, "generate"),
+        method=_build(method_class, method, where, "method"),
+        engine=_build(engine_class, engine, where, "engine"),
+        filters=_filters(recorded, where),
+    )
+
+
+def _recipe_path(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.suffix == ".toml" or path.exists():
+        return path
+    names = [p.stem for p in shipped("filters").glob("*.toml")]
+    if recipe not in names:
+        raise ConfigError(
+            f"--recipe {recipe}: no such file and no shipped recipe.", suggest(recipe, names)
+        )
+    return shipped("filters") / f"{recipe}.toml"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such recipe.", "Check the path.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: no valid TOML: {error}.", "Mend that line.") from error
+
+
+def _over(
+    tables: dict[str, Any], options: dict[str, dict[str, Any]], table: str
+) -> dict[str, Any]:
+    given = {k: v for k, v in options.get(table, {}).items() if v is not None}
+    values = tables.get(table, {})
+    return {**values, **given} if isinstance(values, dict) else given
+
+
+def _part(
+    group: str,
+    base: type[M],
+    default: str,
+    tables: dict[str, Any],
+    options: dict[str, dict[str, Any]],
+    path: Path,
+) -> M:
+    table = group.removesuffix("s")
+    values = _over(tables, options, table)
+    recipe_name = tables.get(table, {}).get("name", default)
+    name = values.pop("name", default)
+    if name != recipe_name:
+        # Another part than the recipe's: the recipe's keys are not meant for it.
+        values = {k: v for k, v in options.get(table, {}).items() if v is not None and k != "name"}
+    return _build(find(group, base, str(name)), values, path, table)
+
+
+def _filters(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
+    listed = tables.get("filters", [])
+    if not isinstance(listed, list) or not all(isinstance(f, dict) for f in listed):
+        raise ConfigError(f"{path}: filters: not a list of tables.", "Write [[filters]].")
+    made = []
+    for number, values in enumerate(listed, start=1):
+        name = values.get("name")
+        if not isinstance(name, str):
+            raise ConfigError(f'{path}: filters {number}: "name" is missing.', "Add it.")
+        rest = {k: v for k, v in values.items() if k != "name"}
+        made.append(_build(find("filters", Filter, name), rest, path, f"filters {number} ({name})"))  # type: ignore[type-abstract]
+    return tuple(made)
+
+
+def _build(model: type[M], values: dict[str, Any], path: Path, table: str) -> M:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_line(e, model, path, table) for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _line(error: Any, model: type[BaseModel], path: Path, table: str) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        hint = suggest(key.split(".")[-1], list(model.model_fields))
+        return f"{path}: {table}.{key}: unknown key. {hint}"
+    if error["type"] == "missing":
+        return f"{path}: {table}.{key}: is missing. Add it, or give --{key.replace('_', '-')}."
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{path}: {table}.{key}: {message[:1].lower()}{message[1:]} (it is {error['input']!r})."
+
+
+def _named(part: Any) -> dict[str, Any]:
+    return {"name": part.name, **part.model_dump(mode="json")}

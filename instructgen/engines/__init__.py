@@ -1,0 +1,204 @@
+"""What the loop asks of a language model, and how a dead engine is brought back.
+
+One file per engine beside this one; the file's name is the engine's name in
+recipes and on the command line. Nothing here knows about methods or filters.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from instructgen.errors import EngineDied, EngineError
+from instructgen.sample import Message
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample one completion; names and meanings are vLLM's.
+
+    ``stop`` strings end the completion and are not part of its text.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to ask for.
+
+    ``prompt`` is plain text for a base model, or messages that the model's own
+    chat template renders. ``schema`` is a JSON schema that the completion must
+    follow, where the engine binds it. ``stage``, ``language``, ``parents`` and
+    ``task`` belong to the method that made the request; engines ignore them.
+    """
+
+    prompt: str | tuple[Message, ...]
+    sampling: Sampling
+    schema: dict[str, Any] | None = None
+    stage: str = ""
+    language: str = ""
+    parents: tuple[int, ...] = ()
+    task: int | None = None
+
+    def with_seed(self, seed: int) -> Request:
+        """The same request, sampled from ``seed``."""
+        return replace(self, sampling=replace(self.sampling, seed=seed))
+
+    def prompt_text(self) -> str:
+        """The prompt as one readable text, the same for every engine."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n\n".join(f"[{m.role}]\n{m.content}" for m in self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came back: the text, why it ended, and what it cost in tokens."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str, prompt_tokens: int = 0) -> Completion:
+        """The completion of a request that failed alone."""
+        return cls("", "error", prompt_tokens, 0, error)
+
+
+class Engine(BaseModel, ABC):
+    """A language model that answers requests. Its fields are its recipe keys.
+
+    Constructing one is cheap and starts nothing; the model loads at the first
+    request. Fields marked ``resumable`` cannot change what a recorded run means
+    and may differ when a run is resumed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: ClassVar[str]
+
+    model: str = Field(
+        "", description="path, Hub name, or smollm2; empty: the default for the machine"
+    )
+    max_restarts: int = Field(
+        2,
+        ge=0,
+        description="restarts of a dead engine before the run stops",
+        json_schema_extra={"resumable": True},
+    )
+
+    def identity(self) -> dict[str, str]:
+        """What the recorded completions depend on: the model's name and digest."""
+        return {"model": self.model}
+
+    @abstractmethod
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+
+    def binds_schema(self) -> bool:
+        """Whether a JSON schema really constrains completions, tried on the running model."""
+        return False
+
+    def start(self) -> None:  # noqa: B027 (an engine may have nothing to load)
+        """Load the model now rather than at the first request."""
+
+    @abstractmethod
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Yield (position in requests, completion) as each finishes, each position once.
+
+        May be called from several threads at a time. A bad request yields a
+        completion with ``finish_reason="error"`` and hurts no other.
+
+        Raises:
+            EngineDied: the engine is gone; positions already yielded stay good.
+            EngineError: it cannot start, or cannot go on.
+        """
+
+    def restart(self) -> None:
+        """Make a dead engine usable again."""
+        raise EngineError(f"The {self.name} engine cannot be restarted.")
+
+    def close(self) -> None:  # noqa: B027
+        """Release the model. Safe to call twice."""
+
+
+def check_schema_binds(engine: Engine) -> bool:
+    """Ask for a JSON object that no model would write unasked, and see whether it comes.
+
+    Old or misspelt structured-output parameters fail open (free text, no
+    error), so the only trustworthy answer is a completion.
+    """
+    import orjson
+
+    secret = "q7-instructgen-probe"
+    schema = {
+        "type": "object",
+        "properties": {"probe": {"const": secret}},
+        "required": ["probe"],
+        "additionalProperties": False,
+    }
+    request = Request(
+        prompt=(Message("user", "Say hello."),),
+        sampling=Sampling(temperature=0.0, max_tokens=64),
+        schema=schema,
+    )
+    ((_, completion),) = engine.complete([request])
+    try:
+        return bool(orjson.loads(completion.text) == {"probe": secret})
+    except orjson.JSONDecodeError:
+        return False
+
+
+class Supervisor:
+    """Completes requests through an engine and restarts it when it dies.
+
+    Finished completions are kept; only the unfinished ones are asked again.
+    Thread-safe: two batches that meet the same death cause one restart.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.restarts = 0
+        self._life = 0
+        self._lock = threading.Lock()
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """As `Engine.complete`; raises EngineError once the restarts are used up."""
+        left = dict(enumerate(requests))
+        while left:
+            life = self._life
+            positions = list(left)
+            try:
+                for i, completion in self.engine.complete([left[p] for p in positions]):
+                    del left[positions[i]]
+                    yield positions[i], completion
+            except EngineDied as death:
+                self._revive(life, death)
+
+    def _revive(self, life: int, death: EngineDied) -> None:
+        with self._lock:
+            if life != self._life:
+                return
+            if self.restarts >= self.engine.max_restarts:
+                raise EngineError(
+                    f"The {self.engine.name} engine died {self.restarts + 1} times: {death.message}",
+                    "The run is safe: the same command resumes it.",
+                ) from death
+            self.restarts += 1
+            self.engine.restart()
+            self._life += 1

@@ -1,0 +1,74 @@
+"""Every error a user can meet, each with what, where and the next step.
+
+Each class also inherits the built-in exception that it replaces, so that code
+which calls instructgen as a library can catch either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class InstructgenError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: what is wrong and where, in one line.
+        hint: the next step for the user.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class InputError(InstructgenError, ValueError):
+    """A data file, or one row of it, cannot be used.
+
+    Args:
+        message: what is wrong.
+        path: the file.
+        line: its line or row, counted from 1.
+        hint: the next step.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, message: str, *, path: Path | None = None, line: int | None = None, hint: str = ""
+    ) -> None:
+        where = str(path) if path is not None else ""
+        if line is not None:
+            where = f"{where} line {line}"
+        super().__init__(f"{where}: {message}" if where else message, hint)
+        self.path, self.line = path, line
+
+
+class ConfigError(InstructgenError, ValueError):
+    """An option or a recipe key is missing, unknown or out of range."""
+
+    exit_code = 2
+
+
+class RunError(InstructgenError, RuntimeError):
+    """A run folder cannot be used: locked, damaged, or made with other settings."""
+
+    exit_code = 2
+
+
+class StorageError(InstructgenError, OSError):
+    """The disk refused a write: full, read-only, or no permission."""
+
+
+class EngineError(InstructgenError, RuntimeError):
+    """The engine cannot start, or cannot go on."""
+
+
+class EngineDied(EngineError):
+    """The engine's process ended while requests were under way; a restart may help."""

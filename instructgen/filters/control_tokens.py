@@ -1,0 +1,42 @@
+"""Rejects rows that hold a chat model's control tokens.
+
+Today's tokenizers turn such text into the real control token, so that one row
+with ``<|im_end|>`` trains a forged turn. The list is filters/words/
+control_tokens.txt.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import regex
+from pydantic import Field
+
+from instructgen.filters import Filter
+from instructgen.sample import Rejection, Sample
+from instructgen.shipped import word_list
+
+# <|anything|> and its full-width form are control tokens in most families.
+_SHAPE = r"<[|｜][^|｜<>\s]{1,40}[|｜]>"
+
+
+class ControlTokens(Filter):
+    """Special tokens and role markers of chat models, anywhere in the row."""
+
+    name = "control_tokens"
+    scope = "both"
+
+    words: tuple[str, ...] = Field((), description="further tokens, as written")
+
+    def reason(self, sample: Sample) -> Rejection | None:
+        """``control_token``."""
+        for field in ("instruction", "input", "output"):
+            found = self._pattern.search(getattr(sample, field))
+            if found:
+                return self.reject("control_token", f"the {field} holds {found.group()!r}")
+        return None
+
+    @cached_property
+    def _pattern(self) -> regex.Pattern[str]:
+        tokens = [*word_list("control_tokens"), *self.words]
+        return regex.compile("|".join([_SHAPE, *(regex.escape(t) for t in tokens)]))

@@ -1,0 +1,33 @@
+"""Rejects instructions that are too short or too long (Self-Instruct, section 2.2)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from instructgen.filters import Filter
+from instructgen.sample import Rejection, Sample
+from instructgen.similarity import tokenize
+
+
+class Length(Filter):
+    """Bounds on the number of words of an instruction."""
+
+    name = "length"
+
+    min_words: int = Field(4, ge=0, description="fewest words kept")
+    max_words: int = Field(150, ge=1, description="most words kept")
+    words: str = Field(
+        "unicode",
+        pattern="^(unicode|whitespace)$",
+        description="whitespace: as the paper counts; unicode: right for every script",
+    )
+
+    def reason(self, sample: Sample) -> Rejection | None:
+        """``too_short`` or ``too_long``; the score is the number of words."""
+        text = sample.instruction
+        count = len(text.split() if self.words == "whitespace" else tokenize(text))
+        if count < self.min_words:
+            return self.reject("too_short", f"{count} words, fewer than {self.min_words}", count)
+        if count > self.max_words:
+            return self.reject("too_long", f"{count} words, more than {self.max_words}", count)
+        return None

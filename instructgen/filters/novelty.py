@@ -1,0 +1,39 @@
+"""Rejects instructions too similar to any seed or kept instruction (Self-Instruct, section 2.2)."""
+
+from __future__ import annotations
+
+from pydantic import Field, PrivateAttr
+
+from instructgen.filters import Filter
+from instructgen.sample import Rejection, Sample
+from instructgen.similarity import RougeLIndex, Tokenizer
+
+
+class Novelty(Filter):
+    """ROUGE-L above the threshold to anything seen before."""
+
+    name = "novelty"
+
+    threshold: float = Field(0.7, gt=0, le=1, description="highest ROUGE-L F-measure kept")
+    tokenizer: Tokenizer = Field("unicode", description="ascii: the paper's, blind to other scripts")
+
+    _index: RougeLIndex = PrivateAttr()
+    _ids: list[str] = PrivateAttr(default_factory=list)
+
+    def model_post_init(self, context: object) -> None:
+        """Begin with an empty index."""
+        object.__setattr__(self, "_index", RougeLIndex(self.threshold, self.tokenizer))
+
+    def reason(self, sample: Sample) -> Rejection | None:
+        """``too_similar``, with the F-measure and the id of the nearest instruction."""
+        (match,) = self._index.nearest([sample.instruction])
+        if match is None:
+            return None
+        nearest = self._ids[match.row]
+        detail = f"ROUGE-L {match.score:.3f} to {nearest}, above {self.threshold}"
+        return self.reject("too_similar", detail, match.score, nearest)
+
+    def remember(self, sample: Sample) -> None:
+        """Later instructions are compared with this one."""
+        self._index.add([sample.instruction])
+        self._ids.append(sample.id)

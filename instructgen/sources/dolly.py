@@ -1,0 +1,31 @@
+"""databricks-dolly-15k: human answers in eight categories, some over a Wikipedia passage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from instructgen.sample import Kind, Sample
+from instructgen.sources import Source, text
+
+
+class Dolly(Source):
+    """Rows of instruction, context, response and category (CC-BY-SA-3.0, Databricks 2023)."""
+
+    name = "dolly"
+    fields = frozenset({"instruction", "context", "response"})
+    license = "CC-BY-SA-3.0"
+    language = "en"
+
+    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+        """One sample; the context becomes its input."""
+        category = text(record, "category", required=False) or None
+        return [
+            Sample(
+                instruction=text(record, "instruction"),
+                input=text(record, "context", required=False),
+                output=text(record, "response"),
+                kind=Kind.CLASSIFICATION if category == "classification" else Kind.GENERATION,
+                category=category,
+            )
+        ]

@@ -1,0 +1,34 @@
+"""Our own seed tasks: one instance per row, with kind, category, language and licence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from instructgen.sample import Kind, Sample
+from instructgen.sources import RowError, Source, text
+
+
+class Native(Source):
+    """Rows as in seeds/*.jsonl."""
+
+    name = "instructgen"
+    fields = frozenset({"instruction", "output", "kind", "license"})
+
+    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+        """One sample."""
+        kind = text(record, "kind")
+        if kind not in list(Kind):
+            raise RowError(f'"kind" is {kind!r}, not {" or ".join(Kind)}.')
+        return [
+            Sample(
+                instruction=text(record, "instruction"),
+                input=text(record, "input", required=False),
+                output=text(record, "output"),
+                kind=Kind(kind),
+                category=text(record, "category", required=False) or None,
+                language=text(record, "language", required=False) or "und",
+                source=text(record, "source", required=False),
+                license=text(record, "license"),
+            )
+        ]

@@ -1,0 +1,411 @@
+"""Run and dataset folders: lock, journal of completions, atomic publishing.
+
+The only module that writes durable files. The journal is the one truth of a
+run; everything else in the folder is computed from it and can be made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from instructgen.engines import Completion
+from instructgen.errors import RunError, StorageError
+from instructgen.sample import (
+    Rejected,
+    Sample,
+    rejected_row,
+    rejected_schema,
+    sample_row,
+    sample_schema,
+)
+
+FORMAT = 1
+_JOURNAL, _RUN, _SEEDS, _LOCK, _MANIFEST = (
+    "journal.jsonl",
+    "run.json",
+    "seeds.jsonl",
+    "lock",
+    "manifest.json",
+)
+_ROWS_PER_PART = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One recorded completion and the digest of the request it answers."""
+
+    request_digest: str
+    completion: Completion
+
+
+class Run:
+    """A run folder, locked for this process.
+
+    Use `Run.create` or `Run.open`; both are context managers.
+    """
+
+    def __init__(self, folder: Path, info: dict[str, Any]) -> None:
+        self.folder = folder
+        self.info = info
+        self.healed: str | None = None
+        self._recorded: dict[tuple[int, int], Entry] = {}
+        self._chain = str(info["run"])
+        self._journal: int = -1
+
+    @property
+    def id(self) -> str:
+        """The run's id: a digest of its configuration and seeds."""
+        return str(self.info["run"])
+
+    @classmethod
+    @contextmanager
+    def create(cls, folder: Path, info: dict[str, Any], seeds: Iterable[bytes]) -> Iterator[Run]:
+        """Begin a run in a new or empty folder.
+
+        Args:
+            folder: where; made with its parents.
+            info: what run.json holds: ``run``, ``config``, ``form``, ``seeds``, ``versions``.
+            seeds: the seeds as JSON lines, kept so that the run stands alone.
+
+        Raises:
+            RunError: the folder holds something else, or is in use.
+            StorageError: the disk refuses.
+        """
+        with ExitStack() as held:
+            with _storage(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(_locked(folder))
+                # run.json is written last, so a folder with only these is a
+                # run that was killed while it began.
+                begun = {_LOCK, _SEEDS, *(f".{name}.partial" for name in (_SEEDS, _RUN))}
+                if others := sorted({p.name for p in folder.iterdir()} - begun):
+                    raise RunError(
+                        f"{folder} holds {others[0]} and is no run.", "Give another --out."
+                    )
+                write_atomic(folder / _SEEDS, seeds)
+                write_atomic(folder / _RUN, [orjson.dumps(info, option=orjson.OPT_INDENT_2)])
+                run = held.enter_context(cls(folder, info)._opened())
+            yield run
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path) -> Iterator[Run]:
+        """Go on with a run; a torn last line of its journal is cut off.
+
+        Raises:
+            RunError: no run there, in use, made by another format, or damaged.
+            StorageError: the disk refuses.
+        """
+        info = read_info(folder)
+        with ExitStack() as held:
+            with _storage(folder):
+                held.enter_context(_locked(folder))
+                run = held.enter_context(cls(folder, info)._opened())
+            yield run
+
+    def recorded(self, batch: int, request: int) -> Entry | None:
+        """The completion recorded for a request, if any."""
+        return self._recorded.get((batch, request))
+
+    def __len__(self) -> int:
+        """How many completions are recorded."""
+        return len(self._recorded)
+
+    def record(self, batch: int, request: int, digest: str, completion: Completion) -> None:
+        """Append one completion. It survives a kill at once, a power cut after `sync`.
+
+        Raises:
+            StorageError: the disk refuses; what was recorded before is safe.
+        """
+        payload = orjson.dumps(
+            {
+                "batch": batch,
+                "request": request,
+                "digest": digest,
+                "text": completion.text,
+                "finish_reason": completion.finish_reason,
+                "prompt_tokens": completion.prompt_tokens,
+                "output_tokens": completion.output_tokens,
+                "error": completion.error,
+            }
+        )
+        chain = _link(self._chain, payload)
+        line = b"%s %s\n" % (chain.encode(), payload)
+        with _storage(self.folder / _JOURNAL):
+            view = memoryview(line)
+            while view:
+                view = view[os.write(self._journal, view) :]
+        self._chain = chain
+        self._recorded[batch, request] = Entry(digest, completion)
+
+    def sync(self) -> None:
+        """Make what was recorded survive a power cut."""
+        with _storage(self.folder / _JOURNAL):
+            os.fsync(self._journal)
+
+    def seeds(self) -> Iterator[dict[str, Any]]:
+        """The seeds as they were when the run began.
+
+        Raises:
+            RunError: the copy does not match its digest.
+        """
+        path = self.folder / _SEEDS
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.info["seeds"]["sha256"]:
+            raise RunError(f"{path} was changed.", "Restore it, or begin a new run.")
+        return (orjson.loads(line) for line in data.split(b"\n") if line)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Run]:
+        path = self.folder / _JOURNAL
+        self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            end = self._read(path)
+            if end < os.fstat(self._journal).st_size:
+                os.ftruncate(self._journal, end)
+                os.fsync(self._journal)
+                self.healed = f"{path}: the last line was torn and is asked again."
+            yield self
+        finally:
+            os.close(self._journal)
+
+    def _read(self, path: Path) -> int:
+        """Check and index the journal; returns the end of its last whole line."""
+        offset = 0
+        with path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return offset
+                chain, _, payload = line[:-1].partition(b" ")
+                self._chain = _link(self._chain, payload)
+                if chain != self._chain.encode():
+                    raise RunError(
+                        f"{path} is damaged at byte {offset}.",
+                        f"Restore it from a copy, or cut it there (truncate -s {offset} {path}) "
+                        "to ask for the rest again.",
+                    )
+                entry = orjson.loads(payload)
+                key = (entry.pop("batch"), entry.pop("request"))
+                self._recorded[key] = Entry(entry.pop("digest"), Completion(**entry))
+                offset += len(line)
+        return offset
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """What run.json of a run folder holds.
+
+    Raises:
+        RunError: there is none, or it is damaged or of another format.
+    """
+    path = folder / _RUN
+    try:
+        info: dict[str, Any] = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{folder} is no run: it has no {_RUN}.", "Check the path.") from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}).", "Restore it from a copy.") from error
+    if info.get("format") != FORMAT:
+        raise RunError(
+            f"{path} has format {info.get('format')}, this version reads {FORMAT}.",
+            "Use the version of instructgen that made it.",
+        )
+    return info
+
+
+def update_info(folder: Path, info: dict[str, Any]) -> None:
+    """Replace what run.json holds.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with _storage(folder):
+        write_atomic(folder / _RUN, [orjson.dumps(info, option=orjson.OPT_INDENT_2)])
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return (folder / _RUN).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A Parquet file of a dataset, as its manifest lists it."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def publish(
+    folder: Path,
+    samples: Iterable[Sample],
+    rejected: Iterable[Rejected],
+    card: Callable[[], str],
+    facts: Mapping[str, Any],
+) -> list[Part]:
+    """Write a dataset: parts, card, and last the manifest, whose presence means complete.
+
+    The same arguments give the same bytes.
+
+    Args:
+        folder: where.
+        samples: the rows.
+        rejected: the candidates that are not in it.
+        card: makes the text of README.md.
+        facts: what the manifest says besides its files.
+
+    Raises:
+        StorageError: the disk refuses; no half-written file has a final name.
+    """
+    with _storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        parts = [
+            *_write_parts(folder, "data", map(sample_row, samples), sample_schema()),
+            *_write_parts(folder, "rejected", map(rejected_row, rejected), rejected_schema()),
+        ]
+        write_atomic(folder / "README.md", [card().encode()])
+        manifest = {
+            "format": FORMAT,
+            **facts,
+            "files": [
+                {"path": p.path, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256}
+                for p in parts
+            ],
+        }
+        write_atomic(folder / _MANIFEST, [orjson.dumps(manifest, option=orjson.OPT_INDENT_2)])
+    return parts
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete dataset, or None where there is none yet."""
+    path = folder / _MANIFEST
+    if not path.exists():
+        return None
+    manifest: dict[str, Any] = orjson.loads(path.read_bytes())
+    return manifest
+
+
+def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
+    """A row by its id: (``data`` or ``rejected``, the row), or None."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = "rejected" if row_id.startswith("r-") else "data"
+    for path in sorted((folder / table).glob("part-*.parquet")):
+        found = pq.read_table(path, filters=pc.field("id") == row_id)
+        if found.num_rows:
+            row: dict[str, Any] = found.slice(0, 1).to_pylist()[0]
+            return table, row
+    return None
+
+
+def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:
+    """The rows of a dataset folder in order, in small batches."""
+    import pyarrow.parquet as pq
+
+    for path in sorted((folder / table).glob("part-*.parquet")):
+        for batch in pq.ParquetFile(path, page_checksum_verification=True).iter_batches(1024):
+            yield from batch.to_pylist()
+
+
+def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file so that its name always stands for a whole one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def _write_parts(
+    folder: Path, table: str, rows: Iterator[dict[str, Any]], schema: Any
+) -> Iterator[Part]:
+    import itertools
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    target = folder / table
+    target.mkdir(exist_ok=True)
+    written = set()
+    for number in itertools.count():
+        chunk = list(itertools.islice(rows, _ROWS_PER_PART))
+        if not chunk and number:
+            break
+        path = target / f"part-{number:05d}.parquet"
+        partial = path.with_name(f".{path.name}.partial")
+        # Checksums: pyarrow reads a part with flipped bits without complaint.
+        pq.write_table(
+            pa.Table.from_pylist(chunk, schema=schema),
+            partial,
+            compression="zstd",
+            write_page_checksum=True,
+        )
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        partial.replace(path)
+        written.add(path.name)
+        yield Part(f"{table}/{path.name}", len(chunk), path.stat().st_size, digest)
+        if len(chunk) < _ROWS_PER_PART:
+            break
+    for old in target.iterdir():
+        if old.name not in written:
+            old.unlink()
+    _sync_folder(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _link(previous: str, payload: bytes) -> str:
+    return hashlib.sha256(previous.encode() + payload).hexdigest()[:16]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{folder} is in use by another process.", "Wait for it, or give another --out."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    """Turn the disk's refusals into one clear line."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        where = error.filename or path
+        raise StorageError(
+            f"{where}: cannot be written ({error.strerror or error}).",
+            "Free space or mend permissions; the same command goes on from here.",
+        ) from error
