@@ -3,3 +3,32 @@
 The functions here are the commands of the same names. Importing this package
 imports no torch, vllm, transformers, datasets or trl.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["explain", "generate", "preview", "rebuild"]
+
+if TYPE_CHECKING:
+    from instructgen.explain import explain
+    from instructgen.generate import generate, rebuild
+    from instructgen.preview import preview
+
+_MODULES = {
+    "explain": "explain",
+    "generate": "generate",
+    "preview": "preview",
+    "rebuild": "generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'instructgen' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"instructgen.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

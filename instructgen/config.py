@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from instructgen.engines import Engine
 from instructgen.errors import ConfigError
@@ -22,7 +22,7 @@ from instructgen.plugins import find, suggest
 from instructgen.shipped import shipped
 
 M = TypeVar("M", bound=BaseModel)
-_RESUMABLE = {"resumable": True}
+_RESUMABLE: dict[str, JsonValue] = {"resumable": True}
 
 
 class GenerateOptions(BaseModel):
@@ -30,9 +30,7 @@ class GenerateOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    target: int = Field(
-        ge=1, description="accepted rows to make", json_schema_extra=_RESUMABLE
-    )
+    target: int = Field(ge=1, description="accepted rows to make", json_schema_extra=_RESUMABLE)
     seed: int = Field(0, ge=0, description="what all randomness comes from")
     batch_size: int = Field(32, ge=1, description="requests in a batch; two batches are in flight")
     max_tokens_total: int | None = Field(
@@ -74,7 +72,8 @@ class Config:
             f"{table}.{key}"
             for table, model in (("generate", self.generate), ("engine", self.engine))
             for key, field in type(model).model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("resumable")
+            if isinstance(field.json_schema_extra, dict)
+            and field.json_schema_extra.get("resumable")
         }
 
 
@@ -97,8 +96,8 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
         )
     return Config(
         generate=_build(GenerateOptions, _over(tables, options, "generate"), path, "generate"),
-        method=_part("methods", Method, "self_instruct", tables, options, path),
-        engine=_part("engines", Engine, "vllm", tables, options, path),
+        method=_part("methods", "self_instruct", tables, options, path),
+        engine=_part("engines", "vllm", tables, options, path),
         filters=_filters(tables, path),
     )
 
@@ -106,9 +105,9 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
 def from_recorded(recorded: dict[str, Any], where: Path) -> Config:
     """The configuration that a run was made with."""
     engine = {k: v for k, v in recorded["engine"].items() if k not in ("name", "digest")}
-    engine_class = find("engines", Engine, recorded["engine"]["name"])  # type: ignore[type-abstract]
+    engine_class = find("engines", recorded["engine"]["name"])
     method = {k: v for k, v in recorded["method"].items() if k != "name"}
-    method_class = find("methods", Method, recorded["method"]["name"])  # type: ignore[type-abstract]
+    method_class = find("methods", recorded["method"]["name"])
     return Config(
         generate=_build(GenerateOptions, recorded["generate"], where, "generate"),
         method=_build(method_class, method, where, "method"),
@@ -135,14 +134,14 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe.", "Check the path.") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}).", "Check the path."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: no valid TOML: {error}.", "Mend that line.") from error
 
 
-def _over(
-    tables: dict[str, Any], options: dict[str, dict[str, Any]], table: str
-) -> dict[str, Any]:
+def _over(tables: dict[str, Any], options: dict[str, dict[str, Any]], table: str) -> dict[str, Any]:
     given = {k: v for k, v in options.get(table, {}).items() if v is not None}
     values = tables.get(table, {})
     return {**values, **given} if isinstance(values, dict) else given
@@ -150,12 +149,11 @@ def _over(
 
 def _part(
     group: str,
-    base: type[M],
     default: str,
     tables: dict[str, Any],
     options: dict[str, dict[str, Any]],
     path: Path,
-) -> M:
+) -> Any:
     table = group.removesuffix("s")
     values = _over(tables, options, table)
     recipe_name = tables.get(table, {}).get("name", default)
@@ -163,7 +161,7 @@ def _part(
     if name != recipe_name:
         # Another part than the recipe's: the recipe's keys are not meant for it.
         values = {k: v for k, v in options.get(table, {}).items() if v is not None and k != "name"}
-    return _build(find(group, base, str(name)), values, path, table)
+    return _build(find(group, str(name)), values, path, table)
 
 
 def _filters(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
@@ -176,7 +174,7 @@ def _filters(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
         if not isinstance(name, str):
             raise ConfigError(f'{path}: filters {number}: "name" is missing.', "Add it.")
         rest = {k: v for k, v in values.items() if k != "name"}
-        made.append(_build(find("filters", Filter, name), rest, path, f"filters {number} ({name})"))  # type: ignore[type-abstract]
+        made.append(_build(find("filters", name), rest, path, f"filters {number} ({name})"))
     return tuple(made)
 
 

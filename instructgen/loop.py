@@ -150,8 +150,8 @@ class Loop:
 
     def _consider(self, sample: Sample, is_row: bool, request: Request) -> None:
         if is_row and self._full:
-            rejection = Rejection("loop", "target_reached", "the run had all the rows it wanted")
-            return self._reject(sample, rejection, request.stage)
+            full = Rejection("loop", "target_reached", "the run had all the rows it wanted")
+            return self._reject(sample, full, request.stage)
         # An instruction is judged once: when it is proposed, alone or with its answer.
         proposed = request.task is None
         rejection = self.chain.reason(sample, "instruction") if proposed else None

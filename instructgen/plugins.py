@@ -13,30 +13,46 @@ import importlib
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any
 
 from instructgen.errors import ConfigError
 
-T = TypeVar("T")
+_BASES = {"filters": "Filter", "sources": "Source", "engines": "Engine", "methods": "Method"}
 
 
-def classes(group: str, base: type[T]) -> dict[str, type[T]]:
+@cache
+def classes(group: str) -> dict[str, Any]:
     """Every class of a group by its ``name``, in the order of the names.
 
     Args:
         group: ``filters``, ``sources``, ``engines`` or ``methods``.
-        base: what the classes inherit from.
     """
-    return _classes(group, base)
+    package = importlib.import_module(f"instructgen.{group}")
+    base = getattr(package, _BASES[group])
+    modules = [
+        importlib.import_module(f"{package.__name__}.{m.name}")
+        for m in pkgutil.iter_modules(package.__path__)
+    ]
+    found: list[Any] = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value.__module__ == module.__name__
+    ]
+    found += [point.load() for point in entry_points(group=f"instructgen.{group}")]
+    by_name: dict[str, Any] = {c.name: c for c in found}
+    return dict(sorted(by_name.items()))
 
 
-def find(group: str, base: type[T], name: str) -> type[T]:
+def find(group: str, name: str) -> Any:
     """The class called ``name``.
 
     Raises:
         ConfigError: there is none; the message suggests the nearest name.
     """
-    known = _classes(group, base)
+    known = classes(group)
     if name in known:
         return known[name]
     raise ConfigError(f"{name!r} is none of the {group}.", suggest(name, list(known)))
@@ -46,19 +62,3 @@ def suggest(name: str, known: list[str]) -> str:
     """A hint for a mistyped name: the nearest known one, and all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     return (f"Did you mean {near[0]}? " if near else "") + f"Known: {', '.join(sorted(known))}."
-
-
-@cache
-def _classes(group: str, base: Any) -> dict[str, Any]:
-    package = importlib.import_module(f"instructgen.{group}")
-    modules = [
-        importlib.import_module(f"{package.__name__}.{m.name}")
-        for m in pkgutil.iter_modules(package.__path__)
-    ]
-    found = [c for module in modules for c in vars(module).values() if _is_one(c, base, module.__name__)]
-    found += [point.load() for point in entry_points(group=f"instructgen.{group}")]
-    return {c.name: c for c in sorted(found, key=lambda c: c.name)}
-
-
-def _is_one(value: Any, base: Any, module: str) -> bool:
-    return isinstance(value, type) and issubclass(value, base) and value.__module__ == module and hasattr(value, "name")

@@ -133,6 +133,8 @@ class Template:
             for piece in _split_before(part, labels["input"]):
                 before, mark, after = _partition(piece, labels["output"])
                 if mark:
+                    # Small models repeat the label; the first output is the answer.
+                    after, _, _ = _partition(after, labels["output"])
                     given = _without_label(before, labels["input"])
                     found.append(Instance(self._given(given), after.strip()))
         return found
@@ -145,7 +147,9 @@ class Template:
             if body == piece.strip():
                 continue
             label, _, rest = body.partition("\n")
-            found.append(Instance(self._given(_without_label(rest, self.labels["input"])), label.strip()))
+            found.append(
+                Instance(self._given(_without_label(rest, self.labels["input"])), label.strip())
+            )
         return found
 
     # -- whole triples (Alpaca) -----------------------------------------------------------
@@ -154,7 +158,9 @@ class Template:
         """Numbered triples, ending with the next instruction's label."""
         header = _fill(self._header("triples"), total=str(total))
         shown = self._triples(demonstrations)
-        return f"{header}\n\n{shown}\n\n###\n{len(demonstrations) + 1}. {self.labels['instruction']}:"
+        return (
+            f"{header}\n\n{shown}\n\n###\n{len(demonstrations) + 1}. {self.labels['instruction']}:"
+        )
 
     def triples_chat(
         self, demonstrations: Sequence[Sample], count: int, structured: bool
@@ -201,8 +207,9 @@ class Template:
         labels = self.labels
         if not examples[0]["input"]:
             return f"{labels['output']}: {examples[0]['output']}"
+        given, output = labels["input"], labels["output"]
         return "\n\n".join(
-            f"{labels['example']} {i}\n{labels['input']}: {e['input']}\n{labels['output']}: {e['output']}"
+            f"{labels['example']} {i}\n{given}: {e['input']}\n{output}: {e['output']}"
             for i, e in enumerate(examples, start=1)
         )
 
@@ -217,10 +224,16 @@ class Template:
 
     def _given(self, text: str) -> str:
         text = text.strip()
-        return "" if text.lower().rstrip(".") in (self.labels["no_input"].lower(), "none", "n/a") else text
+        return (
+            ""
+            if text.lower().rstrip(".") in (self.labels["no_input"].lower(), "none", "n/a")
+            else text
+        )
 
     def _before_next_task(self, text: str) -> str:
-        return re.split(rf"^[ \t]*{re.escape(self.labels['task'])}{_MARKS}", text, flags=re.MULTILINE)[0]
+        return re.split(
+            rf"^[ \t]*{re.escape(self.labels['task'])}{_MARKS}", text, flags=re.MULTILINE
+        )[0]
 
 
 def parse_numbered(text: str, last: int) -> list[str]:

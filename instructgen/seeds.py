@@ -91,7 +91,11 @@ class Pool:
 
 
 def load_seeds(
-    paths: Sequence[Path], *, license: str = "", language: str = "", on_bad_row: OnBadRow = "fail"  # noqa: A002
+    paths: Sequence[Path],
+    *,
+    license: str = "",
+    language: str = "",
+    on_bad_row: OnBadRow = "fail",
 ) -> tuple[list[Sample], list[tuple[Path, BadRow]]]:
     """Every row of the seed files, in order, and the rows rejected.
 

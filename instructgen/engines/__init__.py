@@ -114,7 +114,7 @@ class Engine(BaseModel, ABC):
         """Whether a JSON schema really constrains completions, tried on the running model."""
         return False
 
-    def start(self) -> None:  # noqa: B027 (an engine may have nothing to load)
+    def start(self) -> None:
         """Load the model now rather than at the first request."""
 
     @abstractmethod
@@ -133,7 +133,7 @@ class Engine(BaseModel, ABC):
         """Make a dead engine usable again."""
         raise EngineError(f"The {self.name} engine cannot be restarted.")
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Release the model. Safe to call twice."""
 
 
@@ -145,10 +145,10 @@ def check_schema_binds(engine: Engine) -> bool:
     """
     import orjson
 
-    secret = "q7-instructgen-probe"
+    expected = {"probe": "q7-instructgen"}
     schema = {
         "type": "object",
-        "properties": {"probe": {"const": secret}},
+        "properties": {"probe": {"const": expected["probe"]}},
         "required": ["probe"],
         "additionalProperties": False,
     }
@@ -159,7 +159,7 @@ def check_schema_binds(engine: Engine) -> bool:
     )
     ((_, completion),) = engine.complete([request])
     try:
-        return bool(orjson.loads(completion.text) == {"probe": secret})
+        return bool(orjson.loads(completion.text) == expected)
     except orjson.JSONDecodeError:
         return False
 
@@ -195,8 +195,9 @@ class Supervisor:
             if life != self._life:
                 return
             if self.restarts >= self.engine.max_restarts:
+                times = self.restarts + 1
                 raise EngineError(
-                    f"The {self.engine.name} engine died {self.restarts + 1} times: {death.message}",
+                    f"The {self.engine.name} engine died {times} times: {death.message}",
                     "The run is safe: the same command resumes it.",
                 ) from death
             self.restarts += 1

@@ -10,7 +10,7 @@ import random
 import re
 from bisect import bisect
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from pydantic import Field
 
@@ -54,7 +54,7 @@ def _continue(request: Request) -> Completion:
     if not words:
         return Completion.failed("the prompt is empty")
     followers: dict[str, dict[str, int]] = {}
-    for word, after in zip(words, words[1:], strict=False):
+    for word, after in pairwise(words):
         counts = followers.setdefault(word, {})
         counts[after] = counts.get(after, 0) + 1
     rng = random.Random(request.sampling.seed)

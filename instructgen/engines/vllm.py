@@ -25,9 +25,7 @@ _Answer = tuple[int, Completion] | EngineDied
 
 
 def _operational(default: Any, description: str, **limits: Any) -> Any:
-    return Field(
-        default, description=description, json_schema_extra={"resumable": True}, **limits
-    )
+    return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
 
 
 class VllmEngine(Engine):
@@ -218,7 +216,9 @@ class VllmEngine(Engine):
             frequency_penalty=s.frequency_penalty,
             stop=list(s.stop),
             seed=s.seed,
-            structured_outputs=StructuredOutputsParams(json=request.schema, disable_any_whitespace=True)
+            structured_outputs=StructuredOutputsParams(
+                json=request.schema, disable_any_whitespace=True
+            )
             if request.schema
             else None,
         )
@@ -255,7 +255,9 @@ class VllmEngine(Engine):
                     self._die(error)
                     return
                 for output in outputs:
-                    waiting = self._waiting.pop(output.request_id, None) if output.finished else None
+                    waiting = (
+                        self._waiting.pop(output.request_id, None) if output.finished else None
+                    )
                     if waiting is not None:
                         position, answers = waiting
                         answers.put((position, _completion(output)))

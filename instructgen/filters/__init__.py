@@ -34,7 +34,7 @@ class Filter(BaseModel, ABC):
     def reason(self, sample: Sample) -> Rejection | None:
         """Why the sample is rejected, or None to let it pass."""
 
-    def remember(self, sample: Sample) -> None:  # noqa: B027 (most filters need no memory)
+    def remember(self, sample: Sample) -> None:
         """Take note of a sample that every filter kept, or of a seed."""
 
     def reject(

@@ -15,7 +15,9 @@ class Novelty(Filter):
     name = "novelty"
 
     threshold: float = Field(0.7, gt=0, le=1, description="highest ROUGE-L F-measure kept")
-    tokenizer: Tokenizer = Field("unicode", description="ascii: the paper's, blind to other scripts")
+    tokenizer: Tokenizer = Field(
+        "unicode", description="ascii: the paper's, blind to other scripts"
+    )
 
     _index: RougeLIndex = PrivateAttr()
     _ids: list[str] = PrivateAttr(default_factory=list)

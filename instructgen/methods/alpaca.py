@@ -11,7 +11,15 @@ from pydantic import Field
 
 from instructgen.engines import Completion, Request
 from instructgen.methods import Form, Found, Lost, Method, Outcome, SamplingOptions, licence_of
-from instructgen.prompts import Instance, Template, capital, one_line, parse_json, record_of, schema_of
+from instructgen.prompts import (
+    Instance,
+    Template,
+    capital,
+    one_line,
+    parse_json,
+    record_of,
+    schema_of,
+)
 from instructgen.sample import Rejection, Sample
 from instructgen.seeds import Pool
 

@@ -32,7 +32,7 @@ from instructgen.prompts import (
     record_of,
     schema_of,
 )
-from instructgen.sample import Kind, Rejection, Sample
+from instructgen.sample import Kind, Message, Rejection, Sample
 from instructgen.seeds import Pool, Task
 
 INSTRUCTIONS, CLASSIFICATION, INSTANCES = "instructions", "classification", "instances"
@@ -154,7 +154,9 @@ class SelfInstruct(Method):
         sample = pool.tasks[task].sample
         template = Template(sample.language)
         if form.style == "completion":
-            prompt: str | tuple = template.classification_completion(sample.instruction)  # type: ignore[type-arg]
+            prompt: str | tuple[Message, ...] = template.classification_completion(
+                sample.instruction
+            )
         else:
             prompt = template.classification_chat(sample.instruction, form.structured)
         answers = [template.labels["yes"], template.labels["no"]]

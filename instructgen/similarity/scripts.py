@@ -40,7 +40,10 @@ _WRITTEN_IN = {
     "el": {"Greek"},
     "hi": {"Devanagari"},
     "th": {"Thai"},
-    **{code: {"Latin"} for code in ("en", "de", "es", "fr", "id", "it", "ms", "nl", "pt", "tr", "vi")},
+    **{
+        code: {"Latin"}
+        for code in ("en", "de", "es", "fr", "id", "it", "ms", "nl", "pt", "tr", "vi")
+    },
 }
 
 

@@ -33,4 +33,5 @@ def tokenize(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
     """The words of ``text`` in order, lower-cased."""
     if tokenizer == "ascii" or text.isascii():
         return _ASCII_WORD.findall(text.lower())
-    return _WORD.findall(unicodedata.normalize("NFC", text).lower())
+    words: list[str] = _WORD.findall(unicodedata.normalize("NFC", text).lower())
+    return words

@@ -60,7 +60,7 @@ class Source(ABC):
 def read(
     path: Path,
     *,
-    license: str = "",  # noqa: A002
+    license: str = "",
     language: str = "",
     on_bad_row: OnBadRow = "fail",
 ) -> Iterator[Sample | BadRow]:
@@ -89,7 +89,9 @@ def read(
             records = chain(held, [record], records)
             break
     if source is None:
-        raise InputError("no row that can be read.", path=path, hint="Check that it is the file meant.")
+        raise InputError(
+            "no row that can be read.", path=path, hint="Check that it is the file meant."
+        )
     for record in records:
         try:
             if isinstance(record, BadRecord):
@@ -108,7 +110,7 @@ def sniff(fields: Mapping[str, Any], path: Path) -> Source:
     Raises:
         InputError: no known format has these fields.
     """
-    known = [cls() for cls in classes("sources", Source).values()]
+    known: list[Source] = [cls() for cls in classes("sources").values()]
     fitting = [s for s in known if s.fields <= fields.keys()]
     if not fitting:
         has = ", ".join(sorted(fields)[:12]) or "no fields"
@@ -122,7 +124,9 @@ def sniff(fields: Mapping[str, Any], path: Path) -> Source:
     return max(fitting, key=lambda s: (len(s.fields), s.name))
 
 
-def text(record: Mapping[str, Any], field: str, *, required: bool = True, filled: bool = True) -> str:
+def text(
+    record: Mapping[str, Any], field: str, *, required: bool = True, filled: bool = True
+) -> str:
     """A text field of a record, without outer white space.
 
     Args:
@@ -149,18 +153,20 @@ def text(record: Mapping[str, Any], field: str, *, required: bool = True, filled
     return value
 
 
-def _complete(sample: Sample, source: Source, license: str, language: str, path: Path) -> Sample:  # noqa: A002
+def _complete(sample: Sample, source: Source, license: str, language: str, path: Path) -> Sample:
     terms = sample.license or source.license or license
     if not terms:
         raise InputError(
             f"rows of the format {source.name} name no licence.",
             path=path,
-            hint="Say under which licence you have them: --license SPDX, such as --license CC-BY-4.0.",
+            hint="Say under which you have them: --license SPDX, such as --license CC-BY-4.0.",
         )
     return replace(
         sample,
         license=check_licence(terms),
-        language=sample.language if sample.language != "und" else language or source.language or _guess(sample),
+        language=sample.language
+        if sample.language != "und"
+        else language or source.language or _guess(sample),
         source=sample.source or source.name,
     )
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 import orjson
 
@@ -61,7 +61,7 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
         raise InputError("the file is empty.", path=path, hint="Give a file with one row at least.")
     try:
         with path.open("rb") as raw:
-            stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw
+            stream: BinaryIO = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
             yield from _records(stream, path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
@@ -73,7 +73,7 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
         ) from error
 
 
-def _records(stream: IO[bytes], path: Path) -> Iterator[Record | BadRecord]:
+def _records(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
     first = _line(stream).removeprefix(_BOM)
     while first and not first.strip():
         # An array may follow empty lines; a line's number is only told in JSONL.
@@ -92,7 +92,7 @@ def _records(stream: IO[bytes], path: Path) -> Iterator[Record | BadRecord]:
         number, line = number + 1, _line(stream)
 
 
-def _line(stream: IO[bytes]) -> bytes:
+def _line(stream: BinaryIO) -> bytes:
     return stream.readline(_MAX_LINE_BYTES + 1)
 
 
@@ -115,7 +115,9 @@ def _array(data: bytes, path: Path) -> Iterator[Record | BadRecord]:
         rows = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InputError(
-            f"no valid JSON array ({error}).", path=path, hint="Mend it, or turn it into JSON lines."
+            f"no valid JSON array ({error}).",
+            path=path,
+            hint="Mend it, or turn it into JSON lines.",
         ) from error
     for number, fields in enumerate(rows, start=1):
         if isinstance(fields, dict):

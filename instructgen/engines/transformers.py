@@ -1,0 +1,185 @@
+"""Plain transformers: wherever torch runs and vLLM does not. Much slower.
+
+JSON schemas are not bound. The seed decides a request together with those it
+is batched with.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field, PrivateAttr
+
+from instructgen.engines import Completion, Engine, Request, Sampling
+from instructgen.engines.models import default_model, model_digest, model_folder
+from instructgen.errors import EngineError
+
+
+class TransformersEngine(Engine):
+    """`generate` on batches of requests that share their sampling."""
+
+    name = "transformers"
+
+    max_model_len: int = Field(4096, ge=256, description="tokens of prompt and completion together")
+    batch: int = Field(
+        16,
+        ge=1,
+        description="requests decoded at the same time",
+        json_schema_extra={"resumable": True},
+    )
+
+    _model: Any = PrivateAttr(None)
+    _tokenizer: Any = PrivateAttr(None)
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+
+    def model_post_init(self, context: Any) -> None:
+        """Fill in the machine's default model."""
+        if not self.model:
+            object.__setattr__(self, "model", default_model())
+
+    def identity(self) -> dict[str, str]:
+        """The model's name and a digest of its folder."""
+        return {"model": self.model, "digest": model_digest(self.model)}
+
+    def chats(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        self.start()
+        return bool(self._tokenizer.chat_template)
+
+    def start(self) -> None:
+        """Load the model, on a GPU where there is one."""
+        with self._lock:
+            if self._model is not None:
+                return
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+            folder = model_folder(self.model)
+            try:
+                import torch
+                from transformers import AutoModelForCausalLM, AutoTokenizer
+            except ImportError as error:
+                raise EngineError(
+                    f"The transformers engine needs the package {error.name}.",
+                    "Run: make setup, or pip install 'instructgen[cpu]'.",
+                ) from error
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.bfloat16, use_safetensors=True
+                )
+            except (OSError, ValueError) as error:
+                raise EngineError(
+                    f"--model {self.model} cannot be loaded: {str(error).splitlines()[0]}",
+                    "Check the name, and that the folder is complete or the hub reachable.",
+                ) from error
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            object.__setattr__(self, "_tokenizer", tokenizer)
+            object.__setattr__(self, "_model", model.to(device).eval())
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """As `Engine.complete`; one batch at a time whoever calls."""
+        self.start()
+        alike: dict[Sampling, list[tuple[int, list[int]]]] = {}
+        for i, request in enumerate(requests):
+            tokens = self._tokens(request)
+            room = self.max_model_len - len(tokens)
+            if not tokens or room < request.sampling.max_tokens:
+                error = f"the prompt has {len(tokens)} tokens, no room for an answer"
+                yield i, Completion.failed(error, len(tokens))
+            else:
+                alike.setdefault(replace(request.sampling, seed=None), []).append((i, tokens))
+        for sampling, group in alike.items():
+            for at in range(0, len(group), self.batch):
+                part = group[at : at + self.batch]
+                seed = requests[part[0][0]].sampling.seed
+                with self._lock:
+                    done = self._generate([tokens for _, tokens in part], sampling, seed)
+                yield from zip((i for i, _ in part), done, strict=True)
+
+    def close(self) -> None:
+        """Free the model."""
+        object.__setattr__(self, "_model", None)
+
+    def _tokens(self, request: Request) -> list[int]:
+        if isinstance(request.prompt, str):
+            return list(self._tokenizer.encode(request.prompt)) if request.prompt else []
+        messages = [{"role": m.role, "content": m.content} for m in request.prompt]
+        return list(
+            self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        )
+
+    def _generate(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int | None
+    ) -> list[Completion]:
+        import torch
+
+        if seed is not None:
+            torch.manual_seed(seed)
+        tokenizer, model = self._tokenizer, self._model
+        inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
+        width = inputs["input_ids"].shape[1]
+        sampled: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
+        if sampling.temperature > 0:
+            sampled = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+            }
+        stops = (
+            {"stop_strings": list(sampling.stop), "tokenizer": tokenizer} if sampling.stop else {}
+        )
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs,
+                **sampled,
+                **stops,
+                top_k=None,
+                max_new_tokens=sampling.max_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                logits_processor=[_Penalties(width, sampling)],
+            )
+        return [
+            self._completion(prompt, row[width:].tolist(), sampling)
+            for prompt, row in zip(prompts, output, strict=True)
+        ]
+
+    def _completion(self, prompt: list[int], made: list[int], sampling: Sampling) -> Completion:
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        last = next((i for i, token in enumerate(made) if token in ends), None)
+        tokens = made if last is None else made[:last]
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        cuts = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+        finished = last is not None or bool(cuts)
+        return Completion(
+            text=text[: min(cuts)] if cuts else text,
+            finish_reason="stop" if finished else "length",
+            prompt_tokens=len(prompt),
+            output_tokens=len(tokens),
+        )
+
+
+class _Penalties:
+    """Presence and frequency penalties over the completion, as OpenAI and vLLM define them."""
+
+    def __init__(self, prompt_width: int, sampling: Sampling) -> None:
+        self.prompt_width = prompt_width
+        self.presence = sampling.presence_penalty
+        self.frequency = sampling.frequency_penalty
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """The scores of the next token, lowered for tokens already written."""
+        import torch
+
+        made = input_ids[:, self.prompt_width :]
+        counts = torch.zeros_like(scores).scatter_add_(
+            1, made, torch.ones_like(made, dtype=scores.dtype)
+        )
+        return scores - self.frequency * counts - self.presence * (counts > 0)

@@ -1,0 +1,141 @@
+"""A few real batches, then what the whole run would take. Nothing is kept."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from instructgen.drive import Progress, Watch, drive
+from instructgen.engines import Supervisor
+from instructgen.generate import begin, configure, form_of, read_seeds
+from instructgen.loop import Loop
+from instructgen.sample import Sample
+from instructgen.sources import OnBadRow
+
+# Enough for every stage to have run at least twice: an instruction proposed in
+# batch 0 is classified in batch 2 and has its rows in batch 4.
+_BATCHES = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a few batches showed, and what follows for the target.
+
+    ``rows_possible`` says whether the target is in reach before new
+    instructions become too rare; the forecasts are None where nothing was kept.
+    """
+
+    rows: tuple[Sample, ...]
+    batches: int
+    candidates: int
+    kept_instructions: int
+    kept_rows: int
+    acceptance: float
+    duplicates: float
+    output_tokens_per_s: float
+    target: int
+    duplicates_at_target: float | None
+    prompt_tokens: int | None
+    output_tokens: int | None
+    seconds: float | None
+
+
+def preview(
+    seeds: str | Path | Sequence[str | Path],
+    target: int,
+    *,
+    model: str | None = None,
+    engine: str | None = None,
+    method: str | None = None,
+    recipe: str | Path = "default",
+    license: str = "",
+    language: str = "",
+    on_bad_row: OnBadRow = "fail",
+    seed: int | None = None,
+    batch_size: int | None = None,
+    max_tokens_total: int | None = None,
+    watch: Watch | None = None,
+) -> Forecast:
+    """Run the first batches of `instructgen.generate` and forecast the rest.
+
+    The arguments are those of `generate`; nothing is left on disk.
+
+    Raises:
+        As `generate`.
+    """
+    config = configure(target, model, engine, method, recipe, seed, batch_size, max_tokens_total)
+    samples, _ = read_seeds(seeds, license, language, on_bad_row)
+    with ExitStack() as stack:
+        stack.callback(config.engine.close)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="instructgen-")))
+        run = stack.enter_context(begin(folder / "preview", config, samples))
+        loop = Loop(config, form_of(run), samples, run.id)
+        progress = Progress(target, loop)
+        drive(loop, run, Supervisor(config.engine), progress, watch, batches=_BATCHES)
+        return _forecast(loop, progress, target)
+
+
+def _forecast(loop: Loop, progress: Progress, target: int) -> Forecast:
+    t = loop.tally
+    novelty = [r for r in loop.rejected if r.rejection.reason == "too_similar"]
+    proposed = t.kept_instructions + len(novelty) or t.kept_rows + len(novelty)
+    rows_per_instruction = _rows_per_instruction(loop)
+    needed = math.ceil(target / rows_per_instruction) if rows_per_instruction else None
+    at_target, effort = _growth(loop, proposed, needed)
+    scale = None if effort is None or not proposed else effort / proposed
+    return Forecast(
+        rows=tuple(loop.rows[:10]),
+        batches=loop.batches_committed,
+        candidates=t.candidates,
+        kept_instructions=t.kept_instructions,
+        kept_rows=t.kept_rows,
+        acceptance=t.kept / t.candidates if t.candidates else 0.0,
+        duplicates=len(novelty) / proposed if proposed else 0.0,
+        output_tokens_per_s=progress.tokens_per_s,
+        target=target,
+        duplicates_at_target=at_target,
+        prompt_tokens=None if scale is None else round(t.prompt_tokens * scale),
+        output_tokens=None if scale is None else round(t.output_tokens * scale),
+        seconds=None if scale is None else progress.engine_s * scale,
+    )
+
+
+def _rows_per_instruction(loop: Loop) -> float:
+    """Rows that an accepted instruction leads to; 1 for methods in one stage."""
+    if not loop.pool.tasks:
+        return 1.0
+    settled = sum(task.settled for task in loop.pool.tasks)
+    return loop.tally.kept_rows / settled if settled else 0.0
+
+
+def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None, float | None]:
+    """The share of duplicates once ``needed`` instructions are kept, and proposals until then.
+
+    A proposal is taken to hit each seed with a fixed chance in all, and each
+    kept instruction with the same small chance of its own, so that the share
+    of duplicates among n kept ones is 1 - (1 - s) * exp(-h * n). s and h are
+    estimated from who the rejected were nearest to.
+    """
+    if not proposed or needed is None:
+        return None, None
+    seeds = {s.id for s in loop.pool.seeds}
+    novelty = [r.rejection for r in loop.rejected if r.rejection.reason == "too_similar"]
+    hit_seed = sum(r.nearest in seeds for r in novelty)
+    hit_kept = len(novelty) - hit_seed
+    kept = proposed - len(novelty)
+    s = hit_seed / proposed
+    # Proposals met 0..kept earlier ones, half of them on average.
+    h = hit_kept / max(1.0, (proposed - hit_seed) * kept / 2)
+    survive = 1 - s
+    if survive <= 0:
+        return 1.0, None
+    duplicates = 1 - survive * math.exp(-h * needed)
+    effort = (math.expm1(h * needed) / h if h else needed) / survive
+    return duplicates, effort
+
+
+__all__ = ["Forecast", "preview"]

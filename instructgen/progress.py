@@ -1,0 +1,64 @@
+"""Shows a run's progress: a live line on a terminal, a log line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from instructgen.drive import Progress, Watch
+
+_LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def watching(console: Console, *, show: bool) -> Iterator[Watch | None]:
+    """A watcher for `generate`; None when nothing is to be shown."""
+    if not show:
+        yield None
+    elif console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            live.update(Text("loading the model ..."))
+            yield lambda progress: live.update(Text("\n".join(lines(progress))))
+    else:
+        last = 0.0
+
+        def log(progress: Progress) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LINE_EVERY_S:
+                last = time.monotonic()
+                console.print("; ".join(lines(progress)), markup=False)
+
+        yield log
+
+
+def lines(p: Progress) -> list[str]:
+    """The state of a run in two lines: rows and speed, then what the filters did."""
+    tally = p.loop.tally
+    rows, done = tally.kept_rows, min(1.0, tally.kept_rows / p.target)
+    bar = "━" * round(24 * done) + "╌" * (24 - round(24 * done))
+    left = ""
+    if rows and p.engine_s and not p.replayed:
+        left = f", {_clock(p.engine_s * (p.target - rows) / rows)} left"
+    first = (
+        f"{bar} {rows:,}/{p.target:,} rows, batch {p.loop.batches_committed}, "
+        f"{p.tokens_per_s:,.0f} tokens/s, engine idle {p.idle_share:.0%}{left}"
+    )
+    reasons: Counter[str] = Counter()
+    for (_, name, reason), count in tally.rejected.items():
+        reasons[f"{name}/{reason}"] += count
+    share = tally.kept / tally.candidates if tally.candidates else 0.0
+    worst = ", ".join(f"{name} {count}" for name, count in reasons.most_common(4))
+    second = f"{tally.candidates:,} candidates, {share:.0%} kept"
+    return [first, f"{second}; rejected: {worst}" if worst else second]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
