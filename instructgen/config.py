@@ -94,6 +94,9 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
             f"{path}: {unknown[0]}: unknown table.",
             suggest(unknown[0], ["generate", "method", "engine", "filters"]),
         )
+    for name in ("generate", "method", "engine"):
+        if not isinstance(tables.get(name, {}), dict):
+            raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
     return Config(
         generate=_build(GenerateOptions, _over(tables, options, "generate"), path, "generate"),
         method=_part("methods", "self_instruct", tables, options, path),
@@ -143,8 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _over(tables: dict[str, Any], options: dict[str, dict[str, Any]], table: str) -> dict[str, Any]:
     given = {k: v for k, v in options.get(table, {}).items() if v is not None}
-    values = tables.get(table, {})
-    return {**values, **given} if isinstance(values, dict) else given
+    return {**tables.get(table, {}), **given}
 
 
 def _part(

@@ -104,6 +104,7 @@ class _Batch:
     requests: Sequence[Request]
     done: dict[int, Completion] = field(default_factory=dict)
     failed: dict[int, Completion] = field(default_factory=dict)
+    asked: bool = False
 
     @property
     def whole(self) -> bool:
@@ -127,7 +128,7 @@ class _Desk:
         self._failures: deque[bool] = deque(maxlen=_FAILURES_LOOKED_AT)
 
     def open(self, number: int, requests: Sequence[Request]) -> None:
-        """Take what is recorded of a batch and ask the engine for the rest."""
+        """Take what is recorded of a batch; the engine is asked when `settle` has to wait."""
         batch = self._batches[number] = _Batch(requests)
         for i, request in enumerate(requests):
             entry = self._run.recorded(number, i)
@@ -141,16 +142,21 @@ class _Desk:
                 )
             batch.done[i] = entry.completion
             self._progress.replayed += 1
-        missing = [i for i in range(len(requests)) if i not in batch.done]
-        if missing and self._supervisor is not None:
-            self._ask(self._supervisor, number, missing)
 
     def settle(self, number: int) -> _Batch | None:
         """Wait until a batch is whole; None when it is not and there is no engine."""
         batch = self._batches[number]
-        while not batch.whole:
+        while not self._inbox.empty():
+            self._receive(self._inbox.get())
+        if not batch.whole:
             if self._supervisor is None:
                 return None
+            # Only now, and for every open batch: a run whose last batch is
+            # recorded must not buy the one after it.
+            for open_number, open_batch in self._batches.items():
+                if not open_batch.asked:
+                    self._ask(self._supervisor, open_number, open_batch)
+        while not batch.whole:
             self._receive(self._inbox.get())
         # A failure is recorded only now: requests that met a dying server must
         # be asked again when the run is resumed.
@@ -168,7 +174,11 @@ class _Desk:
                 self._record(*message[:3])
         self._run.sync()
 
-    def _ask(self, supervisor: Supervisor, number: int, missing: list[int]) -> None:
+    def _ask(self, supervisor: Supervisor, number: int, batch: _Batch) -> None:
+        batch.asked = True
+        missing = [i for i in range(len(batch.requests)) if i not in batch.done]
+        if not missing:
+            return
         p = self._progress
         if p.engine_started is None:
             supervisor.engine.start()
@@ -177,7 +187,7 @@ class _Desk:
             p.idle_s += max(0.0, time.monotonic() - p.busy_until)
         p.outstanding += len(missing)
         p.asked += len(missing)
-        requests = [self._batches[number].requests[i] for i in missing]
+        requests = [batch.requests[i] for i in missing]
 
         def work() -> None:
             try:

@@ -302,7 +302,7 @@ def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
     import pyarrow.parquet as pq
 
     table = "rejected" if row_id.startswith("r-") else "data"
-    for path in sorted((folder / table).glob("part-*.parquet")):
+    for path in _whole_parts(folder, table):
         found = pq.read_table(path, filters=pc.field("id") == row_id)
         if found.num_rows:
             row: dict[str, Any] = found.slice(0, 1).to_pylist()[0]
@@ -311,12 +311,35 @@ def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:
-    """The rows of a dataset folder in order, in small batches."""
+    """The rows of a dataset folder in order, in small batches.
+
+    Raises:
+        RunError: the dataset is not complete, or a part differs from its manifest.
+    """
     import pyarrow.parquet as pq
 
-    for path in sorted((folder / table).glob("part-*.parquet")):
+    for path in _whole_parts(folder, table):
         for batch in pq.ParquetFile(path, page_checksum_verification=True).iter_batches(1024):
             yield from batch.to_pylist()
+
+
+def _whole_parts(folder: Path, table: str) -> Iterator[Path]:
+    """The parts of a table, each compared with its digest: checksums miss the footer."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise RunError(f"{folder} holds no complete dataset.", "Run: instructgen rebuild.")
+    for file in manifest["files"]:
+        path = folder / file["path"]
+        if path.parent.name != table:
+            continue
+        if not path.exists() or _digest(path) != file["sha256"]:
+            raise RunError(f"{path} is damaged or missing.", "Run: instructgen rebuild.")
+        yield path
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
@@ -357,10 +380,9 @@ def _write_parts(
         )
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         partial.replace(path)
         written.add(path.name)
-        yield Part(f"{table}/{path.name}", len(chunk), path.stat().st_size, digest)
+        yield Part(f"{table}/{path.name}", len(chunk), path.stat().st_size, _digest(path))
         if len(chunk) < _ROWS_PER_PART:
             break
     for old in target.iterdir():

@@ -12,6 +12,7 @@ import itertools
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -163,7 +164,10 @@ class VllmEngine(Engine):
             options = {"gpu_memory_utilization": self.gpu_memory_utilization}
         eager = self.enforce_eager if self.enforce_eager is not None else cpu
         try:
-            from vllm import LLM
+            with warnings.catch_warnings():
+                # About vLLM's own use of torch: nothing for our users to do.
+                warnings.simplefilter("ignore", FutureWarning)
+                from vllm import LLM
 
             return LLM(
                 model=model_folder(self.model),
@@ -174,6 +178,7 @@ class VllmEngine(Engine):
                 enable_prefix_caching=True,
                 enforce_eager=eager,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **options,
             )
         except ImportError as error:
@@ -300,6 +305,7 @@ def _quiet() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, PrivateAttr
 
 from instructgen.filters import Filter
@@ -19,12 +21,17 @@ class Novelty(Filter):
         "unicode", description="ascii: the paper's, blind to other scripts"
     )
 
+    compatible: Literal["rouge-score"] | None = Field(
+        None, description="rouge-score: repeat its float comparison at exactly the threshold"
+    )
+
     _index: RougeLIndex = PrivateAttr()
     _ids: list[str] = PrivateAttr(default_factory=list)
 
     def model_post_init(self, context: object) -> None:
         """Begin with an empty index."""
-        object.__setattr__(self, "_index", RougeLIndex(self.threshold, self.tokenizer))
+        index = RougeLIndex(self.threshold, self.tokenizer, self.compatible)
+        object.__setattr__(self, "_index", index)
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``too_similar``, with the F-measure and the id of the nearest instruction."""

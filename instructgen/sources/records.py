@@ -74,14 +74,13 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
 
 
 def _records(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
-    first = _line(stream).removeprefix(_BOM)
+    number, first = 1, _line(stream).removeprefix(_BOM)
     while first and not first.strip():
-        # An array may follow empty lines; a line's number is only told in JSONL.
-        first = _line(stream)
+        number, first = number + 1, _line(stream)
     if path.name.lower().removesuffix(".gz").endswith(".json") and first.lstrip()[:1] == b"[":
         yield from _array(first + stream.read(_MAX_ARRAY_BYTES), path)
         return
-    number, line = 1, first
+    line = first
     while line:
         if len(line) > _MAX_LINE_BYTES:
             yield BadRecord(number, f"the line is longer than {_MAX_LINE_BYTES // 2**20} MiB.")

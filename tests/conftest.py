@@ -1,0 +1,92 @@
+"""Shared by all tests: where the real data lies, order, and a closed network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("INSTRUCTGEN_DATA", ROOT.parent / "shared" / "data")).resolve()
+
+settings.register_profile(
+    "instructgen", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("instructgen")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, those that kill processes next, real engines last."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.get_closest_marker("engine"):
+            return 2
+        return 1 if item.get_closest_marker("slow") else 0
+
+    items.sort(key=rank)
+
+
+def real(name: str) -> Path:
+    """A real dataset's path; skips the test where it is not there."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"{name} is not in INSTRUCTGEN_DATA")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        local = self.family == socket.AF_UNIX or (
+            isinstance(address, tuple) and str(address[0]) in ("127.0.0.1", "::1", "localhost")
+        )
+        if not local:
+            raise AssertionError(f"a test reached for {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def seeds_file(tmp_path: Path) -> Path:
+    """Twelve seed tasks of our own, in our format."""
+    import orjson
+
+    verbs = (
+        "Describe a market in winter for a travel diary",
+        "List five uses for an empty jam jar",
+        "Explain why bread dough needs to rest before baking",
+        "Write a short apology to a neighbour about noise",
+        "Compare walking and cycling for a two mile commute",
+        "Translate the greeting into three other languages",
+        "Suggest names for a small boat club on a lake",
+        "Sum the numbers and say whether the total is even",
+        "Turn the notes below into a polite invitation",
+        "Say whether the review is positive or negative",
+        "Plan a quiet birthday for someone who dislikes parties",
+        "Shorten this paragraph to a single clear sentence",
+    )
+    rows = [
+        {
+            "id": f"t-{i}",
+            "instruction": f"{text}.",
+            "input": "3 4 5" if i % 2 else "",
+            "output": f"An answer about number {i} that is long enough to be used.",
+            "kind": "classification" if i == 9 else "generation",
+            "category": "writing",
+            "language": "en",
+            "license": "CC0-1.0",
+        }
+        for i, text in enumerate(verbs)
+    ]
+    path = tmp_path / "seeds.jsonl"
+    path.write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in rows))
+    return path

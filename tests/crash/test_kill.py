@@ -1,0 +1,269 @@
+"""Killed at any moment, resumed by the same command: the same bytes, nothing paid for twice.
+
+Three ways to die: SIGKILL at random times, SIGKILL at each durable step in
+turn, and a journal cut within its last two records.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from instructgen.errors import RunError
+from instructgen.generate import generate, rebuild
+from tests.conftest import ROOT
+from tests.test_loop import tree_digest
+
+SEEDS = ROOT / "seeds" / "general.jsonl"
+TARGET, BATCH = 40, 8
+
+CHILD = """
+import sys
+from instructgen.engines.echo import EchoEngine
+from instructgen import generate
+calls = open(sys.argv[3], "ab", buffering=0)
+complete = EchoEngine.complete
+def counting(self, requests):
+    for request in requests:
+        calls.write(b".")
+    import time
+    for item in complete(self, requests):
+        time.sleep(float(sys.argv[4]))
+        yield item
+EchoEngine.complete = counting
+KILL
+generate(sys.argv[1], %d, sys.argv[2], engine="echo", batch_size=%d)
+""" % (TARGET, BATCH)
+
+# Dies at the n-th call that changes the disk, before or after it.
+KILL = """
+import os, pathlib, signal
+at, after = int(sys.argv[5]), sys.argv[6] == "after"
+seen = 0
+def deadly(original):
+    def call(*args, **kwargs):
+        global seen
+        seen += 1
+        if seen == at and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if seen == at and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+os.write = deadly(os.write)
+os.fsync = deadly(os.fsync)
+os.open = deadly(os.open)
+pathlib.Path.replace = deadly(pathlib.Path.replace)
+pathlib.Path.unlink = deadly(pathlib.Path.unlink)
+"""
+
+
+def start(out: Path, calls: Path, pace: float = 0.0, *kill: str) -> subprocess.Popen[bytes]:
+    code = CHILD.replace("KILL", KILL if kill else "")
+    argv = [sys.executable, "-c", code, str(SEEDS), str(out), str(calls), str(pace), *kill]
+    return subprocess.Popen(argv, stderr=subprocess.PIPE)
+
+
+def finish(out: Path, calls: Path) -> None:
+    process = start(out, calls)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
+    """The digest of a run that nothing disturbed, and how many requests it made."""
+    folder = tmp_path_factory.mktemp("plain")
+    finish(folder / "run", folder / "calls")
+    return tree_digest(folder / "run"), (folder / "calls").stat().st_size
+
+
+def check_open(out: Path) -> None:
+    """Every file with a final name is whole."""
+    import orjson
+    import pyarrow.parquet as pq
+
+    for path in out.rglob("part-*.parquet"):
+        pq.read_table(path)
+    for path in out.rglob("*.json"):
+        orjson.loads(path.read_bytes())
+
+
+@pytest.mark.slow
+def test_random_kills(tmp_path: Path, plain: tuple[str, int]) -> None:
+    digest, requests = plain
+    rng = random.Random(20261122)
+    out, calls = tmp_path / "run", tmp_path / "calls"
+    kills = rounds = 0
+    while kills < 25:
+        process = start(out, calls, pace=0.002)
+        try:
+            # From before the first import is done to well into the run.
+            process.wait(timeout=rng.uniform(0.1, 1.6))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        process.stderr.close()
+        if out.exists():
+            check_open(out)
+        rounds += 1
+        if process.returncode == 0:
+            assert tree_digest(out) == digest
+            out, calls = tmp_path / f"run{rounds}" / "run", tmp_path / f"calls{rounds}"
+    finish(out, calls)
+    assert tree_digest(out) == digest
+    # Two batches are in flight; a kill costs at most what they had not finished.
+    assert calls.stat().st_size <= requests + kills * 2 * BATCH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_at_every_durable_step(tmp_path: Path, plain: tuple[str, int], moment: str) -> None:
+    """Every write, fsync, open, replace and unlink of a run, thinned out in its long middle."""
+    digest, _ = plain
+    out, calls = tmp_path / "run", tmp_path / "calls"
+    # A kill at step n leaves the run further on, so the next start takes other
+    # steps; the walk ends when a start gets through.
+    at, deaths = 1, 0
+    while True:
+        process = start(out, calls, 0.0, str(at), moment)
+        process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        check_open(out)
+        deaths += 1
+        at += 1 if deaths < 12 else 9
+    assert deaths >= 15
+    assert tree_digest(out) == digest
+
+
+def test_a_cut_journal_resumes_to_the_same_bytes(tmp_path: Path, plain: tuple[str, int]) -> None:
+    digest, _ = plain
+    out = tmp_path / "run"
+    finish(out, tmp_path / "calls")
+    journal = out / "journal.jsonl"
+    whole = journal.read_bytes()
+    lines = whole.split(b"\n")[:-1]
+    start_at = len(whole) - len(lines[-1]) - len(lines[-2]) - 2
+    for cut in [*range(start_at, len(whole), 37), start_at - 1, 0, 1, len(whole) // 2]:
+        journal.write_bytes(whole[:cut])
+        result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)
+        assert tree_digest(out) == digest
+        torn = cut and not whole[:cut].endswith(b"\n")
+        assert bool(result.healed) == bool(torn)
+
+
+def test_rebuild_makes_the_same_bytes_without_an_engine(
+    tmp_path: Path, plain: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    digest, _ = plain
+    out = tmp_path / "run"
+    finish(out, tmp_path / "calls")
+    for name in ("data", "rejected"):
+        shutil.rmtree(out / name)
+    (out / "manifest.json").unlink()
+    (out / "README.md").unlink()
+    monkeypatch.setattr(
+        "instructgen.engines.echo.EchoEngine.complete", lambda *_: pytest.fail("asked")
+    )
+    result = rebuild(out)
+    assert result.asked == 0
+    assert tree_digest(out) == digest
+
+
+def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:
+    out, calls = tmp_path / "run", tmp_path / "calls"
+    finish(out, calls)
+    before = calls.stat().st_size
+    result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)
+    assert calls.stat().st_size == before
+    assert result.asked == 0
+    assert result.rows == TARGET
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_ten_points(tmp_path: Path, plain: tuple[str, int]) -> None:
+    out = tmp_path / "run"
+    command = Path(sys.executable).parent / "instructgen"
+    recipe = tmp_path / "slow.toml"
+    text = (ROOT / "filters" / "default.toml").read_text()
+
+    def argv(delay_s: float) -> list[object]:
+        recipe.write_text(f'[engine]\nname = "echo"\ndelay_s = {delay_s}\n{text}')
+        given = ["--seeds", SEEDS, "--target", TARGET, "--out", out, "--recipe", recipe]
+        return [str(a) for a in (command, "generate", *given, "--batch-size", BATCH)]
+
+    stopped = 0
+    for point in range(10):
+        process = subprocess.Popen(argv(0.06), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(1.0 + 0.13 * point)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        if process.returncode == 130:
+            stopped += 1
+            assert b"the same command goes on" in err
+            assert b"Traceback" not in err
+        else:
+            # Still importing, where the signal is Python's own, or already done.
+            assert process.returncode in (0, -signal.SIGINT, 1), err
+    assert stopped >= 5
+    subprocess.run(argv(0.0), check=True, capture_output=True)
+    finish(tmp_path / "plain" / "run", tmp_path / "calls")
+    # The rows alone: the delay stands in the recorded configuration.
+    assert rows_bytes(out) == rows_bytes(tmp_path / "plain" / "run")
+
+
+def rows_bytes(out: Path) -> list[bytes]:
+    return [p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))]
+
+
+# -- resuming with other settings -----------------------------------------------------------
+
+CHANGES = {
+    "seed": {"seed": 7},
+    "batch size": {"batch_size": 9},
+    "method": {"method": "alpaca"},
+    "recipe": {"recipe": "self_instruct"},
+    "engine": {"engine": "openai", "model": "m"},
+    "model": {"model": "other"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_setting_is_refused_and_named(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "run"
+    given = {"engine": "echo", "batch_size": BATCH}
+    generate(SEEDS, 5, out, **given)
+    before = tree_digest(out)
+    with pytest.raises(RunError, match="other settings") as caught:
+        generate(SEEDS, 5, out, **{**given, **CHANGES[name]})
+    key = name.split()[0] if name != "recipe" else "filters"
+    assert key in str(caught.value)
+    assert tree_digest(out) == before
+
+
+def test_changed_seeds_are_refused(tmp_path: Path, seeds_file: Path) -> None:
+    generate(seeds_file, 5, tmp_path / "run", engine="echo")
+    seeds_file.write_bytes(seeds_file.read_bytes().replace(b"jam jar", b"tin can"))
+    with pytest.raises(RunError, match="the seeds"):
+        generate(seeds_file, 5, tmp_path / "run", engine="echo")
+
+
+def test_target_and_budget_may_change(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    generate(SEEDS, 10, out, engine="echo", batch_size=BATCH, max_tokens_total=10**6)
+    result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)
+    assert (result.rows, result.stopped.reason) == (TARGET, "target")
+    finish(tmp_path / "direct" / "run", tmp_path / "calls")
+    assert tree_digest(out) == tree_digest(tmp_path / "direct" / "run")

@@ -1,0 +1,132 @@
+"""The structure holds: imports point one way, the core is light, no path leaks."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "instructgen"
+# What comes later may import what comes earlier. Packages count as one.
+ORDER = [
+    "errors",
+    "licences",
+    "plugins",
+    "shipped",
+    "sample",
+    "similarity",
+    "sources",
+    "seeds",
+    "prompts",
+    "engines",
+    "methods",
+    "filters",
+    "config",
+    "store",
+    "loop",
+    "drive",
+    "card",
+    "generate",
+    "preview",
+    "explain",
+    "progress",
+    "cli",
+]
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _name(path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def _imports(path) -> set[str]:
+    found = set()
+    typing_only = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            typing_only |= {id(child) for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("instructgen."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path) -> None:
+    name = _name(path)
+    if name == "__init__":
+        return
+    assert name in ORDER, f"{name} has no place in ORDER"
+    allowed = set(ORDER[: ORDER.index(name) + 1])
+    assert _imports(path) <= allowed
+
+
+def test_order_names_only_what_exists() -> None:
+    assert set(ORDER) == {_name(p) for p in FILES} - {"__init__"}
+
+
+def test_import_is_light() -> None:
+    heavy = "torch vllm transformers datasets trl pandas pyarrow license_expression rapidfuzz"
+    code = f"import sys, instructgen; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_core_needs_no_model_packages() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'vllm', 'transformers']));"
+        "import instructgen.cli, instructgen.generate, instructgen.explain, instructgen.preview;"
+        "from instructgen.plugins import classes;"
+        "print(*[len(classes(g)) for g in ('filters', 'sources', 'engines', 'methods')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["8", "4", "4", "2"]
+
+
+def test_no_vague_module_names() -> None:
+    vague = {"utils", "util", "helpers", "common", "misc", "base", "core", "manager"}
+    assert not {p.stem for p in FILES} & vague
+
+
+def test_top_folders_are_data_not_packages() -> None:
+    assert not list((ROOT / "seeds").rglob("*.py")) + list((ROOT / "filters").rglob("*.py"))
+
+
+def test_no_code_from_data() -> None:
+    banned = {"eval", "exec", "__import__", "pickle", "compile"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in banned, path
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [a.name for a in node.names] + [getattr(node, "module", "") or ""]
+                assert not {"pickle", "yaml", "subprocess"} & set(names), path
+
+
+def test_no_bare_except() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, path
+
+
+def test_no_machine_paths_in_tracked_files() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    needles = [("/" + "work" + "/").encode(), ("/" + "root" + "/").encode()]
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(n in data for n in needles), name

@@ -1,0 +1,242 @@
+"""Each filter's reasons, and that it lets good rows pass."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructgen.filters import Chain
+from instructgen.filters.control_tokens import ControlTokens
+from instructgen.filters.instance import Instance
+from instructgen.filters.length import Length
+from instructgen.filters.novelty import Novelty
+from instructgen.filters.refusal import Refusal
+from instructgen.filters.repetition import Repetition, repeated_share
+from instructgen.filters.script import Script
+from instructgen.filters.wording import Wording
+from instructgen.plugins import classes
+from instructgen.sample import Sample
+from instructgen.shipped import word_list
+
+PAPER = Wording(
+    lists=("not_for_text_models",), starts=("Write a program",), first_character="ascii"
+)
+
+
+def why(f, instruction: str = "A plain task to do", given: str = "", output: str = "Done.", **kw):
+    rejection = f.reason(Sample(instruction, given, output, **kw))
+    return rejection and rejection.reason
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(0, "too_short"), (3, "too_short"), (4, None), (150, None), (151, "too_long")],
+)
+@pytest.mark.parametrize("counting", ["whitespace", "unicode"])
+def test_length(words: int, reason: str | None, counting: str) -> None:
+    assert why(Length(words=counting), " ".join(["word"] * words)) == reason
+
+
+def test_length_in_a_script_without_spaces() -> None:
+    assert why(Length(), "请写一首关于秋雨的短诗。") is None
+    assert why(Length(words="whitespace"), "请写一首关于秋雨的短诗。") == "too_short"
+
+
+@pytest.mark.parametrize("word", word_list("not_for_text_models"))
+def test_the_papers_words(word: str) -> None:
+    assert why(PAPER, f"Please {word} the thing") == "word"
+    assert why(PAPER, f"Please {word.upper()}, now") == "word"
+    assert why(PAPER, f"Please {word}ology the thing") is None
+
+
+def test_the_papers_list_is_whole() -> None:
+    paper = "image images graph graphs picture pictures file files map maps draw plot".split()
+    assert set(word_list("not_for_text_models")) == {*paper, "go to"}
+    alpaca = {"video", "audio", "music", "flowchart", "diagram"}
+    assert set(word_list("not_for_text_models_alpaca")) == alpaca
+
+
+@pytest.mark.parametrize(
+    ("text", "paper", "ours"),
+    [
+        ("Write a program that adds", "start", "start"),
+        ("(Optional) add numbers", "first_character", "first_character"),
+        ("«Citer» une phrase", "first_character", "first_character"),
+        ("Écris un poème court", "first_character", None),
+        ("写一首诗", "first_character", None),
+        ("¿Qué hora es en Lima?", "first_character", None),
+        ("1 plus 1 is what?", None, None),
+        ("write a program in lower case", None, None),
+    ],
+)
+def test_beginnings(text: str, paper: str | None, ours: str | None) -> None:
+    default = PAPER.model_copy(update={"first_character": "no_punctuation"})
+    assert why(PAPER, text) == paper
+    assert why(default, text) == ours
+
+
+def test_novelty_names_the_nearest() -> None:
+    f = Novelty(threshold=0.7)
+    seed = Sample("Write a short poem about autumn rain")
+    f.remember(seed)
+    rejection = f.reason(Sample("Write a short poem about autumn leaves"))
+    assert rejection is not None
+    assert (rejection.reason, rejection.nearest) == ("too_similar", seed.id)
+    assert rejection.score == pytest.approx(12 / 14)
+    assert why(f, "Explain how a sewing machine forms a stitch") is None
+
+
+# Real control tokens of ten model families.
+TOKENS = [
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>",
+    "<|begin_of_text|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|channel|>",
+    "<|message|>", "<|return|>", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<start_of_turn>",
+    "<end_of_turn>", "<bos>", "<eos>", "<think>", "</think>", "<tool_call>", "</tool_call>",
+    "[TOOL_CALLS]", "[gMASK]", "<sop>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
+    "<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|fim_prefix|>", "<extra_id_0>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("field", ["instruction", "input", "output"])
+def test_control_tokens(token: str, field: str) -> None:
+    texts = {"instruction": "Do it", "input": "", "output": "Yes"}
+    texts[field] += f" {token} more"
+    rejection = ControlTokens().reason(Sample(**texts))
+    assert rejection is not None
+    assert rejection.reason == "control_token"
+    assert field in rejection.detail
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a <b> c", "x < y | z > w", "[INSTALL]", "<|", "if a<|b", "List[int] | None", "a | b || c"],
+)
+def test_what_is_no_control_token(text: str) -> None:
+    assert why(ControlTokens(), output=text) is None
+
+
+def test_the_embedded_models_tokens_are_all_caught() -> None:
+    """Every special token of a real tokenizer that is in use here."""
+    transformers = pytest.importorskip("transformers")
+    from instructgen.engines.models import prepare_embedded
+    from instructgen.errors import EngineError
+
+    try:
+        folder = prepare_embedded()
+    except EngineError:
+        pytest.skip("the embedded model is not installed")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    special = [t for t in special if t.startswith("<")]
+    assert len(special) >= 3
+    missed = [t for t in special if why(ControlTokens(), output=f"a {t} b") is None]
+    # Names of repository metadata (<repo_name> and the like) are control tokens
+    # of this one family; none of them opens or closes a turn.
+    assert not [t for t in missed if "im_" in t or "end" in t]
+
+
+def test_repetition() -> None:
+    assert why(Repetition(), output="the same four words " * 6) == "repetition"
+    assert why(Repetition(), output="Sunset\nOutput: Sunset\n" * 8) == "repetition"
+    assert why(Repetition(), output="short short short") is None
+    prose = (
+        "Bread rises because yeast turns sugar into gas, which the dough holds in small bubbles; "
+        "the longer it rests, the more of them there are, and the lighter the loaf becomes."
+    )
+    assert why(Repetition(), output=prose) is None
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=30), st.integers(1, 5))
+def test_repeated_share_is_a_share(words: list[str], n: int) -> None:
+    share = repeated_share(words, n)
+    assert 0 <= share <= 1
+    if len(set(words)) == len(words):
+        assert share == 0
+    if words:
+        assert repeated_share(words * 3, n) >= (2 / 3 if len(words) >= n else 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("I'm sorry, but I can't help with that.", "refusal"),
+        ("I’m unable to open links.", "refusal"),
+        ("As an AI language model, I have no feelings.", "refusal"),
+        ("很抱歉，我不能帮助你。", "refusal"),
+        ("متأسفم، نمی‌توانم کمک کنم.", "refusal"),
+        ("The waiter said he was sorry, but the soup was cold.", None),
+        ("x " * 150 + "as an AI", None),
+    ],
+)
+def test_refusal(text: str, reason: str | None) -> None:
+    assert why(Refusal(), output=text) == reason
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "reason"),
+    [
+        ("a", "a", "output_is_input"),
+        ("a", " a ", "output_is_input"),
+        ("a", " ", "empty_output"),
+        ("a", "b:", "ends_in_colon"),
+        ("a：", "b", "ends_in_colon"),
+        ("a", "b", None),
+        ("", "b", None),
+    ],
+)
+def test_instance(given: str, output: str, reason: str | None) -> None:
+    assert why(Instance(), given=given, output=output) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "reason"),
+    [
+        ("Write a poem", "fa", "other_script"),
+        ("یک شعر بنویس", "fa", None),
+        ("یک شعر بنویس", "en", "other_script"),
+        ("写一首 poem 诗歌吧", "zh", None),
+        ("Écris un poème", "fr", None),
+        ("Anything goes", "tlh", None),
+        ("123", "zh", None),
+    ],
+)
+def test_script(text: str, language: str, reason: str | None) -> None:
+    assert why(Script(), text, language=language) == reason
+
+
+def test_every_filter_says_what_it_is() -> None:
+    for name, cls in classes("filters").items():
+        assert cls.name == name == cls.__module__.rsplit(".", 1)[-1]
+        assert cls.__doc__
+        for key, field in cls.model_fields.items():
+            assert field.description, f"{name}.{key}"
+
+
+def test_a_chain_judges_by_stage_and_stops_at_the_first() -> None:
+    chain = Chain([Length(), Instance(), ControlTokens()])
+    assert [f.name for f in chain.at("instruction")] == ["length", "control_tokens"]
+    assert [f.name for f in chain.at("row")] == ["instance", "control_tokens"]
+    sample = Sample("too short <s>", "", "")
+    rejection = chain.reason(sample, "instruction")
+    assert rejection is not None
+    assert rejection.filter == "length"
+
+
+@given(st.text(max_size=200))
+def test_no_filter_fails_on_any_text(text: str) -> None:
+    for cls in classes("filters").values():
+        f = cls()
+        f.reason(Sample(text, text, text, language="en"))
+        f.remember(Sample(text))
+
+
+def test_long_texts_take_no_time() -> None:
+    start = time.perf_counter()
+    for text in ("a" * 200_000, "a " * 100_000, "<|" * 100_000, "(" * 100_000):
+        for cls in classes("filters").values():
+            cls().reason(Sample(text, text, text, language="en"))
+    assert time.perf_counter() - start < 30

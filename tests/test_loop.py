@@ -1,0 +1,227 @@
+"""The loop: deterministic, exact in its count, closed in its books."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import instructgen
+from instructgen.config import load_config
+from instructgen.engines import Completion, Request
+from instructgen.engines.echo import EchoEngine
+from instructgen.loop import LAG, Loop, request_digest
+from instructgen.methods import Form
+from instructgen.seeds import load_seeds
+from instructgen.similarity import RougeLIndex
+from instructgen.store import read_rows
+from tests.conftest import ROOT, real
+
+GENERAL = ROOT / "seeds" / "general.jsonl"
+
+
+def make(target: int = 20, recipe: str = "default", **generate) -> Loop:
+    config = load_config(
+        recipe, {"generate": {"target": target, **generate}, "engine": {"name": "echo"}}
+    )
+    seeds, _ = load_seeds([GENERAL])
+    return Loop(config, Form("completion", False), seeds, "run")
+
+
+def answer(requests: list[Request]) -> list[Completion]:
+    return [c for _, c in EchoEngine().complete(requests)]
+
+
+def turn(loop: Loop, most: int = 500) -> None:
+    """Drive a loop by hand, with the lag it asks for."""
+    waiting: list[list[Request]] = []
+    while loop.stopped is None and loop.batches_committed < most:
+        while len(waiting) < LAG:
+            waiting.append(loop.build())
+        requests = waiting.pop(0)
+        loop.commit(requests, answer(requests))
+
+
+def test_exactly_the_target() -> None:
+    loop = make(33)
+    turn(loop)
+    assert loop.stopped is not None
+    assert loop.stopped.reason == "target"
+    assert len(loop.rows) == 33
+
+
+def test_every_candidate_is_counted_once() -> None:
+    loop = make(40)
+    turn(loop)
+    rejected = loop.finish()
+    t = loop.tally
+    assert t.candidates == t.kept_rows + t.kept_instructions + sum(t.rejected.values())
+    reasons = Counter(r.rejection.reason for r in rejected)
+    waiting = sum(not task.settled for task in loop.pool.tasks)
+    assert reasons["not_expanded"] == waiting > 0
+    assert len(rejected) == sum(t.rejected.values()) + waiting
+    assert len({r.id for r in rejected}) == len(rejected)
+
+
+def test_a_miscount_is_noticed() -> None:
+    loop = make(5)
+    turn(loop)
+    loop.rows.pop()
+    with pytest.raises(RuntimeError, match="funnel"):
+        loop.finish()
+
+
+def test_batches_mix_all_stages() -> None:
+    loop = make(60)
+    stages: list[Counter[str]] = []
+    waiting = []
+    while loop.stopped is None:
+        while len(waiting) < LAG:
+            waiting.append(loop.build())
+        requests = waiting.pop(0)
+        stages.append(Counter(r.stage for r in requests))
+        loop.commit(requests, answer(requests))
+    assert any(len(s) == 3 for s in stages)
+    assert stages[0].keys() == stages[1].keys() == {"instructions"}
+
+
+def test_accepted_instructions_return_as_demonstrations() -> None:
+    loop = make(40)
+    turn(loop)
+    machine = {t.sample.id for t in loop.pool.tasks}
+    assert any(machine & set(r.origin.parents) for r in loop.rows)
+
+
+def test_the_same_completions_give_the_same_rows() -> None:
+    first, second = make(40), make(40)
+    turn(first)
+    turn(second)
+    assert first.rows == second.rows
+    assert first.finish() == second.finish()
+
+
+def test_a_higher_target_only_goes_on() -> None:
+    low, high = make(20), make(45)
+    turn(low)
+    turn(high)
+    assert high.rows[:20] == low.rows
+
+
+def test_another_seed_gives_other_requests() -> None:
+    assert make(5).build() != make(5, seed=1).build()
+
+
+def test_requests_of_a_run_have_different_seeds() -> None:
+    loop = make(5)
+    seeds = [r.sampling.seed for r in (*loop.build(), *loop.build())]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_request_digest_sees_everything() -> None:
+    loop = make(5)
+    request = loop.build()[0]
+    assert request_digest(request) == request_digest(request)
+    assert request_digest(request) != request_digest(request.with_seed(1))
+
+
+def test_token_budget() -> None:
+    loop = make(10_000, max_tokens_total=30_000)
+    turn(loop)
+    assert loop.stopped is not None
+    assert loop.stopped.reason == "max_tokens_total"
+    assert loop.tally.tokens >= 30_000
+
+
+def test_acceptance_floor() -> None:
+    loop = make(10_000, acceptance_floor=0.97)
+    turn(loop)
+    assert loop.stopped is not None
+    assert loop.stopped.reason == "acceptance_floor"
+    assert loop.batches_committed == 10
+
+
+def test_a_model_that_says_nothing_ends_the_run() -> None:
+    loop = make(10)
+    waiting = []
+    while loop.stopped is None and loop.batches_committed < 100:
+        while len(waiting) < LAG:
+            waiting.append(loop.build())
+        requests = waiting.pop(0)
+        loop.commit(requests, [Completion("", "stop", 1, 0)] * len(requests))
+    assert loop.stopped is not None
+    assert loop.stopped.reason == "acceptance_floor"
+
+
+def test_no_row_comes_from_a_cut_completion() -> None:
+    loop = make(10)
+    requests = loop.build()
+    cut = [Completion(" One full task here\n10. Another", "length", 1, 9)] * len(requests)
+    loop.commit(requests, cut)
+    assert loop.tally.kept == 0
+
+
+@pytest.mark.parametrize("recipe", ["self_instruct", "alpaca"])
+def test_the_other_recipes_run(recipe: str) -> None:
+    loop = make(10, recipe)
+    turn(loop, most=30)
+    loop.finish()
+    assert loop.batches_committed
+
+
+def test_no_kept_instruction_is_too_similar_to_any_seed_or_other() -> None:
+    loop = make(50)
+    turn(loop)
+    texts = [s.instruction for s in loop.pool.seeds] + [
+        t.sample.instruction for t in loop.pool.tasks
+    ]
+    kept, rejected = RougeLIndex(0.7).gate(texts)
+    assert rejected == []
+
+
+def test_seeds_pass_their_licence_on(tmp_path: Path) -> None:
+    path = real("dolly/databricks-dolly-15k.rejoined.jsonl")
+    result = instructgen.generate(path, 20, tmp_path / "run", engine="echo")
+    rows = list(read_rows(result.out))
+    assert {r["license"] for r in rows} == {"CC-BY-SA-3.0"}
+    assert "license: cc-by-sa-3.0" in (result.out / "README.md").read_text()
+
+
+CODE = """
+import sys, instructgen
+instructgen.generate(sys.argv[1], 30, sys.argv[2], engine="echo")
+"""
+
+
+def test_the_environment_does_not_change_the_data(tmp_path: Path) -> None:
+    """Time zone, locale, hash seed and thread count: one digest over all."""
+    variants = [
+        {"PYTHONHASHSEED": "0"},
+        {"PYTHONHASHSEED": "12345", "TZ": "Asia/Tehran", "LC_ALL": "C"},
+        {"PYTHONHASHSEED": "7", "LANG": "tr_TR.UTF-8", "OMP_NUM_THREADS": "1"},
+    ]
+    digests = set()
+    for i, extra in enumerate(variants):
+        out = tmp_path / str(i) / "run"
+        subprocess.run(
+            [sys.executable, "-c", CODE, str(GENERAL), str(out)],
+            env={**os.environ, **extra},
+            check=True,
+        )
+        digests.add(tree_digest(out))
+    assert len(digests) == 1
+
+
+def tree_digest(out: Path) -> str:
+    """One digest over everything that a run publishes."""
+    digest = hashlib.sha256()
+    names = ["data", "rejected", "README.md", "manifest.json", "run.json", "seeds.jsonl"]
+    for name in names:
+        path = out / name
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,222 @@
+"""Prompts and parsers: whole in every language, and never fooled by text from data."""
+
+from __future__ import annotations
+
+import tomllib
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import instructgen.prompts as prompts
+from instructgen.prompts import Instance, Template, languages, one_line, parse_json, parse_numbered
+from instructgen.sample import Sample
+from instructgen.similarity.scripts import fits_language
+
+TEMPLATES = Path(prompts.__file__).parent / "templates"
+ALL = languages()
+HOSTILE = "{count} {demonstrations} {{7*7}} ${HOME} {0.__class__} \\1 %s"
+
+
+def texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in texts(v)]
+    return [t for v in value for t in texts(v)] if isinstance(value, list) else []
+
+
+def test_the_papers_numbers_of_worked_examples() -> None:
+    worked = tomllib.loads((TEMPLATES / "en.toml").read_text())["worked"]
+    assert len(worked["classification"]) == 31
+    assert sum(w["yes"] for w in worked["classification"]) == 12
+    assert len(worked["input_first"]) == 11
+    assert len(worked["output_first"]) == 16
+    assert sum(len(w["examples"]) for w in worked["output_first"]) == 34
+
+
+@pytest.mark.parametrize("language", ALL)
+def test_templates_are_whole(language: str) -> None:
+    english = tomllib.loads((TEMPLATES / "en.toml").read_text())
+    loaded = tomllib.loads((TEMPLATES / f"{language}.toml").read_text())
+    for table in ("labels", "completion", "chat", "plain", "json"):
+        assert loaded[table].keys() == english[table].keys()
+    for key, value in english["chat"].items():
+        find = prompts._PLACEHOLDER.findall
+        assert sorted(find(loaded["chat"][key])) == sorted(find(value))
+    labels = list(loaded["labels"].values())
+    assert len(set(labels)) == len(labels)
+    assert all(unicodedata.is_normalized("NFC", t) for t in texts(loaded))
+    assert any(w["yes"] for w in loaded["worked"]["classification"])
+    assert not all(w["yes"] for w in loaded["worked"]["classification"])
+
+
+@pytest.mark.parametrize("language", ALL)
+def test_prompts_stay_in_their_language(language: str) -> None:
+    t = Template(language)
+    sample = Sample(t._texts["worked"]["input_first"][0]["instruction"], "", "1")
+    made = [
+        t.instructions_completion([sample.instruction]),
+        t.classification_completion(sample.instruction),
+        t.input_first_completion(sample.instruction),
+        t.output_first_completion(sample.instruction),
+        t.triples_completion([sample], 4),
+        *(m.content for m in t.instructions_chat([sample.instruction], 7, True)),
+        *(m.content for m in t.classification_chat(sample.instruction, False)),
+        *(m.content for m in t.instances_chat(sample.instruction, 5, True, output_first=True)),
+        *(m.content for m in t.triples_chat([sample], 4, False)),
+    ]
+    for prompt in made:
+        assert fits_language(prompt, language)
+
+
+@pytest.mark.parametrize("language", ALL)
+def test_what_a_worked_example_shows_is_what_the_parser_reads(language: str) -> None:
+    """The form that prompts show is the form that completions are read by."""
+    t = Template(language)
+    for task in t._texts["worked"]["input_first"]:
+        shown = t._examples(task["examples"])
+        assert t.parse_input_first(shown) == [
+            Instance(e["input"], e["output"].strip()) for e in task["examples"]
+        ]
+    label, given = t.labels["class_label"], t.labels["input"]
+    for task in t._texts["worked"]["output_first"]:
+        shown = "\n".join(f"{label}: {e['label']}\n{given}: {e['input']}" for e in task["examples"])
+        assert t.parse_output_first(shown) == [
+            Instance(e["input"], e["label"]) for e in task["examples"]
+        ]
+    samples = [Sample("Do a thing well", "", "Yes."), Sample("Do more", "a\nb", "c\n\nd")]
+    shown = t._triples(samples).split(":", 1)[1]
+    assert t.parse_triples(shown) == [
+        ("Do a thing well", Instance("", "Yes.")),
+        ("Do more", Instance("a\nb", "c\n\nd")),
+    ]
+
+
+@pytest.mark.parametrize("language", ALL)
+def test_yes_and_no(language: str) -> None:
+    t = Template(language)
+    yes, no = t.labels["yes"], t.labels["no"]
+    assert t.is_yes(f" {yes}.")
+    assert t.is_yes(yes.upper())
+    for unclear in (no, "", "...", f"maybe {yes}", "\n"):
+        assert not t.is_yes(unclear)
+
+
+def test_a_language_without_a_template_is_asked_for() -> None:
+    t = Template("de")
+    assert not t.native
+    assert "de" in t.instructions_completion(["Schreibe ein Gedicht."])
+    assert "de" in t.instructions_chat(["Schreibe ein Gedicht."], 7, False)[0].content
+
+
+def test_text_from_data_is_never_a_template() -> None:
+    t = Template("en")
+    sample = Sample(HOSTILE, HOSTILE, HOSTILE)
+    for prompt in (
+        t.instructions_completion([HOSTILE]),
+        t.instructions_chat([HOSTILE], 7, True)[0].content,
+        t.classification_chat(HOSTILE, True)[0].content,
+        t.instances_chat(HOSTILE, 5, False, output_first=False)[0].content,
+        t.triples_completion([sample], 4),
+        t.triples_chat([sample], 4, True)[0].content,
+    ):
+        assert HOSTILE in prompt
+
+
+# -- numbered lists -------------------------------------------------------------------
+
+
+def test_the_papers_form() -> None:
+    text = " Write a haiku.\n10. Name  three\n   rivers:\n11. Explain NASA's Apollo in 2016.\n"
+    assert parse_numbered(text, 15) == [
+        "Write a haiku.",
+        "Name three rivers",
+        "Explain NASA's Apollo in 2016.",
+    ]
+
+
+def test_only_the_first_letter_becomes_a_capital() -> None:
+    assert parse_numbered(" explain NASA's Apollo", 15) == ["Explain NASA's Apollo"]
+
+
+def test_a_stop_inside_a_sentence_is_none() -> None:
+    text = " Say what happened in 2016. Be brief.\n10. Count to 16. Then stop.\n16. Not this."
+    assert parse_numbered(text, 15) == [
+        "Say what happened in 2016. Be brief.",
+        "Count to 16. Then stop.",
+    ]
+
+
+@given(st.lists(st.text(alphabet="abcdef ghi,?", min_size=1), max_size=7))
+def test_what_is_numbered_is_read_back(items: list[str]) -> None:
+    wanted = [one_line(i) for i in items if i.strip()]
+    wanted = [w[:1].upper() + w[1:] for w in wanted if w]
+    shown = "\n".join(f"{n}. {t}" for n, t in enumerate(items, start=9)).removeprefix("9.")
+    assert parse_numbered(shown, 15) == wanted
+
+
+# -- instances --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "instances"),
+    [
+        ("Output: Paris.", [("", "Paris.")]),
+        ("Input: France\nOutput: Paris.", [("France", "Paris.")]),
+        ("Input: a\nOutput: b\nInput: c\nOutput: d", [("a", "b"), ("c", "d")]),
+        (
+            "Example 1\nInput: a\nOutput: b\n\nExample 2\nInput: c\nOutput: d",
+            [("a", "b"), ("c", "d")],
+        ),
+        ("Passage: a\nb\nOutput: c", [("Passage: a\nb", "c")]),
+        ("Output: b\nOutput: b\nOutput: b", [("", "b")]),
+        ("Input: (none)\nOutput: x", [("", "x")]),
+        ("Input: a\nOutput: b\n\nTask: Another.\nOutput: c", [("a", "b")]),
+        ("Output:", [("", "")]),
+        ("Input: only", []),
+        ("", []),
+        ("The output: is inside a line", []),
+    ],
+)
+def test_input_first(text: str, instances: list[tuple[str, str]]) -> None:
+    assert Template("en").parse_input_first(text) == [Instance(*i) for i in instances]
+
+
+@pytest.mark.parametrize(
+    ("text", "instances"),
+    [
+        ("Class label: good\nInput: Fine.", [("Fine.", "good")]),
+        ("Class label: a\nInput: x\ny\nClass label: b\nInput: z", [("x\ny", "a"), ("z", "b")]),
+        ("Class label: alone", [("", "alone")]),
+        ("Sentence first.\nClass label: a\nInput: x", [("x", "a")]),
+        ("nothing", []),
+    ],
+)
+def test_output_first(text: str, instances: list[tuple[str, str]]) -> None:
+    assert Template("en").parse_output_first(text) == [Instance(*i) for i in instances]
+
+
+@given(
+    st.text(alphabet=st.sampled_from("Task: Input:\nOutput: Example 12. Class label: ###(none)"))
+)
+def test_parsers_never_fail(text: str) -> None:
+    t = Template("en")
+    for instance in (*t.parse_input_first(text), *t.parse_output_first(text)):
+        assert instance.input == instance.input.strip()
+        assert instance.output == instance.output.strip()
+    t.parse_triples(text)
+    parse_numbered(text, 15)
+
+
+@given(st.text())
+def test_json_is_read_or_refused(text: str) -> None:
+    assert parse_json(text, "tasks") is None or text.strip()
+
+
+def test_json() -> None:
+    assert parse_json('{"tasks": ["a"]}', "tasks") == ["a"]
+    for bad in ('{"tasks": "a"}', '["a"]', '{"tasks": ["a"', "null", '{"task": []}'):
+        assert parse_json(bad, "tasks") is None

@@ -1,0 +1,67 @@
+"""The seed tasks that ship: enough of them, of good form, no two alike."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+
+import orjson
+import pytest
+
+from instructgen.filters import Chain
+from instructgen.filters.control_tokens import ControlTokens
+from instructgen.filters.instance import Instance
+from instructgen.licences import check_licence
+from instructgen.seeds import load_seeds
+from instructgen.similarity import RougeLIndex
+from instructgen.similarity.scripts import fits_language
+from tests.conftest import ROOT
+
+GENERAL = ROOT / "seeds" / "general.jsonl"
+MULTILINGUAL = ROOT / "seeds" / "multilingual.jsonl"
+KEYS = ["id", "instruction", "input", "output", "kind", "category", "language", "license"]
+ROWS = [orjson.loads(line) for path in (GENERAL, MULTILINGUAL) for line in path.open("rb")]
+
+
+def test_counts() -> None:
+    general, _ = load_seeds([GENERAL])
+    assert len(general) >= 175
+    share = sum(s.kind == "classification" for s in general) / len(general)
+    assert 0.12 <= share <= 0.18
+    multilingual, _ = load_seeds([MULTILINGUAL])
+    per_language = Counter(s.language for s in multilingual)
+    assert set(per_language) == {"fa", "ar", "id", "ms", "zh", "es", "fr"}
+    assert min(per_language.values()) >= 15
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: r["id"])
+def test_form(row: dict) -> None:
+    assert list(row) == KEYS
+    for value in row.values():
+        assert unicodedata.is_normalized("NFC", value)
+        assert value == value.strip()
+        assert "http" not in value
+    assert row["license"] == check_licence(row["license"]) == "CC0-1.0"
+    assert row["kind"] in ("generation", "classification")
+    assert fits_language(row["instruction"], row["language"])
+
+
+def test_ids_are_unique() -> None:
+    assert len({r["id"] for r in ROWS}) == len(ROWS)
+
+
+def test_no_two_are_alike() -> None:
+    kept, rejected = RougeLIndex(0.7).gate([r["instruction"] for r in ROWS])
+    assert rejected == []
+    assert len(kept) == len(ROWS)
+
+
+def test_no_control_tokens() -> None:
+    seeds, _ = load_seeds([GENERAL, MULTILINGUAL])
+    chain = Chain([ControlTokens(), Instance()])
+    assert [r for s in seeds if (r := chain.reason(s, "row"))] == []
+
+
+def test_the_checks_can_fail() -> None:
+    _, rejected = RougeLIndex(0.7).gate([ROWS[0]["instruction"], ROWS[0]["instruction"] + " Now."])
+    assert len(rejected) == 1

@@ -1,0 +1,367 @@
+"""The run folder: what is on disk is whole, what is damaged is noticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructgen.engines import Completion
+from instructgen.errors import RunError, StorageError
+from instructgen.sample import (
+    Kind,
+    Origin,
+    Rejected,
+    Rejection,
+    Sample,
+    Score,
+    sample_of,
+    sample_row,
+)
+from instructgen.store import FORMAT, Run, find_row, publish, read_manifest, read_rows, write_atomic
+
+INFO = {"format": FORMAT, "run": "r1", "seeds": {"sha256": "", "rows": 0}}
+
+
+def completion(i: int) -> Completion:
+    return Completion(f"text {i} \u2028 \n ü", "stop", i, 2 * i)
+
+
+def begin(folder: Path, n: int = 3) -> None:
+    with Run.create(folder, INFO, []) as run:
+        for i in range(n):
+            run.record(i // 2, i % 2, f"d{i}", completion(i))
+        run.sync()
+
+
+def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
+    begin(tmp_path / "a", 5)
+    with Run.open(tmp_path / "a") as run:
+        assert len(run) == 5
+        entry = run.recorded(1, 1)
+        assert entry is not None
+        assert (entry.request_digest, entry.completion) == ("d3", completion(3))
+        assert run.recorded(9, 9) is None
+        run.record(9, 9, "d", completion(7))
+    with Run.open(tmp_path / "a") as run:
+        assert len(run) == 6
+
+
+@given(st.text(), st.text(max_size=5))
+def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, text: str, error: str) -> None:
+    folder = tmp_path_factory.mktemp("run") / "a"
+    with Run.create(folder, INFO, []) as run:
+        run.record(0, 0, "d", Completion(text, "error", 1, 2, error))
+    with Run.open(folder) as run:
+        entry = run.recorded(0, 0)
+        assert entry is not None
+        assert entry.completion == Completion(text, "error", 1, 2, error)
+
+
+def test_the_journal_cut_at_every_byte_of_its_last_two_records(tmp_path: Path) -> None:
+    begin(tmp_path / "a", 4)
+    journal = tmp_path / "a" / "journal.jsonl"
+    whole = journal.read_bytes()
+    lines = whole.split(b"\n")[:-1]
+    start = len(whole) - len(lines[-1]) - len(lines[-2]) - 2
+    for cut in range(start, len(whole) + 1):
+        journal.write_bytes(whole[:cut])
+        with Run.open(tmp_path / "a") as run:
+            assert len(run) == whole[:cut].count(b"\n")
+            torn = bool(whole[:cut]) and not whole[:cut].endswith(b"\n")
+            assert bool(run.healed) == torn
+        # The torn line is gone for good, so that the next record starts a line.
+        assert not journal.read_bytes() or journal.read_bytes().endswith(b"\n")
+
+
+def test_a_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
+    begin(tmp_path / "a", 20)
+    journal = tmp_path / "a" / "journal.jsonl"
+    whole = journal.read_bytes()
+    assert len(whole) > 3000
+    noticed = 0
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        journal.write_bytes(bytes(damaged))
+        if at == len(whole) - 1:
+            # The last line's end: taken for a torn line, said so, asked again.
+            with Run.open(tmp_path / "a") as run:
+                assert run.healed
+                assert len(run) == 19
+            noticed += 1
+            continue
+        with pytest.raises(RunError, match=r"damaged at byte \d+") as caught:
+            with Run.open(tmp_path / "a"):
+                pass
+        assert "truncate -s" in caught.value.hint
+        noticed += 1
+    assert noticed == len(whole)
+
+
+@pytest.mark.parametrize("edit", ["swap", "drop", "double"])
+def test_lines_moved_dropped_or_doubled_are_noticed(tmp_path: Path, edit: str) -> None:
+    begin(tmp_path / "a", 6)
+    journal = tmp_path / "a" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    changed = {
+        "swap": [lines[1], lines[0], *lines[2:]],
+        "drop": [*lines[:2], *lines[3:]],
+        "double": [*lines[:3], *lines[2:]],
+    }[edit]
+    journal.write_bytes(b"".join(changed))
+    with pytest.raises(RunError, match="damaged"), Run.open(tmp_path / "a"):
+        pass
+
+
+def test_the_journal_of_another_run_is_noticed(tmp_path: Path) -> None:
+    begin(tmp_path / "a")
+    with Run.create(tmp_path / "b", {**INFO, "run": "r2"}, []):
+        pass
+    (tmp_path / "b" / "journal.jsonl").write_bytes((tmp_path / "a" / "journal.jsonl").read_bytes())
+    with pytest.raises(RunError, match="damaged at byte 0"), Run.open(tmp_path / "b"):
+        pass
+
+
+def test_a_second_process_is_refused_and_the_first_unharmed(tmp_path: Path) -> None:
+    begin(tmp_path / "a")
+    code = (
+        "import sys; from pathlib import Path; from instructgen.store import Run\n"
+        "from instructgen.errors import RunError\n"
+        "try:\n"
+        "    with Run.open(Path(sys.argv[1])): print('opened')\n"
+        "except RunError as e: print(e)"
+    )
+    with Run.open(tmp_path / "a") as run:
+        out = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "a")],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "in use by another process" in out
+        run.record(5, 5, "d", completion(1))
+    with Run.open(tmp_path / "a") as run:
+        assert len(run) == 4
+
+
+def test_folders_that_are_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run"), Run.open(tmp_path / "none"):
+        pass
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "letter.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"holds letter\.txt"), Run.create(tmp_path / "x", INFO, []):
+        pass
+    assert (tmp_path / "x" / "letter.txt").read_text() == "mine"
+    begin(tmp_path / "a")
+    (tmp_path / "a" / "run.json").write_bytes(b"{")
+    with pytest.raises(RunError, match=r"run\.json cannot be read"), Run.open(tmp_path / "a"):
+        pass
+    (tmp_path / "a" / "run.json").write_bytes(orjson.dumps({**INFO, "format": 99}))
+    with pytest.raises(RunError, match="format 99"), Run.open(tmp_path / "a"):
+        pass
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(StorageError, match="f"), Run.create(tmp_path / "f", INFO, []):
+        pass
+
+
+# -- publishing -------------------------------------------------------------------------
+
+
+def samples(n: int = 5) -> list[Sample]:
+    origin = Origin("m", "model", "r", 1, 2, ("a", "b"), "f" * 64)
+    return [
+        Sample(
+            f"Do {i}",
+            "x" if i % 2 else "",
+            f"y{i}",
+            Kind.GENERATION,
+            None,
+            "en",
+            "s",
+            "MIT",
+            origin,
+            (Score("q", 0.5), Score("r", None, "could not be read")),
+        )
+        for i in range(n)
+    ]
+
+
+def rejected(n: int = 3) -> list[Rejected]:
+    rejection = Rejection("novelty", "too_similar", "detail", 0.8, "abc")
+    return [Rejected(s, rejection, "instructions", i) for i, s in enumerate(samples(n))]
+
+
+def put(folder: Path, n: int = 5) -> None:
+    publish(folder, samples(n), rejected(), lambda: "# card\n", {"rows": n})
+
+
+def test_published_rows_are_read_back(tmp_path: Path) -> None:
+    put(tmp_path / "d")
+    assert [sample_of(r) for r in read_rows(tmp_path / "d")] == samples()
+    manifest = read_manifest(tmp_path / "d")
+    assert manifest is not None
+    assert [f["rows"] for f in manifest["files"]] == [5, 3]
+    for row in map(sample_row, samples()):
+        assert find_row(tmp_path / "d", row["id"]) == ("data", row)
+    first = rejected()[0]
+    found = find_row(tmp_path / "d", first.id)
+    assert found is not None
+    assert (found[0], found[1]["reason"], found[1]["nearest"]) == ("rejected", "too_similar", "abc")
+    assert find_row(tmp_path / "d", "nope") is None
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    put(tmp_path / "a")
+    put(tmp_path / "b")
+    put(tmp_path / "b")
+    for file in sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file()):
+        other = tmp_path / "b" / file.relative_to(tmp_path / "a")
+        assert file.read_bytes() == other.read_bytes()
+
+
+def test_an_empty_dataset_is_a_dataset(tmp_path: Path) -> None:
+    publish(tmp_path / "d", [], [], lambda: "", {})
+    assert list(read_rows(tmp_path / "d")) == []
+    assert pq.read_schema(tmp_path / "d" / "data" / "part-00000.parquet").names[0] == "id"
+
+
+def test_parts_of_an_earlier_dataset_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instructgen.store._ROWS_PER_PART", 2)
+    put(tmp_path / "d", 5)
+    assert len(list((tmp_path / "d" / "data").iterdir())) == 3
+    assert [sample_of(r) for r in read_rows(tmp_path / "d")] == samples(5)
+    put(tmp_path / "d", 2)
+    assert len(list((tmp_path / "d" / "data").iterdir())) == 1
+
+
+def test_a_flipped_byte_in_a_part_is_found(tmp_path: Path) -> None:
+    publish(tmp_path / "d", samples(300), [], lambda: "", {})
+    path = tmp_path / "d" / "data" / "part-00000.parquet"
+    whole = path.read_bytes()
+    good = list(read_rows(tmp_path / "d"))
+    places = range(4, len(whole) - 4, max(1, len(whole) // 200))
+    for at in places:
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x10
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(RunError, match="is damaged"):
+            list(read_rows(tmp_path / "d"))
+    # pyarrow's own checksums find most of it, for readers that know no manifest.
+    silent = 0
+    for at in places:
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x10
+        path.write_bytes(bytes(damaged))
+        try:
+            silent += pq.read_table(path, page_checksum_verification=True).to_pylist() != good
+        except (OSError, ValueError, MemoryError):
+            continue
+    assert silent <= len(places) // 20
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync", "write_table"])
+def test_no_half_written_file_has_a_final_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Fail the n-th call of each kind: what stands is whole, and no manifest says otherwise."""
+    targets = {
+        "replace": (Path, "replace"),
+        "fsync": (os, "fsync"),
+        "write_table": (pq, "write_table"),
+    }
+    owner, name = targets[call]
+    original = getattr(owner, name)
+    for fail_at in range(12):
+        folder = tmp_path / str(fail_at)
+        calls = 0
+
+        def failing(*args, _at=fail_at, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == _at + 1:
+                raise OSError(28, "No space left on device")
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as m:
+            m.setattr(owner, name, failing)
+            try:
+                put(folder)
+                finished = True
+            except StorageError as error:
+                finished = False
+                assert "No space left" in str(error)
+        for path in folder.rglob("part-*.parquet"):
+            pq.read_table(path)
+        if not finished:
+            complete = read_manifest(folder)
+            assert complete is None or call == "fsync"
+        put(folder)
+        assert [sample_of(r) for r in read_rows(folder)] == samples()
+        if finished:
+            break
+    assert finished
+    assert fail_at > 0
+
+
+def test_a_full_disk_is_said_and_survived(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the journal's growth fail as a full disk does."""
+    code = """
+import resource, signal, sys
+from pathlib import Path
+import instructgen
+from instructgen.errors import StorageError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = int(sys.argv[3])
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    instructgen.generate(sys.argv[1], 20, sys.argv[2], engine="echo")
+except StorageError as error:
+    print(error); sys.exit(1)
+"""
+    from tests.conftest import ROOT
+    from tests.test_loop import tree_digest
+
+    seeds = str(ROOT / "seeds" / "general.jsonl")
+    full, plain = tmp_path / "full" / "run", tmp_path / "plain" / "run"
+
+    def go(out: Path, limit: int) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-c", code, seeds, str(out), str(limit)]
+        return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    size = (ROOT / "seeds" / "general.jsonl").stat().st_size
+    seen = set()
+    for limit in (size // 2, 3 * size, 3 * size + 40_000):
+        done = go(full, limit)
+        if done.returncode:
+            assert done.returncode == 1, done.stderr
+            assert "cannot be written" in done.stdout
+            seen.add(done.stdout.split(":")[0].rsplit("/", 1)[-1])
+    assert seen
+    assert go(full, 0).returncode == 0
+    assert go(plain, 0).returncode == 0
+    assert tree_digest(full) == tree_digest(plain)
+
+
+def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    write_atomic(path, [b"old"])
+
+    def chunks():
+        yield b"new"
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomic(path, chunks())
+    assert path.read_bytes() == b"old"
