@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 __all__ = ["explain", "generate", "preview", "rebuild"]
 
 if TYPE_CHECKING:
-    from instructgen.explain import explain
-    from instructgen.generate import generate, rebuild
-    from instructgen.preview import preview
+    from instructgen.commands.explain import explain
+    from instructgen.commands.generate import generate, rebuild
+    from instructgen.commands.preview import preview
 
 _MODULES = {
     "explain": "explain",
@@ -29,6 +29,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'instructgen' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"instructgen.{_MODULES[name]}"), name)
+    value = getattr(import_module(f"instructgen.commands.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

@@ -27,9 +27,9 @@ from instructgen.errors import InstructgenError
 from instructgen.plugins import suggest
 
 if TYPE_CHECKING:
-    from instructgen.explain import Explanation
-    from instructgen.generate import GenerateResult
-    from instructgen.preview import Forecast
+    from instructgen.commands.explain import Explanation
+    from instructgen.commands.generate import GenerateResult
+    from instructgen.commands.preview import Forecast
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -128,7 +128,7 @@ def generate(out: Path, show: int, as_json: bool, quiet: bool, **options: Any) -
       instructgen generate --seeds seeds/general.jsonl --target 200 --out runs/a
       instructgen generate --seeds dolly.jsonl --target 1000 --out runs/dolly --model my/model
     """
-    from instructgen.generate import generate as run
+    from instructgen.commands.generate import generate as run
     from instructgen.progress import watching
 
     with watching(_err, show=not quiet and not as_json) as watch:
@@ -154,7 +154,7 @@ def preview(as_json: bool, quiet: bool, **options: Any) -> None:
     Example:
       instructgen preview --seeds seeds/general.jsonl --target 5000
     """
-    from instructgen.preview import preview as run
+    from instructgen.commands.preview import preview as run
     from instructgen.progress import watching
 
     with watching(_err, show=not quiet and not as_json) as watch:
@@ -173,7 +173,7 @@ def explain(out: Path, row_id: str, as_json: bool) -> None:
     Example:
       instructgen explain runs/a 3f2a9c0d11e84b57
     """
-    from instructgen.explain import explain as run
+    from instructgen.commands.explain import explain as run
 
     _print_explanation(run(out, row_id), as_json)
 
@@ -188,7 +188,7 @@ def rebuild(out: Path, as_json: bool) -> None:
     Example:
       instructgen rebuild runs/a
     """
-    from instructgen.generate import rebuild as run
+    from instructgen.commands.generate import rebuild as run
 
     _print_result(run(out), as_json)
 

@@ -30,9 +30,7 @@ ORDER = [
     "loop",
     "drive",
     "card",
-    "generate",
-    "preview",
-    "explain",
+    "commands",
     "progress",
     "cli",
 ]
@@ -83,7 +81,7 @@ def test_import_is_light() -> None:
 def test_core_needs_no_model_packages() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'vllm', 'transformers']));"
-        "import instructgen.cli, instructgen.generate, instructgen.explain, instructgen.preview;"
+        "import instructgen.cli; from instructgen import explain, generate, preview, rebuild;"
         "from instructgen.plugins import classes;"
         "print(*[len(classes(g)) for g in ('filters', 'sources', 'engines', 'methods')])"
     )

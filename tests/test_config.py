@@ -52,20 +52,29 @@ def test_options_go_over_the_recipe(tmp_path: Path) -> None:
 BAD = {
     "no TOML": ("[generate", "no valid TOML"),
     "unknown table": ("[genrate]\n", "genrate: unknown table. Did you mean generate"),
-    "unknown key": ("[generate]\nbatchsize = 3\n", "generate.batchsize: unknown key. Did you mean batch_size"),
-    "out of range": ("[generate]\nbatch_size = 0\n", "generate.batch_size: input should be greater"),
+    "unknown key": (
+        "[generate]\nbatchsize = 3\n",
+        "generate.batchsize: unknown key. Did you mean batch_size",
+    ),
+    "out of range": (
+        "[generate]\nbatch_size = 0\n",
+        "generate.batch_size: input should be greater",
+    ),
     "wrong type": ('[generate]\nseed = "x"\n', "generate.seed: input should be a valid integer"),
     "nested": ("[method.instructions]\ntemprature = 1\n", "temprature: unknown key"),
     "unknown filter": ('[[filters]]\nname = "novelti"\n', "Did you mean novelty"),
     "filter without name": ("[[filters]]\nthreshold = 1\n", '"name" is missing'),
     "filters no list": ("[filters]\nx = 1\n", "filters: not a list"),
     "unknown list": ('[[filters]]\nname = "wording"\nlists = ["nope"]\n', "none of the word lists"),
-    "threshold": ('[[filters]]\nname = "novelty"\nthreshold = 7\n', "filters 1 (novelty).threshold"),
+    "threshold": (
+        '[[filters]]\nname = "novelty"\nthreshold = 7\n',
+        "filters 1 (novelty).threshold",
+    ),
     "dotted path": ('[[filters]]\nname = "os.system"\n', "none of the filters"),
     "unknown method": ('[method]\nname = "magic"\n', "none of the methods"),
     "not UTF-8": (b"[generate]\nseed = \xff\n", "no valid TOML"),
     "table as value": ("generate = 3\n", "generate: not a table"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -179,7 +179,7 @@ def test_no_kept_instruction_is_too_similar_to_any_seed_or_other() -> None:
     texts = [s.instruction for s in loop.pool.seeds] + [
         t.sample.instruction for t in loop.pool.tasks
     ]
-    kept, rejected = RougeLIndex(0.7).gate(texts)
+    _, rejected = RougeLIndex(0.7).gate(texts)
     assert rejected == []
 
 

@@ -91,7 +91,7 @@ def test_language_of_rows_that_name_none(tmp_path: Path) -> None:
 
 def test_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"question": "x", "answer": "y"}\n')
-    with pytest.raises(InputError, match="answer, question.*dolly: context"):
+    with pytest.raises(InputError, match=r"answer, question.*dolly: context"):
         list(read(path))
 
 

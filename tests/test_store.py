@@ -98,9 +98,11 @@ def test_a_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
                 assert len(run) == 19
             noticed += 1
             continue
-        with pytest.raises(RunError, match=r"damaged at byte \d+") as caught:
-            with Run.open(tmp_path / "a"):
-                pass
+        with (
+            pytest.raises(RunError, match=r"damaged at byte \d+") as caught,
+            Run.open(tmp_path / "a"),
+        ):
+            pass
         assert "truncate -s" in caught.value.hint
         noticed += 1
     assert noticed == len(whole)
@@ -265,7 +267,7 @@ def test_a_flipped_byte_in_a_part_is_found(tmp_path: Path) -> None:
         path.write_bytes(bytes(damaged))
         try:
             silent += pq.read_table(path, page_checksum_verification=True).to_pylist() != good
-        except (OSError, ValueError, MemoryError):
+        except (OSError, ValueError, MemoryError, NotImplementedError):
             continue
     assert silent <= len(places) // 20
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from instructgen.commands.generate import generate, rebuild
 from instructgen.errors import RunError
-from instructgen.generate import generate, rebuild
 from tests.conftest import ROOT
 from tests.test_loop import tree_digest
 
@@ -38,8 +38,8 @@ def counting(self, requests):
         yield item
 EchoEngine.complete = counting
 KILL
-generate(sys.argv[1], %d, sys.argv[2], engine="echo", batch_size=%d)
-""" % (TARGET, BATCH)
+generate(sys.argv[1], TARGET, sys.argv[2], engine="echo", batch_size=BATCH)
+"""
 
 # Dies at the n-th call that changes the disk, before or after it.
 KILL = """
@@ -67,6 +67,7 @@ pathlib.Path.unlink = deadly(pathlib.Path.unlink)
 
 def start(out: Path, calls: Path, pace: float = 0.0, *kill: str) -> subprocess.Popen[bytes]:
     code = CHILD.replace("KILL", KILL if kill else "")
+    code = code.replace("TARGET", str(TARGET)).replace("BATCH", str(BATCH))
     argv = [sys.executable, "-c", code, str(SEEDS), str(out), str(calls), str(pace), *kill]
     return subprocess.Popen(argv, stderr=subprocess.PIPE)
 

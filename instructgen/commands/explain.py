@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instructgen.commands.generate import reopen
 from instructgen.drive import Progress, drive
 from instructgen.engines import Request
 from instructgen.errors import InputError
-from instructgen.generate import reopen
 from instructgen.loop import Loop
 from instructgen.sample import Sample
 from instructgen.similarity import RougeLIndex

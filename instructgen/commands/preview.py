@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from instructgen.commands.generate import begin, configure, form_of, read_seeds
 from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
-from instructgen.generate import begin, configure, form_of, read_seeds
 from instructgen.loop import Loop
 from instructgen.sample import Sample
 from instructgen.sources import OnBadRow

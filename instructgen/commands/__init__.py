@@ -1,0 +1,1 @@
+"""The commands, one file each: what the command line and `import instructgen` call."""
