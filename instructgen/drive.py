@@ -20,6 +20,7 @@ from instructgen.store import Run
 
 _FAILURES_LOOKED_AT = 20
 _FAILURES_NEEDED = 10
+_SECOND_CHANCES = 3
 
 
 @dataclass(slots=True)
@@ -156,10 +157,17 @@ class _Desk:
             for open_number, open_batch in self._batches.items():
                 if not open_batch.asked:
                     self._ask(self._supervisor, open_number, open_batch)
-        while not batch.whole:
-            self._receive(self._inbox.get())
-        # A failure is recorded only now: requests that met a dying server must
-        # be asked again when the run is resumed.
+        for _ in range(_SECOND_CHANCES + 1):
+            while not batch.whole:
+                self._receive(self._inbox.get())
+            # A failure becomes a row's fate only when the server has answered
+            # something since: else it is down, and the request is not to blame.
+            doubtful = [i for i, c in batch.failed.items() if c.retryable and self._failures[-1]]
+            if not doubtful or self._supervisor is None:
+                break
+            for i in doubtful:
+                del batch.failed[i]
+            self._ask(self._supervisor, number, batch)
         for i, completion in sorted(batch.failed.items()):
             self._record(number, i, completion)
         if self._supervisor is not None:
@@ -176,7 +184,9 @@ class _Desk:
 
     def _ask(self, supervisor: Supervisor, number: int, batch: _Batch) -> None:
         batch.asked = True
-        missing = [i for i in range(len(batch.requests)) if i not in batch.done]
+        missing = [
+            i for i in range(len(batch.requests)) if i not in batch.done and i not in batch.failed
+        ]
         if not missing:
             return
         p = self._progress

@@ -67,18 +67,23 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came back: the text, why it ended, and what it cost in tokens."""
+    """What came back: the text, why it ended, and what it cost in tokens.
+
+    ``retryable`` marks an error that may be the server's state rather than the
+    request's fault.
+    """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int = 0
     output_tokens: int = 0
     error: str | None = None
+    retryable: bool = False
 
     @classmethod
-    def failed(cls, error: str, prompt_tokens: int = 0) -> Completion:
+    def failed(cls, error: str, prompt_tokens: int = 0, *, retryable: bool = False) -> Completion:
         """The completion of a request that failed alone."""
-        return cls("", "error", prompt_tokens, 0, error)
+        return cls("", "error", prompt_tokens, 0, error, retryable)
 
 
 class Engine(BaseModel, ABC):

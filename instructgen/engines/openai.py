@@ -122,7 +122,7 @@ class OpenAIEngine(Engine):
                     # Full jitter keeps clients that failed together apart.
                     wait_s = min(self.max_wait_s, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
                 self._sleep(min(wait_s, self.max_wait_s))
-        return Completion.failed(f"{last} ({self.max_retries + 1} tries)")
+        return Completion.failed(f"{last} ({self.max_retries + 1} tries)", retryable=True)
 
     def _try(self, request: Request) -> Completion:
         assert self._client is not None

@@ -1,0 +1,214 @@
+"""The command line as a person meets it: one clear line for what is wrong, exit codes, JSON."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pandas as pd
+import pytest
+
+from instructgen.cli import printable
+from tests.conftest import ROOT
+
+COMMAND = str(Path(sys.executable).parent / "instructgen")
+SEEDS = str(ROOT / "seeds" / "general.jsonl")
+
+
+def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *map(str, args)], capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "a"
+    done = run("generate", "--seeds", SEEDS, "--target", 12, "--engine", "echo", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+GOOD = b'{"instruction": "Say hello to them", "context": "", "response": "Hi."}\n'
+BAD_SEEDS = {
+    "broken line": (
+        GOOD + b'{"instruction": \n',
+        ["line 2", "no valid JSON", "--on-bad-row reject"],
+    ),
+    "missing field": (GOOD + b'{"instruction": "a"}\n', ["line 2", '"response" is missing']),
+    "invalid UTF-8": (GOOD + GOOD.replace(b"Hi", b"\xff"), ["line 2", "no valid JSON"]),
+    "empty": (b"", ["the file is empty"]),
+    "unknown format": (b'{"a": 1}\n', ["no known format", "dolly"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SEEDS)
+def test_bad_seed_files(tmp_path: Path, name: str) -> None:
+    content, wanted = BAD_SEEDS[name]
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(content)
+    done = run(
+        "generate", "--seeds", path, "--target", 5, "--engine", "echo", "--out", tmp_path / "o"
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    for text in [str(path), *wanted]:
+        assert text in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+BAD_OPTIONS = {
+    "wrong extension": (["--seeds", "Makefile", "--target", 5], "this kind of file is not read"),
+    "no such seeds": (["--seeds", "none.jsonl", "--target", 5], "none.jsonl: no such file"),
+    "target of 0": (["--seeds", SEEDS, "--target", 0], "greater than or equal to 1"),
+    "target no number": (["--seeds", SEEDS, "--target", "many"], "not a valid integer"),
+    "no such model": (["--seeds", SEEDS, "--target", 5, "--model", "./none"], "no such folder"),
+    "model is a file": (["--seeds", SEEDS, "--target", 5, "--model", "Makefile"], "no such folder"),
+    "folder is no model": (["--seeds", SEEDS, "--target", 5, "--model", "docs"], "no config.json"),
+    "unknown engine": (["--seeds", SEEDS, "--target", 5, "--engine", "vlm"], "vlm"),
+    "unknown recipe": (
+        ["--seeds", SEEDS, "--target", 5, "--recipe", "defalt"],
+        "Did you mean default",
+    ),
+    "bad licence": (
+        ["--seeds", SEEDS, "--target", 5, "--license", "nope"],
+        "'nope' is no SPDX licence",
+    ),
+    "unknown option": (["--seeds", SEEDS, "--target", 5, "--modle", "x"], "--model"),
+    "chat without template": (
+        ["--seeds", SEEDS, "--target", 5, "--engine", "echo", "--recipe", "chat.toml"],
+        "no chat template",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options(tmp_path: Path, name: str) -> None:
+    args, wanted = BAD_OPTIONS[name]
+    for file in ("Makefile", "docs"):
+        (tmp_path / file).symlink_to(ROOT / file)
+    (tmp_path / "chat.toml").write_text('[method]\nstyle = "chat"\n')
+    done = run("generate", *args, "--out", "o", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert wanted in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_reject_carries_on_and_says_how_many(tmp_path: Path) -> None:
+    lines = (ROOT / "seeds" / "general.jsonl").read_bytes().splitlines(keepends=True)[:30]
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(b"".join([*lines, b"{\n", b"{\n"]))
+    args = ["--seeds", path, "--target", 3, "--engine", "echo", "--on-bad-row", "reject"]
+    done = run("generate", *args, "--out", tmp_path / "o")
+    assert done.returncode == 0
+    assert "2 seed rows could not be used" in done.stdout
+
+
+def test_generate_prints_where_things_are(made: Path) -> None:
+    args = ["--seeds", SEEDS, "--target", 12, "--engine", "echo", "--show", 10]
+    done = run("generate", *args, "--out", made)
+    assert f"dataset  {made}/data/part-00000.parquet" in done.stdout
+    assert f"card     {made}/README.md" in done.stdout
+    assert done.stdout.count("output  ") == 10
+
+
+def test_a_run_that_falls_short_says_so(tmp_path: Path) -> None:
+    args = ["--seeds", SEEDS, "--target", 9999, "--engine", "echo", "--max-tokens-total", 20_000]
+    done = run("generate", *args, "--out", tmp_path / "o")
+    assert done.returncode == 3
+    assert "tokens used" in done.stdout
+    assert (tmp_path / "o" / "manifest.json").exists()
+
+
+def test_json(tmp_path: Path, made: Path) -> None:
+    args = ["--seeds", SEEDS, "--target", 12, "--engine", "echo", "--json"]
+    result = orjson.loads(run("generate", *args, "--out", made).stdout)
+    assert (result["rows"], result["stopped"]["reason"]) == (12, "target")
+    forecast = orjson.loads(run("preview", *args).stdout)
+    assert forecast["kept_rows"] > 0
+    assert forecast["output_tokens"] > 0
+    row_id = pd.read_parquet(made / "data")["id"][0]
+    assert orjson.loads(run("explain", made, row_id, "--json").stdout)["kept"]
+    assert orjson.loads(run("rebuild", made, "--json").stdout)["rows"] == 12
+
+
+def test_preview_keeps_nothing(tmp_path: Path) -> None:
+    done = run("preview", "--seeds", SEEDS, "--target", 5000, "--engine", "echo", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("tokens", "acceptance", "too similar", "Nothing was kept"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_explain_a_kept_row(made: Path) -> None:
+    row = pd.read_parquet(made / "data").iloc[3]
+    done = run("explain", made, row["id"])
+    assert done.returncode == 0
+    assert f"{row['id']}  kept" in done.stdout
+    for parent in row["origin"]["parents"]:
+        assert parent in done.stdout
+    for text in ("model echo", "CC0-1.0", "Come up with a series of tasks", "nearest", "novelty"):
+        assert text in done.stdout
+    assert done.stdout.count("completion") >= 2
+
+
+@pytest.mark.parametrize("reason", ["too_similar", "not_expanded", "too_short", "no_instances"])
+def test_explain_a_rejected_one(made: Path, reason: str) -> None:
+    rejected = pd.read_parquet(made / "rejected")
+    row = rejected[rejected["reason"] == reason].iloc[0]
+    done = run("explain", made, row["id"])
+    assert done.returncode == 0, done.stderr
+    assert f"rejected by {row['filter']}: {reason}" in done.stdout
+    if reason == "too_similar":
+        assert row["nearest"] in done.stdout
+
+
+def test_explained_prompts_are_the_ones_that_were_asked(made: Path) -> None:
+    import hashlib
+
+    from instructgen import explain
+
+    for table in ("data", "rejected"):
+        for _, row in pd.read_parquet(made / table).iloc[::6].iterrows():
+            e = explain(made, row["id"])
+            digests = {hashlib.sha256(w.prompt.encode()).hexdigest() for w in e.written}
+            assert row["origin"]["prompt_sha256"] in digests
+
+
+def test_unknown_row_and_folder(made: Path, tmp_path: Path) -> None:
+    done = run("explain", made, "0000")
+    assert (done.returncode, "no row has the id 0000" in done.stderr) == (2, True)
+    for command in (["explain", tmp_path, "x"], ["rebuild", tmp_path]):
+        done = run(*command)
+        assert done.returncode == 2
+        assert "is no run" in done.stderr
+
+
+def test_mistyped_command() -> None:
+    done = run("genrate")
+    assert done.returncode == 2
+    assert "Did you mean generate?" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "preview", "explain", "rebuild"])
+def test_help_has_an_example(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"  instructgen {command}" in done.stdout
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    args = ["--seeds", SEEDS, "--target", 5, "--engine", "echo", "--out", tmp_path / "o"]
+    done = run("generate", *args)
+    assert "rows, batch" in done.stderr
+    assert "\x1b" not in done.stderr
+    assert run("generate", *args, "-q").stderr == ""
+
+
+def test_terminal_output_is_stripped_of_control_characters() -> None:
+    hostile = "a\x1b[31mred\x07\u202eevil\ttab\nline\u200cjoin"
+    assert printable(hostile) == "a\ufffd[31mred\ufffd\ufffdevil\ttab\nline\u200cjoin"

@@ -1,0 +1,323 @@
+"""The HTTP engine against a scripted server that does everything wrong. Clock and sleep are virtual."""
+
+from __future__ import annotations
+
+import email.utils
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+import instructgen
+from instructgen.engines import Completion, Request, Sampling
+from instructgen.engines.openai import OpenAIEngine
+from instructgen.errors import EngineError
+from instructgen.sample import Message
+from instructgen.store import read_rows
+from tests.conftest import ROOT
+
+NOW = 1_800_000_000.0
+GOOD = {
+    "choices": [{"text": "fine", "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+}
+
+
+class Server:
+    """Plays a list of answers, one a request; the last one for ever."""
+
+    def __init__(self, *script: Callable[[Any], None]) -> None:
+        self.script = list(script)
+        self.bodies: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                self.body = orjson.loads(body)
+                with outer.lock:
+                    outer.bodies.append(orjson.loads(body))
+                    outer.paths.append(self.path)
+                    outer.headers.append(dict(self.headers))
+                    step = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
+                step(self)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+def reply(status: int = 200, body: Any = GOOD, headers: dict[str, str] | None = None):
+    data = body if isinstance(body, bytes) else orjson.dumps(body)
+
+    def step(handler: Any) -> None:
+        handler.send_response(status)
+        for name, value in (headers or {}).items():
+            handler.send_header(name, value)
+        handler.send_header("content-length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return step
+
+
+def half_a_body(handler: Any) -> None:
+    handler.send_response(200)
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.wfile.flush()
+    handler.connection.close()
+
+
+def reset(handler: Any) -> None:
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+
+
+def hang(handler: Any) -> None:
+    threading.Event().wait(3)
+
+
+def engine_for(server: Server, **options: Any) -> tuple[OpenAIEngine, list[float]]:
+    engine = OpenAIEngine(model="m", base_url=server.url, **options)
+    slept: list[float] = []
+    object.__setattr__(engine, "_sleep", slept.append)
+    object.__setattr__(engine, "_now", lambda: NOW)
+    return engine, slept
+
+
+def ask(engine: OpenAIEngine, n: int = 1) -> list[Completion]:
+    given = [Request(f"prompt {i}", Sampling(max_tokens=9, seed=i)) for i in range(n)]
+    answers = dict(engine.complete(given))
+    return [answers[i] for i in range(n)]
+
+
+def test_a_completion_and_its_cost() -> None:
+    server = Server(reply())
+    engine, _ = engine_for(server)
+    assert ask(engine) == [Completion("fine", "stop", 7, 3)]
+    assert server.paths == ["/v1/completions"]
+    body = server.bodies[0]
+    assert (body["model"], body["prompt"], body["seed"], body["max_tokens"]) == (
+        "m",
+        "prompt 0",
+        0,
+        9,
+    )
+    assert "stop" not in body
+
+
+def test_a_chat_with_a_schema() -> None:
+    chat = {"choices": [{"message": {"content": "hi"}, "finish_reason": "length"}]}
+    server = Server(reply(body=chat))
+    engine, _ = engine_for(server)
+    schema = {"type": "object"}
+    request = Request((Message("user", "Hello"),), Sampling(stop=("x",)), schema=schema)
+    ((_, answer),) = engine.complete([request])
+    assert answer == Completion("hi", "length", 0, 0)
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Hello"}]
+    assert server.bodies[0]["response_format"]["json_schema"]["schema"] == schema
+    assert server.bodies[0]["stop"] == ["x"]
+
+
+LATER = email.utils.formatdate(NOW + 9, usegmt=True)
+TRANSIENT = {
+    "408": (reply(408), None),
+    "429": (reply(429), None),
+    "429, seconds": (reply(429, headers={"Retry-After": "5"}), 5.0),
+    "429, date": (reply(429, headers={"Retry-After": LATER}), 9.0),
+    "429, a date long past": (
+        reply(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        0.0,
+    ),
+    "429, nonsense": (reply(429, headers={"Retry-After": "soon"}), None),
+    "429, an hour": (reply(429, headers={"Retry-After": "3600"}), 60.0),
+    "500": (reply(500), None),
+    "502": (reply(502, b"<html>"), None),
+    "503": (reply(503), None),
+    "529": (reply(529), None),
+    "half a body": (half_a_body, None),
+    "reset": (reset, None),
+    "invalid JSON": (reply(200, b"{"), None),
+    "no choices": (reply(200, {"choices": []}), None),
+    "choices of another shape": (reply(200, {"choices": [{"delta": {}}]}), None),
+    "not an object": (reply(200, [1]), None),
+    "200 with an error": (reply(200, {"error": {"message": "overloaded"}}), None),
+    "hang": (hang, None),
+}
+
+
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_what_passes_is_tried_again(name: str) -> None:
+    step, wait_s = TRANSIENT[name]
+    server = Server(step, step, reply())
+    engine, slept = engine_for(server, timeout_s=0.5)
+    assert ask(engine) == [Completion("fine", "stop", 7, 3)]
+    assert len(server.bodies) == 3
+    if wait_s is not None:
+        assert slept == [wait_s, wait_s]
+    else:
+        assert 0.25 <= slept[0] <= 0.5
+        assert 0.5 <= slept[1] <= 1.0
+
+
+def test_backoff_doubles_up_to_its_cap_and_ends() -> None:
+    server = Server(reply(503))
+    engine, slept = engine_for(server, max_retries=8, max_wait_s=10.0)
+    (answer,) = ask(engine)
+    assert answer.finish_reason == "error"
+    assert answer.error == "HTTP 503 (9 tries)"
+    assert len(server.bodies) == 9
+    assert len(slept) == 8
+    caps = [min(10.0, 0.5 * 2**n) for n in range(8)]
+    assert all(c / 2 <= s <= c for s, c in zip(slept, caps, strict=True))
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_refused_request_fails_alone_and_is_not_repeated(status: int, at: int) -> None:
+    refuse = reply(status, {"error": {"message": "too long"}})
+    script = [reply(), reply(), reply()]
+    script[at] = refuse
+    server = Server(*script, reply())
+    engine, slept = engine_for(server, concurrency=1)
+    answers = ask(engine, 3)
+    assert [a.finish_reason for a in answers].count("error") == 1
+    assert "too long" in str(answers[at].error)
+    assert len(server.bodies) == 3
+    assert slept == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_path_or_model_stops_at_once(status: int) -> None:
+    server = Server(reply(status, {"error": "who are you"}))
+    engine, _ = engine_for(server, concurrency=1)
+    with pytest.raises(EngineError, match=f"HTTP {status}") as caught:
+        ask(engine, 3)
+    assert "OPENAI_API_KEY" in caught.value.hint
+
+
+def test_an_unknown_finish_reason_is_no_finished_text() -> None:
+    server = Server(reply(200, {"choices": [{"text": "x", "finish_reason": "content_filter"}]}))
+    engine, _ = engine_for(server)
+    assert ask(engine)[0].finish_reason == "error"
+
+
+def test_no_model_named() -> None:
+    with pytest.raises(EngineError, match="--model"):
+        list(OpenAIEngine().complete([Request("x", Sampling())]))
+
+
+# -- whole runs ---------------------------------------------------------------------------
+
+
+def echoing(handler: Any) -> None:
+    """A server that writes as the echo engine does."""
+    from instructgen.engines.echo import _continue
+
+    body = handler.body
+    request = Request(
+        body["prompt"],
+        Sampling(
+            max_tokens=body["max_tokens"], stop=tuple(body.get("stop", ())), seed=body["seed"]
+        ),
+    )
+    c = _continue(request)
+    reply(
+        200,
+        {
+            "choices": [{"text": c.text, "finish_reason": c.finish_reason}],
+            "usage": {"prompt_tokens": c.prompt_tokens, "completion_tokens": c.output_tokens},
+        },
+    )(handler)
+
+
+class EchoServer(Server):
+    """Counts and answers; fails with 503 from the ``fail_from``-th request on."""
+
+    def __init__(self, fail_from: int | None = None) -> None:
+        self.fail_from = fail_from
+        super().__init__(self._answer)
+
+    def _answer(self, handler: Any) -> None:
+        down = self.fail_from is not None and len(self.bodies) >= self.fail_from
+        (reply(503) if down else echoing)(handler)
+
+
+RECIPE = """
+[method]
+style = "completion"
+[engine]
+name = "openai"
+model = "m"
+base_url = "{url}"
+chat = false
+concurrency = 1
+max_retries = 1
+max_wait_s = 0.01
+"""
+
+
+def recipe_for(server: Server, tmp_path: Path) -> str:
+    path = tmp_path / "server.toml"
+    filters = (ROOT / "filters" / "default.toml").read_text()
+    path.write_text(RECIPE.format(url=server.url) + filters)
+    return str(path)
+
+
+def test_an_outage_stops_the_run_and_nothing_is_bought_twice(tmp_path: Path) -> None:
+    seeds = ROOT / "seeds" / "general.jsonl"
+    server = EchoServer(fail_from=40)
+    recipe = recipe_for(server, tmp_path)
+    with pytest.raises(EngineError, match="requests failed") as caught:
+        instructgen.generate(seeds, 20, tmp_path / "run", recipe=recipe, batch_size=8)
+    assert "resumes" in caught.value.hint
+    paid = 39
+    server.fail_from = None
+    before = len(server.bodies)
+    result = instructgen.generate(seeds, 20, tmp_path / "run", recipe=recipe, batch_size=8)
+    assert result.rows == 20
+    assert result.replayed >= paid - 1
+    assert len(server.bodies) - before == result.asked
+
+    undisturbed = EchoServer()
+    other = tmp_path / "other"
+    other.mkdir()
+    instructgen.generate(
+        seeds, 20, other / "run", recipe=recipe_for(undisturbed, other), batch_size=8
+    )
+    assert [r["id"] for r in read_rows(other / "run")] == [
+        r["id"] for r in read_rows(tmp_path / "run")
+    ]
+
+
+def test_the_key_is_sent_and_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = "sk-canary-2f9a1c"
+    monkeypatch.setenv("OPENAI_API_KEY", canary)
+    server = EchoServer()
+    seeds = ROOT / "seeds" / "general.jsonl"
+    out = tmp_path / "run"
+    instructgen.generate(seeds, 5, out, recipe=recipe_for(server, tmp_path), batch_size=8)
+    assert server.headers[0]["Authorization"] == f"Bearer {canary}"
+    for path in out.rglob("*"):
+        assert path.is_dir() or canary.encode() not in path.read_bytes(), path
