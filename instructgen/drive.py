@@ -31,6 +31,7 @@ class Progress:
     loop: Loop
     started: float = field(default_factory=time.monotonic)
     engine_started: float | None = None
+    ended: float | None = None
     busy_until: float = 0.0
     idle_s: float = 0.0
     outstanding: int = 0
@@ -40,8 +41,10 @@ class Progress:
 
     @property
     def engine_s(self) -> float:
-        """Seconds since the engine was ready for its first request."""
-        return 0.0 if self.engine_started is None else time.monotonic() - self.engine_started
+        """Seconds from the engine's being ready to now, or to the end of the run."""
+        if self.engine_started is None:
+            return 0.0
+        return (self.ended or time.monotonic()) - self.engine_started
 
     @property
     def tokens_per_s(self) -> float:
@@ -96,6 +99,7 @@ def drive(
             if watch is not None:
                 watch(progress)
     finally:
+        progress.ended = time.monotonic()
         # Also on Ctrl-C and when the engine gives up: nothing paid for is lost.
         desk.save()
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import queue
 import threading
+import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +24,8 @@ from pydantic import Field, PrivateAttr
 from instructgen.engines import Completion, Engine, FinishReason, Request, check_schema_binds
 from instructgen.engines.models import default_model, has_gpu, model_digest, model_folder
 from instructgen.errors import EngineDied, EngineError
+
+_WATCH_EVERY_S = 0.5
 
 _Answer = tuple[int, Completion] | EngineDied
 
@@ -135,6 +140,9 @@ class VllmEngine(Engine):
         self._tokenizer = self._llm.get_tokenizer()
         self._thread = threading.Thread(target=self._run, args=(self._llm,), daemon=True)
         self._thread.start()
+        core = self._llm.llm_engine.engine_core
+        if hasattr(core, "outputs_queue"):
+            threading.Thread(target=_wake_when_dead, args=(weakref.ref(core),), daemon=True).start()
 
     def _drop(self) -> None:
         llm, self._llm, self._thread, self._death = self._llm, None, None, None
@@ -163,11 +171,11 @@ class VllmEngine(Engine):
         else:
             options = {"gpu_memory_utilization": self.gpu_memory_utilization}
         eager = self.enforce_eager if self.enforce_eager is not None else cpu
+        # About vLLM's own use of torch, which our users cannot mend.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
+        logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
         try:
-            with warnings.catch_warnings():
-                # About vLLM's own use of torch: nothing for our users to do.
-                warnings.simplefilter("ignore", FutureWarning)
-                from vllm import LLM
+            from vllm import LLM
 
             return LLM(
                 model=model_folder(self.model),
@@ -274,6 +282,22 @@ class VllmEngine(Engine):
         self._waiting.clear()
 
 
+def _wake_when_dead(core: weakref.ref[Any]) -> None:
+    """Wake whoever waits for a core that was killed.
+
+    vLLM's synchronous client notes the death of its core's process but leaves
+    `get_output` waiting for ever (seen with 0.32: SyncMPClient.get_output).
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    while (client := core()) is not None:
+        if client.resources.engine_dead:
+            client.outputs_queue.put_nowait(EngineDeadError())
+            return
+        del client
+        time.sleep(_WATCH_EVERY_S)
+
+
 def _prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
     if isinstance(request.prompt, str):
         return list(tokenizer.encode(request.prompt)) if request.prompt else []
@@ -306,6 +330,8 @@ def _quiet() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # For the processes that vLLM starts.
+        "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)
 

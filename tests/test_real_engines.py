@@ -1,0 +1,329 @@
+"""Real engines with the embedded model: vLLM on this machine, its server, and transformers.
+
+Each case runs in a process of its own, as a user's would. Together they take
+some minutes and about 3 GB.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from instructgen.store import read_info, read_rows
+from tests.conftest import ROOT
+
+pytest.importorskip("vllm")
+
+pytestmark = pytest.mark.engine
+COMMAND = str(Path(sys.executable).parent / "instructgen")
+GENERAL = ROOT / "seeds" / "general.jsonl"
+
+
+def script(body: str) -> str:
+    """Run a script in a new process; what it prints on its last line."""
+    head = (
+        "import os\n"
+        "from instructgen.engines import Request, Sampling, Supervisor\n"
+        "from instructgen.engines.vllm import VllmEngine\n"
+        "from instructgen.engines.transformers import TransformersEngine\n"
+        "from instructgen.sample import Message\n"
+        "def main():\n"
+    )
+    indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
+    code = f"{head}{indented}if __name__ == '__main__':\n    main()\n"
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"instructgen-test-{os.getpid()}.py"
+    path.write_text(code)
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=600
+    )
+    path.unlink()
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def run(*args: object, timeout: int = 840) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *map(str, args)], capture_output=True, text=True, check=False, timeout=timeout
+    )
+
+
+def test_vllm_binds_schemas_and_a_bad_request_fails_alone() -> None:
+    out = script(
+        """
+        import orjson
+        engine = VllmEngine(model="smollm2", max_model_len=1024)
+        assert engine.chats()
+        assert engine.binds_schema()
+        good = Request("The capital of France is", Sampling(temperature=0, max_tokens=8))
+        for bad, why in (
+            (Request("", Sampling()), "empty"),
+            (Request("word " * 3000, Sampling()), "tokens"),
+        ):
+            for at in range(3):
+                given = [good, good, good]
+                given[at] = bad
+                answers = dict(engine.complete(given))
+                assert sorted(answers) == [0, 1, 2]
+                assert why in answers[at].error, answers[at]
+                rest = [answers[i] for i in range(3) if i != at]
+                assert all("Paris" in c.text and c.output_tokens == 8 for c in rest), rest
+        schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
+                  "additionalProperties": False}
+        asked = [Request((Message("user", f"Give a number, try {i}."),),
+                         Sampling(temperature=0.7, max_tokens=32, seed=i), schema=schema)
+                 for i in range(8)]
+        parsed = [orjson.loads(c.text) for _, c in engine.complete(asked)
+                  if c.finish_reason == "stop"]
+        assert len(parsed) >= 6 and all(isinstance(p["n"], int) for p in parsed), parsed
+        stopped = Request("1. One\\n2. Two\\n3. Three\\n4.",
+                          Sampling(temperature=0, max_tokens=60, stop=("\\n6.",)))
+        ((_, c),) = engine.complete([stopped])
+        assert "\\n6." not in c.text
+        engine.close()
+        again = dict(engine.complete([good]))
+        assert "Paris" in again[0].text
+        engine.close()
+        print("fine")
+        """.replace("\n        ", "\n")
+    )
+    assert out == "fine"
+
+
+def test_a_killed_engine_core_is_replaced() -> None:
+    """vLLM's core in its own process, killed with -9 while it works."""
+    out = script(
+        """
+        import signal
+        engine = VllmEngine(model="smollm2", max_model_len=1024, own_process=True)
+        supervisor = Supervisor(engine)
+        given = [Request(f"Count to {i}: one, two,",
+                         Sampling(temperature=0.8, max_tokens=100, seed=i)) for i in range(12)]
+        answers = []
+        for i, completion in supervisor.complete(given):
+            answers.append(i)
+            if len(answers) == 3:
+                for pid in filter(str.isdigit, os.listdir("/proc")):
+                    try:
+                        stat = open(f"/proc/{pid}/stat").read()
+                    except OSError:
+                        continue
+                    name, rest = stat.split("(", 1)[1].rsplit(")", 1)
+                    if int(rest.split()[1]) == os.getpid() and "EngineCor" in name:
+                        os.kill(int(pid), signal.SIGKILL)
+        assert sorted(answers) == list(range(12)), answers
+        engine.close()
+        print("restarts", supervisor.restarts)
+        """.replace("\n        ", "\n")
+    )
+    assert out == "restarts 1"
+
+
+def test_transformers_answers_alike() -> None:
+    out = script(
+        """
+        engine = TransformersEngine(model="smollm2", max_model_len=1024)
+        assert engine.chats() and not engine.binds_schema()
+        given = [
+            Request("The capital of France is", Sampling(temperature=0, max_tokens=8)),
+            Request("", Sampling()),
+            Request("word " * 3000, Sampling()),
+            Request((Message("user", "Say hello."),), Sampling(temperature=0, max_tokens=30)),
+            Request("1, 2, 3,", Sampling(temperature=0, max_tokens=30, stop=("7",))),
+            Request("a a a a a a", Sampling(temperature=0, max_tokens=12, presence_penalty=2)),
+        ]
+        answers = dict(engine.complete(given))
+        assert "Paris" in answers[0].text and answers[0].finish_reason == "length"
+        assert answers[1].finish_reason == answers[2].finish_reason == "error"
+        assert answers[3].text and answers[3].finish_reason == "stop"
+        assert answers[4].text.strip().startswith("4") and "7" not in answers[4].text
+        assert answers[4].finish_reason == "stop"
+        assert all(answers[i].prompt_tokens > 0 for i in (0, 3, 4, 5))
+        print("fine")
+        """.replace("\n        ", "\n")
+    )
+    assert out == "fine"
+
+
+def test_penalties_are_vllms() -> None:
+    torch = pytest.importorskip("torch")
+    from vllm.model_executor.layers.utils import apply_penalties
+
+    from instructgen.engines import Sampling
+    from instructgen.engines.transformers import _Penalties
+
+    torch.manual_seed(0)
+    prompt, made = torch.tensor([[1, 2, 3]]), torch.tensor([[3, 4, 4]])
+    logits = torch.randn(1, 10)
+    ours = _Penalties(3, Sampling(presence_penalty=1.5, frequency_penalty=0.3))(
+        torch.cat([prompt, made], dim=1), logits.clone()
+    )
+    theirs = apply_penalties(
+        logits.clone(), prompt, made, torch.tensor([1.5]), torch.tensor([0.3]), torch.tensor([1.0])
+    )
+    assert torch.allclose(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make demo` does."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    done = run("generate", "--seeds", GENERAL, "--target", 40, "--out", out, "--show", 10)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert str(out / "data" / "part-00000.parquet") in done.stdout
+    assert str(out / "README.md") in done.stdout
+    assert done.stdout.count("  output  ") == 10
+    return out
+
+
+def test_the_demo_makes_forty_real_rows(demo: Path) -> None:
+    rows = list(read_rows(demo))
+    assert len(rows) == 40
+    assert all(r["instruction"] and r["output"] for r in rows)
+    assert {r["origin"]["model"] for r in rows} == {"smollm2"}
+    assert {r["license"] for r in rows} == {"CC0-1.0"}
+    assert len({r["instruction"] for r in rows}) >= 20
+
+
+def test_the_demo_again_starts_at_once(demo: Path) -> None:
+    before = (demo / "journal.jsonl").stat().st_size
+    began = time.monotonic()
+    done = run("generate", "--seeds", GENERAL, "--target", 40, "--out", demo, "--json")
+    assert done.returncode == 0
+    assert orjson.loads(done.stdout)["asked"] == 0
+    assert (demo / "journal.jsonl").stat().st_size == before
+    assert time.monotonic() - began < 30
+
+
+def test_explain_a_real_row(demo: Path) -> None:
+    row = next(read_rows(demo))
+    done = run("explain", demo, row["id"])
+    assert done.returncode == 0
+    for text in ("model smollm2", "nearest", "instances", *row["origin"]["parents"]):
+        assert text in done.stdout
+
+
+def test_killed_and_resumed_on_a_real_engine(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    args = ["generate", "--seeds", GENERAL, "--target", "6", "--out", out, "--batch-size", "16"]
+    process = subprocess.Popen([COMMAND, *map(str, args), "-q"])
+    journal = out / "journal.jsonl"
+    deadline = time.monotonic() + 300
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 8):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    recorded = journal.read_bytes().count(b"\n")
+    done = run(*args, "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = orjson.loads(done.stdout)
+    assert result["rows"] == 6
+    assert result["replayed"] >= recorded - 1
+    before = [p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))]
+    assert run("rebuild", out).returncode == 0
+    assert [p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))] == before
+
+
+def test_the_chat_style_is_structured_on_vllm(tmp_path: Path) -> None:
+    recipe = tmp_path / "chat.toml"
+    filters = (ROOT / "filters" / "default.toml").read_text()
+    recipe.write_text(
+        '[method]\nstyle = "chat"\n[method.instructions]\ntemperature = 0.7\ntop_p = 0.95\n'
+        f"max_tokens = 600\n{filters}"
+    )
+    out = tmp_path / "run"
+    args = ["generate", "--seeds", GENERAL, "--target", 4, "--out", out, "--recipe", recipe]
+    done = run(*args, "--batch-size", 8, "--max-tokens-total", 25_000)
+    assert done.returncode in (0, 3), done.stderr[-3000:]
+    assert read_info(out)["form"] == {"style": "chat", "structured": True}
+    finished = [
+        e
+        for line in (out / "journal.jsonl").read_bytes().splitlines()
+        if (e := orjson.loads(line.split(b" ", 1)[1]))["finish_reason"] == "stop"
+    ]
+    assert finished
+    assert all(isinstance(orjson.loads(e["text"]), dict) for e in finished)
+
+
+# -- a real OpenAI-compatible server ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM's own API server with the embedded model."""
+    from instructgen.engines.models import prepare_embedded
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--model", str(prepare_embedded()), "--served-model-name", "smol"]
+    argv += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048"]
+    argv += ["--enforce-eager", "--dtype", "bfloat16", "--no-enable-chunked-prefill"]
+    argv += ["--max-num-batched-tokens", "4096"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            argv,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            start_new_session=True,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(1)
+        else:
+            pytest.fail("the server did not come up")
+        yield f"{url}/v1"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_the_openai_engine_on_a_real_server(server: str, tmp_path: Path) -> None:
+    from instructgen.engines import Request, Sampling
+    from instructgen.engines.openai import OpenAIEngine
+    from instructgen.errors import EngineError
+
+    engine = OpenAIEngine(model="smol", base_url=server)
+    assert engine.binds_schema()
+    good = Request("The capital of France is", Sampling(temperature=0, max_tokens=8))
+    answers = dict(engine.complete([good, Request("word " * 3000, Sampling()), good]))
+    assert "Paris" in answers[0].text
+    assert "Paris" in answers[2].text
+    assert (answers[0].prompt_tokens, answers[0].output_tokens) == (5, 8)
+    assert answers[1].finish_reason == "error"
+    assert "HTTP 400" in str(answers[1].error)
+    engine.close()
+    with pytest.raises(EngineError, match="HTTP 404"):
+        list(OpenAIEngine(model="nope", base_url=server).complete([good]))
+
+    recipe = tmp_path / "server.toml"
+    filters = (ROOT / "filters" / "default.toml").read_text()
+    recipe.write_text(
+        f'[method]\nstyle = "completion"\n[engine]\nname = "openai"\nmodel = "smol"\n'
+        f'base_url = "{server}"\n{filters}'
+    )
+    out = tmp_path / "run"
+    args = ["--seeds", GENERAL, "--target", 5, "--recipe", recipe, "--batch-size", 16]
+    done = run("generate", *args, "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(read_rows(out))) == 5
