@@ -16,7 +16,7 @@ from instructgen.plugins import suggest
 def shipped(folder: str) -> Path:
     """The folder ``seeds`` or ``filters`` as shipped."""
     package = Path(__file__).parent
-    inside = package / "shipped" / folder
+    inside = package / "data" / folder
     return inside if inside.is_dir() else package.parent / folder
 
 

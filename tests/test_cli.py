@@ -212,3 +212,41 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> N
 def test_terminal_output_is_stripped_of_control_characters() -> None:
     hostile = "a\x1b[31mred\x07\u202eevil\ttab\nline\u200cjoin"
     assert printable(hostile) == "a\ufffd[31mred\ufffd\ufffdevil\ttab\nline\u200cjoin"
+
+
+@pytest.mark.slow
+def test_the_wheel_stands_alone(tmp_path: Path) -> None:
+    """Built, installed without torch or vLLM, run: the data travels with it."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
+    command = tmp_path / "env" / "bin" / "instructgen"
+    args = ["generate", "--seeds", SEEDS, "--target", "3", "--out", "run"]
+    plain = [command, *args, "--recipe", "self_instruct"]
+    done = subprocess.run([*plain, "--engine", "echo"], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    none = subprocess.run(
+        [command, *args, "--out", "other"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert none.returncode == 1
+    assert "pip install" in none.stderr
+    assert "Traceback" not in none.stderr
+    listed = subprocess.run(
+        [python, "-m", "pip", "list"], capture_output=True, text=True, check=True
+    )
+    assert "torch" not in listed.stdout
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert not (Path(site) / "seeds").exists()

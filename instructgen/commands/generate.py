@@ -239,7 +239,7 @@ def _decide_form(config: Config) -> Form:
     if style == "auto":
         # Measured: the embedded model writes usable tasks when it continues a
         # list, and rambles when it is asked for one (docs/decisions/0003).
-        chat = config.engine.chats() and config.engine.model != EMBEDDED
+        chat = config.engine.model != EMBEDDED and config.engine.chats()
         style = "chat" if chat else "completion"
     if style == "chat" and not config.engine.chats():
         raise ConfigError(

@@ -74,10 +74,12 @@ class VllmEngine(Engine):
         """Whether the tokenizer has a chat template."""
         if self._tokenizer is None:
             _quiet()
-            from transformers import AutoTokenizer
-
             try:
+                from transformers import AutoTokenizer
+
                 self._tokenizer = AutoTokenizer.from_pretrained(model_folder(self.model))
+            except ImportError as error:
+                raise _missing(error) from error
             except (OSError, ValueError) as error:
                 raise EngineError(
                     f"--model {self.model}: its tokenizer cannot be loaded ({_first_line(error)}).",
@@ -190,10 +192,7 @@ class VllmEngine(Engine):
                 **options,
             )
         except ImportError as error:
-            raise EngineError(
-                f"The vllm engine needs the package {error.name}.",
-                "Run: make setup, or pip install 'instructgen[vllm]' (GPU) or 'instructgen[cpu]'.",
-            ) from error
+            raise _missing(error) from error
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(
                 f"vLLM cannot start with --model {self.model}: {_first_line(error)}",
@@ -280,6 +279,13 @@ class VllmEngine(Engine):
         for answers in {id(a): a for _, a in self._waiting.values()}.values():
             answers.put(EngineDied(self._death.message))
         self._waiting.clear()
+
+
+def _missing(error: ImportError) -> EngineError:
+    return EngineError(
+        f"The vllm engine needs the package {error.name}.",
+        "Run: make setup, or pip install 'instructgen[vllm]' (GPU) or 'instructgen[cpu]'.",
+    )
 
 
 def _wake_when_dead(core: weakref.ref[Any]) -> None:
