@@ -239,7 +239,7 @@ def test_the_chat_style_is_structured_on_vllm(tmp_path: Path) -> None:
     recipe = tmp_path / "chat.toml"
     filters = (ROOT / "filters" / "default.toml").read_text()
     recipe.write_text(
-        '[method]\nstyle = "chat"\n[method.instructions]\ntemperature = 0.7\ntop_p = 0.95\n'
+        '[method]\nstyle = "chat"\n[method.chat_instructions]\ntemperature = 0.7\ntop_p = 0.95\n'
         f"max_tokens = 600\n{filters}"
     )
     out = tmp_path / "run"

@@ -66,8 +66,13 @@ class SelfInstruct(Method):
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=300),
         description="the same, for classification tasks",
     )
-    chat_max_tokens: int = Field(
-        1024, ge=16, description="least room for an answer in the chat style, which is wordier"
+    chat_instructions: SamplingOptions = Field(
+        _options(temperature=0.9, top_p=0.95, max_tokens=1024),
+        description="the first stage in the chat style; penalties would hurt the form of an answer",
+    )
+    chat_answers: SamplingOptions = Field(
+        _options(temperature=0.0, max_tokens=1024),
+        description="the later stages in the chat style",
     )
 
     def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
@@ -117,7 +122,7 @@ class SelfInstruct(Method):
         item = {"type": "string", "minLength": 1, "maxLength": 600}
         return Request(
             template.instructions_chat(shown, self.new_instructions, form.structured),
-            self.instructions.sampling(),
+            self.chat_instructions.sampling(),
             schema=schema_of("tasks", item, self.new_instructions) if form.structured else None,
             stage=INSTRUCTIONS,
             language=language,
@@ -153,20 +158,18 @@ class SelfInstruct(Method):
     def _classification(self, pool: Pool, task: int, form: Form) -> Request:
         sample = pool.tasks[task].sample
         template = Template(sample.language)
+        prompt: str | tuple[Message, ...]
         if form.style == "completion":
-            prompt: str | tuple[Message, ...] = template.classification_completion(
-                sample.instruction
-            )
+            prompt = template.classification_completion(sample.instruction)
+            options = self.classification
         else:
             prompt = template.classification_chat(sample.instruction, form.structured)
-        answers = [template.labels["yes"], template.labels["no"]]
-        item = {"type": "string", "enum": answers}
-        structured = form.structured and form.style == "chat"
-        room = {"max_tokens": 32} if form.style == "chat" else {}
+            options = self.chat_answers
+        item = {"type": "string", "enum": [template.labels["yes"], template.labels["no"]]}
         return Request(
             prompt,
-            self.classification.model_copy(update=room).sampling(),
-            schema=schema_of("answer", item, 1) if structured else None,
+            options.sampling(),
+            schema=schema_of("answer", item, 1) if form.structured else None,
             stage=CLASSIFICATION,
             language=sample.language,
             task=task,
@@ -176,34 +179,27 @@ class SelfInstruct(Method):
 
     def _instances(self, pool: Pool, number: int, form: Form) -> Request:
         task = pool.tasks[number]
-        template = Template(task.sample.language)
+        language, text = task.sample.language, task.sample.instruction
+        template = Template(language)
         output_first = task.kind == Kind.CLASSIFICATION
-        options = self.classification_instances if output_first else self.instances
-        text = task.sample.instruction
         if form.style == "completion":
-            prompt = (
-                template.output_first_completion(text)
+            fill = (
+                template.output_first_completion
                 if output_first
-                else template.input_first_completion(text)
+                else template.input_first_completion
             )
+            options = self.classification_instances if output_first else self.instances
             sampling = options.sampling(template.instance_stops(self.max_instances))
-            return Request(
-                prompt, sampling, stage=INSTANCES, language=template.language, task=number
-            )
-        options = options.model_copy(
-            update={"max_tokens": max(options.max_tokens, self.chat_max_tokens)}
-        )
-        names = ("label", "input") if output_first else ("input", "output")
+            return Request(fill(text), sampling, stage=INSTANCES, language=language, task=number)
+        item = record_of("label", "input") if output_first else record_of("input", "output")
         return Request(
             template.instances_chat(
                 text, self.max_instances, form.structured, output_first=output_first
             ),
-            options.sampling(),
-            schema=schema_of("examples", record_of(*names), self.max_instances)
-            if form.structured
-            else None,
+            self.chat_answers.sampling(),
+            schema=schema_of("examples", item, self.max_instances) if form.structured else None,
             stage=INSTANCES,
-            language=template.language,
+            language=language,
             task=number,
         )
 
