@@ -22,7 +22,8 @@ from typing import Any
 from instructgen.commands.generate import begin, configure, form_of, read_seeds
 from instructgen.drive import Progress, drive
 from instructgen.engines import Request, Supervisor
-from instructgen.engines.vllm import VllmEngine, _prompt_tokens
+from instructgen.engines.models import prompt_tokens
+from instructgen.engines.vllm import VllmEngine
 from instructgen.loop import Loop
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,7 @@ def bare(engine: VllmEngine, requests: list[Request]) -> tuple[int, float]:
     llm = engine._llm
     llm.reset_prefix_cache()
     prompts = [
-        TokensPrompt(prompt_token_ids=_prompt_tokens(llm.get_tokenizer(), r)) for r in requests
+        TokensPrompt(prompt_token_ids=prompt_tokens(llm.get_tokenizer(), r)) for r in requests
     ]
     params = [
         SamplingParams(

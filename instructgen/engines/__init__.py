@@ -142,6 +142,25 @@ class Engine(BaseModel, ABC):
         """Release the model. Safe to call twice."""
 
 
+class LocalEngine(Engine):
+    """An engine that loads the model itself."""
+
+    max_model_len: int = Field(4096, ge=256, description="tokens of prompt and completion together")
+
+    def model_post_init(self, context: Any) -> None:
+        """Fill in the machine's default model."""
+        from instructgen.engines.models import default_model
+
+        if not self.model:
+            object.__setattr__(self, "model", default_model())
+
+    def identity(self) -> dict[str, str]:
+        """The model's name and a digest of its folder."""
+        from instructgen.engines.models import model_digest
+
+        return {"model": self.model, "digest": model_digest(self.model)}
+
+
 def check_schema_binds(engine: Engine) -> bool:
     """Ask for a JSON object that no model would write unasked, and see whether it comes.
 

@@ -12,9 +12,12 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instructgen.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from instructgen.engines import Request
 
 EMBEDDED = "smollm2"
 GPU_DEFAULT = "HuggingFaceTB/SmolLM3-3B"
@@ -97,6 +100,18 @@ def prepare_embedded() -> Path:
                 if not folder.exists():
                     raise
     return folder
+
+
+def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
+    """A request's prompt as the model's token ids; messages through its chat template."""
+    if isinstance(request.prompt, str):
+        return list(tokenizer.encode(request.prompt)) if request.prompt else []
+    messages = [{"role": m.role, "content": m.content} for m in request.prompt]
+    return list(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    )
 
 
 def _cache() -> Path:

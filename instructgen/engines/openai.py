@@ -167,11 +167,9 @@ class OpenAIEngine(Engine):
 
     def _retry_after(self, response: httpx.Response) -> float | None:
         """Seconds to wait, from either form of the header; None when there is none."""
-        value = response.headers.get("retry-after", "")
-        try:
-            return max(0.0, float(value))
-        except ValueError:
-            pass
+        value = response.headers.get("retry-after", "").strip()
+        if value.isdecimal():
+            return float(value)
         try:
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - self._now())
         except ValueError:

@@ -14,17 +14,16 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr
 
-from instructgen.engines import Completion, Engine, Request, Sampling
-from instructgen.engines.models import default_model, model_digest, model_folder
+from instructgen.engines import Completion, LocalEngine, Request, Sampling
+from instructgen.engines.models import model_folder, prompt_tokens
 from instructgen.errors import EngineError
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(LocalEngine):
     """`generate` on batches of requests that share their sampling."""
 
     name = "transformers"
 
-    max_model_len: int = Field(4096, ge=256, description="tokens of prompt and completion together")
     batch: int = Field(
         16,
         ge=1,
@@ -35,15 +34,6 @@ class TransformersEngine(Engine):
     _model: Any = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
-
-    def model_post_init(self, context: Any) -> None:
-        """Fill in the machine's default model."""
-        if not self.model:
-            object.__setattr__(self, "model", default_model())
-
-    def identity(self) -> dict[str, str]:
-        """The model's name and a digest of its folder."""
-        return {"model": self.model, "digest": model_digest(self.model)}
 
     def chats(self) -> bool:
         """Whether the tokenizer has a chat template."""
@@ -86,7 +76,7 @@ class TransformersEngine(Engine):
         self.start()
         alike: dict[Sampling, list[tuple[int, list[int]]]] = {}
         for i, request in enumerate(requests):
-            tokens = self._tokens(request)
+            tokens = prompt_tokens(self._tokenizer, request)
             room = self.max_model_len - len(tokens)
             if not tokens or room < request.sampling.max_tokens:
                 error = f"the prompt has {len(tokens)} tokens, no room for an answer"
@@ -104,16 +94,6 @@ class TransformersEngine(Engine):
     def close(self) -> None:
         """Free the model."""
         object.__setattr__(self, "_model", None)
-
-    def _tokens(self, request: Request) -> list[int]:
-        if isinstance(request.prompt, str):
-            return list(self._tokenizer.encode(request.prompt)) if request.prompt else []
-        messages = [{"role": m.role, "content": m.content} for m in request.prompt]
-        return list(
-            self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        )
 
     def _generate(
         self, prompts: list[list[int]], sampling: Sampling, seed: int | None

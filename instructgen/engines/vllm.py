@@ -21,8 +21,14 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr
 
-from instructgen.engines import Completion, Engine, FinishReason, Request, check_schema_binds
-from instructgen.engines.models import default_model, has_gpu, model_digest, model_folder
+from instructgen.engines import (
+    Completion,
+    FinishReason,
+    LocalEngine,
+    Request,
+    check_schema_binds,
+)
+from instructgen.engines.models import has_gpu, model_folder, prompt_tokens
 from instructgen.errors import EngineDied, EngineError
 
 _WATCH_EVERY_S = 0.5
@@ -34,12 +40,11 @@ def _operational(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
 
 
-class VllmEngine(Engine):
+class VllmEngine(LocalEngine):
     """vLLM, offline and batched, with prefix caching."""
 
     name = "vllm"
 
-    max_model_len: int = Field(4096, ge=256, description="tokens of prompt and completion together")
     dtype: str = Field("auto", description="weights' type, as vLLM names it")
     max_num_seqs: int = _operational(64, "requests decoded at the same time", ge=1)
     tensor_parallel_size: int = _operational(1, "GPUs that share one model", ge=1)
@@ -60,15 +65,6 @@ class VllmEngine(Engine):
     _closing: bool = PrivateAttr(False)
     _death: EngineDied | None = PrivateAttr(None)
     _ids: Iterator[int] = PrivateAttr(default_factory=itertools.count)
-
-    def model_post_init(self, context: Any) -> None:
-        """Fill in the machine's default model."""
-        if not self.model:
-            object.__setattr__(self, "model", default_model())
-
-    def identity(self) -> dict[str, str]:
-        """The model's name and a digest of its folder."""
-        return {"model": self.model, "digest": model_digest(self.model)}
 
     def chats(self) -> bool:
         """Whether the tokenizer has a chat template."""
@@ -209,7 +205,7 @@ class VllmEngine(Engine):
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import StructuredOutputsParams
 
-        tokens = _prompt_tokens(self._tokenizer, request)
+        tokens = prompt_tokens(self._tokenizer, request)
         room = self.max_model_len - len(tokens)
         if not tokens or room < 1:
             error = (
@@ -302,16 +298,6 @@ def _wake_when_dead(core: weakref.ref[Any]) -> None:
             return
         del client
         time.sleep(_WATCH_EVERY_S)
-
-
-def _prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
-    if isinstance(request.prompt, str):
-        return list(tokenizer.encode(request.prompt)) if request.prompt else []
-    messages = [{"role": m.role, "content": m.content} for m in request.prompt]
-    rendered = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return list(rendered)
 
 
 def _completion(output: Any) -> Completion:
