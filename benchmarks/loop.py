@@ -87,7 +87,7 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=14)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--model")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "loop.json")

@@ -106,7 +106,11 @@ def _run_options(command: F) -> F:
                 help="What a seed row that cannot be used does.",
             ),
             click.option("--seed", type=int, help="What all randomness comes from.  [default: 0]"),
-            click.option("--batch-size", type=int, help="Requests in a batch.  [default: 32]"),
+            click.option(
+                "--batch-size",
+                type=int,
+                help="Requests in a batch; four batches are in flight.  [default: 64]",
+            ),
             click.option("--max-tokens-total", type=int, help="Stop after this many tokens."),
             click.option("--quiet", "-q", is_flag=True, help="No progress."),
             _json_option,

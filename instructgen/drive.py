@@ -1,6 +1,6 @@
 """Takes a loop to its stop: completions from the journal first, from the engine for the rest.
 
-The engine works on two batches while this thread parses, filters and commits,
+The engine works on several batches while this thread parses, filters and commits,
 so it is never idle for want of work. What to ask and what to keep is the loop's.
 """
 

@@ -1,6 +1,6 @@
 """The Self-Instruct loop as a pure function: batches of requests out, completions in.
 
-Batch k is built from the state after batch k-2 was committed, whatever the
+Batch k is built from the state after batch k-LAG was committed, whatever the
 timing, so the same completions always give the same rows. No clock, disk,
 network or engine here; `instructgen.generate` drives it.
 """
@@ -23,7 +23,8 @@ from instructgen.methods import Classified, Form, Lost
 from instructgen.sample import Origin, Rejected, Rejection, Sample
 from instructgen.seeds import Pool
 
-LAG = 2
+# Batches in flight. See docs/decisions/0002-batches-in-flight.md.
+LAG = 4
 _WINDOW = 10
 
 INSTANCES = "instances"

@@ -147,7 +147,7 @@ def staged(kind: Kind | None, form: Form = COMPLETION):
     else:
         pool.tasks[number].kind = kind
         pool.classified.append(number)
-    request = m.requests(pool, random.Random(0), 1, form)[0]
+    request = m.requests(pool, random.Random(0), 2, form)[0]
     return m, pool, request
 
 
@@ -220,6 +220,14 @@ def test_stages_share_a_batch_and_new_instructions_take_a_quarter() -> None:
     assert stages == ["instances"] * 6 + ["classification"] * 10 + ["instructions"] * 6
     assert not pool.classified
     assert not pool.unclassified
+
+
+def test_new_instructions_are_never_crowded_out() -> None:
+    m, pool = SelfInstruct(), pool_with(30)
+    pool.unclassified.extend(range(30))
+    stages = [r.stage for r in m.requests(pool, random.Random(0), 16, COMPLETION)]
+    assert stages == ["classification"] * 15 + ["instructions"]
+    assert len(pool.unclassified) == 15
 
 
 # -- alpaca -------------------------------------------------------------------------------

@@ -177,7 +177,19 @@ def test_penalties_are_vllms() -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make demo` does."""
     out = tmp_path_factory.mktemp("demo") / "run"
-    done = run("generate", "--seeds", GENERAL, "--target", 40, "--out", out, "--show", 10)
+    done = run(
+        "generate",
+        "--seeds",
+        GENERAL,
+        "--target",
+        40,
+        "--batch-size",
+        16,
+        "--out",
+        out,
+        "--show",
+        10,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert str(out / "data" / "part-00000.parquet") in done.stdout
     assert str(out / "README.md") in done.stdout
@@ -197,7 +209,9 @@ def test_the_demo_makes_forty_real_rows(demo: Path) -> None:
 def test_the_demo_again_starts_at_once(demo: Path) -> None:
     before = (demo / "journal.jsonl").stat().st_size
     began = time.monotonic()
-    done = run("generate", "--seeds", GENERAL, "--target", 40, "--out", demo, "--json")
+    done = run(
+        "generate", "--seeds", GENERAL, "--target", 40, "--batch-size", 16, "--out", demo, "--json"
+    )
     assert done.returncode == 0
     assert orjson.loads(done.stdout)["asked"] == 0
     assert (demo / "journal.jsonl").stat().st_size == before

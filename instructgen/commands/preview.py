@@ -12,13 +12,15 @@ from pathlib import Path
 from instructgen.commands.generate import begin, configure, form_of, read_seeds
 from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
-from instructgen.loop import Loop
+from instructgen.loop import LAG, Loop
 from instructgen.sample import Sample
 from instructgen.sources import OnBadRow
 
-# Enough for every stage to have run at least twice: an instruction proposed in
-# batch 0 is classified in batch 2 and has its rows in batch 4.
-_BATCHES = 7
+# Enough for every stage to have run a few times: an instruction proposed in
+# batch 0 is classified in batch LAG and has its rows in batch 2 * LAG.
+_BATCHES = 2 * LAG + 3
+# Smaller than a run's, so that a preview is quick.
+_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def preview(
     Raises:
         As `generate`.
     """
-    config = configure(target, model, engine, method, recipe, seed, batch_size, max_tokens_total)
+    size = batch_size or _BATCH_SIZE
+    config = configure(target, model, engine, method, recipe, seed, size, max_tokens_total)
     samples, _ = read_seeds(seeds, license, language, on_bad_row)
     with ExitStack() as stack:
         stack.callback(config.engine.close)

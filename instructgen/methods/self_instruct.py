@@ -78,13 +78,15 @@ class SelfInstruct(Method):
     def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
         """Waiting instances first, then classifications, then new instructions.
 
-        New instructions take at most a quarter of a batch: each one accepted
+        New instructions have a sixteenth of a batch to themselves, so that the
+        pool never stands still, and take at most a quarter: each one accepted
         costs two more requests.
         """
         made: list[Request] = []
-        while pool.classified and len(made) < count:
+        most = count - -(-count // 16)
+        while pool.classified and len(made) < most:
             made.append(self._instances(pool, pool.classified.popleft(), form))
-        while pool.unclassified and len(made) < count:
+        while pool.unclassified and len(made) < most:
             made.append(self._classification(pool, pool.unclassified.popleft(), form))
         room = min(count - len(made), -(-count // 4))
         return made + [self._instructions(pool, rng, form) for _ in range(room)]
