@@ -74,7 +74,9 @@ def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) ->
                 ],
             ),
             "",
-            "Every rejected candidate is in `rejected/`, with its reason, score and nearest row.",
+            f"Of the instructions in the pool {funnel['not_expanded']:,} never had rows asked for. "
+            "All these are in `rejected/`, each with its reason, and with score and nearest "
+            "row where the filter compares.",
             "",
             "## How to make it again",
             "",

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ENGINES = ("vllm", "openai", "transformers", "echo")
-METHODS = ("self_instruct", "alpaca")
-
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -82,12 +79,14 @@ def _run_options(command: F) -> F:
                 "--model", metavar="NAME", help="A folder, a Hub name, or smollm2 (embedded)."
             ),
             click.option(
-                "--engine", type=click.Choice(ENGINES), help="What runs the model.  [default: vllm]"
+                "--engine",
+                metavar="NAME",
+                help="vllm, openai, transformers or echo.  [default: vllm]",
             ),
             click.option(
                 "--method",
-                type=click.Choice(METHODS),
-                help="How tasks are made.  [default: self_instruct]",
+                metavar="NAME",
+                help="self_instruct or alpaca.  [default: self_instruct]",
             ),
             click.option(
                 "--recipe",
@@ -254,8 +253,10 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
     funnel = result.funnel
     _out.print(
         f"[bold]{result.rows:,} rows[/] from {funnel['candidates']:,} candidates "
-        f"({result.rejected:,} rejected, {funnel['kept_instructions']:,} instructions in the "
-        f"pool); {result.stopped.detail}."
+        f"({funnel['kept_instructions']:,} instructions entered the pool, "
+        f"{funnel['candidates'] - funnel['kept_instructions'] - funnel['kept_rows']:,} were "
+        f"rejected, {funnel['not_expanded']:,} instructions have no rows yet); "
+        f"{result.stopped.detail}."
     )
     table = Table("stage", "filter", "reason", "rejected", box=None, header_style="dim")
     for r in funnel["rejected"]:
@@ -305,9 +306,11 @@ def _print_explanation(e: Explanation, as_json: bool) -> None:
     if as_json:
         return _print_json(e)
     row = e.row
-    verdict = "kept" if e.kept else f"rejected by {row['filter']}: {row['reason']}"
+    verdict = e.verdict
+    if verdict == "rejected":
+        verdict = f"rejected by {row['filter']}: {row['reason']}"
     _out.print(f"[bold]{e.id}[/]  {escape(printable(verdict))}")
-    if not e.kept and row["detail"]:
+    if row.get("detail"):
         _out.print(f"  {escape(printable(row['detail']))}")
     for field in ("instruction", "input", "output"):
         if row[field]:
@@ -317,6 +320,8 @@ def _print_explanation(e: Explanation, as_json: bool) -> None:
         f"[dim]origin[/]  method {o['method']}, model {escape(str(o['model']))}, run {o['run']}, "
         f"licence {row['license']}, language {row['language']}"
     )
+    if e.verdict == "a seed":
+        return None
     _out.print("[dim]parents[/]")
     for parent, text in e.parents:
         _out.print(f"  {parent}  {_short(text)}")

@@ -98,7 +98,13 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
     return Config(
-        generate=_build(GenerateOptions, _over(tables, options, "generate"), path, "generate"),
+        generate=_build(
+            GenerateOptions,
+            _over(tables, options, "generate"),
+            path,
+            "generate",
+            options.get("generate"),
+        ),
         method=_part("methods", "self_instruct", tables, options, path),
         engine=_part("engines", "vllm", tables, options, path),
         filters=_filters(tables, path),
@@ -180,23 +186,32 @@ def _filters(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
     return tuple(made)
 
 
-def _build(model: type[M], values: dict[str, Any], path: Path, table: str) -> M:
+def _build(
+    model: type[M],
+    values: dict[str, Any],
+    path: Path,
+    table: str,
+    given: dict[str, Any] | None = None,
+) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_line(e, model, path, table) for e in error.errors()]
+        lines = [_line(e, model, path, table, given or {}) for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
-def _line(error: Any, model: type[BaseModel], path: Path, table: str) -> str:
+def _line(error: Any, model: type[BaseModel], path: Path, table: str, given: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    message = f"{message[:1].lower()}{message[1:]} (it is {error['input']!r})."
+    if given.get(key) is not None:
+        return f"--{key.replace('_', '-')}: {message}"
     if error["type"] == "extra_forbidden":
         hint = suggest(key.split(".")[-1], list(model.model_fields))
         return f"{path}: {table}.{key}: unknown key. {hint}"
     if error["type"] == "missing":
         return f"{path}: {table}.{key}: is missing. Add it, or give --{key.replace('_', '-')}."
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{path}: {table}.{key}: {message[:1].lower()}{message[1:]} (it is {error['input']!r})."
+    return f"{path}: {table}.{key}: {message}"
 
 
 def _named(part: Any) -> dict[str, Any]:

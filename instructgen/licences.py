@@ -40,13 +40,17 @@ TERMS: dict[str, Terms] = {
 }
 
 
+_FREE = frozenset({"CC0-1.0", "Unlicense"})
+
+
+@cache
 def check_licence(expression: str) -> str:
     """The expression in SPDX's own spelling.
 
     Raises:
         ConfigError: it is no SPDX expression; the message says what is unknown.
     """
-    return _checked(expression)
+    return str(_parse(expression).render())
 
 
 def combine(expressions: Iterable[str]) -> str:
@@ -54,22 +58,31 @@ def combine(expressions: Iterable[str]) -> str:
 
     Dedications to the public domain ask nothing and drop out where another
     licence stands.
+
+    Raises:
+        ConfigError: one of them is no SPDX expression.
     """
-    parts = sorted({part for e in expressions if e for part in _conjuncts(e)})
-    asking = [p for p in parts if p not in ("CC0-1.0", "Unlicense")]
-    return " AND ".join(asking or parts[:1])
+    return _combine(frozenset(e for e in expressions if e))
+
+
+@cache
+def _combine(expressions: frozenset[str]) -> str:
+    parts = {part for e in expressions for part in _conjuncts(e)}
+    asking = sorted(parts - _FREE) or sorted(parts)[:1]
+    return " AND ".join(f"({p})" if " OR " in p and len(asking) > 1 else p for p in asking)
 
 
 def _conjuncts(expression: str) -> list[str]:
-    if " OR " in expression or "(" in expression:
-        return [expression if expression.startswith("(") else f"({expression})"]
-    return expression.split(" AND ")
+    """The parts that an expression joins by AND; one that joins by OR is one part."""
+    tree = _parse(expression)
+    parts = tree.args if isinstance(tree, _licensing().AND) else [tree]
+    return [str(part.render()) for part in parts]
 
 
 def terms(expression: str) -> Terms | None:
     """What an expression of licences joined by AND asks; None when one of them is unknown."""
-    known = [TERMS.get(part) for part in _conjuncts(expression)]
-    if not expression or None in known:
+    known = [TERMS.get(part) for part in _conjuncts(expression)] if expression else []
+    if not known or None in known:
         return None
     return Terms(
         attribution=any(t.attribution for t in known if t),
@@ -78,8 +91,7 @@ def terms(expression: str) -> Terms | None:
     )
 
 
-@cache
-def _checked(expression: str) -> str:
+def _parse(expression: str) -> Any:
     from license_expression import ExpressionError
 
     hint = "Use an SPDX identifier such as CC-BY-4.0, or LicenseRef-NAME for one that has none."
@@ -90,8 +102,10 @@ def _checked(expression: str) -> str:
         raise ConfigError(f"{expression!r} is no SPDX expression.", hint) from error
     unknown = [key for key in unknown if not key.lower().startswith("licenseref-")]
     if parsed is None or unknown:
-        raise ConfigError(f"{', '.join(unknown) or expression!r} is no SPDX licence.", hint)
-    return str(parsed.render())
+        raise ConfigError(
+            f"{', '.join(map(repr, unknown)) or repr(expression)} is no SPDX licence.", hint
+        )
+    return parsed
 
 
 @cache

@@ -27,7 +27,8 @@ from instructgen.seeds import Pool
 LAG = 4
 _WINDOW = 10
 
-INSTANCES = "instances"
+# A model may propose tasks for ever and answer none of them.
+_BARREN = 60
 
 
 class Stop(NamedTuple):
@@ -84,6 +85,7 @@ class Loop:
         self.batches_built = 0
         self.batches_committed = 0
         self._recent: deque[tuple[int, int]] = deque(maxlen=_WINDOW)
+        self._last_row_in = 0
 
     def build(self) -> list[Request]:
         """The requests of the next batch, each with its own seed."""
@@ -102,7 +104,7 @@ class Loop:
         """Take in the completions of the oldest batch, in request order."""
         batch = self.batches_committed
         self.batches_committed += 1
-        seen, kept = self.tally.candidates, self.tally.kept
+        seen, kept, rows = self.tally.candidates, self.tally.kept, len(self.rows)
         for number, (request, completion) in enumerate(zip(requests, completions, strict=True)):
             self._count(completion)
             origin = self._origin(batch, number, request)
@@ -120,6 +122,8 @@ class Loop:
                 if request.task is not None:
                     self.pool.tasks[request.task].settled = True
         self._recent.append((self.tally.candidates - seen, self.tally.kept - kept))
+        if len(self.rows) > rows:
+            self._last_row_in = batch
         self.stopped = self._stop()
 
     def finish(self) -> list[Rejected]:
@@ -135,7 +139,7 @@ class Loop:
         for task in self.pool.tasks:
             if not task.settled:
                 rejection = Rejection("loop", "not_expanded", "the run ended before it had rows")
-                rejected.append(Rejected(task.sample, rejection, INSTANCES, len(rejected)))
+                rejected.append(Rejected(task.sample, rejection, "pool", len(rejected)))
         t = self.tally
         if (
             t.candidates != t.kept + sum(t.rejected.values())
@@ -216,6 +220,9 @@ class Loop:
                     f"acceptance_floor = {options.acceptance_floor:.1%}"
                 )
                 return Stop("acceptance_floor", detail)
+        barren = self.batches_committed - self._last_row_in
+        if options.acceptance_floor and barren > _BARREN:
+            return Stop("acceptance_floor", f"no row was kept in {barren} batches")
         return None
 
 

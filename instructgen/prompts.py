@@ -7,6 +7,7 @@ inserted once and never scanned for placeholders. Nothing here samples or filter
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,12 @@ from instructgen.similarity import tokenize
 
 Style = Literal["completion", "chat"]
 
+_DECODER = json.JSONDecoder()
+_COMMA = re.compile(r"\s*,\s*")
 _FOLDER = Path(__file__).parent / "templates"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _MARKS = "[:：]"
+_COLONS = (":", "：")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,17 @@ class Instance:
 
     input: str
     output: str
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot be right (Self-Instruct, section 2.2), as a short code."""
+        if not self.output.strip():
+            return "empty_output"
+        if self.input.strip() == self.output.strip():
+            return "output_is_input"
+        if self.input.rstrip().endswith(_COLONS) or self.output.rstrip().endswith(_COLONS):
+            return "ends_in_colon"
+        return None
 
 
 def languages() -> list[str]:
@@ -49,7 +64,7 @@ class Template:
 
     def __init__(self, language: str) -> None:
         self.language = language
-        self.native = (_FOLDER / f"{language}.toml").exists()
+        self.native = language in languages()
         self._texts = _load(language if self.native else "en")
         self.labels: dict[str, str] = self._texts["labels"]
 
@@ -122,13 +137,11 @@ class Template:
         """Where a few-shot completion goes on to the next task or past ``most`` examples."""
         return (f"\n{self.labels['task']}:", f"\n{self.labels['example']} {most + 1}\n")
 
-    def parse_input_first(self, text: str) -> list[Instance]:
-        """Examples of a completion; a part with no output line is no example."""
+    def parse_input_first(self, text: str) -> list[Instance | None]:
+        """Examples of a completion in order; None for a part that has no output line."""
         labels = self.labels
-        text = self._before_next_task(text)
-        heads = rf"^[ \t]*{re.escape(labels['example'])}[ \t]*\d+[ \t]*[.:：]?[ \t]*$"
-        found = []
-        for part in re.split(heads, text, flags=re.MULTILINE):
+        found: list[Instance | None] = []
+        for part in self._examples_of(text):
             # A model may skip the "Example" line: a second input begins a new one.
             for piece in _split_before(part, labels["input"]):
                 before, mark, after = _partition(piece, labels["output"])
@@ -136,20 +149,21 @@ class Template:
                     # Small models repeat the label; the first output is the answer.
                     after, _, _ = _partition(after, labels["output"])
                     given = _without_label(before, labels["input"])
-                    found.append(Instance(self._given(given), after.strip()))
+                    found.append(Instance(self.given(given), after.strip()))
+                else:
+                    found.append(None)
         return found
 
-    def parse_output_first(self, text: str) -> list[Instance]:
+    def parse_output_first(self, text: str) -> list[Instance | None]:
         """Class label, then the input that deserves it."""
-        found = []
-        for piece in _split_before(self._before_next_task(text), self.labels["class_label"]):
-            body = _without_label(piece, self.labels["class_label"])
-            if body == piece.strip():
-                continue
-            label, _, rest = body.partition("\n")
-            found.append(
-                Instance(self._given(_without_label(rest, self.labels["input"])), label.strip())
-            )
+        found: list[Instance | None] = []
+        for part in self._examples_of(text):
+            for piece in _split_before(part, self.labels["class_label"]):
+                _, mark, body = _partition(piece, self.labels["class_label"])
+                if mark:
+                    label, _, rest = body.strip().partition("\n")
+                    given = _without_label(rest, self.labels["input"])
+                    found.append(Instance(self.given(given), label.strip()))
         return found
 
     # -- whole triples (Alpaca) -----------------------------------------------------------
@@ -173,15 +187,15 @@ class Template:
         """Instruction and instance of each item; None for one that lacks a part."""
         found: list[tuple[str, Instance] | None] = []
         for item in re.split(r"^\s*###\s*$", text, flags=re.MULTILINE):
-            # The item's number, once for all its labels.
-            item = re.sub(r"^[ \t]*\d+[ \t]*\.[ \t]*", "", item.strip(), flags=re.MULTILINE)
+            # The item's number; those of its labels are part of the label.
+            item = re.sub(r"^\d+[ \t]*\.[ \t]+", "", item.strip())
             if not item:
                 continue
             item = _without_label(item, self.labels["instruction"])
             instruction, has_input, rest = _partition(item, self.labels["input"])
             given, has_output, output = _partition(rest, self.labels["output"])
             if has_input and has_output and instruction.strip():
-                instance = Instance(self._given(given), output.strip())
+                instance = Instance(self.given(given), output.strip())
                 found.append((capital(one_line(instruction)), instance))
             else:
                 found.append(None)
@@ -222,13 +236,18 @@ class Template:
             for i, d in enumerate(demonstrations, start=1)
         )
 
-    def _given(self, text: str) -> str:
+    def given(self, text: str) -> str:
+        """An input as a model wrote it: "" where it wrote that there is none."""
         text = text.strip()
         return (
             ""
             if text.lower().rstrip(".") in (self.labels["no_input"].lower(), "none", "n/a")
             else text
         )
+
+    def _examples_of(self, text: str) -> list[str]:
+        head = rf"^[ \t]*{re.escape(self.labels['example'])}[ \t]*\d+[ \t]*[.:：]?[ \t]*$"
+        return re.split(head, self._before_next_task(text), flags=re.MULTILINE)
 
     def _before_next_task(self, text: str) -> str:
         return re.split(
@@ -247,14 +266,37 @@ def parse_numbered(text: str, last: int) -> list[str]:
     return [capital(line) for item in items if (line := one_line(item))]
 
 
-def parse_json(text: str, key: str) -> list[Any] | None:
-    """The list under ``key`` of a JSON object, or None when the text holds none."""
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
-    items = value.get(key) if isinstance(value, dict) else None
-    return items if isinstance(items, list) else None
+def parse_json(text: str, key: str, *, cut: bool = False) -> list[Any]:
+    """The items of the list under ``key`` of a JSON object; none where there is no such list.
+
+    Args:
+        text: the completion.
+        key: the object's key.
+        cut: the text may end anywhere; its whole items are read, and None
+            stands for the unfinished last one.
+    """
+    if not cut:
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return []
+        items = value.get(key) if isinstance(value, dict) else None
+        return items if isinstance(items, list) else []
+    head = re.match(rf'\s*\{{\s*"{re.escape(key)}"\s*:\s*\[\s*', text)
+    found: list[Any] = []
+    at = head.end() if head else len(text)
+    while at < len(text):
+        try:
+            item, at = _DECODER.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError):
+            break
+        comma = _COMMA.match(text, at)
+        if comma is None:
+            # Without a comma even a whole-looking item may go on (12 of 123).
+            break
+        found.append(item)
+        at = comma.end()
+    return [*found, None] if head else []
 
 
 def one_line(text: str) -> str:
@@ -293,7 +335,7 @@ def _fill(template: str, **values: str) -> str:
 
 
 def _at_line(label: str) -> str:
-    return rf"^[ \t]*{re.escape(label)}[ \t]*{_MARKS}"
+    return rf"^[ \t]*(?:\d+[ \t]*\.[ \t]*)?{re.escape(label)}[ \t]*{_MARKS}"
 
 
 def _split_before(text: str, label: str) -> Iterator[str]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
+from instructgen.errors import InputError
 from instructgen.sample import Kind, Sample, sample_row
 from instructgen.similarity import tokenize
 from instructgen.sources import BadRow, OnBadRow, read
@@ -55,6 +56,11 @@ class Pool:
         for position, seed in enumerate(self.seeds):
             if len(tokenize(seed.instruction)) <= self.max_words:
                 self._seeds_by_language.setdefault(seed.language, []).append(position)
+        if not self._seeds_by_language:
+            raise InputError(
+                f"no seed has an instruction of at most {self.max_words} words to show in prompts.",
+                hint="Give shorter seed tasks.",
+            )
 
     def add(self, sample: Sample) -> int:
         """An accepted instruction joins the pool at once; returns its task number."""
@@ -76,15 +82,24 @@ class Pool:
         weights = [len(self._seeds_by_language[n]) for n in names]
         return rng.choices(names, weights)[0]
 
-    def draw(self, rng: random.Random, language: str, human: int, machine: int) -> tuple[int, ...]:
+    def draw(
+        self,
+        rng: random.Random,
+        language: str,
+        human: int,
+        machine: int,
+        fits: Callable[[Sample], bool] | None = None,
+    ) -> tuple[int, ...]:
         """Positions of demonstrations of one language, shuffled, none twice.
 
         Up to ``machine`` accepted instructions (fewer while there are few), and
-        seeds for the rest of ``human + machine`` places.
+        seeds, of those that ``fits`` allows, for the rest of ``human + machine``.
         """
         made = self._tasks_by_language.get(language, [])
         chosen = rng.sample(made, min(machine, len(made)))
         seeds = self._seeds_by_language[language]
+        if fits is not None:
+            seeds = [p for p in seeds if fits(self.seeds[p])]
         chosen += rng.sample(seeds, min(human + machine - len(chosen), len(seeds)))
         rng.shuffle(chosen)
         return tuple(chosen)

@@ -60,6 +60,7 @@ class Run:
         self._recorded: dict[tuple[int, int], Entry] = {}
         self._chain = str(info["run"])
         self._journal: int = -1
+        self._end = 0
 
     @property
     def id(self) -> str:
@@ -140,12 +141,29 @@ class Run:
         )
         chain = _link(self._chain, payload)
         line = b"%s %s\n" % (chain.encode(), payload)
-        with _storage(self.folder / _JOURNAL):
-            view = memoryview(line)
-            while view:
-                view = view[os.write(self._journal, view) :]
-        self._chain = chain
-        self._recorded[batch, request] = Entry(digest, completion)
+        view = memoryview(line)
+        try:
+            with _storage(self.folder / _JOURNAL):
+                while view:
+                    view = view[os.write(self._journal, view) :]
+        finally:
+            # Whatever interrupts this, a later record must find a whole line.
+            if view:
+                os.ftruncate(self._journal, self._end)
+            else:
+                self._end += len(line)
+                self._chain = chain
+                self._recorded[batch, request] = Entry(digest, completion)
+
+    def update(self, info: dict[str, Any]) -> None:
+        """Replace what run.json holds.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        with _storage(self.folder):
+            write_atomic(self.folder / _RUN, [orjson.dumps(info, option=orjson.OPT_INDENT_2)])
+        self.info = info
 
     def sync(self) -> None:
         """Make what was recorded survive a power cut."""
@@ -169,9 +187,10 @@ class Run:
         path = self.folder / _JOURNAL
         self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            end = self._read(path)
-            if end < os.fstat(self._journal).st_size:
-                os.ftruncate(self._journal, end)
+            _sync_folder(self.folder)
+            self._end = self._read(path)
+            if self._end < os.fstat(self._journal).st_size:
+                os.ftruncate(self._journal, self._end)
                 os.fsync(self._journal)
                 self.healed = f"{path}: the last line was torn and is asked again."
             yield self
@@ -219,16 +238,6 @@ def read_info(folder: Path) -> dict[str, Any]:
             "Use the version of instructgen that made it.",
         )
     return info
-
-
-def update_info(folder: Path, info: dict[str, Any]) -> None:
-    """Replace what run.json holds.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    with _storage(folder):
-        write_atomic(folder / _RUN, [orjson.dumps(info, option=orjson.OPT_INDENT_2)])
 
 
 def is_run(folder: Path) -> bool:

@@ -40,6 +40,12 @@ def real(name: str) -> Path:
     return path
 
 
+def default_filters() -> str:
+    """The filters of the default recipe, to put below other tables."""
+    text = (ROOT / "filters" / "default.toml").read_text()
+    return text[text.index("[[filters]]") :]
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect

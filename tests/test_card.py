@@ -69,7 +69,10 @@ def test_the_manifest_tells_the_truth(made: Path) -> None:
         assert len(pd.read_parquet(made / file["path"])) == file["rows"]
     assert sum(manifest["licenses"].values()) == 25
     funnel = manifest["funnel"]
-    assert sum(r["count"] for r in funnel["rejected"]) == manifest["rejected"]
+    lost = sum(r["count"] for r in funnel["rejected"])
+    assert funnel["candidates"] == funnel["kept_instructions"] + funnel["kept_rows"] + lost
+    assert manifest["rejected"] == lost + funnel["not_expanded"]
+    assert funnel["kept_rows"] == manifest["rows"]
     frame = pd.read_parquet(made / "rejected")
     for r in funnel["rejected"]:
         rows = frame[(frame["stage"] == r["stage"]) & (frame["reason"] == r["reason"])]

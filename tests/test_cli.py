@@ -63,7 +63,10 @@ def test_bad_seed_files(tmp_path: Path, name: str) -> None:
 BAD_OPTIONS = {
     "wrong extension": (["--seeds", "Makefile", "--target", 5], "this kind of file is not read"),
     "no such seeds": (["--seeds", "none.jsonl", "--target", 5], "none.jsonl: no such file"),
-    "target of 0": (["--seeds", SEEDS, "--target", 0], "greater than or equal to 1"),
+    "target of 0": (
+        ["--seeds", SEEDS, "--target", 0],
+        "--target: input should be greater than or equal to 1",
+    ),
     "target no number": (["--seeds", SEEDS, "--target", "many"], "not a valid integer"),
     "no such model": (["--seeds", SEEDS, "--target", 5, "--model", "./none"], "no such folder"),
     "model is a file": (["--seeds", SEEDS, "--target", 5, "--model", "Makefile"], "no such folder"),
@@ -132,7 +135,7 @@ def test_json(tmp_path: Path, made: Path) -> None:
     assert forecast["kept_rows"] > 0
     assert forecast["output_tokens"] > 0
     row_id = pd.read_parquet(made / "data")["id"][0]
-    assert orjson.loads(run("explain", made, row_id, "--json").stdout)["kept"]
+    assert orjson.loads(run("explain", made, row_id, "--json").stdout)["verdict"] == "kept"
     assert orjson.loads(run("rebuild", made, "--json").stdout)["rows"] == 12
 
 
@@ -179,13 +182,72 @@ def test_explained_prompts_are_the_ones_that_were_asked(made: Path) -> None:
             assert row["origin"]["prompt_sha256"] in digests
 
 
+def test_parents_and_neighbours_can_be_explained(made: Path) -> None:
+    rejected = pd.read_parquet(made / "rejected")
+    nearest = set(rejected["nearest"].dropna())
+    parents = {p for o in pd.read_parquet(made / "data")["origin"] for p in o["parents"]}
+    verdicts = {}
+    for row_id in sorted(nearest)[:6] + sorted(parents)[:6]:
+        done = run("explain", made, row_id)
+        assert done.returncode == 0, done.stderr
+        verdicts[row_id] = done.stdout.splitlines()[0].split("  ")[1]
+    assert set(verdicts.values()) <= {"a seed", "in the pool"}
+    assert "a seed" in verdicts.values()
+
+
+def test_filters_passed_are_those_that_saw_it(made: Path) -> None:
+    from instructgen import explain
+
+    rejected = pd.read_parquet(made / "rejected")
+    instruction = ["length", "wording", "script", "novelty", "control_tokens", "repetition"]
+    for reason, wanted in {
+        "too_short": [],
+        "too_similar": ["length", "wording", "script"],
+        "not_expanded": instruction,
+        "no_instances": instruction,
+    }.items():
+        row = rejected[rejected["reason"] == reason].iloc[0]
+        assert list(explain(made, row["id"]).passed) == wanted, reason
+
+
+def test_a_row_that_the_journal_does_not_lead_to(made: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "a"
+    shutil.copytree(made, out)
+    (out / "journal.jsonl").write_bytes(b"")
+    done = run("explain", out, pd.read_parquet(out / "data")["id"].iloc[-1])
+    assert done.returncode == 2
+    assert "instructgen rebuild" in done.stderr
+
+
+def test_preview_of_what_cannot_be_reached() -> None:
+    done = run("preview", "--seeds", SEEDS, "--target", 10**7, "--engine", "echo")
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
 def test_unknown_row_and_folder(made: Path, tmp_path: Path) -> None:
     done = run("explain", made, "0000")
-    assert (done.returncode, "no row has the id 0000" in done.stderr) == (2, True)
+    assert (done.returncode, "nothing has the id 0000" in done.stderr) == (2, True)
     for command in (["explain", tmp_path, "x"], ["rebuild", tmp_path]):
         done = run(*command)
         assert done.returncode == 2
         assert "is no run" in done.stderr
+
+
+def test_a_second_process_leaves_the_first_ones_settings_alone(tmp_path: Path) -> None:
+    from instructgen.store import Run, read_info
+
+    out = tmp_path / "a"
+    args = ["generate", "--seeds", SEEDS, "--engine", "echo", "--out", out]
+    assert run(*args, "--target", 4).returncode == 0
+    before = read_info(out)
+    with Run.open(out):
+        done = run(*args, "--target", 3)
+        assert done.returncode == 2
+        assert "in use" in done.stderr
+        assert read_info(out) == before
 
 
 def test_mistyped_command() -> None:

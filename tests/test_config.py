@@ -101,7 +101,7 @@ def test_recipes_that_are_not_there() -> None:
 
 
 def test_target_must_be_positive() -> None:
-    with pytest.raises(ConfigError, match=r"generate\.target"):
+    with pytest.raises(ConfigError, match="--target"):
         load_config("default", {**ECHO, "generate": {"target": 0}})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from instructgen.errors import ConfigError
 from instructgen.licences import TERMS, check_licence, combine, terms
@@ -38,7 +40,23 @@ def test_combination() -> None:
     assert combine(["MIT", "Apache-2.0", "MIT"]) == "Apache-2.0 AND MIT"
     assert combine(["MIT OR Apache-2.0", "CC-BY-4.0"]) == "(MIT OR Apache-2.0) AND CC-BY-4.0"
     assert combine([]) == ""
+    assert combine(["(MIT AND CC-BY-4.0) OR CC-BY-SA-4.0", "Apache-2.0"]) == (
+        "((MIT AND CC-BY-4.0) OR CC-BY-SA-4.0) AND Apache-2.0"
+    )
+    assert combine(["CC-BY-4.0 AND (MIT OR Apache-2.0)", "CC-BY-4.0"]) == (
+        "CC-BY-4.0 AND (MIT OR Apache-2.0)"
+    )
     assert check_licence(combine(["MIT OR Apache-2.0", "CC-BY-4.0"]))
+
+
+PARTS = st.sampled_from(["MIT", "CC-BY-4.0", "CC0-1.0", "MIT OR CC-BY-SA-4.0", "(MIT)"])
+
+
+@given(st.lists(PARTS, min_size=1, max_size=4))
+def test_a_combination_is_spdx_and_combining_again_changes_nothing(parts: list[str]) -> None:
+    combined = combine(parts)
+    assert check_licence(combined)
+    assert combine([combined, *parts]) == combined
 
 
 def test_terms() -> None:

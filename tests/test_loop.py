@@ -92,7 +92,7 @@ def test_batches_mix_all_stages() -> None:
 
 
 def test_accepted_instructions_return_as_demonstrations() -> None:
-    loop = make(40)
+    loop = make(40, batch_size=8)
     turn(loop)
     machine = {t.sample.id for t in loop.pool.tasks}
     assert any(machine & set(r.origin.parents) for r in loop.rows)
@@ -156,6 +156,35 @@ def test_a_model_that_says_nothing_ends_the_run() -> None:
         loop.commit(requests, [Completion("", "stop", 1, 0)] * len(requests))
     assert loop.stopped is not None
     assert loop.stopped.reason == "acceptance_floor"
+
+
+def test_a_model_that_answers_no_task_ends_the_run() -> None:
+    """Proposing tasks for ever keeps acceptance high; rows are what is wanted."""
+    loop = make(10, batch_size=8)
+    waiting, written = [], 0
+    while loop.stopped is None and loop.batches_committed < 200:
+        while len(waiting) < LAG:
+            waiting.append(loop.build())
+        requests = waiting.pop(0)
+        completions = []
+        for r in requests:
+            written += 1
+            words = f"alpha{written} beta{written} gamma{written} delta{written}"
+            text = words if r.stage == "instructions" else "nothing of use"
+            completions.append(Completion(text, "stop", 1, 1))
+        loop.commit(requests, completions)
+    assert loop.stopped is not None
+    assert loop.stopped.reason == "acceptance_floor"
+    assert "no row" in loop.stopped.detail
+    assert loop.tally.kept_instructions > 50
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_tiny_batches_get_there(batch_size: int) -> None:
+    loop = make(3, batch_size=batch_size)
+    turn(loop)
+    assert loop.stopped is not None
+    assert loop.stopped.reason == "target"
 
 
 def test_no_row_comes_from_a_cut_completion() -> None:

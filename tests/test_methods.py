@@ -136,6 +136,14 @@ def test_chat_with_schema() -> None:
     assert lost.rejection.reason == "no_instructions"
 
 
+def test_a_penalty_of_the_paper_does_not_reach_the_chat_style() -> None:
+    for count in (1, 3):
+        pool = pool_with(3)
+        pool.unclassified.append(0)
+        for request in SelfInstruct().requests(pool, random.Random(0), count, CHAT):
+            assert request.sampling.presence_penalty == 0
+
+
 # -- self_instruct: classification and instances ------------------------------------------
 
 
@@ -182,6 +190,44 @@ def test_instances_of_both_kinds() -> None:
 def test_cut_by_length_loses_the_last_instance_only() -> None:
     kept, lost = rows_of(Kind.GENERATION, "Input: a\nOutput: b\nInput: c\nOutput: d", "length")
     assert (kept.sample.output, lost.rejection.reason) == ("b", "cut_by_length")
+
+
+def test_a_whole_instance_survives_a_cut_one_without_an_output() -> None:
+    text = "Example 1\nInput: a\nOutput: b\n\nExample 2\nInput: a long text that is cu"
+    kept, lost = rows_of(Kind.GENERATION, text, "length")
+    assert (kept.sample.output, lost.rejection.reason) == ("b", "cut_by_length")
+
+
+def test_faulty_instances_do_not_make_a_conflict() -> None:
+    outcomes = rows_of(
+        Kind.GENERATION, "Input: a\nOutput:\nInput: a\nOutput: b\nInput: a\nOutput: a"
+    )
+    assert reasons(outcomes) == ["empty_output", "", ""]
+
+
+def chat_rows(examples: list, reason: str = "stop", cut: int = 0) -> list:
+    m, pool, request = staged(Kind.GENERATION, CHAT)
+    text = orjson.dumps({"examples": examples}).decode()
+    return m.outcomes(pool, request, stop(text[: len(text) - cut], reason))
+
+
+def test_chat_instances() -> None:
+    good = {"input": "(none)", "output": " b "}
+    (row,) = chat_rows([good])
+    assert (row.sample.input, row.sample.output) == ("", "b")
+    other = {"input": "c", "output": "d"}
+    kept, lost = chat_rows([good, other], "length", cut=5)
+    assert (kept.sample.output, lost.rejection.reason) == ("b", "cut_by_length")
+    (lost,) = chat_rows([{"input": None, "output": ["x"]}])
+    assert lost.rejection.reason == "no_instances"
+
+
+def test_an_answer_has_room_in_every_language() -> None:
+    m, pool = SelfInstruct(), Pool([*seeds(9), *seeds(9, "ar")])
+    for language, tokens in (("en", 3), ("ar", 8)):
+        pool.unclassified.append(pool.add(Sample("Do", language=language, license="MIT")))
+        request = m.requests(pool, random.Random(0), 1, COMPLETION)[0]
+        assert request.sampling.max_tokens == tokens
 
 
 def reasons(outcomes: list) -> list[str]:
@@ -291,3 +337,6 @@ def test_alpaca_chat_with_schema() -> None:
     rows = [{"instruction": "do it", "input": "", "output": "done"}, {"instruction": "x"}]
     text = orjson.dumps({"tasks": rows}).decode()
     assert reasons(m.outcomes(pool, request, stop(text))) == ["", "incomplete_task"]
+    rows = [{"instruction": f"do {i}", "input": "", "output": "done"} for i in range(3)]
+    text = orjson.dumps({"tasks": rows}).decode()[:-9]
+    assert reasons(m.outcomes(pool, request, stop(text, "length"))) == ["", "", "cut_by_length"]

@@ -6,6 +6,7 @@ import tomllib
 import unicodedata
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,13 +177,14 @@ def test_what_is_numbered_is_read_back(items: list[str]) -> None:
         ("Input: (none)\nOutput: x", [("", "x")]),
         ("Input: a\nOutput: b\n\nTask: Another.\nOutput: c", [("a", "b")]),
         ("Output:", [("", "")]),
-        ("Input: only", []),
+        ("Input: only", [None]),
         ("", []),
-        ("The output: is inside a line", []),
+        ("The output: is inside a line", [None]),
+        ("Input: a\nOutput: b\n\nExample 2\nInput: cut he", [("a", "b"), None]),
     ],
 )
 def test_input_first(text: str, instances: list[tuple[str, str]]) -> None:
-    assert Template("en").parse_input_first(text) == [Instance(*i) for i in instances]
+    assert Template("en").parse_input_first(text) == [i and Instance(*i) for i in instances]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,10 @@ def test_input_first(text: str, instances: list[tuple[str, str]]) -> None:
         ("Class label: alone", [("", "alone")]),
         ("Sentence first.\nClass label: a\nInput: x", [("x", "a")]),
         ("nothing", []),
+        (
+            "Example 1\nClass label: a\nInput: x\nExample 2\nClass label: b\nInput: y",
+            [("x", "a"), ("y", "b")],
+        ),
     ],
 )
 def test_output_first(text: str, instances: list[tuple[str, str]]) -> None:
@@ -204,19 +210,47 @@ def test_output_first(text: str, instances: list[tuple[str, str]]) -> None:
 )
 def test_parsers_never_fail(text: str) -> None:
     t = Template("en")
-    for instance in (*t.parse_input_first(text), *t.parse_output_first(text)):
+    for instance in filter(None, (*t.parse_input_first(text), *t.parse_output_first(text))):
         assert instance.input == instance.input.strip()
         assert instance.output == instance.output.strip()
     t.parse_triples(text)
     parse_numbered(text, 15)
 
 
-@given(st.text())
-def test_json_is_read_or_refused(text: str) -> None:
-    assert parse_json(text, "tasks") is None or text.strip()
-
-
 def test_json() -> None:
     assert parse_json('{"tasks": ["a"]}', "tasks") == ["a"]
-    for bad in ('{"tasks": "a"}', '["a"]', '{"tasks": ["a"', "null", '{"task": []}'):
-        assert parse_json(bad, "tasks") is None
+    for bad in ('{"tasks": "a"}', '["a"]', '{"tasks": ["a"', "null", '{"task": []}', ""):
+        assert parse_json(bad, "tasks") == []
+
+
+ITEMS = st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=3), max_size=4)
+
+
+@given(ITEMS, st.data())
+def test_of_json_cut_anywhere_the_whole_items_are_read(items: list, data: st.DataObject) -> None:
+    text = orjson.dumps({"tasks": items}).decode()
+    cut = text[: data.draw(st.integers(0, len(text)))]
+    read = parse_json(cut, "tasks", cut=True)
+    if not cut.startswith('{"tasks":['):
+        assert read == []
+        return
+    assert read[-1] is None
+    whole = read[:-1]
+    assert whole == items[: len(whole)]
+    # No item that was followed by a comma is lost.
+    assert len(whole) >= sum(
+        cut.startswith('{"tasks":[' + ",".join(orjson.dumps(i).decode() for i in items[:n]) + ",")
+        for n in range(1, len(items) + 1)
+    )
+
+
+def test_numbers_inside_an_answer_are_left_alone() -> None:
+    text = " cook pasta\n4. Input: (none)\n4. Output: 1. Boil water\n2. Add pasta\n3.14 is pi\n2020. was"
+    (triple,) = Template("en").parse_triples(text)
+    assert triple is not None
+    assert triple[1].output == "1. Boil water\n2. Add pasta\n3.14 is pi\n2020. was"
+
+
+@pytest.mark.parametrize("name", ["../../filters/default", "x" * 300, "", "EN", "en.toml"])
+def test_names_from_data_never_become_paths(name: str) -> None:
+    assert not Template(name).native

@@ -20,7 +20,7 @@ import orjson
 import pytest
 
 from instructgen.store import read_info, read_rows
-from tests.conftest import ROOT
+from tests.conftest import ROOT, default_filters
 
 pytest.importorskip("vllm")
 
@@ -251,14 +251,14 @@ def test_killed_and_resumed_on_a_real_engine(tmp_path: Path) -> None:
 
 def test_the_chat_style_is_structured_on_vllm(tmp_path: Path) -> None:
     recipe = tmp_path / "chat.toml"
-    filters = (ROOT / "filters" / "default.toml").read_text()
+    filters = default_filters()
     recipe.write_text(
         '[method]\nstyle = "chat"\n[method.chat_instructions]\ntemperature = 0.7\ntop_p = 0.95\n'
         f"max_tokens = 600\n{filters}"
     )
     out = tmp_path / "run"
     args = ["generate", "--seeds", GENERAL, "--target", 4, "--out", out, "--recipe", recipe]
-    done = run(*args, "--batch-size", 8, "--max-tokens-total", 25_000)
+    done = run(*args, "--batch-size", 4, "--max-tokens-total", 9_000)
     assert done.returncode in (0, 3), done.stderr[-3000:]
     assert read_info(out)["form"] == {"style": "chat", "structured": True}
     finished = [
@@ -331,7 +331,7 @@ def test_the_openai_engine_on_a_real_server(server: str, tmp_path: Path) -> None
         list(OpenAIEngine(model="nope", base_url=server).complete([good]))
 
     recipe = tmp_path / "server.toml"
-    filters = (ROOT / "filters" / "default.toml").read_text()
+    filters = default_filters()
     recipe.write_text(
         f'[method]\nstyle = "completion"\n[engine]\nname = "openai"\nmodel = "smol"\n'
         f'base_url = "{server}"\n{filters}'

@@ -123,6 +123,34 @@ def test_lines_moved_dropped_or_doubled_are_noticed(tmp_path: Path, edit: str) -
         pass
 
 
+@pytest.mark.parametrize("fault", ["interrupt after", "interrupt before", "half, then full"])
+def test_an_interrupted_record_leaves_a_whole_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """And what is recorded after it, as a run's last act, is not lost either."""
+    original = os.write
+
+    def faulty(handle: int, data: memoryview) -> int:
+        monkeypatch.setattr(os, "write", original)
+        if fault == "interrupt after":
+            original(handle, data)
+            raise KeyboardInterrupt
+        if fault == "interrupt before":
+            raise KeyboardInterrupt
+        original(handle, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    with Run.create(tmp_path / "a", INFO, []) as run:
+        run.record(0, 0, "d", completion(0))
+        monkeypatch.setattr(os, "write", faulty)
+        with pytest.raises((KeyboardInterrupt, StorageError)):
+            run.record(0, 1, "d", completion(1))
+        run.record(0, 2, "d", completion(2))
+    with Run.open(tmp_path / "a") as run:
+        assert run.healed is None
+        assert [run.recorded(0, i) is not None for i in range(3)] == [True, False, True]
+
+
 def test_the_journal_of_another_run_is_noticed(tmp_path: Path) -> None:
     begin(tmp_path / "a")
     with Run.create(tmp_path / "b", {**INFO, "run": "r2"}, []):

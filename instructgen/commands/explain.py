@@ -14,9 +14,10 @@ from typing import Any
 from instructgen.commands.generate import reopen
 from instructgen.drive import Progress, drive
 from instructgen.engines import Request
-from instructgen.errors import InputError
+from instructgen.errors import InputError, RunError
+from instructgen.filters.novelty import Novelty
 from instructgen.loop import Loop
-from instructgen.sample import Sample
+from instructgen.sample import Sample, sample_row
 from instructgen.similarity import RougeLIndex
 from instructgen.store import Run, find_row
 
@@ -49,10 +50,14 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything a run knows about one row or rejected candidate."""
+    """Everything a run knows about one row, rejected candidate, pool instruction or seed.
+
+    ``verdict`` is ``kept``, ``rejected``, ``in the pool`` or ``a seed``. ``passed``
+    are the filters that saw it and did not object.
+    """
 
     id: str
-    kept: bool
+    verdict: str
     row: dict[str, Any]
     parents: tuple[tuple[str, str], ...]
     written: tuple[Written, ...]
@@ -65,46 +70,76 @@ def explain(out: str | Path, row_id: str) -> Explanation:
 
     Args:
         out: a run folder with a dataset.
-        row_id: an id from ``data`` or ``rejected`` (those begin with ``r-``).
+        row_id: an id from ``data`` or ``rejected`` (those begin with ``r-``), or of
+            an instruction or seed that such a row names as parent or nearest.
 
     Raises:
-        RunError: no run there, in use, or damaged.
-        InputError: no such row.
+        RunError: no run there, in use, damaged, or without a complete dataset.
+        InputError: nothing in the run has this id.
     """
     folder = Path(out)
     with Run.open(folder) as run:
-        found = find_row(folder, row_id)
-        if found is None:
-            raise InputError(
-                f"{folder}: no row has the id {row_id}.",
-                hint="Ids stand in the column id of data/ and rejected/.",
-            )
-        table, row = found
+        verdict, row = _find(run, row_id)
         place = (row["origin"]["batch"], row["origin"]["request"])
-        # Twice: where the instruction was written is only known at the end.
-        loop, _ = _replay(run, place[0] + 1, [])
-        first = _instruction_place(loop, row["instruction"])
-        places = [p for p in (first, place) if p is not None]
-        loop, requests = _replay(run, place[0] + 1, places)
-        passed = [f.name for f in loop.config.filters]
-        if table == "rejected" and row["filter"] in passed:
-            passed = passed[: passed.index(row["filter"])]
-        elif table == "rejected":
-            passed = []
+        if verdict == "a seed":
+            return Explanation(row_id, verdict, row, (), (), (), None)
+        # Twice: which task a completion was for is known by its request only,
+        # and where that task was written by the task.
+        loop, requests = _replay(run, [place])
+        task = requests[place].task
+        first = place if task is None else _place(loop.pool.tasks[task].sample)
+        places = list(dict.fromkeys([first, place]))
+        _, requests = _replay(run, places)
         return Explanation(
             id=row_id,
-            kept=table == "data",
+            verdict=verdict,
             row=row,
             parents=_parents(loop, row["origin"]["parents"]),
-            written=tuple(_written(run, p, requests[p]) for p in dict.fromkeys(places)),
-            passed=tuple(passed),
-            nearest=_nearest(loop, row, first or place),
+            written=tuple(_written(run, p, requests[p]) for p in places),
+            passed=_passed(loop, row, verdict, proposed=task is None),
+            nearest=_nearest(loop, row, first),
         )
 
 
+def _find(run: Run, row_id: str) -> tuple[str, dict[str, Any]]:
+    found = find_row(run.folder, row_id)
+    if found is not None:
+        return {"data": "kept", "rejected": "rejected"}[found[0]], found[1]
+    loop = reopen(run)
+    for seed in loop.pool.seeds:
+        if seed.id == row_id:
+            return "a seed", sample_row(seed)
+    drive(loop, run, None, Progress(loop.config.generate.target, loop), None)
+    for task in loop.pool.tasks:
+        if task.sample.id == row_id:
+            return "in the pool", sample_row(task.sample)
+    raise InputError(
+        f"{run.folder}: nothing has the id {row_id}.",
+        hint="Ids stand in the columns id, nearest and origin.parents of data/ and rejected/.",
+    )
+
+
+def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) -> tuple[str, ...]:
+    """The filters that let it pass, in the order in which they saw it."""
+    instruction = [f.name for f in loop.chain.at("instruction")]
+    answered = [f.name for f in loop.chain.at("row")]
+    if verdict == "in the pool" or row.get("reason") == "not_expanded":
+        return tuple(instruction)
+    if verdict == "kept":
+        return (*instruction, *answered)
+    # Of a task in the pool the instruction had passed before; of a proposal it
+    # was judged now, and the rest only where it came with an answer.
+    before = [] if proposed else instruction
+    seen = [*instruction, *(answered if row["output"] else [])] if proposed else answered
+    if row["filter"] not in seen:
+        return tuple(before)
+    return (*before, *seen[: seen.index(row["filter"])])
+
+
 def _replay(
-    run: Run, batches: int, places: Sequence[tuple[int, int]]
+    run: Run, places: Sequence[tuple[int, int]]
 ) -> tuple[Loop, dict[tuple[int, int], Request]]:
+    """The loop up to the last of these places, and the requests made there."""
     loop = reopen(run)
     kept: dict[tuple[int, int], Request] = {}
 
@@ -112,17 +147,14 @@ def _replay(
         kept.update({p: requests[p[1]] for p in places if p[0] == batch})
 
     progress = Progress(loop.config.generate.target, loop)
-    drive(loop, run, None, progress, None, batches=batches, on_batch=look)
+    last = max(batch for batch, _ in places)
+    drive(loop, run, None, progress, None, batches=last + 1, on_batch=look)
+    if len(kept) < len(set(places)):
+        raise RunError(
+            f"{run.folder}: its dataset holds rows that its journal does not lead to.",
+            f"Run: instructgen rebuild {run.folder}",
+        )
     return loop, kept
-
-
-def _instruction_place(loop: Loop, instruction: str) -> tuple[int, int] | None:
-    for task in loop.pool.tasks:
-        if task.sample.instruction == instruction:
-            origin = task.sample.origin
-            assert origin.batch is not None and origin.request is not None
-            return origin.batch, origin.request
-    return None
 
 
 def _written(run: Run, place: tuple[int, int], request: Request) -> Written:
@@ -149,23 +181,31 @@ def _parents(loop: Loop, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple((i, texts.get(i, "")) for i in ids)
 
 
+def _place(sample: Sample) -> tuple[int, int]:
+    """The batch and request that wrote a generated sample."""
+    batch, request = sample.origin.batch, sample.origin.request
+    assert batch is not None and request is not None
+    return batch, request
+
+
 def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
     """Seeds, then the instructions accepted from completions before ``place``."""
     # A method in one stage has no pool of instructions: its rows are compared.
     made = [task.sample for task in loop.pool.tasks] or loop.rows
     return [
         *loop.pool.seeds,
-        *(s for s in made if place is None or (s.origin.batch, s.origin.request) < place),
+        *(s for s in made if place is None or _place(s) < place),
     ]
 
 
 def _nearest(loop: Loop, row: dict[str, Any], place: tuple[int, int]) -> Neighbour | None:
-    earlier = _earlier(loop, place)
+    """The filter's own verdict, or else the nearest of what earlier completions brought."""
     if row.get("nearest"):
-        # The filter's own verdict, which may name an instruction of the same completion.
-        by_id = {s.id: s.instruction for s in _earlier(loop, None)}
-        return Neighbour(row["nearest"], by_id.get(row["nearest"], ""), row["score"])
-    index = RougeLIndex(_ANY_SIMILARITY)
+        texts = {s.id: s.instruction for s in _earlier(loop, None)}
+        return Neighbour(row["nearest"], texts.get(row["nearest"], ""), row["score"])
+    earlier = _earlier(loop, place)
+    gates = [f for f in loop.config.filters if isinstance(f, Novelty)]
+    index = RougeLIndex(_ANY_SIMILARITY, gates[0].tokenizer if gates else "unicode")
     index.add([s.instruction for s in earlier])
     (match,) = index.nearest([row["instruction"]])
     if match is None:

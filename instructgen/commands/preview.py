@@ -21,14 +21,16 @@ from instructgen.sources import OnBadRow
 _BATCHES = 2 * LAG + 3
 # Smaller than a run's, so that a preview is quick.
 _BATCH_SIZE = 16
+# exp(20): half a billion proposals for one more that is new.
+_OUT_OF_REACH = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What a few batches showed, and what follows for the target.
 
-    ``rows_possible`` says whether the target is in reach before new
-    instructions become too rare; the forecasts are None where nothing was kept.
+    The forecasts are None where too little was kept to tell, and where new
+    instructions would become too rare to reach the target at all.
     """
 
     rows: tuple[Sample, ...]
@@ -85,7 +87,7 @@ def preview(
 def _forecast(loop: Loop, progress: Progress, target: int) -> Forecast:
     t = loop.tally
     novelty = [r for r in loop.rejected if r.rejection.reason == "too_similar"]
-    proposed = t.kept_instructions + len(novelty) or t.kept_rows + len(novelty)
+    proposed = (t.kept_instructions or t.kept_rows) + len(novelty)
     rows_per_instruction = _rows_per_instruction(loop)
     needed = math.ceil(target / rows_per_instruction) if rows_per_instruction else None
     at_target, effort = _growth(loop, proposed, needed)
@@ -135,6 +137,8 @@ def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None
     h = hit_kept / max(1.0, (proposed - hit_seed) * kept / 2)
     survive = 1 - s
     if survive <= 0:
+        return 1.0, None
+    if h * needed > _OUT_OF_REACH:
         return 1.0, None
     duplicates = 1 - survive * math.exp(-h * needed)
     effort = (math.expm1(h * needed) / h if h else needed) / survive

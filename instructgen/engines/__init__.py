@@ -142,6 +142,11 @@ class Engine(BaseModel, ABC):
         """Release the model. Safe to call twice."""
 
 
+def operational(default: Any, description: str, **limits: Any) -> Any:
+    """A field of an engine that cannot change what recorded completions mean."""
+    return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
+
+
 class LocalEngine(Engine):
     """An engine that loads the model itself."""
 
@@ -182,6 +187,12 @@ def check_schema_binds(engine: Engine) -> bool:
         schema=schema,
     )
     ((_, completion),) = engine.complete([request])
+    if completion.retryable:
+        # A server that is down does not tell what it can do.
+        raise EngineError(
+            f"The {engine.name} engine does not answer: {completion.error}.",
+            "Start it, or wait for it; then give the same command.",
+        )
     try:
         return bool(orjson.loads(completion.text) == expected)
     except orjson.JSONDecodeError:

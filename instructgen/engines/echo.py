@@ -12,9 +12,7 @@ from bisect import bisect
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 
-from pydantic import Field
-
-from instructgen.engines import Completion, Engine, Request
+from instructgen.engines import Completion, Engine, Request, operational
 
 _TOKEN = re.compile(r"\n|[^\s]+")
 
@@ -27,11 +25,8 @@ class EchoEngine(Engine):
 
     name = "echo"
 
-    delay_s: float = Field(
-        0.0,
-        ge=0,
-        description="time per completion, to try out progress and interruption",
-        json_schema_extra={"resumable": True},
+    delay_s: float = operational(
+        0.0, "time per completion, to try out progress and interruption", ge=0
     )
 
     def chats(self) -> bool:

@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import email.utils
 import os
+import queue
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
 import orjson
 from pydantic import Field, PrivateAttr
 
-from instructgen.engines import Completion, Engine, FinishReason, Request, check_schema_binds
+from instructgen.engines import (
+    Completion,
+    Engine,
+    FinishReason,
+    Request,
+    check_schema_binds,
+    operational,
+)
 from instructgen.errors import EngineError
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _HOPELESS = frozenset({401, 403, 404})
-
-
-def _operational(default: Any, description: str, **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
 
 
 class _Passing(Exception):
@@ -43,17 +47,17 @@ class OpenAIEngine(Engine):
 
     name = "openai"
 
-    base_url: str = _operational("", "the server; empty: OPENAI_BASE_URL, or vLLM's default here")
+    base_url: str = operational("", "the server; empty: OPENAI_BASE_URL, or vLLM's default here")
     chat: bool = Field(True, description="the model has a chat template")
-    concurrency: int = _operational(32, "requests at the same time", ge=1)
-    timeout_s: float = _operational(120.0, "silence after which a request has failed", gt=0)
-    max_retries: int = _operational(6, "further tries of a request", ge=0)
-    max_wait_s: float = _operational(60.0, "longest wait between two tries", gt=0)
+    concurrency: int = operational(32, "requests at the same time", ge=1)
+    timeout_s: float = operational(120.0, "silence after which a request has failed", gt=0)
+    max_retries: int = operational(6, "further tries of a request", ge=0)
+    max_wait_s: float = operational(60.0, "longest wait between two tries", gt=0)
 
     _client: httpx.Client | None = PrivateAttr(None)
-    _sleep: Callable[[float], None] = PrivateAttr(time.sleep)
+    _closing: threading.Event = PrivateAttr(default_factory=threading.Event)
+    _sleep: Callable[[float], object] | None = PrivateAttr(None)
     _now: Callable[[], float] = PrivateAttr(time.time)
-    _closed: bool = PrivateAttr(False)
 
     def chats(self) -> bool:
         """As the recipe says: a server does not tell."""
@@ -95,17 +99,37 @@ class OpenAIEngine(Engine):
             EngineError: the server does not know us, the path or the model.
         """
         self.start()
-        pool = ThreadPoolExecutor(self.concurrency)
-        try:
-            futures = {pool.submit(self._one, r): i for i, r in enumerate(requests)}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[tuple[int, Completion] | Exception] = queue.SimpleQueue()
+        for i in range(len(requests)):
+            todo.put(i)
+
+        def work() -> None:
+            while not self._closing.is_set():
+                try:
+                    i = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    answers.put((i, self._one(requests[i])))
+                except Exception as error:  # noqa: BLE001 (raised again below)
+                    answers.put(error)
+
+        # Daemons, not a pool: a pool's threads hold up the end of the process
+        # for as long as a server is silent.
+        for _ in range(min(self.concurrency, len(requests))):
+            threading.Thread(target=work, daemon=True).start()
+        for _ in requests:
+            answer = answers.get()
+            if isinstance(answer, Exception):
+                while not todo.empty():
+                    todo.get()
+                raise answer
+            yield answer
 
     def close(self) -> None:
-        """Close all connections."""
-        object.__setattr__(self, "_closed", True)
+        """Close all connections; requests under way are given up."""
+        self._closing.set()
         if self._client is not None:
             self._client.close()
 
@@ -117,11 +141,13 @@ class OpenAIEngine(Engine):
             except _Passing as error:
                 last = str(error)
                 wait_s = error.wait_s
-            if attempt < self.max_retries and not self._closed:
+            if self._closing.is_set():
+                break
+            if attempt < self.max_retries:
                 if wait_s is None:
                     # Full jitter keeps clients that failed together apart.
                     wait_s = min(self.max_wait_s, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
-                self._sleep(min(wait_s, self.max_wait_s))
+                (self._sleep or self._closing.wait)(min(wait_s, self.max_wait_s))
         return Completion.failed(f"{last} ({self.max_retries + 1} tries)", retryable=True)
 
     def _try(self, request: Request) -> Completion:
@@ -129,7 +155,8 @@ class OpenAIEngine(Engine):
         path, body = self._body(request)
         try:
             response = self._client.post(path, json=body)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:
+            # httpx raises RuntimeError once the client was closed.
             raise _Passing(f"{type(error).__name__}: {error}"[:200]) from error
         if response.status_code in _PASSING:
             raise _Passing(f"HTTP {response.status_code}", self._retry_after(response))

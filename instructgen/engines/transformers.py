@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 
-from instructgen.engines import Completion, LocalEngine, Request, Sampling
+from instructgen.engines import Completion, LocalEngine, Request, Sampling, operational
 from instructgen.engines.models import model_folder, prompt_tokens
 from instructgen.errors import EngineError
 
@@ -24,12 +24,7 @@ class TransformersEngine(LocalEngine):
 
     name = "transformers"
 
-    batch: int = Field(
-        16,
-        ge=1,
-        description="requests decoded at the same time",
-        json_schema_extra={"resumable": True},
-    )
+    batch: int = operational(16, "requests decoded at the same time", ge=1)
 
     _model: Any = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
@@ -78,11 +73,13 @@ class TransformersEngine(LocalEngine):
         for i, request in enumerate(requests):
             tokens = prompt_tokens(self._tokenizer, request)
             room = self.max_model_len - len(tokens)
-            if not tokens or room < request.sampling.max_tokens:
-                error = f"the prompt has {len(tokens)} tokens, no room for an answer"
+            if not tokens or room < 1:
+                error = f"the prompt has {len(tokens)} tokens, the model takes {self.max_model_len}"
                 yield i, Completion.failed(error, len(tokens))
             else:
-                alike.setdefault(replace(request.sampling, seed=None), []).append((i, tokens))
+                most = min(request.sampling.max_tokens, room)
+                sampling = replace(request.sampling, seed=None, max_tokens=most)
+                alike.setdefault(sampling, []).append((i, tokens))
         for sampling, group in alike.items():
             for at in range(0, len(group), self.batch):
                 part = group[at : at + self.batch]

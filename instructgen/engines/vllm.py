@@ -27,6 +27,7 @@ from instructgen.engines import (
     LocalEngine,
     Request,
     check_schema_binds,
+    operational,
 )
 from instructgen.engines.models import has_gpu, model_folder, prompt_tokens
 from instructgen.errors import EngineDied, EngineError
@@ -34,10 +35,8 @@ from instructgen.errors import EngineDied, EngineError
 _WATCH_EVERY_S = 0.5
 
 _Answer = tuple[int, Completion] | EngineDied
-
-
-def _operational(default: Any, description: str, **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
+# A request to run, with its position, its tokens and where its answer goes; None to end.
+_Order = tuple[int, Request, list[int], "queue.SimpleQueue[_Answer]"] | None
 
 
 class VllmEngine(LocalEngine):
@@ -46,25 +45,23 @@ class VllmEngine(LocalEngine):
     name = "vllm"
 
     dtype: str = Field("auto", description="weights' type, as vLLM names it")
-    max_num_seqs: int = _operational(64, "requests decoded at the same time", ge=1)
-    tensor_parallel_size: int = _operational(1, "GPUs that share one model", ge=1)
-    gpu_memory_utilization: float = _operational(0.9, "share of a GPU's memory", gt=0, le=1)
-    cpu_kvcache_gib: int = _operational(2, "key-value cache on a CPU, in GiB", ge=1)
-    enforce_eager: bool | None = _operational(
+    max_num_seqs: int = operational(64, "requests decoded at the same time", ge=1)
+    tensor_parallel_size: int = operational(1, "GPUs that share one model", ge=1)
+    gpu_memory_utilization: float = operational(0.9, "share of a GPU's memory", gt=0, le=1)
+    cpu_kvcache_gib: int = operational(2, "key-value cache on a CPU, in GiB", ge=1)
+    enforce_eager: bool | None = operational(
         None, "skip compilation; empty: on a CPU yes, on a GPU no"
     )
-    own_process: bool | None = _operational(
+    own_process: bool | None = operational(
         None, "run the engine core in its own process; empty: on a GPU yes, on a CPU no"
     )
 
     _llm: Any = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
-    _waiting: dict[str, tuple[int, queue.SimpleQueue[_Answer]]] = PrivateAttr(default_factory=dict)
-    _work: threading.Condition = PrivateAttr(default_factory=threading.Condition)
+    _gate: threading.RLock = PrivateAttr(default_factory=threading.RLock)
+    _orders: queue.SimpleQueue[_Order] = PrivateAttr(default_factory=queue.SimpleQueue)
     _thread: threading.Thread | None = PrivateAttr(None)
-    _closing: bool = PrivateAttr(False)
     _death: EngineDied | None = PrivateAttr(None)
-    _ids: Iterator[int] = PrivateAttr(default_factory=itertools.count)
 
     def chats(self) -> bool:
         """Whether the tokenizer has a chat template."""
@@ -89,62 +86,64 @@ class VllmEngine(LocalEngine):
 
     def start(self) -> None:
         """Load the model: 10 to 60 s for a small one on a CPU."""
-        with self._work:
-            self._start()
+        with self._gate:
+            if self._death is not None:
+                raise EngineDied(self._death.message)
+            if self._llm is not None:
+                return
+            self._llm = self._load()
+            self._tokenizer = self._llm.get_tokenizer()
+            self._orders = queue.SimpleQueue()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._llm.llm_engine, self._orders), daemon=True
+            )
+            self._thread.start()
+            core = self._llm.llm_engine.engine_core
+            if hasattr(core, "outputs_queue"):
+                wake = threading.Thread(target=_wake_when_dead, args=(weakref.ref(core),))
+                wake.daemon = True
+                wake.start()
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """As `Engine.complete`; a prompt with no room left for one token fails alone."""
+        self.start()
         answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
-        mine: list[str] = []
-        with self._work:
-            self._start()
-            for position, request in enumerate(requests):
-                self._add(position, request, answers, mine)
-            self._work.notify_all()
-        try:
-            for _ in requests:
-                answer = answers.get()
-                if isinstance(answer, EngineDied):
-                    raise answer
-                yield answer
-        finally:
-            self._abandon(mine)
+        rooms: list[tuple[int, Request, list[int]]] = []
+        for position, request in enumerate(requests):
+            tokens = prompt_tokens(self._tokenizer, request)
+            if not tokens:
+                answers.put((position, Completion.failed("the prompt is empty")))
+            elif len(tokens) >= self.max_model_len:
+                error = f"the prompt has {len(tokens)} tokens, the model takes {self.max_model_len}"
+                answers.put((position, Completion.failed(error, len(tokens))))
+            else:
+                rooms.append((position, request, tokens))
+        with self._gate:
+            if self._death is not None:
+                raise EngineDied(self._death.message)
+            for order in rooms:
+                self._orders.put((*order, answers))
+        for _ in requests:
+            answer = answers.get()
+            if isinstance(answer, EngineDied):
+                raise answer
+            yield answer
 
     def restart(self) -> None:
         """Throw the dead engine away; the next request loads a new one."""
-        with self._work:
+        with self._gate:
             self._drop()
 
     def close(self) -> None:
-        """Stop the stepping thread and free the model."""
-        with self._work:
-            self._closing = True
-            self._work.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout=60)
-        with self._work:
+        """Stop the stepping thread and free the model; requests under way are given up."""
+        self._orders.put(None)
+        if self._thread is not None:
+            self._thread.join(timeout=60)
+        with self._gate:
             self._drop()
-
-    # -- inside, with self._work held -------------------------------------------------
-
-    def _start(self) -> None:
-        if self._death is not None:
-            raise EngineDied(self._death.message)
-        if self._llm is not None:
-            return
-        self._closing = False
-        self._llm = self._load()
-        self._tokenizer = self._llm.get_tokenizer()
-        self._thread = threading.Thread(target=self._run, args=(self._llm,), daemon=True)
-        self._thread.start()
-        core = self._llm.llm_engine.engine_core
-        if hasattr(core, "outputs_queue"):
-            threading.Thread(target=_wake_when_dead, args=(weakref.ref(core),), daemon=True).start()
 
     def _drop(self) -> None:
         llm, self._llm, self._thread, self._death = self._llm, None, None, None
-        self._waiting.clear()
         if llm is not None:
             # A dead core may refuse to shut down cleanly; it is being discarded.
             with contextlib.suppress(Exception):
@@ -195,86 +194,80 @@ class VllmEngine(LocalEngine):
                 "Try a smaller max_model_len, another model, or --engine transformers.",
             ) from error
 
+    # -- the stepping thread: the only one that touches the engine ----------------------
+
+    def _run(self, engine: Any, orders: queue.SimpleQueue[_Order]) -> None:
+        waiting: dict[str, tuple[int, queue.SimpleQueue[_Answer]]] = {}
+        ids = itertools.count()
+        try:
+            while True:
+                # Between two steps everything asked for meanwhile is taken in.
+                while not waiting or not orders.empty():
+                    order = orders.get()
+                    if order is None:
+                        raise EngineDied("the engine was closed")
+                    self._add(engine, str(next(ids)), order, waiting)
+                for output in engine.step():
+                    if output.finished:
+                        position, answers = waiting.pop(output.request_id)
+                        answers.put((position, _completion(output)))
+        except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
+            self._die(error, orders, waiting)
+
     def _add(
         self,
-        position: int,
-        request: Request,
-        answers: queue.SimpleQueue[_Answer],
-        mine: list[str],
+        engine: Any,
+        name: str,
+        order: tuple[int, Request, list[int], queue.SimpleQueue[_Answer]],
+        waiting: dict[str, tuple[int, queue.SimpleQueue[_Answer]]],
     ) -> None:
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import StructuredOutputsParams
+        from vllm import TokensPrompt
 
-        tokens = prompt_tokens(self._tokenizer, request)
-        room = self.max_model_len - len(tokens)
-        if not tokens or room < 1:
-            error = (
-                "the prompt is empty"
-                if not tokens
-                else f"the prompt has {len(tokens)} tokens, the model takes {self.max_model_len}"
-            )
-            answers.put((position, Completion.failed(error, len(tokens))))
-            return
-        s = request.sampling
-        params = SamplingParams(
-            temperature=s.temperature,
-            top_p=s.top_p,
-            max_tokens=min(s.max_tokens, room),
-            presence_penalty=s.presence_penalty,
-            frequency_penalty=s.frequency_penalty,
-            stop=list(s.stop),
-            seed=s.seed,
-            structured_outputs=StructuredOutputsParams(
-                json=request.schema, disable_any_whitespace=True
-            )
-            if request.schema
-            else None,
-        )
-        name = str(next(self._ids))
+        position, request, tokens, answers = order
+        params = sampling_params(request, self.max_model_len - len(tokens))
         try:
-            self._llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), params)
+            engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), params)
         except ValueError as error:
             answers.put((position, Completion.failed(_first_line(error), len(tokens))))
-            return
-        self._waiting[name] = (position, answers)
-        mine.append(name)
+        else:
+            waiting[name] = (position, answers)
 
-    def _abandon(self, names: list[str]) -> None:
-        with self._work:
-            left = [name for name in names if self._waiting.pop(name, None)]
-            if left and self._llm is not None and self._death is None:
-                self._llm.llm_engine.abort_request(left, internal=True)
+    def _die(
+        self,
+        error: Exception,
+        orders: queue.SimpleQueue[_Order],
+        waiting: dict[str, tuple[int, queue.SimpleQueue[_Answer]]],
+    ) -> None:
+        death = EngineDied(f"vLLM's engine died ({_first_line(error)}).")
+        with self._gate:
+            self._death = death
+            left = [answers for _, answers in waiting.values()]
+            while not orders.empty():
+                order = orders.get()
+                if order is not None:
+                    left.append(order[3])
+        for answers in {id(a): a for a in left}.values():
+            answers.put(death)
 
-    # -- the stepping thread ----------------------------------------------------------
 
-    def _run(self, llm: Any) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+def sampling_params(request: Request, room: int) -> Any:
+    """A request's sampling in vLLM's own type, with at most ``room`` tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
-        engine = llm.llm_engine
-        while True:
-            with self._work:
-                while not self._waiting and not self._closing:
-                    self._work.wait()
-                if self._closing or self._llm is not llm:
-                    return
-                try:
-                    outputs = engine.step()
-                except (EngineDeadError, EngineGenerateError, RuntimeError) as error:
-                    self._die(error)
-                    return
-                for output in outputs:
-                    waiting = (
-                        self._waiting.pop(output.request_id, None) if output.finished else None
-                    )
-                    if waiting is not None:
-                        position, answers = waiting
-                        answers.put((position, _completion(output)))
-
-    def _die(self, error: BaseException) -> None:
-        self._death = EngineDied(f"vLLM's engine died ({_first_line(error)}).")
-        for answers in {id(a): a for _, a in self._waiting.values()}.values():
-            answers.put(EngineDied(self._death.message))
-        self._waiting.clear()
+    s, schema = request.sampling, request.schema
+    return SamplingParams(
+        temperature=s.temperature,
+        top_p=s.top_p,
+        max_tokens=min(s.max_tokens, room),
+        presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty,
+        stop=list(s.stop),
+        seed=s.seed,
+        structured_outputs=StructuredOutputsParams(json=schema, disable_any_whitespace=True)
+        if schema
+        else None,
+    )
 
 
 def _missing(error: ImportError) -> EngineError:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from instructgen import prompts
 from instructgen.filters import Filter
 from instructgen.sample import Rejection, Sample
 
-_COLONS = (":", "：")
+_DETAILS = {
+    "empty_output": "the row has no output",
+    "output_is_input": "the output is the input",
+    "ends_in_colon": "the input or the output ends in a colon",
+}
 
 
 class Instance(Filter):
@@ -16,11 +21,5 @@ class Instance(Filter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``empty_output``, ``output_is_input`` or ``ends_in_colon``."""
-        if not sample.output.strip():
-            return self.reject("empty_output")
-        if sample.input.strip() == sample.output.strip():
-            return self.reject("output_is_input")
-        for field in ("input", "output"):
-            if getattr(sample, field).rstrip().endswith(_COLONS):
-                return self.reject("ends_in_colon", f"the {field} ends in a colon")
-        return None
+        fault = prompts.Instance(sample.input, sample.output).fault
+        return self.reject(fault, _DETAILS[fault]) if fault else None

@@ -51,7 +51,7 @@ class Alpaca(Method):
         )
         if completion.finish_reason == "error":
             return [_lost(blank, "engine_error", completion.error or "")]
-        items = self._parse(request, completion.text)
+        items = self._parse(request, completion)
         outcomes: list[Outcome] = []
         for number, item in enumerate(items, start=1):
             instruction, instance = item or ("", Instance("", ""))
@@ -76,7 +76,7 @@ class Alpaca(Method):
 
     def _request(self, pool: Pool, rng: random.Random, form: Form) -> Request:
         language = pool.draw_language(rng)
-        parents = self._draw(pool, rng, language)
+        parents = pool.draw(rng, language, self.human, 0, fits=self._fits)
         shown = [pool.seeds[p] for p in parents]
         template = Template(language)
         if form.style == "completion":
@@ -99,31 +99,25 @@ class Alpaca(Method):
             parents=parents,
         )
 
-    def _draw(self, pool: Pool, rng: random.Random, language: str) -> tuple[int, ...]:
-        # Redrawn rather than filtered ahead: the draw stays uniform over the
-        # seeds that may be shown, and the pool needs no second index.
-        for _ in range(100):
-            parents = pool.draw(rng, language, self.human, 0)
-            if all(self._fits(pool.seeds[p]) for p in parents):
-                break
-        return tuple(p for p in parents if self._fits(pool.seeds[p])) or parents
-
     def _fits(self, seed: Sample) -> bool:
         length = len(seed.instruction) + len(seed.input) + len(seed.output)
         return bool(seed.output) and length <= self.max_demonstration_characters
 
-    def _parse(self, request: Request, text: str) -> list[tuple[str, Instance] | None]:
+    def _parse(self, request: Request, completion: Completion) -> list[tuple[str, Instance] | None]:
+        template = Template(request.language)
         if request.schema is None:
-            return Template(request.language).parse_triples(text)
-        items = parse_json(text, "tasks") or []
-        return [_triple(item) for item in items]
+            return template.parse_triples(completion.text)
+        cut = completion.finish_reason == "length"
+        items = parse_json(completion.text, "tasks", cut=cut)
+        return [_triple(template, item) for item in items]
 
 
-def _triple(item: object) -> tuple[str, Instance] | None:
-    if not isinstance(item, dict) or not {"instruction", "input", "output"} <= item.keys():
+def _triple(template: Template, item: object) -> tuple[str, Instance] | None:
+    names = ("instruction", "input", "output")
+    if not isinstance(item, dict) or not all(isinstance(item.get(n), str) for n in names):
         return None
-    values = {k: str(v).strip() for k, v in item.items()}
-    return capital(one_line(values["instruction"])), Instance(values["input"], values["output"])
+    instance = Instance(template.given(item["input"]), item["output"].strip())
+    return capital(one_line(item["instruction"])), instance
 
 
 def _lost(sample: Sample, reason: str, detail: str) -> Lost:

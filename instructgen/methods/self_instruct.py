@@ -35,6 +35,7 @@ from instructgen.prompts import (
 from instructgen.sample import Kind, Message, Rejection, Sample
 from instructgen.seeds import Pool, Task
 
+_ANSWER_TOKENS = 8
 INSTRUCTIONS, CLASSIFICATION, INSTANCES = "instructions", "classification", "instances"
 
 
@@ -83,7 +84,7 @@ class SelfInstruct(Method):
         costs two more requests.
         """
         made: list[Request] = []
-        most = count - -(-count // 16)
+        most = max(1, count - -(-count // 16))
         while pool.classified and len(made) < most:
             made.append(self._instances(pool, pool.classified.popleft(), form))
         while pool.unclassified and len(made) < most:
@@ -145,7 +146,7 @@ class SelfInstruct(Method):
         if completion.finish_reason == "length":
             return [_lost(whole, "cut_by_length", "the completion was not finished")]
         if request.schema is not None:
-            items = parse_json(completion.text, "tasks") or []
+            items = parse_json(completion.text, "tasks")
             texts = [capital(one_line(t)) for t in items if isinstance(t, str) and t.strip()]
         elif isinstance(request.prompt, str):
             texts = parse_numbered(completion.text, len(request.parents) + self.new_instructions)
@@ -164,6 +165,10 @@ class SelfInstruct(Method):
         if form.style == "completion":
             prompt = template.classification_completion(sample.instruction)
             options = self.classification
+            if sample.language != "en":
+                # Three tokens hold an English yes, but only a part of an Arabic one.
+                room = {"max_tokens": max(_ANSWER_TOKENS, options.max_tokens)}
+                options = options.model_copy(update=room)
         else:
             prompt = template.classification_chat(sample.instruction, form.structured)
             options = self.chat_answers
@@ -206,57 +211,68 @@ class SelfInstruct(Method):
         )
 
     def _rows(self, task: Task, request: Request, completion: Completion) -> list[Outcome]:
-        found = self._parse_instances(task, request, completion)
-        cut = completion.finish_reason == "length"
-        outcomes: list[Outcome] = []
-        if cut and found:
-            last = found.pop()
-            sample = replace(task.sample, input=last.input, output=last.output, kind=task.kind)
-            outcomes.append(_lost(sample, "cut_by_length", "the last instance was not finished"))
-        if not found and not outcomes:
-            whole = replace(task.sample, output=completion.text.strip(), kind=task.kind)
+        parsed = self._parse_instances(task, request, completion)
+        whole = replace(task.sample, output=completion.text.strip(), kind=task.kind)
+        lost: list[Outcome] = []
+        if completion.finish_reason == "length":
+            last = parsed.pop() if parsed else None
+            unfinished = self._row(task, last) if last else whole
+            lost.append(_lost(unfinished, "cut_by_length", "the last instance was not finished"))
+        found = [instance for instance in parsed if instance is not None]
+        if not found and not lost:
             return [_lost(whole, "no_instances", "no instance could be read")]
-        return [*self._consistent(task, found), *outcomes]
+        return [*self._consistent(task, found), *lost]
 
     def _parse_instances(
         self, task: Task, request: Request, completion: Completion
-    ) -> list[Instance]:
+    ) -> list[Instance | None]:
         output_first = task.kind == Kind.CLASSIFICATION
-        if request.schema is not None:
-            names = ("input", "label" if output_first else "output")
-            items = parse_json(completion.text, "examples") or []
-            return [
-                Instance(str(i[names[0]]).strip(), str(i[names[1]]).strip())
-                for i in items
-                if isinstance(i, dict) and all(n in i for n in names)
-            ]
         template = Template(request.language)
-        read = template.parse_output_first if output_first else template.parse_input_first
-        return read(completion.text)
+        if request.schema is None:
+            read = template.parse_output_first if output_first else template.parse_input_first
+            return read(completion.text)
+        cut = completion.finish_reason == "length"
+        output = "label" if output_first else "output"
+        return [
+            Instance(template.given(item["input"]), item[output].strip())
+            if isinstance(item, dict)
+            and isinstance(item.get("input"), str)
+            and isinstance(item.get(output), str)
+            else None
+            for item in parse_json(completion.text, "examples", cut=cut)
+        ]
 
     def _consistent(self, task: Task, found: list[Instance]) -> Iterable[Outcome]:
-        """The paper's rules for the instances of one instruction."""
+        """The paper's rules for the instances of one instruction.
+
+        Instances with a fault of their own do not count here; the filter
+        ``instance`` rejects them.
+        """
+        sound = [instance for instance in found if instance.fault is None]
         outputs: dict[str, set[str]] = {}
-        for instance in found:
+        for instance in sound:
             outputs.setdefault(instance.input, set()).add(instance.output)
         conflict = any(given and len(answers) > 1 for given, answers in outputs.items())
         seen: set[Instance] = set()
         for instance in found:
-            sample = replace(
-                task.sample, input=instance.input, output=instance.output, kind=task.kind
-            )
-            if conflict:
+            sample = self._row(task, instance)
+            if not instance.output:
+                yield _lost(sample, "empty_output", "the instance has no output")
+            elif instance.fault:
+                yield Found(sample)
+            elif conflict:
                 detail = "instances of one instruction give one input different outputs"
                 yield _lost(sample, "conflicting_instances", detail)
             elif instance in seen:
                 yield _lost(sample, "duplicate_instance", "the same instance twice")
             elif len(seen) >= self.max_instances:
                 yield _lost(sample, "too_many_instances", f"more than {self.max_instances}")
-            elif not instance.output:
-                yield _lost(sample, "empty_output", "the instance has no output")
             else:
+                seen.add(instance)
                 yield Found(sample)
-            seen.add(instance)
+
+    def _row(self, task: Task, instance: Instance) -> Sample:
+        return replace(task.sample, input=instance.input, output=instance.output, kind=task.kind)
 
 
 def _answer(request: Request, completion: Completion) -> str:

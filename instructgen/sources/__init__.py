@@ -8,6 +8,7 @@ it filters nothing.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +16,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from instructgen.errors import InputError
+from instructgen.errors import ConfigError, InputError
 from instructgen.licences import check_licence
 from instructgen.plugins import classes
 from instructgen.sample import Sample
 from instructgen.sources.records import BadRecord, Record, read_records
+
+# Under "reject", rows looked at for one of a known format.
+_LOOKED_AT = 100
 
 OnBadRow = Literal["fail", "reject"]
 
@@ -78,50 +82,65 @@ def read(
     """
     records = read_records(path)
     source: Source | None = None
-    held: list[BadRecord] = []
+    held: list[Record | BadRecord] = []
     for record in records:
+        held.append(record)
         if isinstance(record, BadRecord):
             if on_bad_row == "fail":
                 raise _bad_row(path, record.line, record.reason)
-            held.append(record)
-        else:
-            source = sniff(record.fields, path)
-            records = chain(held, [record], records)
+            continue
+        source = sniff(record.fields)
+        if source is not None:
             break
+        if on_bad_row == "fail" or len(held) > _LOOKED_AT:
+            raise _unknown_format(record, path)
     if source is None:
+        whole = [r for r in held if isinstance(r, Record)]
+        if whole:
+            raise _unknown_format(whole[0], path)
         raise InputError(
             "no row that can be read.", path=path, hint="Check that it is the file meant."
         )
+    records = chain(held, records)
     for record in records:
         try:
             if isinstance(record, BadRecord):
                 raise RowError(record.reason)
             for sample in source.samples(record.fields):
                 yield _complete(sample, source, license, language, path)
-        except RowError as error:
+        except (RowError, ConfigError) as error:
             if on_bad_row == "fail":
                 raise _bad_row(path, record.line, str(error)) from None
             yield BadRow(record.line, str(error))
 
 
-def sniff(fields: Mapping[str, Any], path: Path) -> Source:
-    """The format whose fields a record has.
-
-    Raises:
-        InputError: no known format has these fields.
-    """
+def sniff(fields: Mapping[str, Any]) -> Source | None:
+    """The format whose fields a record has, or None."""
     known: list[Source] = [cls() for cls in classes("sources").values()]
     fitting = [s for s in known if s.fields <= fields.keys()]
-    if not fitting:
-        has = ", ".join(sorted(fields)[:12]) or "no fields"
-        forms = "; ".join(f"{s.name}: {', '.join(sorted(s.fields))}" for s in known)
-        raise InputError(
-            f"the first row has the fields {has}, which is no known format.",
-            path=path,
-            line=1,
-            hint=f"Known are {forms}.",
-        )
-    return max(fitting, key=lambda s: (len(s.fields), s.name))
+    return max(fitting, key=lambda s: (len(s.fields), s.name), default=None)
+
+
+def _unknown_format(record: Record, path: Path) -> InputError:
+    has = ", ".join(sorted(record.fields)[:12]) or "no fields"
+    known = classes("sources").values()
+    forms = "; ".join(f"{s.name}: {', '.join(sorted(s.fields))}" for s in known)
+    return InputError(
+        f"the row has the fields {has}, which is no known format.",
+        path=path,
+        line=record.line,
+        hint=f"Known are {forms}.",
+    )
+
+
+def check_language(code: str) -> None:
+    """Refuse what is no language code.
+
+    Raises:
+        ConfigError: it does not look like ISO 639, such as fa or zh-Hant.
+    """
+    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+        raise ConfigError(f"{code[:40]!r} is no language code.", "Use ISO 639, such as en or fa.")
 
 
 def text(
@@ -161,6 +180,8 @@ def _complete(sample: Sample, source: Source, license: str, language: str, path:
             path=path,
             hint="Say under which you have them: --license SPDX, such as --license CC-BY-4.0.",
         )
+    if sample.language != "und":
+        check_language(sample.language)
     return replace(
         sample,
         license=check_licence(terms),

@@ -13,7 +13,7 @@ from instructgen.sources import Source, text
 
 
 class Alpaca(Source):
-    """Rows of instruction, input and output."""
+    """Rows of instruction, input and output; what else a row says of itself is kept."""
 
     name = "alpaca"
     fields = frozenset({"instruction", "output"})
@@ -26,5 +26,8 @@ class Alpaca(Source):
                 input=text(record, "input", required=False),
                 # Published Alpaca files hold rows with no output.
                 output=text(record, "output", filled=False),
+                category=text(record, "category", required=False) or None,
+                language=text(record, "language", required=False) or "und",
+                license=text(record, "license", required=False),
             )
         ]
