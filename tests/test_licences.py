@@ -38,7 +38,7 @@ def test_combination() -> None:
     assert combine(["CC0-1.0", "CC0-1.0"]) == "CC0-1.0"
     assert combine(["CC0-1.0", "CC-BY-SA-3.0"]) == "CC-BY-SA-3.0"
     assert combine(["MIT", "Apache-2.0", "MIT"]) == "Apache-2.0 AND MIT"
-    assert combine(["MIT OR Apache-2.0", "CC-BY-4.0"]) == "(MIT OR Apache-2.0) AND CC-BY-4.0"
+    assert combine(["MIT OR Apache-2.0", "CC-BY-4.0"]) == "CC-BY-4.0 AND (MIT OR Apache-2.0)"
     assert combine([]) == ""
     assert combine(["(MIT AND CC-BY-4.0) OR CC-BY-SA-4.0", "Apache-2.0"]) == (
         "((MIT AND CC-BY-4.0) OR CC-BY-SA-4.0) AND Apache-2.0"

@@ -34,7 +34,7 @@ from instructgen.errors import EngineDied, EngineError
 
 _WATCH_EVERY_S = 0.5
 
-_Answer = tuple[int, Completion] | EngineDied
+_Answer = tuple[int, Completion] | EngineError
 # A request to run, with its position, its tokens and where its answer goes; None to end.
 _Order = tuple[int, Request, list[int], "queue.SimpleQueue[_Answer]"] | None
 
@@ -61,7 +61,7 @@ class VllmEngine(LocalEngine):
     _gate: threading.RLock = PrivateAttr(default_factory=threading.RLock)
     _orders: queue.SimpleQueue[_Order] = PrivateAttr(default_factory=queue.SimpleQueue)
     _thread: threading.Thread | None = PrivateAttr(None)
-    _death: EngineDied | None = PrivateAttr(None)
+    _ended: EngineError | None = PrivateAttr(None)
 
     def chats(self) -> bool:
         """Whether the tokenizer has a chat template."""
@@ -87,8 +87,8 @@ class VllmEngine(LocalEngine):
     def start(self) -> None:
         """Load the model: 10 to 60 s for a small one on a CPU."""
         with self._gate:
-            if self._death is not None:
-                raise EngineDied(self._death.message)
+            if self._ended is not None:
+                raise self._ended
             if self._llm is not None:
                 return
             self._llm = self._load()
@@ -119,13 +119,13 @@ class VllmEngine(LocalEngine):
             else:
                 rooms.append((position, request, tokens))
         with self._gate:
-            if self._death is not None:
-                raise EngineDied(self._death.message)
+            if self._ended is not None:
+                raise self._ended
             for order in rooms:
                 self._orders.put((*order, answers))
         for _ in requests:
             answer = answers.get()
-            if isinstance(answer, EngineDied):
+            if isinstance(answer, EngineError):
                 raise answer
             yield answer
 
@@ -143,7 +143,7 @@ class VllmEngine(LocalEngine):
             self._drop()
 
     def _drop(self) -> None:
-        llm, self._llm, self._thread, self._death = self._llm, None, None, None
+        llm, self._llm, self._thread, self._ended = self._llm, None, None, None
         if llm is not None:
             # A dead core may refuse to shut down cleanly; it is being discarded.
             with contextlib.suppress(Exception):
@@ -205,14 +205,17 @@ class VllmEngine(LocalEngine):
                 while not waiting or not orders.empty():
                     order = orders.get()
                     if order is None:
-                        raise EngineDied("the engine was closed")
+                        # No death: nobody must start it again.
+                        self._end(EngineError("The engine was closed."), orders, waiting)
+                        return
                     self._add(engine, str(next(ids)), order, waiting)
                 for output in engine.step():
                     if output.finished:
                         position, answers = waiting.pop(output.request_id)
                         answers.put((position, _completion(output)))
         except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
-            self._die(error, orders, waiting)
+            death = EngineDied(f"vLLM's engine died ({_first_line(error)}).")
+            self._end(death, orders, waiting)
 
     def _add(
         self,
@@ -232,22 +235,21 @@ class VllmEngine(LocalEngine):
         else:
             waiting[name] = (position, answers)
 
-    def _die(
+    def _end(
         self,
-        error: Exception,
+        error: EngineError,
         orders: queue.SimpleQueue[_Order],
         waiting: dict[str, tuple[int, queue.SimpleQueue[_Answer]]],
     ) -> None:
-        death = EngineDied(f"vLLM's engine died ({_first_line(error)}).")
         with self._gate:
-            self._death = death
+            self._ended = error
             left = [answers for _, answers in waiting.values()]
             while not orders.empty():
                 order = orders.get()
                 if order is not None:
                     left.append(order[3])
         for answers in {id(a): a for a in left}.values():
-            answers.put(death)
+            answers.put(error)
 
 
 def sampling_params(request: Request, room: int) -> Any:
