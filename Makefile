@@ -31,7 +31,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: setup
-	$(BIN)/instructgen generate --seeds seeds/general.jsonl --target 40 --batch-size 16 --out runs/demo --show 10
+	$(BIN)/instructgen generate --seeds seeds/general.jsonl --target 40 --batch-size 8 --out runs/demo --show 10
 
 test: setup
 	$(BIN)/python -m pytest

@@ -4,7 +4,7 @@ One process; the engine is loaded anew between the two halves. First the loop
 runs on the shipped seeds; then the very prompts it asked, with their sampling,
 go to `LLM.generate` in one call. The ratio of output tokens per second counts.
 
-    python benchmarks/loop.py [--batches 14] [--model NAME] [--out benchmarks/loop.json]
+    python benchmarks/loop.py [--batches 20] [--model NAME] [--out benchmarks/loop.json]
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=int, default=14)
+    parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--model")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "loop.json")

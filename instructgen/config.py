@@ -32,7 +32,7 @@ class GenerateOptions(BaseModel):
 
     target: int = Field(ge=1, description="accepted rows to make", json_schema_extra=_RESUMABLE)
     seed: int = Field(0, ge=0, description="what all randomness comes from")
-    batch_size: int = Field(64, ge=1, description="requests in a batch; four are in flight")
+    batch_size: int = Field(64, ge=1, description="requests in a batch; eight are in flight")
     max_tokens_total: int | None = Field(
         None,
         ge=1,
@@ -43,7 +43,7 @@ class GenerateOptions(BaseModel):
         0.02,
         ge=0,
         le=1,
-        description="stop when less than this share of the candidates of ten batches is kept",
+        description="stop when less than this share of the last 200 candidates is kept",
         json_schema_extra=_RESUMABLE,
     )
 

@@ -109,6 +109,7 @@ class _Batch:
     requests: Sequence[Request]
     done: dict[int, Completion] = field(default_factory=dict)
     failed: dict[int, Completion] = field(default_factory=dict)
+    again: set[int] = field(default_factory=set)
     asked: bool = False
 
     @property
@@ -131,6 +132,7 @@ class _Desk:
             queue.SimpleQueue()
         )
         self._failures: deque[bool] = deque(maxlen=_FAILURES_LOOKED_AT)
+        self._last_failed = False
 
     def open(self, number: int, requests: Sequence[Request]) -> None:
         """Take what is recorded of a batch; the engine is asked when `settle` has to wait."""
@@ -161,16 +163,17 @@ class _Desk:
             for open_number, open_batch in self._batches.items():
                 if not open_batch.asked:
                     self._ask(self._supervisor, open_number, open_batch)
-        for _ in range(_SECOND_CHANCES + 1):
+        for chance in range(_SECOND_CHANCES + 1):
             while not batch.whole:
                 self._receive(self._inbox.get())
             # A failure becomes a row's fate only when the server has answered
             # something since: else it is down, and the request is not to blame.
-            doubtful = [i for i, c in batch.failed.items() if c.retryable and self._failures[-1]]
-            if not doubtful or self._supervisor is None:
+            doubtful = [i for i, c in batch.failed.items() if c.retryable and self._last_failed]
+            if not doubtful or self._supervisor is None or chance == _SECOND_CHANCES:
                 break
             for i in doubtful:
                 del batch.failed[i]
+                batch.again.add(i)
             self._ask(self._supervisor, number, batch)
         for i, completion in sorted(batch.failed.items()):
             self._record(number, i, completion)
@@ -220,10 +223,13 @@ class _Desk:
         p.outstanding -= 1
         p.busy_until = max(p.busy_until, at)
         p.output_tokens += completion.output_tokens
-        failed = completion.finish_reason == "error"
-        self._failures.append(failed)
+        failed = self._last_failed = completion.finish_reason == "error"
+        batch = self._batches[number]
+        if i not in batch.again:
+            # A second chance tells of its request, not of the server.
+            self._failures.append(failed)
         if failed:
-            self._batches[number].failed[i] = completion
+            batch.failed[i] = completion
             self._stop_if_most_fail(completion)
         else:
             self._record(number, i, completion)

@@ -24,11 +24,12 @@ from instructgen.sample import Origin, Rejected, Rejection, Sample
 from instructgen.seeds import Pool
 
 # Batches in flight. See docs/decisions/0002-batches-in-flight.md.
-LAG = 4
-_WINDOW = 10
+LAG = 8
+# Candidates by which acceptance is judged.
+_WINDOW = 200
 
-# A model may propose tasks for ever and answer none of them.
-_BARREN = 60
+# A model may propose tasks for ever and answer none of them: so many in a row.
+_BARREN = 200
 
 
 class Stop(NamedTuple):
@@ -84,8 +85,8 @@ class Loop:
         self.stopped: Stop | None = None
         self.batches_built = 0
         self.batches_committed = 0
-        self._recent: deque[tuple[int, int]] = deque(maxlen=_WINDOW)
-        self._last_row_in = 0
+        self._recent: deque[tuple[int, int]] = deque()
+        self._barren = 0
 
     def build(self) -> list[Request]:
         """The requests of the next batch, each with its own seed."""
@@ -104,9 +105,10 @@ class Loop:
         """Take in the completions of the oldest batch, in request order."""
         batch = self.batches_committed
         self.batches_committed += 1
-        seen, kept, rows = self.tally.candidates, self.tally.kept, len(self.rows)
+        seen, kept = self.tally.candidates, self.tally.kept
         for number, (request, completion) in enumerate(zip(requests, completions, strict=True)):
             self._count(completion)
+            rows = len(self.rows)
             origin = self._origin(batch, number, request)
             for outcome in self.config.method.outcomes(self.pool, request, completion):
                 if isinstance(outcome, Classified):
@@ -121,9 +123,11 @@ class Loop:
                     self._consider(sample, outcome.is_row, request)
                 if request.task is not None:
                     self.pool.tasks[request.task].settled = True
+            if request.task is not None and self.pool.tasks[request.task].settled:
+                self._barren = 0 if len(self.rows) > rows else self._barren + 1
         self._recent.append((self.tally.candidates - seen, self.tally.kept - kept))
-        if len(self.rows) > rows:
-            self._last_row_in = batch
+        while sum(s for s, _ in self._recent) - self._recent[0][0] >= _WINDOW:
+            self._recent.popleft()
         self.stopped = self._stop()
 
     def finish(self) -> list[Rejected]:
@@ -210,19 +214,17 @@ class Loop:
             return Stop("target", f"{len(self.rows)} rows accepted")
         if options.max_tokens_total is not None and t.tokens >= options.max_tokens_total:
             return Stop("max_tokens_total", f"{t.tokens:,} tokens used")
-        if len(self._recent) == _WINDOW:
-            seen = sum(s for s, _ in self._recent)
-            kept = sum(k for _, k in self._recent)
-            share = kept / seen if seen else 0.0
-            if share < options.acceptance_floor:
-                detail = (
-                    f"{share:.1%} of the last {seen} candidates were kept, less than "
-                    f"acceptance_floor = {options.acceptance_floor:.1%}"
-                )
-                return Stop("acceptance_floor", detail)
-        barren = self.batches_committed - self._last_row_in
-        if options.acceptance_floor and barren > _BARREN:
-            return Stop("acceptance_floor", f"no row was kept in {barren} batches")
+        seen = sum(s for s, _ in self._recent)
+        share = sum(k for _, k in self._recent) / max(seen, 1)
+        if seen >= _WINDOW and share < options.acceptance_floor:
+            detail = (
+                f"{share:.1%} of the last {seen} candidates were kept, less than "
+                f"acceptance_floor = {options.acceptance_floor:.1%}"
+            )
+            return Stop("acceptance_floor", detail)
+        if options.acceptance_floor and self._barren >= _BARREN:
+            detail = f"{self._barren} instructions in a row led to no row that was kept"
+            return Stop("acceptance_floor", detail)
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import orjson
@@ -57,7 +58,7 @@ def test_the_papers_sampling() -> None:
 def test_eight_demonstrations_up_to_two_of_them_machine_made(machine: int, of_them: int) -> None:
     pool = pool_with(machine)
     requests = SelfInstruct().requests(pool, random.Random(0), 20, COMPLETION)
-    assert len(requests) == 5
+    assert len(requests) == 10
     for r in requests:
         assert len(set(r.parents)) == 8
         assert sum(p >= 40 for p in r.parents) == of_them
@@ -256,16 +257,26 @@ def test_unreadable_instances_are_no_row() -> None:
     assert lost.rejection.reason == "empty_output"
 
 
-def test_stages_share_a_batch_and_new_instructions_take_a_quarter() -> None:
+def test_stages_share_a_batch_and_new_instructions_take_half() -> None:
     m, pool = SelfInstruct(), pool_with(30)
     pool.unclassified.extend(range(10))
     pool.classified.extend(range(10, 16))
     for task in pool.tasks[10:16]:
         task.kind = Kind.GENERATION
     stages = [r.stage for r in m.requests(pool, random.Random(0), 24, COMPLETION)]
-    assert stages == ["instances"] * 6 + ["classification"] * 10 + ["instructions"] * 6
+    assert stages == ["instances"] * 6 + ["classification"] * 10 + ["instructions"] * 8
     assert not pool.classified
     assert not pool.unclassified
+
+
+def test_the_later_stages_share_what_is_left() -> None:
+    m, pool = SelfInstruct(), pool_with(40)
+    pool.unclassified.extend(range(20))
+    pool.classified.extend(range(20, 40))
+    for task in pool.tasks[20:]:
+        task.kind = Kind.GENERATION
+    stages = Counter(r.stage for r in m.requests(pool, random.Random(0), 16, COMPLETION))
+    assert stages == {"instances": 8, "classification": 7, "instructions": 1}
 
 
 def test_new_instructions_are_never_crowded_out() -> None:

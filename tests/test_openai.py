@@ -344,6 +344,25 @@ def test_an_outage_stops_the_run_and_nothing_is_bought_twice(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize("share", [1, 2])
+def test_requests_that_always_fail_are_given_up(tmp_path: Path, share: int) -> None:
+    """A prompt that brings the server down every time must not hold up the run for ever."""
+
+    class Poisoned(EchoServer):
+        def _answer(self, handler: Any) -> None:
+            poison = handler.body["seed"] % 10 < share
+            (reply(500) if poison else echoing)(handler)
+
+    server = Poisoned()
+    seeds = ROOT / "seeds" / "general.jsonl"
+    recipe = recipe_for(server, tmp_path)
+    result = instructgen.generate(seeds, 10, tmp_path / "run", recipe=recipe, batch_size=4)
+    assert result.rows == 10
+    assert result.funnel["failed_requests"] > 0
+    reasons = {r["reason"] for r in result.funnel["rejected"]}
+    assert "engine_error" in reasons
+
+
 def test_the_key_is_sent_and_written_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,7 +184,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--target",
         40,
         "--batch-size",
-        16,
+        8,
         "--out",
         out,
         "--show",
@@ -210,7 +210,7 @@ def test_the_demo_again_starts_at_once(demo: Path) -> None:
     before = (demo / "journal.jsonl").stat().st_size
     began = time.monotonic()
     done = run(
-        "generate", "--seeds", GENERAL, "--target", 40, "--batch-size", 16, "--out", demo, "--json"
+        "generate", "--seeds", GENERAL, "--target", 40, "--batch-size", 8, "--out", demo, "--json"
     )
     assert done.returncode == 0
     assert orjson.loads(done.stdout)["asked"] == 0
@@ -228,7 +228,7 @@ def test_explain_a_real_row(demo: Path) -> None:
 
 def test_killed_and_resumed_on_a_real_engine(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    args = ["generate", "--seeds", GENERAL, "--target", "6", "--out", out, "--batch-size", "16"]
+    args = ["generate", "--seeds", GENERAL, "--target", "6", "--out", out, "--batch-size", "4"]
     process = subprocess.Popen([COMMAND, *map(str, args), "-q"])
     journal = out / "journal.jsonl"
     deadline = time.monotonic() + 300
@@ -337,7 +337,7 @@ def test_the_openai_engine_on_a_real_server(server: str, tmp_path: Path) -> None
         f'base_url = "{server}"\n{filters}'
     )
     out = tmp_path / "run"
-    args = ["--seeds", GENERAL, "--target", 5, "--recipe", recipe, "--batch-size", 16]
+    args = ["--seeds", GENERAL, "--target", 5, "--recipe", recipe, "--batch-size", 4]
     done = run("generate", *args, "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list(read_rows(out))) == 5

@@ -20,7 +20,7 @@ from instructgen.sources import OnBadRow
 # batch 0 is classified in batch LAG and has its rows in batch 2 * LAG.
 _BATCHES = 2 * LAG + 3
 # Smaller than a run's, so that a preview is quick.
-_BATCH_SIZE = 16
+_BATCH_SIZE = 8
 # exp(20): half a billion proposals for one more that is new.
 _OUT_OF_REACH = 20
 

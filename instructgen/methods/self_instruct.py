@@ -77,19 +77,20 @@ class SelfInstruct(Method):
     )
 
     def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
-        """Waiting instances first, then classifications, then new instructions.
+        """Waiting instances, then classifications, half a batch each where both wait.
 
         New instructions have a sixteenth of a batch to themselves, so that the
-        pool never stands still, and take at most a quarter: each one accepted
-        costs two more requests.
+        pool never stands still, and take at most half: each one accepted costs
+        two more requests.
         """
         made: list[Request] = []
         most = max(1, count - -(-count // 16))
-        while pool.classified and len(made) < most:
+        waiting = min(len(pool.unclassified), most // 2)
+        while pool.classified and len(made) < most - waiting:
             made.append(self._instances(pool, pool.classified.popleft(), form))
         while pool.unclassified and len(made) < most:
             made.append(self._classification(pool, pool.unclassified.popleft(), form))
-        room = min(count - len(made), -(-count // 4))
+        room = min(count - len(made), -(-count // 2))
         return made + [self._instructions(pool, rng, form) for _ in range(room)]
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
