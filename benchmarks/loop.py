@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batches", type=int, default=20)
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--model")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "loop.json")
     args = parser.parse_args()

@@ -108,7 +108,7 @@ def _run_options(command: F) -> F:
             click.option(
                 "--batch-size",
                 type=int,
-                help="Requests in a batch; eight batches are in flight.  [default: 64]",
+                help="Requests in a batch; eight batches are in flight.  [default: 32]",
             ),
             click.option("--max-tokens-total", type=int, help="Stop after this many tokens."),
             click.option("--quiet", "-q", is_flag=True, help="No progress."),

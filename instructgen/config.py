@@ -32,7 +32,7 @@ class GenerateOptions(BaseModel):
 
     target: int = Field(ge=1, description="accepted rows to make", json_schema_extra=_RESUMABLE)
     seed: int = Field(0, ge=0, description="what all randomness comes from")
-    batch_size: int = Field(64, ge=1, description="requests in a batch; eight are in flight")
+    batch_size: int = Field(32, ge=1, description="requests in a batch; eight are in flight")
     max_tokens_total: int | None = Field(
         None,
         ge=1,
