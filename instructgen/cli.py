@@ -122,7 +122,13 @@ def _run_options(command: F) -> F:
 @cli.command()
 @_run_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--show", default=0, metavar="N", help="Print the first N rows at the end.")
+@click.option(
+    "--show",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Print the first N rows at the end.",
+)
 def generate(out: Path, show: int, as_json: bool, quiet: bool, **options: Any) -> None:
     """Expand seed tasks into a dataset, or go on with a run that was stopped.
 
@@ -208,6 +214,10 @@ def main() -> None:
     except InstructgenError as error:
         _err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A name that is too long, a full device behind a pipe.
+        _err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
+        sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         _err.print("interrupted: what was finished is kept; the same command goes on.")
         # An engine's threads may be deep in a computation; all state is on disk.

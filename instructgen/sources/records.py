@@ -55,7 +55,12 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
             path=path,
             hint=f"Give a {', '.join(_EXTENSIONS)} file, also with .gz.",
         )
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:
+        # A name that no file can have.
+        found = False
+    if not found:
         raise InputError("no such file.", path=path, hint="Check the path.")
     if path.stat().st_size == 0:
         raise InputError("the file is empty.", path=path, hint="Give a file with one row at least.")
