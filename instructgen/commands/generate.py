@@ -137,9 +137,11 @@ def _refuse_to_shrink(folder: Path, rows: int, hint: str) -> None:
     except RunError:
         # A damaged manifest is what rebuild is there to mend.
         return
-    if manifest is not None and manifest["rows"] > rows:
+    files = [] if manifest is None else manifest["files"]
+    there = sum(file["rows"] for file in files if file["path"].startswith("data/"))
+    if there > rows:
         raise RunError(
-            f"{folder} has a dataset of {manifest['rows']:,} rows; this would leave {rows:,}.", hint
+            f"{folder} has a dataset of {there:,} rows; this would leave {rows:,}.", hint
         )
 
 
