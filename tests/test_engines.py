@@ -97,10 +97,6 @@ def test_restarts_are_counted_out() -> None:
 
 
 def test_two_batches_that_meet_one_death_restart_once() -> None:
-    class Once(MortalEngine):
-        name = "once"
-        barrier: Any = None
-
     engine = MortalEngine(answers=8, max_restarts=5)
     supervisor = Supervisor(engine)
     results: list[list[tuple[int, Completion]]] = [[], []]

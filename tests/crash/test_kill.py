@@ -195,7 +195,7 @@ def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_ten_points(tmp_path: Path, plain: tuple[str, int]) -> None:
+def test_ctrl_c_at_ten_points(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = Path(sys.executable).parent / "instructgen"
     recipe = tmp_path / "slow.toml"
