@@ -326,12 +326,14 @@ def _print_explanation(e: Explanation, as_json: bool) -> None:
         if row[field]:
             _out.print(f"[dim]{field}[/]\n  {_indented(row[field])}")
     o = row["origin"]
+    terms = f"licence {row['license']}, language {row['language']}"
+    if e.verdict == "a seed":
+        _out.print(f"[dim]origin[/]  method {o['method']}, source {row['source']}, {terms}")
+        return None
     _out.print(
         f"[dim]origin[/]  method {o['method']}, model {escape(str(o['model']))}, run {o['run']}, "
-        f"licence {row['license']}, language {row['language']}"
+        f"{terms}"
     )
-    if e.verdict == "a seed":
-        return None
     _out.print("[dim]parents[/]")
     for parent, text in e.parents:
         _out.print(f"  {parent}  {_short(text)}")
@@ -365,7 +367,3 @@ def _duration(seconds: float) -> str:
     if minutes < 2:
         return f"{seconds:.0f} s"
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ in it is executed.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from instructgen.engines import Engine
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, quoted
 from instructgen.filters import Filter
 from instructgen.methods import Method
 from instructgen.plugins import find, suggest
@@ -35,7 +36,7 @@ class GenerateOptions(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="what all randomness comes from")
     batch_size: int = Field(
-        32, ge=1, le=100_000, description="requests in a batch; eight are in flight"
+        32, ge=1, le=100_000, description="requests in a batch; eight batches are in flight"
     )
     max_tokens_total: int | None = Field(
         None,
@@ -102,12 +103,12 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
     return Config(
-        generate=_build(
+        generate=_merged(
             GenerateOptions,
-            _over(tables, options, "generate"),
+            tables.get("generate", {}),
+            options.get("generate", {}),
             path,
             "generate",
-            options.get("generate"),
         ),
         method=_part("methods", "self_instruct", tables, options, path),
         engine=_part("engines", "vllm", tables, options, path),
@@ -154,11 +155,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no valid TOML: {error}.", "Mend that line.") from error
 
 
-def _over(tables: dict[str, Any], options: dict[str, dict[str, Any]], table: str) -> dict[str, Any]:
-    given = {k: v for k, v in options.get(table, {}).items() if v is not None}
-    return {**tables.get(table, {}), **given}
-
-
 def _part(
     group: str,
     default: str,
@@ -167,13 +163,23 @@ def _part(
     path: Path,
 ) -> Any:
     table = group.removesuffix("s")
-    values = _over(tables, options, table)
-    recipe_name = tables.get(table, {}).get("name", default)
-    name = values.pop("name", default)
+    values, given = dict(tables.get(table, {})), dict(options.get(table, {}))
+    recipe_name = values.pop("name", default)
+    name = given.pop("name", None) or recipe_name
     if name != recipe_name:
         # Another part than the recipe's: the recipe's keys are not meant for it.
-        values = {k: v for k, v in options.get(table, {}).items() if v is not None and k != "name"}
-    return _build(find(group, str(name)), values, path, table)
+        values = {}
+    return _merged(find(group, str(name)), values, given, path, table)
+
+
+def _merged(
+    model: type[M], values: dict[str, Any], given: dict[str, Any], path: Path, table: str
+) -> M:
+    """The recipe's values with the user's options over them; both are checked."""
+    set_ = {k: v for k, v in given.items() if v is not None}
+    # A value that an option hides is still a mistake in the recipe.
+    _build(model, {**set_, **values}, path, table, given.keys() - values.keys())
+    return _build(model, {**values, **set_}, path, table, given.keys())
 
 
 def _filters(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
@@ -195,27 +201,41 @@ def _build(
     values: dict[str, Any],
     path: Path,
     table: str,
-    given: dict[str, Any] | None = None,
+    options: Set[str] = frozenset(),
 ) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_line(e, model, path, table, given or {}) for e in error.errors()]
+        lines = [_line(e, model, path, table, options) for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
-def _line(error: Any, model: type[BaseModel], path: Path, table: str, given: dict[str, Any]) -> str:
+def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: Set[str]) -> str:
+    """One error as one line; ``options`` are the keys that a flag may have set."""
+    *outer, last = error["loc"] or ("",)
     key = ".".join(str(part) for part in error["loc"])
+    where = f"{path}: {table}.{key}" if key else f"{path}: {table}"
     message = str(error["msg"]).removeprefix("Value error, ")
-    message = f"{message[:1].lower()}{message[1:]} (it is {error['input']!r})."
-    if given.get(key) is not None:
-        return f"--{key.replace('_', '-')}: {message}"
+    message = f"{message[:1].lower()}{message[1:]}"
     if error["type"] == "extra_forbidden":
-        hint = suggest(key.split(".")[-1], list(model.model_fields))
-        return f"{path}: {table}.{key}: unknown key. {hint}"
+        known = list(_inner(model, outer).model_fields)
+        return f"{where}: unknown key. {suggest(str(last), known)}"
     if error["type"] == "missing":
-        return f"{path}: {table}.{key}: is missing. Add it, or give --{key.replace('_', '-')}."
-    return f"{path}: {table}.{key}: {message}"
+        flag = f", or give --{key.replace('_', '-')}" if key in options else ""
+        return f"{where}: is missing. Add it{flag}."
+    if key in options:
+        return f"--{key.replace('_', '-')}: {message} (it is {quoted(error['input'])})."
+    return f"{where}: {message}" + (f" (it is {quoted(error['input'])})." if key else ".")
+
+
+def _inner(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
+    """The table inside a table that an error's place leads to."""
+    for part in loc:
+        kind = model.model_fields[str(part)].annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            break
+        model = kind
+    return model
 
 
 def _named(part: Any) -> dict[str, Any]:

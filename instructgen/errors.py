@@ -7,6 +7,13 @@ which calls instructgen as a library can catch either.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+
+def quoted(value: Any, most: int = 80) -> str:
+    """A user's value as it stands in a message: on one line, and cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 class InstructgenError(Exception):

@@ -26,7 +26,7 @@ def watching(console: Console, *, show: bool) -> Iterator[Watch | None]:
             live.update(Text("loading the model ..."))
             yield lambda progress: live.update(Text("\n".join(lines(progress))))
     else:
-        last = 0.0
+        last = time.monotonic()
 
         def log(progress: Progress) -> None:
             nonlocal last

@@ -6,6 +6,7 @@ run; everything else in the folder is computed from it and can be made again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -37,6 +38,13 @@ _JOURNAL, _RUN, _SEEDS, _LOCK, _MANIFEST = (
     "manifest.json",
 )
 _ROWS_PER_PART = 50_000
+_MENDED_BY = {
+    errno.ENOSPC: "Free space",
+    errno.EDQUOT: "Free space",
+    errno.EACCES: "Mend permissions",
+    errno.EPERM: "Mend permissions",
+    errno.EROFS: "Make it writable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +194,7 @@ class Run:
 
     @contextmanager
     def _opened(self) -> Iterator[Run]:
-        path = self.folder / _JOURNAL
+        path = _file(self.folder / _JOURNAL)
         self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _sync_folder(self.folder)
@@ -227,7 +235,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: there is none, or it is damaged or of another format.
     """
-    path = folder / _RUN
+    path = _file(folder / _RUN)
     try:
         info: Any = orjson.loads(path.read_bytes())
     except FileNotFoundError:
@@ -241,6 +249,13 @@ def read_info(folder: Path) -> dict[str, Any]:
             "Use the version of instructgen that made it, or restore it from a copy.",
         )
     return info
+
+
+def _file(path: Path) -> Path:
+    """The path, unless it is a pipe or the like, which would be waited on for ever."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is no regular file.", "Restore it from a copy.")
+    return path
 
 
 def is_run(folder: Path) -> bool:
@@ -406,9 +421,11 @@ def _write_parts(
         yield Part(f"{table}/{path.name}", len(chunk), path.stat().st_size, _digest(path))
         if len(chunk) < _ROWS_PER_PART:
             break
-    for old in target.iterdir():
-        if old.name not in written:
-            old.unlink()
+    # Parts of an earlier, larger dataset; what others put here is theirs.
+    for pattern in ("part-*.parquet", ".part-*.partial"):
+        for old in target.glob(pattern):
+            if old.name not in written:
+                old.unlink()
     _sync_folder(target)
 
 
@@ -448,7 +465,8 @@ def _storage(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         where = error.filename or path
+        cause = _MENDED_BY.get(error.errno or 0, "Mend the cause")
         raise StorageError(
             f"{where}: cannot be written ({error.strerror or error}).",
-            "Free space or mend permissions; the same command goes on from here.",
+            f"{cause}; the same command goes on from here.",
         ) from error

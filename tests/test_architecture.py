@@ -33,6 +33,7 @@ ORDER = [
     "commands",
     "progress",
     "cli",
+    "__main__",
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 

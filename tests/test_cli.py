@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -178,7 +179,8 @@ def test_explained_prompts_are_the_ones_that_were_asked(made: Path) -> None:
     from instructgen import explain
 
     for table in ("data", "rejected"):
-        for _, row in pd.read_parquet(made / table).iloc[::6].iterrows():
+        rows = pd.read_parquet(made / table)
+        for _, row in rows.iloc[:: max(1, len(rows) // 20)].iterrows():
             e = explain(made, row["id"])
             digests = {hashlib.sha256(w.prompt.encode()).hexdigest() for w in e.written}
             assert row["origin"]["prompt_sha256"] in digests
@@ -201,10 +203,11 @@ def test_filters_passed_are_those_that_saw_it(made: Path) -> None:
     from instructgen import explain
 
     rejected = pd.read_parquet(made / "rejected")
-    instruction = ["length", "wording", "script", "novelty", "control_tokens", "repetition"]
+    names = ["length", "wording", "script", "novelty", "control_tokens", "repetition"]
+    instruction = [f"instruction/{name}" for name in names]
     for reason, wanted in {
         "too_short": [],
-        "too_similar": ["length", "wording", "script"],
+        "too_similar": instruction[:3],
         "not_expanded": instruction,
         "no_instances": instruction,
     }.items():
@@ -231,7 +234,7 @@ def test_preview_of_what_cannot_be_reached() -> None:
 
 def test_unknown_row_and_folder(made: Path, tmp_path: Path) -> None:
     done = run("explain", made, "0000")
-    assert (done.returncode, "nothing has the id 0000" in done.stderr) == (2, True)
+    assert (done.returncode, "nothing has the id '0000'" in done.stderr) == (2, True)
     for command in (["explain", tmp_path, "x"], ["rebuild", tmp_path]):
         done = run(*command)
         assert done.returncode == 2
@@ -296,12 +299,33 @@ def test_help_has_an_example(command: str) -> None:
     assert f"  instructgen {command}" in done.stdout
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    from instructgen import generate
+    from instructgen.progress import watching
+
+    monkeypatch.setattr("instructgen.progress._LINE_EVERY_S", 0.0)
+    text = io.StringIO()
+    with watching(Console(file=text, width=200), show=True) as watch:
+        generate(SEEDS, 5, tmp_path / "o", engine="echo", watch=watch)
+    assert "0/5 rows, batch 0" in text.getvalue()
+    assert "5/5 rows" in text.getvalue().splitlines()[-1]
+    assert "\x1b" not in text.getvalue()
+
+
+def test_a_short_run_has_no_progress_to_tell(tmp_path: Path) -> None:
     args = ["--seeds", SEEDS, "--target", 5, "--engine", "echo", "--out", tmp_path / "o"]
-    done = run("generate", *args)
-    assert "rows, batch" in done.stderr
-    assert "\x1b" not in done.stderr
-    assert run("generate", *args, "-q").stderr == ""
+    assert run("generate", *args).stderr == ""
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "instructgen", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "instructgen,")
 
 
 def test_terminal_output_is_stripped_of_control_characters() -> None:

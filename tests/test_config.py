@@ -61,7 +61,16 @@ BAD = {
         "generate.batch_size: input should be greater",
     ),
     "wrong type": ('[generate]\nseed = "x"\n', "generate.seed: input should be a valid integer"),
-    "nested": ("[method.instructions]\ntemprature = 1\n", "temprature: unknown key"),
+    "nested": (
+        "[method.instructions]\ntemprature = 1\n",
+        "temprature: unknown key. Did you mean temperature",
+    ),
+    "hidden by an option": ("[generate]\ntarget = 5.5\n", "r.toml: generate.target: input"),
+    "rejects all": (
+        '[[filters]]\nname = "length"\nmin_words = 9\nmax_words = 8\n',
+        "filters 1 (length): min_words = 9 above max_words = 8 rejects all.",
+    ),
+    "empty word": ('[[filters]]\nname = "wording"\nwords = [""]\n', "an empty text rejects all"),
     "unknown filter": ('[[filters]]\nname = "novelti"\n', "Did you mean novelty"),
     "filter without name": ("[[filters]]\nthreshold = 1\n", '"name" is missing'),
     "filters no list": ("[filters]\nx = 1\n", "filters: not a list"),
@@ -91,6 +100,21 @@ def test_every_bad_key_has_a_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, "[generate]\nbatch_size = 0\nsede = 1\n")
     assert len(str(caught.value).strip().splitlines()) == 2
+
+
+def test_a_missing_key_names_a_flag_only_where_there_is_one(tmp_path: Path) -> None:
+    text = "[method.instructions]\ntemperature = 1\n"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert "max_tokens: is missing. Add it." in str(caught.value)
+    with pytest.raises(ConfigError, match="Add it, or give --target"):
+        load(tmp_path, "", generate={"target": None})
+
+
+def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f'[generate]\nseed = "{"x" * 10_000}"\n')
+    assert len(str(caught.value)) < 400
 
 
 def test_recipes_that_are_not_there() -> None:

@@ -257,34 +257,31 @@ def test_unreadable_instances_are_no_row() -> None:
     assert lost.rejection.reason == "empty_output"
 
 
-def test_stages_share_a_batch_and_new_instructions_take_half() -> None:
-    m, pool = SelfInstruct(), pool_with(30)
-    pool.unclassified.extend(range(10))
-    pool.classified.extend(range(10, 16))
-    for task in pool.tasks[10:16]:
+@pytest.mark.parametrize(
+    ("count", "unclassified", "classified", "wanted"),
+    [
+        # New instructions take what is left, at most half.
+        (24, 10, 6, {"classification": 10, "instances": 6, "instructions": 12}),
+        (24, 0, 20, {"classification": 0, "instances": 20, "instructions": 4}),
+        # They are never crowded out, and classifications do not count.
+        (16, 40, 40, {"classification": 40, "instances": 15, "instructions": 1}),
+        (16, 30, 0, {"classification": 30, "instances": 0, "instructions": 8}),
+        (1, 5, 5, {"classification": 5, "instances": 1, "instructions": 0}),
+        (1, 5, 0, {"classification": 5, "instances": 0, "instructions": 1}),
+    ],
+)
+def test_stages_share_a_batch(
+    count: int, unclassified: int, classified: int, wanted: dict[str, int]
+) -> None:
+    m, pool = SelfInstruct(), pool_with(80)
+    pool.unclassified.extend(range(unclassified))
+    pool.classified.extend(range(40, 40 + classified))
+    for task in pool.tasks[40:]:
         task.kind = Kind.GENERATION
-    stages = [r.stage for r in m.requests(pool, random.Random(0), 24, COMPLETION)]
-    assert stages == ["instances"] * 6 + ["classification"] * 10 + ["instructions"] * 8
-    assert not pool.classified
+    stages = Counter(r.stage for r in m.requests(pool, random.Random(0), count, COMPLETION))
+    assert stages == Counter(wanted)
     assert not pool.unclassified
-
-
-def test_the_later_stages_share_what_is_left() -> None:
-    m, pool = SelfInstruct(), pool_with(40)
-    pool.unclassified.extend(range(20))
-    pool.classified.extend(range(20, 40))
-    for task in pool.tasks[20:]:
-        task.kind = Kind.GENERATION
-    stages = Counter(r.stage for r in m.requests(pool, random.Random(0), 16, COMPLETION))
-    assert stages == {"instances": 8, "classification": 7, "instructions": 1}
-
-
-def test_new_instructions_are_never_crowded_out() -> None:
-    m, pool = SelfInstruct(), pool_with(30)
-    pool.unclassified.extend(range(30))
-    stages = [r.stage for r in m.requests(pool, random.Random(0), 16, COMPLETION)]
-    assert stages == ["classification"] * 15 + ["instructions"]
-    assert len(pool.unclassified) == 15
+    assert len(pool.classified) == classified - wanted["instances"]
 
 
 # -- alpaca -------------------------------------------------------------------------------

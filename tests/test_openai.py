@@ -21,7 +21,7 @@ import pytest
 import instructgen
 from instructgen.engines import Completion, Request, Sampling
 from instructgen.engines.openai import OpenAIEngine
-from instructgen.errors import EngineError
+from instructgen.errors import ConfigError, EngineError
 from instructgen.loop import LAG
 from instructgen.sample import Message
 from instructgen.store import read_rows
@@ -253,7 +253,7 @@ def test_the_process_does_not_wait_for_a_silent_server(tmp_path: Path) -> None:
 
 
 def test_no_model_named() -> None:
-    with pytest.raises(EngineError, match="--model"):
+    with pytest.raises(ConfigError, match="--model"):
         list(OpenAIEngine().complete([Request("x", Sampling())]))
 
 

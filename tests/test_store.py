@@ -199,6 +199,15 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["journal.jsonl", "run.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    begin(tmp_path / "a")
+    (tmp_path / "a" / name).unlink()
+    os.mkfifo(tmp_path / "a" / name)
+    with pytest.raises(RunError, match="no regular file"), Run.open(tmp_path / "a"):
+        pass
+
+
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
     with pytest.raises(RunError, match="no folder"), Run.create(tmp_path / "f", INFO, []):
@@ -271,8 +280,10 @@ def test_parts_of_an_earlier_dataset_go(tmp_path: Path, monkeypatch: pytest.Monk
     put(tmp_path / "d", 5)
     assert len(list((tmp_path / "d" / "data").iterdir())) == 3
     assert [sample_of(r) for r in read_rows(tmp_path / "d")] == samples(5)
+    mine = tmp_path / "d" / "data" / "notes.txt"
+    mine.write_text("not ours to delete")
     put(tmp_path / "d", 2)
-    assert len(list((tmp_path / "d" / "data").iterdir())) == 1
+    assert sorted(p.name for p in mine.parent.iterdir()) == ["notes.txt", "part-00000.parquet"]
 
 
 def test_a_flipped_byte_in_a_part_is_found(tmp_path: Path) -> None:

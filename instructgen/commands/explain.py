@@ -14,7 +14,7 @@ from typing import Any
 from instructgen.commands.generate import reopen
 from instructgen.drive import Progress, drive
 from instructgen.engines import Request
-from instructgen.errors import InputError, RunError
+from instructgen.errors import InputError, RunError, quoted
 from instructgen.filters.novelty import Novelty
 from instructgen.loop import Loop
 from instructgen.sample import Sample, sample_row
@@ -53,7 +53,7 @@ class Explanation:
     """Everything a run knows about one row, rejected candidate, pool instruction or seed.
 
     ``verdict`` is ``kept``, ``rejected``, ``in the pool`` or ``a seed``. ``passed``
-    are the filters that saw it and did not object.
+    are the filters that saw it and did not object, as ``stage/filter``.
     """
 
     id: str
@@ -114,15 +114,15 @@ def _find(run: Run, row_id: str) -> tuple[str, dict[str, Any]]:
         if task.sample.id == row_id:
             return "in the pool", sample_row(task.sample)
     raise InputError(
-        f"{run.folder}: nothing has the id {row_id}.",
+        f"{run.folder}: nothing has the id {quoted(row_id)}.",
         hint="Ids stand in the columns id, nearest and origin.parents of data/ and rejected/.",
     )
 
 
 def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) -> tuple[str, ...]:
     """The filters that let it pass, in the order in which they saw it."""
-    instruction = [f.name for f in loop.chain.at("instruction")]
-    answered = [f.name for f in loop.chain.at("row")]
+    instruction = [f"instruction/{f.name}" for f in loop.chain.at("instruction")]
+    answered = [f"row/{f.name}" for f in loop.chain.at("row")]
     if verdict == "in the pool" or row.get("reason") == "not_expanded":
         return tuple(instruction)
     if verdict == "kept":
@@ -131,9 +131,9 @@ def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) ->
     # was judged now, and the rest only where it came with an answer.
     before = [] if proposed else instruction
     seen = [*instruction, *(answered if row["output"] else [])] if proposed else answered
-    if row["filter"] not in seen:
-        return tuple(before)
-    return (*before, *seen[: seen.index(row["filter"])])
+    # A filter of both stages would have objected at the first.
+    at = [i for i, f in enumerate(seen) if f.endswith(f"/{row['filter']}")]
+    return (*before, *(seen[: at[0]] if at else ()))
 
 
 def _replay(

@@ -28,7 +28,7 @@ from instructgen.engines import (
     check_schema_binds,
     operational,
 )
-from instructgen.errors import EngineError
+from instructgen.errors import ConfigError, EngineError
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _HOPELESS = frozenset({401, 403, 404})
@@ -71,12 +71,12 @@ class OpenAIEngine(Engine):
         """Open the connection pool.
 
         Raises:
-            EngineError: no model was named.
+            ConfigError: no model was named.
         """
         if self._client is not None:
             return
         if not self.model:
-            raise EngineError(
+            raise ConfigError(
                 "The openai engine needs a model.", "Give --model NAME, as the server calls it."
             )
         key = os.environ.get("OPENAI_API_KEY")
@@ -89,7 +89,7 @@ class OpenAIEngine(Engine):
                 limits=httpx.Limits(max_connections=self.concurrency),
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise EngineError(f"base_url {url}: {error}.", "Give http://HOST:PORT/v1.") from error
+            raise ConfigError(f"base_url {url}: {error}.", "Give http://HOST:PORT/v1.") from error
         object.__setattr__(self, "_client", client)
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from instructgen.filters import Filter
 from instructgen.sample import Rejection, Sample
@@ -21,6 +23,14 @@ class Length(Filter):
         pattern="^(unicode|whitespace)$",
         description="whitespace: as the paper counts; unicode: right for every script",
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(
+                f"min_words = {self.min_words} above max_words = {self.max_words} rejects all"
+            )
+        return self
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``too_short`` or ``too_long``; the score is the number of words."""

@@ -31,6 +31,13 @@ class Wording(Filter):
         description="ascii: no punctuation and no other script, as in the paper",
     )
 
+    @field_validator("words", "starts")
+    @classmethod
+    def _not_empty(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in texts:
+            raise ValueError("an empty text rejects all")
+        return texts
+
     @field_validator("lists")
     @classmethod
     def _known(cls, lists: tuple[str, ...]) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ class Method(BaseModel, ABC):
 
     @abstractmethod
     def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
-        """Up to ``count`` requests from the pool's present state.
+        """Requests from the pool's present state, up to ``count`` of them long ones.
 
         May take tasks from the pool's queues; must not change it otherwise.
         """

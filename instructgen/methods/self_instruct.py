@@ -77,20 +77,19 @@ class SelfInstruct(Method):
     )
 
     def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
-        """Waiting instances, then classifications, half a batch each where both wait.
+        """Waiting instances first, then new instructions; all classifications beside them.
 
-        New instructions have a sixteenth of a batch to themselves, so that the
-        pool never stands still, and take at most half: each one accepted costs
-        two more requests.
+        A classification costs a few tokens: were it counted, the batches after
+        a wave of new instructions would leave the engine half empty. New
+        instructions have a sixteenth of a batch to themselves, so that the pool
+        never stands still, and take at most half: each one accepted costs two
+        more requests.
         """
-        made: list[Request] = []
-        most = max(1, count - -(-count // 16))
-        waiting = min(len(pool.unclassified), most // 2)
-        while pool.classified and len(made) < most - waiting:
-            made.append(self._instances(pool, pool.classified.popleft(), form))
-        while pool.unclassified and len(made) < most:
-            made.append(self._classification(pool, pool.unclassified.popleft(), form))
-        room = min(count - len(made), -(-count // 2))
+        made = [self._classification(pool, task, form) for task in pool.unclassified]
+        pool.unclassified.clear()
+        ready = min(len(pool.classified), max(1, count - -(-count // 16)))
+        made += [self._instances(pool, pool.classified.popleft(), form) for _ in range(ready)]
+        room = min(count - ready, -(-count // 2))
         return made + [self._instructions(pool, rng, form) for _ in range(room)]
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
