@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz.distance import LCSseq
 from rouge_score.rouge_scorer import RougeScorer, _score_lcs
 from rouge_score.tokenizers import DefaultTokenizer
 
-from instructgen.similarity import RougeLIndex, tokenize
+from instructgen.errors import InputError
+from instructgen.similarity import Match, RougeLIndex, compiled, fallback, tokenize
 from tests.conftest import real
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
@@ -177,3 +185,184 @@ def test_decisions_equal_rouge_score_on_real_text() -> None:
             kept.append(i)
     got, _ = RougeLIndex(0.7, tokenizer="ascii", compatible="rouge-score").gate(texts)
     assert got == kept
+
+
+# -- the index itself: every kernel, every length, any number of threads ------------------
+
+
+def corpus(rng: random.Random, count: int, words: int, lengths: range) -> list[str]:
+    """Texts of these lengths, half of them an earlier one with some words changed."""
+    vocabulary = [f"w{i}" for i in range(words)]
+    texts: list[str] = []
+    for _ in range(count):
+        if texts and rng.random() < 0.5:
+            text = rng.choice(texts).split()
+            for _ in range(rng.randint(0, max(1, len(text) // 3))):
+                if text and rng.random() < 0.5:
+                    text.pop(rng.randrange(len(text)))
+                else:
+                    text.insert(rng.randint(0, len(text)), rng.choice(vocabulary))
+        else:
+            text = rng.choices(vocabulary, k=rng.choice(lengths))
+        texts.append(" ".join(text))
+    return texts
+
+
+def best_of(text: str, rows: list[str], threshold: float, compatible: str | None) -> Match | None:
+    """By comparing with every row. Of equal fractions the first row's."""
+    found, most = None, Fraction(0)
+    a = text.split()
+    for i, row in enumerate(rows):
+        b = row.split()
+        lcs = LCSseq.similarity(a, b)
+        if not lcs:
+            continue
+        exact = Fraction(2 * lcs, len(a) + len(b))
+        precision, recall = lcs / len(a), lcs / len(b)
+        score = 2 * precision * recall / (precision + recall)
+        above = score > threshold if compatible else exact > Fraction(str(threshold))
+        if above and exact > most:
+            most = exact
+            found = Match(score if compatible else 2 * lcs / (len(a) + len(b)), i)
+    return found
+
+
+CASES = [
+    (words, lengths, threshold, compatible)
+    for words in (1, 4, 30, 1000)
+    for lengths in (range(12), range(70), range(60, 70), range(100, 300), range(0, 1500, 7))
+    for threshold, compatible in ((0.7, None), (0.7, "rouge-score"), (1 / 3, None), (0.05, None))
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kernel", [compiled, fallback], ids=["compiled", "fallback"])
+def test_every_decision_is_that_of_comparing_with_every_row(
+    kernel: Any, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instructgen.similarity.rouge.kernels", lambda: kernel)
+    monkeypatch.setattr("instructgen.similarity.blocks.kernels", lambda: kernel)
+    matches = 0
+    for number, (words, lengths, threshold, compatible) in enumerate(CASES):
+        rng = random.Random(number)
+        count = 30 if lengths[-1] > 300 else 150
+        texts = corpus(rng, count, words, lengths)
+        index = RougeLIndex(threshold, compatible=compatible, threads=threads)
+        rows = texts[: rng.randint(0, count // 2)]
+        index.add(rows)
+        kept, rejected = [], []
+        for i, text in enumerate(texts):
+            match = best_of(text, rows, threshold, compatible)
+            if match is None:
+                kept.append(i)
+                rows = [*rows, text]
+            else:
+                rejected.append((i, match))
+        assert index.gate(texts) == (kept, rejected)
+        queries = corpus(rng, 130, words, lengths)
+        wanted = [best_of(q, rows, threshold, compatible) for q in queries]
+        assert index.nearest(queries) == wanted
+        matches += sum(m is not None for m in wanted)
+    assert matches > 1000
+
+
+def test_rows_added_one_by_one_are_found_as_those_added_together() -> None:
+    texts = corpus(random.Random(1), 1500, 50, range(1, 14))
+    together, one_by_one = RougeLIndex(), RougeLIndex()
+    together.add(texts)
+    for text in texts:
+        one_by_one.add([text])
+    queries = corpus(random.Random(2), 300, 50, range(1, 14))
+    assert together.nearest(queries) == one_by_one.nearest(queries)
+    assert len(together) == len(one_by_one) == 1500
+
+
+def test_a_saved_index_is_opened_and_goes_on(tmp_path: Path) -> None:
+    texts = [*corpus(random.Random(3), 700, 40, range(40)), "", "naïve 漢字 слово"]
+    index = RougeLIndex(0.6, compatible="rouge-score")
+    index.add(texts[:500])
+    index.save(tmp_path / "index")
+    before = (tmp_path / "index").read_bytes()
+    again = RougeLIndex.open(tmp_path / "index")
+    assert (again.threshold, again.tokenizer, again.compatible) == (0.6, "unicode", "rouge-score")
+    assert again.nearest(texts) == index.nearest(texts)
+    assert again.gate(texts) == index.gate(texts)
+    again.save(tmp_path / "second")
+    index.save(tmp_path / "first")
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert (tmp_path / "index").read_bytes() == before
+    RougeLIndex().save(tmp_path / "empty")
+    assert RougeLIndex.open(tmp_path / "empty").nearest(["a"]) == [None]
+
+
+def test_what_is_no_index_is_said(tmp_path: Path) -> None:
+    index = RougeLIndex()
+    index.add(["a b c"])
+    path = tmp_path / "index"
+    index.save(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="cut off"):
+        RougeLIndex.open(path)
+    path.write_bytes(b"PK")
+    with pytest.raises(InputError, match="no ROUGE-L index"):
+        RougeLIndex.open(path)
+
+
+HOSTILE = {
+    "empty": "",
+    "punctuation": "?! … -- ,,",
+    "one word": "word " * 100_000,
+    "marks": "\u0301\u0300 \u064b",
+    "lone surrogate": "a \ud800 b",
+    "long": " ".join(f"w{i}" for i in range(100_000)),
+    "long, other": " ".join(f"w{i}" for i in range(40_000, 140_000)),
+}
+
+
+def test_hostile_texts() -> None:
+    index = RougeLIndex()
+    kept, rejected = index.gate(list(HOSTILE.values()))
+    assert (kept, rejected) == (list(range(len(HOSTILE))), [])
+    found = index.nearest(list(HOSTILE.values()))
+    assert [m and m.row for m in found] == [None, None, 2, 3, 4, 5, 6]
+    assert {m.score for m in found if m} == {1.0}
+    # 60,000 words in a row are common: 0.6 is not above 0.7, but above 0.5.
+    index = RougeLIndex(0.5)
+    index.add([HOSTILE["long"]])
+    assert index.nearest([HOSTILE["long, other"]]) == [Match(0.6, 0)]
+
+
+def test_a_text_too_long_is_refused_and_nothing_is_added() -> None:
+    index = RougeLIndex()
+    with pytest.raises(InputError, match="text 1 has 100,001 words"):
+        index.add(["fine", "word " * 100_001])
+    assert len(index) == 0
+
+
+def test_a_hundred_thousand_identical_texts() -> None:
+    texts = ["Write a poem about the rain in spring."] * 100_000
+    index = RougeLIndex()
+    kept, rejected = index.gate(texts)
+    assert kept == [0]
+    assert {m for _, m in rejected} == {Match(1.0, 0)}
+    index.add(texts)
+    assert index.nearest(texts[:50]) == [Match(1.0, 0)] * 50
+    (match,) = index.nearest(["Write a poem about the snow in spring."])
+    assert match == Match(14 / 16, 0)
+
+
+def test_without_numba_the_other_kernel_is_taken() -> None:
+    code = (
+        "from instructgen.similarity import RougeLIndex; from instructgen.similarity.blocks import "
+        "kernels; i = RougeLIndex(); print(i.gate(['a b c', 'a b c'])[0], kernels().__name__)"
+    )
+    for hide, name in (("", "compiled"), ("import sys; sys.modules['numba'] = None; ", "fallback")):
+        done = subprocess.run(
+            [sys.executable, "-c", hide + code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == f"[0] instructgen.similarity.{name}"
+    env = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout.strip().endswith("fallback")

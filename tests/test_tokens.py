@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 
+import numpy as np
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
 from instructgen.similarity import tokenize
+from instructgen.similarity.tokens import Vocabulary
 
 REFERENCE = DefaultTokenizer(use_stemmer=False)
 
@@ -17,6 +21,37 @@ REFERENCE = DefaultTokenizer(use_stemmer=False)
 @given(st.text())
 def test_ascii_equals_rouge_score(text: str) -> None:
     assert tokenize(text, "ascii") == REFERENCE.tokenize(text)
+
+
+SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+WORD = regex.compile(
+    rf"[{SPACELESS}--\p{{M}}--\p{{N}}]\p{{M}}*|[\p{{L}}\p{{M}}\p{{N}}--[{SPACELESS}--\p{{M}}--\p{{N}}]]+",
+    regex.V1,
+)
+# Scripts with and without spaces, marks, digits, a sigma that changes at word ends.
+MIXED = st.text(st.sampled_from("aZ9 \n.İΣσ\u0301\u0345ß漢かกั้ခ់ກี१٣ه\u200c\u064bé\ud800|_ﬀ한ᄀ"))
+
+
+@given(st.text() | MIXED)
+def test_words_are_those_of_one_regular_expression(text: str) -> None:
+    assert tokenize(text) == WORD.findall(unicodedata.normalize("NFC", text).lower())
+
+
+@given(st.lists(st.text() | MIXED), st.sampled_from(["unicode", "ascii"]))
+def test_a_text_is_cut_the_same_alone_and_among_others(texts: list[str], mode: str) -> None:
+    vocabulary = Vocabulary()
+    words, offsets = vocabulary.encode(texts, mode)
+    names = list(vocabulary)
+    got = [[names[w] for w in words[a:b]] for a, b in itertools.pairwise(offsets)]
+    assert got == [tokenize(text, mode) for text in texts]
+
+
+def test_more_texts_than_are_cut_at_once() -> None:
+    vocabulary = Vocabulary()
+    words, offsets = vocabulary.encode([f"w{i} x" * (i % 2) for i in range(10_000)], "unicode")
+    assert (len(words), len(offsets)) == (10_000, 10_001)
+    assert set(np.diff(offsets)) == {0, 2}
+    assert Vocabulary(list(vocabulary)[1:]) == vocabulary
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=127)))

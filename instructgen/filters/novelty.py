@@ -27,6 +27,8 @@ class Novelty(Filter):
 
     _index: RougeLIndex = PrivateAttr()
     _ids: list[str] = PrivateAttr(default_factory=list)
+    # Added together when a text is judged next: a pool of seeds in one call.
+    _waiting: list[str] = PrivateAttr(default_factory=list)
 
     def model_post_init(self, context: object) -> None:
         """Begin with an empty index."""
@@ -35,6 +37,9 @@ class Novelty(Filter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``too_similar``, with the F-measure and the id of the nearest instruction."""
+        if self._waiting:
+            self._index.add(self._waiting)
+            self._waiting.clear()
         (match,) = self._index.nearest([sample.instruction])
         if match is None:
             return None
@@ -44,5 +49,5 @@ class Novelty(Filter):
 
     def remember(self, sample: Sample) -> None:
         """Later instructions are compared with this one."""
-        self._index.add([sample.instruction])
+        self._waiting.append(sample.instruction)
         self._ids.append(sample.id)

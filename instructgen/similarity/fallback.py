@@ -1,0 +1,119 @@
+"""The ROUGE-L search in numpy and rapidfuzz: `instructgen.similarity.compiled` without numba.
+
+The same functions with the same results, some ten times slower.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rapidfuzz.distance import LCSseq
+
+from instructgen.similarity.blocks import Array, Queries, Shelf, Texts
+
+
+def bitmaps(
+    words: Array, offsets: Array, widths: Array, starts: Array, bits: Array, vocabulary: int
+) -> None:
+    """XOR into ``bits`` one bit per word and occurrence; text i has ``widths[i]`` of 64 bits."""
+    text = np.repeat(np.arange(len(widths)), np.diff(offsets))
+    words = words[offsets[0] : offsets[-1]]
+    key = text * vocabulary + words
+    order = np.argsort(key, kind="stable")
+    first = np.ones(len(key), np.bool_)
+    first[1:] = key[order][1:] != key[order][:-1]
+    place = np.arange(len(key))
+    occurrence = np.empty(len(key), np.uint64)
+    occurrence[order] = place - np.maximum.accumulate(np.where(first, place, 0))
+    u = np.uint64
+    x = words.astype(u) * u(0x9E3779B97F4A7C15) + occurrence * u(0xD1B54A32D192ED03)
+    x = (x ^ (x >> u(32))) * u(0xD6E8FEB86659FD93)
+    x = (x ^ (x >> u(29))) & (64 * widths[text] - 1).astype(u)
+    at = starts[text] + (x >> u(6)).astype(np.int64)
+    np.bitwise_xor.at(bits, at, u(1) << (x & u(63)))
+
+
+def search(
+    q: Any,
+    shelf: Any,
+    texts: Any,
+    need: Array,
+    threshold: float,
+    best: Array,
+    vocabulary: int,
+    longest: int,
+) -> None:
+    """Fill ``best`` with every query's nearest row; see `instructgen.similarity.compiled`."""
+    for c in range(len(best)):
+        _search_one(c, q, shelf, texts, need, threshold, None, 0, 0, best)
+
+
+def gate(
+    order: Array,
+    base: int,
+    q: Any,
+    shelf: Any,
+    texts: Any,
+    need: Array,
+    threshold: float,
+    best: Array,
+    alive: Array,
+    vocabulary: int,
+    longest: int,
+) -> None:
+    """One query after the other against those kept; see `instructgen.similarity.compiled`."""
+    for i, c in enumerate(order.tolist()):
+        _search_one(c, q, shelf, texts, need, threshold, alive, i, base, best)
+        alive[i] = best[c, 1] == 0
+
+
+def _search_one(
+    c: int,
+    q: Any,
+    shelf: Any,
+    texts: Any,
+    need: Array,
+    threshold: float,
+    alive: Array | None,
+    before: int,
+    base: int,
+    best: Array,
+) -> None:
+    q, shelf, texts = Queries(*q), Shelf(*shelf), Texts(*texts)
+    ours = q.words[q.offsets[c] : q.offsets[c + 1]].tolist()
+    m = len(ours)
+    first, last = np.searchsorted(shelf.lengths, [q.shortest[c], q.longest[c] + 1]).tolist()
+    for group in range(first, last):
+        n, width = int(shelf.lengths[group]), int(shelf.widths[group])
+        at_row, at_lcs, at_both = best[c].tolist()
+        wanted = max(int(need[m + n]), -(-at_lcs * (m + n) // at_both))
+        if wanted > min(m, n):
+            continue
+        blocks = shelf.order[shelf.starts[group] : shelf.starts[group + 1]]
+        at = q.starts[c] + 2 * (q.widths[c] - width)
+        bits = shelf.bits[blocks].reshape(len(blocks), width, -1)
+        query = q.bits[at : at + width]
+        apart = np.bitwise_count(bits ^ query[:, None]).sum(axis=1, dtype=np.int64)
+        apart[np.arange(apart.shape[1]) >= shelf.fill[blocks][:, None]] = m + n + 1
+        rows = shelf.rows[blocks, : apart.shape[1]]
+        near = apart <= m + n - 2 * wanted
+        for row, distance in zip(rows[near].tolist(), apart[near].tolist(), strict=True):
+            if distance > m + n - 2 * wanted:
+                continue
+            if alive is not None and (row >= before or not alive[row]):
+                continue
+            theirs = texts.words[texts.offsets[row] : texts.offsets[row + 1]].tolist()
+            lcs = LCSseq.similarity(ours, theirs)
+            if lcs < wanted or (threshold > 0 and not _above(lcs, m, n, threshold)):
+                continue
+            new, old = lcs * at_both, at_lcs * (m + n)
+            if new > old or (new == old and base + row < at_row):
+                at_row, at_lcs, at_both = best[c] = base + row, lcs, m + n
+                wanted = lcs + 1
+
+
+def _above(lcs: int, m: int, n: int, threshold: float) -> bool:
+    """rouge-score's own float comparison."""
+    precision, recall = lcs / m, lcs / n
+    return 2 * precision * recall / (precision + recall) > threshold
