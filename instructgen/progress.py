@@ -43,10 +43,12 @@ def lines(p: Progress) -> list[str]:
     rows, done = tally.kept_rows, min(1.0, tally.kept_rows / p.target)
     bar = "━" * round(24 * done) + "╌" * (24 - round(24 * done))
     left = ""
-    if rows and p.engine_s and not p.replayed:
+    # The first rows come late, so that a guess from few of them is far too high.
+    if 10 * rows >= p.target and p.engine_s and not p.replayed:
         left = f", {_clock(p.engine_s * (p.target - rows) / rows)} left"
     first = (
-        f"{bar} {rows:,}/{p.target:,} rows, batch {p.loop.batches_committed}, "
+        f"{bar} {rows:,}/{p.target:,} rows, {tally.kept_instructions:,} instructions, "
+        f"batch {p.loop.batches_committed}, "
         f"{p.tokens_per_s:,.0f} tokens/s, engine idle {p.idle_share:.0%}{left}"
     )
     reasons: Counter[str] = Counter()

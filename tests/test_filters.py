@@ -139,6 +139,13 @@ def test_the_embedded_models_tokens_are_all_caught() -> None:
     assert not [t for t in missed if "im_" in t or "end" in t]
 
 
+def test_an_output_that_only_says_the_task_again() -> None:
+    task = "You can't make this cake without chocolate!"
+    said = why(Repetition(), instruction=task, output="You can't make this cake without chocolate")
+    assert said == "repeats_instruction"
+    assert why(Repetition(), instruction=task, output="With carob you can.") is None
+
+
 def test_repetition() -> None:
     assert why(Repetition(), output="the same four words " * 6) == "repetition"
     assert why(Repetition(), output="Sunset\nOutput: Sunset\n" * 8) == "repetition"

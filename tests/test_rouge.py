@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,27 @@ CASES = [
 ]
 
 
+@cache
+def expected(number: int) -> tuple[list[str], list[str], Any, list[str], list[Match | None]]:
+    """Rows, texts, what `gate` gives for them, and queries with their nearest rows."""
+    words, lengths, threshold, compatible = CASES[number]
+    rng = random.Random(number)
+    count = 30 if lengths[-1] > 300 else 150
+    texts = corpus(rng, count, words, lengths)
+    before = texts[: rng.randint(0, count // 2)]
+    rows, kept, rejected = list(before), [], []
+    for i, text in enumerate(texts):
+        match = best_of(text, rows, threshold, compatible)
+        if match is None:
+            kept.append(i)
+            rows.append(text)
+        else:
+            rejected.append((i, match))
+    queries = corpus(rng, 130, words, lengths)
+    wanted = [best_of(q, rows, threshold, compatible) for q in queries]
+    return before, texts, (kept, rejected), queries, wanted
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kernel", [compiled, fallback], ids=["compiled", "fallback"])
 def test_every_decision_is_that_of_comparing_with_every_row(
@@ -243,24 +265,11 @@ def test_every_decision_is_that_of_comparing_with_every_row(
     monkeypatch.setattr("instructgen.similarity.rouge.kernels", lambda: kernel)
     monkeypatch.setattr("instructgen.similarity.blocks.kernels", lambda: kernel)
     matches = 0
-    for number, (words, lengths, threshold, compatible) in enumerate(CASES):
-        rng = random.Random(number)
-        count = 30 if lengths[-1] > 300 else 150
-        texts = corpus(rng, count, words, lengths)
+    for number, (_, _, threshold, compatible) in enumerate(CASES):
+        before, texts, gated, queries, wanted = expected(number)
         index = RougeLIndex(threshold, compatible=compatible, threads=threads)
-        rows = texts[: rng.randint(0, count // 2)]
-        index.add(rows)
-        kept, rejected = [], []
-        for i, text in enumerate(texts):
-            match = best_of(text, rows, threshold, compatible)
-            if match is None:
-                kept.append(i)
-                rows = [*rows, text]
-            else:
-                rejected.append((i, match))
-        assert index.gate(texts) == (kept, rejected)
-        queries = corpus(rng, 130, words, lengths)
-        wanted = [best_of(q, rows, threshold, compatible) for q in queries]
+        index.add(before)
+        assert index.gate(texts) == gated
         assert index.nearest(queries) == wanted
         matches += sum(m is not None for m in wanted)
     assert matches > 1000

@@ -1,4 +1,4 @@
-"""Rejects texts that repeat themselves, the usual way a small model fails."""
+"""Rejects texts that repeat themselves or their task, the usual ways a small model fails."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from instructgen.similarity import tokenize
 class Repetition(Filter):
     """The share of a field's words that stand in an n-gram seen before in it.
 
+    An output in the very words of its instruction is no answer either.
     Duplicate n-gram fractions as in Rae et al. 2021 (Gopher), table A1, over
     the words of any script.
     """
@@ -26,7 +27,9 @@ class Repetition(Filter):
     min_words: int = Field(12, ge=1, description="shorter texts pass")
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``repetition``; the score is the share."""
+        """``repetition``, whose score is the share, or ``repeats_instruction``."""
+        if sample.output and tokenize(sample.output) == tokenize(sample.instruction):
+            return self.reject("repeats_instruction", "the output says what the instruction says")
         for field in ("instruction", "input", "output"):
             words = tokenize(getattr(sample, field))
             if len(words) >= max(self.min_words, self.ngram):
