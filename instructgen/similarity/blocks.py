@@ -92,6 +92,10 @@ class Growing:
             self._array = larger
         self._size = size
 
+    def cut(self, size: int) -> None:
+        """Forget what stands beyond ``size``; it may hold anything when it is reserved again."""
+        self._size = size
+
 
 class Blocks:
     """Rows in blocks, each of one length; see `Shelf`."""

@@ -1,0 +1,240 @@
+"""An append-only index of texts that finds near duplicates by the words they share.
+
+The Jaccard similarity of two texts is the share of their different words (or
+runs of words) that both have. MinHash signatures in bands (Leskovec, Rajaraman
+and Ullman, Mining of Massive Datasets, 3.4) find the candidates, and every
+candidate is decided by its exact similarity: what is found is right, and what
+is above the threshold is found with at least the stated chance.
+
+Signatures are datasketch's (scheme ``affine32``, seed 1), made some hundred
+times faster, so they can be compared with and stored by that package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from instructgen.similarity.blocks import Array, Growing, Texts
+from instructgen.similarity.rouge import Match
+from instructgen.similarity.tokens import Tokenizer, Vocabulary
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
+
+_TEXTS_AT_ONCE = 2048
+
+
+class MinHashIndex:
+    """Texts seen so far, and the question whether a new one shares most words with any.
+
+    Args:
+        threshold: in (0, 1); a pair matches when its Jaccard similarity is above it.
+        ngram: words in a run. 1 is right for short texts; with longer runs a
+            text of fewer words than that is one run.
+        recall: the least chance that a pair at the threshold is found.
+        permutations: length of a signature.
+        tokenizer: ``unicode`` for words of any script, ``ascii`` for rouge-score's.
+
+    Raises:
+        ValueError: an argument is out of range, or no bands give this recall.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.7,
+        ngram: int = 1,
+        recall: float = 0.99,
+        permutations: int = 128,
+        tokenizer: Tokenizer = "unicode",
+    ) -> None:
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must lie in (0, 1), not {threshold}")
+        if ngram < 1:
+            raise ValueError(f"ngram must be at least 1, not {ngram}")
+        self.threshold, self.ngram, self.tokenizer = threshold, ngram, tokenizer
+        self.bands, self.rows_per_band = bands_for(threshold, recall, permutations)
+        self._exact = Fraction(str(threshold))
+        self._kernels = importlib.import_module("instructgen.similarity.minhash_kernels")
+        self._a, self._b = _permutations(permutations)
+        self._words, self._runs = Vocabulary(), Vocabulary()
+        self._hashes = Growing(np.zeros(1, np.uint32))
+        self._sets, self._offsets = Growing(np.zeros(0, np.int32)), Growing(np.zeros(1, np.int64))
+        self._chain = Growing(np.zeros((0, self.bands), np.int32))
+        self._seen = Growing(np.zeros(0, np.int64))
+        self._keys, self._heads = np.zeros(1024, np.int64), np.full(1024, -1, np.int32)
+        self._used, self._mark = 0, 1
+
+    def __len__(self) -> int:
+        """The number of rows, which is also the next text's row."""
+        return len(self._offsets) - 1
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Append texts; each becomes the next row."""
+        self._run(texts, look=False, put=True)
+
+    def nearest(self, texts: Sequence[str]) -> list[Match | None]:
+        """For each text its best match above the threshold, or None; scores are exact.
+
+        Of equally good matches the first row wins. An empty text matches nothing.
+        """
+        return self._run(texts, look=True, put=False)
+
+    def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
+        """Keep each text in turn unless it matches a row or a kept text; kept ones become rows.
+
+        Returns:
+            Positions of the kept texts, and (position, match) of the rejected.
+        """
+        found = self._run(texts, look=True, put=True)
+        kept = [i for i, match in enumerate(found) if match is None]
+        return kept, [(i, match) for i, match in enumerate(found) if match is not None]
+
+    def signatures(self, texts: Sequence[str]) -> Array:
+        """(texts, permutations) of uint32, as datasketch computes them."""
+        return self._signatures(self._encode(texts))
+
+    def minhash(self, text: str) -> MinHash:
+        """The text's signature as datasketch's object, for its indexes and storage."""
+        from datasketch import MinHash
+
+        return MinHash(
+            num_perm=len(self._a),
+            hashvalues=self.signatures([text])[0],
+            permutations=(self._a, self._b),
+            scheme="affine32",
+        )
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _run(self, texts: Sequence[str], *, look: bool, put: bool) -> list[Match | None]:
+        found: list[Match | None] = []
+        for at in range(0, len(texts), _TEXTS_AT_ONCE):
+            sets = self._encode(texts[at : at + _TEXTS_AT_ONCE])
+            count, rows = len(sets.offsets) - 1, len(self)
+            best = np.zeros((count, 3), np.int64)
+            if put:
+                self._make_room(count, len(sets.words))
+            rows, used = self._kernels.run(
+                look,
+                put,
+                self._bands(self._signatures(sets)),
+                *sets,
+                self._exact.numerator,
+                self._exact.denominator,
+                self._keys,
+                self._heads,
+                self._chain.view,
+                self._sets.view,
+                self._offsets.view,
+                self._seen.view,
+                self._mark,
+                rows,
+                best,
+            )
+            self._used += used
+            self._mark += count
+            if put:
+                self._offsets.cut(rows + 1)
+                self._chain.cut(rows)
+                self._seen.cut(rows)
+                self._sets.cut(int(self._offsets.view[-1]))
+            found += [Match(c / e, r) if r >= 0 else None for r, c, e in best.tolist()]
+        return found
+
+    def _make_room(self, rows: int, words: int) -> None:
+        self._offsets.reserve(rows)
+        self._chain.reserve(rows)
+        self._sets.reserve(words)
+        self._seen.reserve(rows)
+        size = len(self._keys)
+        while 2 * (self._used + rows * self.bands) > size:
+            size *= 4
+        if size > len(self._keys):
+            keys, heads = np.zeros(size, np.int64), np.full(size, -1, np.int32)
+            self._kernels.rehash(self._keys, self._heads, keys, heads)
+            self._keys, self._heads = keys, heads
+
+    def _encode(self, texts: Sequence[str]) -> Texts:
+        """The texts as sets: the numbers of their different runs, rising."""
+        words, offsets = self._words.encode(texts, self.tokenizer)
+        if self.ngram > 1:
+            words, offsets = self._in_runs(words, offsets)
+        runs = self._words if self.ngram == 1 else self._runs
+        if len(runs) > len(self._hashes):
+            new = list(runs)[len(self._hashes) :]
+            digests = b"".join(
+                [
+                    hashlib.sha1(
+                        w.encode("utf-8", "surrogatepass"), usedforsecurity=False
+                    ).digest()[:4]
+                    for w in new
+                ]
+            )
+            self._hashes.extend(_mixed(np.frombuffer(digests, "<u4")))
+        text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        key = np.unique(text << 32 | words)
+        counts = np.bincount(key >> 32, minlength=len(offsets) - 1)
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        return Texts((key & 0xFFFFFFFF).astype(np.int32), ends)
+
+    def _in_runs(self, words: Array, offsets: Array) -> tuple[Array, Array]:
+        names = list(self._words)
+        numbers: list[int] = []
+        ends = [0]
+        for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            text = [names[w] for w in words[begin:end].tolist()]
+            last = max(len(text) - self.ngram + 1, min(len(text), 1))
+            numbers += [self._runs[" ".join(text[i : i + self.ngram])] for i in range(last)]
+            ends.append(len(numbers))
+        return np.array(numbers, np.int32), np.array(ends, np.int64)
+
+    def _signatures(self, sets: Texts) -> Array:
+        signatures: Array = self._kernels.signatures(self._hashes.view, self._a, self._b, *sets)
+        return signatures
+
+    def _bands(self, signatures: Array) -> Array:
+        """A number for every text and band, equal where the band is."""
+        shaped = signatures[:, : self.bands * self.rows_per_band].astype(np.uint64)
+        shaped = shaped.reshape(-1, self.bands, self.rows_per_band)
+        key = np.tile(np.arange(self.bands, dtype=np.uint64), (len(shaped), 1))
+        for k in range(self.rows_per_band):
+            key = (key ^ shaped[:, :, k]) * np.uint64(0x9E3779B97F4A7C15)
+            key ^= key >> np.uint64(29)
+        return key.view(np.int64)
+
+
+def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, int]:
+    """Bands, and signature rows in each: the longest bands that keep the recall.
+
+    A pair of similarity s shares one of b bands of r rows with the chance
+    1 - (1 - s**r)**b.
+
+    Raises:
+        ValueError: none keep it.
+    """
+    for rows in range(permutations, 0, -1):
+        bands = permutations // rows
+        if 1 - (1 - threshold**rows) ** bands >= recall:
+            return bands, rows
+    raise ValueError(f"{permutations} permutations cannot find {recall:.0%} at {threshold}")
+
+
+def _permutations(count: int) -> tuple[Array, Array]:
+    from datasketch import MinHash
+
+    a, b = MinHash(num_perm=count, seed=1, scheme="affine32").permutations
+    return np.asarray(a, np.uint32), np.asarray(b, np.uint32)
+
+
+def _mixed(hashes: Array) -> Array:
+    """MurmurHash3's finalizer, as datasketch applies it to every input."""
+    mixed = hashes.astype(np.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
+    return mixed ^ (mixed >> np.uint32(16))

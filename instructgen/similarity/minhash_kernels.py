@@ -1,0 +1,135 @@
+"""What `instructgen.similarity.minhash` spends its time on, compiled with numba where it is there.
+
+Without numba the same functions run as plain Python, and signatures in numpy.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
+from __future__ import annotations
+
+import numpy as np
+
+try:
+    from numba import config, njit
+
+    COMPILED = not config.DISABLE_JIT
+    _compiled = njit(nogil=True, cache=True)
+except ImportError:
+    COMPILED = False
+
+    def _compiled(function):
+        return function
+
+
+def signatures(hashes, a, b, words, offsets):
+    """For every text and permutation the least ``a * hash + b`` of its words, modulo 2**32."""
+    out = np.full((len(offsets) - 1, len(a)), 0xFFFFFFFF, np.uint32)
+    if COMPILED:
+        _least(hashes, a, b, words, offsets, out)
+        return out
+    for i in range(len(out)):
+        some = hashes[words[offsets[i] : offsets[i + 1]]]
+        out[i] = (some[:, None] * a + b).min(axis=0, initial=0xFFFFFFFF)
+    return out
+
+
+@_compiled
+def _least(hashes, a, b, words, offsets, out):
+    for i in range(len(out)):
+        for p in range(offsets[i], offsets[i + 1]):
+            hashed = hashes[words[p]]
+            for k in range(len(a)):
+                value = np.uint32(a[k] * hashed + b[k])
+                if value < out[i, k]:
+                    out[i, k] = value
+
+
+@_compiled
+def _slot(keys, heads, key):
+    """The slot of a key in the open table, or the empty one where it belongs."""
+    at = key & (len(keys) - 1)
+    while heads[at] >= 0 and keys[at] != key:
+        at = (at + 1) & (len(keys) - 1)
+    return at
+
+
+@_compiled
+def rehash(old_keys, old_heads, keys, heads):
+    """Move a table's entries to a larger empty one."""
+    for i in range(len(old_keys)):
+        if old_heads[i] >= 0:
+            at = _slot(keys, heads, old_keys[i])
+            keys[at], heads[at] = old_keys[i], old_heads[i]
+
+
+@_compiled
+def _insert(bands, row, keys, heads, chain):
+    """Put a row first in the chain of each of its bands; returns the slots newly used."""
+    new = 0
+    for k in range(len(bands)):
+        at = _slot(keys, heads, bands[k])
+        new += heads[at] < 0
+        chain[row, k] = heads[at]
+        keys[at], heads[at] = bands[k], row
+    return new
+
+
+@_compiled
+def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark):
+    """The row of highest Jaccard similarity above p/q among those that share a band.
+
+    ``ours`` are the text's word numbers, rising and all different, as are every
+    row's. Returns the row or -1, the words in common, and those in either.
+    """
+    row, common, either = -1, 0, 1
+    for k in range(len(bands)):
+        at = _slot(keys, heads, bands[k])
+        other = heads[at]
+        while other >= 0:
+            if seen[other] != mark:
+                seen[other] = mark
+                i, j, end, both = 0, offsets[other], offsets[other + 1], 0
+                total = len(ours) + end - j
+                while i < len(ours) and j < end:
+                    if ours[i] == words[j]:
+                        both += 1
+                        i += 1
+                        j += 1
+                    elif ours[i] < words[j]:
+                        i += 1
+                    else:
+                        j += 1
+                if both * q > p * (total - both):
+                    new, old = both * either, common * (total - both)
+                    if new > old or (new == old and other < row):
+                        row, common, either = other, both, total - both
+            other = chain[other, k]
+    return row, common, either
+
+
+@_compiled
+def run(
+    look, put, bands, texts, offsets, p, q, keys, heads, chain, words, ends, seen, mark, row, best
+):
+    """Look every text up, if ``look``, and make a row of it, if ``put`` and nothing was found.
+
+    ``row`` is the next row; there is room for all texts. Fills ``best``
+    (texts, 3) with row or -1, words in common and words in either, and returns
+    the rows now and the slots newly used.
+    """
+    used = 0
+    for i in range(len(best)):
+        ours = texts[offsets[i] : offsets[i + 1]]
+        best[i, 0] = -1
+        if look and len(ours):
+            best[i, 0], best[i, 1], best[i, 2] = _nearest(
+                bands[i], ours, p, q, keys, heads, chain, words, ends, seen, mark + i
+            )
+        if put and best[i, 0] < 0:
+            for j in range(len(ours)):
+                words[ends[row] + j] = ours[j]
+            ends[row + 1] = ends[row] + len(ours)
+            if len(ours):
+                used += _insert(bands[i], row, keys, heads, chain)
+            row += 1
+    return row, used

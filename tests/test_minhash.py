@@ -1,0 +1,168 @@
+"""Near duplicates by shared words: datasketch's signatures, exact decisions, the stated recall."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from fractions import Fraction
+from functools import cache
+
+import numpy as np
+import pytest
+from datasketch import MinHash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructgen.similarity import Match, MinHashIndex, minhash_kernels, tokenize
+from instructgen.similarity.minhash import bands_for
+
+TEXTS = st.lists(st.sampled_from("a b c d e f g h".split()), max_size=9).map(" ".join)
+
+
+def jaccard(a: str, b: str, ngram: int = 1) -> Fraction:
+    x, y = runs(a, ngram), runs(b, ngram)
+    return Fraction(len(x & y), len(x | y)) if x | y else Fraction(0)
+
+
+@cache
+def runs(text: str, ngram: int) -> frozenset[tuple[str, ...]]:
+    words = tokenize(text)
+    if not words:
+        return frozenset()
+    last = max(1, len(words) - ngram + 1)
+    return frozenset(tuple(words[i : i + ngram]) for i in range(last))
+
+
+def nearest(text: str, rows: list[str], threshold: float, ngram: int = 1) -> Match | None:
+    near = [i for i, row in enumerate(rows) if runs(text, ngram) & runs(row, ngram)]
+    best = max(near, key=lambda i: (jaccard(text, rows[i], ngram), -i), default=None)
+    score = Fraction(0) if best is None else jaccard(text, rows[best], ngram)
+    return Match(float(score), best) if score > Fraction(str(threshold)) else None
+
+
+def near_duplicates(count: int, rng: random.Random) -> list[str]:
+    """Texts of 3 to 60 words, and copies of some with some words exchanged."""
+    texts: list[str] = []
+    while len(texts) < count:
+        if texts and rng.random() < 0.5:
+            words = rng.choice(texts).split()
+            for i in range(len(words)):
+                if rng.random() < 0.12:
+                    words[i] = f"w{rng.randrange(5000)}"
+        else:
+            words = [f"w{rng.randrange(5000)}" for _ in range(rng.randint(3, 60))]
+        texts.append(" ".join(words))
+    return texts
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5))
+def test_signatures_are_datasketchs(texts: list[str]) -> None:
+    index = MinHashIndex()
+    signatures = index.signatures(texts)
+    for text, signature in zip(texts, signatures, strict=True):
+        theirs = MinHash(num_perm=128, scheme="affine32")
+        theirs.update_batch([w.encode("utf-8", "surrogatepass") for w in tokenize(text)])
+        assert (signature == theirs.hashvalues).all()
+        assert index.minhash(text).jaccard(theirs) == 1.0
+
+
+def test_signatures_without_numba_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*near_duplicates(50, random.Random(0)), ""]
+    compiled = MinHashIndex().signatures(texts)
+    monkeypatch.setattr(minhash_kernels, "COMPILED", False)
+    assert (MinHashIndex().signatures(texts) == compiled).all()
+
+
+@given(st.lists(TEXTS, max_size=8), TEXTS, st.sampled_from([0.1, 0.5, 0.7, 0.9]))
+def test_what_is_found_is_right(rows: list[str], text: str, threshold: float) -> None:
+    index = MinHashIndex(threshold)
+    index.add(rows)
+    (match,) = index.nearest([text])
+    if match is not None:
+        exact = jaccard(text, rows[match.row])
+        assert exact > Fraction(str(threshold))
+        assert match.score == float(exact)
+    if text in rows and text:
+        # Equal texts share every band.
+        assert match == Match(1.0, [set(r.split()) for r in rows].index(set(text.split())))
+
+
+@pytest.mark.parametrize(("threshold", "ngram"), [(0.7, 1), (0.5, 1), (0.7, 3), (0.9, 1)])
+def test_the_stated_recall_is_kept(threshold: float, ngram: int) -> None:
+    texts = near_duplicates(1500, random.Random(4))
+    rows, queries = texts[:1000], texts[1000:]
+    index = MinHashIndex(threshold, ngram=ngram)
+    index.add(rows)
+    wanted = [nearest(q, rows, threshold, ngram) for q in queries]
+    found = index.nearest(queries)
+    pairs = [(w, f) for w, f in zip(wanted, found, strict=True) if w is not None]
+    assert len(pairs) > 30
+    assert sum(w == f for w, f in pairs) >= 0.99 * len(pairs)
+    assert all(f is None for w, f in zip(wanted, found, strict=True) if w is None)
+
+
+def test_gate_keeps_each_text_unless_a_kept_one_is_near() -> None:
+    texts = near_duplicates(3000, random.Random(5))
+    index = MinHashIndex()
+    kept, rejected = index.gate(texts)
+    assert sorted([*kept, *(i for i, _ in rejected)]) == list(range(len(texts)))
+    assert len(index) == len(kept)
+    for i, match in rejected:
+        assert kept[match.row] < i
+        assert match.score == float(jaccard(texts[i], texts[kept[match.row]]))
+        assert match.score > 0.7
+    again = MinHashIndex()
+    one_by_one = [i for i, text in enumerate(texts) if again.gate([text])[0]]
+    assert one_by_one == kept
+    # The last gate of one text looked it up among the same rows.
+    assert again.nearest(texts) == index.nearest(texts)
+
+
+def test_short_texts_are_told_apart() -> None:
+    texts = ["Hi", "Hello", "What?", "Why not?", "Tell a joke.", "Tell a story.", "Hi!", "why NOT"]
+    for ngram in (1, 3):
+        kept, rejected = MinHashIndex(ngram=ngram).gate(texts)
+        assert kept == [0, 1, 2, 3, 4, 5]
+        assert [(i, m.row) for i, m in rejected] == [(6, 0), (7, 3)]
+
+
+def test_bands_keep_the_recall_and_no_more() -> None:
+    assert bands_for(0.7, 0.99, 128) == (32, 4)
+    for threshold in np.arange(0.1, 1, 0.1):
+        bands, rows = bands_for(float(threshold), 0.99, 128)
+        assert 1 - (1 - threshold**rows) ** bands >= 0.99
+        assert bands * rows <= 128
+    with pytest.raises(ValueError, match="cannot find"):
+        bands_for(0.001, 0.99, 128)
+
+
+@pytest.mark.parametrize("bad", [{"threshold": 0}, {"threshold": 1}, {"ngram": 0}])
+def test_arguments_out_of_range(bad: dict) -> None:
+    with pytest.raises(ValueError, match="must"):
+        MinHashIndex(**bad)
+
+
+def test_empty_and_identical_texts() -> None:
+    index = MinHashIndex()
+    kept, rejected = index.gate(["", "?!", "a b c"] + ["c b a"] * 50_000)
+    assert kept == [0, 1, 2]
+    assert {m for _, m in rejected} == {Match(1.0, 2)}
+
+
+def test_without_numba_the_results_are_the_same() -> None:
+    code = (
+        "import random; from tests.test_minhash import near_duplicates; "
+        "from instructgen.similarity import MinHashIndex, minhash_kernels as k; "
+        "i = MinHashIndex(); print(k.COMPILED, i.gate(near_duplicates(300, random.Random(6))))"
+    )
+    outputs = []
+    for disable in ("0", "1"):
+        env = {**os.environ, "NUMBA_DISABLE_JIT": disable}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+        )
+        outputs.append(done.stdout.split(" ", 1))
+    assert [o[0] for o in outputs] == ["True", "False"]
+    assert outputs[0][1] == outputs[1][1]
