@@ -79,6 +79,8 @@ class Loop:
         self.chain = Chain(config.filters)
         for seed in seeds:
             self.chain.remember(seed, "instruction")
+            if seed.output:
+                self.chain.remember(seed, "row")
         self.rows: list[Sample] = []
         self.rejected: list[Rejected] = []
         self.tally = Tally()

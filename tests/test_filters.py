@@ -12,6 +12,7 @@ from instructgen.filters import Chain
 from instructgen.filters.control_tokens import ControlTokens
 from instructgen.filters.instance import Instance
 from instructgen.filters.length import Length
+from instructgen.filters.near_duplicate import NearDuplicate
 from instructgen.filters.novelty import Novelty
 from instructgen.filters.refusal import Refusal
 from instructgen.filters.repetition import Repetition, repeated_share
@@ -137,6 +138,26 @@ def test_the_embedded_models_tokens_are_all_caught() -> None:
     # Names of repository metadata (<repo_name> and the like) are control tokens
     # of this one family; none of them opens or closes a turn.
     assert not [t for t in missed if "im_" in t or "end" in t]
+
+
+def test_near_duplicate_rows() -> None:
+    f = NearDuplicate()
+    first = Sample("Name three fruits that grow in Spain.", "", "Oranges, lemons and olives.")
+    f.remember(first)
+    reordered = Sample("Name three fruits that grow in Spain", "", "Olives, lemons and oranges")
+    rejection = f.reason(reordered)
+    assert rejection is not None
+    assert (rejection.reason, rejection.score, rejection.nearest) == (
+        "near_duplicate",
+        1.0,
+        first.id,
+    )
+    other = Sample("Name three fruits that grow in Norway.", "", "Apples, plums, cherries.")
+    assert f.reason(other) is None
+    # Short rows are told apart.
+    f.remember(Sample("Say yes.", "", "Yes"))
+    assert why(f, "Say no.", output="No") is None
+    assert why(f, "Say YES!", output="yes") == "near_duplicate"
 
 
 def test_an_output_that_only_says_the_task_again() -> None:

@@ -201,7 +201,7 @@ def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
 def _nearest(loop: Loop, row: dict[str, Any], place: tuple[int, int]) -> Neighbour | None:
     """The filter's own verdict, or else the nearest of what earlier completions brought."""
     if row.get("nearest"):
-        texts = {s.id: s.instruction for s in _earlier(loop, None)}
+        texts = {s.id: s.instruction for s in (*_earlier(loop, None), *loop.rows)}
         return Neighbour(row["nearest"], texts.get(row["nearest"], ""), row["score"])
     earlier = _earlier(loop, place)
     gates = [f for f in loop.config.filters if isinstance(f, Novelty)]
