@@ -45,7 +45,7 @@ def exactly(a: str, b: str) -> Fraction:
     return Fraction(2 * table[-1][-1], len(x) + len(y)) if x and y else Fraction(0)
 
 
-@given(st.lists(TEXTS, max_size=8), TEXTS, THRESHOLDS)
+@given(st.lists(TEXTS | st.text(max_size=9), max_size=8), TEXTS | st.text(), THRESHOLDS)
 def test_nearest_is_the_exact_maximum(rows: list[str], text: str, threshold: float) -> None:
     index = RougeLIndex(threshold)
     index.add(rows)
