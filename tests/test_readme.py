@@ -38,16 +38,19 @@ def test_there_are_commands_to_try() -> None:
     assert all(c.startswith("instructgen ") for c in COMMANDS)
 
 
-def test_python_examples_run(tmp_path: Path) -> None:
+def test_python_examples_run_and_print_what_they_say(tmp_path: Path) -> None:
+    place = workplace(tmp_path)
     for block in blocks("python"):
         done = subprocess.run(
             [sys.executable, "-c", block],
-            cwd=workplace(tmp_path),
+            cwd=place,
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
+        said = re.findall(r"^print\(.*\)  # (.+)$", block, re.MULTILINE)
+        assert [line for line in said if line not in done.stdout] == []
 
 
 def test_links_lead_somewhere() -> None:
