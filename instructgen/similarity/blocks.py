@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# 64-bit words of a block: 8 KiB, a sixth of a core's first cache.
+# 64-bit words of a block: 8 KiB, which stays in a core's first cache while queries pass.
 _BLOCK = 1024
 # Of the widest bitmap: beyond some 1,000 words a text the overlap is counted.
 _WIDEST = 64

@@ -14,7 +14,7 @@ What is left, some rows of a million, gets a bit-parallel LCS.
 
 Rows of one length stand together in blocks of 8 KiB, the first words of all
 bitmaps of a block first: a block stays in cache while all queries pass it, and
-eight rows are compared by one vector instruction. A longer text has a wider
+several rows are compared by one vector instruction. A longer text has a wider
 bitmap; a query's is folded to the width of the rows.
 """
 
