@@ -375,3 +375,14 @@ def test_without_numba_the_other_kernel_is_taken() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
     )
     assert done.stdout.strip().endswith("fallback")
+
+
+def test_where_nothing_can_be_written_the_kernels_are_compiled_anew() -> None:
+    # numba looks for a folder to cache in, and raises when there is none.
+    code = (
+        "import numba.core.caching as c; c.CacheImpl._locator_classes = []; "
+        "from instructgen.similarity import MinHashIndex, RougeLIndex; "
+        "print(RougeLIndex().gate(['a b c', 'a b c'])[0], MinHashIndex().gate(['a', 'a'])[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[0]", "[0]"]

@@ -175,13 +175,9 @@ class Blocks:
 @cache
 def kernels() -> Any:
     """The compiled search, or the one without numba where that is missing or switched off."""
-    try:
-        from numba import config
-    except ImportError:
-        compiled = False
-    else:
-        compiled = not config.DISABLE_JIT
-    name = "compiled" if compiled else "fallback"
+    from instructgen.similarity.jit import COMPILED
+
+    name = "compiled" if COMPILED else "fallback"
     return importlib.import_module(f"instructgen.similarity.{name}")
 
 

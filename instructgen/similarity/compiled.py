@@ -12,8 +12,10 @@ name, and break when they move.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from instructgen.similarity.jit import jit
 
 _U = np.uint64
 _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -29,7 +31,7 @@ def _popcount(_, number):
     return types.uint64(types.uint64), code
 
 
-@njit(nogil=True, cache=True)
+@jit
 def bitmaps(words, offsets, widths, starts, bits, vocabulary):
     """XOR into ``bits`` one bit per word and occurrence; text i has ``widths[i]`` of 64 bits."""
     count = np.zeros(vocabulary, np.int32)
@@ -46,7 +48,7 @@ def bitmaps(words, offsets, widths, starts, bits, vocabulary):
             count[words[p]] = 0
 
 
-@njit(nogil=True, cache=True)
+@jit
 def _overlap(a, b, count):
     """Words in common, each as often as both hold it: no subsequence is longer."""
     common = 0
@@ -61,7 +63,7 @@ def _overlap(a, b, count):
     return common
 
 
-@njit(nogil=True, cache=True)
+@jit
 def _lcs(a, b, masks, carry):
     """Length of the longest common subsequence (Hyyro 2004), in strips of 64 words of ``a``.
 
@@ -93,7 +95,7 @@ def _lcs(a, b, masks, carry):
 # to it: there is one per block, and queries are given by their place.
 
 
-@njit(nogil=True, cache=True)
+@jit
 def _apart(block, j, queries, at, width):
     """In how many bits row j of a block differs from the query at ``at``."""
     capacity, apart = len(block) // width, _U(0)
@@ -102,7 +104,7 @@ def _apart(block, j, queries, at, width):
     return apart
 
 
-@njit(nogil=True, cache=True)
+@jit
 def _any_near(low, high, a, b, limit):
     """Whether a row of a block of 128-bit bitmaps differs from ``a, b`` in at most ``limit``."""
     near = _U(0)
@@ -111,7 +113,7 @@ def _any_near(low, high, a, b, limit):
     return near != 0
 
 
-@njit(nogil=True, cache=True)
+@jit
 def _any_near_wide(block, size, queries, at, width, limit, apart):
     """The same for wider bitmaps and the query at ``at``; ``apart`` is scratch."""
     capacity = len(block) // width
@@ -127,14 +129,14 @@ def _any_near_wide(block, size, queries, at, width, limit, apart):
     return near != 0
 
 
-@njit(nogil=True, cache=True)
+@jit
 def _above(lcs, m, n, threshold):
     """rouge-score's own float comparison."""
     precision, recall = lcs / m, lcs / n
     return 2 * precision * recall / (precision + recall) > threshold
 
 
-@njit(nogil=True, cache=True)
+@jit
 def _search(
     first, end, q, shelf, texts, need, threshold, alive, before, base, best, masks, count, carry
 ):
@@ -202,7 +204,7 @@ def _search(
                             break
 
 
-@njit(nogil=True, cache=True)
+@jit
 def search(q, shelf, texts, need, threshold, best, vocabulary, longest):
     """Fill ``best`` with every query's nearest row: row, LCS, and both lengths together.
 
@@ -214,7 +216,7 @@ def search(q, shelf, texts, need, threshold, best, vocabulary, longest):
     _search(0, len(best), q, shelf, texts, need, threshold, alive, 0, 0, best, masks, count, carry)
 
 
-@njit(nogil=True, cache=True)
+@jit
 def gate(order, base, q, shelf, texts, need, threshold, best, alive, vocabulary, longest):
     """One query after the other against those before it that were kept.
 

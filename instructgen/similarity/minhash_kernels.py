@@ -9,16 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-try:
-    from numba import config, njit
-
-    COMPILED = not config.DISABLE_JIT
-    _compiled = njit(nogil=True, cache=True)
-except ImportError:
-    COMPILED = False
-
-    def _compiled(function):
-        return function
+from instructgen.similarity.jit import COMPILED, jit
 
 
 def signatures(hashes, a, b, words, offsets):
@@ -33,7 +24,7 @@ def signatures(hashes, a, b, words, offsets):
     return out
 
 
-@_compiled
+@jit
 def _least(hashes, a, b, words, offsets, out):
     for i in range(len(out)):
         for p in range(offsets[i], offsets[i + 1]):
@@ -44,7 +35,7 @@ def _least(hashes, a, b, words, offsets, out):
                     out[i, k] = value
 
 
-@_compiled
+@jit
 def _slot(keys, heads, key):
     """The slot of a key in the open table, or the empty one where it belongs."""
     at = key & (len(keys) - 1)
@@ -53,7 +44,7 @@ def _slot(keys, heads, key):
     return at
 
 
-@_compiled
+@jit
 def rehash(old_keys, old_heads, keys, heads):
     """Move a table's entries to a larger empty one."""
     for i in range(len(old_keys)):
@@ -62,7 +53,7 @@ def rehash(old_keys, old_heads, keys, heads):
             keys[at], heads[at] = old_keys[i], old_heads[i]
 
 
-@_compiled
+@jit
 def _insert(bands, row, keys, heads, chain):
     """Put a row first in the chain of each of its bands; returns the slots newly used."""
     new = 0
@@ -74,7 +65,7 @@ def _insert(bands, row, keys, heads, chain):
     return new
 
 
-@_compiled
+@jit
 def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark):
     """The row of highest Jaccard similarity above p/q among those that share a band.
 
@@ -107,7 +98,7 @@ def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark):
     return row, common, either
 
 
-@_compiled
+@jit
 def run(
     look, put, bands, texts, offsets, p, q, keys, heads, chain, words, ends, seen, mark, row, best
 ):
