@@ -28,7 +28,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 from rouge_score.rouge_scorer import _score_lcs
 
-from instructgen.similarity import RougeLIndex, compiled, fallback, tokenize
+from instructgen.similarity import RougeLIndex, rouge_compiled, rouge_fallback, tokenize
 from instructgen.similarity import blocks as blocks_module
 from instructgen.similarity import rouge as rouge_module
 
@@ -147,11 +147,11 @@ def against_others(texts: list[str], pool_size: int, pairs_per_s: float) -> dict
     seconds, two = timed(lambda: index.nearest(queries))
     result["ours_two_threads"] = len(queries) / seconds
     index.threads = 1
-    with_kernel(fallback)
+    with_kernel(rouge_fallback)
     part = queries[: max(100, 20_000_000 // pool_size)]
     seconds, slow = timed(lambda: index.nearest(part))
     result["ours_without_numba"] = len(part) / seconds
-    with_kernel(compiled)
+    with_kernel(rouge_compiled)
     result["identical"] = two == ours and slow == ours[: len(slow)]
     result["times_rouge_score"] = round(result["ours"] / result["rouge_score"])
     return result
@@ -167,7 +167,7 @@ def memory_gib() -> float:
 
 
 def growth(texts: list[str], limit: int) -> list[dict[str, Any]]:
-    """The sequential gate over a stream, and what a candidate costs as the pool grows."""
+    """The sequential gate over a stream; memory is the process's, earlier measurements included."""
     index = RougeLIndex(THRESHOLD, threads=1)
     stream = endless(texts)
     curve, done, spent = [], 0, 0.0
@@ -245,7 +245,7 @@ def whole_gate(texts: list[str], accepted: int) -> dict[str, Any]:
 def compare(low: Any, high: Any, times: int) -> int:
     near = 0
     for i in range(times):
-        near += compiled._any_near(low, high, np.uint64(i), low[0], np.uint64(0))
+        near += rouge_compiled._any_near(low, high, np.uint64(i), low[0], np.uint64(0))
     return near
 
 

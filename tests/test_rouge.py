@@ -20,7 +20,7 @@ from rouge_score.rouge_scorer import RougeScorer, _score_lcs
 from rouge_score.tokenizers import DefaultTokenizer
 
 from instructgen.errors import InputError
-from instructgen.similarity import Match, RougeLIndex, compiled, fallback, tokenize
+from instructgen.similarity import Match, RougeLIndex, rouge_compiled, rouge_fallback, tokenize
 from tests.conftest import real
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
@@ -258,7 +258,7 @@ def expected(number: int) -> tuple[list[str], list[str], Any, list[str], list[Ma
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("kernel", [compiled, fallback], ids=["compiled", "fallback"])
+@pytest.mark.parametrize("kernel", [rouge_compiled, rouge_fallback], ids=["compiled", "fallback"])
 def test_every_decision_is_that_of_comparing_with_every_row(
     kernel: Any, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +365,10 @@ def test_without_numba_the_other_kernel_is_taken() -> None:
         "from instructgen.similarity import RougeLIndex; from instructgen.similarity.blocks import "
         "kernels; i = RougeLIndex(); print(i.gate(['a b c', 'a b c'])[0], kernels().__name__)"
     )
-    for hide, name in (("", "compiled"), ("import sys; sys.modules['numba'] = None; ", "fallback")):
+    for hide, name in (
+        ("", "rouge_compiled"),
+        ("import sys; sys.modules['numba'] = None; ", "rouge_fallback"),
+    ):
         done = subprocess.run(
             [sys.executable, "-c", hide + code], capture_output=True, text=True, check=True
         )
@@ -381,8 +384,9 @@ def test_where_nothing_can_be_written_the_kernels_are_compiled_anew() -> None:
     # numba looks for a folder to cache in, and raises when there is none.
     code = (
         "import numba.core.caching as c; c.CacheImpl._locator_classes = []; "
-        "from instructgen.similarity import MinHashIndex, RougeLIndex; "
-        "print(RougeLIndex().gate(['a b c', 'a b c'])[0], MinHashIndex().gate(['a', 'a'])[0])"
+        "from instructgen.similarity import MinHashIndex, RougeLIndex, rouge_compiled as r; "
+        "print(RougeLIndex().gate(['a b c', 'a b c'])[0], MinHashIndex().gate(['a', 'a'])[0], "
+        "type(r.search._cache).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["[0]", "[0]"]
+    assert done.stdout.split() == ["[0]", "[0]", "NullCache"]

@@ -2,18 +2,19 @@
 
 One file per filter beside this one; its class's fields are its recipe keys.
 *How* strict is written in the recipes of the top folder filters/. A filter that
-compares with earlier samples learns them through ``remember``.
+compares with earlier samples is a `ComparingFilter`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from instructgen.sample import Rejection, Sample
+from instructgen.similarity import Match
 
 Stage = Literal["instruction", "row"]
 Scope = Literal["instruction", "row", "both"]
@@ -42,6 +43,50 @@ class Filter(BaseModel, ABC):
     ) -> Rejection:
         """A rejection in this filter's name."""
         return Rejection(self.name, reason, detail, score, nearest)
+
+
+class Index(Protocol):
+    """What `instructgen.similarity` offers to look texts up in."""
+
+    def add(self, texts: Sequence[str], /) -> None:
+        """Append texts; each becomes the next row."""
+
+    def nearest(self, texts: Sequence[str], /) -> list[Match | None]:
+        """For each text its best match above the threshold, or None."""
+
+
+class ComparingFilter(Filter):
+    """A filter that looks a sample's text up among those of the samples kept before."""
+
+    _index: Index = PrivateAttr()
+    _ids: list[str] = PrivateAttr(default_factory=list)
+    # Added together when a text is looked up next: a pool of seeds in one call.
+    _waiting: list[str] = PrivateAttr(default_factory=list)
+
+    @abstractmethod
+    def index(self) -> Index:
+        """An empty index, made once."""
+
+    @abstractmethod
+    def text(self, sample: Sample) -> str:
+        """What of a sample is compared."""
+
+    def model_post_init(self, context: object) -> None:
+        """Begin with an empty index."""
+        object.__setattr__(self, "_index", self.index())
+
+    def nearest(self, sample: Sample) -> tuple[float, str] | None:
+        """Score and id of the nearest sample above the threshold."""
+        if self._waiting:
+            self._index.add(self._waiting)
+            self._waiting.clear()
+        (match,) = self._index.nearest([self.text(sample)])
+        return None if match is None else (match.score, self._ids[match.row])
+
+    def remember(self, sample: Sample) -> None:
+        """Later samples are compared with this one."""
+        self._waiting.append(self.text(sample))
+        self._ids.append(sample.id)
 
 
 class Chain:

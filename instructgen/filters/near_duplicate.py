@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from instructgen.filters import Filter
+from instructgen.filters import ComparingFilter
 from instructgen.sample import Rejection, Sample
 from instructgen.similarity import MinHashIndex, Tokenizer
 
 
-class NearDuplicate(Filter):
+class NearDuplicate(ComparingFilter):
     """Jaccard similarity of instruction, input and output together above the threshold.
 
     Candidates by MinHash, each decided exactly.
@@ -22,33 +22,19 @@ class NearDuplicate(Filter):
     ngram: int = Field(1, ge=1, description="words in a run; 1 is right for short texts")
     tokenizer: Tokenizer = Field("unicode", description="ascii: blind to other scripts")
 
-    _index: MinHashIndex = PrivateAttr()
-    _ids: list[str] = PrivateAttr(default_factory=list)
-    # Added together when a row is judged next.
-    _waiting: list[str] = PrivateAttr(default_factory=list)
+    def index(self) -> MinHashIndex:
+        """Of the texts seen."""
+        return MinHashIndex(self.threshold, self.ngram, tokenizer=self.tokenizer)
 
-    def model_post_init(self, context: object) -> None:
-        """Begin with an empty index."""
-        index = MinHashIndex(self.threshold, self.ngram, tokenizer=self.tokenizer)
-        object.__setattr__(self, "_index", index)
+    def text(self, sample: Sample) -> str:
+        """Instruction, input and output."""
+        return f"{sample.instruction}\n{sample.input}\n{sample.output}"
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``near_duplicate``, with the similarity and the id of the nearest row."""
-        if self._waiting:
-            self._index.add(self._waiting)
-            self._waiting.clear()
-        (match,) = self._index.nearest([_text(sample)])
-        if match is None:
+        found = self.nearest(sample)
+        if found is None:
             return None
-        nearest = self._ids[match.row]
-        detail = f"Jaccard {match.score:.3f} to {nearest}, above {self.threshold}"
-        return self.reject("near_duplicate", detail, match.score, nearest)
-
-    def remember(self, sample: Sample) -> None:
-        """Later rows are compared with this one."""
-        self._waiting.append(_text(sample))
-        self._ids.append(sample.id)
-
-
-def _text(sample: Sample) -> str:
-    return f"{sample.instruction}\n{sample.input}\n{sample.output}"
+        score, nearest = found
+        detail = f"Jaccard {score:.3f} to {nearest}, above {self.threshold}"
+        return self.reject("near_duplicate", detail, score, nearest)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from instructgen.filters import Filter
+from instructgen.filters import ComparingFilter
 from instructgen.sample import Rejection, Sample
 from instructgen.similarity import RougeLIndex, Tokenizer
 
 
-class Novelty(Filter):
+class Novelty(ComparingFilter):
     """ROUGE-L above the threshold to anything seen before."""
 
     name = "novelty"
@@ -25,29 +25,19 @@ class Novelty(Filter):
         None, description="rouge-score: repeat its float comparison at exactly the threshold"
     )
 
-    _index: RougeLIndex = PrivateAttr()
-    _ids: list[str] = PrivateAttr(default_factory=list)
-    # Added together when a text is judged next: a pool of seeds in one call.
-    _waiting: list[str] = PrivateAttr(default_factory=list)
+    def index(self) -> RougeLIndex:
+        """Of the texts seen."""
+        return RougeLIndex(self.threshold, self.tokenizer, self.compatible)
 
-    def model_post_init(self, context: object) -> None:
-        """Begin with an empty index."""
-        index = RougeLIndex(self.threshold, self.tokenizer, self.compatible)
-        object.__setattr__(self, "_index", index)
+    def text(self, sample: Sample) -> str:
+        """The instruction."""
+        return sample.instruction
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``too_similar``, with the F-measure and the id of the nearest instruction."""
-        if self._waiting:
-            self._index.add(self._waiting)
-            self._waiting.clear()
-        (match,) = self._index.nearest([sample.instruction])
-        if match is None:
+        found = self.nearest(sample)
+        if found is None:
             return None
-        nearest = self._ids[match.row]
-        detail = f"ROUGE-L {match.score:.3f} to {nearest}, above {self.threshold}"
-        return self.reject("too_similar", detail, match.score, nearest)
-
-    def remember(self, sample: Sample) -> None:
-        """Later instructions are compared with this one."""
-        self._waiting.append(sample.instruction)
-        self._ids.append(sample.id)
+        score, nearest = found
+        detail = f"ROUGE-L {score:.3f} to {nearest}, above {self.threshold}"
+        return self.reject("too_similar", detail, score, nearest)

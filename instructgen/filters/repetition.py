@@ -15,6 +15,7 @@ class Repetition(Filter):
     """The share of a field's words that stand in an n-gram seen before in it.
 
     An output in the very words of its instruction is no answer either.
+
     Duplicate n-gram fractions as in Rae et al. 2021 (Gopher), table A1, over
     the words of any script.
     """

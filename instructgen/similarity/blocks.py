@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 # 64-bit words of a block: 8 KiB, which stays in a core's first cache while queries pass.
 _BLOCK = 1024
-# Of the widest bitmap: beyond some 1,000 words a text the overlap is counted.
+# 64-bit words of the widest bitmap, that of texts of more than 512 words.
 _WIDEST = 64
 
 
@@ -82,7 +82,7 @@ class Growing:
         self._array[self._size - len(more) : self._size] = more
 
     def reserve(self, count: int) -> None:
-        """Append ``count`` entries of zero."""
+        """Append ``count`` entries: zero, or what stood there before a `cut`."""
         size = self._size + count
         if size > len(self._array):
             larger = np.zeros(
@@ -93,7 +93,7 @@ class Growing:
         self._size = size
 
     def cut(self, size: int) -> None:
-        """Forget what stands beyond ``size``; it may hold anything when it is reserved again."""
+        """Forget what stands beyond ``size``."""
         self._size = size
 
 
@@ -177,7 +177,7 @@ def kernels() -> Any:
     """The compiled search, or the one without numba where that is missing or switched off."""
     from instructgen.similarity.jit import COMPILED
 
-    name = "compiled" if COMPILED else "fallback"
+    name = "rouge_compiled" if COMPILED else "rouge_fallback"
     return importlib.import_module(f"instructgen.similarity.{name}")
 
 

@@ -6,8 +6,8 @@ and Ullman, Mining of Massive Datasets, 3.4) find the candidates, and every
 candidate is decided by its exact similarity: what is found is right, and what
 is above the threshold is found with at least the stated chance.
 
-Signatures are datasketch's (scheme ``affine32``, seed 1), made some hundred
-times faster, so they can be compared with and stored by that package.
+Signatures are datasketch's (scheme ``affine32``, seed 1), so they can be compared
+with and stored by that package.
 """
 
 from __future__ import annotations

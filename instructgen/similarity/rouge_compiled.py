@@ -1,4 +1,4 @@
-"""The ROUGE-L search compiled with numba. `instructgen.similarity.fallback` does the same without.
+"""The ROUGE-L search compiled with numba. `rouge_fallback` does the same without.
 
 What the arrays hold is told in `instructgen.similarity.blocks`, and why nothing is
 lost in `instructgen.similarity.rouge`. Queries, shelf and texts come as plain
@@ -91,8 +91,8 @@ def _lcs(a, b, masks, carry):
     return total
 
 
-# A slice costs as much as comparing a hundred rows, for numba counts references
-# to it: there is one per block, and queries are given by their place.
+# numba counts references to every slice, which costs more than comparing a few
+# rows: slices are made once per block, and queries are given by their place.
 
 
 @jit
