@@ -91,6 +91,19 @@ def terms(expression: str) -> Terms | None:
     )
 
 
+def freedom(expression: str) -> int:
+    """How much a licence asks, for choosing between copies: 0 nothing, 4 not known.
+
+    1 attribution, 2 to share alike, 3 no commercial use.
+    """
+    known = terms(expression)
+    if known is None:
+        return 4
+    if not known.commercial_use:
+        return 3
+    return 2 if known.share_alike else int(known.attribution)
+
+
 def _parse(expression: str) -> Any:
     from license_expression import ExpressionError
 

@@ -1,11 +1,13 @@
 """Finds the data that travels with the package: seeds, filter recipes, word lists.
 
 In a checkout they are the top folders seeds/ and filters/; in an installed
-wheel they lie inside the package.
+wheel they lie inside the package. Models that are made from packaged ones lie
+in the user's cache.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +20,15 @@ def shipped(folder: str) -> Path:
     package = Path(__file__).parent
     inside = package / "data" / folder
     return inside if inside.is_dir() else package.parent / folder
+
+
+def model_cache() -> Path:
+    """Where models are kept that were made here: in INSTRUCTGEN_CACHE, or in the user's cache."""
+    root = os.environ.get("INSTRUCTGEN_CACHE")
+    if root:
+        return Path(root) / "models"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "instructgen" / "models"
 
 
 @cache

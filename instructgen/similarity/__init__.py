@@ -1,7 +1,21 @@
-"""How alike two texts are: words of any script, exact ROUGE-L and Jaccard indexes."""
+"""How alike two texts are: words of any script; exact ROUGE-L, Jaccard and cosine; duplicates."""
 
+from instructgen.similarity.dedup import Deduplicated, Removed, deduplicate
+from instructgen.similarity.embedding import EmbeddingIndex
+from instructgen.similarity.matches import Match, Pairs
 from instructgen.similarity.minhash import MinHashIndex
-from instructgen.similarity.rouge import Match, RougeLIndex
+from instructgen.similarity.rouge import RougeLIndex
 from instructgen.similarity.tokens import Tokenizer, tokenize
 
-__all__ = ["Match", "MinHashIndex", "RougeLIndex", "Tokenizer", "tokenize"]
+__all__ = [
+    "Deduplicated",
+    "EmbeddingIndex",
+    "Match",
+    "MinHashIndex",
+    "Pairs",
+    "Removed",
+    "RougeLIndex",
+    "Tokenizer",
+    "deduplicate",
+    "tokenize",
+]

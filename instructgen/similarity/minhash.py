@@ -16,18 +16,22 @@ import hashlib
 import importlib
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from instructgen.similarity import files
 from instructgen.similarity.blocks import Array, Growing, Texts
-from instructgen.similarity.rouge import Match
-from instructgen.similarity.tokens import Tokenizer, Vocabulary
+from instructgen.similarity.matches import Match, Pairs, check_count, joined
+from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize_all
 
 if TYPE_CHECKING:
-    from datasketch import MinHash
+    from datasketch import MinHash, MinHashLSH
 
 _TEXTS_AT_ONCE = 2048
+_PAIRS_AT_FIRST = 2**15
+_KIND = "MinHash index 1"
 
 
 class MinHashIndex:
@@ -57,12 +61,13 @@ class MinHashIndex:
             raise ValueError(f"threshold must lie in (0, 1), not {threshold}")
         if ngram < 1:
             raise ValueError(f"ngram must be at least 1, not {ngram}")
-        self.threshold, self.ngram, self.tokenizer = threshold, ngram, tokenizer
+        self.threshold, self.ngram, self.recall = threshold, ngram, recall
+        self.permutations, self.tokenizer = permutations, tokenizer
         self.bands, self.rows_per_band = bands_for(threshold, recall, permutations)
         self._exact = Fraction(str(threshold))
         self._kernels = importlib.import_module("instructgen.similarity.minhash_kernels")
         self._a, self._b = _permutations(permutations)
-        self._words, self._runs = Vocabulary(), Vocabulary()
+        self._runs = Vocabulary()
         self._hashes = Growing(np.zeros(1, np.uint32))
         self._sets, self._offsets = Growing(np.zeros(0, np.int32)), Growing(np.zeros(1, np.int64))
         self._chain = Growing(np.zeros((0, self.bands), np.int32))
@@ -76,14 +81,34 @@ class MinHashIndex:
 
     def add(self, texts: Sequence[str]) -> None:
         """Append texts; each becomes the next row."""
-        self._run(texts, look=False, put=True)
+        self._look_up(texts, look=False, put=True)
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
         """For each text its best match above the threshold, or None; scores are exact.
 
         Of equally good matches the first row wins. An empty text matches nothing.
         """
-        return self._run(texts, look=True, put=False)
+        return self._look_up(texts, look=True, put=False)
+
+    def pairs(self, texts: Sequence[str]) -> Pairs:
+        """Every row found that a text matches, with its similarity, in order of text and row.
+
+        Raises:
+            InputError: there are more than 100 million.
+        """
+        found: list[Pairs] = []
+        for at in range(0, len(texts), _TEXTS_AT_ONCE):
+            sets = self._encode(texts[at : at + _TEXTS_AT_ONCE])
+            pairs = np.zeros((_PAIRS_AT_FIRST, 4), np.int64)
+            count = self._run(sets, look=True, put=False, pairs=pairs)[1]
+            if count > len(pairs):
+                check_count(count)
+                pairs = np.zeros((count, 4), np.int64)
+                self._run(sets, look=True, put=False, pairs=pairs)
+            text, row, common, either = pairs[:count].T
+            found.append(Pairs(at + text, row, common / either))
+            check_count(sum(len(p.text) for p in found))
+        return joined(found)
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
         """Keep each text in turn unless it matches a row or a kept text; kept ones become rows.
@@ -91,7 +116,7 @@ class MinHashIndex:
         Returns:
             Positions of the kept texts, and (position, match) of the rejected.
         """
-        found = self._run(texts, look=True, put=True)
+        found = self._look_up(texts, look=True, put=True)
         kept = [i for i, match in enumerate(found) if match is None]
         return kept, [(i, match) for i, match in enumerate(found) if match is not None]
 
@@ -101,51 +126,102 @@ class MinHashIndex:
 
     def minhash(self, text: str) -> MinHash:
         """The text's signature as datasketch's object, for its indexes and storage."""
-        from datasketch import MinHash
+        return self._object(self.signatures([text])[0])
 
-        return MinHash(
-            num_perm=len(self._a),
-            hashvalues=self.signatures([text])[0],
-            permutations=(self._a, self._b),
-            scheme="affine32",
-        )
+    def lsh(self, storage_config: dict[str, Any] | None = None) -> MinHashLSH:
+        """The rows in datasketch's own index, with the same bands.
+
+        Args:
+            storage_config: one of datasketch's back ends, such as Redis; in memory
+                by default.
+        """
+        from datasketch import MinHashLSH
+
+        bands = (self.bands, self.rows_per_band)
+        lsh = MinHashLSH(num_perm=self.permutations, params=bands, storage_config=storage_config)
+        signatures = self._signatures(Texts(self._sets.view, self._offsets.view))
+        with lsh.insertion_session() as session:
+            for row, values in enumerate(signatures):
+                session.insert(str(row), self._object(values))
+        return lsh
+
+    def save(self, path: str | Path) -> None:
+        """Write the index to one file, which `open` maps into memory.
+
+        Raises:
+            OSError: the disk refuses; a file that was there is as it was.
+        """
+        settings = {
+            "threshold": self.threshold,
+            "ngram": self.ngram,
+            "recall": self.recall,
+            "permutations": self.permutations,
+            "tokenizer": self.tokenizer,
+        }
+        arrays = (self._sets.view, self._offsets.view, self._hashes.view, self._chain.view)
+        files.write(path, _KIND, settings, [*arrays, self._keys, self._heads, self._runs.packed()])
+
+    @classmethod
+    def open(cls, path: str | Path) -> MinHashIndex:
+        """An index that `save` wrote. What is added to it later does not change the file.
+
+        Raises:
+            InputError: the file is no such index, or not whole.
+            OSError: it cannot be read.
+        """
+        settings, arrays = files.read(path, _KIND)
+        sets, offsets, hashes, chain, keys, heads, runs = arrays
+        index = cls(**settings)
+        index._sets, index._offsets = Growing(sets), Growing(offsets)
+        index._hashes, index._chain = Growing(hashes), Growing(chain)
+        index._seen = Growing(np.zeros(len(index), np.int64))
+        index._keys, index._heads = keys, heads
+        index._used = int((heads >= 0).sum())
+        index._runs = Vocabulary.unpacked(runs)
+        return index
 
     # -- inside ---------------------------------------------------------------------------
 
-    def _run(self, texts: Sequence[str], *, look: bool, put: bool) -> list[Match | None]:
+    def _look_up(self, texts: Sequence[str], *, look: bool, put: bool) -> list[Match | None]:
         found: list[Match | None] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             sets = self._encode(texts[at : at + _TEXTS_AT_ONCE])
-            count, rows = len(sets.offsets) - 1, len(self)
-            best = np.zeros((count, 3), np.int64)
-            if put:
-                self._make_room(count, len(sets.words))
-            rows, used = self._kernels.run(
-                look,
-                put,
-                self._bands(self._signatures(sets)),
-                *sets,
-                self._exact.numerator,
-                self._exact.denominator,
-                self._keys,
-                self._heads,
-                self._chain.view,
-                self._sets.view,
-                self._offsets.view,
-                self._seen.view,
-                self._mark,
-                rows,
-                best,
-            )
-            self._used += used
-            self._mark += count
-            if put:
-                self._offsets.cut(rows + 1)
-                self._chain.cut(rows)
-                self._seen.cut(rows)
-                self._sets.cut(int(self._offsets.view[-1]))
+            best, _ = self._run(sets, look=look, put=put, pairs=np.zeros((0, 4), np.int64))
             found += [Match(c / e, r) if r >= 0 else None for r, c, e in best.tolist()]
         return found
+
+    def _run(self, sets: Texts, *, look: bool, put: bool, pairs: Array) -> tuple[Array, int]:
+        """The best match of each text, as the kernel has it, and the number of pairs."""
+        count = len(sets.offsets) - 1
+        best, rows = np.zeros((count, 3), np.int64), len(self)
+        if put:
+            self._make_room(count, len(sets.words))
+        rows, used, found = self._kernels.run(
+            look,
+            put,
+            self._bands(self._signatures(sets)),
+            *sets,
+            self._exact.numerator,
+            self._exact.denominator,
+            self._keys,
+            self._heads,
+            self._chain.view,
+            self._sets.view,
+            self._offsets.view,
+            self._seen.view,
+            self._mark,
+            rows,
+            best,
+            pairs,
+        )
+        self._used += used
+        self._mark += count
+        if put:
+            self._offsets.cut(rows + 1)
+            self._chain.cut(rows)
+            self._seen.cut(rows)
+            self._sets.cut(int(self._offsets.view[-1]))
+        return best, found
 
     def _make_room(self, rows: int, words: int) -> None:
         self._offsets.reserve(rows)
@@ -162,37 +238,36 @@ class MinHashIndex:
 
     def _encode(self, texts: Sequence[str]) -> Texts:
         """The texts as sets: the numbers of their different runs, rising."""
-        words, offsets = self._words.encode(texts, self.tokenizer)
-        if self.ngram > 1:
-            words, offsets = self._in_runs(words, offsets)
-        runs = self._words if self.ngram == 1 else self._runs
-        if len(runs) > len(self._hashes):
-            new = list(runs)[len(self._hashes) :]
-            digests = b"".join(
-                [
-                    hashlib.sha1(
-                        w.encode("utf-8", "surrogatepass"), usedforsecurity=False
-                    ).digest()[:4]
-                    for w in new
-                ]
-            )
-            self._hashes.extend(_mixed(np.frombuffer(digests, "<u4")))
+        if self.ngram == 1:
+            runs, offsets = self._runs.encode(texts, self.tokenizer)
+        else:
+            runs, offsets = self._in_runs(texts)
+        new = self._runs.latest(len(self._runs) - len(self._hashes))
+        self._hashes.extend(_hashed(new))
         text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        key = np.unique(text << 32 | words)
+        key = np.unique(text << 32 | runs)
         counts = np.bincount(key >> 32, minlength=len(offsets) - 1)
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         return Texts((key & 0xFFFFFFFF).astype(np.int32), ends)
 
-    def _in_runs(self, words: Array, offsets: Array) -> tuple[Array, Array]:
-        names = list(self._words)
+    def _in_runs(self, texts: Sequence[str]) -> tuple[Array, Array]:
         numbers: list[int] = []
         ends = [0]
-        for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-            text = [names[w] for w in words[begin:end].tolist()]
-            last = max(len(text) - self.ngram + 1, min(len(text), 1))
-            numbers += [self._runs[" ".join(text[i : i + self.ngram])] for i in range(last)]
+        for words in tokenize_all(texts, self.tokenizer):
+            last = max(len(words) - self.ngram + 1, min(len(words), 1))
+            numbers += [self._runs[" ".join(words[i : i + self.ngram])] for i in range(last)]
             ends.append(len(numbers))
         return np.array(numbers, np.int32), np.array(ends, np.int64)
+
+    def _object(self, signature: Array) -> MinHash:
+        from datasketch import MinHash
+
+        return MinHash(
+            num_perm=self.permutations,
+            hashvalues=signature,
+            permutations=(self._a, self._b),
+            scheme="affine32",
+        )
 
     def _signatures(self, sets: Texts) -> Array:
         signatures: Array = self._kernels.signatures(self._hashes.view, self._a, self._b, *sets)
@@ -232,9 +307,13 @@ def _permutations(count: int) -> tuple[Array, Array]:
     return np.asarray(a, np.uint32), np.asarray(b, np.uint32)
 
 
-def _mixed(hashes: Array) -> Array:
-    """MurmurHash3's finalizer, as datasketch applies it to every input."""
-    mixed = hashes.astype(np.uint32)
+def _hashed(names: Sequence[str]) -> Array:
+    """The first four bytes of SHA-1, mixed by MurmurHash3's finalizer: datasketch's own."""
+    digests = [
+        hashlib.sha1(name.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()[:4]
+        for name in names
+    ]
+    mixed = np.frombuffer(b"".join(digests), "<u4").astype(np.uint32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
     return mixed ^ (mixed >> np.uint32(16))

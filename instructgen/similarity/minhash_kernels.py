@@ -66,11 +66,13 @@ def _insert(bands, row, keys, heads, chain):
 
 
 @jit
-def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark):
+def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark, text, pairs, found):
     """The row of highest Jaccard similarity above p/q among those that share a band.
 
     ``ours`` are the text's word numbers, rising and all different, as are every
-    row's. Returns the row or -1, the words in common, and those in either.
+    row's. Returns the row or -1, the words in common, and those in either. If
+    there is room for some in ``pairs``, all rows above p/q are written there
+    instead, from ``found`` on; returned is -1 and what `run` returns as found.
     """
     row, common, either = -1, 0, 1
     for k in range(len(bands)):
@@ -90,31 +92,67 @@ def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark):
                         i += 1
                     else:
                         j += 1
-                if both * q > p * (total - both):
+                if both * q > p * (total - both) and len(pairs):
+                    if found < len(pairs):
+                        pairs[found, 0], pairs[found, 1] = text, other
+                        pairs[found, 2], pairs[found, 3] = both, total - both
+                    found += 1
+                elif both * q > p * (total - both):
                     new, old = both * either, common * (total - both)
                     if new > old or (new == old and other < row):
                         row, common, either = other, both, total - both
             other = chain[other, k]
-    return row, common, either
+    return row, common, either, found
 
 
 @jit
 def run(
-    look, put, bands, texts, offsets, p, q, keys, heads, chain, words, ends, seen, mark, row, best
+    look,
+    put,
+    bands,
+    texts,
+    offsets,
+    p,
+    q,
+    keys,
+    heads,
+    chain,
+    words,
+    ends,
+    seen,
+    mark,
+    row,
+    best,
+    pairs,
 ):
     """Look every text up, if ``look``, and make a row of it, if ``put`` and nothing was found.
 
     ``row`` is the next row; there is room for all texts. Fills ``best``
-    (texts, 3) with row or -1, words in common and words in either, and returns
-    the rows now and the slots newly used.
+    (texts, 3) with row or -1, words in common and words in either, or
+    ``pairs`` (room, 4), if it has room for any, with text, row and those two
+    numbers of every pair. Returns the rows now, the slots newly used, and the
+    number of pairs, those for which there was no room included.
     """
-    used = 0
+    used, found = 0, 0
     for i in range(len(best)):
         ours = texts[offsets[i] : offsets[i + 1]]
         best[i, 0] = -1
         if look and len(ours):
-            best[i, 0], best[i, 1], best[i, 2] = _nearest(
-                bands[i], ours, p, q, keys, heads, chain, words, ends, seen, mark + i
+            best[i, 0], best[i, 1], best[i, 2], found = _nearest(
+                bands[i],
+                ours,
+                p,
+                q,
+                keys,
+                heads,
+                chain,
+                words,
+                ends,
+                seen,
+                mark + i,
+                i,
+                pairs,
+                found,
             )
         if put and best[i, 0] < 0:
             for j in range(len(ours)):
@@ -123,4 +161,4 @@ def run(
             if len(ours):
                 used += _insert(bands[i], row, keys, heads, chain)
             row += 1
-    return row, used
+    return row, used, found

@@ -20,17 +20,17 @@ bitmap; a query's is folded to the width of the rows.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from instructgen.errors import InputError
+from instructgen.similarity import files
 from instructgen.similarity.blocks import (
     Array,
     Blocks,
@@ -43,19 +43,16 @@ from instructgen.similarity.blocks import (
     most_words,
     pick,
 )
+from instructgen.similarity.matches import Match, Pairs, check_count, joined
 from instructgen.similarity.tokens import Tokenizer, Vocabulary
 
 MOST_WORDS = 100_000
 _TEXTS_AT_ONCE = 2048
-_MAGIC = b"instructgen ROUGE-L index 1\n"
-_ALIGNED = 64
-
-
-class Match(NamedTuple):
-    """The best match of a text: its F-measure and the row it was found in."""
-
-    score: float
-    row: int
+_PAIRS_AT_FIRST = 2**15
+# Row, LCS and both lengths together where nothing was found yet.
+_NOTHING = np.array([0, 0, 1], np.int64)
+_KIND = "ROUGE-L index 1"
+T = TypeVar("T")
 
 
 class RougeLIndex:
@@ -122,6 +119,23 @@ class RougeLIndex:
             found += self._matches(part, order, best)
         return found
 
+    def pairs(self, texts: Sequence[str]) -> Pairs:
+        """Every row that a text matches, with its F-measure, in order of text and row.
+
+        Raises:
+            InputError: a text has more than 100,000 words, or there are more
+                than 100 million pairs.
+        """
+        found: list[Pairs] = []
+        for at in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = self._encode(texts[at : at + _TEXTS_AT_ONCE])
+            order = by_length(part)
+            query, row, lcs, both = self._search_all(self._queries(part, order)).T
+            scores = self._f_measure(lcs, both, np.diff(part.offsets)[order][query])
+            found.append(Pairs(at + order[query], row, scores))
+            check_count(sum(len(p.text) for p in found))
+        return joined(found)
+
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
         """Self-Instruct's rule: keep each text in turn unless it matches a row or a kept text.
 
@@ -176,28 +190,13 @@ class RougeLIndex:
         Raises:
             OSError: the disk refuses; a file that was there is as it was.
         """
-        arrays = [
-            self._words.view,
-            self._offsets.view,
-            *self._blocks.arrays(),
-            np.frombuffer("\n".join(list(self._vocabulary)[1:]).encode(), np.uint8),
-        ]
-        header = {
+        settings = {
             "threshold": self.threshold,
             "tokenizer": self.tokenizer,
             "compatible": self.compatible,
-            "arrays": [[a.dtype.str, a.shape] for a in arrays],
         }
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(_MAGIC + json.dumps(header).encode() + b"\n")
-            for array in arrays:
-                file.write(b"\0" * (-file.tell() % _ALIGNED))
-                array.tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        arrays = (self._words.view, self._offsets.view, *self._blocks.arrays())
+        files.write(path, _KIND, settings, [*arrays, self._vocabulary.packed()])
 
     @classmethod
     def open(cls, path: str | Path, threads: int | None = None) -> RougeLIndex:
@@ -207,28 +206,12 @@ class RougeLIndex:
             InputError: the file is no such index, or not whole.
             OSError: it cannot be read.
         """
-        path = Path(path)
-        with path.open("rb") as file:
-            if file.readline() != _MAGIC:
-                raise InputError("no ROUGE-L index.", path=path, hint="Check the path.")
-            header = json.loads(file.readline())
-            at = file.tell()
-        data = np.memmap(path, np.uint8, mode="c")
-        arrays: list[Array] = []
-        for name, shape in header["arrays"]:
-            at += -at % _ALIGNED
-            kind, count = np.dtype(name), int(np.prod(shape))
-            end = at + count * kind.itemsize
-            if end > len(data):
-                raise InputError("the index is cut off.", path=path, hint="Save it again.")
-            arrays.append(np.asarray(data[at:end]).view(kind).reshape(shape))
-            at = end
+        settings, arrays = files.read(path, _KIND)
         words, offsets, bits, rows, fill, lengths, vocabulary = arrays
-        index = cls(header["threshold"], header["tokenizer"], header["compatible"], threads)
+        index = cls(**settings, threads=threads)
         index._words, index._offsets = Growing(words), Growing(offsets)
         index._blocks = Blocks(bits, rows, fill, lengths)
-        text = vocabulary.tobytes().decode()
-        index._vocabulary = Vocabulary(text.split("\n") if text else ())
+        index._vocabulary = Vocabulary.unpacked(vocabulary)
         return index
 
     # -- inside ---------------------------------------------------------------------------
@@ -295,52 +278,82 @@ class RougeLIndex:
 
     def _search(self, queries: Queries) -> Array:
         """Row, LCS and both lengths together of each query's best match; LCS 0 for none."""
-        count = len(queries.widths)
-        best = np.tile(np.array([0, 0, 1], np.int64), (count, 1))
-        shelf, texts = self._blocks.shelf(), Texts(self._words.view, self._offsets.view)
+        best = np.tile(_NOTHING, (len(queries.widths), 1))
+        none = np.zeros((0, 4), np.int64)
 
-        def work(part: Queries, found: Array) -> None:
-            kernels().search(
-                tuple(part),
-                tuple(shelf),
-                tuple(texts),
-                self._need,
-                self._float_threshold,
-                found,
-                len(self._vocabulary),
-                self._blocks.longest,
-            )
+        def work(share: Array) -> None:
+            found = best[share]
+            self._run(_some(queries, share), found, none)
+            best[share] = found
 
-        threads = min(self.threads, count // 64)
-        if threads < 2:
-            work(queries, best)
-            return best
-        with ThreadPoolExecutor(threads) as pool:
-            # Every n-th query: lengths, and so the work, are alike for all.
-            shares = [np.arange(i, count, threads) for i in range(threads)]
-            parts = [_some(queries, share) for share in shares]
-            founds = [best[share] for share in shares]
-            list(pool.map(work, parts, founds))
-            for share, found in zip(shares, founds, strict=True):
-                best[share] = found
+        self._shared(work, len(best))
         return best
+
+    def _search_all(self, queries: Queries) -> Array:
+        """Query, row, LCS and both lengths together of every pair that matches."""
+
+        def work(share: Array) -> Array:
+            part, best = _some(queries, share), np.tile(_NOTHING, (len(share), 1))
+            pairs = np.zeros((_PAIRS_AT_FIRST, 4), np.int64)
+            count = self._run(part, best, pairs)
+            if count > len(pairs):
+                check_count(count)
+                pairs = np.zeros((count, 4), np.int64)
+                self._run(part, best, pairs)
+            pairs = pairs[:count]
+            pairs[:, 0] = share[pairs[:, 0]]
+            return pairs
+
+        return np.concatenate(self._shared(work, len(queries.widths)))
+
+    def _run(self, queries: Queries, best: Array, pairs: Array) -> int:
+        texts = (self._words.view, self._offsets.view)
+        found: int = kernels().search(
+            tuple(queries),
+            tuple(self._blocks.shelf()),
+            texts,
+            self._need,
+            self._float_threshold,
+            best,
+            pairs,
+            len(self._vocabulary),
+            self._blocks.longest,
+        )
+        return found
+
+    def _shared(self, work: Callable[[Array], T], count: int) -> list[T]:
+        """Work on shares of ``count`` queries, each in a thread."""
+        threads = max(min(self.threads, count // 64), 1)
+        # Every n-th query: lengths, and so the work, are alike for all.
+        shares = [np.arange(i, count, threads) for i in range(threads)]
+        if threads == 1:
+            return [work(shares[0])]
+        # Made once, not by two threads at a time.
+        self._blocks.shelf()
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, shares))
 
     def _matches(self, texts: Texts, order: Array, best: Array) -> list[Match | None]:
         found: list[Match | None] = [None] * len(order)
         lengths = np.diff(texts.offsets)
         for place in np.flatnonzero(best[:, 1]).tolist():
             position = int(order[place])
-            row, lcs, total = best[place].tolist()
-            score = 2 * lcs / total
-            if self.compatible:
-                m = int(lengths[position])
-                precision, recall = lcs / m, lcs / (total - m)
-                score = 2 * precision * recall / (precision + recall)
+            row, lcs, both = best[place].tolist()
+            score = self._f_measure(lcs, both, int(lengths[position]))
             found[position] = Match(score, row)
         return found
 
+    def _f_measure(self, lcs: Any, both: Any, m: Any) -> Any:
+        """Of numbers or arrays: a common subsequence, both lengths together, and the text's."""
+        if not self.compatible:
+            return 2 * lcs / both
+        precision, recall = lcs / m, lcs / (both - m)
+        return 2 * precision * recall / (precision + recall)
+
 
 def _some(queries: Queries, share: Array) -> Queries:
+    if len(share) == len(queries.widths):
+        return queries
     words = pick(Texts(queries.words, queries.offsets), share)
     rest = (queries.starts, queries.widths, queries.shortest, queries.longest)
     starts, widths, shortest, longest = (array[share] for array in rest)

@@ -138,9 +138,24 @@ def _above(lcs, m, n, threshold):
 
 @jit
 def _search(
-    first, end, q, shelf, texts, need, threshold, alive, before, base, best, masks, count, carry
+    first,
+    end,
+    q,
+    shelf,
+    texts,
+    need,
+    threshold,
+    alive,
+    before,
+    base,
+    best,
+    pairs,
+    masks,
+    count,
+    carry,
 ):
     """`search` for the queries ``first`` to ``end``, which are in order of length."""
+    found = 0
     q_words, q_offsets, q_bits, q_starts, q_widths, q_shortest, q_longest = q
     blocks, rows, fills, lengths, widths, order, starts = shelf
     words, offsets = texts
@@ -194,6 +209,12 @@ def _search(
                     lcs = _lcs(a, b, masks, carry)
                     if lcs < wanted or (threshold > 0 and not _above(lcs, m, n, threshold)):
                         continue
+                    if len(pairs):
+                        if found < len(pairs):
+                            pairs[found, 0], pairs[found, 1] = c, row
+                            pairs[found, 2], pairs[found, 3] = lcs, m + n
+                        found += 1
+                        continue
                     ours, theirs = lcs * best[c, 2], best[c, 1] * (m + n)
                     if ours > theirs or (ours == theirs and base + row < best[c, 0]):
                         best[c, 0], best[c, 1], best[c, 2] = base + row, lcs, m + n
@@ -202,18 +223,38 @@ def _search(
                         limits[c - first] = limit
                         if limit < 0:
                             break
+    return found
 
 
 @jit
-def search(q, shelf, texts, need, threshold, best, vocabulary, longest):
+def search(q, shelf, texts, need, threshold, best, pairs, vocabulary, longest):
     """Fill ``best`` with every query's nearest row: row, LCS, and both lengths together.
 
     Queries are in order of length. ``best`` (queries, 3) begins with what is
-    known already, or with LCS 0 and lengths 1.
+    known already, or with LCS 0 and lengths 1. If there is room for some in
+    ``pairs`` (room, 4), ``best`` stays as it is, and every pair that matches is
+    written there as query, row, LCS and both lengths. Returns their number,
+    those for which there was no room included.
     """
     masks, count = np.zeros(vocabulary, np.uint64), np.zeros(vocabulary, np.int32)
     carry, alive = np.zeros(longest, np.bool_), np.zeros(0, np.bool_)
-    _search(0, len(best), q, shelf, texts, need, threshold, alive, 0, 0, best, masks, count, carry)
+    return _search(
+        0,
+        len(best),
+        q,
+        shelf,
+        texts,
+        need,
+        threshold,
+        alive,
+        0,
+        0,
+        best,
+        pairs,
+        masks,
+        count,
+        carry,
+    )
 
 
 @jit
@@ -227,10 +268,24 @@ def gate(order, base, q, shelf, texts, need, threshold, best, alive, vocabulary,
     these as the rows after.
     """
     masks, count = np.zeros(vocabulary, np.uint64), np.zeros(vocabulary, np.int32)
-    carry = np.zeros(longest, np.bool_)
+    carry, pairs = np.zeros(longest, np.bool_), np.zeros((0, 4), np.int64)
     for i in range(len(order)):
         c = order[i]
         _search(
-            c, c + 1, q, shelf, texts, need, threshold, alive, i, base, best, masks, count, carry
+            c,
+            c + 1,
+            q,
+            shelf,
+            texts,
+            need,
+            threshold,
+            alive,
+            i,
+            base,
+            best,
+            pairs,
+            masks,
+            count,
+            carry,
         )
         alive[i] = best[c, 1] == 0

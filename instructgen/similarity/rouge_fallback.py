@@ -41,12 +41,18 @@ def search(
     need: Array,
     threshold: float,
     best: Array,
+    pairs: Array,
     vocabulary: int,
     longest: int,
-) -> None:
-    """Fill ``best`` with every query's nearest row; see `instructgen.similarity.rouge_compiled`."""
+) -> int:
+    """Fill ``best`` or ``pairs``; see `instructgen.similarity.rouge_compiled`."""
+    found: list[tuple[int, int, int, int]] | None = [] if len(pairs) else None
     for c in range(len(best)):
-        _search_one(c, q, shelf, texts, need, threshold, None, 0, 0, best)
+        _search_one(c, q, shelf, texts, need, threshold, None, 0, 0, best, found)
+    if not found:
+        return 0
+    pairs[: len(found)] = found[: len(pairs)]
+    return len(found)
 
 
 def gate(
@@ -64,7 +70,7 @@ def gate(
 ) -> None:
     """One query after the other against those kept; see `instructgen.similarity.rouge_compiled`."""
     for i, c in enumerate(order.tolist()):
-        _search_one(c, q, shelf, texts, need, threshold, alive, i, base, best)
+        _search_one(c, q, shelf, texts, need, threshold, alive, i, base, best, None)
         alive[i] = best[c, 1] == 0
 
 
@@ -79,6 +85,7 @@ def _search_one(
     before: int,
     base: int,
     best: Array,
+    found: list[tuple[int, int, int, int]] | None,
 ) -> None:
     q, shelf, texts = Queries(*q), Shelf(*shelf), Texts(*texts)
     ours = q.words[q.offsets[c] : q.offsets[c + 1]].tolist()
@@ -106,6 +113,9 @@ def _search_one(
             theirs = texts.words[texts.offsets[row] : texts.offsets[row + 1]].tolist()
             lcs = LCSseq.similarity(ours, theirs)
             if lcs < wanted or (threshold > 0 and not _above(lcs, m, n, threshold)):
+                continue
+            if found is not None:
+                found.append((c, row, lcs, m + n))
                 continue
             new, old = lcs * at_both, at_lcs * (m + n)
             if new > old or (new == old and base + row < at_row):

@@ -45,6 +45,11 @@ def tokenize(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
     return _spaced([text], tokenizer).split()
 
 
+def tokenize_all(texts: Sequence[str], tokenizer: Tokenizer = "unicode") -> list[list[str]]:
+    """The words of each text."""
+    return [words.split() for words in _spaced(texts, tokenizer).split("\n")] if texts else []
+
+
 class Vocabulary(dict[str, int]):
     """Words by number, from 1, in the order in which they were first seen."""
 
@@ -57,6 +62,20 @@ class Vocabulary(dict[str, int]):
         """A new word gets the next number."""
         number = self[word] = len(self)
         return number
+
+    def packed(self) -> npt.NDArray[np.uint8]:
+        """The words as bytes, for a file."""
+        return np.frombuffer("\n".join(list(self)[1:]).encode(), np.uint8)
+
+    @classmethod
+    def unpacked(cls, data: npt.NDArray[np.uint8]) -> Vocabulary:
+        """The vocabulary that `packed` gave these bytes of."""
+        text = data.tobytes().decode()
+        return cls(text.split("\n") if text else ())
+
+    def latest(self, count: int) -> list[str]:
+        """The last ``count`` words, in their order."""
+        return list(itertools.islice(reversed(self), count))[::-1]
 
     def encode(
         self, texts: Sequence[str], tokenizer: Tokenizer

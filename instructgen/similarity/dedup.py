@@ -1,0 +1,453 @@
+"""Duplicates removed as stars: a row goes only if a kept row is near enough to it.
+
+Rows are visited in order of priority. Connected components, the usual way, join
+rows that have nothing in common but a chain of others between them: on real
+instructions most rows that they remove have no near neighbour left. What
+they would remove is counted here beside.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from rapidfuzz.distance import LCSseq
+
+from instructgen.errors import ConfigError
+from instructgen.licences import freedom
+from instructgen.plugins import suggest
+from instructgen.sample import Sample
+from instructgen.similarity.blocks import Array
+from instructgen.similarity.embedding import EmbeddingIndex
+from instructgen.similarity.encoders import MINILM
+from instructgen.similarity.matches import Pairs, check_count, joined
+from instructgen.similarity.minhash import MinHashIndex
+from instructgen.similarity.rouge import RougeLIndex
+from instructgen.similarity.tokens import tokenize
+
+STAGES = ("exact", "minhash", "rouge_l", "semantic", "two_key")
+PRIORITIES = ("source", "human", "licence", "quality", "length")
+THRESHOLDS = {"minhash": 0.7, "rouge_l": 0.7, "semantic": 0.9}
+Compared = Literal["row", "prompt", "instruction"]
+Priority = Sequence[str] | Callable[[Sample], Any]
+Thresholds = float | Mapping[str, float]
+# Called with a stage, the texts done with, and all of them.
+Watch = Callable[[str, int, int], None]
+_METRICS = {"minhash": "jaccard", "rouge_l": "rouge_l", "semantic": "cosine"}
+_TEXTS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A sample that was removed, and the kept sample it was removed for.
+
+    ``row`` and ``partner_row`` are their positions in what was given. ``metric``
+    is ``exact``, ``jaccard``, ``rouge_l`` or ``cosine``. ``reason`` is
+    ``duplicate``, ``paraphrase`` or ``same_frame``.
+    """
+
+    row: int
+    sample: Sample
+    partner_row: int
+    partner: Sample
+    metric: str
+    score: float
+    stage: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deduplicated:
+    """What was kept, in the order given, and what was removed, each with its partner.
+
+    ``largest_component`` is the number of rows in the largest connected
+    component, and ``components_would_remove`` what its way of removing
+    duplicates comes to. ``unread`` different texts are in no language that the
+    embedding model was made for.
+    """
+
+    kept: list[Sample]
+    removed: list[Removed]
+    thresholds: dict[str, float]
+    largest_component: int
+    components_would_remove: int
+    unread: int
+    _found: _Found
+
+    def rethreshold(self, threshold: Thresholds) -> Deduplicated:
+        """The same at another threshold, from the pairs found already.
+
+        Args:
+            threshold: one for all stages, or by stage as in `deduplicate`.
+
+        Raises:
+            ConfigError: it is below what pairs were looked for.
+        """
+        thresholds = {**self.thresholds, **_by_stage(threshold, self._found.how)}
+        for stage, value in thresholds.items():
+            if value < self._found.floors[stage]:
+                raise ConfigError(
+                    f"threshold {value} of {stage}: pairs were looked for above "
+                    f"{self._found.floors[stage]} only.",
+                    f"Call deduplicate with floor={value}.",
+                )
+        return _star(self._found, thresholds)
+
+
+def deduplicate(
+    samples: Sequence[Sample],
+    how: Sequence[str] = ("exact", "minhash", "semantic"),
+    *,
+    priority: Priority = ("source", "licence", "quality", "length"),
+    threshold: Thresholds | None = None,
+    compared: Compared = "row",
+    sources: Sequence[str] = (),
+    floor: float = 0.7,
+    frame_quota: int = 3,
+    model: str = MINILM,
+    watch: Watch | None = None,
+) -> Deduplicated:
+    """Remove duplicates so that every removed sample has a kept partner above a threshold.
+
+    Args:
+        samples: any number, from any sources.
+        how: ``exact`` (equal up to Unicode form, case and white space; always done),
+            ``minhash`` (Jaccard of the words), ``rouge_l``, ``semantic`` (cosine), and
+            ``two_key``: a *duplicate* is near in words and in meaning, a
+            *paraphrase* in meaning alone; what is near in words alone shares a
+            *frame*, of which ``frame_quota`` rows are kept. A sample is removed
+            in the first of these that has a reason.
+        priority: which of two copies is kept: criteria, the first most
+            important (``source``, ``human`` before synthetic, freer ``licence``, higher
+            ``quality``, longer output by ``length``), or a sort key. Then the one
+            given first.
+        threshold: highest similarity kept; one, or by stage. By default
+            0.7 for minhash and rouge_l, 0.9 for semantic; two_key uses rouge_l's
+            and semantic's.
+        compared: instruction, input and output (``row``), without output
+            (``prompt``), or the ``instruction`` alone.
+        sources: the most trusted first; others follow as they appear.
+        floor: pairs are looked for above this, for `Deduplicated.rethreshold`.
+        frame_quota: rows kept of a frame.
+        model: of meaning; see `EmbeddingIndex`.
+        watch: called with progress.
+
+    Raises:
+        ConfigError: a name or a number is wrong, or packages are missing.
+        InputError: a text is too long, or too many pairs are above the floor.
+    """
+    for name in how:
+        if name not in STAGES:
+            raise ConfigError(f"{name!r} is no way to find duplicates.", suggest(name, [*STAGES]))
+    if not 0 < floor < 1:
+        raise ConfigError(f"floor is {floor}, not between 0 and 1.")
+    if frame_quota < 1:
+        raise ConfigError(f"frame_quota is {frame_quota}, not 1 or more.")
+    used = _used(how)
+    thresholds = {stage: THRESHOLDS[stage] for stage in used}
+    if threshold is not None:
+        thresholds.update(_by_stage(threshold, how))
+    floors = {stage: min(floor, value) for stage, value in thresholds.items()}
+    key = priority if callable(priority) else _sort_key(samples, priority, sources)
+    order = sorted(range(len(samples)), key=lambda i: key(samples[i]))
+    first: dict[str, int] = {}
+    texts: list[str] = []
+    copies: list[list[int]] = []
+    for position in order:
+        text = _text(samples[position], compared)
+        group = first.setdefault(_plain(text), len(texts))
+        if group == len(texts):
+            texts.append(text)
+            copies.append([])
+        copies[group].append(position)
+    tables, unread = _tables(texts, how, floors, model, watch)
+    found = _Found(samples, tuple(how), frame_quota, floors, copies, tables, unread)
+    return _star(found, thresholds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Pairs of different texts by their place in the order of priority: ``row`` before ``text``.
+
+    ``other`` is the score by two_key's other measure, where both are known.
+    """
+
+    text: Array
+    row: Array
+    score: Array
+    other: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Everything that does not depend on a threshold."""
+
+    samples: Sequence[Sample]
+    how: tuple[str, ...]
+    frame_quota: int
+    floors: dict[str, float]
+    copies: list[list[int]]
+    tables: dict[str, _Table]
+    unread: int
+
+
+class _Why(NamedTuple):
+    """Why a text is removed; ``partner`` is the place of the kept one."""
+
+    partner: int
+    metric: str
+    score: float
+    stage: str
+    reason: str
+    detail: str
+
+
+class _Index(Protocol):
+    def add(self, texts: Sequence[str], /) -> None: ...
+
+    def pairs(self, texts: Sequence[str], /) -> Pairs: ...
+
+
+def _tables(
+    texts: list[str],
+    how: Sequence[str],
+    floors: dict[str, float],
+    model: str,
+    watch: Watch | None,
+) -> tuple[dict[str, _Table], int]:
+    tables: dict[str, _Table] = {}
+    unread = 0
+    embeddings: EmbeddingIndex | None = None
+    for stage in _used(how):
+        index: _Index
+        if stage == "minhash":
+            index = MinHashIndex(floors[stage])
+        elif stage == "rouge_l":
+            index = RougeLIndex(floors[stage])
+        else:
+            index = embeddings = EmbeddingIndex(floors[stage], model)
+        pairs = _earlier(index, texts, stage, watch)
+        tables[stage] = _Table(pairs.text, pairs.row, pairs.score)
+        if embeddings is not None:
+            unread = embeddings.unread
+    if "two_key" in how and embeddings is not None:
+        words, meaning = tables["rouge_l"], tables["semantic"]
+        cosine = _cosines(embeddings, words)
+        tables["rouge_l"] = _Table(words.text, words.row, words.score, cosine)
+        lexical = np.array(
+            [
+                _rouge_l(texts[a], texts[b])
+                for a, b in zip(meaning.text.tolist(), meaning.row.tolist(), strict=True)
+            ]
+        )
+        tables["semantic"] = _Table(meaning.text, meaning.row, meaning.score, lexical)
+    return tables, unread
+
+
+def _earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
+    """The pairs of each text with those before it."""
+    parts: list[Pairs] = []
+    for at in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[at : at + _TEXTS_AT_ONCE]
+        index.add(some)
+        text, row, score = index.pairs(some)
+        text = text + at
+        before = row < text
+        parts.append(Pairs(text[before], row[before], score[before]))
+        check_count(sum(len(p.text) for p in parts))
+        if watch is not None:
+            watch(stage, at + len(some), len(texts))
+    return joined(parts)
+
+
+def _cosines(index: EmbeddingIndex, pairs: _Table) -> Array:
+    parts = [np.zeros(0)]
+    for at in range(0, len(pairs.text), _TEXTS_AT_ONCE):
+        part = slice(at, at + _TEXTS_AT_ONCE)
+        ours, theirs = index.vectors(pairs.text[part]), index.vectors(pairs.row[part])
+        parts.append(np.einsum("pw,pw->p", ours, theirs).astype(np.float64))
+    return np.concatenate(parts)
+
+
+def _rouge_l(a: str, b: str) -> float:
+    ours, theirs = tokenize(a), tokenize(b)
+    return 2 * LCSseq.similarity(ours, theirs) / max(len(ours) + len(theirs), 1)
+
+
+def _star(found: _Found, thresholds: dict[str, float]) -> Deduplicated:
+    """Visit the texts in order; each is kept unless a kept one is near enough."""
+    tables = {stage: _above(table, thresholds[stage]) for stage, table in found.tables.items()}
+    count = len(found.copies)
+    kept = np.ones(count, np.bool_)
+    why: dict[int, _Why] = {}
+    near = [table.text for table in tables.values()]
+    for text in np.unique(np.concatenate([np.zeros(0, np.int64), *near])).tolist():
+        for stage in found.how:
+            reason = _reason(stage, text, tables, thresholds, kept, found.frame_quota)
+            if reason is not None:
+                kept[text], why[text] = False, reason
+                break
+    removed: list[Removed] = []
+    for text, (position, *others) in enumerate(found.copies):
+        reason = why.get(text, _Why(text, "exact", 1.0, "exact", "duplicate", "equal texts"))
+        gone = others if kept[text] else [position, *others]
+        removed += [_removed(found, row, reason) for row in gone]
+    removed.sort(key=lambda r: r.row)
+    _check(removed, len(found.samples), int(kept.sum()), thresholds)
+    gone_rows = {r.row for r in removed}
+    component = _components(count, list(tables.values()))
+    sizes = np.bincount(component, [len(c) for c in found.copies], count).astype(int)
+    return Deduplicated(
+        kept=[s for i, s in enumerate(found.samples) if i not in gone_rows],
+        removed=removed,
+        thresholds=thresholds,
+        largest_component=int(sizes.max(initial=0)),
+        components_would_remove=len(found.samples) - int((sizes > 0).sum()),
+        unread=found.unread,
+        _found=found,
+    )
+
+
+def _reason(
+    stage: str,
+    text: int,
+    tables: dict[str, _Table],
+    thresholds: dict[str, float],
+    kept: Array,
+    frame_quota: int,
+) -> _Why | None:
+    """Why a stage removes a text, or None."""
+    if stage == "exact":
+        return None
+    if stage != "two_key":
+        row, score, _ = _partners(tables[stage], text, kept)
+        if not len(row):
+            return None
+        best = int(score.argmax())
+        metric = _METRICS[stage]
+        detail = f"{metric} {score[best]:.3f}, above {thresholds[stage]}"
+        return _Why(int(row[best]), metric, float(score[best]), stage, "duplicate", detail)
+    row, score, other = _partners(tables["semantic"], text, kept)
+    if len(row):
+        best = int(score.argmax())
+        lexical = float(other[best])
+        same = lexical > thresholds["rouge_l"]
+        detail = f"cosine {score[best]:.3f}, ROUGE-L {lexical:.3f}"
+        reason = "duplicate" if same else "paraphrase"
+        return _Why(int(row[best]), "cosine", float(score[best]), stage, reason, detail)
+    row, score, other = _partners(tables["rouge_l"], text, kept)
+    if len(row) >= frame_quota:
+        best = int(score.argmax())
+        detail = (
+            f"ROUGE-L {score[best]:.3f}, cosine {float(other[best]):.3f}; "
+            f"{len(row)} of this frame are kept"
+        )
+        return _Why(int(row[best]), "rouge_l", float(score[best]), stage, "same_frame", detail)
+    return None
+
+
+def _partners(table: _Table, text: int, kept: Array) -> tuple[Array, Array, Array]:
+    """The kept rows that a text is paired with, their scores, and those by the other measure."""
+    begin, end = np.searchsorted(table.text, [text, text + 1])
+    alive = kept[table.row[begin:end]]
+    other = table.score if table.other is None else table.other
+    return table.row[begin:end][alive], table.score[begin:end][alive], other[begin:end][alive]
+
+
+def _above(table: _Table, threshold: float) -> _Table:
+    good = table.score > threshold
+    other = None if table.other is None else table.other[good]
+    return _Table(table.text[good], table.row[good], table.score[good], other)
+
+
+def _removed(found: _Found, row: int, why: _Why) -> Removed:
+    partner = found.copies[why.partner][0]
+    return Removed(row, found.samples[row], partner, found.samples[partner], *why[1:])
+
+
+def _check(removed: list[Removed], rows: int, kept: int, thresholds: dict[str, float]) -> None:
+    """Every removed row names a surviving partner above the threshold, and no row is lost."""
+    least = {_METRICS[stage]: value for stage, value in thresholds.items()}
+    gone = {r.row for r in removed}
+    for r in removed:
+        if r.partner_row in gone or r.score <= least.get(r.metric, 0):
+            raise AssertionError(f"row {r.row} was removed for row {r.partner_row}: {r.detail}")
+    if len(gone) != len(removed) or len(gone) + kept != rows:
+        raise AssertionError(f"{rows} rows, {kept} kept, {len(removed)} removed")
+
+
+def _components(count: int, tables: list[_Table]) -> Array:
+    """The least text of the connected component of every text."""
+    label = np.arange(count)
+    a = np.concatenate([np.zeros(0, np.int64), *(t.text for t in tables)])
+    b = np.concatenate([np.zeros(0, np.int64), *(t.row for t in tables)])
+    while True:
+        least = np.minimum(label[a], label[b])
+        new = label.copy()
+        # To the labels too: a whole tree moves at once.
+        for ends in (a, b, label[a], label[b]):
+            np.minimum.at(new, ends, least)
+        new = new[new]
+        if (new == label).all():
+            return label
+        label = new
+
+
+def _used(how: Sequence[str]) -> list[str]:
+    """The measures that these stages need."""
+    needed = {"rouge_l", "semantic"} if "two_key" in how else set()
+    return [stage for stage in THRESHOLDS if stage in how or stage in needed]
+
+
+def _by_stage(threshold: Thresholds, how: Sequence[str]) -> dict[str, float]:
+    used = _used(how)
+    given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(used, threshold)
+    for stage, value in given.items():
+        if stage not in used:
+            raise ConfigError(f"threshold of {stage!r}: no such stage here.", suggest(stage, used))
+        if not 0 < value < 1:
+            raise ConfigError(f"threshold {value} of {stage} is not between 0 and 1.")
+    return dict(given)
+
+
+def _sort_key(
+    samples: Sequence[Sample], priority: Sequence[str], sources: Sequence[str]
+) -> Callable[[Sample], Any]:
+    rank = {
+        name: i for i, name in enumerate(dict.fromkeys([*sources, *(s.source for s in samples)]))
+    }
+    keys: dict[str, Callable[[Sample], Any]] = {
+        "source": lambda s: rank[s.source],
+        "human": lambda s: s.origin.method != "human",
+        "licence": lambda s: freedom(s.license),
+        "quality": _lack_of_quality,
+        "length": lambda s: -len(s.output),
+    }
+    for name in priority:
+        if name not in keys:
+            raise ConfigError(f"{name!r} is no priority.", suggest(name, [*PRIORITIES]))
+    chosen = [keys[name] for name in priority]
+    return lambda s: tuple(key(s) for key in chosen)
+
+
+def _lack_of_quality(sample: Sample) -> tuple[bool, float]:
+    """The mean of the scores that are known, highest first; samples without any come last."""
+    known = [s.value for s in sample.scores if s.value is not None]
+    return (not known, -sum(known) / len(known) if known else 0.0)
+
+
+def _text(sample: Sample, compared: Compared) -> str:
+    parts = [sample.instruction]
+    if compared != "instruction":
+        parts.append(sample.input)
+    if compared == "row":
+        parts.append(sample.output)
+    return "\n".join(part for part in parts if part)
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
