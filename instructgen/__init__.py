@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["explain", "generate", "preview", "rebuild"]
+__all__ = ["dedup", "explain", "generate", "preview", "rebuild"]
 
 if TYPE_CHECKING:
+    from instructgen.commands.dedup import dedup
     from instructgen.commands.explain import explain
     from instructgen.commands.generate import generate, rebuild
     from instructgen.commands.preview import preview
 
 _MODULES = {
+    "dedup": "dedup",
     "explain": "explain",
     "generate": "generate",
     "preview": "preview",

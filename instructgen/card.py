@@ -1,19 +1,20 @@
-"""The dataset card: README.md with the Hub's front matter, made from the run alone.
+"""The dataset card: README.md with the Hub's front matter, made from what made the data.
 
-No dates and no host names, so that the same run always has the same card.
+No dates and no host names, so that the same data always has the same card.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from instructgen.licences import terms
 
 if TYPE_CHECKING:
     from instructgen.loop import Loop, Stop
+    from instructgen.sample import Sample
     from instructgen.store import Run
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -21,14 +22,11 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) -> str:
     """The card of a generated dataset, as Markdown."""
-    licences = Counter(s.license for s in loop.rows)
-    languages = Counter(s.language for s in loop.rows)
-    sources = Counter((s.source, s.license, s.language) for s in loop.pool.seeds)
     config = run.info["config"]
     title = run.folder.name
     return "\n".join(
         [
-            *_front_matter(title, len(loop.rows), licences, languages),
+            *_front_matter(title, loop.rows, ("synthetic",)),
             f"# {title}",
             "",
             f"{len(loop.rows):,} rows of instruction data, written by the model "
@@ -41,22 +39,11 @@ def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) ->
             "A row has the licences of the demonstrations it was written from. "
             "The terms of the model that wrote it apply beside them.",
             "",
-            *_table(
-                ("licence", "rows", "attribution", "share alike", "commercial use"),
-                [(name, f"{n:,}", *_asked(name)) for name, n in sorted(licences.items())],
-            ),
-            "",
-            "## Languages",
-            "",
-            *_table(("language", "rows"), [(k, f"{n:,}") for k, n in sorted(languages.items())]),
-            "",
+            *_licences(loop.rows),
+            *_languages(loop.rows),
             "## Seeds",
             "",
-            *_table(
-                ("source", "licence", "language", "tasks"),
-                [(*key, f"{n:,}") for key, n in sorted(sources.items())],
-            ),
-            "",
+            *_sources(loop.pool.seeds, "tasks"),
             f"SHA-256 of the seeds: `{run.info['seeds']['sha256']}`",
             "",
             "## Funnel",
@@ -66,13 +53,7 @@ def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) ->
             f"{funnel['kept_rows']:,} rows the dataset. The run ended for the reason "
             f"`{stopped.reason}`: {stopped.detail}.",
             "",
-            *_table(
-                ("stage", "filter", "reason", "rejected"),
-                [
-                    (r["stage"], r["filter"], r["reason"], f"{r['count']:,}")
-                    for r in funnel["rejected"]
-                ],
-            ),
+            *_rejected(funnel["rejected"]),
             "",
             f"Of the instructions in the pool {funnel['not_expanded']:,} never had rows asked for. "
             "All these are in `rejected/`, each with its reason, and with score and nearest "
@@ -91,10 +72,85 @@ def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) ->
     )
 
 
-def _front_matter(
-    title: str, rows: int, licences: Counter[str], languages: Counter[str]
-) -> Iterable[str]:
-    size = next((name for most, name in _SIZES if rows < most), "n>1M")
+def deduplicated_card(
+    title: str,
+    rows: Sequence[Sample],
+    inputs: Sequence[str],
+    removed: Sequence[Mapping[str, Any]],
+    chain: str,
+    made: Mapping[str, Any],
+) -> str:
+    """The card of a dataset that `instructgen dedup` made.
+
+    Args:
+        title: its name.
+        rows: what was kept.
+        inputs: what it was made from.
+        removed: ``stage``, ``filter``, ``reason`` and ``count``.
+        chain: a sentence on what connected components would have done.
+        made: inputs and options, to make it again.
+    """
+    return "\n".join(
+        [
+            *_front_matter(title, rows),
+            f"# {title}",
+            "",
+            f"{len(rows):,} rows of {' and '.join(inputs)}, without duplicates. "
+            "Made with instructgen.",
+            "",
+            "## Licences",
+            "",
+            *_licences(rows),
+            *_languages(rows),
+            "## Sources",
+            "",
+            *_sources(rows, "rows"),
+            "## Removed",
+            "",
+            "Every row in `rejected/` names the kept row that it was removed for, with the "
+            f"score, which is above the threshold. {chain}",
+            "",
+            *_rejected(removed),
+            "",
+            "## How to make it again",
+            "",
+            "```json",
+            json.dumps(made, indent=1, ensure_ascii=False),
+            "```",
+            "",
+        ]
+    )
+
+
+def _licences(rows: Sequence[Sample]) -> list[str]:
+    counts = Counter(s.license for s in rows)
+    head = ("licence", "rows", "attribution", "share alike", "commercial use")
+    lines = [(name, f"{n:,}", *_asked(name)) for name, n in sorted(counts.items())]
+    return [*_table(head, lines), ""]
+
+
+def _languages(rows: Sequence[Sample]) -> list[str]:
+    counts = Counter(s.language for s in rows)
+    lines = [(k, f"{n:,}") for k, n in sorted(counts.items())]
+    return ["## Languages", "", *_table(("language", "rows"), lines), ""]
+
+
+def _sources(samples: Sequence[Sample], counted: str) -> list[str]:
+    counts = Counter((s.source, s.license, s.language) for s in samples)
+    lines = [(*key, f"{n:,}") for key, n in sorted(counts.items())]
+    return [*_table(("source", "licence", "language", counted), lines), ""]
+
+
+def _rejected(counts: Sequence[Mapping[str, Any]]) -> list[str]:
+    return _table(
+        ("stage", "filter", "reason", "rejected"),
+        [(r["stage"], r["filter"], r["reason"], f"{r['count']:,}") for r in counts],
+    )
+
+
+def _front_matter(title: str, rows: Sequence[Sample], tags: Sequence[str] = ()) -> Iterable[str]:
+    licences, languages = {s.license for s in rows}, {s.language for s in rows}
+    size = next((name for most, name in _SIZES if len(rows) < most), "n>1M")
     names = sorted(licences)
     yield "---"
     if len(names) == 1 and " " not in names[0]:
@@ -109,7 +165,8 @@ def _front_matter(
         yield from (f"- {json.dumps(code)}" for code in known)
     yield f"pretty_name: {json.dumps(title, ensure_ascii=False)}"
     yield from ("task_categories:", "- text-generation", "size_categories:", f"- {size}")
-    yield from ("tags:", "- synthetic", "- instruction-tuning", "- instructgen")
+    yield "tags:"
+    yield from (f"- {tag}" for tag in (*tags, "instruction-tuning", "instructgen"))
     yield "configs:"
     for name, folder in (("default", "data"), ("rejected", "rejected")):
         yield f"- config_name: {name}"

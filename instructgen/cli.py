@@ -202,6 +202,148 @@ def rebuild(out: Path, as_json: bool) -> None:
     _print_result(run(out), as_json)
 
 
+def _listed(_ctx: click.Context, _option: click.Parameter, value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _thresholds(
+    _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
+) -> float | dict[str, float] | None:
+    """One number for all stages, or STAGE=NUMBER for some."""
+    by_stage: dict[str, float] = {}
+    for value in values:
+        stage, _, number = value.rpartition("=")
+        try:
+            by_stage[stage] = float(number)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no number, nor STAGE=NUMBER.") from None
+    if "" not in by_stage:
+        return by_stage or None
+    if len(by_stage) > 1:
+        raise click.BadParameter("give one number, or STAGE=NUMBER for each stage.")
+    return by_stage[""]
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new dataset.")
+@click.option(
+    "--how",
+    default="exact,minhash,semantic",
+    show_default=True,
+    callback=_listed,
+    metavar="STAGES",
+    help="Of exact, minhash, rouge_l, semantic, two_key.",
+)
+@click.option(
+    "--threshold",
+    multiple=True,
+    callback=_thresholds,
+    metavar="[STAGE=]NUMBER",
+    help="Highest similarity kept.  [default: minhash=0.7, rouge_l=0.7, semantic=0.9]",
+)
+@click.option(
+    "--priority",
+    default="source,licence,quality,length",
+    show_default=True,
+    callback=_listed,
+    metavar="CRITERIA",
+    help="Which copy stays: of source, human, licence, quality, length.",
+)
+@click.option(
+    "--sources", default="", callback=_listed, metavar="NAMES", help="The most trusted first."
+)
+@click.option(
+    "--compared",
+    type=click.Choice(["row", "prompt", "instruction"]),
+    default="row",
+    show_default=True,
+    help="What is compared: all, without the output, or the instruction.",
+)
+@click.option(
+    "--frame-quota", default=3, show_default=True, help="Rows that two_key keeps of a frame."
+)
+@click.option(
+    "--embedding-model",
+    default="minilm",
+    show_default=True,
+    metavar="NAME",
+    help="minilm (packaged, for English), a folder, or a Hub name.",
+)
+@click.option("--license", default="", metavar="SPDX", help="Of rows that name none.")
+@click.option("--language", default="", metavar="CODE", help="Of rows that name none.")
+@click.option(
+    "--on-bad-row",
+    type=click.Choice(["fail", "reject"]),
+    default="fail",
+    show_default=True,
+    help="What a row that cannot be used does.",
+)
+@click.option(
+    "--show", default=0, type=click.IntRange(min=0), metavar="N", help="Print N removed rows."
+)
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@_json_option
+def dedup(
+    inputs: tuple[Path, ...], out: Path, show: int, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """Remove duplicates from datasets, each for a row that stays and is near enough.
+
+    INPUTS are dataset folders, or files as --seeds takes them.
+
+    \b
+    Examples:
+      instructgen dedup dolly.jsonl runs/a --out data/clean
+      instructgen dedup dolly.jsonl --how two_key --compared instruction --out data/frames
+    """
+    from instructgen.commands.dedup import dedup as run
+    from instructgen.progress import watching_stages
+
+    with watching_stages(_err, show=not quiet and not as_json) as watch:
+        result = run(inputs, out, watch=watch, **options)
+    if as_json:
+        return _print_json(result)
+    if show:
+        _print_removed(out, show)
+    if result.bad_rows:
+        _out.print(f"{result.bad_rows:,} rows could not be used and were left out.")
+    _out.print(f"[bold]{result.rows:,} rows[/] kept, {result.removed:,} removed.")
+    table = Table("stage", "reason", "removed", box=None, header_style="dim")
+    for r in result.funnel:
+        table.add_row(r["stage"], r["reason"], f"{r['count']:,}")
+    if result.funnel:
+        _out.print(table)
+    _out.print(
+        f"Connected components would have removed {result.components_would_remove:,}, "
+        f"the largest of {result.largest_component:,} rows."
+    )
+    if result.unread:
+        _out.print(
+            f"{result.unread:,} texts are in languages that {escape(options['embedding_model'])} "
+            "was not made for: their meanings were not compared."
+        )
+    _out.print(f"dataset  {escape(result.parts[0])}")
+    _out.print(f"card     {escape(result.card)}")
+    return None
+
+
+def _print_removed(out: Path, count: int) -> None:
+    from itertools import islice
+
+    from instructgen.store import read_rows
+
+    kept: dict[str, str] = {}
+    shown = list(islice(read_rows(out, "rejected"), count))
+    wanted = {row["nearest"] for row in shown}
+    for row in read_rows(out):
+        if row["id"] in wanted:
+            kept[row["id"]] = row["instruction"]
+    for row in shown:
+        _out.print(f"[bold]{_short(row['instruction'])}[/]")
+        _out.print(f"  [dim]kept[/]  {_short(kept[row['nearest']])}")
+        _out.print(f"  [dim]{row['stage']}, {row['reason']}[/]  {escape(row['detail'])}\n")
+
+
 def main() -> None:
     """The entry point: errors become one line and an exit code."""
     # A pipe that closes early (| head) is no error.

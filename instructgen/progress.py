@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -35,6 +35,32 @@ def watching(console: Console, *, show: bool) -> Iterator[Watch | None]:
                 console.print("; ".join(lines(progress)), markup=False)
 
         yield log
+
+
+@contextmanager
+def watching_stages(console: Console, *, show: bool) -> Iterator[Callable[..., None] | None]:
+    """A watcher for `dedup`: the stage, the texts done with, and all of them."""
+    if not show:
+        yield None
+    elif console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            live.update(Text("reading ..."))
+            yield lambda *done: live.update(Text(_stage_line(*done)))
+    else:
+        last = time.monotonic()
+
+        def log(stage: str, done: int, count: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LINE_EVERY_S:
+                last = time.monotonic()
+                console.print(_stage_line(stage, done, count), markup=False)
+
+        yield log
+
+
+def _stage_line(stage: str, done: int, count: int) -> str:
+    filled = round(24 * done / count)
+    return f"{'━' * filled}{'╌' * (24 - filled)} {stage}: {done:,} of {count:,} texts"
 
 
 def lines(p: Progress) -> list[str]:

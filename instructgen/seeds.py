@@ -16,9 +16,10 @@ from pathlib import Path
 import orjson
 
 from instructgen.errors import InputError
+from instructgen.licences import check_licence
 from instructgen.sample import Kind, Sample, sample_row
 from instructgen.similarity import tokenize
-from instructgen.sources import BadRow, OnBadRow, read
+from instructgen.sources import BadRow, OnBadRow, check_language, read
 
 
 @dataclass(slots=True)
@@ -115,8 +116,13 @@ def load_seeds(
     """Every row of the seed files, in order, and the rows rejected.
 
     Raises:
-        InputError: see `instructgen.sources.read`; also when no row is left.
+        InputError: see `instructgen.sources.read`.
+        ConfigError: ``license`` is no SPDX expression, or ``language`` no code.
     """
+    if license:
+        license = check_licence(license)
+    if language:
+        check_language(language)
     seeds: list[Sample] = []
     bad: list[tuple[Path, BadRow]] = []
     for path in paths:

@@ -30,12 +30,13 @@ from instructgen.sample import (
 )
 
 FORMAT = 1
-_JOURNAL, _RUN, _SEEDS, _LOCK, _MANIFEST = (
+_JOURNAL, _RUN, _SEEDS, _LOCK, _MANIFEST, _MADE = (
     "journal.jsonl",
     "run.json",
     "seeds.jsonl",
     "lock",
     "manifest.json",
+    "made.json",
 )
 _ROWS_PER_PART = 50_000
 _MENDED_BY = {
@@ -89,18 +90,11 @@ class Run:
             RunError: the folder holds something else, or is in use.
             StorageError: the disk refuses.
         """
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is no folder.", "Give another --out.")
         with ExitStack() as held:
             with _storage(folder):
-                folder.mkdir(parents=True, exist_ok=True)
                 # run.json is written last, so a folder with only these is a
                 # run that was killed while it began.
-                begun = {_LOCK, _SEEDS, *(f".{name}.partial" for name in (_SEEDS, _RUN))}
-                if others := sorted({p.name for p in folder.iterdir()} - begun):
-                    raise RunError(
-                        f"{folder} holds {others[0]} and is no run.", "Give another --out."
-                    )
+                _make_folder(folder, _SEEDS, _RUN)
                 held.enter_context(_locked(folder))
                 write_atomic(folder / _SEEDS, seeds)
                 write_atomic(folder / _RUN, [orjson.dumps(info, option=orjson.OPT_INDENT_2)])
@@ -261,6 +255,58 @@ def _file(path: Path) -> Path:
 def is_run(folder: Path) -> bool:
     """Whether a run was begun in this folder."""
     return (folder / _RUN).exists()
+
+
+@contextmanager
+def making(folder: Path, made: Mapping[str, Any]) -> Iterator[None]:
+    """Hold a folder in which a dataset is made out of others.
+
+    Args:
+        folder: where; made with its parents.
+        made: the command, its inputs' digests and its options, kept in made.json.
+
+    Raises:
+        RunError: the folder holds something else, a dataset made otherwise, or is in use.
+        StorageError: the disk refuses.
+    """
+    path = folder / _MADE
+    with ExitStack() as held:
+        with _storage(folder):
+            if not path.exists():
+                _make_folder(folder, _MADE)
+            elif (
+                read_manifest(folder) is not None and orjson.loads(_file(path).read_bytes()) != made
+            ):
+                raise RunError(
+                    f"{folder} was made from other inputs or with other options.",
+                    "Give another --out.",
+                )
+            held.enter_context(_locked(folder))
+            write_atomic(path, [orjson.dumps(made, option=orjson.OPT_INDENT_2)])
+        yield
+
+
+def _make_folder(folder: Path, *begun: str) -> None:
+    """Make a folder, unless it holds more than these files, whole or not, and the lock."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is no folder.", "Give another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = {_LOCK, *begun, *(f".{name}.partial" for name in begun)}
+    if others := sorted({p.name for p in folder.iterdir()} - ours):
+        raise RunError(f"{folder} holds {others[0]} and is none of ours.", "Give another --out.")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, or of a dataset folder's manifest, which names its parts' digests.
+
+    Raises:
+        RunError: it is a folder without a complete dataset.
+    """
+    if path.is_dir():
+        if read_manifest(path) is None:
+            raise RunError(f"{path} holds no complete dataset.", "Run: instructgen rebuild.")
+        path = path / _MANIFEST
+    return _digest(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -369,3 +369,73 @@ def test_the_wheel_stands_alone(tmp_path: Path) -> None:
         check=True,
     ).stdout.strip()
     assert not (Path(site) / "seeds").exists()
+
+
+DEDUP = ("dedup", SEEDS, "--how", "exact,minhash")
+
+
+def test_dedup_writes_a_dataset_and_says_why(made: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "copies.jsonl"
+    lines = Path(SEEDS).read_bytes().splitlines(keepends=True)
+    copies.write_bytes(b"".join(lines[:5]))
+    out = tmp_path / "clean"
+    done = run(*DEDUP, copies, made, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    result = orjson.loads(done.stdout)
+    rows, rejected = pd.read_parquet(out / "data"), pd.read_parquet(out / "rejected")
+    assert (result["rows"], result["removed"]) == (len(rows), len(rejected))
+    assert result["rows"] + result["removed"] == len(lines) + 5 + 12
+    assert set(rejected["nearest"]) <= set(rows["id"])
+    assert (rejected["filter"] == "dedup").all()
+    assert (rejected["stage"] == "exact").sum() == 5
+    assert sum(r["count"] for r in result["funnel"]) == len(rejected)
+    card = (out / "README.md").read_text()
+    assert "copies.jsonl" in card
+    assert "Connected components would have removed" in card
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    again = run(*DEDUP, copies, made, "--out", out, "--show", 2)
+    assert again.returncode == 0, again.stderr
+    assert "exact, duplicate" in again.stdout
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    other = run(*DEDUP, "--out", out)
+    assert other.returncode == 2
+    assert "made from other inputs" in other.stderr
+    # The same bytes in another folder of the same name.
+    third = tmp_path / "x" / "clean"
+    assert run(*DEDUP, copies, made, "--out", third).returncode == 0
+    assert all((third / p.relative_to(out)).read_bytes() == data for p, data in before.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--how", "exact,minhas"], "Did you mean minhash"),
+        (["--threshold", "semantic=0.5"], "no such stage"),
+        (["--threshold", "much"], "STAGE=NUMBER"),
+        (["--threshold", "0.5", "--threshold", "minhash=0.6"], "one number"),
+        (["--threshold", "nan"], "between 0 and 1"),
+        (["--priority", "size"], "no priority"),
+        (["--frame-quota", "0"], "frame_quota"),
+        (["--license", "nonsense"], "SPDX"),
+    ],
+)
+def test_dedup_with_bad_options(tmp_path: Path, arguments: list[str], message: str) -> None:
+    out = tmp_path / "out"
+    done = run(*DEDUP, "--out", out, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    # The folder is not spoilt for a better try.
+    assert run(*DEDUP, "--out", out).returncode == 0
+
+
+def test_dedup_of_what_is_no_dataset(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for given, out, message in (
+        (tmp_path / "empty", tmp_path / "o", "no complete dataset"),
+        (tmp_path / "none.jsonl", tmp_path / "o", "no such file"),
+        (SEEDS, made, "is none of ours"),
+    ):
+        done = run("dedup", given, "--how", "exact", "--out", out)
+        assert done.returncode == 2
+        assert message in done.stderr

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from instructgen.filters import Chain
 from instructgen.filters.control_tokens import ControlTokens
+from instructgen.filters.frame_quota import FrameQuota
 from instructgen.filters.instance import Instance
 from instructgen.filters.length import Length
 from instructgen.filters.near_duplicate import NearDuplicate
@@ -17,6 +18,7 @@ from instructgen.filters.novelty import Novelty
 from instructgen.filters.refusal import Refusal
 from instructgen.filters.repetition import Repetition, repeated_share
 from instructgen.filters.script import Script
+from instructgen.filters.semantic_duplicate import SemanticDuplicate
 from instructgen.filters.wording import Wording
 from instructgen.plugins import classes
 from instructgen.sample import Sample
@@ -88,6 +90,42 @@ def test_novelty_names_the_nearest() -> None:
     assert (rejection.reason, rejection.nearest) == ("too_similar", seed.id)
     assert rejection.score == pytest.approx(12 / 14)
     assert why(f, "Explain how a sewing machine forms a stitch") is None
+
+
+def test_semantic_duplicates_have_two_verdicts() -> None:
+    pytest.importorskip("sentence_transformers")
+    f = SemanticDuplicate()
+    seeds = [
+        Sample("Who is the best golfer to ever play the game?"),
+        Sample("What is the largest employer in the world?"),
+        Sample("با توجه به متن بگو هر نفر کدام ساز را می‌نوازد"),
+    ]
+    for seed in seeds:
+        f.remember(seed)
+    paraphrase = f.reason(Sample("Who is the greatest golfer ever?"))
+    assert paraphrase is not None
+    assert (paraphrase.reason, paraphrase.nearest) == ("paraphrase", seeds[0].id)
+    assert 0.9 < paraphrase.score < 1
+    assert "ROUGE-L" in paraphrase.detail
+    assert why(f, "Who is the largest employer in the world?") == "duplicate"
+    assert why(f, "What is the largest lake in the world?") is None
+    # The model cannot read Persian, and calls all of it alike.
+    assert why(f, "برنامهٔ هفتگی کلاس‌ها را به جدول بنویس") is None
+
+
+def test_a_frame_has_a_quota() -> None:
+    pytest.importorskip("sentence_transformers")
+    f = FrameQuota(quota=2)
+    for text in ("What is a Husky?", "What is the largest employer in the world?"):
+        f.remember(Sample(text))
+    assert why(f, "What is a sitcom?") is None
+    f.remember(Sample("What is a sitcom?"))
+    full = f.reason(Sample("What is a mitochondrion?"))
+    assert full is not None
+    assert (full.reason, full.score) == ("same_frame", 0.75)
+    assert "2 kept" in full.detail
+    assert why(f, "Who is the largest employer in the world?") == "duplicate"
+    assert why(f, "Name three fruits.") is None
 
 
 # Real control tokens of ten model families.

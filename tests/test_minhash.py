@@ -11,11 +11,13 @@ from functools import cache
 
 import numpy as np
 import pytest
-from datasketch import MinHash
+from datasketch import MinHash, MinHashLSH
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgen.similarity import Match, MinHashIndex, minhash_kernels, tokenize
+from instructgen.errors import InputError
+from instructgen.similarity import Match, MinHashIndex, RougeLIndex, minhash_kernels, tokenize
+from instructgen.similarity import minhash as minhash_module
 from instructgen.similarity.minhash import bands_for
 
 TEXTS = st.lists(st.sampled_from("a b c d e f g h".split()), max_size=9).map(" ".join)
@@ -166,3 +168,61 @@ def test_without_numba_the_results_are_the_same() -> None:
         outputs.append(done.stdout.split(" ", 1))
     assert [o[0] for o in outputs] == ["True", "False"]
     assert outputs[0][1] == outputs[1][1]
+
+
+@pytest.mark.parametrize("ngram", [1, 3])
+def test_pairs_are_all_that_nearest_chooses_from(ngram: int, monkeypatch) -> None:
+    monkeypatch.setattr(minhash_module, "_PAIRS_AT_FIRST", 4)
+    texts = near_duplicates(400, random.Random(4))
+    index = MinHashIndex(0.5, ngram)
+    index.add(texts)
+    text, row, score = index.pairs(texts)
+    found = {}
+    for i, j, s in zip(text.tolist(), row.tolist(), score.tolist(), strict=True):
+        assert s == float(jaccard(texts[i], texts[j], ngram)) > 0.5
+        if i not in found or s > found[i].score:
+            found[i] = Match(s, j)
+    assert [found.get(i) for i in range(len(texts))] == index.nearest(texts)
+    close = [
+        (i, j)
+        for i in range(len(texts))
+        for j in range(len(texts))
+        if jaccard(texts[i], texts[j], ngram) > Fraction(1, 2)
+    ]
+    assert len(text) >= 0.99 * len(close)
+    # Asking changes nothing.
+    assert index.pairs(texts).text.tolist() == text.tolist()
+
+
+@pytest.mark.parametrize("ngram", [1, 2])
+def test_a_saved_index_is_opened_and_goes_on(tmp_path, ngram: int) -> None:
+    texts = [*near_duplicates(300, random.Random(6)), "", "نان تازه را ببُر", "切面包"]
+    index = MinHashIndex(0.6, ngram, recall=0.95, permutations=64)
+    index.add(texts[:200])
+    path = tmp_path / "an.index"
+    index.save(path)
+    opened = MinHashIndex.open(path)
+    assert (len(opened), opened.bands) == (200, index.bands)
+    assert opened.nearest(texts) == index.nearest(texts)
+    before = path.read_bytes()
+    assert opened.gate(texts[200:]) == index.gate(texts[200:])
+    assert opened.nearest(texts) == index.nearest(texts)
+    assert path.read_bytes() == before
+    with pytest.raises(InputError, match="no ROUGE-L index"):
+        RougeLIndex.open(path)
+    path.write_bytes(before[:-10])
+    with pytest.raises(InputError, match="cut off"):
+        MinHashIndex.open(path)
+
+
+def test_datasketch_finds_the_same_candidates() -> None:
+    texts = near_duplicates(300, random.Random(8))
+    index = MinHashIndex(0.6)
+    index.add(texts)
+    lsh = index.lsh()
+    assert isinstance(lsh, MinHashLSH)
+    for i, match in enumerate(index.nearest(texts)):
+        found = lsh.query(index.minhash(texts[i]))
+        assert str(i) in found
+        assert match is not None
+        assert str(match.row) in found

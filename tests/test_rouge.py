@@ -21,6 +21,9 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from instructgen.errors import InputError
 from instructgen.similarity import Match, RougeLIndex, rouge_compiled, rouge_fallback, tokenize
+from instructgen.similarity import blocks as blocks_module
+from instructgen.similarity import matches as matches_module
+from instructgen.similarity import rouge as rouge_module
 from tests.conftest import real
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
@@ -273,6 +276,46 @@ def test_every_decision_is_that_of_comparing_with_every_row(
         assert index.nearest(queries) == wanted
         matches += sum(m is not None for m in wanted)
     assert matches > 1000
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kernel", [rouge_compiled, rouge_fallback])
+@pytest.mark.parametrize("compatible", [None, "rouge-score"])
+def test_every_pair_is_found(kernel, threads, compatible, monkeypatch) -> None:
+    """More than fit into what is reserved at first, short and long texts."""
+    monkeypatch.setattr(rouge_module, "kernels", lambda: kernel)
+    monkeypatch.setattr(blocks_module, "kernels", lambda: kernel)
+    monkeypatch.setattr(rouge_module, "_PAIRS_AT_FIRST", 16)
+    rng = random.Random(5)
+    texts = corpus(rng, 150, 12, range(12)) + corpus(rng, 20, 300, range(60, 200))
+    texts += [texts[-1], texts[-1], ""]
+    index = RougeLIndex(0.6, compatible=compatible, threads=threads)
+    index.add(texts)
+    found = index.pairs(texts)
+    got = dict(
+        zip(
+            zip(found.text.tolist(), found.row.tolist(), strict=True),
+            found.score.tolist(),
+            strict=True,
+        )
+    )
+    expected = {}
+    for i, a in enumerate(texts):
+        for j, b in enumerate(texts):
+            match = best_of(a, [b], 0.6, compatible)
+            if match is not None:
+                expected[i, j] = match.score
+    assert len(expected) > 200
+    assert got == expected
+    assert list(got) == sorted(got)
+
+
+def test_too_many_pairs_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(matches_module, "_MOST_PAIRS", 5000)
+    index = RougeLIndex()
+    index.add(["one and the same text"] * 100)
+    with pytest.raises(InputError, match="more than 5,000 pairs"):
+        index.pairs(["one and the same text"] * 100)
 
 
 def test_rows_added_one_by_one_are_found_as_those_added_together() -> None:

@@ -18,7 +18,7 @@ from instructgen.errors import InputError, RunError, quoted
 from instructgen.filters.novelty import Novelty
 from instructgen.loop import Loop
 from instructgen.sample import Sample, sample_row
-from instructgen.similarity import RougeLIndex
+from instructgen.similarity import RougeLIndex, rouge_l
 from instructgen.store import Run, find_row
 
 # The nearest neighbour is shown however far it is.
@@ -199,13 +199,16 @@ def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
 
 
 def _nearest(loop: Loop, row: dict[str, Any], place: tuple[int, int]) -> Neighbour | None:
-    """The filter's own verdict, or else the nearest of what earlier completions brought."""
-    if row.get("nearest"):
-        texts = {s.id: s.instruction for s in (*_earlier(loop, None), *loop.rows)}
-        return Neighbour(row["nearest"], texts.get(row["nearest"], ""), row["score"])
-    earlier = _earlier(loop, place)
+    """The row that the filter named, or else the nearest of what earlier completions brought."""
     gates = [f for f in loop.config.filters if isinstance(f, Novelty)]
-    index = RougeLIndex(_ANY_SIMILARITY, gates[0].tokenizer if gates else "unicode")
+    tokenizer = gates[0].tokenizer if gates else "unicode"
+    if row.get("nearest"):
+        # Its score may be of another measure: it stands in the row's detail.
+        texts = {s.id: s.instruction for s in (*_earlier(loop, None), *loop.rows)}
+        text = texts.get(row["nearest"], "")
+        return Neighbour(row["nearest"], text, rouge_l(row["instruction"], text, tokenizer))
+    earlier = _earlier(loop, place)
+    index = RougeLIndex(_ANY_SIMILARITY, tokenizer)
     index.add([s.instruction for s in earlier])
     (match,) = index.nearest([row["instruction"]])
     if match is None:

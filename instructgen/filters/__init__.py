@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from instructgen.sample import Rejection, Sample
-from instructgen.similarity import Match
+from instructgen.similarity import Match, Pairs
 
 Stage = Literal["instruction", "row"]
 Scope = Literal["instruction", "row", "both"]
@@ -54,14 +54,18 @@ class Index(Protocol):
     def nearest(self, texts: Sequence[str], /) -> list[Match | None]:
         """For each text its best match above the threshold, or None."""
 
+    def pairs(self, texts: Sequence[str], /) -> Pairs:
+        """Every row that a text matches, with its score."""
+
 
 class ComparingFilter(Filter):
     """A filter that looks a sample's text up among those of the samples kept before."""
 
     _index: Index = PrivateAttr()
-    _ids: list[str] = PrivateAttr(default_factory=list)
-    # Added together when a text is looked up next: a pool of seeds in one call.
-    _waiting: list[str] = PrivateAttr(default_factory=list)
+    # The samples seen, by their row in the index. The last of them are added
+    # together when a text is looked up next: a pool of seeds in one call.
+    _seen: list[Sample] = PrivateAttr(default_factory=list)
+    _added: int = PrivateAttr(default=0)
 
     @abstractmethod
     def index(self) -> Index:
@@ -75,18 +79,28 @@ class ComparingFilter(Filter):
         """Begin with an empty index."""
         object.__setattr__(self, "_index", self.index())
 
-    def nearest(self, sample: Sample) -> tuple[float, str] | None:
-        """Score and id of the nearest sample above the threshold."""
-        if self._waiting:
-            self._index.add(self._waiting)
-            self._waiting.clear()
-        (match,) = self._index.nearest([self.text(sample)])
-        return None if match is None else (match.score, self._ids[match.row])
+    def nearest(self, sample: Sample) -> tuple[float, Sample] | None:
+        """The nearest sample above the threshold, and its score."""
+        (match,) = self._filled().nearest([self.text(sample)])
+        return None if match is None else (match.score, self._seen[match.row])
+
+    def matches(self, sample: Sample) -> list[tuple[float, Sample]]:
+        """Every sample above the threshold with its score, in the order seen."""
+        _, rows, scores = self._filled().pairs([self.text(sample)])
+        return [
+            (score, self._seen[row])
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
 
     def remember(self, sample: Sample) -> None:
         """Later samples are compared with this one."""
-        self._waiting.append(self.text(sample))
-        self._ids.append(sample.id)
+        self._seen.append(sample)
+
+    def _filled(self) -> Index:
+        if self._added < len(self._seen):
+            self._index.add([self.text(sample) for sample in self._seen[self._added :]])
+            self._added = len(self._seen)
+        return self._index
 
 
 class Chain:

@@ -36,5 +36,5 @@ class NearDuplicate(ComparingFilter):
         if found is None:
             return None
         score, nearest = found
-        detail = f"Jaccard {score:.3f} to {nearest}, above {self.threshold}"
-        return self.reject("near_duplicate", detail, score, nearest)
+        detail = f"Jaccard {score:.3f} to {nearest.id}, above {self.threshold}"
+        return self.reject("near_duplicate", detail, score, nearest.id)

@@ -39,5 +39,5 @@ class Novelty(ComparingFilter):
         if found is None:
             return None
         score, nearest = found
-        detail = f"ROUGE-L {score:.3f} to {nearest}, above {self.threshold}"
-        return self.reject("too_similar", detail, score, nearest)
+        detail = f"ROUGE-L {score:.3f} to {nearest.id}, above {self.threshold}"
+        return self.reject("too_similar", detail, score, nearest.id)

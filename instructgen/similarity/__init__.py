@@ -4,7 +4,7 @@ from instructgen.similarity.dedup import Deduplicated, Removed, deduplicate
 from instructgen.similarity.embedding import EmbeddingIndex
 from instructgen.similarity.matches import Match, Pairs
 from instructgen.similarity.minhash import MinHashIndex
-from instructgen.similarity.rouge import RougeLIndex
+from instructgen.similarity.rouge import RougeLIndex, rouge_l
 from instructgen.similarity.tokens import Tokenizer, tokenize
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "RougeLIndex",
     "Tokenizer",
     "deduplicate",
+    "rouge_l",
     "tokenize",
 ]

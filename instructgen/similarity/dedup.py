@@ -14,19 +14,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from rapidfuzz.distance import LCSseq
 
 from instructgen.errors import ConfigError
 from instructgen.licences import freedom
 from instructgen.plugins import suggest
 from instructgen.sample import Sample
 from instructgen.similarity.blocks import Array
-from instructgen.similarity.embedding import EmbeddingIndex
-from instructgen.similarity.encoders import MINILM
+from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors
+from instructgen.similarity.encoders import MINILM, encoder
 from instructgen.similarity.matches import Pairs, check_count, joined
-from instructgen.similarity.minhash import MinHashIndex
-from instructgen.similarity.rouge import RougeLIndex
-from instructgen.similarity.tokens import tokenize
+from instructgen.similarity.minhash import MinHashIndex, jaccard
+from instructgen.similarity.rouge import RougeLIndex, rouge_l
 
 STAGES = ("exact", "minhash", "rouge_l", "semantic", "two_key")
 PRIORITIES = ("source", "human", "licence", "quality", "length")
@@ -37,6 +35,7 @@ Thresholds = float | Mapping[str, float]
 # Called with a stage, the texts done with, and all of them.
 Watch = Callable[[str, int, int], None]
 _METRICS = {"minhash": "jaccard", "rouge_l": "rouge_l", "semantic": "cosine"}
+_NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
 _TEXTS_AT_ONCE = 2048
 
 
@@ -129,7 +128,8 @@ def deduplicate(
             0.7 for minhash and rouge_l, 0.9 for semantic; two_key uses rouge_l's
             and semantic's.
         compared: instruction, input and output (``row``), without output
-            (``prompt``), or the ``instruction`` alone.
+            (``prompt``), or the ``instruction`` alone. A pair scores the lower of
+            what it has in all this and in the instruction alone.
         sources: the most trusted first; others follow as they appear.
         floor: pairs are looked for above this, for `Deduplicated.rethreshold`.
         frame_quota: rows kept of a frame.
@@ -164,7 +164,9 @@ def deduplicate(
             texts.append(text)
             copies.append([])
         copies[group].append(position)
-    tables, unread = _tables(texts, how, floors, model, watch)
+    instructions = [samples[c[0]].instruction for c in copies]
+    whole = None if compared == "instruction" else instructions
+    tables, unread = _tables(texts, whole, how, floors, model, watch)
     found = _Found(samples, tuple(how), frame_quota, floors, copies, tables, unread)
     return _star(found, thresholds)
 
@@ -214,37 +216,40 @@ class _Index(Protocol):
 
 def _tables(
     texts: list[str],
+    instructions: list[str] | None,
     how: Sequence[str],
     floors: dict[str, float],
     model: str,
     watch: Watch | None,
 ) -> tuple[dict[str, _Table], int]:
+    """The pairs of every measure that the stages need, and how many texts the model cannot read."""
+    compared = [_Compared(texts, model)]
+    if instructions is not None:
+        compared.append(_Compared(instructions, model))
     tables: dict[str, _Table] = {}
     unread = 0
-    embeddings: EmbeddingIndex | None = None
     for stage in _used(how):
-        index: _Index
+        index: MinHashIndex | RougeLIndex | EmbeddingIndex
         if stage == "minhash":
             index = MinHashIndex(floors[stage])
         elif stage == "rouge_l":
             index = RougeLIndex(floors[stage])
         else:
-            index = embeddings = EmbeddingIndex(floors[stage], model)
+            index = EmbeddingIndex(floors[stage], model)
         pairs = _earlier(index, texts, stage, watch)
-        tables[stage] = _Table(pairs.text, pairs.row, pairs.score)
-        if embeddings is not None:
-            unread = embeddings.unread
-    if "two_key" in how and embeddings is not None:
-        words, meaning = tables["rouge_l"], tables["semantic"]
-        cosine = _cosines(embeddings, words)
-        tables["rouge_l"] = _Table(words.text, words.row, words.score, cosine)
-        lexical = np.array(
-            [
-                _rouge_l(texts[a], texts[b])
-                for a, b in zip(meaning.text.tolist(), meaning.row.tolist(), strict=True)
-            ]
-        )
-        tables["semantic"] = _Table(meaning.text, meaning.row, meaning.score, lexical)
+        if isinstance(index, EmbeddingIndex):
+            unread = index.unread
+            compared[0].vectors = index.vectors
+        # A long input that two tasks share does not make them one: the
+        # instructions have to be as near as the rows are.
+        score = np.minimum.reduce([pairs.score, *(c.scores(stage, pairs) for c in compared[1:])])
+        table = _Table(pairs.text, pairs.row, score)
+        tables[stage] = _above(table, floors[stage])
+    if "two_key" in how:
+        for stage, other in (("rouge_l", "semantic"), ("semantic", "rouge_l")):
+            table = tables[stage]
+            scores = np.minimum.reduce([c.scores(other, table) for c in compared])
+            tables[stage] = _Table(table.text, table.row, table.score, scores)
     return tables, unread
 
 
@@ -264,18 +269,32 @@ def _earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -
     return joined(parts)
 
 
-def _cosines(index: EmbeddingIndex, pairs: _Table) -> Array:
-    parts = [np.zeros(0)]
-    for at in range(0, len(pairs.text), _TEXTS_AT_ONCE):
-        part = slice(at, at + _TEXTS_AT_ONCE)
-        ours, theirs = index.vectors(pairs.text[part]), index.vectors(pairs.row[part])
-        parts.append(np.einsum("pw,pw->p", ours, theirs).astype(np.float64))
-    return np.concatenate(parts)
+class _Compared:
+    """Texts, and the similarity of some pairs of them by any measure."""
 
+    def __init__(self, texts: list[str], model: str) -> None:
+        self._texts, self._model = texts, model
+        self.vectors: Callable[[Array], Array] = self._embedded
 
-def _rouge_l(a: str, b: str) -> float:
-    ours, theirs = tokenize(a), tokenize(b)
-    return 2 * LCSseq.similarity(ours, theirs) / max(len(ours) + len(theirs), 1)
+    def scores(self, stage: str, pairs: Pairs | _Table) -> Array:
+        """The pairs' similarities by the measure of a stage."""
+        parts = [np.zeros(0)]
+        for at in range(0, len(pairs.text), _TEXTS_AT_ONCE):
+            ours, theirs = (p[at : at + _TEXTS_AT_ONCE] for p in (pairs.text, pairs.row))
+            if stage == "semantic":
+                cosines = np.einsum("pw,pw->p", self.vectors(ours), self.vectors(theirs))
+                parts.append(np.minimum(cosines, 1).astype(np.float64))
+                continue
+            measure = jaccard if stage == "minhash" else rouge_l
+            texts = ((self._texts[a], self._texts[b]) for a, b in zip(ours, theirs, strict=True))
+            parts.append(np.array([measure(a, b) for a, b in texts], np.float64))
+        return np.concatenate(parts)
+
+    def _embedded(self, rows: Array) -> Array:
+        lazy = LazyVectors(encoder(self._model))
+        lazy.add(self._texts)
+        self.vectors = lazy.vectors
+        return self.vectors(rows)
 
 
 def _star(found: _Found, thresholds: dict[str, float]) -> Deduplicated:
@@ -329,7 +348,7 @@ def _reason(
             return None
         best = int(score.argmax())
         metric = _METRICS[stage]
-        detail = f"{metric} {score[best]:.3f}, above {thresholds[stage]}"
+        detail = f"{_NAMES[metric]} {score[best]:.3f}, above {thresholds[stage]}"
         return _Why(int(row[best]), metric, float(score[best]), stage, "duplicate", detail)
     row, score, other = _partners(tables["semantic"], text, kept)
     if len(row):
@@ -344,7 +363,7 @@ def _reason(
         best = int(score.argmax())
         detail = (
             f"ROUGE-L {score[best]:.3f}, cosine {float(other[best]):.3f}; "
-            f"{len(row)} of this frame are kept"
+            f"{len(row)} kept ones share its words"
         )
         return _Why(int(row[best]), "rouge_l", float(score[best]), stage, "same_frame", detail)
     return None

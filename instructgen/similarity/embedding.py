@@ -58,7 +58,7 @@ class EmbeddingIndex:
         self.unread = 0
         self._exact_rows = exact_rows
         self._rows: _Rows | None = None
-        self._lazy: _Lazy | None = None
+        self._lazy: LazyVectors | None = None
 
     def __len__(self) -> int:
         """The number of rows, which is also the next text's row."""
@@ -127,7 +127,7 @@ class EmbeddingIndex:
             model = encoder(self.model)
             width = model.static.width if self.first_pass else model.width
             self._rows = _Rows(width, self._exact_rows)
-            self._lazy = _Lazy(model) if self.first_pass else None
+            self._lazy = LazyVectors(model) if self.first_pass else None
         return self._rows
 
     def _encode(self, texts: Sequence[str]) -> Array:
@@ -177,8 +177,8 @@ class _Rows:
         return _decided(text, row, queries[text], self._vectors.view[row], threshold)
 
 
-class _Lazy:
-    """The model's own vectors of texts, made when a pair first needs them."""
+class LazyVectors:
+    """The model's own vectors of texts, made when they are first needed."""
 
     def __init__(self, model: SentenceEncoder) -> None:
         self._model = model
@@ -187,11 +187,13 @@ class _Lazy:
         self._known = Growing(np.zeros(0, np.bool_))
 
     def add(self, texts: Sequence[str]) -> None:
+        """Append texts."""
         self._texts += texts
         self._vectors.reserve(len(texts))
         self._known.reserve(len(texts))
 
     def vectors(self, rows: Array) -> Array:
+        """(rows, width) of the texts at these places."""
         new = np.unique(rows)
         new = new[~self._known.view[new]]
         self._vectors.view[new] = self._model.encode([self._texts[r] for r in new])
@@ -199,6 +201,7 @@ class _Lazy:
         return self._vectors.view[rows]
 
     def decide(self, texts: Sequence[str], guessed: Pairs, threshold: float) -> Pairs:
+        """Those of the guessed pairs of ``texts`` with the added ones that are above it."""
         asked, place = np.unique(guessed.text, return_inverse=True)
         ours = self._model.encode([texts[t] for t in asked])[place]
         return _decided(guessed.text, guessed.row, ours, self.vectors(guessed.row), threshold)

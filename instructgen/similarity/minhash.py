@@ -24,7 +24,7 @@ import numpy as np
 from instructgen.similarity import files
 from instructgen.similarity.blocks import Array, Growing, Texts
 from instructgen.similarity.matches import Match, Pairs, check_count, joined
-from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize_all
+from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize, tokenize_all
 
 if TYPE_CHECKING:
     from datasketch import MinHash, MinHashLSH
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 2048
 _PAIRS_AT_FIRST = 2**15
 _KIND = "MinHash index 1"
+
+
+def jaccard(a: str, b: str, tokenizer: Tokenizer = "unicode") -> float:
+    """The share of the different words of two texts that both have; 0 where there are none."""
+    ours, theirs = set(tokenize(a, tokenizer)), set(tokenize(b, tokenizer))
+    return len(ours & theirs) / max(len(ours | theirs), 1)
 
 
 class MinHashIndex:

@@ -44,7 +44,7 @@ from instructgen.similarity.blocks import (
     pick,
 )
 from instructgen.similarity.matches import Match, Pairs, check_count, joined
-from instructgen.similarity.tokens import Tokenizer, Vocabulary
+from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize
 
 MOST_WORDS = 100_000
 _TEXTS_AT_ONCE = 2048
@@ -53,6 +53,14 @@ _PAIRS_AT_FIRST = 2**15
 _NOTHING = np.array([0, 0, 1], np.int64)
 _KIND = "ROUGE-L index 1"
 T = TypeVar("T")
+
+
+def rouge_l(a: str, b: str, tokenizer: Tokenizer = "unicode") -> float:
+    """ROUGE-L's F-measure of two texts; 0 where both are without words."""
+    from rapidfuzz.distance import LCSseq
+
+    ours, theirs = tokenize(a, tokenizer), tokenize(b, tokenizer)
+    return 2 * LCSseq.similarity(ours, theirs) / max(len(ours) + len(theirs), 1)
 
 
 class RougeLIndex:

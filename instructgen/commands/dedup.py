@@ -1,0 +1,191 @@
+"""The command dedup: datasets in, one without duplicates out, every removed row explained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructgen.card import deduplicated_card
+from instructgen.errors import InputError
+from instructgen.sample import Rejected, Rejection, Sample, sample_of
+from instructgen.seeds import load_seeds
+from instructgen.similarity import deduplicate
+from instructgen.similarity.dedup import Compared, Thresholds, Watch
+from instructgen.similarity.encoders import MINILM
+from instructgen.sources import OnBadRow
+from instructgen.store import digest_of, making, publish, read_manifest, read_rows
+
+# Pairs are looked for above the thresholds alone: nobody asks again at another.
+_NO_LOWER = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class DedupResult:
+    """What a deduplication came to.
+
+    ``funnel`` counts the removed rows by stage and reason. ``largest_component``
+    and ``components_would_remove`` say what connected components would have done;
+    ``unread`` texts are in languages that the embedding model cannot read.
+    """
+
+    out: Path
+    rows: int
+    removed: int
+    funnel: list[dict[str, Any]]
+    largest_component: int
+    components_would_remove: int
+    unread: int
+    bad_rows: int
+    parts: tuple[str, ...]
+    card: str
+
+
+def dedup(
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    how: Sequence[str] = ("exact", "minhash", "semantic"),
+    priority: Sequence[str] = ("source", "licence", "quality", "length"),
+    threshold: Thresholds | None = None,
+    compared: Compared = "row",
+    sources: Sequence[str] = (),
+    frame_quota: int = 3,
+    embedding_model: str = MINILM,
+    license: str = "",
+    language: str = "",
+    on_bad_row: OnBadRow = "fail",
+    watch: Watch | None = None,
+) -> DedupResult:
+    """Write the rows of datasets without those that `deduplicate` removes.
+
+    Args:
+        inputs: dataset folders, or files as seeds may be; the first come first.
+        out: a folder for the dataset. One made from the same is left as it is.
+        how: see `instructgen.similarity.deduplicate`, as for the following.
+        priority: criteria of which copy is kept.
+        threshold: highest similarity kept.
+        compared: ``row``, ``prompt`` or ``instruction``.
+        sources: the most trusted first.
+        frame_quota: rows kept of a frame.
+        embedding_model: ``minilm``, a folder, or a Hub name.
+        license: SPDX licence of rows that name none.
+        language: ISO 639 language of rows that name none.
+        on_bad_row: ``fail`` or ``reject``.
+        watch: called with progress.
+
+    Raises:
+        InputError: a file is bad, or holds no rows.
+        ConfigError: an option is bad, or packages are missing.
+        RunError: an input is no complete dataset, or ``out`` holds something else.
+        StorageError: the disk refuses.
+    """
+    paths = [Path(p) for p in ([inputs] if isinstance(inputs, str | Path) else inputs)]
+    folder = Path(out)
+    bad_rows = 0
+    samples: list[Sample] = []
+    for path in paths:
+        if path.is_dir():
+            samples += [sample_of(row) for row in read_rows(path)]
+            continue
+        found, bad = load_seeds([path], license=license, language=language, on_bad_row=on_bad_row)
+        samples += found
+        bad_rows += len(bad)
+    if not samples:
+        raise InputError("the inputs hold no rows.", hint="Check the paths.")
+    options: dict[str, Any] = {
+        "how": list(how),
+        "priority": list(priority),
+        "threshold": threshold,
+        "compared": compared,
+        "sources": list(sources),
+        "frame_quota": frame_quota,
+        "embedding_model": embedding_model,
+        "license": license,
+        "language": language,
+        "on_bad_row": on_bad_row,
+    }
+    made = {
+        "command": "dedup",
+        "inputs": [{"name": p.name, "sha256": digest_of(p)} for p in paths],
+        "options": options,
+    }
+    with making(folder, made):
+        if read_manifest(folder) is None:
+            _publish(folder, samples, options, made, bad_rows, watch)
+        return _result(folder)
+
+
+def _publish(
+    folder: Path,
+    samples: list[Sample],
+    options: dict[str, Any],
+    made: dict[str, Any],
+    bad_rows: int,
+    watch: Watch | None,
+) -> None:
+    result = deduplicate(
+        samples,
+        options["how"],
+        priority=options["priority"],
+        threshold=options["threshold"],
+        compared=options["compared"],
+        sources=options["sources"],
+        floor=_NO_LOWER,
+        frame_quota=options["frame_quota"],
+        model=options["embedding_model"],
+        watch=watch,
+    )
+    rejected = [
+        Rejected(
+            r.sample,
+            Rejection("dedup", r.reason, r.detail, r.score, r.partner.id),
+            r.stage,
+            number,
+        )
+        for number, r in enumerate(result.removed)
+    ]
+    counts = Counter((r.stage, r.reason) for r in result.removed)
+    funnel = [
+        {"stage": stage, "filter": "dedup", "reason": reason, "count": count}
+        for (stage, reason), count in sorted(counts.items())
+    ]
+    chain = (
+        f"Connected components would have removed {result.components_would_remove:,} rows, "
+        f"the largest of {result.largest_component:,}."
+    )
+    names = [each["name"] for each in made["inputs"]]
+    publish(
+        folder,
+        result.kept,
+        rejected,
+        lambda: deduplicated_card(folder.name, result.kept, names, funnel, chain, made),
+        {
+            "rows": len(result.kept),
+            "rejected": len(rejected),
+            "funnel": funnel,
+            "largest_component": result.largest_component,
+            "components_would_remove": result.components_would_remove,
+            "unread": result.unread,
+            "bad_rows": bad_rows,
+            "licenses": dict(sorted(Counter(s.license for s in result.kept).items())),
+        },
+    )
+
+
+def _result(folder: Path) -> DedupResult:
+    manifest = read_manifest(folder) or {}
+    return DedupResult(
+        out=folder,
+        rows=manifest["rows"],
+        removed=manifest["rejected"],
+        funnel=manifest["funnel"],
+        largest_component=manifest["largest_component"],
+        components_would_remove=manifest["components_would_remove"],
+        unread=manifest["unread"],
+        bad_rows=manifest["bad_rows"],
+        parts=tuple(str(folder / file["path"]) for file in manifest["files"]),
+        card=str(folder / "README.md"),
+    )

