@@ -83,6 +83,10 @@ def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark, 
                 seen[other] = mark
                 i, j, end, both = 0, offsets[other], offsets[other + 1], 0
                 total = len(ours) + end - j
+                # No more words can be shared than the shorter text has.
+                if min(len(ours), end - j) * (p + q) <= p * total:
+                    other = chain[other, k]
+                    continue
                 while i < len(ours) and j < end:
                     if ours[i] == words[j]:
                         both += 1
