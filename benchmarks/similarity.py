@@ -1,6 +1,6 @@
 """The ROUGE-L index against the reference and against fast string matching, in one run.
 
-    python benchmarks/similarity.py [--limit ROWS] [--out benchmarks/similarity.json]
+    python benchmarks/similarity.py [--limit ROWS] [--growth] [--out FILE]
 
 Texts are the real instructions of INSTRUCTGEN_DATA, and heads and tails of two
 of them where more are needed. Everything of ours is timed from text to decision.
@@ -79,29 +79,40 @@ def with_kernel(kernel: Any) -> None:
 
 
 def decisions_equal_rouge_score(texts: list[str], pairs: int) -> dict[str, Any]:
-    """Both on the same pairs: each of some texts against a pool."""
+    """Each pair of some texts with a pool, decided by both: the same verdict and the same score."""
     pool = texts[:2000]
     queries = texts[2000 : 2000 + pairs // len(pool)]
     words = [tokenize(t, "ascii") for t in pool]
     index = RougeLIndex(THRESHOLD, "ascii", compatible="rouge-score", threads=1)
     index.add(pool)
-    ours = index.nearest(queries)
-    equal = 0
-    began = time.perf_counter()
-    for query, match in zip(queries, ours, strict=True):
+    found = index.pairs(queries)
+    ours: list[dict[int, float]] = [{} for _ in queries]
+    for query, row, score in zip(*(a.tolist() for a in found), strict=True):
+        ours[query][row] = score
+    equal, matches, seconds = 0, 0, 0.0
+    for query, above in zip(queries, ours, strict=True):
         cut = tokenize(query, "ascii")
-        scores = [_score_lcs(w, cut).fmeasure for w in words]
-        best = max(scores)
-        same = (best > THRESHOLD) == (match is not None)
-        equal += same and (match is None or (match.score == best and scores[match.row] == best))
-    seconds = time.perf_counter() - began
+        spent, scores = timed(lambda cut=cut: [_score_lcs(w, cut).fmeasure for w in words])
+        seconds += spent
+        for row, score in enumerate(scores):
+            # A score at or below the threshold is one that we do not tell.
+            equal += above.get(row) == (score if score > THRESHOLD else None)
+            matches += score > THRESHOLD
     return {
         "pairs": len(pool) * len(queries),
-        "queries": len(queries),
         "equal": equal,
-        "matches": sum(m is not None for m in ours),
+        "matches": matches,
         "rouge_score_pairs_per_s": round(len(pool) * len(queries) / seconds),
     }
+
+
+def dolly() -> list[str]:
+    """Dolly's different instructions, of which many share a frame, in a random order."""
+    path = DATA / "dolly/databricks-dolly-15k.rejoined.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    texts = list(dict.fromkeys(json.loads(line)["instruction"] for line in lines))
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 def against_others(texts: list[str], pool_size: int, pairs_per_s: float) -> dict[str, Any]:
@@ -167,11 +178,12 @@ def memory_gib() -> float:
 
 
 def growth(texts: list[str], limit: int) -> list[dict[str, Any]]:
-    """The sequential gate over a stream; memory is the process's, earlier measurements included."""
+    """The sequential gate over a stream."""
     index = RougeLIndex(THRESHOLD, threads=1)
     stream = endless(texts)
-    curve, done, spent = [], 0, 0.0
-    goals = [n for n in (10_000, 100_000, 1_000_000) if n <= limit]
+    curve: list[dict[str, Any]] = []
+    done, spent = 0, 0.0
+    goals = [n for n in (10_000, 100_000, 1_000_000, 10_000_000) if n <= limit]
     for goal in goals:
         while done < goal:
             part = [next(stream) for _ in range(10_000)]
@@ -283,15 +295,20 @@ def rows_tested_per_s(texts: list[str], pool_size: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--limit", type=int, default=10_000_000)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "similarity.json")
+    parser.add_argument("--growth", action="store_true", help="only the stream: half an hour")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     texts = real_texts()
+    if args.growth:
+        curve = {"machine": machine(), "growth": growth(texts, args.limit), "versions": versions()}
+        write(args.out or ROOT / "benchmarks" / "similarity_growth.json", curve)
+        return
     pools = [n for n in (10_000, 100_000, 1_000_000) if n <= args.limit]
     many = list(itertools.islice(endless(texts), pools[-1] + 20_000))
     lengths = [len(tokenize(t)) for t in many[:100_000]]
     result: dict[str, Any] = {
         "what": "candidates/s against a pool, ROUGE-L above 0.7, text to decision, one thread",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {cpu()}",
+        "machine": machine(),
         "real_texts": len(texts),
         "words_5_25_50_75_95": np.percentile(lengths, [5, 25, 50, 75, 95]).tolist(),
         "limits": limits(),
@@ -299,7 +316,8 @@ def main() -> None:
     print(json.dumps(result), flush=True)
     result["decisions"] = decisions_equal_rouge_score(texts, 2_000_000)
     rate = result["decisions"]["rouge_score_pairs_per_s"]
-    print(json.dumps(result["decisions"]), flush=True)
+    result["decisions_dolly"] = decisions_equal_rouge_score(dolly(), 2_000_000)
+    print(json.dumps(result["decisions"]), json.dumps(result["decisions_dolly"]), flush=True)
     result["pools"] = []
     for pool in pools:
         row = against_others(many, pool, rate)
@@ -310,15 +328,19 @@ def main() -> None:
     pairs = 52_000 * 51_999 / 2
     result["whole_gate"]["rouge_score_hours_for_its_pairs"] = round(pairs / rate / 3600, 1)
     result["in_the_loop"] = in_the_loop(many, pools[-1])
-    result["growth"] = growth(texts, args.limit)
     if args.limit >= 10_000_000:
         result["ten_million"] = ten_million(texts)
+    result["versions"] = versions()
+    write(args.out or ROOT / "benchmarks" / "similarity.json", result)
+
+
+def versions() -> dict[str, str]:
     names = ("instructgen", "numba", "numpy", "rapidfuzz", "rouge-score")
-    result["versions"] = {
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
@@ -326,9 +348,10 @@ def significant(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def cpu() -> str:
+def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "?")
+    cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "?")
+    return f"{os.cpu_count()} cores, {platform.machine()}, {cpu}"
 
 
 if __name__ == "__main__":

@@ -90,16 +90,32 @@ def deduplicated_card(
         chain: a sentence on what connected components would have done.
         made: inputs and options, to make it again.
     """
+    made_up = [s for s in rows if s.origin.method != "human"]
+    models = sorted({f"`{s.origin.model}`" for s in made_up if s.origin.model})
     return "\n".join(
         [
-            *_front_matter(title, rows),
+            *_front_matter(title, rows, ("synthetic",) if made_up else ()),
             f"# {title}",
             "",
             f"{len(rows):,} rows of {' and '.join(inputs)}, without duplicates. "
             "Made with instructgen.",
             "",
+            *(
+                [
+                    f"{len(made_up):,} of them were written by {' and '.join(models)}; "
+                    "no person has read those.",
+                    "",
+                ]
+                if made_up
+                else []
+            ),
             "## Licences",
             "",
+            *(
+                ["The terms of the models that wrote rows apply beside their licences.", ""]
+                if made_up
+                else []
+            ),
             *_licences(rows),
             *_languages(rows),
             "## Sources",

@@ -319,8 +319,8 @@ def dedup(
     )
     if result.unread:
         _out.print(
-            f"{result.unread:,} texts are in languages that {escape(options['embedding_model'])} "
-            "was not made for: their meanings were not compared."
+            f"{result.unread:,} texts were not compared by meaning: the model "
+            f"{escape(options['embedding_model'])} was not made for what they are written in."
         )
     _out.print(f"dataset  {escape(result.parts[0])}")
     _out.print(f"card     {escape(result.card)}")

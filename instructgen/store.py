@@ -274,16 +274,34 @@ def making(folder: Path, made: Mapping[str, Any]) -> Iterator[None]:
         with _storage(folder):
             if not path.exists():
                 _make_folder(folder, _MADE)
-            elif (
-                read_manifest(folder) is not None and orjson.loads(_file(path).read_bytes()) != made
-            ):
+            held.enter_context(_locked(folder))
+            if (folder / _MANIFEST).exists() and _made(path) != made:
                 raise RunError(
                     f"{folder} was made from other inputs or with other options.",
                     "Give another --out.",
                 )
-            held.enter_context(_locked(folder))
             write_atomic(path, [orjson.dumps(made, option=orjson.OPT_INDENT_2)])
         yield
+
+
+def _made(path: Path) -> Any:
+    try:
+        return orjson.loads(_file(path).read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}).", "Give another --out.") from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a complete dataset is there, and every part is as it was written.
+
+    Raises:
+        RunError: its manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    return manifest is not None and all(
+        (folder / file["path"]).exists() and _digest(folder / file["path"]) == file["sha256"]
+        for file in manifest["files"]
+    )
 
 
 def _make_folder(folder: Path, *begun: str) -> None:
@@ -304,7 +322,7 @@ def digest_of(path: Path) -> str:
     """
     if path.is_dir():
         if read_manifest(path) is None:
-            raise RunError(f"{path} holds no complete dataset.", "Run: instructgen rebuild.")
+            raise RunError(f"{path} holds no complete dataset.", _mend(path))
         path = path / _MANIFEST
     return _digest(path)
 
@@ -372,10 +390,18 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}).", "Run: instructgen rebuild.") from error
+        raise RunError(f"{path} cannot be read ({error}).", _mend(folder)) from error
     if not isinstance(manifest, dict) or "files" not in manifest:
-        raise RunError(f"{path} is no manifest.", "Run: instructgen rebuild.")
+        raise RunError(f"{path} is no manifest.", _mend(folder))
     return manifest
+
+
+def _mend(folder: Path) -> str:
+    if is_run(folder):
+        return "Run: instructgen rebuild."
+    if (folder / _MADE).exists():
+        return "Remove the folder and run the command that made it again."
+    return "Give a dataset folder that instructgen made."
 
 
 def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
@@ -409,13 +435,13 @@ def _whole_parts(folder: Path, table: str) -> Iterator[Path]:
     """The parts of a table, each compared with its digest: checksums miss the footer."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise RunError(f"{folder} holds no complete dataset.", "Run: instructgen rebuild.")
+        raise RunError(f"{folder} holds no complete dataset.", _mend(folder))
     for file in manifest["files"]:
         path = folder / file["path"]
         if path.parent.name != table:
             continue
         if not path.exists() or _digest(path) != file["sha256"]:
-            raise RunError(f"{path} is damaged or missing.", "Run: instructgen rebuild.")
+            raise RunError(f"{path} is damaged or missing.", _mend(folder))
         yield path
 
 

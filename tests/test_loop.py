@@ -195,7 +195,7 @@ def test_no_row_comes_from_a_cut_completion() -> None:
     assert loop.tally.kept == 0
 
 
-@pytest.mark.parametrize("recipe", ["self_instruct", "alpaca"])
+@pytest.mark.parametrize("recipe", ["self_instruct", "alpaca", "two_key"])
 def test_the_other_recipes_run(recipe: str) -> None:
     loop = make(10, recipe)
     turn(loop, most=30)

@@ -130,6 +130,18 @@ def test_short_texts_are_told_apart() -> None:
         assert [(i, m.row) for i, m in rejected] == [(6, 0), (7, 3)]
 
 
+@pytest.mark.parametrize("threshold", [0.1 * 7, 2 / 3, 0.7999999999999999, 1 / 3, 0.123456789])
+def test_thresholds_of_many_digits(threshold: float) -> None:
+    texts = [" ".join(f"w{i}" for i in range(n)) for n in (1, 580, 1200, 5000)]
+    index = MinHashIndex(threshold)
+    index.add(texts)
+    assert index.nearest(texts) == [Match(1.0, i) for i in range(4)]
+    for both in range(1, 400):
+        for either in range(both, 400, 7):
+            above = Fraction(both, either) > Fraction(str(threshold))
+            assert (Fraction(both, either) > index._exact) == above
+
+
 def test_bands_keep_the_recall_and_no_more() -> None:
     assert bands_for(0.7, 0.99, 128) == (32, 4)
     for threshold in np.arange(0.1, 1, 0.1):

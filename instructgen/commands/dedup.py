@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Any
 
 from instructgen.card import deduplicated_card
 from instructgen.errors import InputError
+from instructgen.licences import check_licence
 from instructgen.sample import Rejected, Rejection, Sample, sample_of
 from instructgen.seeds import load_seeds
 from instructgen.similarity import deduplicate
 from instructgen.similarity.dedup import Compared, Thresholds, Watch
 from instructgen.similarity.encoders import MINILM
 from instructgen.sources import OnBadRow
-from instructgen.store import digest_of, making, publish, read_manifest, read_rows
+from instructgen.store import digest_of, is_whole, making, publish, read_manifest, read_rows
 
 # Pairs are looked for above the thresholds alone: nobody asks again at another.
 _NO_LOWER = 0.999
@@ -84,6 +86,8 @@ def dedup(
     """
     paths = [Path(p) for p in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     folder = Path(out)
+    if license:
+        check_licence(license)
     bad_rows = 0
     samples: list[Sample] = []
     for path in paths:
@@ -109,11 +113,11 @@ def dedup(
     }
     made = {
         "command": "dedup",
-        "inputs": [{"name": p.name, "sha256": digest_of(p)} for p in paths],
+        "inputs": [{"name": _name(p), "sha256": digest_of(p)} for p in paths],
         "options": options,
     }
     with making(folder, made):
-        if read_manifest(folder) is None:
+        if not is_whole(folder):
             _publish(folder, samples, options, made, bad_rows, watch)
         return _result(folder)
 
@@ -161,7 +165,7 @@ def _publish(
         folder,
         result.kept,
         rejected,
-        lambda: deduplicated_card(folder.name, result.kept, names, funnel, chain, made),
+        lambda: deduplicated_card(_name(folder), result.kept, names, funnel, chain, made),
         {
             "rows": len(result.kept),
             "rejected": len(rejected),
@@ -173,6 +177,11 @@ def _publish(
             "licenses": dict(sorted(Counter(s.license for s in result.kept).items())),
         },
     )
+
+
+def _name(path: Path) -> str:
+    """The name of a file or folder as text, whatever bytes it has."""
+    return os.fsencode(path.resolve().name).decode("utf-8", "replace")
 
 
 def _result(folder: Path) -> DedupResult:

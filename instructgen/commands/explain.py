@@ -18,7 +18,7 @@ from instructgen.errors import InputError, RunError, quoted
 from instructgen.filters.novelty import Novelty
 from instructgen.loop import Loop
 from instructgen.sample import Sample, sample_row
-from instructgen.similarity import RougeLIndex, rouge_l
+from instructgen.similarity import RougeLIndex, rouge_l, tokenize
 from instructgen.store import Run, find_row
 
 # The nearest neighbour is shown however far it is.
@@ -206,7 +206,8 @@ def _nearest(loop: Loop, row: dict[str, Any], place: tuple[int, int]) -> Neighbo
         # Its score may be of another measure: it stands in the row's detail.
         texts = {s.id: s.instruction for s in (*_earlier(loop, None), *loop.rows)}
         text = texts.get(row["nearest"], "")
-        return Neighbour(row["nearest"], text, rouge_l(row["instruction"], text, tokenizer))
+        ours, theirs = tokenize(row["instruction"], tokenizer), tokenize(text, tokenizer)
+        return Neighbour(row["nearest"], text, rouge_l(ours, theirs))
     earlier = _earlier(loop, place)
     index = RougeLIndex(_ANY_SIMILARITY, tokenizer)
     index.add([s.instruction for s in earlier])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, PrivateAttr
 
 from instructgen.filters import ComparingFilter
 from instructgen.sample import Rejection, Sample
@@ -27,6 +31,9 @@ class FrameQuota(ComparingFilter):
     )
     tokenizer: Tokenizer = Field("unicode", description="ascii: blind to other scripts")
 
+    # Vectors of instructions that shared words with others.
+    _known: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
+
     def index(self) -> RougeLIndex:
         """Of the texts seen."""
         check_model(self.model)
@@ -41,9 +48,8 @@ class FrameQuota(ComparingFilter):
         found = self.matches(sample)
         if not found:
             return None
-        texts = [sample.instruction, *(other.instruction for _, other in found)]
-        vectors = encoder(self.model).encode(texts)
-        cosines = (vectors[1:] @ vectors[0]).tolist()
+        vectors = self._vectors([sample, *(other for _, other in found)])
+        cosines = np.round(vectors[1:] @ vectors[0], 4).tolist()
         cosine, score, nearest = max(
             ((c, s, other) for c, (s, other) in zip(cosines, found, strict=True)),
             key=lambda match: match[:2],
@@ -56,3 +62,9 @@ class FrameQuota(ComparingFilter):
         score, nearest = max(found, key=lambda match: match[0])
         detail = f"ROUGE-L {score:.3f} to {nearest.id}; {len(found)} kept ones share its words"
         return self.reject("same_frame", detail, score, nearest.id)
+
+    def _vectors(self, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
+        texts = [sample.instruction for sample in samples]
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known.update(zip(new, encoder(self.model).encode(new), strict=True))
+        return np.stack([self._known[text] for text in texts])

@@ -7,11 +7,14 @@ from pydantic import Field
 from instructgen.filters import ComparingFilter
 from instructgen.sample import Rejection, Sample
 from instructgen.similarity import MinHashIndex, Tokenizer
+from instructgen.similarity.minhash import jaccard, runs
+from instructgen.similarity.tokens import tokenize_all
 
 
 class NearDuplicate(ComparingFilter):
-    """Jaccard similarity of instruction, input and output together above the threshold.
+    """Jaccard similarity above the threshold: of the rows, their instructions and their outputs.
 
+    Rows that share a long input are alike as a whole, and may be two tasks.
     Candidates by MinHash, each decided exactly.
     """
 
@@ -32,9 +35,17 @@ class NearDuplicate(ComparingFilter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``near_duplicate``, with the similarity and the id of the nearest row."""
-        found = self.nearest(sample)
-        if found is None:
+        found = [(min(score, self._parts(sample, o)), o) for score, o in self.matches(sample)]
+        score, nearest = max(found, key=lambda match: match[0], default=(0.0, sample))
+        if score <= self.threshold:
             return None
-        score, nearest = found
         detail = f"Jaccard {score:.3f} to {nearest.id}, above {self.threshold}"
         return self.reject("near_duplicate", detail, score, nearest.id)
+
+    def _parts(self, a: Sample, b: Sample) -> float:
+        """The lower similarity, of the instructions or of the outputs, where there are words."""
+        texts = [a.instruction, b.instruction, a.output, b.output]
+        words = tokenize_all(texts, self.tokenizer)
+        sets = [set(runs(w, self.ngram)) for w in words]
+        pairs = ((sets[0], sets[1]), (sets[2], sets[3]))
+        return min((jaccard(x, y) for x, y in pairs if x or y), default=1.0)

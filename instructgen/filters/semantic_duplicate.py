@@ -6,7 +6,7 @@ from pydantic import Field
 
 from instructgen.filters import ComparingFilter
 from instructgen.sample import Rejection, Sample
-from instructgen.similarity import EmbeddingIndex, rouge_l
+from instructgen.similarity import EmbeddingIndex, rouge_l, tokenize
 from instructgen.similarity.encoders import MINILM
 
 
@@ -44,7 +44,7 @@ class SemanticDuplicate(ComparingFilter):
         if found is None:
             return None
         score, nearest = found
-        lexical = rouge_l(sample.instruction, nearest.instruction)
+        lexical = rouge_l(tokenize(sample.instruction), tokenize(nearest.instruction))
         reason = "duplicate" if lexical > self.rouge_l else "paraphrase"
         detail = f"cosine {score:.3f}, ROUGE-L {lexical:.3f} to {nearest.id}"
         return self.reject(reason, detail, score, nearest.id)

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, InputError
 from instructgen.licences import freedom
 from instructgen.plugins import suggest
 from instructgen.sample import Sample
 from instructgen.similarity.blocks import Array
-from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors
-from instructgen.similarity.encoders import MINILM, encoder
+from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors, cosines
+from instructgen.similarity.encoders import MINILM, check_model, encoder
 from instructgen.similarity.matches import Pairs, check_count, joined
 from instructgen.similarity.minhash import MinHashIndex, jaccard
-from instructgen.similarity.rouge import RougeLIndex, rouge_l
+from instructgen.similarity.rouge import MOST_WORDS, RougeLIndex, rouge_l
+from instructgen.similarity.tokens import tokenize
 
 STAGES = ("exact", "minhash", "rouge_l", "semantic", "two_key")
 PRIORITIES = ("source", "human", "licence", "quality", "length")
@@ -35,6 +37,12 @@ Thresholds = float | Mapping[str, float]
 # Called with a stage, the texts done with, and all of them.
 Watch = Callable[[str, int, int], None]
 _METRICS = {"minhash": "jaccard", "rouge_l": "rouge_l", "semantic": "cosine"}
+_PARTS: dict[str, tuple[str, ...]] = {
+    "row": ("instruction", "input", "output"),
+    "prompt": ("instruction", "input"),
+    "instruction": ("instruction",),
+}
+_LEAST_JACCARD = 0.05
 _NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
 _TEXTS_AT_ONCE = 2048
 
@@ -65,8 +73,9 @@ class Deduplicated:
 
     ``largest_component`` is the number of rows in the largest connected
     component, and ``components_would_remove`` what its way of removing
-    duplicates comes to. ``unread`` different texts are in no language that the
-    embedding model was made for.
+    duplicates comes to. ``unread`` different texts could not be compared by
+    meaning: they, their instruction or their output are in no language that the
+    model was made for.
     """
 
     kept: list[Sample]
@@ -75,7 +84,7 @@ class Deduplicated:
     largest_component: int
     components_would_remove: int
     unread: int
-    _found: _Found
+    _found: _Found = field(repr=False, compare=False)
 
     def rethreshold(self, threshold: Thresholds) -> Deduplicated:
         """The same at another threshold, from the pairs found already.
@@ -128,8 +137,9 @@ def deduplicate(
             0.7 for minhash and rouge_l, 0.9 for semantic; two_key uses rouge_l's
             and semantic's.
         compared: instruction, input and output (``row``), without output
-            (``prompt``), or the ``instruction`` alone. A pair scores the lower of
-            what it has in all this and in the instruction alone.
+            (``prompt``), or the ``instruction`` alone. A pair scores the lowest of
+            what it has in all this, in the instruction, and in the output if
+            that is compared: a long input that two tasks share makes no duplicate.
         sources: the most trusted first; others follow as they appear.
         floor: pairs are looked for above this, for `Deduplicated.rethreshold`.
         frame_quota: rows kept of a frame.
@@ -143,30 +153,47 @@ def deduplicate(
     for name in how:
         if name not in STAGES:
             raise ConfigError(f"{name!r} is no way to find duplicates.", suggest(name, [*STAGES]))
+    if compared not in _PARTS:
+        raise ConfigError(f"{compared!r} cannot be compared.", suggest(compared, [*_PARTS]))
     if not 0 < floor < 1:
         raise ConfigError(f"floor is {floor}, not between 0 and 1.")
-    if frame_quota < 1:
+    if not 1 <= frame_quota < 2**31:
         raise ConfigError(f"frame_quota is {frame_quota}, not 1 or more.")
-    used = _used(how)
-    thresholds = {stage: THRESHOLDS[stage] for stage in used}
+    thresholds = {stage: THRESHOLDS[stage] for stage in _used(how)}
     if threshold is not None:
         thresholds.update(_by_stage(threshold, how))
     floors = {stage: min(floor, value) for stage, value in thresholds.items()}
+    if floors.get("minhash", 1) < _LEAST_JACCARD:
+        raise ConfigError(
+            f"threshold {floors['minhash']} of minhash is too low.", f"Least is {_LEAST_JACCARD}."
+        )
+    if "semantic" in floors:
+        check_model(model)
     key = priority if callable(priority) else _sort_key(samples, priority, sources)
     order = sorted(range(len(samples)), key=lambda i: key(samples[i]))
-    first: dict[str, int] = {}
-    texts: list[str] = []
+    first: dict[tuple[str, ...], int] = {}
     copies: list[list[int]] = []
     for position in order:
-        text = _text(samples[position], compared)
-        group = first.setdefault(_plain(text), len(texts))
-        if group == len(texts):
-            texts.append(text)
+        parts = [_plain(getattr(samples[position], part)) for part in _PARTS[compared]]
+        group = first.setdefault(tuple(parts), len(copies))
+        if group == len(copies):
             copies.append([])
         copies[group].append(position)
-    instructions = [samples[c[0]].instruction for c in copies]
-    whole = None if compared == "instruction" else instructions
-    tables, unread = _tables(texts, whole, how, floors, model, watch)
+    chosen = [samples[c[0]] for c in copies]
+    texts = [_text(sample, compared) for sample in chosen]
+    for text, (position, *_) in zip(texts, copies, strict=True):
+        # Characters are counted first, since they are many more than words.
+        if len(text) > MOST_WORDS and len(tokenize(text)) > MOST_WORDS:
+            raise InputError(
+                f"row {position} (id {samples[position].id}) has more than {MOST_WORDS:,} words.",
+                hint="Cut it, or leave it out.",
+            )
+    keys = [
+        [getattr(sample, part) for sample in chosen]
+        for part in _PARTS[compared]
+        if part != "input" and compared != "instruction"
+    ]
+    tables, unread = _tables(texts, keys, how, floors, model, watch)
     found = _Found(samples, tuple(how), frame_quota, floors, copies, tables, unread)
     return _star(found, thresholds)
 
@@ -216,18 +243,19 @@ class _Index(Protocol):
 
 def _tables(
     texts: list[str],
-    instructions: list[str] | None,
+    keys: list[list[str]],
     how: Sequence[str],
     floors: dict[str, float],
     model: str,
     watch: Watch | None,
 ) -> tuple[dict[str, _Table], int]:
-    """The pairs of every measure that the stages need, and how many texts the model cannot read."""
-    compared = [_Compared(texts, model)]
-    if instructions is not None:
-        compared.append(_Compared(instructions, model))
+    """The pairs of every measure that the stages need, and how many texts the model cannot read.
+
+    ``keys`` are parts of the texts that have to be as near as the whole.
+    """
+    whole, parts = _Compared(texts, model), [_Compared(key, model) for key in keys]
     tables: dict[str, _Table] = {}
-    unread = 0
+    unread = np.zeros(len(texts), np.bool_)
     for stage in _used(how):
         index: MinHashIndex | RougeLIndex | EmbeddingIndex
         if stage == "minhash":
@@ -238,19 +266,16 @@ def _tables(
             index = EmbeddingIndex(floors[stage], model)
         pairs = _earlier(index, texts, stage, watch)
         if isinstance(index, EmbeddingIndex):
-            unread = index.unread
-            compared[0].vectors = index.vectors
-        # A long input that two tasks share does not make them one: the
-        # instructions have to be as near as the rows are.
-        score = np.minimum.reduce([pairs.score, *(c.scores(stage, pairs) for c in compared[1:])])
-        table = _Table(pairs.text, pairs.row, score)
-        tables[stage] = _above(table, floors[stage])
+            whole.vectors = index.vectors
+            unread = np.logical_or.reduce([c.unread() for c in (whole, *parts)])
+        score = np.minimum.reduce([pairs.score, *(c.scores(stage, pairs) for c in parts)])
+        tables[stage] = _above(_Table(pairs.text, pairs.row, score), floors[stage])
     if "two_key" in how:
         for stage, other in (("rouge_l", "semantic"), ("semantic", "rouge_l")):
             table = tables[stage]
-            scores = np.minimum.reduce([c.scores(other, table) for c in compared])
+            scores = np.minimum.reduce([c.scores(other, table) for c in (whole, *parts)])
             tables[stage] = _Table(table.text, table.row, table.score, scores)
-    return tables, unread
+    return tables, int(unread.sum())
 
 
 def _earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
@@ -270,25 +295,50 @@ def _earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -
 
 
 class _Compared:
-    """Texts, and the similarity of some pairs of them by any measure."""
+    """Texts, or a part of each, and the similarity of some pairs of them by any measure."""
 
     def __init__(self, texts: list[str], model: str) -> None:
         self._texts, self._model = texts, model
+        self._words: dict[int, list[str]] = {}
         self.vectors: Callable[[Array], Array] = self._embedded
 
     def scores(self, stage: str, pairs: Pairs | _Table) -> Array:
-        """The pairs' similarities by the measure of a stage."""
-        parts = [np.zeros(0)]
-        for at in range(0, len(pairs.text), _TEXTS_AT_ONCE):
-            ours, theirs = (p[at : at + _TEXTS_AT_ONCE] for p in (pairs.text, pairs.row))
-            if stage == "semantic":
-                cosines = np.einsum("pw,pw->p", self.vectors(ours), self.vectors(theirs))
-                parts.append(np.minimum(cosines, 1).astype(np.float64))
-                continue
-            measure = jaccard if stage == "minhash" else rouge_l
-            texts = ((self._texts[a], self._texts[b]) for a, b in zip(ours, theirs, strict=True))
-            parts.append(np.array([measure(a, b) for a, b in texts], np.float64))
-        return np.concatenate(parts)
+        """The pairs' similarities by a stage's measure; 1 where nothing can tell them apart."""
+        text, row = pairs.text.tolist(), pairs.row.tolist()
+        apart = [self._apart(a, b) for a, b in zip(text, row, strict=True)]
+        result = np.ones(len(text))
+        other = np.flatnonzero(np.array(apart, np.bool_))
+        ours, theirs = pairs.text[other], pairs.row[other]
+        if stage == "semantic":
+            different, places = np.unique(np.concatenate([ours, theirs]), return_inverse=True)
+            vectors = self.vectors(different)
+            a, b = np.split(places, 2)
+            result[other] = cosines(a, b, vectors, vectors)
+        else:
+            measure = self._jaccard if stage == "minhash" else self._rouge_l
+            result[other] = [measure(text[k], row[k]) for k in other.tolist()]
+        return result
+
+    def unread(self) -> Array:
+        """(texts,) of bool: those with words that the model cannot read."""
+        filled = np.array([bool(self._cut(i)) for i in range(len(self._texts))], np.bool_)
+        return filled & ~encoder(self._model).reads(self._texts)
+
+    def _apart(self, a: int, b: int) -> bool:
+        """Whether two texts differ, and by words."""
+        return self._texts[a] != self._texts[b] and bool(self._cut(a) or self._cut(b))
+
+    def _jaccard(self, a: int, b: int) -> float:
+        return jaccard(set(self._cut(a)), set(self._cut(b)))
+
+    def _rouge_l(self, a: int, b: int) -> float:
+        return rouge_l(self._cut(a), self._cut(b))
+
+    def _cut(self, place: int) -> list[str]:
+        words = self._words.get(place)
+        if words is None:
+            words = self._words[place] = tokenize(self._texts[place])
+        return words
 
     def _embedded(self, rows: Array) -> Array:
         lazy = LazyVectors(encoder(self._model))
@@ -436,9 +486,11 @@ def _by_stage(threshold: Thresholds, how: Sequence[str]) -> dict[str, float]:
 def _sort_key(
     samples: Sequence[Sample], priority: Sequence[str], sources: Sequence[str]
 ) -> Callable[[Sample], Any]:
-    rank = {
-        name: i for i, name in enumerate(dict.fromkeys([*sources, *(s.source for s in samples)]))
-    }
+    present = dict.fromkeys(s.source for s in samples)
+    for name in sources:
+        if name not in present:
+            raise ConfigError(f"no row is from the source {name!r}.", suggest(name, [*present]))
+    rank = {name: i for i, name in enumerate(dict.fromkeys([*sources, *present]))}
     keys: dict[str, Callable[[Sample], Any]] = {
         "source": lambda s: rank[s.source],
         "human": lambda s: s.origin.method != "human",
@@ -455,16 +507,12 @@ def _sort_key(
 
 def _lack_of_quality(sample: Sample) -> tuple[bool, float]:
     """The mean of the scores that are known, highest first; samples without any come last."""
-    known = [s.value for s in sample.scores if s.value is not None]
+    known = [s.value for s in sample.scores if s.value is not None and isfinite(s.value)]
     return (not known, -sum(known) / len(known) if known else 0.0)
 
 
 def _text(sample: Sample, compared: Compared) -> str:
-    parts = [sample.instruction]
-    if compared != "instruction":
-        parts.append(sample.input)
-    if compared == "row":
-        parts.append(sample.output)
+    parts = [str(getattr(sample, part)) for part in _PARTS[compared]]
     return "\n".join(part for part in parts if part)
 
 

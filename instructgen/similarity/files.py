@@ -52,17 +52,19 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
             raise InputError(f"no {kind}.", path=path, hint="Check the path.")
         try:
             header = json.loads(file.readline())
-        except ValueError:
+            settings = dict(header["settings"])
+            kinds = [(np.dtype(name), tuple(shape)) for name, shape in header["arrays"]]
+            counts = [int(np.prod(shape)) for _, shape in kinds]
+        except (ValueError, TypeError, KeyError):
             raise InputError("the index is damaged.", path=path, hint="Save it again.") from None
         at = file.tell()
     data = np.memmap(path, np.uint8, mode="c")
     arrays: list[Array] = []
-    for name, shape in header["arrays"]:
+    for (dtype, shape), count in zip(kinds, counts, strict=True):
         at += -at % _ALIGNED
-        dtype, count = np.dtype(name), int(np.prod(shape))
         end = at + count * dtype.itemsize
         if end > len(data):
             raise InputError("the index is cut off.", path=path, hint="Save it again.")
         arrays.append(np.asarray(data[at:end]).view(dtype).reshape(shape))
         at = end
-    return header["settings"], arrays
+    return settings, arrays

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ import numpy as np
 from instructgen.similarity import files
 from instructgen.similarity.blocks import Array, Growing, Texts
 from instructgen.similarity.matches import Match, Pairs, check_count, joined
-from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize, tokenize_all
+from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize_all
 
 if TYPE_CHECKING:
     from datasketch import MinHash, MinHashLSH
@@ -32,12 +32,19 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 2048
 _PAIRS_AT_FIRST = 2**15
 _KIND = "MinHash index 1"
+# More different words than a text has, and few enough to multiply.
+_MOST_DIFFERENT = 2**24
 
 
-def jaccard(a: str, b: str, tokenizer: Tokenizer = "unicode") -> float:
-    """The share of the different words of two texts that both have; 0 where there are none."""
-    ours, theirs = set(tokenize(a, tokenizer)), set(tokenize(b, tokenizer))
-    return len(ours & theirs) / max(len(ours | theirs), 1)
+def jaccard(a: Set[str], b: Set[str]) -> float:
+    """The share of the members of two sets that both have; 0 where there are none."""
+    return len(a & b) / max(len(a | b), 1)
+
+
+def runs(words: Sequence[str], ngram: int) -> list[str]:
+    """The runs of ``ngram`` words; fewer words than that are one run."""
+    last = max(len(words) - ngram + 1, min(len(words), 1))
+    return [" ".join(words[i : i + ngram]) for i in range(last)]
 
 
 class MinHashIndex:
@@ -70,7 +77,7 @@ class MinHashIndex:
         self.threshold, self.ngram, self.recall = threshold, ngram, recall
         self.permutations, self.tokenizer = permutations, tokenizer
         self.bands, self.rows_per_band = bands_for(threshold, recall, permutations)
-        self._exact = Fraction(str(threshold))
+        self._exact = _below(Fraction(str(threshold)))
         self._kernels = importlib.import_module("instructgen.similarity.minhash_kernels")
         self._a, self._b = _permutations(permutations)
         self._runs = Vocabulary()
@@ -176,14 +183,14 @@ class MinHashIndex:
             OSError: it cannot be read.
         """
         settings, arrays = files.read(path, _KIND)
-        sets, offsets, hashes, chain, keys, heads, runs = arrays
+        sets, offsets, hashes, chain, keys, heads, names = arrays
         index = cls(**settings)
         index._sets, index._offsets = Growing(sets), Growing(offsets)
         index._hashes, index._chain = Growing(hashes), Growing(chain)
         index._seen = Growing(np.zeros(len(index), np.int64))
         index._keys, index._heads = keys, heads
         index._used = int((heads >= 0).sum())
-        index._runs = Vocabulary.unpacked(runs)
+        index._runs = Vocabulary.unpacked(names)
         return index
 
     # -- inside ---------------------------------------------------------------------------
@@ -245,14 +252,14 @@ class MinHashIndex:
     def _encode(self, texts: Sequence[str]) -> Texts:
         """The texts as sets: the numbers of their different runs, rising."""
         if self.ngram == 1:
-            runs, offsets = self._runs.encode(texts, self.tokenizer)
+            numbers, offsets = self._runs.encode(texts, self.tokenizer)
         else:
-            runs, offsets = self._in_runs(texts)
+            numbers, offsets = self._in_runs(texts)
         new = self._runs.latest(len(self._runs) - len(self._hashes))
         self._hashes.extend(_hashed(new))
         text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         # Sorted here: np.unique takes ten times as long for this.
-        key = np.sort(text << 32 | runs)
+        key = np.sort(text << 32 | numbers)
         key = key[np.diff(key, prepend=-1) != 0]
         counts = np.bincount(key >> 32, minlength=len(offsets) - 1)
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
@@ -262,8 +269,7 @@ class MinHashIndex:
         numbers: list[int] = []
         ends = [0]
         for words in tokenize_all(texts, self.tokenizer):
-            last = max(len(words) - self.ngram + 1, min(len(words), 1))
-            numbers += [self._runs[" ".join(words[i : i + self.ngram])] for i in range(last)]
+            numbers += map(self._runs.__getitem__, runs(words, self.ngram))
             ends.append(len(numbers))
         return np.array(numbers, np.int32), np.array(ends, np.int64)
 
@@ -306,6 +312,23 @@ def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, 
         if 1 - (1 - threshold**rows) ** bands >= recall:
             return bands, rows
     raise ValueError(f"{permutations} permutations cannot find {recall:.0%} at {threshold}")
+
+
+def _below(threshold: Fraction) -> Fraction:
+    """The largest fraction up to the threshold whose denominator a text's words may reach.
+
+    The same similarities lie above both, and its numbers multiply without
+    overflow, which those of 0.7000000000000001 do not.
+    """
+    (p0, q0), (p1, q1) = (0, 1), (1, 0)
+    n, d = threshold.numerator, threshold.denominator
+    while d and q0 + n // d * q1 <= _MOST_DIFFERENT:
+        whole, rest = divmod(n, d)
+        (p0, q0), (p1, q1) = (p1, q1), (p0 + whole * p1, q0 + whole * q1)
+        n, d = d, rest
+    k = (_MOST_DIFFERENT - q0) // q1
+    near = (Fraction(p1, q1), Fraction(p0 + k * p1, q0 + k * q1))
+    return max(f for f in near if f <= threshold)
 
 
 def _permutations(count: int) -> tuple[Array, Array]:

@@ -44,7 +44,7 @@ from instructgen.similarity.blocks import (
     pick,
 )
 from instructgen.similarity.matches import Match, Pairs, check_count, joined
-from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize
+from instructgen.similarity.tokens import Tokenizer, Vocabulary
 
 MOST_WORDS = 100_000
 _TEXTS_AT_ONCE = 2048
@@ -55,12 +55,11 @@ _KIND = "ROUGE-L index 1"
 T = TypeVar("T")
 
 
-def rouge_l(a: str, b: str, tokenizer: Tokenizer = "unicode") -> float:
-    """ROUGE-L's F-measure of two texts; 0 where both are without words."""
+def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
+    """ROUGE-L's F-measure of two texts' words; 0 where there are none."""
     from rapidfuzz.distance import LCSseq
 
-    ours, theirs = tokenize(a, tokenizer), tokenize(b, tokenizer)
-    return 2 * LCSseq.similarity(ours, theirs) / max(len(ours) + len(theirs), 1)
+    return 2 * LCSseq.similarity(a, b) / max(len(a) + len(b), 1)
 
 
 class RougeLIndex:
@@ -121,7 +120,7 @@ class RougeLIndex:
         """
         found: list[Match | None] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = self._encode(texts[at : at + _TEXTS_AT_ONCE])
+            part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
             order = by_length(part)
             best = self._search(self._queries(part, order))
             found += self._matches(part, order, best)
@@ -136,7 +135,7 @@ class RougeLIndex:
         """
         found: list[Pairs] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = self._encode(texts[at : at + _TEXTS_AT_ONCE])
+            part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
             order = by_length(part)
             query, row, lcs, both = self._search_all(self._queries(part, order)).T
             scores = self._f_measure(lcs, both, np.diff(part.offsets)[order][query])
@@ -159,7 +158,7 @@ class RougeLIndex:
         kept: list[int] = []
         rejected: list[tuple[int, Match]] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = self._encode(texts[at : at + _TEXTS_AT_ONCE])
+            part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
             order, base = by_length(part), len(self)
             queries = self._queries(part, order)
             best = self._search(queries)
@@ -228,13 +227,13 @@ class RougeLIndex:
     def _float_threshold(self) -> float:
         return self.threshold if self.compatible else 0.0
 
-    def _encode(self, texts: Sequence[str]) -> Texts:
+    def _encode(self, texts: Sequence[str], first: int = 0) -> Texts:
         encoded = Texts(*self._vocabulary.encode(texts, self.tokenizer))
         lengths = np.diff(encoded.offsets)
         if len(lengths) and lengths.max() > MOST_WORDS:
             position = int(lengths.argmax())
             raise InputError(
-                f"text {position} has {lengths[position]:,} words; "
+                f"text {first + position} has {lengths[position]:,} words; "
                 f"at most {MOST_WORDS:,} can be compared.",
                 hint="Cut it, or leave it out.",
             )

@@ -1,0 +1,146 @@
+"""The embedding index: the model against static vectors, all rows against a graph, in one run.
+
+    python benchmarks/embedding.py [--texts 60000] [--out benchmarks/embedding.json]
+
+Texts are different paragraphs of 4 to 60 words of INSTRUCTGEN_DATA. What is right
+is every pair whose cosine by all-MiniLM-L6-v2 is above the threshold, all rows
+compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from minhash import paragraphs, timed
+
+from instructgen.similarity import EmbeddingIndex, Pairs
+from instructgen.similarity.embedding import _Rows
+from instructgen.similarity.encoders import encoder
+
+THRESHOLDS = (0.8, 0.9)
+FIRST_PASS_TEXTS = 15_000
+
+
+def texts_of(count: int) -> list[str]:
+    def fitting() -> Iterator[str]:
+        for text in paragraphs():
+            if 4 <= len(text.split()) <= 60:
+                yield text.strip()
+
+    # Every n-th, so that all files take part.
+    texts = list(dict.fromkeys(fitting()))
+    return texts[:: max(1, len(texts) // count)][:count]
+
+
+def keys(pairs: Pairs, threshold: float) -> set[tuple[int, int]]:
+    good = (pairs.score > threshold) & (pairs.row < pairs.text)
+    return set(zip(pairs.row[good].tolist(), pairs.text[good].tolist(), strict=True))
+
+
+def filled(vectors: Any, exact: int) -> tuple[float, float, Pairs]:
+    rows = _Rows(vectors.shape[1], exact)
+    adding = sum(
+        timed(lambda at=at: rows.add(vectors[at : at + 1024]))[0]
+        for at in range(0, len(vectors), 1024)
+    )
+    seconds, parts = 0.0, []
+    for at in range(0, len(vectors), 1024):
+        spent, some = timed(lambda at=at: rows.above(vectors[at : at + 1024], min(THRESHOLDS)))
+        seconds += spent
+        parts.append(some._replace(text=some.text + at))
+    return adding, seconds, Pairs(*(np.concatenate(a) for a in zip(*parts, strict=True)))
+
+
+def graph(vectors: Any) -> dict[str, Any]:
+    adding, exact_s, exact = filled(vectors, len(vectors))
+    graph_adding, graph_s, near = filled(vectors, 0)
+    right = {t: keys(exact, t) for t in THRESHOLDS}
+    found = {t: keys(near, t) for t in THRESHOLDS}
+    return {
+        "rows": len(vectors),
+        "all_rows": {
+            "rows_added_per_s": round(len(vectors) / adding),
+            "queries_per_s": round(len(vectors) / exact_s),
+        },
+        "graph": {
+            "rows_added_per_s": round(len(vectors) / graph_adding),
+            "queries_per_s": round(len(vectors) / graph_s),
+            "recall_of_pairs": {
+                str(t): [round(len(found[t] & right[t]) / len(right[t]), 5), len(right[t])]
+                for t in THRESHOLDS
+            },
+            "not_pairs": sum(len(found[t] - right[t]) for t in THRESHOLDS),
+        },
+    }
+
+
+def first_pass(texts: list[str], model_rate: float) -> list[dict[str, Any]]:
+    result = []
+    for threshold in THRESHOLDS:
+        whole = EmbeddingIndex(threshold)
+        whole.add(texts)
+        right = keys(whole.pairs(texts), threshold)
+        index = EmbeddingIndex(threshold, first_pass=True)
+
+        def work(index: EmbeddingIndex = index) -> Pairs:
+            index.add(texts)
+            return index.pairs(texts)
+
+        seconds, pairs = timed(work)
+        found = keys(pairs, threshold)
+        assert index._lazy is not None
+        result.append(
+            {
+                "threshold": threshold,
+                "texts": len(texts),
+                "pairs": len(right),
+                "recall": round(len(found & right) / len(right), 4),
+                "share_of_texts_given_to_the_model": round(
+                    float(index._lazy._known.view.mean()), 3
+                ),
+                "seconds_with": round(seconds, 1),
+                "seconds_of_the_model_for_all": round(len(texts) / model_rate, 1),
+            }
+        )
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--texts", type=int, default=60_000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    texts = texts_of(options.texts)
+    model = encoder()
+    static = model.static
+    seconds, vectors = timed(lambda: model.encode(texts))
+    quick, _ = timed(lambda: static.encode(texts))
+    rate = len(texts) / seconds
+    result: dict[str, Any] = {
+        "texts": len(texts),
+        "machine": platform.machine(),
+        "model_texts_per_s": round(rate),
+        "static_texts_per_s": round(len(texts) / quick),
+        **graph(vectors),
+        "first_pass": first_pass(texts[:FIRST_PASS_TEXTS], rate),
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: version(name)
+                for name in ("instructgen", "sentence-transformers", "torch", "usearch", "numpy")
+            },
+        },
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
