@@ -57,6 +57,18 @@ def run(*args: object, timeout: int = 840) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_two_keys_beside_vllm(tmp_path: Path) -> None:
+    """A second model in the process, and numba imported before vLLM starts."""
+    out = tmp_path / "run"
+    recipe = ("--recipe", "two_key", "--target", 6, "--batch-size", 4)
+    done = run("generate", "--seeds", GENERAL, *recipe, "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sum(1 for _ in read_rows(out)) == 6
+    passed = run("explain", out, next(read_rows(out))["id"]).stdout
+    assert "semantic_duplicate" in passed
+    assert "frame_quota" in passed
+
+
 def test_vllm_binds_schemas_and_a_bad_request_fails_alone() -> None:
     out = script(
         """

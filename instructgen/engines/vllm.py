@@ -161,6 +161,7 @@ class VllmEngine(LocalEngine):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if own_process else "0"
         options: dict[str, Any] = {}
         if cpu:
+            _answer_for_llvmlite()
             cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.cpu_kvcache_gib))
@@ -293,6 +294,18 @@ def sampling_params(request: Request, room: int) -> Any:
         if schema
         else None,
     )
+
+
+def _answer_for_llvmlite() -> None:
+    """Let vLLM's CPU build start after numba was imported.
+
+    It asks every value of every module for its ``__dict__``, and llvmlite's handle
+    of its library answers any name with a wrapped function, which is no dict.
+    """
+    with contextlib.suppress(ImportError):
+        from llvmlite.binding import ffi
+
+        ffi.lib._fntab["__dict__"] = {}
 
 
 def _missing(error: ImportError) -> EngineError:

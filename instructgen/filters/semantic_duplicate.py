@@ -27,7 +27,7 @@ class SemanticDuplicate(ComparingFilter):
         MINILM, description="minilm (packaged, for English), a folder, or a Hub name"
     )
     first_pass: bool = Field(
-        False, description="look with static word vectors first; finds about 99 of 100"
+        False, description="look with static word vectors first; finds about 98 of 100"
     )
 
     def index(self) -> EmbeddingIndex:

@@ -22,8 +22,8 @@ _ROWS_AT_ONCE = 16_384
 _NEIGHBOURS = 64
 _PAIRS_AT_ONCE = 65_536
 _ROUNDED_BY = 0.0001
-# Static vectors find 99 of 100 pairs of the model's when asked for this much
-# less, at 0.8 as at 0.9 (measured on Dolly's instructions; docs/decisions/0007).
+# Static vectors find 98 of 100 pairs of the model's when asked for this much
+# less, at 0.8 as at 0.9 (benchmarks/embedding.json; docs/decisions/0007).
 _FIRST_PASS_BELOW = 0.18
 
 
@@ -34,7 +34,7 @@ class EmbeddingIndex:
         threshold: in (0, 1); a pair matches when its cosine is above it.
         model: ``minilm`` (packaged, for English), a folder, or a Hub name.
         first_pass: look with static word vectors first, and give the model only
-            the texts that they bring near to others. Finds about 99 of 100
+            the texts that they bring near to others. Finds about 98 of 100
             pairs; worth it where few texts are near others.
         exact_rows: with more rows than this they are looked up in a graph.
 
