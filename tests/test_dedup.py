@@ -100,12 +100,12 @@ def test_a_chain_is_no_reason() -> None:
 
 
 def test_equal_texts_go_at_once_however_many() -> None:
-    """A hundred thousand copies are one text, not five thousand million pairs."""
-    texts = ["Name three  fruits."] * 50_000 + ["name three\nfruits."] * 50_000 + ["Sort a list."]
+    """A million copies are one text, not half a billion times a thousand pairs."""
+    texts = ["Name three  fruits."] * 500_000 + ["name three\nfruits."] * 500_000 + ["Sort it."]
     result = deduplicate(_samples(texts), ["exact", "minhash", "rouge_l"])
     assert len(result.kept) == 2
     assert {(r.stage, r.partner_row) for r in result.removed} == {("exact", 0)}
-    assert result.largest_component == 100_000
+    assert result.largest_component == 1_000_000
 
 
 def test_copies_of_a_removed_text_name_the_row_that_stayed() -> None:
@@ -216,6 +216,7 @@ def test_a_text_too_long_names_its_row() -> None:
     samples = _samples(["a b c", *(f"row {i}" for i in range(3000)), "word " * 100_001])
     with pytest.raises(InputError, match="row 3001 "):
         deduplicate(samples, ["rouge_l"], priority=lambda s: -len(s.instruction))
+    assert len(deduplicate(samples, ["minhash"]).kept) == len(samples)
 
 
 def test_results_can_be_compared_and_shown() -> None:
