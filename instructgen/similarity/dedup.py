@@ -183,7 +183,7 @@ def deduplicate(
     texts = [_text(sample, compared) for sample in chosen]
     for text, (position, *_) in zip(texts, copies, strict=True):
         # Characters are counted first: a text has no more words than these.
-        if "rouge_l" in floors and MOST_WORDS < len(text) and MOST_WORDS < len(tokenize(text)):
+        if "rouge_l" in floors and len(text) > MOST_WORDS and len(tokenize(text)) > MOST_WORDS:
             raise InputError(
                 f"row {position} (id {samples[position].id}) has more than {MOST_WORDS:,} words.",
                 hint="Cut it, or leave it out.",
