@@ -15,8 +15,9 @@ from instructgen.licences import check_licence
 from instructgen.sample import Rejected, Rejection, Sample, sample_of
 from instructgen.seeds import load_seeds
 from instructgen.similarity import deduplicate
-from instructgen.similarity.dedup import Compared, Thresholds, Watch
+from instructgen.similarity.dedup import Compared, Thresholds
 from instructgen.similarity.encoders import MINILM
+from instructgen.similarity.near_pairs import Watch
 from instructgen.sources import OnBadRow
 from instructgen.store import digest_of, is_whole, making, publish, read_manifest, read_rows
 

@@ -71,9 +71,9 @@ class ComparingFilter(Filter):
     def index(self) -> Index:
         """An empty index, made once."""
 
-    @abstractmethod
     def text(self, sample: Sample) -> str:
-        """What of a sample is compared."""
+        """What of a sample is compared: its instruction, unless a filter says more."""
+        return sample.instruction
 
     def model_post_init(self, context: object) -> None:
         """Begin with an empty index."""

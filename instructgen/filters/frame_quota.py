@@ -39,10 +39,6 @@ class FrameQuota(ComparingFilter):
         check_model(self.model)
         return RougeLIndex(self.threshold, self.tokenizer)
 
-    def text(self, sample: Sample) -> str:
-        """The instruction."""
-        return sample.instruction
-
     def reason(self, sample: Sample) -> Rejection | None:
         """``duplicate`` or ``same_frame``, with ROUGE-L and the id of the nearest."""
         found = self.matches(sample)

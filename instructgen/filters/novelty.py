@@ -29,10 +29,6 @@ class Novelty(ComparingFilter):
         """Of the texts seen."""
         return RougeLIndex(self.threshold, self.tokenizer, self.compatible)
 
-    def text(self, sample: Sample) -> str:
-        """The instruction."""
-        return sample.instruction
-
     def reason(self, sample: Sample) -> Rejection | None:
         """``too_similar``, with the F-measure and the id of the nearest instruction."""
         found = self.nearest(sample)

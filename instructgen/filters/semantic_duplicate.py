@@ -34,10 +34,6 @@ class SemanticDuplicate(ComparingFilter):
         """Of the texts seen."""
         return EmbeddingIndex(self.threshold, self.model, self.first_pass)
 
-    def text(self, sample: Sample) -> str:
-        """The instruction."""
-        return sample.instruction
-
     def reason(self, sample: Sample) -> Rejection | None:
         """``duplicate`` or ``paraphrase``, with the cosine and the id of the nearest."""
         found = self.nearest(sample)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,21 +21,16 @@ from instructgen.licences import freedom
 from instructgen.plugins import suggest
 from instructgen.sample import Sample
 from instructgen.similarity.blocks import Array
-from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors, cosines
-from instructgen.similarity.encoders import MINILM, check_model, encoder
-from instructgen.similarity.matches import Pairs, check_count, joined
-from instructgen.similarity.minhash import MinHashIndex, jaccard
-from instructgen.similarity.rouge import MOST_WORDS, RougeLIndex, rouge_l
+from instructgen.similarity.encoders import MINILM, check_model
+from instructgen.similarity.near_pairs import THRESHOLDS, Table, Watch, above, measures, tables_of
+from instructgen.similarity.rouge import MOST_WORDS
 from instructgen.similarity.tokens import tokenize
 
 STAGES = ("exact", "minhash", "rouge_l", "semantic", "two_key")
 PRIORITIES = ("source", "human", "licence", "quality", "length")
-THRESHOLDS = {"minhash": 0.7, "rouge_l": 0.7, "semantic": 0.9}
 Compared = Literal["row", "prompt", "instruction"]
 Priority = Sequence[str] | Callable[[Sample], Any]
 Thresholds = float | Mapping[str, float]
-# Called with a stage, the texts done with, and all of them.
-Watch = Callable[[str, int, int], None]
 _METRICS = {"minhash": "jaccard", "rouge_l": "rouge_l", "semantic": "cosine"}
 _PARTS: dict[str, tuple[str, ...]] = {
     "row": ("instruction", "input", "output"),
@@ -44,7 +39,6 @@ _PARTS: dict[str, tuple[str, ...]] = {
 }
 _LEAST_JACCARD = 0.05
 _NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
-_TEXTS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +153,7 @@ def deduplicate(
         raise ConfigError(f"floor is {floor}, not between 0 and 1.")
     if not 1 <= frame_quota < 2**31:
         raise ConfigError(f"frame_quota is {frame_quota}, not 1 or more.")
-    thresholds = {stage: THRESHOLDS[stage] for stage in _used(how)}
+    thresholds = {stage: THRESHOLDS[stage] for stage in measures(how)}
     if threshold is not None:
         thresholds.update(_by_stage(threshold, how))
     floors = {stage: min(floor, value) for stage, value in thresholds.items()}
@@ -193,22 +187,9 @@ def deduplicate(
         for part in _PARTS[compared]
         if part != "input" and compared != "instruction"
     ]
-    tables, unread = _tables(texts, keys, how, floors, model, watch)
+    tables, unread = tables_of(texts, keys, how, floors, model, watch)
     found = _Found(samples, tuple(how), frame_quota, floors, copies, tables, unread)
     return _star(found, thresholds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Pairs of different texts by their place in the order of priority: ``row`` before ``text``.
-
-    ``other`` is the score by two_key's other measure, where both are known.
-    """
-
-    text: Array
-    row: Array
-    score: Array
-    other: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +201,7 @@ class _Found:
     frame_quota: int
     floors: dict[str, float]
     copies: list[list[int]]
-    tables: dict[str, _Table]
+    tables: dict[str, Table]
     unread: int
 
 
@@ -235,121 +216,9 @@ class _Why(NamedTuple):
     detail: str
 
 
-class _Index(Protocol):
-    def add(self, texts: Sequence[str], /) -> None: ...
-
-    def pairs(self, texts: Sequence[str], /) -> Pairs: ...
-
-
-def _tables(
-    texts: list[str],
-    keys: list[list[str]],
-    how: Sequence[str],
-    floors: dict[str, float],
-    model: str,
-    watch: Watch | None,
-) -> tuple[dict[str, _Table], int]:
-    """The pairs of every measure that the stages need, and how many texts the model cannot read.
-
-    ``keys`` are parts of the texts that have to be as near as the whole.
-    """
-    whole, parts = _Compared(texts, model), [_Compared(key, model) for key in keys]
-    tables: dict[str, _Table] = {}
-    unread = np.zeros(len(texts), np.bool_)
-    for stage in _used(how):
-        index: MinHashIndex | RougeLIndex | EmbeddingIndex
-        if stage == "minhash":
-            index = MinHashIndex(floors[stage])
-        elif stage == "rouge_l":
-            index = RougeLIndex(floors[stage])
-        else:
-            index = EmbeddingIndex(floors[stage], model)
-        pairs = _earlier(index, texts, stage, watch)
-        if isinstance(index, EmbeddingIndex):
-            whole.vectors = index.vectors
-            unread = np.logical_or.reduce([c.unread() for c in (whole, *parts)])
-        score = np.minimum.reduce([pairs.score, *(c.scores(stage, pairs) for c in parts)])
-        tables[stage] = _above(_Table(pairs.text, pairs.row, score), floors[stage])
-    if "two_key" in how:
-        for stage, other in (("rouge_l", "semantic"), ("semantic", "rouge_l")):
-            table = tables[stage]
-            scores = np.minimum.reduce([c.scores(other, table) for c in (whole, *parts)])
-            tables[stage] = _Table(table.text, table.row, table.score, scores)
-    return tables, int(unread.sum())
-
-
-def _earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
-    """The pairs of each text with those before it."""
-    parts: list[Pairs] = []
-    for at in range(0, len(texts), _TEXTS_AT_ONCE):
-        some = texts[at : at + _TEXTS_AT_ONCE]
-        index.add(some)
-        text, row, score = index.pairs(some)
-        text = text + at
-        before = row < text
-        parts.append(Pairs(text[before], row[before], score[before]))
-        check_count(sum(len(p.text) for p in parts))
-        if watch is not None:
-            watch(stage, at + len(some), len(texts))
-    return joined(parts)
-
-
-class _Compared:
-    """Texts, or a part of each, and the similarity of some pairs of them by any measure."""
-
-    def __init__(self, texts: list[str], model: str) -> None:
-        self._texts, self._model = texts, model
-        self._words: dict[int, list[str]] = {}
-        self.vectors: Callable[[Array], Array] = self._embedded
-
-    def scores(self, stage: str, pairs: Pairs | _Table) -> Array:
-        """The pairs' similarities by a stage's measure; 1 where nothing can tell them apart."""
-        text, row = pairs.text.tolist(), pairs.row.tolist()
-        apart = [self._apart(a, b) for a, b in zip(text, row, strict=True)]
-        result = np.ones(len(text))
-        other = np.flatnonzero(np.array(apart, np.bool_))
-        ours, theirs = pairs.text[other], pairs.row[other]
-        if stage == "semantic":
-            different, places = np.unique(np.concatenate([ours, theirs]), return_inverse=True)
-            vectors = self.vectors(different)
-            a, b = np.split(places, 2)
-            result[other] = cosines(a, b, vectors, vectors)
-        else:
-            measure = self._jaccard if stage == "minhash" else self._rouge_l
-            result[other] = [measure(text[k], row[k]) for k in other.tolist()]
-        return result
-
-    def unread(self) -> Array:
-        """(texts,) of bool: those with words that the model cannot read."""
-        filled = np.array([bool(self._cut(i)) for i in range(len(self._texts))], np.bool_)
-        return filled & ~encoder(self._model).reads(self._texts)
-
-    def _apart(self, a: int, b: int) -> bool:
-        """Whether two texts differ, and by words."""
-        return self._texts[a] != self._texts[b] and bool(self._cut(a) or self._cut(b))
-
-    def _jaccard(self, a: int, b: int) -> float:
-        return jaccard(set(self._cut(a)), set(self._cut(b)))
-
-    def _rouge_l(self, a: int, b: int) -> float:
-        return rouge_l(self._cut(a), self._cut(b))
-
-    def _cut(self, place: int) -> list[str]:
-        words = self._words.get(place)
-        if words is None:
-            words = self._words[place] = tokenize(self._texts[place])
-        return words
-
-    def _embedded(self, rows: Array) -> Array:
-        lazy = LazyVectors(encoder(self._model))
-        lazy.add(self._texts)
-        self.vectors = lazy.vectors
-        return self.vectors(rows)
-
-
 def _star(found: _Found, thresholds: dict[str, float]) -> Deduplicated:
     """Visit the texts in order; each is kept unless a kept one is near enough."""
-    tables = {stage: _above(table, thresholds[stage]) for stage, table in found.tables.items()}
+    tables = {stage: above(table, thresholds[stage]) for stage, table in found.tables.items()}
     count = len(found.copies)
     kept = np.ones(count, np.bool_)
     why: dict[int, _Why] = {}
@@ -384,7 +253,7 @@ def _star(found: _Found, thresholds: dict[str, float]) -> Deduplicated:
 def _reason(
     stage: str,
     text: int,
-    tables: dict[str, _Table],
+    tables: dict[str, Table],
     thresholds: dict[str, float],
     kept: Array,
     frame_quota: int,
@@ -419,18 +288,12 @@ def _reason(
     return None
 
 
-def _partners(table: _Table, text: int, kept: Array) -> tuple[Array, Array, Array]:
+def _partners(table: Table, text: int, kept: Array) -> tuple[Array, Array, Array]:
     """The kept rows that a text is paired with, their scores, and those by the other measure."""
     begin, end = np.searchsorted(table.text, [text, text + 1])
     alive = kept[table.row[begin:end]]
     other = table.score if table.other is None else table.other
     return table.row[begin:end][alive], table.score[begin:end][alive], other[begin:end][alive]
-
-
-def _above(table: _Table, threshold: float) -> _Table:
-    good = table.score > threshold
-    other = None if table.other is None else table.other[good]
-    return _Table(table.text[good], table.row[good], table.score[good], other)
 
 
 def _removed(found: _Found, row: int, why: _Why) -> Removed:
@@ -449,7 +312,7 @@ def _check(removed: list[Removed], rows: int, kept: int, thresholds: dict[str, f
         raise AssertionError(f"{rows} rows, {kept} kept, {len(removed)} removed")
 
 
-def _components(count: int, tables: list[_Table]) -> Array:
+def _components(count: int, tables: list[Table]) -> Array:
     """The least text of the connected component of every text."""
     label = np.arange(count)
     a = np.concatenate([np.zeros(0, np.int64), *(t.text for t in tables)])
@@ -466,14 +329,8 @@ def _components(count: int, tables: list[_Table]) -> Array:
         label = new
 
 
-def _used(how: Sequence[str]) -> list[str]:
-    """The measures that these stages need."""
-    needed = {"rouge_l", "semantic"} if "two_key" in how else set()
-    return [stage for stage in THRESHOLDS if stage in how or stage in needed]
-
-
 def _by_stage(threshold: Thresholds, how: Sequence[str]) -> dict[str, float]:
-    used = _used(how)
+    used = measures(how)
     given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(used, threshold)
     for stage, value in given.items():
         if stage not in used:

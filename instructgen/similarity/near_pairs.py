@@ -1,0 +1,163 @@
+"""Every pair of near texts, by each measure that finding duplicates needs; chooses nothing.
+
+A pair scores the lowest of what it has over the whole text and in given parts of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from instructgen.similarity.blocks import Array
+from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors, cosines
+from instructgen.similarity.encoders import encoder
+from instructgen.similarity.matches import Pairs, check_count, joined
+from instructgen.similarity.minhash import MinHashIndex, jaccard
+from instructgen.similarity.rouge import RougeLIndex, rouge_l
+from instructgen.similarity.tokens import tokenize
+
+THRESHOLDS = {"minhash": 0.7, "rouge_l": 0.7, "semantic": 0.9}
+# Called with a stage, the texts done with, and all of them.
+Watch = Callable[[str, int, int], None]
+_TEXTS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Pairs of different texts by their place in the order of priority: ``row`` before ``text``.
+
+    ``other`` is the score by two_key's other measure, where both are known.
+    """
+
+    text: Array
+    row: Array
+    score: Array
+    other: Array | None = None
+
+
+def measures(how: Sequence[str]) -> list[str]:
+    """The measures that these stages need."""
+    needed = {"rouge_l", "semantic"} if "two_key" in how else set()
+    return [stage for stage in THRESHOLDS if stage in how or stage in needed]
+
+
+class _Index(Protocol):
+    def add(self, texts: Sequence[str], /) -> None: ...
+
+    def pairs(self, texts: Sequence[str], /) -> Pairs: ...
+
+
+def tables_of(
+    texts: list[str],
+    keys: list[list[str]],
+    how: Sequence[str],
+    floors: dict[str, float],
+    model: str,
+    watch: Watch | None,
+) -> tuple[dict[str, Table], int]:
+    """The pairs of every measure that the stages need, and how many texts the model cannot read.
+
+    ``keys`` are parts of the texts that have to be as near as the whole.
+    """
+    whole, parts = _Compared(texts, model), [_Compared(key, model) for key in keys]
+    tables: dict[str, Table] = {}
+    unread = np.zeros(len(texts), np.bool_)
+    for stage in measures(how):
+        index: MinHashIndex | RougeLIndex | EmbeddingIndex
+        if stage == "minhash":
+            index = MinHashIndex(floors[stage])
+        elif stage == "rouge_l":
+            index = RougeLIndex(floors[stage])
+        else:
+            index = EmbeddingIndex(floors[stage], model)
+        pairs = _earlier(index, texts, stage, watch)
+        if isinstance(index, EmbeddingIndex):
+            whole.vectors = index.vectors
+            unread = np.logical_or.reduce([c.unread() for c in (whole, *parts)])
+        score = np.minimum.reduce([pairs.score, *(c.scores(stage, pairs) for c in parts)])
+        tables[stage] = above(Table(pairs.text, pairs.row, score), floors[stage])
+    if "two_key" in how:
+        for stage, other in (("rouge_l", "semantic"), ("semantic", "rouge_l")):
+            table = tables[stage]
+            scores = np.minimum.reduce([c.scores(other, table) for c in (whole, *parts)])
+            tables[stage] = Table(table.text, table.row, table.score, scores)
+    return tables, int(unread.sum())
+
+
+def _earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
+    """The pairs of each text with those before it."""
+    parts: list[Pairs] = []
+    for at in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[at : at + _TEXTS_AT_ONCE]
+        index.add(some)
+        text, row, score = index.pairs(some)
+        text = text + at
+        before = row < text
+        parts.append(Pairs(text[before], row[before], score[before]))
+        check_count(sum(len(p.text) for p in parts))
+        if watch is not None:
+            watch(stage, at + len(some), len(texts))
+    return joined(parts)
+
+
+class _Compared:
+    """Texts, or a part of each, and the similarity of some pairs of them by any measure."""
+
+    def __init__(self, texts: list[str], model: str) -> None:
+        self._texts, self._model = texts, model
+        self._words: dict[int, list[str]] = {}
+        self.vectors: Callable[[Array], Array] = self._embedded
+
+    def scores(self, stage: str, pairs: Pairs | Table) -> Array:
+        """The pairs' similarities by a stage's measure; 1 where nothing can tell them apart."""
+        text, row = pairs.text.tolist(), pairs.row.tolist()
+        apart = [self._apart(a, b) for a, b in zip(text, row, strict=True)]
+        result = np.ones(len(text))
+        other = np.flatnonzero(np.array(apart, np.bool_))
+        ours, theirs = pairs.text[other], pairs.row[other]
+        if stage == "semantic":
+            different, places = np.unique(np.concatenate([ours, theirs]), return_inverse=True)
+            vectors = self.vectors(different)
+            a, b = np.split(places, 2)
+            result[other] = cosines(a, b, vectors, vectors)
+        else:
+            measure = self._jaccard if stage == "minhash" else self._rouge_l
+            result[other] = [measure(text[k], row[k]) for k in other.tolist()]
+        return result
+
+    def unread(self) -> Array:
+        """(texts,) of bool: those with words that the model cannot read."""
+        filled = np.array([bool(self._cut(i)) for i in range(len(self._texts))], np.bool_)
+        return filled & ~encoder(self._model).reads(self._texts)
+
+    def _apart(self, a: int, b: int) -> bool:
+        """Whether two texts differ, and by words."""
+        return self._texts[a] != self._texts[b] and bool(self._cut(a) or self._cut(b))
+
+    def _jaccard(self, a: int, b: int) -> float:
+        return jaccard(set(self._cut(a)), set(self._cut(b)))
+
+    def _rouge_l(self, a: int, b: int) -> float:
+        return rouge_l(self._cut(a), self._cut(b))
+
+    def _cut(self, place: int) -> list[str]:
+        words = self._words.get(place)
+        if words is None:
+            words = self._words[place] = tokenize(self._texts[place])
+        return words
+
+    def _embedded(self, rows: Array) -> Array:
+        lazy = LazyVectors(encoder(self._model))
+        lazy.add(self._texts)
+        self.vectors = lazy.vectors
+        return self.vectors(rows)
+
+
+def above(table: Table, threshold: float) -> Table:
+    """The pairs whose score is above the threshold."""
+    good = table.score > threshold
+    other = None if table.other is None else table.other[good]
+    return Table(table.text[good], table.row[good], table.score[good], other)
