@@ -6,11 +6,12 @@ No dates and no host names, so that the same data always has the same card.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from instructgen.licences import terms
+from instructgen.contents import Contents
+from instructgen.generators import generator_terms
+from instructgen.licences import obligations, terms
 
 if TYPE_CHECKING:
     from instructgen.loop import Loop, Stop
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) -> str:
+def generated_card(
+    run: Run, loop: Loop, contents: Contents, funnel: dict[str, Any], stopped: Stop
+) -> str:
     """The card of a generated dataset, as Markdown."""
     config = run.info["config"]
     title = run.folder.name
     return "\n".join(
         [
-            *_front_matter(title, loop.rows, ("synthetic",)),
+            *_front_matter(title, contents),
             f"# {title}",
             "",
-            f"{len(loop.rows):,} rows of instruction data, written by the model "
+            f"{contents.rows:,} rows of instruction data, written by the model "
             f"`{config['engine']['model'] or config['engine']['name']}` with the method "
             f"`{config['method']['name']}` from {len(loop.pool.seeds):,} seed tasks. "
             "Made with instructgen. No person has read the rows.",
@@ -39,11 +42,11 @@ def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) ->
             "A row has the licences of the demonstrations it was written from. "
             "The terms of the model that wrote it apply beside them.",
             "",
-            *_licences(loop.rows),
-            *_languages(loop.rows),
+            *_licences(contents),
+            *_languages(contents),
             "## Seeds",
             "",
-            *_sources(loop.pool.seeds, "tasks"),
+            *_sources(_contents_of(loop.pool.seeds), "tasks"),
             f"SHA-256 of the seeds: `{run.info['seeds']['sha256']}`",
             "",
             "## Funnel",
@@ -53,7 +56,7 @@ def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) ->
             f"{funnel['kept_rows']:,} rows the dataset. The run ended for the reason "
             f"`{stopped.reason}`: {stopped.detail}.",
             "",
-            *_rejected(funnel["rejected"]),
+            *rejected_table(funnel["rejected"]),
             "",
             f"Of the instructions in the pool {funnel['not_expanded']:,} never had rows asked for. "
             "All these are in `rejected/`, each with its reason, and with score and nearest "
@@ -72,61 +75,45 @@ def dataset_card(run: Run, loop: Loop, funnel: dict[str, Any], stopped: Stop) ->
     )
 
 
-def deduplicated_card(
+def derived_card(
     title: str,
-    rows: Sequence[Sample],
+    contents: Contents,
     inputs: Sequence[str],
-    removed: Sequence[Mapping[str, Any]],
-    chain: str,
+    what: str,
+    sections: Iterable[str],
     made: Mapping[str, Any],
+    splits: Sequence[str] = ("part",),
 ) -> str:
-    """The card of a dataset that `instructgen dedup` made.
+    """The card of a dataset that a command made out of others.
 
     Args:
         title: its name.
-        rows: what was kept.
+        contents: what it holds.
         inputs: what it was made from.
-        removed: ``stage``, ``filter``, ``reason`` and ``count``.
-        chain: a sentence on what connected components would have done.
-        made: inputs and options, to make it again.
+        what: the end of the sentence that begins with the rows and the inputs.
+        sections: Markdown about what was done, line by line.
+        made: the command, inputs and options, to make it again.
+        splits: the first parts of its files' names.
     """
-    made_up = [s for s in rows if s.origin.method != "human"]
-    models = sorted({f"`{s.origin.model}`" for s in made_up if s.origin.model})
+    synthetic = sum(n for p, n in contents.counts.items() if not p.human)
+    models = sorted({f"`{p.model}`" for p in contents.counts if p.model and not p.human})
+    by = " and ".join(models) or "models"
     return "\n".join(
         [
-            *_front_matter(title, rows, ("synthetic",) if made_up else ()),
+            *_front_matter(title, contents, splits),
             f"# {title}",
             "",
-            f"{len(rows):,} rows of {' and '.join(inputs)}, without duplicates. "
-            "Made with instructgen.",
+            f"{contents.rows:,} rows of {' and '.join(inputs)}{what}. Made with instructgen.",
             "",
-            *(
-                [
-                    f"{len(made_up):,} of them were written by {' and '.join(models)}; "
-                    "no person has read those.",
-                    "",
-                ]
-                if made_up
-                else []
-            ),
+            *([f"{synthetic:,} of them were written by {by}.", ""] if synthetic else []),
             "## Licences",
             "",
-            *(
-                ["The terms of the models that wrote rows apply beside their licences.", ""]
-                if made_up
-                else []
-            ),
-            *_licences(rows),
-            *_languages(rows),
+            *_licences(contents),
+            *_languages(contents),
             "## Sources",
             "",
-            *_sources(rows, "rows"),
-            "## Removed",
-            "",
-            "Every row in `rejected/` names the kept row that it was removed for, with the "
-            f"score, which is above the threshold. {chain}",
-            "",
-            *_rejected(removed),
+            *_sources(contents, "rows"),
+            *sections,
             "",
             "## How to make it again",
             "",
@@ -138,43 +125,69 @@ def deduplicated_card(
     )
 
 
-def _licences(rows: Sequence[Sample]) -> list[str]:
-    counts = Counter(s.license for s in rows)
+def _contents_of(samples: Iterable[Sample]) -> Contents:
+    found = Contents()
+    found.add(samples)
+    return found
+
+
+def _licences(contents: Contents) -> list[str]:
     head = ("licence", "rows", "attribution", "share alike", "commercial use")
-    lines = [(name, f"{n:,}", *_asked(name)) for name, n in sorted(counts.items())]
-    return [*_table(head, lines), ""]
+    licences = contents.licenses
+    lines = [(name, f"{n:,}", *_asked(name)) for name, n in licences.items()]
+    asked = obligations(licences, contents.generators, contents.attributions)
+    return [
+        *table(head, lines),
+        "",
+        *_generators(contents),
+        "What this obliges and forbids (a summary; the texts rule):",
+        "",
+        *(f"- {_one_line(sentence)}" for sentence in asked),
+        "",
+    ]
 
 
-def _languages(rows: Sequence[Sample]) -> list[str]:
-    counts = Counter(s.language for s in rows)
-    lines = [(k, f"{n:,}") for k, n in sorted(counts.items())]
-    return ["## Languages", "", *_table(("language", "rows"), lines), ""]
+def _generators(contents: Contents) -> list[str]:
+    if not contents.generators:
+        return []
+    lines = []
+    for model, rows in contents.generators.items():
+        known = generator_terms(model)
+        said = ("see its text", "not known here") if known is None else (known.name, known.asks)
+        lines.append((model, f"{rows:,}", *said))
+    return [*table(("written by, or from text by", "rows", "terms", "ask"), lines), ""]
 
 
-def _sources(samples: Sequence[Sample], counted: str) -> list[str]:
-    counts = Counter((s.source, s.license, s.language) for s in samples)
-    lines = [(*key, f"{n:,}") for key, n in sorted(counts.items())]
-    return [*_table(("source", "licence", "language", counted), lines), ""]
+def _languages(contents: Contents) -> list[str]:
+    lines = [(key[0], f"{n:,}") for key, n in contents.by("language").items()]
+    return ["## Languages", "", *table(("language", "rows"), lines), ""]
 
 
-def _rejected(counts: Sequence[Mapping[str, Any]]) -> list[str]:
-    return _table(
+def _sources(contents: Contents, counted: str) -> list[str]:
+    lines = [(*key, f"{n:,}") for key, n in contents.by("source", "license", "language").items()]
+    return [*table(("source", "licence", "language", counted), lines), ""]
+
+
+def rejected_table(counts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A funnel's rejections as a Markdown table."""
+    return table(
         ("stage", "filter", "reason", "rejected"),
         [(r["stage"], r["filter"], r["reason"], f"{r['count']:,}") for r in counts],
     )
 
 
-def _front_matter(title: str, rows: Sequence[Sample], tags: Sequence[str] = ()) -> Iterable[str]:
-    licences, languages = {s.license for s in rows}, {s.language for s in rows}
-    size = next((name for most, name in _SIZES if len(rows) < most), "n>1M")
-    names = sorted(licences)
+def _front_matter(
+    title: str, contents: Contents, splits: Sequence[str] = ("part",)
+) -> Iterable[str]:
+    names = list(contents.licenses)
+    size = next((name for most, name in _SIZES if contents.rows < most), "n>1M")
     yield "---"
     if len(names) == 1 and " " not in names[0]:
         yield f"license: {names[0].lower()}"
     else:
         yield "license: other"
         yield f"license_name: {json.dumps(' and '.join(names) or 'none')}"
-    known = [code for code in sorted(languages) if code != "und"]
+    known = [key[0] for key in contents.by("language") if key[0] != "und"]
     if known:
         yield "language:"
         # Quoted: the code for Norwegian is a YAML boolean.
@@ -182,15 +195,21 @@ def _front_matter(title: str, rows: Sequence[Sample], tags: Sequence[str] = ()) 
     yield f"pretty_name: {json.dumps(title, ensure_ascii=False)}"
     yield from ("task_categories:", "- text-generation", "size_categories:", f"- {size}")
     yield "tags:"
+    tags = ["synthetic"] if any(not p.human for p in contents.counts) else []
     yield from (f"- {tag}" for tag in (*tags, "instruction-tuning", "instructgen"))
     yield "configs:"
-    for name, folder in (("default", "data"), ("rejected", "rejected")):
+    for name, folder, files in (("default", "data", splits), ("rejected", "rejected", ("part",))):
         yield f"- config_name: {name}"
         yield "  data_files:"
-        yield "  - split: train"
-        yield f"    path: {folder}/part-*.parquet"
+        for file in files:
+            yield f"  - split: {'train' if file == 'part' else file}"
+            yield f"    path: {folder}/{file}-*.parquet"
     yield "---"
     yield ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _asked(licence: str) -> tuple[str, str, str]:
@@ -201,7 +220,8 @@ def _asked(licence: str) -> tuple[str, str, str]:
     return yes_no[known.attribution], yes_no[known.share_alike], yes_no[known.commercial_use]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
     cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in rows]
     lines = [head, ["---"] * len(head), *cells]
     return [f"| {' | '.join(line)} |" for line in lines]

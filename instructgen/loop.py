@@ -118,7 +118,12 @@ class Loop:
                     self.pool.classified.append(outcome.task)
                     continue
                 self.tally.candidates += 1
-                sample = replace(outcome.sample, origin=origin, source=self.config.method.name)
+                sample = replace(
+                    outcome.sample,
+                    origin=origin,
+                    source=self.config.method.name,
+                    generators=self._generators(outcome.sample),
+                )
                 if isinstance(outcome, Lost):
                     self._reject(sample, outcome.rejection, request.stage)
                 else:
@@ -205,6 +210,11 @@ class Loop:
             parents=parents,
             prompt_sha256=hashlib.sha256(request.prompt_text().encode()).hexdigest(),
         )
+
+    def _generators(self, sample: Sample) -> tuple[str, ...]:
+        """The models whose terms apply: this run's, and those of the demonstrations."""
+        model = self.config.engine.model
+        return tuple(sorted({*sample.generators, *([model] if model else [])}))
 
     @property
     def _full(self) -> bool:

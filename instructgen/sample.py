@@ -1,18 +1,19 @@
-"""The rows: a sample with its provenance, a rejection with its reason, and their Parquet schemas.
+"""The rows: a sample with its provenance, and a rejection with its reason.
 
 Ids are made from content, so the same row has the same id in every run. This
-module reads and writes no files.
+module reads and writes no files; `instructgen.rows` knows the Parquet columns.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Literal
 
 import orjson
+
+Shape = Literal["instructions", "preferences"]
 
 
 class Kind(StrEnum):
@@ -37,7 +38,10 @@ class Origin:
     ``parents`` are the ids of the demonstrations its instruction was written
     from, in prompt order. ``batch`` and ``request`` find the completion that
     wrote the row in the run's journal; ``prompt_sha256`` proves which prompt it
-    was. Rows written by people have a method of ``human`` and no run.
+    was. Rows written by people have a method of ``human`` and no run. ``record``
+    is where an imported row stood: its id in its dataset, or the number of its
+    line. Rows of one ``group``, such as the paths of one tree, belong on the
+    same side of a split.
     """
 
     method: str = "human"
@@ -47,6 +51,8 @@ class Origin:
     request: int | None = None
     parents: tuple[str, ...] = ()
     prompt_sha256: str | None = None
+    record: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +65,34 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """Something a source says of a row in words, such as its status."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a transform did to a row: the filter's name, the field, and what it changed."""
+
+    filter: str
+    field: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One row of instruction data: a task, its input if any, and its answer.
 
-    ``license`` is an SPDX expression. ``language`` is an ISO 639 code, or
-    ``und`` where nothing is known.
+    Of a conversation, ``instruction`` and ``output`` are the last exchange and
+    ``history`` all that was said before it, a system message first. With a
+    ``rejected_output``, an answer that was liked less than ``output``, the row is a
+    preference.
+
+    ``license`` is an SPDX expression, ``attribution`` the credits that go with the
+    row. ``generators`` are the models that wrote it or what it was written from.
+    ``language`` is an ISO 639 code, or ``und`` where nothing is known.
     """
 
     instruction: str
@@ -76,17 +105,51 @@ class Sample:
     license: str = ""
     origin: Origin = field(default_factory=Origin)
     scores: tuple[Score, ...] = ()
+    history: tuple[Message, ...] = ()
+    rejected_output: str | None = None
+    attribution: tuple[str, ...] = ()
+    generators: tuple[str, ...] = ()
+    labels: tuple[Label, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def question(self) -> str:
+        """The instruction, and its input after a blank line."""
+        return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """All that the output answers, as a conversation."""
+        return (*self.history, Message("user", self.question))
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The row as a conversation: the input follows its instruction after a blank line."""
-        question = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
-        return (Message("user", question), Message("assistant", self.output))
+        """The row as a conversation."""
+        return (*self.prompt, Message("assistant", self.output))
+
+    @property
+    def shape(self) -> Shape:
+        """The kind of dataset that the row fits into."""
+        return "instructions" if self.rejected_output is None else "preferences"
 
     @property
     def id(self) -> str:
-        """16 hex digits of the SHA-256 of instruction, input and output."""
-        return content_id(self.instruction, self.input, self.output)
+        """16 hex digits of the SHA-256 of all that was said."""
+        parts = [self.instruction, self.input, self.output]
+        for message in self.history:
+            parts += [message.role, message.content]
+        if self.rejected_output is not None:
+            parts += ["rejected", self.rejected_output, ""]
+        return content_id(*parts)
+
+    def score(self, name: str) -> Score | None:
+        """The score of this name, if the row has one."""
+        return next((s for s in self.scores if s.name == name), None)
+
+    def with_score(self, score: Score) -> Sample:
+        """With this score in place of one of the same name."""
+        others = tuple(s for s in self.scores if s.name != score.name)
+        return replace(self, scores=(*others, score))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,130 +192,3 @@ class Rejected:
 def content_id(*parts: str) -> str:
     """16 hex digits of the SHA-256 of the parts; no two lists of parts share a text to hash."""
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]
-
-
-def sample_row(sample: Sample) -> dict[str, Any]:
-    """A sample as a row of the dataset's Parquet schema."""
-    return {
-        "id": sample.id,
-        "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
-        **_fields(sample),
-        "scores": [{"name": s.name, "value": s.value, "error": s.error} for s in sample.scores],
-    }
-
-
-def sample_of(row: Mapping[str, Any]) -> Sample:
-    """The sample that `sample_row` made this row from."""
-    origin = dict(row["origin"])
-    return Sample(
-        instruction=row["instruction"],
-        input=row["input"],
-        output=row["output"],
-        kind=None if row["kind"] is None else Kind(row["kind"]),
-        category=row["category"],
-        language=row["language"],
-        source=row["source"],
-        license=row["license"],
-        origin=Origin(**{**origin, "parents": tuple(origin["parents"])}),
-        scores=tuple(Score(**score) for score in row.get("scores") or ()),
-    )
-
-
-def rejected_row(rejected: Rejected) -> dict[str, Any]:
-    """A rejected candidate as a row of the ``rejected`` Parquet schema."""
-    r = rejected.rejection
-    return {
-        "id": rejected.id,
-        "stage": rejected.stage,
-        "filter": r.filter,
-        "reason": r.reason,
-        "detail": r.detail,
-        "score": r.score,
-        "nearest": r.nearest,
-        **_fields(rejected.sample),
-    }
-
-
-def _fields(sample: Sample) -> dict[str, Any]:
-    o = sample.origin
-    return {
-        "instruction": sample.instruction,
-        "input": sample.input,
-        "output": sample.output,
-        "kind": None if sample.kind is None else str(sample.kind),
-        "category": sample.category,
-        "language": sample.language,
-        "source": sample.source,
-        "license": sample.license,
-        "origin": {
-            "method": o.method,
-            "model": o.model,
-            "run": o.run,
-            "batch": o.batch,
-            "request": o.request,
-            "parents": list(o.parents),
-            "prompt_sha256": o.prompt_sha256,
-        },
-    }
-
-
-def sample_schema() -> Any:
-    """The Arrow schema of a dataset's ``data`` parts."""
-    import pyarrow as pa
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    score = pa.struct([("name", pa.string()), ("value", pa.float64()), ("error", pa.string())])
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("messages", pa.list_(message)),
-            *_schema_fields(),
-            ("scores", pa.list_(score)),
-        ]
-    )
-
-
-def rejected_schema() -> Any:
-    """The Arrow schema of a dataset's ``rejected`` parts."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("stage", pa.string()),
-            ("filter", pa.string()),
-            ("reason", pa.string()),
-            ("detail", pa.string()),
-            ("score", pa.float64()),
-            ("nearest", pa.string()),
-            *_schema_fields(),
-        ]
-    )
-
-
-def _schema_fields() -> list[tuple[str, Any]]:
-    import pyarrow as pa
-
-    text = pa.string()
-    origin = pa.struct(
-        [
-            ("method", text),
-            ("model", text),
-            ("run", text),
-            ("batch", pa.int64()),
-            ("request", pa.int64()),
-            ("parents", pa.list_(text)),
-            ("prompt_sha256", text),
-        ]
-    )
-    names = (
-        "instruction",
-        "input",
-        "output",
-        "kind",
-        "category",
-        "language",
-        "source",
-        "license",
-    )
-    return [*((name, text) for name in names), ("origin", origin)]

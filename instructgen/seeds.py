@@ -17,7 +17,8 @@ import orjson
 
 from instructgen.errors import InputError
 from instructgen.licences import check_licence
-from instructgen.sample import Kind, Sample, sample_row
+from instructgen.rows import sample_row
+from instructgen.sample import Kind, Sample
 from instructgen.similarity import tokenize
 from instructgen.sources import BadRow, OnBadRow, check_language, read
 
@@ -129,7 +130,7 @@ def load_seeds(
         for row in read(path, license=license, language=language, on_bad_row=on_bad_row):
             if isinstance(row, BadRow):
                 bad.append((path, row))
-            else:
+            elif isinstance(row, Sample):
                 seeds.append(row)
     return seeds, bad
 

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 
 from instructgen.engines import Completion
 from instructgen.errors import RunError, StorageError
-from instructgen.sample import (
-    Kind,
-    Origin,
-    Rejected,
-    Rejection,
-    Sample,
-    Score,
-    sample_of,
-    sample_row,
+from instructgen.sample import Kind, Origin, Rejected, Rejection, Sample, Score
+from instructgen.store import (
+    FORMAT,
+    Run,
+    find_row,
+    publish,
+    read_manifest,
+    read_rows,
+    read_samples,
+    write_atomic,
 )
-from instructgen.store import FORMAT, Run, find_row, publish, read_manifest, read_rows, write_atomic
 
 INFO = {"format": FORMAT, "run": "r1", "seeds": {"sha256": "", "rows": 0}}
 
@@ -242,16 +242,16 @@ def rejected(n: int = 3) -> list[Rejected]:
 
 
 def put(folder: Path, n: int = 5) -> None:
-    publish(folder, samples(n), rejected(), lambda: "# card\n", {"rows": n})
+    publish(folder, samples(n), rejected(), lambda _: "# card\n", {"rows": n})
 
 
 def test_published_rows_are_read_back(tmp_path: Path) -> None:
     put(tmp_path / "d")
-    assert [sample_of(r) for r in read_rows(tmp_path / "d")] == samples()
+    assert list(read_samples(tmp_path / "d")) == samples()
     manifest = read_manifest(tmp_path / "d")
     assert manifest is not None
     assert [f["rows"] for f in manifest["files"]] == [5, 3]
-    for row in map(sample_row, samples()):
+    for row in read_rows(tmp_path / "d"):
         assert find_row(tmp_path / "d", row["id"]) == ("data", row)
     first = rejected()[0]
     found = find_row(tmp_path / "d", first.id)
@@ -270,16 +270,17 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_an_empty_dataset_is_a_dataset(tmp_path: Path) -> None:
-    publish(tmp_path / "d", [], [], lambda: "", {})
+    publish(tmp_path / "d", [], [], lambda _: "", {})
     assert list(read_rows(tmp_path / "d")) == []
     assert pq.read_schema(tmp_path / "d" / "data" / "part-00000.parquet").names[0] == "id"
 
 
 def test_parts_of_an_earlier_dataset_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("instructgen.store._ROWS_PER_PART", 2)
+    monkeypatch.setattr("instructgen.store.dataset._ROWS_PER_PART", 2)
+    monkeypatch.setattr("instructgen.store.dataset._ROWS_PER_GROUP", 2)
     put(tmp_path / "d", 5)
     assert len(list((tmp_path / "d" / "data").iterdir())) == 3
-    assert [sample_of(r) for r in read_rows(tmp_path / "d")] == samples(5)
+    assert list(read_samples(tmp_path / "d")) == samples(5)
     mine = tmp_path / "d" / "data" / "notes.txt"
     mine.write_text("not ours to delete")
     put(tmp_path / "d", 2)
@@ -287,7 +288,7 @@ def test_parts_of_an_earlier_dataset_go(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_flipped_byte_in_a_part_is_found(tmp_path: Path) -> None:
-    publish(tmp_path / "d", samples(300), [], lambda: "", {})
+    publish(tmp_path / "d", samples(300), [], lambda _: "", {})
     path = tmp_path / "d" / "data" / "part-00000.parquet"
     whole = path.read_bytes()
     good = list(read_rows(tmp_path / "d"))
@@ -319,7 +320,7 @@ def test_no_half_written_file_has_a_final_name(
     targets = {
         "replace": (Path, "replace"),
         "fsync": (os, "fsync"),
-        "write_table": (pq, "write_table"),
+        "write_table": (pq.ParquetWriter, "write_table"),
     }
     owner, name = targets[call]
     original = getattr(owner, name)
@@ -348,7 +349,7 @@ def test_no_half_written_file_has_a_final_name(
             complete = read_manifest(folder)
             assert complete is None or call == "fsync"
         put(folder)
-        assert [sample_of(r) for r in read_rows(folder)] == samples()
+        assert list(read_samples(folder)) == samples()
         if finished:
             break
     assert finished

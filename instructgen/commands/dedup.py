@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructgen.card import deduplicated_card
+from instructgen.card import derived_card, rejected_table
 from instructgen.errors import InputError
 from instructgen.licences import check_licence
-from instructgen.sample import Rejected, Rejection, Sample, sample_of
+from instructgen.sample import Rejected, Rejection, Sample
 from instructgen.seeds import load_seeds
 from instructgen.similarity import deduplicate
 from instructgen.similarity.dedup import Compared, Thresholds
 from instructgen.similarity.encoders import MINILM
 from instructgen.similarity.near_pairs import Watch
 from instructgen.sources import OnBadRow
-from instructgen.store import digest_of, is_whole, making, publish, read_manifest, read_rows
+from instructgen.store import digest_of, is_whole, making, publish, read_manifest, read_samples
 
 # Pairs are looked for above the thresholds alone: nobody asks again at another.
 _NO_LOWER = 0.999
@@ -93,13 +93,17 @@ def dedup(
     samples: list[Sample] = []
     for path in paths:
         if path.is_dir():
-            samples += [sample_of(row) for row in read_rows(path)]
+            samples += read_samples(path)
             continue
         found, bad = load_seeds([path], license=license, language=language, on_bad_row=on_bad_row)
         samples += found
         bad_rows += len(bad)
     if not samples:
         raise InputError("the inputs hold no rows.", hint="Check the paths.")
+    if len({sample.shape for sample in samples}) > 1:
+        raise InputError(
+            "the inputs hold instructions and preferences.", hint="Give one kind at a time."
+        )
     options: dict[str, Any] = {
         "how": list(how),
         "priority": list(priority),
@@ -162,21 +166,29 @@ def _publish(
         f"the largest of {result.largest_component:,}."
     )
     names = [each["name"] for each in made["inputs"]]
+    sections = [
+        "## Removed",
+        "",
+        "Every row in `rejected/` names the kept row that it was removed for, with the "
+        f"score, which is above the threshold. {chain}",
+        "",
+        *rejected_table(funnel),
+    ]
     publish(
         folder,
         result.kept,
         rejected,
-        lambda: deduplicated_card(_name(folder), result.kept, names, funnel, chain, made),
+        lambda contents: derived_card(
+            _name(folder), contents, names, ", without duplicates", sections, made
+        ),
         {
-            "rows": len(result.kept),
-            "rejected": len(rejected),
             "funnel": funnel,
             "largest_component": result.largest_component,
             "components_would_remove": result.components_would_remove,
             "unread": result.unread,
             "bad_rows": bad_rows,
-            "licenses": dict(sorted(Counter(s.license for s in result.kept).items())),
         },
+        result.kept[0].shape,
     )
 
 

@@ -17,7 +17,8 @@ from instructgen.engines import Request
 from instructgen.errors import InputError, RunError, quoted
 from instructgen.filters.novelty import Novelty
 from instructgen.loop import Loop
-from instructgen.sample import Sample, sample_row
+from instructgen.rows import sample_row
+from instructgen.sample import Sample
 from instructgen.similarity import RougeLIndex, rouge_l, tokenize
 from instructgen.store import Run, find_row
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import platform
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from instructgen.card import dataset_card
+from instructgen.card import generated_card
 from instructgen.config import Config, from_recorded, load_config
 from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
@@ -24,7 +23,8 @@ from instructgen.engines.models import EMBEDDED
 from instructgen.errors import ConfigError, RunError
 from instructgen.loop import Loop, Stop
 from instructgen.methods import Form
-from instructgen.sample import Rejected, Sample, sample_of, sample_row
+from instructgen.rows import sample_of, sample_row
+from instructgen.sample import Rejected, Sample
 from instructgen.seeds import load_seeds, seeds_digest
 from instructgen.sources import OnBadRow
 from instructgen.store import FORMAT, Run, is_run, publish, read_manifest
@@ -290,13 +290,14 @@ def _publish(
     facts = {
         "run": run.id,
         "stopped": stopped._asdict(),
-        "rows": len(loop.rows),
-        "rejected": len(rejected),
         "funnel": funnel,
-        "licenses": dict(sorted(Counter(s.license for s in loop.rows).items())),
     }
     parts = publish(
-        run.folder, loop.rows, rejected, lambda: dataset_card(run, loop, funnel, stopped), facts
+        run.folder,
+        loop.rows,
+        rejected,
+        lambda contents: generated_card(run, loop, contents, funnel, stopped),
+        facts,
     )
     return GenerateResult(
         out=run.folder,

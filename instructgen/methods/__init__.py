@@ -105,8 +105,15 @@ class Method(BaseModel, ABC):
         """What a completion holds: each candidate once, in the completion's order."""
 
 
-def licence_of(pool: Pool, positions: tuple[int, ...]) -> str:
-    """The licence of what is written from these demonstrations."""
+def heir(pool: Pool, positions: tuple[int, ...], language: str) -> Sample:
+    """An empty sample under the terms of the demonstrations that it is written from."""
     from instructgen.licences import combine
 
-    return combine(pool.at(p).license for p in positions)
+    parents = [pool.at(p) for p in positions]
+    return Sample(
+        instruction="",
+        language=language,
+        license=combine(p.license for p in parents),
+        attribution=tuple(sorted({credit for p in parents for credit in p.attribution})),
+        generators=tuple(sorted({model for p in parents for model in p.generators})),
+    )

@@ -6,11 +6,12 @@ Machine-made tasks are never shown, so the pool does not grow.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from pydantic import Field
 
 from instructgen.engines import Completion, Request
-from instructgen.methods import Form, Found, Lost, Method, Outcome, SamplingOptions, licence_of
+from instructgen.methods import Form, Found, Lost, Method, Outcome, SamplingOptions, heir
 from instructgen.prompts import (
     Instance,
     Template,
@@ -46,21 +47,15 @@ class Alpaca(Method):
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
         """Every triple; of a completion cut by length, the last one is lost."""
-        blank = Sample(
-            instruction="", language=request.language, license=licence_of(pool, request.parents)
-        )
+        blank = heir(pool, request.parents, request.language)
         if completion.finish_reason == "error":
             return [_lost(blank, "engine_error", completion.error or "")]
         items = self._parse(request, completion)
         outcomes: list[Outcome] = []
         for number, item in enumerate(items, start=1):
             instruction, instance = item or ("", Instance("", ""))
-            sample = Sample(
-                instruction=instruction,
-                input=instance.input,
-                output=instance.output,
-                language=blank.language,
-                license=blank.license,
+            sample = replace(
+                blank, instruction=instruction, input=instance.input, output=instance.output
             )
             if number == len(items) and completion.finish_reason == "length":
                 outcomes.append(_lost(sample, "cut_by_length", "the last item was not finished"))

@@ -20,7 +20,7 @@ from instructgen.methods import (
     Method,
     Outcome,
     SamplingOptions,
-    licence_of,
+    heir,
 )
 from instructgen.prompts import (
     Instance,
@@ -135,11 +135,7 @@ class SelfInstruct(Method):
     def _new_instructions(
         self, pool: Pool, request: Request, completion: Completion
     ) -> list[Outcome]:
-        blank = Sample(
-            instruction="",
-            language=request.language,
-            license=licence_of(pool, request.parents),
-        )
+        blank = heir(pool, request.parents, request.language)
         whole = replace(blank, instruction=completion.text.strip())
         if completion.finish_reason == "error":
             return [_lost(blank, "engine_error", completion.error or "")]

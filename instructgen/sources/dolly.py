@@ -16,6 +16,10 @@ class Dolly(Source):
     fields = frozenset({"instruction", "context", "response"})
     license = "CC-BY-SA-3.0"
     language = "en"
+    attribution = (
+        "databricks-dolly-15k, Copyright (2023) Databricks, Inc.; "
+        "passages from Wikipedia, Copyright Wikipedia editors and contributors",
+    )
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """One sample; the context becomes its input."""

@@ -1,13 +1,17 @@
-"""JSON records of a file, one at a time, whatever is wrong with some of them.
+"""Records of a file or of a dataset on the Hub, one at a time, whatever is wrong with some.
 
-Reads .jsonl, .ndjson and .json (an array, or lines), each also gzipped. Lines
-are split at LF only, so U+2028 inside a text stays; a byte-order mark and CR
-line ends are taken off; of a key that stands twice the last value counts.
+Reads .jsonl, .ndjson, .json (an array, or lines), .csv and .parquet; text also
+as .gz or .zst. JSON lines are split at LF only, so U+2028 inside a text stays; a
+byte-order mark and CR line ends are taken off; of a key that stands twice the
+last value counts. No file is held in memory as a whole.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,17 +20,21 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
-from instructgen.errors import InputError
+from instructgen.errors import ConfigError, InputError
 
-_EXTENSIONS = (".jsonl", ".ndjson", ".json")
-_MAX_LINE_BYTES = 8 * 2**20
-_MAX_ARRAY_BYTES = 2**30
+_TEXT = (".jsonl", ".ndjson", ".json", ".csv")
+_ZIPPED = (".gz", ".zst")
+_MAX_BYTES = 8 * 2**20
+_MAX_BATCH_BYTES = 2**28
+_MAX_GROUP_BYTES = 2**31
+_CHUNK = 2**20
 _BOM = b"\xef\xbb\xbf"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One JSON object and the line (or array position) it stands at, from 1."""
+    """One object and the line (or row, or array position) it stands at, from 1."""
 
     line: int
     fields: dict[str, Any]
@@ -34,43 +42,53 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A line that is no JSON object, and why."""
+    """A line that is no object, and why."""
 
     line: int
     reason: str
 
 
-def read_records(path: Path) -> Iterator[Record | BadRecord]:
-    """Every record of the file in order.
+def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecord]:
+    """Every record of the file, or of the dataset on the Hub, in order.
+
+    Args:
+        path: a file; ORG/NAME where no such file exists is a dataset on the Hub.
+        split: of a dataset on the Hub.
 
     Raises:
         InputError: no such file, an unknown extension, nothing in it, or damage
             that makes the rest unreadable.
+        ConfigError: the Hub is asked for and the package datasets is missing.
     """
-    name = path.name.lower()
-    zipped = name.endswith(".gz")
-    if not name.removesuffix(".gz").endswith(_EXTENSIONS):
-        raise InputError(
-            "this kind of file is not read.",
-            path=path,
-            hint=f"Give a {', '.join(_EXTENSIONS)} file, also with .gz.",
-        )
     try:
-        found = path.is_file()
+        there = path.is_file()
     except OSError:
         # A name that no file can have.
-        found = False
-    if not found:
-        raise InputError("no such file.", path=path, hint="Check the path.")
+        raise InputError("no such file.", path=path, hint="Check the path.") from None
+    if not there:
+        if _HUB_NAME.fullmatch(str(path)) and not str(path).startswith("."):
+            yield from _hub(str(path), split)
+            return
+        kind = "a folder" if path.exists() else "no such file"
+        raise InputError(f"{kind}.", path=path, hint="Give a file, or ORG/NAME of the Hub.")
+    extension, zipped = _kind(path)
     if path.stat().st_size == 0:
         raise InputError("the file is empty.", path=path, hint="Give a file with one row at least.")
     try:
+        if extension == ".parquet":
+            yield from _parquet(path)
+            return
         with path.open("rb") as raw:
-            stream: BinaryIO = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
-            yield from _records(stream, path)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            stream = _unzipped(raw, zipped)
+            if extension == ".csv":
+                yield from _csv(stream, path)
+            else:
+                yield from _json(stream, path, extension)
+    except (EOFError, zlib.error, gzip.BadGzipFile, _DamagedZstd) as error:
         raise InputError(
-            f"the gzip data is damaged or cut ({error}).", path=path, hint="Fetch the file again."
+            f"the {zipped[1:]} data is damaged or cut ({error}).",
+            path=path,
+            hint="Fetch the file again.",
         ) from error
     except OSError as error:
         raise InputError(
@@ -78,17 +96,68 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
         ) from error
 
 
-def _records(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
+def _kind(path: Path) -> tuple[str, str]:
+    name = path.name.lower()
+    zipped = next((z for z in _ZIPPED if name.endswith(z)), "")
+    bare = name.removesuffix(zipped)
+    extension = next((e for e in _TEXT if bare.endswith(e)), "")
+    if not extension and not zipped and name.endswith(".parquet"):
+        extension = ".parquet"
+    if not extension:
+        raise InputError(
+            "this kind of file is not read.",
+            path=path,
+            hint=f"Give a {', '.join(_TEXT)} file, also with .gz or .zst, or .parquet.",
+        )
+    return extension, zipped
+
+
+class _DamagedZstd(Exception):
+    pass
+
+
+class _Zstd(io.RawIOBase):
+    """pyarrow's stream, which notices a cut where zstandard's ends quietly."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        import pyarrow as pa
+
+        self._stream = pa.CompressedInputStream(cast(io.IOBase, raw), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            raise _DamagedZstd(error) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _unzipped(raw: BinaryIO, zipped: str) -> BinaryIO:
+    if zipped == ".gz":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if zipped == ".zst":
+        return io.BufferedReader(_Zstd(raw), 2**16)
+    return raw
+
+
+# -- JSON ---------------------------------------------------------------------------------
+
+
+def _json(stream: BinaryIO, path: Path, extension: str) -> Iterator[Record | BadRecord]:
     number, first = 1, _line(stream).removeprefix(_BOM)
     while first and not first.strip():
         number, first = number + 1, _line(stream)
-    if path.name.lower().removesuffix(".gz").endswith(".json") and first.lstrip()[:1] == b"[":
-        yield from _array(first + stream.read(_MAX_ARRAY_BYTES), path)
+    if extension == ".json" and first.lstrip()[:1] == b"[":
+        yield from _array(first.lstrip()[1:], stream, path)
         return
     line = first
     while line:
-        if len(line) > _MAX_LINE_BYTES:
-            yield BadRecord(number, f"the line is longer than {_MAX_LINE_BYTES // 2**20} MiB.")
+        if len(line) > _MAX_BYTES:
+            yield BadRecord(number, f"the line is longer than {_MAX_BYTES // 2**20} MiB.")
             while line and not line.endswith(b"\n"):
                 line = _line(stream)
         elif line.strip():
@@ -97,12 +166,12 @@ def _records(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
 
 
 def _line(stream: BinaryIO) -> bytes:
-    return stream.readline(_MAX_LINE_BYTES + 1)
+    return stream.readline(_MAX_BYTES + 1)
 
 
-def _record(number: int, line: bytes) -> Record | BadRecord:
+def _record(number: int, text: bytes) -> Record | BadRecord:
     try:
-        fields = orjson.loads(line)
+        fields = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         return BadRecord(number, f"no valid JSON ({error}).")
     if not isinstance(fields, dict):
@@ -110,21 +179,161 @@ def _record(number: int, line: bytes) -> Record | BadRecord:
     return Record(number, fields)
 
 
-def _array(data: bytes, path: Path) -> Iterator[Record | BadRecord]:
-    if len(data) > _MAX_ARRAY_BYTES:
+def _array(begun: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
+    """The elements of an array, cut at the commas between them and parsed one by one.
+
+    A damaged element costs only itself, unless quotes or brackets do not close.
+    """
+    number, depth, quoted, waiting = 1, 0, False, bytearray()
+    for chunk in _chunks(begun, stream):
+        start = 0
+        for found in re.finditer(rb'\\.|["{}\[\],]', chunk, re.DOTALL):
+            mark = found.group()
+            if quoted:
+                quoted = mark != b'"'
+            elif mark == b'"':
+                quoted = True
+            elif mark in b"{[":
+                depth += 1
+            elif mark in b"}]" and depth:
+                depth -= 1
+            elif depth == 0 and mark in b",]":
+                waiting += chunk[start : found.start()]
+                start = found.end()
+                if mark == b"," or number > 1 or waiting.strip():
+                    yield _element(number, bytes(waiting))
+                    number, waiting = number + 1, bytearray()
+                if mark == b"]":
+                    _check_end(number, chunk[start:] + stream.read(_CHUNK), path)
+                    return
+        # Of an element that is too long only so much is kept as shows it.
+        if len(waiting) <= _MAX_BYTES:
+            waiting += chunk[start:]
+    raise InputError(
+        f"no valid JSON array: it is cut, or a quote or bracket is open, at row {number}.",
+        path=path,
+        hint="Mend it, or turn it into JSON lines.",
+    )
+
+
+def _check_end(number: int, rest: bytes, path: Path) -> None:
+    if number == 1:
         raise InputError(
-            "a JSON array this large is not read.", path=path, hint="Turn it into JSON lines."
+            "the array is empty.", path=path, hint="Give a file with one row at least."
         )
+    if rest.strip():
+        raise InputError("there is text after the array.", path=path, hint="Turn it into lines.")
+
+
+def _element(number: int, text: bytes) -> Record | BadRecord:
+    if len(text) > _MAX_BYTES:
+        return BadRecord(number, f"the row is longer than {_MAX_BYTES // 2**20} MiB.")
+    return _record(number, text)
+
+
+def _chunks(begun: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    """The rest of a stream in pieces that do not end in the middle of an escape."""
+    chunk = begun
+    while chunk:
+        slashes = len(chunk) - len(chunk.rstrip(b"\\"))
+        yield chunk + stream.read(1) if slashes % 2 else chunk
+        chunk = stream.read(_CHUNK)
+
+
+# -- CSV ----------------------------------------------------------------------------------
+
+
+def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
+    """Rows under the names of the first one. A byte that is no UTF-8 costs only its row."""
+    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    csv.field_size_limit(_MAX_BYTES)
+    rows = csv.reader(text, strict=True)
     try:
-        rows = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
+        names = next(rows)
+        number = 1 + rows.line_num
+        for values in rows:
+            # A row may go over several lines.
+            number, line = 1 + rows.line_num, number
+            if not values:
+                continue
+            if len(values) != len(names):
+                said = f"{len(values)} columns where the first row has {len(names)}."
+                yield BadRecord(line, said)
+            elif not all(_is_text(v) for v in values):
+                yield BadRecord(line, "no valid UTF-8.")
+            else:
+                yield Record(line, dict(zip(names, values, strict=True)))
+    except csv.Error as error:
         raise InputError(
-            f"no valid JSON array ({error}).",
+            f"no valid CSV ({error}), read up to line {rows.line_num}.",
             path=path,
-            hint="Mend it, or turn it into JSON lines.",
+            hint="Look for a quote that does not close.",
         ) from error
-    for number, fields in enumerate(rows, start=1):
-        if isinstance(fields, dict):
-            yield Record(number, fields)
-        else:
-            yield BadRecord(number, "no JSON object.")
+
+
+def _is_text(value: str) -> bool:
+    return value.isascii() or not any("\udc80" <= c <= "\udcff" for c in value)
+
+
+# -- Parquet ------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> Iterator[Record | BadRecord]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.metadata.num_row_groups):
+                rows = _rows_at_once(file.metadata.row_group(group), path, group)
+                for batch in file.iter_batches(rows, row_groups=[group]):
+                    for fields in batch.to_pylist():
+                        number += 1
+                        yield Record(number, fields)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(
+            f"no valid Parquet after row {number} ({said}).",
+            path=path,
+            hint="Fetch the file again.",
+        ) from error
+    if not number:
+        raise InputError("the file has no row.", path=path, hint="Give one with rows.")
+
+
+def _rows_at_once(group: Any, path: Path, number: int) -> int:
+    """As many rows as cannot fill the memory, though each repeat a column's one long value."""
+    columns = [group.column(i).total_uncompressed_size for i in range(group.num_columns)]
+    largest = max(columns, default=1)
+    if largest > _MAX_GROUP_BYTES:
+        raise InputError(
+            f"row group {number} has a column of {largest / 2**30:.1f} GiB.",
+            path=path,
+            hint="Write it again in smaller row groups.",
+        )
+    return max(1, min(256, _MAX_BATCH_BYTES // max(largest, 1)))
+
+
+# -- the Hub ------------------------------------------------------------------------------
+
+
+def _hub(name: str, split: str) -> Iterator[Record]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ConfigError(
+            f"{name}: to read from the Hub the package datasets is needed.",
+            "Run: pip install 'instructgen[hub]', or give a file.",
+        ) from None
+    try:
+        # Loading scripts of a dataset, which are code, no longer run in datasets 4.
+        rows = load_dataset(name, split=split, streaming=True)
+        for number, fields in enumerate(rows, start=1):
+            yield Record(number, dict(fields))
+    except (OSError, ValueError, RuntimeError) as error:
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(
+            f"{name}: no such file, and it cannot be read from the Hub ({said}).",
+            hint="Check the path or the name, and --split.",
+        ) from error

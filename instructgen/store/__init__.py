@@ -1,0 +1,46 @@
+"""Run and dataset folders: lock, journal of completions, atomic publishing.
+
+The only package that writes durable files.
+"""
+
+from instructgen.store.dataset import (
+    SPLITS,
+    Part,
+    Writer,
+    digest_of,
+    find_row,
+    is_whole,
+    making,
+    publish,
+    read_batches,
+    read_manifest,
+    read_rows,
+    read_samples,
+    shape_of,
+    writing,
+)
+from instructgen.store.files import write_atomic
+from instructgen.store.journal import FORMAT, Entry, Run, is_run, read_info
+
+__all__ = [
+    "FORMAT",
+    "SPLITS",
+    "Entry",
+    "Part",
+    "Run",
+    "Writer",
+    "digest_of",
+    "find_row",
+    "is_run",
+    "is_whole",
+    "making",
+    "publish",
+    "read_batches",
+    "read_info",
+    "read_manifest",
+    "read_rows",
+    "read_samples",
+    "shape_of",
+    "write_atomic",
+    "writing",
+]

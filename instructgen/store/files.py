@@ -1,0 +1,102 @@
+"""Files that survive a kill: whole or absent, locked folders, the disk's refusals in one line."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from instructgen.errors import RunError, StorageError
+
+LOCK = "lock"
+_MENDED_BY = {
+    errno.ENOSPC: "Free space",
+    errno.EDQUOT: "Free space",
+    errno.EACCES: "Mend permissions",
+    errno.EPERM: "Mend permissions",
+    errno.EROFS: "Make it writable",
+}
+
+
+def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file so that its name always stands for a whole one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(folder: Path, *begun: str) -> None:
+    """Make a folder, unless it holds more than these files, whole or not, and the lock."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is no folder.", "Give another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = {LOCK, *begun, *(f".{name}.partial" for name in begun)}
+    if others := sorted({p.name for p in folder.iterdir()} - ours):
+        raise RunError(f"{folder} holds {others[0]} and is none of ours.", "Give another --out.")
+
+
+def regular_file(path: Path) -> Path:
+    """The path, unless it is a pipe or the like, which would be waited on for ever."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is no regular file.", "Restore it from a copy.")
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{folder} is in use by another process.", "Wait for it, or give another --out."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn the disk's refusals into one clear line."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        where = error.filename or path
+        cause = _MENDED_BY.get(error.errno or 0, "Mend the cause")
+        raise StorageError(
+            f"{where}: cannot be written ({error.strerror or error}).",
+            f"{cause}; the same command goes on from here.",
+        ) from error
