@@ -19,6 +19,7 @@ from instructgen.engines import Engine
 from instructgen.errors import ConfigError, quoted
 from instructgen.filters import Filter
 from instructgen.methods import Method
+from instructgen.mix import MixOptions, SplitOptions
 from instructgen.plugins import find, suggest
 from instructgen.shipped import shipped
 
@@ -94,11 +95,7 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
     """
     path = _recipe_path(recipe)
     tables = _read(path)
-    if unknown := sorted(tables.keys() - {"generate", "method", "engine", "filters"}):
-        raise ConfigError(
-            f"{path}: {unknown[0]}: unknown table.",
-            suggest(unknown[0], ["generate", "method", "engine", "filters"]),
-        )
+    _known_tables(tables, ("generate", "method", "engine", "filters"), path)
     for name in ("generate", "method", "engine"):
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
@@ -114,6 +111,51 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
         engine=_part("engines", "vllm", tables, options, path),
         filters=_filters(tables, path),
     )
+
+
+def load_filters(recipe: str) -> tuple[Filter, ...]:
+    """The filters of a recipe; its tables for generating mean nothing here.
+
+    Args:
+        recipe: a shipped name, or a TOML file.
+
+    Raises:
+        ConfigError: the file or a key is bad; every bad key has its line.
+    """
+    path = _recipe_path(recipe)
+    tables = _read(path)
+    _known_tables(tables, ("generate", "method", "engine", "filters"), path)
+    return _filters(tables, path)
+
+
+def load_mix(recipe: str | None) -> tuple[MixOptions, SplitOptions]:
+    """The tables [mix] and [split] of a TOML file; the defaults without one.
+
+    Raises:
+        ConfigError: the file or a key is bad; every bad key has its line.
+    """
+    if recipe is None:
+        return MixOptions(), SplitOptions()
+    path = Path(recipe)
+    tables = _read(path)
+    _known_tables(tables, ("mix", "split"), path)
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
+    return (
+        _build(MixOptions, tables.get("mix", {}), path, "mix"),
+        _build(SplitOptions, tables.get("split", {}), path, "split"),
+    )
+
+
+def recorded_filters(filters: Sequence[Filter]) -> list[dict[str, Any]]:
+    """The filters as plain data: what a dataset that they made is described by."""
+    return [_named(f) for f in filters]
+
+
+def _known_tables(tables: dict[str, Any], known: Sequence[str], path: Path) -> None:
+    if unknown := sorted(tables.keys() - set(known)):
+        raise ConfigError(f"{path}: {unknown[0]}: unknown table.", suggest(unknown[0], [*known]))
 
 
 def from_recorded(recorded: dict[str, Any], where: Path) -> Config:

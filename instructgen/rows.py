@@ -99,8 +99,8 @@ def samples_in(batch: Any) -> list[Sample]:
         rejected: list[str | None] = [None] * len(said)
     else:
         said = [prompt[:-1] for prompt in _structs(columns["prompt"], Message)]
-        rejected = [m[0].content for m in _structs(columns["rejected"], Message)]
-    rows = zip(
+        rejected = [m[0].content if m else None for m in _structs(columns["rejected"], Message)]
+    rows: Iterable[tuple[Any, Any, Any]] = zip(
         zip(*texts, strict=True),
         zip(*lists, _origins(columns["origin"]), *structs, strict=True),
         zip(said, rejected, strict=True),
@@ -205,8 +205,8 @@ def _said(sample: Sample, column: str) -> tuple[Message, ...]:
     if column == "prompt":
         return sample.prompt
     answer = sample.output if column == "chosen" else sample.rejected_output
-    assert answer is not None  # the writer has checked the shape
-    return (Message("assistant", answer),)
+    # Only a rejected candidate can be without: half of a pair.
+    return () if answer is None else (Message("assistant", answer),)
 
 
 def _struct_lists(lists: Iterable[Sequence[Any]], kind: type) -> Any:

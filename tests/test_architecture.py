@@ -28,6 +28,7 @@ ORDER = [
     "engines",
     "methods",
     "filters",
+    "mix",
     "config",
     "store",
     "loop",

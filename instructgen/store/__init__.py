@@ -21,6 +21,7 @@ from instructgen.store.dataset import (
 )
 from instructgen.store.files import write_atomic
 from instructgen.store.journal import FORMAT, Entry, Run, is_run, read_info
+from instructgen.store.spool import Spool
 
 __all__ = [
     "FORMAT",
@@ -28,6 +29,7 @@ __all__ = [
     "Entry",
     "Part",
     "Run",
+    "Spool",
     "Writer",
     "digest_of",
     "find_row",

@@ -1,0 +1,176 @@
+"""The command import: a dataset of another project in, one of ours out, every row accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from instructgen.card import derived_card, rejected_table
+from instructgen.commands.derived import ROWS_AT_ONCE, Derived, Funnel, derived, name_of
+from instructgen.errors import ConfigError
+from instructgen.licences import check_licence
+from instructgen.plugins import find
+from instructgen.sample import Origin, Rejected, Rejection, Sample, Shape
+from instructgen.sources import BadRow, LeftOut, OnBadRow, Reading, Source, check_language, read
+from instructgen.sources.plain import Plain
+from instructgen.store import digest_of, is_whole, making, writing
+
+# Called with a name, the rows done with, and all of them where that is known.
+Watch = Callable[[str, int, int | None], None]
+
+
+def import_data(
+    path: str | Path,
+    out: str | Path,
+    source: str | None = None,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    shape: Shape | None = None,
+    take: str | None = None,
+    license: str = "",
+    language: str = "",
+    attribution: str = "",
+    model: str = "",
+    split: str = "train",
+    on_bad_row: OnBadRow = "fail",
+    watch: Watch | None = None,
+) -> Derived:
+    """Read a dataset of another project into a dataset folder.
+
+    Args:
+        path: a JSONL, JSON, CSV or Parquet file, or ORG/NAME of the Hub.
+        out: a folder for the dataset. One made from the same is left as it is.
+        source: the format, such as ``dolly``; sniffed where it is left out.
+        mapping: of a format that is none of the known: our fields to the file's.
+        shape: ``instructions`` or ``preferences``, of formats that give both.
+        take: which rows of a format that offers a choice.
+        license: SPDX licence of rows whose file and format name none.
+        language: ISO 639 language of rows that name none.
+        attribution: the credit that goes with rows that name none.
+        model: the model that wrote the rows, if one did.
+        split: of a dataset on the Hub.
+        on_bad_row: ``fail``, or ``reject`` to put bad rows among the rejected.
+        watch: called with progress.
+
+    Raises:
+        InputError: the file or a row is bad.
+        ConfigError: an option is bad.
+        RunError: ``out`` holds something else.
+        StorageError: the disk refuses.
+    """
+    file, folder = Path(path), Path(out)
+    if license:
+        license = check_licence(license)
+    if language:
+        check_language(language)
+    reading = read(
+        file,
+        _source(source, mapping, shape, take),
+        license=license,
+        language=language,
+        attribution=attribution,
+        model=model,
+        on_bad_row=on_bad_row,
+        split=split,
+    )
+    if source is None and (shape or take):
+        # Sniffed, and now with the options that the format was to have.
+        reading.source = type(reading.source)(shape, take)
+    made = {
+        "command": "import",
+        "inputs": [
+            {"name": name_of(file), "sha256": digest_of(file)}
+            if file.exists()
+            else {"name": str(file), "split": split}
+        ],
+        "options": {
+            "source": reading.source.name,
+            "map": dict(mapping or {}),
+            "as": reading.source.shape,
+            "take": reading.source.take,
+            "license": license,
+            "language": language,
+            "attribution": attribution,
+            "model": model,
+            "on_bad_row": on_bad_row,
+        },
+    }
+    with making(folder, made):
+        if not is_whole(folder):
+            _write(folder, reading, made, watch)
+        return derived(folder)
+
+
+def _source(
+    name: str | None, mapping: Mapping[str, str] | None, shape: Shape | None, take: str | None
+) -> Source | None:
+    if mapping:
+        if name not in (None, Plain.name):
+            raise ConfigError(f"--map is for other formats than {name}.", "Leave SOURCE out.")
+        return Plain(shape, take, mapping)
+    if name is None:
+        return None
+    found: Source = find("sources", name)(shape, take)
+    return found
+
+
+def _write(folder: Path, reading: Reading, made: dict[str, Any], watch: Watch | None) -> None:
+    shape = reading.source.shape
+    assert shape is not None  # the source has settled it
+    funnel, kept, rejected = Funnel(), list[Sample](), list[Rejected]()
+    number = 0
+    with writing(folder, shape) as writer:
+        for row in reading:
+            if isinstance(row, Sample):
+                kept.append(row)
+            else:
+                rejected.append(_rejected(row, shape, number))
+                number += 1
+            if len(kept) + len(rejected) >= ROWS_AT_ONCE:
+                _flush(writer, funnel, kept, rejected)
+                if watch is not None:
+                    watch("read", reading.used + reading.others, None)
+        _flush(writer, funnel, kept, rejected)
+        counts = funnel.rows()
+        facts = {
+            "source": reading.source.name,
+            "unit": reading.source.unit,
+            "read": reading.units,
+            "used": reading.used,
+            "funnel": counts,
+        }
+        if writer.rejected != reading.others or reading.used + reading.others != reading.units:
+            raise RuntimeError("the rows read do not add up; please report this file's format")
+        sections = [
+            "## Read",
+            "",
+            f"Of {reading.units:,} {reading.source.unit} read as `{reading.source.name}`, "
+            f"{reading.used:,} stand in the rows; {reading.others:,} do not, and are in "
+            "`rejected/`, each with its line and its reason.",
+            "",
+            *(rejected_table(counts) if counts else ()),
+        ]
+        names = [each["name"] for each in made["inputs"]]
+        writer.finish(
+            lambda contents: derived_card(name_of(folder), contents, names, "", sections, made),
+            facts,
+        )
+
+
+def _flush(writer: Any, funnel: Funnel, kept: list[Sample], rejected: list[Rejected]) -> None:
+    funnel.add(rejected)
+    writer.keep(kept)
+    writer.reject(rejected)
+    kept.clear()
+    rejected.clear()
+
+
+def _rejected(row: BadRow | LeftOut, shape: Shape, number: int) -> Rejected:
+    if isinstance(row, BadRow):
+        sample = Sample("", origin=Origin(record=str(row.line)))
+        rejection = Rejection("import", "bad_row", f"line {row.line}: {row.reason}")
+    else:
+        sample = row.sample
+        rejection = Rejection("import", row.code, f"line {row.line}: {row.reason}")
+    return Rejected(sample, rejection, "import", number)

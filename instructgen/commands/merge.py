@@ -1,0 +1,222 @@
+"""The command merge: datasets in, one mix out, and what it obliges whoever uses it.
+
+Reads the inputs twice: first to decide by numbers what is taken, then to write
+it. Rows wait for their place on disk, so that memory does not grow with the mix.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from instructgen.card import derived_card, rejected_table, table
+from instructgen.commands.derived import (
+    ROWS_AT_ONCE,
+    Derived,
+    Funnel,
+    common_shape,
+    derived,
+    inputs_of,
+    name_of,
+)
+from instructgen.commands.import_data import Watch
+from instructgen.config import load_mix
+from instructgen.errors import InputError
+from instructgen.licences import Requirement
+from instructgen.mix import MixOptions, SplitOptions, Strata, Together, copies, digest
+from instructgen.sample import Label, Rejected, Rejection, Sample, Shape
+from instructgen.store import SPLITS, Spool, is_whole, making, read_samples, writing
+
+_ROWS_PER_BUCKET = 20_000
+_NOT_DRAWN = Rejection("mix", "not_drawn", "the shares of the mix leave no room for it")
+
+
+def merge(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    require: str | None = None,
+    watch: Watch | None = None,
+) -> Derived:
+    """Mix datasets into one.
+
+    Args:
+        inputs: dataset or run folders.
+        out: a folder for the mix. One made from the same is left as it is.
+        recipe: a TOML file with the tables [mix] and [split]; all rows, shuffled,
+            without one.
+        require: what every row has to allow: ``commercial-use``, ``permissive``, or
+            licences separated by commas. Rows that fail are rejected.
+        watch: called with progress.
+
+    Raises:
+        InputError: an input is not there, or no row is left.
+        ConfigError: the recipe or ``require`` is bad.
+        RunError: an input is no complete dataset, or ``out`` holds something else.
+        StorageError: the disk refuses.
+    """
+    paths, folder = [Path(p) for p in inputs], Path(out)
+    mix, split = load_mix(None if recipe is None else str(recipe))
+    wanted = None if require is None else Requirement.of(require)
+    given = inputs_of(paths)
+    shape = common_shape(paths)
+    made = {
+        "command": "merge",
+        "inputs": given,
+        "options": {
+            "mix": mix.model_dump(mode="json"),
+            "split": split.model_dump(mode="json"),
+            "require": require,
+        },
+    }
+    with making(folder, made):
+        if not is_whole(folder):
+            _Merge(paths, folder, shape, mix, split, wanted, watch).write(made)
+        return derived(folder)
+
+
+class _Merge:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        folder: Path,
+        shape: Shape,
+        mix: MixOptions,
+        split: SplitOptions,
+        require: Requirement | None,
+        watch: Watch | None,
+    ) -> None:
+        self.paths, self.folder, self.shape = paths, folder, shape
+        self.mix, self.split, self.require, self.watch = mix, split, require, watch
+        self.splits = SPLITS if split.validation or split.test else ("part",)
+
+    def write(self, made: dict[str, Any]) -> None:
+        strata, together, count = Strata(self.mix.by), Together(self.split), 0
+        for count, (_, sample) in enumerate(self._rows("weigh"), start=1):
+            if self._refused(sample) is None:
+                strata.add(count - 1, sample)
+                if len(self.splits) > 1:
+                    together.add(count - 1, sample)
+        taken = copies(strata, self.mix)
+        if not taken:
+            raise InputError("no row is left for the mix.", hint="Look at --require and [mix].")
+        sides = dict.fromkeys(taken, "part")
+        if len(self.splits) > 1:
+            sides = together.sides(list(taken), self.mix.seed)
+            # To judge a model twice by the same row tells nothing.
+            taken = {row: n if sides[row] == "train" else 1 for row, n in taken.items()}
+        funnel = Funnel()
+        with writing(self.folder, self.shape, self.splits) as writer:
+            self._write_rows(writer, taken, sides, funnel)
+            if len(taken) + writer.rejected != count:
+                raise RuntimeError(f"{count} rows read, {len(taken)} taken, {writer.rejected} not")
+            facts = {
+                "read": count,
+                "taken": len(taken),
+                "strata": self._strata(strata, taken),
+                "splits": dict(Counter(sides[row] for row in taken)),
+                "funnel": funnel.rows(),
+            }
+            names = [each["name"] for each in made["inputs"]]
+            writer.finish(
+                lambda contents: derived_card(
+                    name_of(self.folder),
+                    contents,
+                    names,
+                    "",
+                    _sections(facts, self.mix.by),
+                    made,
+                    self.splits,
+                ),
+                facts,
+            )
+
+    def _rows(self, stage: str) -> Iterator[tuple[int, Sample]]:
+        number = 0
+        for path in self.paths:
+            for sample in read_samples(path):
+                yield number, sample
+                number += 1
+                if self.watch is not None and number % ROWS_AT_ONCE == 0:
+                    self.watch(stage, number, None)
+
+    def _refused(self, sample: Sample) -> Rejection | None:
+        if self.require is None:
+            return None
+        found = self.require.objection(sample.license, sample.generators)
+        return None if found is None else Rejection("licence", *found)
+
+    def _write_rows(
+        self, writer: Any, taken: dict[int, int], sides: dict[int, str], funnel: Funnel
+    ) -> None:
+        """Park every row where its place in the mix is, then write place by place."""
+        order = [row for row in sorted(taken) for _ in range(taken[row])]
+        if self.mix.shuffle:
+            random.Random(digest(self.mix.seed, "shuffle")).shuffle(order)
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(order):
+            places.setdefault(row, []).append(place)
+        buckets = -(-len(order) // _ROWS_PER_BUCKET)
+        with Spool(self.folder, self.shape, buckets) as spool:
+            rejected: list[Rejected] = []
+            for number, sample in self._rows("read"):
+                for place in places.get(number, ()):
+                    spool.add(place // _ROWS_PER_BUCKET, place, sample)
+                if number not in taken:
+                    reason = self._refused(sample) or _NOT_DRAWN
+                    at = writer.rejected + len(rejected)
+                    rejected.append(Rejected(sample, reason, "merge", at))
+                if len(rejected) >= ROWS_AT_ONCE:
+                    funnel.add(rejected)
+                    writer.reject(rejected)
+                    rejected = []
+            funnel.add(rejected)
+            writer.reject(rejected)
+            copies_seen: Counter[int] = Counter()
+            for bucket in range(buckets):
+                waiting: dict[str, list[Sample]] = {name: [] for name in self.splits}
+                for place, sample in spool.take(bucket):
+                    row = order[place]
+                    copies_seen[row] += 1
+                    if (copy := copies_seen[row]) > 1:
+                        sample = replace(sample, labels=(*sample.labels, Label("copy", str(copy))))
+                    waiting[sides[row]].append(sample)
+                for name, samples in waiting.items():
+                    writer.keep(samples, name)
+                if self.watch is not None:
+                    self.watch("write", sum(copies_seen.values()), len(order))
+
+    def _strata(self, strata: Strata, taken: dict[int, int]) -> list[dict[str, Any]]:
+        return [
+            {
+                self.mix.by: name,
+                "rows": len(rows),
+                "taken": sum(row in taken for row in rows),
+                "with_copies": sum(taken.get(row, 0) for row in rows),
+            }
+            for name, rows in sorted(strata.rows.items())
+        ]
+
+
+def _sections(facts: dict[str, Any], by: str) -> list[str]:
+    strata = [
+        (s[by], f"{s['rows']:,}", f"{s['taken']:,}", f"{s['with_copies']:,}")
+        for s in facts["strata"]
+    ]
+    splits = [(name, f"{rows:,}") for name, rows in facts["splits"].items() if name != "part"]
+    return [
+        "## Mix",
+        "",
+        f"{facts['read']:,} rows were read, and {facts['taken']:,} of them taken. "
+        "The others are in `rejected/`, each with its reason.",
+        "",
+        *table((by, "rows", "taken", "with copies"), strata),
+        "",
+        *([*table(("split", "different rows"), splits), ""] if splits else []),
+        *(rejected_table(facts["funnel"]) if facts["funnel"] else ()),
+    ]
