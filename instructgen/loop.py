@@ -18,7 +18,7 @@ import orjson
 
 from instructgen.config import Config
 from instructgen.engines import Completion, Request
-from instructgen.filters import Chain
+from instructgen.filters import Chain, Stage
 from instructgen.methods import Classified, Form, Lost
 from instructgen.sample import Origin, Rejected, Rejection, Sample
 from instructgen.seeds import Pool
@@ -170,11 +170,14 @@ class Loop:
             return self._reject(sample, full, request.stage)
         # An instruction is judged once: when it is proposed, alone or with its answer.
         proposed = request.task is None
-        rejection = self.chain.reason(sample, "instruction") if proposed else None
-        if rejection is None and is_row:
-            rejection = self.chain.reason(sample, "row")
-        if rejection is not None:
-            return self._reject(sample, rejection, request.stage)
+        stages: list[Stage] = ["instruction"] if proposed else []
+        if is_row:
+            stages.append("row")
+        for stage in stages:
+            verdict = self.chain.judge(sample, stage)
+            sample = verdict.sample
+            if verdict.rejection is not None:
+                return self._reject(sample, verdict.rejection, request.stage)
         if proposed:
             self.chain.remember(sample, "instruction")
         if is_row:

@@ -287,7 +287,7 @@ def test_a_chain_judges_by_stage_and_stops_at_the_first() -> None:
     assert [f.name for f in chain.at("instruction")] == ["length", "control_tokens"]
     assert [f.name for f in chain.at("row")] == ["instance", "control_tokens"]
     sample = Sample("too short <s>", "", "")
-    rejection = chain.reason(sample, "instruction")
+    rejection = chain.judge(sample, "instruction").rejection
     assert rejection is not None
     assert rejection.filter == "length"
 

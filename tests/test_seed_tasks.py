@@ -59,7 +59,7 @@ def test_no_two_are_alike() -> None:
 def test_no_control_tokens() -> None:
     seeds, _ = load_seeds([GENERAL, MULTILINGUAL])
     chain = Chain([ControlTokens(), Instance()])
-    assert [r for s in seeds if (r := chain.reason(s, "row"))] == []
+    assert [r for s in seeds if (r := chain.judge(s, "row").rejection)] == []
 
 
 def test_the_checks_can_fail() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PrivateAttr
 
-from instructgen.filters import ComparingFilter
+from instructgen.filters import ComparingFilter, Matched
 from instructgen.sample import Rejection, Sample
 from instructgen.similarity import RougeLIndex, Tokenizer
 from instructgen.similarity.encoders import MINILM, check_model, encoder
@@ -22,6 +22,7 @@ class FrameQuota(ComparingFilter):
     """
 
     name = "frame_quota"
+    needs = ("instruction",)
 
     threshold: float = Field(0.7, gt=0, le=1, description="ROUGE-L above this shares a frame")
     quota: int = Field(3, ge=1, description="instructions kept of a frame")
@@ -39,28 +40,24 @@ class FrameQuota(ComparingFilter):
         check_model(self.model)
         return RougeLIndex(self.threshold, self.tokenizer)
 
-    def reason(self, sample: Sample) -> Rejection | None:
+    def decide(self, sample: Sample, matches: Sequence[Matched]) -> Rejection | None:
         """``duplicate`` or ``same_frame``, with ROUGE-L and the id of the nearest."""
-        found = self.matches(sample)
-        if not found:
-            return None
-        vectors = self._vectors([sample, *(other for _, other in found)])
+        vectors = self._vectors([sample.instruction, *(seen.texts[0] for _, seen in matches)])
         cosines = np.round(vectors[1:] @ vectors[0], 4).tolist()
         cosine, score, nearest = max(
-            ((c, s, other) for c, (s, other) in zip(cosines, found, strict=True)),
+            ((c, s, seen) for c, (s, seen) in zip(cosines, matches, strict=True)),
             key=lambda match: match[:2],
         )
         if cosine > self.cosine:
             detail = f"ROUGE-L {score:.3f}, cosine {cosine:.3f} to {nearest.id}"
             return self.reject("duplicate", detail, score, nearest.id)
-        if len(found) < self.quota:
+        if len(matches) < self.quota:
             return None
-        score, nearest = max(found, key=lambda match: match[0])
-        detail = f"ROUGE-L {score:.3f} to {nearest.id}; {len(found)} kept ones share its words"
+        score, nearest = max(matches, key=lambda match: match.score)
+        detail = f"ROUGE-L {score:.3f} to {nearest.id}; {len(matches)} kept ones share its words"
         return self.reject("same_frame", detail, score, nearest.id)
 
-    def _vectors(self, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
-        texts = [sample.instruction for sample in samples]
+    def _vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         self._known.update(zip(new, encoder(self.model).encode(new), strict=True))
         return np.stack([self._known[text] for text in texts])

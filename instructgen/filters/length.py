@@ -32,10 +32,18 @@ class Length(Filter):
             )
         return self
 
+    def thresholds(self) -> tuple[float, ...]:
+        """The fewest and the most words kept."""
+        return (self.min_words, self.max_words)
+
+    def value(self, sample: Sample) -> float:
+        """The number of words."""
+        text = sample.instruction
+        return len(text.split() if self.words == "whitespace" else tokenize(text))
+
     def reason(self, sample: Sample) -> Rejection | None:
         """``too_short`` or ``too_long``; the score is the number of words."""
-        text = sample.instruction
-        count = len(text.split() if self.words == "whitespace" else tokenize(text))
+        count = self.value(sample)
         if count < self.min_words:
             return self.reject("too_short", f"{count} words, fewer than {self.min_words}", count)
         if count > self.max_words:

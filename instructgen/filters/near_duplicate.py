@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from instructgen.filters import ComparingFilter
+from instructgen.filters import ComparingFilter, Matched
 from instructgen.sample import Rejection, Sample
 from instructgen.similarity import MinHashIndex, Tokenizer
 from instructgen.similarity.minhash import jaccard, runs
@@ -20,6 +22,8 @@ class NearDuplicate(ComparingFilter):
 
     name = "near_duplicate"
     scope = "row"
+    needs = ("instruction", "output")
+    most_characters = 2**24
 
     threshold: float = Field(0.7, ge=0.05, lt=1, description="highest Jaccard similarity kept")
     ngram: int = Field(1, ge=1, description="words in a run; 1 is right for short texts")
@@ -33,18 +37,22 @@ class NearDuplicate(ComparingFilter):
         """Instruction, input and output."""
         return f"{sample.instruction}\n{sample.input}\n{sample.output}"
 
-    def reason(self, sample: Sample) -> Rejection | None:
+    def thresholds(self) -> tuple[float, ...]:
+        """The highest similarity kept."""
+        return (self.threshold,)
+
+    def decide(self, sample: Sample, matches: Sequence[Matched]) -> Rejection | None:
         """``near_duplicate``, with the similarity and the id of the nearest row."""
-        found = [(min(score, self._parts(sample, o)), o) for score, o in self.matches(sample)]
-        score, nearest = max(found, key=lambda match: match[0], default=(0.0, sample))
+        found = [(min(score, self._parts(sample, *o.texts)), o) for score, o in matches]
+        score, nearest = max(found, key=lambda match: match[0])
         if score <= self.threshold:
             return None
         detail = f"Jaccard {score:.3f} to {nearest.id}, above {self.threshold}"
         return self.reject("near_duplicate", detail, score, nearest.id)
 
-    def _parts(self, a: Sample, b: Sample) -> float:
+    def _parts(self, sample: Sample, instruction: str, output: str) -> float:
         """The lower similarity, of the instructions or of the outputs, where there are words."""
-        texts = [a.instruction, b.instruction, a.output, b.output]
+        texts = [sample.instruction, instruction, sample.output, output]
         words = tokenize_all(texts, self.tokenizer)
         sets = [set(runs(w, self.ngram)) for w in words]
         pairs = ((sets[0], sets[1]), (sets[2], sets[3]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
-from instructgen.filters import ComparingFilter
+from instructgen.filters import ComparingFilter, Matched
 from instructgen.sample import Rejection, Sample
 from instructgen.similarity import RougeLIndex, Tokenizer
 
@@ -29,11 +30,12 @@ class Novelty(ComparingFilter):
         """Of the texts seen."""
         return RougeLIndex(self.threshold, self.tokenizer, self.compatible)
 
-    def reason(self, sample: Sample) -> Rejection | None:
+    def thresholds(self) -> tuple[float, ...]:
+        """The highest similarity kept."""
+        return (self.threshold,)
+
+    def decide(self, sample: Sample, matches: Sequence[Matched]) -> Rejection | None:
         """``too_similar``, with the F-measure and the id of the nearest instruction."""
-        found = self.nearest(sample)
-        if found is None:
-            return None
-        score, nearest = found
+        score, nearest = max(matches, key=lambda match: match.score)
         detail = f"ROUGE-L {score:.3f} to {nearest.id}, above {self.threshold}"
         return self.reject("too_similar", detail, score, nearest.id)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from instructgen.filters import ComparingFilter
+from instructgen.filters import ComparingFilter, Matched
 from instructgen.sample import Rejection, Sample
 from instructgen.similarity import EmbeddingIndex, rouge_l, tokenize
 from instructgen.similarity.encoders import MINILM
@@ -18,6 +20,7 @@ class SemanticDuplicate(ComparingFilter):
     """
 
     name = "semantic_duplicate"
+    needs = ("instruction",)
 
     threshold: float = Field(0.9, gt=0, lt=1, description="highest cosine kept")
     rouge_l: float = Field(
@@ -34,13 +37,14 @@ class SemanticDuplicate(ComparingFilter):
         """Of the texts seen."""
         return EmbeddingIndex(self.threshold, self.model, self.first_pass)
 
-    def reason(self, sample: Sample) -> Rejection | None:
+    def thresholds(self) -> tuple[float, ...]:
+        """The highest cosine kept."""
+        return (self.threshold,)
+
+    def decide(self, sample: Sample, matches: Sequence[Matched]) -> Rejection | None:
         """``duplicate`` or ``paraphrase``, with the cosine and the id of the nearest."""
-        found = self.nearest(sample)
-        if found is None:
-            return None
-        score, nearest = found
-        lexical = rouge_l(tokenize(sample.instruction), tokenize(nearest.instruction))
+        score, nearest = max(matches, key=lambda match: match.score)
+        lexical = rouge_l(tokenize(sample.instruction), tokenize(nearest.texts[0]))
         reason = "duplicate" if lexical > self.rouge_l else "paraphrase"
         detail = f"cosine {score:.3f}, ROUGE-L {lexical:.3f} to {nearest.id}"
         return self.reject(reason, detail, score, nearest.id)
