@@ -30,6 +30,7 @@ ORDER = [
     "filters",
     "mix",
     "config",
+    "curate",
     "store",
     "loop",
     "drive",

@@ -17,6 +17,7 @@ from instructgen.store.dataset import (
     read_rows,
     read_samples,
     shape_of,
+    splits_of,
     writing,
 )
 from instructgen.store.files import write_atomic
@@ -43,6 +44,7 @@ __all__ = [
     "read_rows",
     "read_samples",
     "shape_of",
+    "splits_of",
     "write_atomic",
     "writing",
 ]

@@ -361,6 +361,24 @@ def shape_of(folder: Path) -> Shape:
     return shape
 
 
+def splits_of(folder: Path) -> dict[str, int]:
+    """The rows of a complete dataset by split, in the order in which they are read.
+
+    Raises:
+        RunError: there is none, or its manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise RunError(f"{folder} holds no complete dataset.", _mend(folder))
+    found: dict[str, int] = {}
+    for file in manifest["files"]:
+        path = Path(file["path"])
+        if path.parent.name == "data":
+            split = path.name.split("-")[0]
+            found[split] = found.get(split, 0) + file["rows"]
+    return found
+
+
 def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:
     """The rows of a dataset folder in order, as they stand in its files.
 
