@@ -9,19 +9,40 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["dedup", "explain", "generate", "preview", "rebuild"]
+__all__ = [
+    "curate",
+    "dedup",
+    "explain",
+    "export",
+    "generate",
+    "import_data",
+    "merge",
+    "preview",
+    "publish",
+    "rebuild",
+]
 
 if TYPE_CHECKING:
+    from instructgen.commands.curate import curate
     from instructgen.commands.dedup import dedup
     from instructgen.commands.explain import explain
+    from instructgen.commands.export import export
     from instructgen.commands.generate import generate, rebuild
+    from instructgen.commands.import_data import import_data
+    from instructgen.commands.merge import merge
     from instructgen.commands.preview import preview
+    from instructgen.commands.publish import publish
 
 _MODULES = {
+    "curate": "curate",
     "dedup": "dedup",
     "explain": "explain",
+    "export": "export",
     "generate": "generate",
+    "import_data": "import_data",
+    "merge": "merge",
     "preview": "preview",
+    "publish": "publish",
     "rebuild": "generate",
 }
 

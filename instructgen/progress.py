@@ -39,7 +39,7 @@ def watching(console: Console, *, show: bool) -> Iterator[Watch | None]:
 
 @contextmanager
 def watching_stages(console: Console, *, show: bool) -> Iterator[Callable[..., None] | None]:
-    """A watcher for `dedup`: the stage, the texts done with, and all of them."""
+    """A watcher for a stage's name, the rows done with, and all of them where that is known."""
     if not show:
         yield None
     elif console.is_terminal:
@@ -49,7 +49,7 @@ def watching_stages(console: Console, *, show: bool) -> Iterator[Callable[..., N
     else:
         last = time.monotonic()
 
-        def log(stage: str, done: int, count: int) -> None:
+        def log(stage: str, done: int, count: int | None) -> None:
             nonlocal last
             if time.monotonic() - last >= _LINE_EVERY_S:
                 last = time.monotonic()
@@ -58,9 +58,11 @@ def watching_stages(console: Console, *, show: bool) -> Iterator[Callable[..., N
         yield log
 
 
-def _stage_line(stage: str, done: int, count: int) -> str:
+def _stage_line(stage: str, done: int, count: int | None) -> str:
+    if not count:
+        return f"{stage}: {done:,} rows"
     filled = round(24 * done / count)
-    return f"{'━' * filled}{'╌' * (24 - filled)} {stage}: {done:,} of {count:,} texts"
+    return f"{'━' * filled}{'╌' * (24 - filled)} {stage}: {done:,} of {count:,} rows"
 
 
 def lines(p: Progress) -> list[str]:

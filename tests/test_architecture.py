@@ -30,7 +30,7 @@ ORDER = [
     "filters",
     "mix",
     "config",
-    "curate",
+    "curation",
     "store",
     "loop",
     "drive",

@@ -19,7 +19,7 @@ from instructgen.commands.derived import (
 )
 from instructgen.commands.import_data import Watch
 from instructgen.config import load_filters, recorded_filters
-from instructgen.curate import Curation, Report
+from instructgen.curation import Curation, Report
 from instructgen.filters import Filter
 from instructgen.filters.contamination import Contamination
 from instructgen.sample import Rejected, Sample, Score
@@ -156,7 +156,7 @@ def _reported(curation: Curation) -> dict[str, Any]:
         for (name, reason, source), count in sorted(report.rejected.items())
     ]
     borderline = []
-    for f in curation.filters:
+    for f in curation.order:
         kept, rejected = report.examples(f.name)
         for side, examples in (("kept", kept), ("rejected", rejected)):
             borderline += [
@@ -167,7 +167,7 @@ def _reported(curation: Curation) -> dict[str, Any]:
         "by_source": by_source,
         "sources": dict(sorted(report.read.items())),
         "borderline": borderline,
-        "filters": [f.name for f in curation.filters],
+        "filters": [f.name for f in curation.order],
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instructgen.commands.explain_row import RowExplanation, explain_row
 from instructgen.commands.generate import reopen
 from instructgen.drive import Progress, drive
 from instructgen.engines import Request
@@ -20,7 +21,7 @@ from instructgen.loop import Loop
 from instructgen.rows import sample_row
 from instructgen.sample import Sample
 from instructgen.similarity import RougeLIndex, rouge_l, tokenize
-from instructgen.store import Run, find_row
+from instructgen.store import Run, find_row, is_run, read_manifest
 
 # The nearest neighbour is shown however far it is.
 _ANY_SIMILARITY = 1e-6
@@ -66,19 +67,22 @@ class Explanation:
     nearest: Neighbour | None
 
 
-def explain(out: str | Path, row_id: str) -> Explanation:
-    """The parents, prompts, model, filters and nearest neighbour of a row.
+def explain(out: str | Path, row_id: str) -> Explanation | RowExplanation:
+    """Where a row comes from and why it was kept, or why it was rejected.
 
     Args:
-        out: a run folder with a dataset.
-        row_id: an id from ``data`` or ``rejected`` (those begin with ``r-``), or of
-            an instruction or seed that such a row names as parent or nearest.
+        out: a run folder with a dataset, or a dataset that another command made.
+        row_id: an id from ``data`` or ``rejected`` (those begin with ``r-``); of a run
+            also one of an instruction or seed that such a row names as parent or
+            nearest.
 
     Raises:
-        RunError: no run there, in use, damaged, or without a complete dataset.
-        InputError: nothing in the run has this id.
+        RunError: no run or dataset there, in use, damaged, or not complete.
+        InputError: nothing there has this id.
     """
     folder = Path(out)
+    if not is_run(folder) and read_manifest(folder) is not None:
+        return explain_row(folder, row_id)
     with Run.open(folder) as run:
         verdict, row = _find(run, row_id)
         place = (row["origin"]["batch"], row["origin"]["request"])

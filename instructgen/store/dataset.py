@@ -63,6 +63,18 @@ def making(folder: Path, made: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
+def read_made(folder: Path) -> dict[str, Any]:
+    """The command, inputs and options that a dataset was made by.
+
+    Raises:
+        RunError: it was not made out of others.
+    """
+    if not (folder / _MADE).exists():
+        raise RunError(f"{folder} is no dataset that instructgen made.", "Check the path.")
+    made: dict[str, Any] = _made(folder / _MADE)
+    return made
+
+
 def _made(path: Path) -> Any:
     try:
         return orjson.loads(regular_file(path).read_bytes())
@@ -168,6 +180,11 @@ class Writer:
                 "rows": self.contents.rows,
                 "rejected": self.rejected,
                 "licenses": self.contents.licenses,
+                "terms": {
+                    "licenses": self.contents.licenses,
+                    "generators": self.contents.generators,
+                    "attributions": self.contents.attributions,
+                },
                 **facts,
                 "files": [asdict(p) for p in parts],
             }
@@ -389,17 +406,24 @@ def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def read_samples(folder: Path, table: str = "data") -> Iterator[Sample]:
+def read_samples(folder: Path, table: str = "data", split: str | None = None) -> Iterator[Sample]:
     """The samples of a dataset folder in order, in small batches.
 
+    Args:
+        folder: where.
+        table: ``data`` or ``rejected``.
+        split: only those of this split.
+
     Raises:
-        RunError: as `read_rows`.
+        RunError: as `read_rows`, or there is no such split.
     """
-    for batch in read_batches(folder, table):
+    if split is not None and split not in (known := splits_of(folder)):
+        raise RunError(f"{folder} has no split {split!r}.", f"It has {', '.join(known)}.")
+    for batch in read_batches(folder, table, split):
         yield from samples_in(batch)
 
 
-def read_batches(folder: Path, table: str = "data") -> Iterator[Any]:
+def read_batches(folder: Path, table: str = "data", split: str | None = None) -> Iterator[Any]:
     """The rows of a dataset folder in order, as Arrow record batches of 1,024 rows at most.
 
     Raises:
@@ -408,6 +432,8 @@ def read_batches(folder: Path, table: str = "data") -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     for path in _whole_parts(folder, table):
+        if split is not None and path.name.split("-")[0] != split:
+            continue
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield from file.iter_batches(_ROWS_READ)
 

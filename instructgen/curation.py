@@ -121,6 +121,20 @@ class Curation:
                 part.append(f)
         return self._filtered(part, blocks)
 
+    @property
+    def order(self) -> list[Filter]:
+        """The filters in the order in which they see a row."""
+        order: list[Filter] = []
+        part: list[Filter] = []
+        for f in (*self.filters, None):
+            if f is None or isinstance(f, SelectingFilter):
+                order += sorted(part, key=lambda f: isinstance(f, ComparingFilter))
+                order += [] if f is None else [f]
+                part = []
+            else:
+                part.append(f)
+        return order
+
     def _counted(self, samples: Iterable[Sample]) -> Iterator[Block]:
         rows = (Row(place, sample) for place, sample in enumerate(samples))
         while block := list(islice(rows, _ROWS_PER_BLOCK)):
