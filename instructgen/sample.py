@@ -118,6 +118,11 @@ class Sample:
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
 
     @property
+    def context(self) -> str:
+        """All that was said before the instruction, as one text."""
+        return "\n".join(message.content for message in self.history)
+
+    @property
     def prompt(self) -> tuple[Message, ...]:
         """All that the output answers, as a conversation."""
         return (*self.history, Message("user", self.question))

@@ -30,8 +30,8 @@ class ControlTokens(Filter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``control_token``."""
-        for field in ("instruction", "input", "output"):
-            found = self._pattern.search(getattr(sample, field))
+        for field in ("instruction", "input", "output", "context", "rejected_output"):
+            found = self._pattern.search(getattr(sample, field) or "")
             if found:
                 return self.reject("control_token", f"the {field} holds {found.group()!r}")
         return None

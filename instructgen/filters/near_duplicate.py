@@ -34,8 +34,8 @@ class NearDuplicate(ComparingFilter):
         return MinHashIndex(self.threshold, self.ngram, tokenizer=self.tokenizer)
 
     def text(self, sample: Sample) -> str:
-        """Instruction, input and output."""
-        return f"{sample.instruction}\n{sample.input}\n{sample.output}"
+        """All that was said."""
+        return f"{sample.context}\n{sample.instruction}\n{sample.input}\n{sample.output}"
 
     def thresholds(self) -> tuple[float, ...]:
         """The highest similarity kept."""

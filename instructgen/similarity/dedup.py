@@ -33,8 +33,8 @@ Priority = Sequence[str] | Callable[[Sample], Any]
 Thresholds = float | Mapping[str, float]
 _METRICS = {"minhash": "jaccard", "rouge_l": "rouge_l", "semantic": "cosine"}
 _PARTS: dict[str, tuple[str, ...]] = {
-    "row": ("instruction", "input", "output"),
-    "prompt": ("instruction", "input"),
+    "row": ("context", "instruction", "input", "output", "rejected_output"),
+    "prompt": ("context", "instruction", "input"),
     "instruction": ("instruction",),
 }
 _LEAST_JACCARD = 0.05
@@ -130,7 +130,7 @@ def deduplicate(
         threshold: highest similarity kept; one, or by stage. By default
             0.7 for minhash and rouge_l, 0.9 for semantic; two_key uses rouge_l's
             and semantic's.
-        compared: instruction, input and output (``row``), without output
+        compared: all that was said (``row``), without the outputs
             (``prompt``), or the ``instruction`` alone. A pair scores the lowest of
             what it has in all this, in the instruction, and in the output if
             that is compared: a long input that two tasks share makes no duplicate.
@@ -168,7 +168,7 @@ def deduplicate(
     first: dict[tuple[str, ...], int] = {}
     copies: list[list[int]] = []
     for position in order:
-        parts = [_plain(getattr(samples[position], part)) for part in _PARTS[compared]]
+        parts = [_plain(_part(samples[position], part)) for part in _PARTS[compared]]
         group = first.setdefault(tuple(parts), len(copies))
         if group == len(copies):
             copies.append([])
@@ -183,9 +183,9 @@ def deduplicate(
                 hint="Cut it, or leave it out.",
             )
     keys = [
-        [getattr(sample, part) for sample in chosen]
+        [_part(sample, part) for sample in chosen]
         for part in _PARTS[compared]
-        if part != "input" and compared != "instruction"
+        if part in ("instruction", "output") and compared != "instruction"
     ]
     tables, unread = tables_of(texts, keys, how, floors, model, watch)
     found = _Found(samples, tuple(how), frame_quota, floors, copies, tables, unread)
@@ -369,8 +369,12 @@ def _lack_of_quality(sample: Sample) -> tuple[bool, float]:
 
 
 def _text(sample: Sample, compared: Compared) -> str:
-    parts = [str(getattr(sample, part)) for part in _PARTS[compared]]
+    parts = [_part(sample, part) for part in _PARTS[compared]]
     return "\n".join(part for part in parts if part)
+
+
+def _part(sample: Sample, part: str) -> str:
+    return getattr(sample, part) or ""
 
 
 def _plain(text: str) -> str:

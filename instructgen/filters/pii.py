@@ -1,0 +1,134 @@
+"""Masks or rejects what points at a person or opens a door: addresses, numbers, keys."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import regex
+from pydantic import Field
+
+from instructgen.filters import Transform, Verdict
+from instructgen.sample import Rejection, Sample
+
+PiiKind = Literal["email", "phone", "card", "ip", "key"]
+Span = tuple[int, int]
+
+_EMAIL = regex.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\p{L}\p{N}-]{1,63}\.){1,8}\p{L}{2,24}(?!\w)")
+_DIGITS = regex.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?![\w.]\d|\d)")
+_IP = regex.compile(
+    r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]\d|\d)|(?<![\w:])[0-9a-fA-F:]{6,39}(?![\w:])"
+)
+# Forms that the services document.
+_KEY = regex.compile(
+    r"\bAKIA[0-9A-Z]{16}\b"  # Amazon
+    r"|\bgh[pousr]_[A-Za-z0-9]{36,}\b"  # GitHub
+    r"|\bhf_[A-Za-z0-9]{30,}\b"  # Hugging Face
+    r"|\bAIza[0-9A-Za-z_-]{35}\b"  # Google
+    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}\b"  # Slack
+    r"|\bsk-[A-Za-z0-9_-]{20,}\b"  # OpenAI, Anthropic
+    r"|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----"
+    r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"  # JSON Web Token
+)
+_NUMBERS = regex.compile(r"\d[\d .:()-]{4}|[0-9a-fA-F]:[0-9a-fA-F:]")
+_PHONE_LIKE = regex.compile(r"\+?\(?\d[\d\s().-]{6,18}\d")
+
+
+class Pii(Transform):
+    """Patterns, each checked as its kind allows: Luhn's sum, address ranges, numbering plans."""
+
+    name = "pii"
+
+    kinds: tuple[PiiKind, ...] = Field(
+        ("email", "phone", "card", "ip", "key"), description="what is looked for"
+    )
+    action: Literal["mask", "reject"] = Field("mask", description="mask: [EMAIL] in its place")
+    regions: tuple[str, ...] = Field(
+        ("US", "GB"), description="whose phone numbers are known without a country code"
+    )
+
+    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """See `Filter.judge`."""
+        verdicts = super().judge(samples)
+        if self.action == "mask":
+            return verdicts
+        return [
+            Verdict(before, self._rejection(before, after.sample))
+            for before, after in zip(samples, verdicts, strict=True)
+        ]
+
+    def change(self, text: str, field: str) -> tuple[str, list[str]]:
+        """See `Transform.change`."""
+        counts: Counter[str] = Counter()
+        for kind in self.kinds:
+            spans = sorted(self._find(kind, text)) if self._may_hold(kind, text) else []
+            for begin, end in reversed(spans):
+                text = f"{text[:begin]}[{kind.upper()}]{text[end:]}"
+            counts[kind] += len(spans)
+        return text, [f"{n} of the kind {kind} masked" for kind, n in counts.items() if n]
+
+    def _rejection(self, before: Sample, after: Sample) -> Rejection | None:
+        if after is before:
+            return None
+        new = after.edits[len(before.edits) :]
+        found = ", ".join(f"{e.field}: {e.detail.removesuffix(' masked')}" for e in new)
+        return self.reject("personal_data", found)
+
+    def _may_hold(self, kind: PiiKind, text: str) -> bool:
+        """A cheap look first: most texts hold nothing of the kind."""
+        if kind == "email":
+            return "@" in text
+        return kind == "key" or _NUMBERS.search(text) is not None
+
+    def _find(self, kind: PiiKind, text: str) -> Iterator[Span]:
+        if kind == "phone":
+            yield from self._phones(text)
+            return
+        pattern, holds = _FORMS[kind]
+        yield from (m.span() for m in pattern.finditer(text) if holds(m.group()))
+
+    def _phones(self, text: str) -> Iterator[Span]:
+        if not _PHONE_LIKE.search(text):
+            return
+        import phonenumbers
+
+        found: set[Span] = set()
+        for region in (*self.regions, None):
+            for match in phonenumbers.PhoneNumberMatcher(text, region):
+                # Within the plan of a country, and written as people write numbers.
+                if region is None or not text[match.start : match.end].isdecimal():
+                    found.add((match.start, match.end))
+        end = -1
+        for span in sorted(found):
+            if span[0] >= end:
+                yield span
+                end = span[1]
+
+
+def _is_card(text: str) -> bool:
+    """Luhn's sum (ISO/IEC 7812-1)."""
+    digits = [int(c) for c in text if c.isdecimal()]
+    doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
+    return digits[0] in (3, 4, 5, 6) and (sum(doubled) + sum(digits[-1::-2])) % 10 == 0
+
+
+def _is_public_address(text: str) -> bool:
+    """Whether it is an address that leads to somebody's machine."""
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+_FORMS: dict[str, tuple[regex.Pattern[str], Callable[[str], bool]]] = {
+    "email": (_EMAIL, _always),
+    "card": (_DIGITS, _is_card),
+    "ip": (_IP, _is_public_address),
+    "key": (_KEY, _always),
+}

@@ -1,0 +1,82 @@
+"""Scores rows with a reward model, and rejects those below a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from instructgen.engines.models import model_folder
+from instructgen.errors import ConfigError
+from instructgen.filters import ScoringFilter
+from instructgen.sample import Sample, Score
+
+
+class Reward(ScoringFilter):
+    """The one number that a sequence-classification model gives the whole conversation."""
+
+    name: ClassVar[str] = "reward"
+
+    model: str = Field(description="a folder or a Hub name; weights as safetensors")
+    min: float | None = Field(None, description="lowest kept")
+    max: float | None = Field(None, description="highest kept")
+
+    @property
+    def score_name(self) -> str:
+        """With the model."""
+        return f"reward/{self.model}"
+
+    def bounds(self) -> tuple[float | None, float | None]:
+        """See `ScoringFilter.bounds`."""
+        return self.min, self.max
+
+    def scores(self, samples: Sequence[Sample]) -> list[Score]:
+        """See `ScoringFilter.scores`."""
+        if not samples:
+            return []
+        import torch
+
+        tokenizer, model = _loaded(self.model)
+        scores = []
+        for sample in samples:
+            messages = [{"role": m.role, "content": m.content} for m in sample.messages]
+            if tokenizer.chat_template:
+                ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+            else:
+                ids = tokenizer("\n\n".join(m["content"] for m in messages))["input_ids"]
+            most = int(getattr(model.config, "max_position_embeddings", 2_048))
+            if len(ids) > most:
+                scores.append(Score(self.score_name, None, f"{len(ids)} tokens, above {most}"))
+                continue
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([ids], device=model.device)).logits
+            scores.append(Score(self.score_name, round(float(logits[0, 0]), 4)))
+        return scores
+
+
+@cache
+def _loaded(name: str) -> tuple[Any, Any]:
+    try:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError:
+        raise ConfigError(
+            "Reward models need the packages torch and transformers.", "Run: make setup."
+        ) from None
+    disable_progress_bar()
+    folder = model_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0][:200]
+        raise ConfigError(f"model {name} cannot be loaded ({said}).", "Check the name.") from error
+    if model.config.num_labels != 1:
+        raise ConfigError(
+            f"model {name} gives {model.config.num_labels} numbers, not one.",
+            "Name a reward model.",
+        )
+    return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,41 @@
+"""Rejects by a number that rows already carry: a judge's, a reviewer's, a reward model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from instructgen.filters import ScoringFilter
+from instructgen.sample import Sample
+from instructgen.sample import Score as Number
+
+
+class Score(ScoringFilter):
+    """Bounds on a score of this name, such as toxicity, quality or score_chosen."""
+
+    name: ClassVar[str] = "score"
+
+    of: str = Field(min_length=1, description="the score's name")
+    min: float | None = Field(None, description="lowest kept")
+    max: float | None = Field(None, description="highest kept")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("give min or max")
+        return self
+
+    @property
+    def score_name(self) -> str:
+        """The name given."""
+        return self.of
+
+    def bounds(self) -> tuple[float | None, float | None]:
+        """See `ScoringFilter.bounds`."""
+        return self.min, self.max
+
+    def scores(self, samples: Sequence[Sample]) -> list[Number]:
+        """None: what a row does not carry is not known."""
+        return [Number(self.of, None, "the row carries no such score") for _ in samples]

@@ -1,0 +1,75 @@
+"""Rejects rows whose prompt, output or whole is too short or too long, in words or tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from instructgen.filters import Filter, Verdict
+from instructgen.sample import Rejection, Sample
+from instructgen.similarity.tokens import tokenize_all
+
+
+class Size(Filter):
+    """Bounds on the words of a part of the row, or on the tokens that a model reads it as."""
+
+    name = "size"
+    scope = "row"
+
+    of: Literal["prompt", "output", "row"] = Field("row", description="what is counted")
+    min: int = Field(0, ge=0, description="fewest kept")
+    max: int = Field(2_000, ge=1, description="most kept")
+    tokenizer: str | None = Field(
+        None, description="a model's folder or name: tokens are counted, not words"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} above max = {self.max} rejects all")
+        return self
+
+    def thresholds(self) -> tuple[float, ...]:
+        """The fewest and the most kept."""
+        return (self.min, self.max)
+
+    def reason(self, sample: Sample) -> Rejection | None:
+        """``too_short`` or ``too_long``; the score is the count."""
+        return self.judge([sample])[0].rejection
+
+    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """See `Filter.judge`."""
+        texts = ["\n".join(m.content for m in self._messages(s)) for s in samples]
+        if self._model is None:
+            counts, unit = [len(words) for words in tokenize_all(texts)], "words"
+        else:
+            texts = [t.encode("utf-8", "replace").decode() for t in texts]
+            ids = self._model(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            counts, unit = [len(i) for i in ids], "tokens"
+        return [self._verdict(s, n, unit) for s, n in zip(samples, counts, strict=True)]
+
+    def _messages(self, sample: Sample) -> Sequence[Any]:
+        parts = {"prompt": sample.prompt, "output": sample.messages[-1:], "row": sample.messages}
+        return parts[self.of]
+
+    def _verdict(self, sample: Sample, count: int, unit: str) -> Verdict:
+        if count < self.min:
+            detail = f"{count} {unit} in the {self.of}, fewer than {self.min}"
+            return Verdict(sample, self.reject("too_short", detail, count), count)
+        if count > self.max:
+            detail = f"{count} {unit} in the {self.of}, more than {self.max}"
+            return Verdict(sample, self.reject("too_long", detail, count), count)
+        return Verdict(sample, None, count)
+
+    @cached_property
+    def _model(self) -> Any:
+        if self.tokenizer is None:
+            return None
+        from transformers import AutoTokenizer
+
+        from instructgen.engines.models import model_folder
+
+        return AutoTokenizer.from_pretrained(model_folder(self.tokenizer))

@@ -1,0 +1,126 @@
+"""How likely a local language model finds an answer, with its question and without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from instructgen.engines.models import model_folder
+from instructgen.errors import ConfigError
+
+_TOKENS_AT_ONCE = 4_096
+
+
+class Loss(NamedTuple):
+    """The mean negative log-likelihood of an answer's tokens, in nats, or why there is none."""
+
+    value: float | None
+    error: str | None = None
+
+
+class LanguageModel:
+    """A causal model that reads questions and answers; made by `language_model`."""
+
+    def __init__(self, name: str) -> None:
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers.utils.logging import disable_progress_bar
+        except ImportError:
+            raise ConfigError(
+                "Likelihoods need the packages torch and transformers.",
+                "Run: make setup, or pip install 'instructgen[cpu]'.",
+            ) from None
+        disable_progress_bar()
+        folder = model_folder(name)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            said = str(error).splitlines()[0][:200]
+            raise ConfigError(
+                f"model {name} cannot be loaded ({said}).", "Check the name."
+            ) from error
+        self._model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self._most = int(getattr(self._model.config, "max_position_embeddings", 2_048))
+
+    def losses(self, questions: Sequence[str | None], answers: Sequence[str]) -> list[Loss]:
+        """The loss of each answer after its question; None for an answer by itself.
+
+        The question and its answer are parted by a blank line. An answer too long
+        for the model, or empty, has none.
+        """
+        inputs: list[tuple[list[int], int]] = []
+        result: list[Loss] = []
+        for question, answer in zip(questions, answers, strict=True):
+            before = self._ids(f"{question}\n\n") if question else []
+            # A first token has nothing to be told from.
+            before = before or [self._start]
+            ids = [*before, *self._ids(answer)]
+            inputs.append((ids, len(before)))
+            if len(ids) == len(before):
+                result.append(Loss(None, "the answer is empty"))
+            elif len(ids) > self._most:
+                result.append(Loss(None, f"{len(ids)} tokens, more than {self._most}"))
+            else:
+                result.append(Loss(0.0))
+        wanted = [i for i, loss in enumerate(result) if loss.error is None]
+        for batch in _batches(wanted, inputs):
+            for i, loss in zip(batch, self._batch([inputs[i] for i in batch]), strict=True):
+                # The last bits depend on what a text was batched with.
+                result[i] = Loss(round(loss, 4))
+        return result
+
+    def _batch(self, inputs: Sequence[tuple[list[int], int]]) -> list[float]:
+        import torch
+
+        longest = max(len(ids) for ids, _ in inputs)
+        device = self._model.device
+        padded = torch.zeros((len(inputs), longest), dtype=torch.long, device=device)
+        mask = torch.zeros_like(padded)
+        for i, (ids, _) in enumerate(inputs):
+            padded[i, : len(ids)] = torch.tensor(ids, device=device)
+            mask[i, : len(ids)] = 1
+        with torch.inference_mode():
+            logits = self._model(input_ids=padded, attention_mask=mask).logits
+        losses = []
+        for i, (ids, begin) in enumerate(inputs):
+            wanted = padded[i, begin : len(ids)]
+            told = logits[i, begin - 1 : len(ids) - 1].float()
+            losses.append(float(torch.nn.functional.cross_entropy(told, wanted)))
+        return losses
+
+    def _ids(self, text: str) -> list[int]:
+        text = text.encode("utf-8", "replace").decode()
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    @property
+    def _start(self) -> int:
+        tokenizer = self._tokenizer
+        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+
+@cache
+def language_model(name: str) -> LanguageModel:
+    """The model of this name: ``smollm2``, a folder, or a Hub name; loaded once.
+
+    Raises:
+        ConfigError: it cannot be loaded, or packages are missing.
+        EngineError: the embedded model is not installed.
+    """
+    return LanguageModel(name)
+
+
+def _batches(rows: list[int], inputs: Sequence[tuple[list[int], int]]) -> list[list[int]]:
+    """Rows of like length together, so that little is padded."""
+    batches: list[list[int]] = [[]]
+    for i in sorted(rows, key=lambda i: len(inputs[i][0])):
+        if batches[-1] and (len(batches[-1]) + 1) * len(inputs[i][0]) > _TOKENS_AT_ONCE:
+            batches.append([])
+        batches[-1].append(i)
+    return [b for b in batches if b]
