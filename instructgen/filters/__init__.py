@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from instructgen.sample import Edit, Rejection, Sample, Score
 from instructgen.similarity import Match, Pairs
@@ -130,7 +130,9 @@ class ScoringFilter(Filter):
 
     scope: ClassVar[Scope] = "row"
 
-    on_error: Literal["keep", "reject"] = "keep"
+    on_error: Literal["keep", "reject"] = Field(
+        "keep", description="what becomes of a row whose score could not be found"
+    )
 
     @property
     @abstractmethod

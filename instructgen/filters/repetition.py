@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from pydantic import Field
 
 from instructgen.filters import Filter
@@ -43,11 +41,14 @@ class Repetition(Filter):
 
 def repeated_share(words: list[str], n: int) -> float:
     """The share of words covered by n-grams that stood in ``words`` before; 0 to 1."""
-    seen: Counter[tuple[str, ...]] = Counter()
+    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    seen: set[tuple[str, ...]] = set(grams)
+    if len(seen) == len(grams):
+        return 0.0
+    seen.clear()
     covered = bytearray(len(words))
-    for i in range(len(words) - n + 1):
-        gram = tuple(words[i : i + n])
-        if seen[gram]:
+    for i, gram in enumerate(grams):
+        if gram in seen:
             covered[i : i + n] = b"\1" * n
-        seen[gram] += 1
+        seen.add(gram)
     return sum(covered) / len(words) if words else 0.0

@@ -49,6 +49,9 @@ _WRITTEN_IN = {
 
 def main_script(text: str) -> str:
     """The script of most letters of ``text``, or "" where none is known."""
+    if text.isascii():
+        # Which most texts are, and these have no other letters.
+        return "Latin" if any(map(str.isalpha, text)) else ""
     counts = Counter(match.lastgroup or "" for match in _LETTER.finditer(text))
     return max(counts, key=lambda name: counts[name], default="")
 

@@ -288,9 +288,8 @@ def read(
     terms = _Terms(
         license=(source.license if known else "") or license,
         language=language,
-        attribution=((attribution,) if attribution else ())
-        or (source.attribution if known else ()),
-        method="model" if model else source.method,
+        attribution=(attribution,) if attribution else source.attribution if known else (),
+        method="model" if model else source.method if known else "human",
         model=model or (source.model if known else None),
     )
     return Reading(path, source, chain(held, records), terms, on_bad_row)

@@ -1,0 +1,305 @@
+"""Mixes: what is taken, what is obliged, and the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructgen import import_data, merge
+from instructgen.errors import ConfigError, InputError, RunError
+from instructgen.licences import Requirement, obligations
+from instructgen.mix import MixOptions, targets
+from instructgen.sample import Origin, Sample
+from instructgen.store import publish, read_manifest, read_samples
+from tests.conftest import real
+
+FOUR = {
+    # Dolly, OASST1, Alpaca, Alpaca Libre.
+    "dolly": ("CC-BY-SA-3.0", ()),
+    "oasst": ("Apache-2.0", ()),
+    "alpaca": ("CC-BY-NC-4.0", ("text-davinci-003",)),
+    "alpaca-libre": ("MIT", ("gpt-3.5-turbo",)),
+}
+
+
+def dataset(folder: Path, source: str, rows: int, **more: object) -> Path:
+    licence, generators = FOUR.get(source, ("CC0-1.0", ()))
+    samples = [
+        Sample(
+            f"{source} task number {i}",
+            output=f"answer {i}",
+            source=source,
+            license=licence,
+            generators=generators,
+            attribution=(f"The makers of {source}",),
+            language="en",
+            category=f"c{i % 3}",
+            origin=Origin(record=str(i), group=f"g{i // 2}"),
+            **more,  # type: ignore[arg-type]
+        )
+        for i in range(rows)
+    ]
+    publish(folder, samples, [], lambda _: "", {"funnel": []})
+    return folder
+
+
+def recipe(folder: Path, text: str) -> Path:
+    path = folder / "mix.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> list[Path]:
+    sizes = {"dolly": 40, "oasst": 30, "alpaca": 20, "alpaca-libre": 10}
+    return [dataset(tmp_path / name, name, rows) for name, rows in sizes.items()]
+
+
+def test_the_four_licences(tmp_path: Path, four: list[Path]) -> None:
+    """Golden: Dolly + OASST1 + Alpaca + Alpaca Libre."""
+    result = merge(four, tmp_path / "mix")
+    terms = result.facts["terms"]
+    assert obligations(terms["licenses"], terms["generators"], terms["attributions"]) == [
+        "Give credit, and keep the licence's text or a link to it: Apache-2.0 (30 rows), "
+        "CC-BY-NC-4.0 (20 rows), CC-BY-SA-3.0 (40 rows), MIT (10 rows).",
+        "Credit for 20 rows: The makers of alpaca",
+        "Credit for 10 rows: The makers of alpaca-libre",
+        "Credit for 40 rows: The makers of dolly",
+        "Credit for 30 rows: The makers of oasst",
+        "Share what you make of these rows under the same licence: CC-BY-SA-3.0 (40 rows).",
+        "No commercial use of these rows, nor of what is made of them: CC-BY-NC-4.0 (20 rows).",
+        "A work that mixes these rows into one text cannot satisfy both: CC-BY-SA-3.0 wants its "
+        "own terms kept, CC-BY-NC-4.0 forbids commercial use. Keep them as rows, each under "
+        "its own licence.",
+        "gpt-3.5-turbo wrote, or led to, 10 rows; OpenAI's terms of use: output may not be used "
+        "to develop models that compete with OpenAI's.",
+        "text-davinci-003 wrote, or led to, 20 rows; OpenAI's terms of use: output may not be "
+        "used to develop models that compete with OpenAI's.",
+    ]
+    card = (tmp_path / "mix" / "README.md").read_text()
+    assert "| CC-BY-NC-4.0 | 20 | yes | no | no |" in card
+    assert "license: other" in card
+
+
+@pytest.mark.parametrize(
+    ("require", "kept", "reasons"),
+    [
+        ("commercial-use", {"dolly": 40, "oasst": 30, "alpaca-libre": 10}, {"non_commercial": 20}),
+        (
+            "permissive",
+            {"oasst": 30},
+            {"share_alike": 40, "non_commercial": 20, "generator_terms": 10},
+        ),
+        ("MIT,Apache-2.0", {"oasst": 30, "alpaca-libre": 10}, {"licence_not_listed": 60}),
+    ],
+)
+def test_requirements(
+    tmp_path: Path, four: list[Path], require: str, kept: dict[str, int], reasons: dict[str, int]
+) -> None:
+    result = merge(four, tmp_path / "mix", require=require)
+    assert Counter(s.source for s in read_samples(result.out)) == kept
+    assert {r["reason"]: r["count"] for r in result.funnel} == reasons
+    assert result.rows + result.rejected == 100
+
+
+def test_what_a_requirement_takes() -> None:
+    listed = Requirement.of("MIT, CC-BY-4.0")
+    assert listed.objection("MIT OR GPL-3.0-only", ()) is None
+    assert listed.objection("MIT AND GPL-3.0-only", ()) is not None
+    free = Requirement.of("commercial-use")
+    assert free.objection("LicenseRef-Mine", ()) is not None
+    assert free.objection("", ()) is not None
+    assert free.objection("MIT", ("c4ai-command-r-v01",)) is not None
+    assert free.objection("MIT", ("my/own",)) is None
+    assert Requirement.of("permissive").objection("MIT", ("my/own",)) is not None
+    for bad in ("", "MIT,nope", "commercial use"):
+        with pytest.raises(ConfigError):
+            Requirement.of(bad)
+
+
+def test_weights_caps_temperature_and_copies(tmp_path: Path, four: list[Path]) -> None:
+    text = "[mix]\nrows = 60\nrepeat = 3\n[mix.weights]\nalpaca-libre = 4\n[mix.caps]\ndolly = 5\n"
+    result = merge(four, tmp_path / "mix", recipe=recipe(tmp_path, text))
+    counts = Counter(s.source for s in read_samples(result.out))
+    assert counts.total() == 60
+    assert counts["dolly"] == 5
+    # 55 rows left go as 30 : 20 : 40, of which Alpaca Libre can give 30.
+    assert counts == {"dolly": 5, "oasst": 18, "alpaca": 12, "alpaca-libre": 25}
+    ids = Counter(s.id for s in read_samples(result.out))
+    assert max(ids.values()) == 3
+    copies = [s for s in read_samples(result.out) if s.labels]
+    assert {label.name for s in copies for label in s.labels} == {"copy"}
+    for name, share in (("category", 3), ("language", 1)):
+        by = recipe(tmp_path, f'[mix]\nrows = 30\nby = "{name}"\ntemperature = 1e9\n')
+        mixed = merge(four, tmp_path / name, recipe=by)
+        found = Counter(getattr(s, name) for s in read_samples(mixed.out))
+        assert set(found.values()) == {30 // share}
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcde"), st.integers(1, 1000), min_size=1),
+    st.integers(1, 3000),
+    st.floats(0.2, 20),
+    st.integers(1, 4),
+    st.dictionaries(st.sampled_from("abcde"), st.floats(0, 50)),
+    st.dictionaries(st.sampled_from("abcde"), st.integers(0, 2000)),
+)
+def test_targets_keep_their_bounds(
+    sizes: dict[str, int],
+    rows: int,
+    temperature: float,
+    repeat: int,
+    weights: dict[str, float],
+    caps: dict[str, int],
+) -> None:
+    options = MixOptions(
+        rows=rows, temperature=temperature, repeat=repeat, weights=weights, caps=caps
+    )
+    found = targets(sizes, options)
+    most = {n: min(sizes[n] * repeat, caps.get(n, 10**9)) for n in sizes}
+    assert all(0 <= found[n] <= most[n] for n in sizes)
+    open_ = sum(most[n] for n in sizes if weights.get(n, 1) > 0)
+    assert sum(found.values()) == min(rows, open_)
+
+
+def test_splits_part_no_tree_and_no_like_questions(tmp_path: Path) -> None:
+    rows = [
+        Sample(f"How do I plant {a} in {b} soil?", output=str(i), source="x", license="MIT",
+               origin=Origin(group=f"{a}-{i % 7}"))
+        for i, (a, b) in enumerate(
+            (a, b) for a in "oak elm fir ash yew".split() for b in "wet dry old red".split() * 5
+        )
+    ]  # fmt: skip
+    publish(tmp_path / "d", rows, [], lambda _: "", {"funnel": []})
+    text = "[mix]\nseed = 3\n[split]\nvalidation = 0.2\ntest = 0.2\nnear = 0.8\n"
+    result = merge([tmp_path / "d"], tmp_path / "mix", recipe=recipe(tmp_path, text))
+    assert result.facts["splits"].keys() == {"train", "validation", "test"}
+    sides: dict[str, set[str]] = {}
+    for split in ("train", "validation", "test"):
+        for s in read_samples(result.out, split=split):
+            sides.setdefault(f"q {s.question}", set()).add(split)
+            sides.setdefault(f"g {s.origin.group}", set()).add(split)
+    assert all(len(split) == 1 for split in sides.values())
+    assert sum(result.facts["splits"].values()) == len(rows)
+
+
+def test_near_questions_stay_together(tmp_path: Path) -> None:
+    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+    rows = []
+    for i in range(40):
+        own = " ".join(f"{w}{i}" for w in words)
+        rows += [Sample(own, output="a", license="MIT"), Sample(f"{own} please", output="b")]
+    publish(tmp_path / "d", rows, [], lambda _: "", {"funnel": []})
+    text = "[split]\nvalidation = 0.25\ntest = 0.25\n"
+    result = merge([tmp_path / "d"], tmp_path / "mix", recipe=recipe(tmp_path, text))
+    for split, count in result.facts["splits"].items():
+        pairs = Counter(
+            s.instruction.removesuffix(" please") for s in read_samples(result.out, split=split)
+        )
+        assert set(pairs.values()) == {2}, split
+        assert count in (20, 40)
+
+
+def test_the_same_merge_gives_the_same_bytes(tmp_path: Path, four: list[Path]) -> None:
+    """Whatever the hash seed, the threads, the time zone and the locale."""
+    text = "[mix]\nrows = 70\ntemperature = 2\nrepeat = 2\n[split]\ntest = 0.2\n"
+    path = recipe(tmp_path, text)
+    code = (
+        "import sys; from instructgen import merge;"
+        "merge(sys.argv[3:], sys.argv[1], recipe=sys.argv[2])"
+    )
+    digests = set()
+    for number, settings in enumerate(
+        (
+            {"PYTHONHASHSEED": "0", "NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            {"PYTHONHASHSEED": "7", "NUMBA_NUM_THREADS": "2", "TZ": "Asia/Tehran"},
+            {"PYTHONHASHSEED": "99", "LC_ALL": "C", "ARROW_NUM_THREADS": "4"},
+        )
+    ):
+        out = tmp_path / f"out{number}" / "mix"
+        command = [sys.executable, "-c", code, out, path, *four]
+        subprocess.run(command, check=True, env={**os.environ, **settings})
+        digest = hashlib.sha256()
+        for file in sorted(p for p in out.rglob("*") if p.is_file()):
+            digest.update(file.relative_to(out).as_posix().encode() + file.read_bytes())
+        digests.add(digest.hexdigest())
+    assert len(digests) == 1
+
+
+def test_a_mix_larger_than_a_bucket_is_whole(
+    tmp_path: Path, four: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = merge(four, tmp_path / "a")
+    monkeypatch.setattr("instructgen.commands.merge._ROWS_PER_BUCKET", 7)
+    monkeypatch.setattr("instructgen.store.spool._ROWS_AT_ONCE", 3)
+    parted = merge(four, tmp_path / "b")
+    assert list(read_samples(whole.out)) == list(read_samples(parted.out))
+    assert {p.name for p in parted.out.iterdir()} == {p.name for p in whole.out.iterdir()}
+    in_order = merge(four, tmp_path / "c", recipe=recipe(tmp_path, "[mix]\nshuffle = false\n"))
+    given = [s for folder in four for s in read_samples(folder)]
+    assert list(read_samples(in_order.out)) == given
+    assert list(read_samples(whole.out)) != given
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[mix]\nrows = 0\n", "mix.rows"),
+        ("[mix]\nrow = 5\n", "mix.row: unknown key. Did you mean rows"),
+        ("[mix]\nby = 'colour'\n", "mix.by"),
+        ("[mix.weights]\nnobody = 2\n", "mix.weights.nobody: no row has this source"),
+        ("[mix.weights]\ndolly = nan\n", "weights.dolly"),
+        ("[mix.caps]\ndolly = -1\n", "caps.dolly"),
+        ("[split]\ntest = 0.5\nvalidation = 0.5\n", "leave nothing to train on"),
+        ("[splits]\n", "splits: unknown table"),
+        ("mix = 3\n", "not a table"),
+        ("[mix]\nrows = \n", "no valid TOML"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, four: list[Path], text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        merge(four, tmp_path / "mix", recipe=recipe(tmp_path, text))
+
+
+def test_bad_inputs(tmp_path: Path, four: list[Path]) -> None:
+    with pytest.raises(InputError, match="no such dataset"):
+        merge([tmp_path / "none"], tmp_path / "mix")
+    with pytest.raises(RunError, match="no dataset folder"):
+        merge([recipe(tmp_path, "")], tmp_path / "mix")
+    pairs = dataset(tmp_path / "pairs", "pairs", 2)
+    rows = [Sample("a", output="b", rejected_output="c", source="pairs", license="MIT")]
+    publish(pairs, rows, [], lambda _: "", {"funnel": []}, "preferences")
+    with pytest.raises(RunError, match="the datasets differ"):
+        merge([four[0], pairs], tmp_path / "mix")
+    with pytest.raises(InputError, match="no row is left"):
+        merge(four, tmp_path / "mix", require="CC0-1.0")
+    alone = merge([pairs], tmp_path / "prefs")
+    manifest = read_manifest(alone.out)
+    assert manifest is not None
+    assert manifest["shape"] == "preferences"
+
+
+def test_real_datasets_in_one_line(tmp_path: Path) -> None:
+    folders = []
+    for name, path in (
+        ("dolly", "dolly/databricks-dolly-15k.rejoined.jsonl"),
+        ("oasst", "oasst1/oasst1-en-validation.messages.jsonl"),
+        ("libre1", "alpaca-libre/alpaca_libre_tasks_v1.jsonl"),
+        ("libre2", "alpaca-libre/alpaca_libre_tasks_v2.jsonl"),
+    ):
+        folders.append(import_data(real(path), tmp_path / name, on_bad_row="reject").out)
+    result = merge(folders, tmp_path / "mix")
+    assert result.rows == 15011 + 188 + 2375 + 2280
+    assert result.facts["terms"]["licenses"] == {
+        "Apache-2.0": 188,
+        "CC-BY-SA-3.0": 15011,
+        "MIT": 4655,
+    }
