@@ -5,11 +5,10 @@
     python benchmarks/curate.py rivals --python PYTHON_WITH_DATA_JUICER [--rows 100000]
 
 Rows are real ones (Dolly, Alpaca Libre, OASST) recombined: the first half of one's
-instruction with the second half of another's, and the input and output of the
-first. Every curation runs in a process of its own, from a dataset folder to a dataset
-folder. `rivals` runs Data-Juicer's command on the same rows with the filters that both
-have; it is installed by: pip install py-data-juicer==1.6.1 aiohttp. Results are put into
-curate.json.
+instruction and output with the second halves of another's, and the input of the first.
+Every curation runs in a process of its own, from a dataset folder to a dataset folder.
+`rivals` runs Data-Juicer's command on the same rows with the filters that both have; it
+is installed by: pip install py-data-juicer==1.6.1 aiohttp. Results are put into curate.json.
 """
 
 from __future__ import annotations
@@ -94,9 +93,17 @@ def recombined(count: int) -> Iterator[Sample]:
     yield from rows[:count]
     for number in range(len(rows), count):
         a, b = rng.choice(rows), rng.choice(rows)
-        first, second = a.instruction.split(), b.instruction.split()
-        words = [*first[: (len(first) + 1) // 2], *second[len(second) // 2 :]]
-        yield replace(a, instruction=" ".join(words), origin=Origin(record=str(number)))
+        yield replace(
+            a,
+            instruction=halves(a.instruction, b.instruction),
+            output=halves(a.output, b.output),
+            origin=Origin(record=str(number)),
+        )
+
+
+def halves(a: str, b: str) -> str:
+    first, second = a.split(" "), b.split(" ")
+    return " ".join([*first[: (len(first) + 1) // 2], *second[len(second) // 2 :]])
 
 
 def in_a_process(data: Path, out: Path, recipe: str) -> dict[str, float]:

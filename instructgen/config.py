@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from instructgen.engines import Engine
 from instructgen.errors import ConfigError, quoted
-from instructgen.filters import Filter
+from instructgen.filters import Filter, SelectingFilter
 from instructgen.methods import Method
 from instructgen.mix import MixOptions, SplitOptions
 from instructgen.plugins import find, suggest
@@ -99,6 +99,13 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
     for name in ("generate", "method", "engine"):
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
+    filters = _filters(tables, path)
+    for f in filters:
+        if isinstance(f, SelectingFilter):
+            raise ConfigError(
+                f"{path}: the filter {f.name} needs the whole dataset.",
+                "Leave it to: instructgen curate.",
+            )
     return Config(
         generate=_merged(
             GenerateOptions,
@@ -109,7 +116,7 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
         ),
         method=_part("methods", "self_instruct", tables, options, path),
         engine=_part("engines", "vllm", tables, options, path),
-        filters=_filters(tables, path),
+        filters=filters,
     )
 
 

@@ -55,12 +55,13 @@ def curate(
     """
     source, folder = Path(data), Path(out)
     filters = _against(load_filters(str(recipe)), against)
+    given = inputs_of([source])
     shape = common_shape([source])
     benchmarks = [path for f in filters for path in f.files()]
     scored = [] if scores_from is None else [Path(scores_from)]
     made = {
         "command": "curate",
-        "inputs": inputs_of([source]),
+        "inputs": given,
         "options": {
             "filters": [_without_paths(f) for f in recorded_filters(filters)],
             "against": inputs_of(benchmarks),

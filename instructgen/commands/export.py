@@ -13,7 +13,7 @@ from instructgen.errors import ConfigError, InputError
 from instructgen.licences import obligations
 from instructgen.plugins import suggest
 from instructgen.sample import Message, Sample, Shape
-from instructgen.store import read_manifest, read_samples, shape_of, write_atomic
+from instructgen.store import read_manifest, read_samples, shape_of, storage, write_atomic
 
 _SHAREGPT = {"user": "human", "assistant": "gpt", "system": "system"}
 _COLUMNS = ("id", "category", "language", "source", "license", "attribution", "generators")
@@ -78,7 +78,8 @@ def export(
             beside = {name: getattr(sample, name) for name in columns}
             yield orjson.dumps({**made(sample), **beside}) + b"\n"
 
-    write_atomic(file, lines())
+    with storage(file):
+        write_atomic(file, lines())
     manifest = read_manifest(folder) or {}
     asked = manifest["terms"]
     return Exported(

@@ -37,6 +37,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "prompt": ("context", "instruction", "input"),
     "instruction": ("instruction",),
 }
+_KEYS = ("instruction", "output", "rejected_output")
 _LEAST_JACCARD = 0.05
 _NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
 
@@ -132,8 +133,8 @@ def deduplicate(
             and semantic's.
         compared: all that was said (``row``), without the outputs
             (``prompt``), or the ``instruction`` alone. A pair scores the lowest of
-            what it has in all this, in the instruction, and in the output if
-            that is compared: a long input that two tasks share makes no duplicate.
+            what it has in all this, in the instruction, and in each output if
+            these are compared: a long input that two tasks share makes no duplicate.
         sources: the most trusted first; others follow as they appear.
         floor: pairs are looked for above this, for `Deduplicated.rethreshold`.
         frame_quota: rows kept of a frame.
@@ -185,8 +186,10 @@ def deduplicate(
     keys = [
         [_part(sample, part) for sample in chosen]
         for part in _PARTS[compared]
-        if part in ("instruction", "output") and compared != "instruction"
+        if part in _KEYS and compared != "instruction"
     ]
+    # What all rows leave empty tells none apart.
+    keys = [key for key in keys if any(key)]
     tables, unread = tables_of(texts, keys, how, floors, model, watch)
     found = _Found(samples, tuple(how), frame_quota, floors, copies, tables, unread)
     return _star(found, thresholds)

@@ -21,7 +21,7 @@ from instructgen.store.dataset import (
     splits_of,
     writing,
 )
-from instructgen.store.files import write_atomic
+from instructgen.store.files import storage, write_atomic
 from instructgen.store.journal import FORMAT, Entry, Run, is_run, read_info
 from instructgen.store.spool import Spool
 
@@ -47,6 +47,7 @@ __all__ = [
     "read_samples",
     "shape_of",
     "splits_of",
+    "storage",
     "write_atomic",
     "writing",
 ]

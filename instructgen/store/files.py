@@ -25,12 +25,16 @@ _MENDED_BY = {
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file so that its name always stands for a whole one."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -1,0 +1,564 @@
+"""Curating: every filter by example, contamination that was planted, and the command."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructgen import curate, dedup, explain, import_data, merge
+from instructgen.commands.explain_row import RowExplanation
+from instructgen.config import load_filters
+from instructgen.curation import Curation
+from instructgen.errors import ConfigError, InputError, RunError
+from instructgen.filters import Filter, together
+from instructgen.filters.clean import Clean
+from instructgen.filters.contamination import Contamination, benchmark_prompts
+from instructgen.filters.diversity import Diversity
+from instructgen.filters.duplicate import Duplicate
+from instructgen.filters.label import Label as LabelFilter
+from instructgen.filters.language import Language
+from instructgen.filters.length import Length
+from instructgen.filters.novelty import Novelty
+from instructgen.filters.pii import Pii
+from instructgen.filters.repetition import Repetition
+from instructgen.filters.score import Score as ScoreFilter
+from instructgen.filters.size import Size
+from instructgen.filters.topic import Topic
+from instructgen.languages import identify
+from instructgen.sample import Label, Message, Sample, Score
+from instructgen.sources import read
+from instructgen.store import publish, read_rows, read_samples
+from tests.conftest import ROOT, real
+
+
+def reasons(f: Filter, *samples: Sample) -> list[str | None]:
+    return [v.rejection and v.rejection.reason for v in f.judge(samples)]
+
+
+def dataset(folder: Path, samples: list[Sample]) -> Path:
+    publish(folder, samples, [], lambda _: "", {"funnel": []})
+    return folder
+
+
+def recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+# -- transforms ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("He landed in 1969.[42] It is far.[3][a]", "He landed in 1969. It is far."),
+        ("It is so [citation needed].", "It is so."),
+        ("See [1] and [2] in the list.", "See [1] and [2] in the list."),
+        ("x = a[0] + b[1]", "x = a[0] + b[1]"),
+        ("```\nrow[12]\n```", "```\nrow[12]\n```"),
+    ],
+)
+def test_citation_marks(before: str, after: str) -> None:
+    (verdict,) = Clean().judge([Sample("Sum it up.", before, "Done.")])
+    assert verdict.sample.input == after
+    assert bool(verdict.sample.edits) == (before != after)
+
+
+def test_boilerplate_and_addresses() -> None:
+    said = "Sure! Here is a list:\n\n- oak\n- elm\n\nI hope this helps!\nLet me know if not."
+    (verdict,) = Clean(urls="remove").judge([Sample("List trees.", output=said)])
+    assert verdict.sample.output == "- oak\n- elm"
+    assert verdict.sample.edits[0].filter == "clean"
+    text = "See [the docs](https://a.example/b_(c)) or www.x.example."
+    assert Clean(urls="mask").change(text, "input")[0].startswith("See the docs")
+    (only,) = Clean().judge([Sample("Greet.", output="Sure! Here you are.")])
+    assert only.rejection is None
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Write to joe.b+x@mail.example.co.uk now", "Write to [EMAIL] now"),
+        ("Call +44 20 7946 0958 today", "Call [PHONE] today"),
+        ("Call (212) 555-2368 today", "Call [PHONE] today"),
+        ("Pay with 4111 1111 1111 1111 now", "Pay with [CARD] now"),
+        ("Pay with 4111 1111 1111 1112 now", "Pay with 4111 1111 1111 1112 now"),
+        ("Ping 8.8.8.8 or 192.168.0.1", "Ping [IP] or 192.168.0.1"),
+        ("Ping 2001:4860:4860::8888 at 12:30:45", "Ping [IP] at 12:30:45"),
+        ("Use AKIAIOSFODNN7EXAMPLE", "Use [KEY]"),
+        ("From 1939-1945 some 70,000,000 died; pi is 3.14159265358979", None),
+        ("On 2023-01-15 at 10:20:30, version 1.2.3.4.5, ISBN 978-3-16-148410-0", None),
+        ("a @ b, me@home", None),
+    ],
+)
+def test_personal_data(text: str, masked: str | None) -> None:
+    (verdict,) = Pii().judge([Sample("Do it.", text, "Done.")])
+    assert verdict.sample.input == (masked or text)
+    assert reasons(Pii(action="reject"), Sample("Do it.", text, "x")) == [
+        "personal_data" if masked and masked != text else None
+    ]
+
+
+@given(st.text(max_size=300))
+def test_masking_is_done_once(text: str) -> None:
+    once = Pii().change(text, "input")[0]
+    assert Pii().change(once, "input")[0] == once
+
+
+# -- row filters ----------------------------------------------------------------------
+
+
+def test_language() -> None:
+    german = "Schreibe bitte ein kurzes Gedicht über den Regen in der großen Stadt."
+    english = "Write a short poem about the rain in the big city, please."
+    rows = [
+        Sample(german, language="en"),
+        Sample(english, language="en"),
+        Sample(english, output=german, language="en"),
+        Sample("Ja", language="en"),
+        Sample(german, language="und"),
+    ]
+    expected = ["wrong_language", None, "wrong_language", None, None]
+    assert reasons(Language(), *rows) == expected
+    assert reasons(Language(allowed=("de",)), rows[4], rows[1]) == [None, "wrong_language"]
+
+
+def test_languages_of_real_prompts() -> None:
+    right = count = 0
+    for code in ("en", "fr", "ja", "es"):
+        lines = real(f"ifeval/{code}_input_data.jsonl").read_bytes().splitlines()
+        guesses = identify([orjson.loads(line)["prompt"] for line in lines])
+        right += sum(g is not None and g.language == code for g in guesses)
+        count += len(lines)
+    assert right / count > 0.99
+
+
+def test_size_label_and_score() -> None:
+    row = Sample("a b c", output="d e", labels=(Label("status", "ok"),), scores=(Score("q", 0.5),))
+    assert reasons(Size(of="prompt", max=2), row) == ["too_long"]
+    assert reasons(Size(of="output", min=3), row) == ["too_short"]
+    assert reasons(Size(of="row", min=5, max=5), row) == [None]
+    assert reasons(LabelFilter(of="status", allowed=("bad",)), row) == ["not_allowed"]
+    assert reasons(LabelFilter(of="other", allowed=("bad",)), row) == [None]
+    assert reasons(ScoreFilter(of="q", min=0.6), row) == ["too_low"]
+    assert reasons(ScoreFilter(of="q", max=0.4), row) == ["too_high"]
+    (verdict,) = ScoreFilter(of="nope", min=0).judge([row])
+    assert verdict.rejection is None
+    assert verdict.sample.score("nope") == Score("nope", None, "the row carries no such score")
+    assert reasons(ScoreFilter(of="nope", min=0, on_error="reject"), row) == ["no_score"]
+
+
+def test_topic() -> None:
+    f = Topic(topics=("weapons and explosives",), threshold=0.4)
+    rows = [Sample("Explain how to make explosives at home."), Sample("Bake a cake for six.")]
+    assert reasons(f, *rows) == ["unwanted_topic", None]
+
+
+def test_diversity_takes_what_differs() -> None:
+    rows = [
+        Sample("Write a poem about rain.", scores=(Score("q", 0.9),)),
+        Sample("Write a poem about the rain.", scores=(Score("q", 0.8),)),
+        Sample("How do I repair a flat bicycle tyre?", scores=(Score("q", 0.1),)),
+        Sample("What is the capital of France?"),
+    ]
+    kept = [r is None for r in Diversity(rows=3).select(rows)]
+    assert kept.count(True) == 3
+    assert not (kept[0] and kept[1])
+    best = Diversity(rows=2, method="score_first", score="q", threshold=0.9).select(rows)
+    assert [r and r.reason for r in best] == [None, "too_similar", None, "not_selected"]
+    assert best[1] is not None
+    assert best[1].nearest == rows[0].id
+    assert Diversity(rows=9).select(rows) == [None] * 4
+
+
+def test_duplicate_keeps_the_best_copy() -> None:
+    from instructgen.sample import Origin
+
+    made = Origin(method="model", model="m")
+    rows = [
+        Sample("Name three fruits.", output="Plum, fig, pear", license="MIT", origin=made),
+        Sample("Name three fruits.", output="Plum, fig, pear", license="CC-BY-NC-4.0"),
+        Sample("Name three fruits.", output="Plum, fig, pear", license="MIT"),
+        Sample("Thanks!", output="Bye.", history=(Message("user", "a"), Message("assistant", "b"))),
+        Sample("Thanks!", output="Bye.", history=(Message("user", "c"), Message("assistant", "d"))),
+        Sample("Thanks!", output="Bye.", rejected_output="No."),
+        Sample("Thanks!", output="Bye.", rejected_output="Oh."),
+    ]
+    found = Duplicate(how=("exact",)).select(rows)
+    assert [r and r.reason for r in found] == ["duplicate", "duplicate"] + [None] * 5
+    assert found[0] is not None
+    assert found[0].nearest == rows[2].id
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=9).map(lambda w: " ".join(w)), st.integers(1, 4))
+def test_a_block_is_judged_as_its_rows_one_by_one(text: str, size: int) -> None:
+    rng = random.Random(f"{text}{size}")
+    texts = [" ".join(rng.choices(text.split() or ["x"], k=rng.randint(1, 9))) for _ in range(12)]
+    rows = [Sample(t) for t in texts]
+
+    def one_by_one() -> list[str | None]:
+        filters = [Novelty(threshold=0.6), Novelty(threshold=0.9)]
+        found: list[str | None] = []
+        for row in rows:
+            (rejection,) = together(filters, [row])
+            if rejection is None:
+                for f in filters:
+                    f.remember(row)
+            found.append(None if rejection is None else rejection.detail)
+        return found
+
+    def in_blocks() -> list[str | None]:
+        filters = [Novelty(threshold=0.6), Novelty(threshold=0.9)]
+        found: list[str | None] = []
+        for at in range(0, len(rows), size):
+            block = rows[at : at + size]
+            for row, rejection in zip(block, together(filters, block), strict=True):
+                if rejection is None:
+                    for f in filters:
+                        f.remember(row)
+                found.append(None if rejection is None else rejection.detail)
+        return found
+
+    assert in_blocks() == one_by_one()
+
+
+# -- contamination -----------------------------------------------------------------------
+
+
+def test_frames_survive_and_prompts_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    prompts = [
+        "What is a tortoise?",
+        "Write a haiku about the first snow on a quiet mountain temple.",
+        "Tom has 48 marbles and gives a third of them to his sister Ann. How many are left?",
+    ]
+    path.write_bytes(b"".join(orjson.dumps({"question": p}) + b"\n" for p in prompts))
+    f = Contamination(against=(str(path),))
+    rows = [
+        Sample("WHAT IS A TORTOISE"),
+        Sample("What is a lilium?"),
+        Sample("Please write a haiku about the first snow on a quiet, old mountain temple!"),
+        Sample("Write a haiku about the last train in a noisy city."),
+        Sample("Solve it.", f"Here it comes. {prompts[2]} Think well.", "32"),
+        Sample("Make up a puzzle.", output=prompts[2]),
+        Sample("Tom has a sister. How many are left?"),
+        Sample("Go on.", history=(Message("user", prompts[1]), Message("assistant", "ok"))),
+        Sample(""),
+    ]
+    found = f.judge(rows)
+    assert [v.rejection and v.rejection.reason for v in found] == [
+        "equal_prompt",
+        None,
+        "prompt_words",
+        None,
+        "prompt_ngrams",
+        "equal_prompt",
+        None,
+        "equal_prompt",
+        None,
+    ]
+    assert found[4].rejection is not None
+    assert found[4].rejection.nearest == "bench.jsonl row 3"
+    only_prompt = Contamination(against=(str(path),), look_in="prompt")
+    assert reasons(only_prompt, rows[5]) == [None]
+    meaning = Contamination(against=(str(path),), cosine=0.6)
+    assert reasons(meaning, Sample("Compose a haiku on early snowfall at a mountain shrine")) == [
+        "prompt_meaning"
+    ]
+
+
+def test_prompts_by_any_field() -> None:
+    counts = {
+        "mt-bench/question.jsonl": 160,
+        "mt-bench/vicuna_question.jsonl": 80,
+        "gsm8k/test.jsonl": 1319,
+        "humaneval/HumanEval.jsonl.gz": 164,
+        "ifeval/en_input_data.jsonl": 541,
+        "self-instruct/user_oriented_instructions.jsonl": 252,
+    }
+    assert {name: len(benchmark_prompts(real(name))) for name in counts} == counts
+
+
+@pytest.mark.slow
+def test_planted_contamination_is_found() -> None:
+    rng = random.Random(0)
+    files = ("mt-bench/question.jsonl", "gsm8k/test.jsonl")
+    f = Contamination(against=tuple(str(real(name)) for name in files))
+    dolly = [
+        s for s in read(real("dolly/databricks-dolly-15k.rejoined.jsonl")) if isinstance(s, Sample)
+    ]
+    texts = [p.text for path in f.files() for p in benchmark_prompts(path)]
+    flagged = sum(v.rejection is not None for v in f.judge(dolly))
+    outputs = [s.output for s in dolly if 60 < len(s.output.split()) < 200]
+    kinds = {
+        "verbatim": lambda t: t,
+        "case": lambda t: t.upper() if rng.random() < 0.5 else t.swapcase(),
+        "embedded": lambda t: f"{rng.choice(outputs)}\n\n{t}\n\n{rng.choice(outputs)}",
+    }
+    for plant in kinds.values():
+        found = sum(v.rejection is not None for v in f.judge([Sample(plant(t)) for t in texts]))
+        assert found / len(texts) >= 0.99
+        assert found / (found + flagged) >= 0.99
+
+
+def test_bad_benchmarks(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"colour": "red"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl: no row has a prompt"):
+        Contamination(against=(str(path),)).judge([Sample("x")])
+    with pytest.raises(InputError, match="no such file"):
+        Contamination(against=(str(tmp_path / "b.jsonl"),)).judge([Sample("x")])
+
+
+# -- the command ------------------------------------------------------------------------
+
+
+def mixed(tmp_path: Path) -> Path:
+    folders = []
+    for name, path in (
+        ("dolly", "dolly/databricks-dolly-15k.rejoined.jsonl"),
+        ("oasst", "oasst1/oasst1-en-validation.messages.jsonl"),
+        ("libre", "alpaca-libre/alpaca_libre_tasks_v1.jsonl"),
+    ):
+        folders.append(import_data(real(path), tmp_path / name).out)
+    return merge(folders, tmp_path / "mix").out
+
+
+# Rows of Dolly, OASST1's best paths and Alpaca Libre v1 that each recipe keeps.
+KEPT = {
+    "alpaca": {"alpaca-libre": 1290, "dolly": 11794, "oasst": 169},
+    "default": {"alpaca-libre": 1290, "dolly": 11749, "oasst": 160},
+    "multilingual": {"alpaca-libre": 1374, "dolly": 12344, "oasst": 177},
+    "self_instruct": {"alpaca-libre": 1299, "dolly": 11903, "oasst": 170},
+    "strict": {"alpaca-libre": 1143, "dolly": 14822, "oasst": 172},
+}
+
+
+@pytest.mark.slow
+def test_recipes_on_real_data(tmp_path: Path) -> None:
+    data = mixed(tmp_path)
+    found = {}
+    for name in KEPT:
+        result = curate(data, tmp_path / name, recipe=name)
+        assert result.rows + result.rejected == 17574
+        found[name] = dict(sorted(Counter(s.source for s in read_samples(result.out)).items()))
+        assert sum(r["count"] for r in result.funnel) == result.rejected
+    assert found == KEPT
+    prefs = import_data(
+        real("oasst1/oasst1-en-validation.messages.jsonl"), tmp_path / "prefs", shape="preferences"
+    )
+    assert curate(prefs.out, tmp_path / "p", recipe="preference").rows == 0
+
+
+def test_every_shipped_recipe_loads() -> None:
+    names = {path.stem for path in (ROOT / "filters").glob("*.toml")}
+    assert names >= {"self_instruct", "alpaca", "default", "strict", "preference", "multilingual"}
+    for name in names:
+        assert load_filters(name)
+
+
+def rows_of(count: int) -> list[Sample]:
+    verbs = "Describe Explain List Compare Translate Summarise".split()
+    return [
+        Sample(
+            f"{verbs[i % 6]} the object number {i * 7919} in the old house by the sea.",
+            output="An answer [3]. " * (1 + i % 3),
+            source="ab"[i % 2],
+            license="MIT",
+            language="en",
+            scores=(Score("quality", i / count),),
+        )
+        for i in range(count)
+    ]
+
+
+RECIPE = """
+[[filters]]
+name = "novelty"
+[[filters]]
+name = "clean"
+[[filters]]
+name = "score"
+of = "quality"
+min = 0.25
+[[filters]]
+name = "duplicate"
+how = ["exact"]
+[[filters]]
+name = "length"
+max_words = 13
+"""
+
+
+def test_what_curate_writes(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", rows_of(60))
+    result = curate(data, tmp_path / "c", recipe=recipe(tmp_path, RECIPE))
+    assert result.rows + result.rejected == 60 == result.facts["read"]
+    assert result.facts["filters"] == ["clean", "score", "novelty", "duplicate", "length"]
+    assert sum(r["count"] for r in result.facts["by_source"]) == result.rejected
+    ids = [s.id for s in read_samples(result.out)]
+    rejected = list(read_rows(result.out, "rejected"))
+    for row in rejected:
+        if row["reason"] == "too_similar":
+            assert row["nearest"] in ids
+            assert row["score"] > 0.7
+    low = next(row for row in rejected if row["reason"] == "too_low")
+    found = explain(result.out, low["id"])
+    assert isinstance(found, RowExplanation)
+    assert found.passed == ("clean",)
+    assert found.verdict == "rejected"
+    assert found.row["edits"][0]["filter"] == "clean"
+    kept = explain(result.out, ids[0])
+    assert isinstance(kept, RowExplanation)
+    assert kept.passed == ("clean", "score", "novelty", "duplicate", "length")
+    assert any("MIT" in sentence for sentence in kept.obliges)
+    with pytest.raises(InputError, match="nothing has the id"):
+        explain(result.out, "0" * 16)
+    card = (result.out / "README.md").read_text()
+    assert "| score: too_low |" in card
+    sides = {(e["filter"], e["side"]) for e in result.facts["borderline"]}
+    assert {("score", "kept"), ("score", "rejected")} <= sides
+    values = [e["value"] for e in result.facts["borderline"] if e["filter"] == "score"]
+    assert all(abs(v - 0.25) < 0.1 for v in values)
+
+
+def test_the_same_curation_gives_the_same_bytes(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", rows_of(60))
+    made = [curate(data, tmp_path / n, recipe=recipe(tmp_path, RECIPE)).out for n in ("c", "x/c")]
+    for path in sorted(p for p in made[0].rglob("*") if p.is_file()):
+        assert path.read_bytes() == (made[1] / path.relative_to(made[0])).read_bytes()
+
+
+def test_splits_are_kept(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", rows_of(60))
+    mix = tmp_path / "mix.toml"
+    mix.write_text("[split]\nvalidation = 0.2\ntest = 0.1\n")
+    mixed_ = merge([data], tmp_path / "m", recipe=mix)
+    result = curate(mixed_.out, tmp_path / "c", recipe=recipe(tmp_path, RECIPE))
+    before = {s: [r.origin for r in read_samples(mixed_.out, split=s)] for s in ("test", "train")}
+    for split, origins in before.items():
+        kept = list(read_samples(result.out, split=split))
+        assert all(row.origin in origins for row in kept)
+    assert sum(
+        len(list(read_samples(result.out, split=s))) for s in ("train", "validation", "test")
+    ) == (result.rows)
+
+
+def test_scores_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def losses(self: object, questions: list[str], answers: list[str]) -> list[object]:
+        from instructgen.likelihood import Loss
+
+        asked.append(len(answers))
+        return [Loss(float(len(a)) / 50) for a in answers]
+
+    monkeypatch.setattr(
+        "instructgen.filters.perplexity.language_model",
+        lambda name: type("Model", (), {"losses": losses})(),
+    )
+    data = dataset(tmp_path / "d", rows_of(30))
+    strict = '[[filters]]\nname = "clean"\n[[filters]]\nname = "perplexity"\nmax = 1.5\n'
+    first = curate(data, tmp_path / "a", recipe=recipe(tmp_path, strict))
+    assert sum(asked) == 30
+    assert first.rejected > 0
+    loose = strict.replace("1.5", "100.0")
+    second = curate(data, tmp_path / "b", recipe=recipe(tmp_path, loose), scores_from=first.out)
+    assert sum(asked) == 30
+    assert (second.rows, second.rejected) == (30, 0)
+    assert all(s.score("perplexity/smollm2") for s in read_samples(second.out))
+
+
+def test_filters_between_selections_see_what_is_left() -> None:
+    rows = rows_of(20)
+    curation = Curation([Duplicate(how=("exact",)), Length(max_words=100), Repetition()])
+    blocks = list(curation.blocks([*rows, *rows]))
+    kept = [row.place for block in blocks for row in block.kept]
+    dropped = [d for block in blocks for d in block.dropped]
+    assert kept == sorted(kept)
+    assert len(kept) + len(dropped) == 40
+    assert sum(d.rejection.filter == "duplicate" for d in dropped) == 20
+
+
+def test_bad_calls(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", rows_of(3))
+    with pytest.raises(ConfigError, match="no shipped recipe"):
+        curate(data, tmp_path / "c", recipe="nope")
+    with pytest.raises(InputError, match="no such dataset"):
+        curate(tmp_path / "none", tmp_path / "c")
+    with pytest.raises(ConfigError, match="score"):
+        curate(data, tmp_path / "c", recipe=recipe(tmp_path, '[[filters]]\nname="score"\nof="x"\n'))
+    with pytest.raises(RunError, match="none of ours"):
+        curate(data, ROOT / "seeds")
+    with pytest.raises(ConfigError, match="needs the whole dataset"):
+        from instructgen import generate
+
+        path = recipe(tmp_path, '[[filters]]\nname = "duplicate"\n')
+        generate(ROOT / "seeds" / "general.jsonl", 3, tmp_path / "r", engine="echo", recipe=path)
+    assert dedup([data], tmp_path / "dd").rows <= 3
+
+
+@pytest.mark.engine
+def test_a_real_model_scores(tmp_path: Path) -> None:
+    from instructgen.filters.ifd import IFD
+    from instructgen.filters.perplexity import Perplexity
+
+    rows = [
+        Sample("What is the capital of France?", output="The capital of France is Paris."),
+        Sample("What is the capital of France?", output="Paris capital of is France the."),
+        Sample("What is the capital of France?"),
+    ]
+    ifd = [v.sample.scores[0] for v in IFD().judge(rows)]
+    assert ifd[0].value is not None
+    assert 0.2 < ifd[0].value < 1
+    assert ifd[2] == Score("ifd/smollm2", None, "the answer is empty")
+    likely, unlikely, _ = (v.value for v in Perplexity().judge(rows))
+    assert likely is not None
+    assert unlikely is not None
+    assert likely < 10 < unlikely
+    one_by_one = [IFD().judge([row])[0].sample.scores[0] for row in rows[:2]]
+    assert [
+        abs((a.value or 0) - (b.value or 0)) < 2e-3
+        for a, b in zip(ifd[:2], one_by_one, strict=True)
+    ]
+    data = dataset(tmp_path / "d", rows[:2])
+    path = recipe(tmp_path, '[[filters]]\nname = "perplexity"\nmax = 50\n')
+    result = curate(data, tmp_path / "c", recipe=path)
+    assert result.rows == 1
+
+
+@pytest.mark.engine
+def test_a_reward_model_scores(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    from instructgen.engines.models import model_folder
+    from instructgen.filters.reward import Reward
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("smollm2"))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+        pad_token_id=0,
+        max_position_embeddings=256,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    f = Reward(model=str(tmp_path / "rm"), min=-1e9)
+    rows = [Sample("Hi", output="Hello"), Sample("Hi", output="word " * 400)]
+    good, long = (v.sample.scores[0] for v in f.judge(rows))
+    assert good.value is not None
+    assert long.value is None
+    assert "tokens" in (long.error or "")

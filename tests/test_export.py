@@ -1,0 +1,198 @@
+"""Datasets in the forms of other tools, and on the Hub."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import instructgen
+from instructgen import export
+from instructgen.errors import ConfigError, InputError, RunError, StorageError
+from instructgen.sample import Message, Sample
+from instructgen.sources import read
+from instructgen.store import publish
+
+SYSTEM = Message("system", "Be kind.")
+EARLIER = (Message("user", "Hi"), Message("assistant", "Hello"))
+ROWS = [
+    Sample("Add.", "2 and 3", "5", source="s", license="MIT", attribution=("Ada",), language="en"),
+    Sample("And now?", "", "Well\u2028said.", history=(SYSTEM, *EARLIER), license="MIT"),
+]
+
+
+def dataset(folder: Path, rows: list[Sample]) -> Path:
+    publish(folder, rows, [], lambda _: "# card", {"funnel": []}, rows[0].shape)
+    return folder
+
+
+def lines(path: Path) -> list[dict]:
+    return [orjson.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
+def test_forms(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", ROWS)
+    for name in ("alpaca", "sharegpt", "openai"):
+        result = export(data, tmp_path / f"{name}.jsonl", format=name, columns=("license",))
+        assert result.rows == 2
+        assert any("MIT" in sentence for sentence in result.obligations)
+    alpaca, second = lines(tmp_path / "alpaca.jsonl")
+    assert alpaca == {"instruction": "Add.", "input": "2 and 3", "output": "5", "license": "MIT"}
+    assert (second["system"], second["history"]) == ("Be kind.", [["Hi", "Hello"]])
+    _, sharegpt = lines(tmp_path / "sharegpt.jsonl")
+    assert [t["from"] for t in sharegpt["conversations"]] == "system human gpt human gpt".split()
+    openai, _ = lines(tmp_path / "openai.jsonl")
+    assert openai["messages"][0] == {"role": "user", "content": "Add.\n\n2 and 3"}
+
+
+def test_preferences(tmp_path: Path) -> None:
+    row = Sample("Why?", output="So.", rejected_output="No.", history=EARLIER, license="MIT")
+    data = dataset(tmp_path / "d", [row])
+    export(data, tmp_path / "p.jsonl", format="trl-preference")
+    (line,) = lines(tmp_path / "p.jsonl")
+    assert [m["role"] for m in line["prompt"]] == ["user", "assistant", "user"]
+    assert line["rejected"] == [{"role": "assistant", "content": "No."}]
+    (again,) = read(tmp_path / "p.jsonl", license="MIT")
+    assert isinstance(again, Sample)
+    assert again.id == row.id
+    with pytest.raises(ConfigError, match="Use --format trl-preference"):
+        export(data, tmp_path / "q.jsonl", format="alpaca")
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
+FILLED = TEXT.map(str.strip).filter(bool)
+
+
+@given(st.lists(st.tuples(FILLED, st.one_of(st.just(""), FILLED), FILLED), min_size=1, max_size=4))
+def test_what_is_exported_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("e")
+    samples = [Sample(a, b, c, license="MIT", language="en") for a, b, c in rows]
+    data = dataset(folder / "d", samples)
+    export(data, folder / "a.jsonl", format="alpaca")
+    back = [s for s in read(folder / "a.jsonl", license="MIT") if isinstance(s, Sample)]
+    assert [(s.instruction, s.input, s.output) for s in back] == rows
+    export(data, folder / "s.jsonl", format="sharegpt")
+    back = [s for s in read(folder / "s.jsonl", license="MIT") if isinstance(s, Sample)]
+    assert [s.messages for s in back] == [s.messages for s in samples]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", ROWS)
+    to = tmp_path / "a.jsonl"
+    with pytest.raises(ConfigError, match="Did you mean sharegpt"):
+        export(data, to, format="sharegtp")
+    with pytest.raises(ConfigError, match="no column"):
+        export(data, to, format="alpaca", columns=("nope",))
+    with pytest.raises(RunError, match="no split"):
+        export(data, to, format="alpaca", split="test")
+    assert not to.exists()
+    to.write_text("mine")
+    with pytest.raises(InputError, match="--overwrite"):
+        export(data, to, format="alpaca")
+    assert to.read_text() == "mine"
+    assert export(data, to, format="alpaca", overwrite=True).rows == 2
+    with pytest.raises(StorageError):
+        export(data, tmp_path / "no" / "such" / "a.jsonl", format="alpaca")
+
+
+# -- the Hub ------------------------------------------------------------------------------
+
+
+def test_no_token_no_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    data = dataset(tmp_path / "d", ROWS)
+    with pytest.raises(ConfigError, match=r"no token.*HF_TOKEN"):
+        instructgen.publish(data, "me/mine")
+    for name in ("mine", "me/../mine", "me/mi ne", "/etc/x", "me/"):
+        with pytest.raises(ConfigError, match="no name for the Hub"):
+            instructgen.publish(data, name)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_canary")
+    with pytest.raises(RunError, match="no complete dataset"):
+        instructgen.publish(tmp_path / "none", "me/mine")
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hub as a commit of small files asks for."""
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        self.server.seen.append((self.path, dict(self.headers), body))  # type: ignore[attr-defined]
+        answer: dict = {}
+        if self.path == "/api/repos/create":
+            answer = {"url": f"{self.server.address}/datasets/me/mine", "id": "me/mine"}  # type: ignore[attr-defined]
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            answer = {
+                "files": [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for f in files
+                ],
+                "commitOid": "0" * 40,
+            }
+        elif "/commit/" in self.path:
+            answer = {
+                "commitUrl": f"{self.server.address}/datasets/me/mine/commit/1",  # type: ignore[attr-defined]
+                "commitOid": "1" * 40,
+            }
+        elif "validate-yaml" in self.path:
+            answer = {"errors": [], "warnings": []}
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_publishing_sends_the_dataset_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a server of our own: no hub can be reached from here."""
+    pytest.importorskip("huggingface_hub")
+    data = dataset(tmp_path / "d", ROWS)
+    (data / "journal.jsonl").write_text("stays here")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    server.seen = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = server.address = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_canary")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)
+    try:
+        result = instructgen.publish(data, "me/mine", private=True)
+    finally:
+        server.shutdown()
+    assert result.files == 4
+    paths = [path for path, _, _ in server.seen]  # type: ignore[attr-defined]
+    assert paths[0] == "/api/repos/create"
+    commit = next(body for path, _, body in server.seen if "/commit/" in path)  # type: ignore[attr-defined]
+    sent = [json.loads(line) for line in commit.splitlines()]
+    files = {each["value"]["path"] for each in sent if each["key"] == "file"}
+    assert files == {
+        "README.md",
+        "manifest.json",
+        "data/part-00000.parquet",
+        "rejected/part-00000.parquet",
+    }
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="cannot be reached"):
+        instructgen.publish(data, "me/mine")
