@@ -53,6 +53,15 @@ def test_python_examples_run_and_print_what_they_say(tmp_path: Path) -> None:
         assert [line for line in said if line not in done.stdout] == []
 
 
+def test_the_mix_of_the_readme_is_valid(tmp_path: Path) -> None:
+    from instructgen.config import load_mix
+
+    (text,) = [block for block in blocks("toml") if "[mix]" in block]
+    (tmp_path / "mix.toml").write_text(text)
+    mix, split = load_mix(str(tmp_path / "mix.toml"))
+    assert (mix.rows, mix.weights, split.validation) == (20000, {"dolly": 2.0}, 0.05)
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
@@ -77,7 +86,14 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     place = workplace(tmp_path)
     dolly = real("dolly/databricks-dolly-15k.rejoined.jsonl")
-    (place / "dolly.jsonl").symlink_to(dolly)
+    for name, path in (
+        ("dolly", dolly),
+        ("oasst", real("oasst1/oasst1-en-validation.messages.jsonl")),
+        ("libre", real("alpaca-libre/alpaca_libre_tasks_v2.jsonl")),
+        ("mt_bench", real("mt-bench/question.jsonl")),
+        ("gsm8k", real("gsm8k/test.jsonl")),
+    ):
+        (place / f"{name}.jsonl").symlink_to(path)
     env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     for command in COMMANDS:
         done = subprocess.run(

@@ -35,6 +35,8 @@ def publish(data: str | Path, name: str, *, private: bool = False) -> Published:
     folder = Path(data)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         raise ConfigError(f"{name[:80]!r} is no name for the Hub.", "Use ORG/NAME.")
+    import httpx
+
     try:
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.errors import HfHubHTTPError
@@ -62,7 +64,7 @@ def publish(data: str | Path, name: str, *, private: bool = False) -> Published:
             allow_patterns=[str(path.relative_to(folder)) for path in files],
             commit_message=f"{folder.resolve().name}: made with instructgen",
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise StorageError(
             f"{name}: the Hub cannot be reached or refuses ({said}).",
