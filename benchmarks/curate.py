@@ -184,6 +184,7 @@ def contamination() -> dict[str, Any]:
         verdicts = five.judge(many[at : at + 1024])
         reasons.update(v.rejection.reason for v in verdicts if v.rejection)
     seconds = time.perf_counter() - begun
+    own = [v.rejection for v in five.judge(rows) if v.rejection]
     print(f"{len(many)} rows, {len(five._prompts.prompts)} prompts: {seconds:.1f} s", reasons)
     return {
         "into": SOURCES[0],
@@ -195,6 +196,7 @@ def contamination() -> dict[str, Any]:
             "benchmarks": len(BENCHMARKS),
             "prompts": len(five._prompts.prompts),
             "seconds": round(seconds, 1),
+            "of_dollys_own_rows": sorted(f"{r.reason}: {r.detail}" for r in own),
         },
     }
 

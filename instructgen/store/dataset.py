@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from instructgen.store.files import (
     write_atomic,
 )
 from instructgen.store.journal import FORMAT, is_run
+from instructgen.store.spool import SPOOL
 
 _MANIFEST, _MADE = "manifest.json", "made.json"
 _ROWS_PER_PART = 100_000
@@ -60,6 +62,9 @@ def making(folder: Path, made: Mapping[str, Any]) -> Iterator[None]:
                     "Give another --out.",
                 )
             write_atomic(path, [orjson.dumps(made, option=orjson.OPT_INDENT_2)])
+            for left in folder.glob(f"{SPOOL}*"):
+                # Of a command that was killed.
+                shutil.rmtree(left)
         yield
 
 

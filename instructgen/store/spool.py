@@ -12,6 +12,7 @@ from instructgen.rows import samples_in, schema, table_of
 from instructgen.sample import Sample, Shape
 from instructgen.store.files import storage
 
+SPOOL = ".spool-"
 _ROWS_AT_ONCE = 1_000
 
 
@@ -31,7 +32,7 @@ class Spool:
 
     def __enter__(self) -> Spool:
         with storage(self._folder):
-            self._parked = tempfile.TemporaryDirectory(prefix=".spool-", dir=self._folder)
+            self._parked = tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._folder)
         return self
 
     def __exit__(

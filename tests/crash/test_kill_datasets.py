@@ -1,0 +1,84 @@
+"""Killed while a dataset is made, and made again by the same command: the same bytes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from instructgen import import_data
+
+# Dies at the n-th call that changes the disk.
+CHILD = """
+import os, pathlib, signal, sys
+at, seen = int(sys.argv[1]), 0
+def deadly(original):
+    def call(*args, **kwargs):
+        global seen
+        seen += 1
+        if seen == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    return call
+os.fsync = deadly(os.fsync)
+pathlib.Path.replace = deadly(pathlib.Path.replace)
+pathlib.Path.unlink = deadly(pathlib.Path.unlink)
+import instructgen.store.spool as spool, instructgen.commands.merge as merging
+spool._ROWS_AT_ONCE, merging._ROWS_PER_BUCKET = 5, 20
+spool.Spool.take = deadly(spool.Spool.take)
+spool.Spool._write = deadly(spool.Spool._write)
+import instructgen
+command, out, recipe, *inputs = sys.argv[2:]
+if command == "import":
+    instructgen.import_data(inputs[0], out, license="MIT", on_bad_row="reject")
+elif command == "merge":
+    instructgen.merge(inputs, out, recipe=recipe)
+else:
+    instructgen.curate(inputs[0], out, recipe=recipe)
+"""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder, leftovers included."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def run(at: int, command: str, out: Path, recipe: Path, *inputs: Path) -> int:
+    argv = [sys.executable, "-c", CHILD, str(at), command, str(out), str(recipe), *map(str, inputs)]
+    return subprocess.run(argv, check=False).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["import", "merge", "curate"])
+def test_killed_at_every_durable_step(tmp_path: Path, command: str) -> None:
+    lines = [{"instruction": f"Do thing {i} well.", "output": f"answer {i}"} for i in range(60)]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines) + b"{broken\n")
+    data = import_data(file, tmp_path / "data", license="MIT", on_bad_row="reject").out
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        "[split]\ntest = 0.2\n" if command == "merge" else '[[filters]]\nname = "novelty"\n'
+    )
+    given = file if command == "import" else data
+    whole = tmp_path / "whole" / "out"
+    assert run(0, command, whole, recipe, given) == 0
+    for at in range(1, 200, 2):
+        out = tmp_path / f"at{at}" / "out"
+        code = run(at, command, out, recipe, given)
+        if code == 0:
+            # There are not so many steps.
+            assert at > 8
+            break
+        assert code == -signal.SIGKILL
+        assert run(0, command, out, recipe, given) == 0
+        assert files(out) == files(whole), at
+    else:
+        pytest.fail("more steps than were tried")
