@@ -58,7 +58,7 @@ class Taken:
     """What some records came to: ``used`` rows stand in samples, the others are named.
 
     A record is a row, unless a format packs several into one. ``line`` is the
-    first record's.
+    first record's, and what a sample is found by whose source has no id for it.
     """
 
     line: int
@@ -121,7 +121,7 @@ class Source(ABC):
             except RowError as error:
                 yield Taken(record.line, 0, [], [BadRow(record.line, str(error))])
                 continue
-            yield Taken(record.line, 1, [at(sample, record.line) for sample in samples])
+            yield Taken(record.line, 1, samples)
 
 
 class Reading:
@@ -161,7 +161,7 @@ class Reading:
                 yield self._other(waiting.popleft())
             self._accounted += taken.records
             try:
-                samples = [self._complete(sample) for sample in taken.samples]
+                samples = [self._complete(sample, taken.line) for sample in taken.samples]
             except ConfigError as error:
                 # A licence or a language that is none; it is the same in all of them.
                 for _ in range(taken.used):
@@ -191,7 +191,7 @@ class Reading:
         self.others += 1
         return other
 
-    def _complete(self, sample: Sample) -> Sample:
+    def _complete(self, sample: Sample, line: int) -> Sample:
         terms, source = self._terms, self.source
         license = sample.license or terms.license
         if not license:
@@ -206,9 +206,10 @@ class Reading:
         else:
             language = terms.language or source.language or _guess(sample)
         generators, origin = sample.generators, sample.origin
-        if terms.method != "human" and origin.method == "human":
+        method, model = origin.method, origin.model
+        if terms.method != "human" and method == "human":
             generators = generators or ((terms.model,) if terms.model else ())
-            origin = replace(origin, method=terms.method, model=terms.model)
+            method, model = terms.method, terms.model
         return replace(
             sample,
             license=check_licence(license),
@@ -216,7 +217,7 @@ class Reading:
             source=sample.source or source.name,
             attribution=sample.attribution or terms.attribution,
             generators=generators,
-            origin=origin,
+            origin=Origin(method, model, record=origin.record or str(line), group=origin.group),
         )
 
 
@@ -301,19 +302,6 @@ def sniff(fields: Mapping[str, Any]) -> Source | None:
     fitting = [s for s in known if s.fields and s.fields <= fields.keys()]
     best = max(fitting, key=lambda s: (len(s.fields), s.name), default=None)
     return None if best is None else best()
-
-
-def at(sample: Sample, line: int) -> Sample:
-    """The sample with the line it stood at, unless its source has an id for it."""
-    if sample.origin.record is not None:
-        return sample
-    # Built anew: `replace` takes four times as long, and this is done for every row.
-    if sample.origin == _HUMAN:
-        return replace(sample, origin=Origin(record=str(line)))
-    return replace(sample, origin=replace(sample.origin, record=str(line)))
-
-
-_HUMAN = Origin()
 
 
 def bad_row(path: Path, row: BadRow) -> InputError:
@@ -408,7 +396,6 @@ __all__ = [
     "RowError",
     "Source",
     "Taken",
-    "at",
     "bad_row",
     "number",
     "read",
