@@ -26,6 +26,7 @@ from instructgen.sample import Rejection, Sample, Score
 
 _ROWS_PER_BLOCK = 1_024
 _BORDERLINE = 5
+_LOOKED_AT_AGAIN, _BELOW, _LEAST_THRESHOLD = 2_000, 0.1, 0.05
 
 
 class Row(NamedTuple):
@@ -108,6 +109,7 @@ class Curation:
     ) -> None:
         self.filters, self.report = tuple(filters), Report()
         self._scores = scores or {}
+        self._first: dict[int, list[Row]] = {}
 
     def blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
         """Every row, in blocks; the kept ones in the order in which they came."""
@@ -134,6 +136,23 @@ class Curation:
             else:
                 part.append(f)
         return order
+
+    def look_below(self) -> None:
+        """Find kept rows near the thresholds of filters that compare, for the report.
+
+        While rows pass, such a filter looks for nothing below its threshold. Here the
+        first rows kept are compared with each other at a lower one.
+        """
+        for f in self.filters:
+            threshold = getattr(f, "threshold", None)
+            if isinstance(f, ComparingFilter) and isinstance(threshold, float):
+                lower = max(_LEAST_THRESHOLD, threshold - _BELOW)
+                below = type(f).model_validate({**f.model_dump(), "threshold": lower})
+                rows = self._first.get(id(f), [])
+                samples = [row.sample for row in rows]
+                for row, rejection in zip(rows, together([below], samples), strict=True):
+                    if rejection is not None and rejection.score is not None:
+                        self.report.near(f, row.place, Verdict(row.sample, None, rejection.score))
 
     def _counted(self, samples: Iterable[Sample]) -> Iterator[Block]:
         rows = (Row(place, sample) for place, sample in enumerate(samples))
@@ -162,6 +181,9 @@ class Curation:
                     else:
                         self._drop(by_name[rejection.filter], row, rejection, dropped)
                 rows = [r for r, rejection in zip(rows, reasons, strict=True) if rejection is None]
+                for f in comparing:
+                    first = self._first.setdefault(id(f), [])
+                    first += rows[: _LOOKED_AT_AGAIN - len(first)]
             dropped.sort(key=lambda d: d.place)
             yield Block(rows, [*block.dropped, *dropped])
 

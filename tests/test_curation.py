@@ -424,7 +424,7 @@ def test_what_curate_writes(tmp_path: Path) -> None:
     card = (result.out / "README.md").read_text()
     assert "| score: too_low |" in card
     sides = {(e["filter"], e["side"]) for e in result.facts["borderline"]}
-    assert {("score", "kept"), ("score", "rejected")} <= sides
+    assert {("score", "kept"), ("score", "rejected"), ("novelty", "rejected")} <= sides
     values = [e["value"] for e in result.facts["borderline"] if e["filter"] == "score"]
     assert all(abs(v - 0.25) < 0.1 for v in values)
 
@@ -485,6 +485,17 @@ def test_filters_between_selections_see_what_is_left() -> None:
     assert kept == sorted(kept)
     assert len(kept) + len(dropped) == 40
     assert sum(d.rejection.filter == "duplicate" for d in dropped) == 20
+
+
+def test_rows_on_both_sides_of_a_similarity(tmp_path: Path) -> None:
+    words = "one two three four five six seven eight nine ten".split()
+    texts = [" ".join(words), " ".join([*words[:9], "x"]), " ".join([*words[:6], *"abcd"])]
+    texts.append(" ".join([*words[:7], *"xyz"]))
+    data = dataset(tmp_path / "d", [Sample(t, output="o", license="MIT") for t in texts])
+    path = recipe(tmp_path, '[[filters]]\nname = "novelty"\nthreshold = 0.75\n')
+    result = curate(data, tmp_path / "c", recipe=path)
+    shown = [(e["side"], e["value"]) for e in result.facts["borderline"]]
+    assert shown == [("kept", 0.7), ("rejected", 0.9)]
 
 
 def test_bad_calls(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def _write(
         kept_rows += len(block.kept)
         writer.reject(rejected)
         funnel.add(rejected)
+    curation.look_below()
     if kept_rows + number != total:
         raise RuntimeError(f"{total} rows read, {kept_rows} kept, {number} rejected")
     return {"read": total, "funnel": funnel.rows(), **_reported(curation)}
