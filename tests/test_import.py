@@ -394,6 +394,13 @@ def test_wrong_trees(tmp_path: Path) -> None:
     }
 
 
+def test_a_tree_without_end_is_refused(tmp_path: Path) -> None:
+    roles = ("prompter", "assistant")
+    chain = [message(f"m{i}", f"m{i - 1}" if i else None, roles[i % 2]) for i in range(1_001)]
+    assert codes(lines(tmp_path / "a.jsonl", *chain)) == {"bad": 1_001}
+    assert codes(lines(tmp_path / "a.jsonl", *chain[:1_000])) == {"row": 1}
+
+
 # -- the command ------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from instructgen.sources import BadRow, LeftOut, RowError, Source, Taken, text
 from instructgen.sources.records import Record
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}
+# Paths and pairs grow with the square of a tree; real ones have some hundred at most.
+_MOST_MESSAGES = 1_000
 # Of the answer; the others are the worst of the whole conversation.
 _OF_ANSWER = ("quality", "helpfulness", "creativity", "humor")
 
@@ -89,6 +91,10 @@ class OASST(Source):
     def _tree(
         self, key: str | None, records: list[Record], nodes: list[_Node], faults: list[BadRow]
     ) -> Taken:
+        if len(nodes) > _MOST_MESSAGES:
+            reason = f"its tree has {len(nodes):,} messages, more than {_MOST_MESSAGES:,}."
+            faults += [BadRow(node.line, reason) for node in nodes]
+            nodes = []
         roots, lost = _linked(nodes, key)
         samples: list[Sample] = []
         used: set[str] = set()

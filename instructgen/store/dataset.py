@@ -75,7 +75,7 @@ def read_made(folder: Path) -> dict[str, Any]:
         RunError: it was not made out of others.
     """
     if not (folder / _MADE).exists():
-        raise RunError(f"{folder} is no dataset that instructgen made.", "Check the path.")
+        raise RunError(f"{folder} has no {_MADE} and no run.json.", "Restore it from a copy.")
     made: dict[str, Any] = _made(folder / _MADE)
     return made
 
