@@ -34,7 +34,7 @@ from typing import Any
 from instructgen.filters.contamination import Contamination
 from instructgen.sample import Origin, Sample
 from instructgen.sources import read
-from instructgen.store import publish, read_samples
+from instructgen.store import read_samples, write_dataset
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("INSTRUCTGEN_DATA", ROOT.parent / "shared" / "data"))
@@ -131,7 +131,7 @@ def sizes(counts: list[int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         for count in counts:
             data = Path(work) / f"rows-{count}"
-            publish(data, recombined(count), [], lambda _: "", {"funnel": []})
+            write_dataset(data, recombined(count), [], lambda _: "", {"funnel": []})
             found.append(in_a_process(data, Path(work) / f"kept-{count}", "default"))
             print(found[-1], flush=True)
             shutil.rmtree(data)
@@ -205,7 +205,7 @@ def rivals(python: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         data, lines = folder / "data", folder / "rows.jsonl"
-        publish(data, recombined(count), [], lambda _: "", {"funnel": []})
+        write_dataset(data, recombined(count), [], lambda _: "", {"funnel": []})
         with lines.open("w") as file:
             for s in read_samples(data):
                 text = "\n".join(p for p in (s.instruction, s.input, s.output) if p)

@@ -33,7 +33,7 @@ from instructgen.filters.topic import Topic
 from instructgen.languages import identify
 from instructgen.sample import Label, Message, Sample, Score
 from instructgen.sources import read
-from instructgen.store import publish, read_rows, read_samples
+from instructgen.store import read_rows, read_samples, write_dataset
 from tests.conftest import ROOT, real
 
 
@@ -42,7 +42,7 @@ def reasons(f: Filter, *samples: Sample) -> list[str | None]:
 
 
 def dataset(folder: Path, samples: list[Sample]) -> Path:
-    publish(folder, samples, [], lambda _: "", {"funnel": []})
+    write_dataset(folder, samples, [], lambda _: "", {"funnel": []})
     return folder
 
 

@@ -17,7 +17,7 @@ from instructgen import export
 from instructgen.errors import ConfigError, InputError, RunError, StorageError
 from instructgen.sample import Message, Sample
 from instructgen.sources import read
-from instructgen.store import publish
+from instructgen.store import write_dataset
 
 SYSTEM = Message("system", "Be kind.")
 EARLIER = (Message("user", "Hi"), Message("assistant", "Hello"))
@@ -28,7 +28,7 @@ ROWS = [
 
 
 def dataset(folder: Path, rows: list[Sample]) -> Path:
-    publish(folder, rows, [], lambda _: "# card", {"funnel": []}, rows[0].shape)
+    write_dataset(folder, rows, [], lambda _: "# card", {"funnel": []}, rows[0].shape)
     return folder
 
 

@@ -18,7 +18,7 @@ from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.licences import Requirement, obligations
 from instructgen.mix import MixOptions, targets
 from instructgen.sample import Origin, Sample
-from instructgen.store import publish, read_manifest, read_samples
+from instructgen.store import read_manifest, read_samples, write_dataset
 from tests.conftest import real
 
 FOUR = {
@@ -47,7 +47,7 @@ def dataset(folder: Path, source: str, rows: int, **more: object) -> Path:
         )
         for i in range(rows)
     ]
-    publish(folder, samples, [], lambda _: "", {"funnel": []})
+    write_dataset(folder, samples, [], lambda _: "", {"funnel": []})
     return folder
 
 
@@ -178,7 +178,7 @@ def test_splits_part_no_tree_and_no_like_questions(tmp_path: Path) -> None:
             (a, b) for a in "oak elm fir ash yew".split() for b in "wet dry old red".split() * 5
         )
     ]  # fmt: skip
-    publish(tmp_path / "d", rows, [], lambda _: "", {"funnel": []})
+    write_dataset(tmp_path / "d", rows, [], lambda _: "", {"funnel": []})
     text = "[mix]\nseed = 3\n[split]\nvalidation = 0.2\ntest = 0.2\nnear = 0.8\n"
     result = merge([tmp_path / "d"], tmp_path / "mix", recipe=recipe(tmp_path, text))
     assert result.facts["splits"].keys() == {"train", "validation", "test"}
@@ -197,7 +197,7 @@ def test_near_questions_stay_together(tmp_path: Path) -> None:
     for i in range(40):
         own = " ".join(f"{w}{i}" for w in words)
         rows += [Sample(own, output="a", license="MIT"), Sample(f"{own} please", output="b")]
-    publish(tmp_path / "d", rows, [], lambda _: "", {"funnel": []})
+    write_dataset(tmp_path / "d", rows, [], lambda _: "", {"funnel": []})
     text = "[split]\nvalidation = 0.25\ntest = 0.25\n"
     result = merge([tmp_path / "d"], tmp_path / "mix", recipe=recipe(tmp_path, text))
     for split, count in result.facts["splits"].items():
@@ -276,7 +276,7 @@ def test_bad_inputs(tmp_path: Path, four: list[Path]) -> None:
         merge([recipe(tmp_path, "")], tmp_path / "mix")
     pairs = dataset(tmp_path / "pairs", "pairs", 2)
     rows = [Sample("a", output="b", rejected_output="c", source="pairs", license="MIT")]
-    publish(pairs, rows, [], lambda _: "", {"funnel": []}, "preferences")
+    write_dataset(pairs, rows, [], lambda _: "", {"funnel": []}, "preferences")
     with pytest.raises(RunError, match="the datasets differ"):
         merge([four[0], pairs], tmp_path / "mix")
     with pytest.raises(InputError, match="no row is left"):

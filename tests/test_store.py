@@ -20,11 +20,11 @@ from instructgen.store import (
     FORMAT,
     Run,
     find_row,
-    publish,
     read_manifest,
     read_rows,
     read_samples,
     write_atomic,
+    write_dataset,
 )
 
 INFO = {"format": FORMAT, "run": "r1", "seeds": {"sha256": "", "rows": 0}}
@@ -242,7 +242,7 @@ def rejected(n: int = 3) -> list[Rejected]:
 
 
 def put(folder: Path, n: int = 5) -> None:
-    publish(folder, samples(n), rejected(), lambda _: "# card\n", {"rows": n})
+    write_dataset(folder, samples(n), rejected(), lambda _: "# card\n", {"rows": n})
 
 
 def test_published_rows_are_read_back(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_an_empty_dataset_is_a_dataset(tmp_path: Path) -> None:
-    publish(tmp_path / "d", [], [], lambda _: "", {})
+    write_dataset(tmp_path / "d", [], [], lambda _: "", {})
     assert list(read_rows(tmp_path / "d")) == []
     assert pq.read_schema(tmp_path / "d" / "data" / "part-00000.parquet").names[0] == "id"
 
@@ -288,7 +288,7 @@ def test_parts_of_an_earlier_dataset_go(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_flipped_byte_in_a_part_is_found(tmp_path: Path) -> None:
-    publish(tmp_path / "d", samples(300), [], lambda _: "", {})
+    write_dataset(tmp_path / "d", samples(300), [], lambda _: "", {})
     path = tmp_path / "d" / "data" / "part-00000.parquet"
     whole = path.read_bytes()
     good = list(read_rows(tmp_path / "d"))

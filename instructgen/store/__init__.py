@@ -11,7 +11,6 @@ from instructgen.store.dataset import (
     find_row,
     is_whole,
     making,
-    publish,
     read_batches,
     read_made,
     read_manifest,
@@ -19,6 +18,7 @@ from instructgen.store.dataset import (
     read_samples,
     shape_of,
     splits_of,
+    write_dataset,
     writing,
 )
 from instructgen.store.files import storage, write_atomic
@@ -38,7 +38,6 @@ __all__ = [
     "is_run",
     "is_whole",
     "making",
-    "publish",
     "read_batches",
     "read_info",
     "read_made",
@@ -49,5 +48,6 @@ __all__ = [
     "splits_of",
     "storage",
     "write_atomic",
+    "write_dataset",
     "writing",
 ]

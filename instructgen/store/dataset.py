@@ -219,7 +219,7 @@ def writing(folder: Path, shape: Shape, splits: Sequence[str] = WHOLE) -> Iterat
             table.abandon()
 
 
-def publish(
+def write_dataset(
     folder: Path,
     samples: Iterable[Sample],
     rejected: Iterable[Rejected],
