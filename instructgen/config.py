@@ -7,6 +7,7 @@ in it is executed.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -252,11 +253,26 @@ def _build(
     table: str,
     options: Set[str] = frozenset(),
 ) -> M:
+    _check_numbers(values, path, table)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_line(e, model, path, table, options) for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _check_numbers(value: Any, path: Path, where: str) -> None:
+    """Refuse numbers that no file of ours could hold."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_numbers(inner, path, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_numbers(inner, path, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path}: {where}: {value} is no number here.", "Give a finite one.")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{path}: {where}: the number is too large.", "Give a smaller one.")
 
 
 def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: Set[str]) -> str:

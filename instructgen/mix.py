@@ -36,7 +36,10 @@ class MixOptions(BaseModel):
     weights: dict[str, float] = Field({}, description="how much more of one; 1 where left out")
     caps: dict[str, int] = Field({}, description="most rows of one")
     temperature: float = Field(
-        1.0, gt=0, description="1: as many as there are; higher: more alike (n to the power 1/T)"
+        1.0,
+        ge=0.1,
+        le=1e9,
+        description="1: as many as there are; higher: more alike (n to the power 1/T)",
     )
     repeat: int = Field(1, ge=1, le=1000, description="most copies of a row")
     shuffle: bool = Field(True, description="false: in the order of the inputs")
@@ -45,8 +48,8 @@ class MixOptions(BaseModel):
     @model_validator(mode="after")
     def _positive(self) -> Self:
         for name, value in self.weights.items():
-            if not value >= 0 or value == float("inf"):
-                raise ValueError(f"weights.{name} = {value} is not 0 or more")
+            if not 0 <= value <= 1e9:
+                raise ValueError(f"weights.{name} = {value} is not 0 to 1e9")
         for name, cap in self.caps.items():
             if cap < 0:
                 raise ValueError(f"caps.{name} = {cap} is not 0 or more")

@@ -152,7 +152,7 @@ def merge(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **opt
     )
     asked = facts["terms"]
     for sentence in obligations(asked["licenses"], asked["generators"], asked["attributions"]):
-        screen.print(f"  • {escape(printable(sentence))}")
+        screen.print(f"  - {escape(printable(sentence))}")
     return _print_derived(result)
 
 
@@ -248,7 +248,7 @@ def export(data: Path, as_json: bool, **options: Any) -> None:
         return print_json(result)
     screen.print(f"[bold]{result.rows:,} rows[/] in {escape(printable(str(result.to)))}")
     for sentence in result.obligations:
-        screen.print(f"  • {escape(printable(sentence))}")
+        screen.print(f"  - {escape(printable(sentence))}")
     return None
 
 

@@ -12,6 +12,7 @@ from instructgen.card import derived_card, table
 from instructgen.commands.derived import (
     Derived,
     Funnel,
+    check_apart,
     common_shape,
     derived,
     inputs_of,
@@ -56,6 +57,7 @@ def curate(
     source, folder = Path(data), Path(out)
     filters = _against(load_filters(str(recipe)), against)
     given = inputs_of([source])
+    check_apart(folder, [source])
     shape = common_shape([source])
     benchmarks = [path for f in filters for path in f.files()]
     scored = [] if scores_from is None else [Path(scores_from)]

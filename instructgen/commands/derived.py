@@ -67,6 +67,22 @@ def inputs_of(paths: Sequence[Path]) -> list[dict[str, str]]:
     return [{"name": name_of(p), "sha256": digest_of(p)} for p in paths]
 
 
+def check_apart(folder: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a dataset given twice, and an output inside an input.
+
+    Raises:
+        InputError: one of these.
+    """
+    seen: set[Path] = set()
+    for path in inputs:
+        place = path.resolve()
+        if place in seen:
+            raise InputError("the dataset is given twice.", path=path, hint="Give it once.")
+        seen.add(place)
+        if folder.resolve().is_relative_to(place):
+            raise InputError(f"{folder} lies in an input.", path=path, hint="Give another --out.")
+
+
 def common_shape(folders: Sequence[Path]) -> Shape:
     """The shape of the rows of all these datasets.
 

@@ -13,7 +13,7 @@ from instructgen.errors import ConfigError, InputError
 from instructgen.licences import obligations
 from instructgen.plugins import suggest
 from instructgen.sample import Message, Sample, Shape
-from instructgen.store import read_manifest, read_samples, shape_of, storage, write_atomic
+from instructgen.store import is_run, read_manifest, read_samples, shape_of, storage, write_atomic
 
 _SHAREGPT = {"user": "human", "assistant": "gpt", "system": "system"}
 _COLUMNS = ("id", "category", "language", "source", "license", "attribution", "generators")
@@ -67,6 +67,11 @@ def export(
         raise ConfigError(
             f"{folder} holds {shape}, and {format} is for {wanted}.", f"Use --format {other}."
         )
+    for place in file.resolve().parents:
+        if is_run(place) or (place / "manifest.json").exists():
+            raise InputError(
+                f"{place} holds a dataset.", path=file, hint="Write to another folder."
+            )
     if file.exists() and not overwrite:
         raise InputError("the file is there already.", path=file, hint="Pass --overwrite.")
     rows = 0

@@ -64,6 +64,9 @@ def import_data(
         license = check_licence(license)
     if language:
         check_language(language)
+    for said in (attribution, model, *(mapping or {}).values(), *(mapping or {})):
+        if any("\ud800" <= c <= "\udfff" for c in said):
+            raise ConfigError(f"{said[:40]!r} is no valid UTF-8.", "Write it in UTF-8.")
     reading = read(
         file,
         _source(source, mapping, shape, take),

@@ -18,6 +18,7 @@ from instructgen.commands.derived import (
     ROWS_AT_ONCE,
     Derived,
     Funnel,
+    check_apart,
     common_shape,
     derived,
     inputs_of,
@@ -64,6 +65,7 @@ def merge(
     mix, split = load_mix(None if recipe is None else str(recipe))
     wanted = None if require is None else Requirement.of(require)
     given = inputs_of(paths)
+    check_apart(folder, paths)
     shape = common_shape(paths)
     made = {
         "command": "merge",
@@ -108,6 +110,11 @@ class _Merge:
         sides = dict.fromkeys(taken, "part")
         if len(self.splits) > 1:
             sides = together.sides(list(taken), self.mix.seed)
+            if "train" not in sides.values():
+                raise InputError(
+                    "the split leaves nothing to train on.",
+                    hint="Lower [split], or take more rows.",
+                )
             # To judge a model twice by the same row tells nothing.
             taken = {row: n if sides[row] == "train" else 1 for row, n in taken.items()}
         funnel = Funnel()

@@ -14,9 +14,9 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from instructgen.sample import Edit, Rejection, Sample, Score
 from instructgen.similarity import Match, Pairs
@@ -146,6 +146,13 @@ class ScoringFilter(Filter):
     @abstractmethod
     def bounds(self) -> tuple[float | None, float | None]:
         """The lowest and the highest value kept; None for no bound."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        low, high = self.bounds()
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min = {low:g} above max = {high:g} rejects all")
+        return self
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``too_low``, ``too_high``, or ``no_score``."""

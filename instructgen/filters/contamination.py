@@ -138,15 +138,24 @@ def benchmark_prompts(path: Path) -> list[BenchmarkPrompt]:
     Raises:
         InputError: the file cannot be read, a row is bad, or no row has a known field.
     """
+    if not path.is_file():
+        raise InputError("no such file.", path=path, hint="Give a file of benchmark prompts.")
     found: list[BenchmarkPrompt] = []
-    for rows, record in enumerate(read_records(path), start=1):
+    for record in read_records(path):
         if isinstance(record, BadRecord):
             raise InputError(record.reason, path=path, line=record.line, hint="Mend the row.")
         texts = [t for t in _texts(record.fields) if t.strip()]
+        if not texts and found:
+            raise InputError(
+                "the row has no prompt, and those before it have.",
+                path=path,
+                line=record.line,
+                hint=f"Its field has to be one of {', '.join(_FIELDS)}.",
+            )
         for turn, text in enumerate(texts, start=1):
             place = f"row {record.line}" + (f" turn {turn}" if len(texts) > 1 else "")
             found.append(BenchmarkPrompt(path.name, place, text))
-        if not found and rows >= 100:
+        if not found:
             break
     if not found:
         raise InputError(

@@ -8,6 +8,7 @@ control_tokens.txt.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Annotated
 
 import regex
 from pydantic import Field
@@ -26,7 +27,9 @@ class ControlTokens(Filter):
     name = "control_tokens"
     scope = "both"
 
-    words: tuple[str, ...] = Field((), description="further tokens, as written")
+    words: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="further tokens, as written"
+    )
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``control_token``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field
 
@@ -20,7 +21,7 @@ class Language(Filter):
     name = "language"
     scope = "row"
 
-    allowed: tuple[str, ...] = Field(
+    allowed: tuple[Annotated[str, Field(pattern=r"^[a-z]{2}$")], ...] = Field(
         (), description="languages kept, ISO 639-1; empty: the one that the row names"
     )
     min_likelihood: float = Field(0.8, ge=0, le=1, description="less sure guesses are no reason")

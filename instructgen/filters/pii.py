@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import regex
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from instructgen.filters import Transform, Verdict
 from instructgen.sample import Rejection, Sample
@@ -48,6 +48,16 @@ class Pii(Transform):
     regions: tuple[str, ...] = Field(
         ("US", "GB"), description="whose phone numbers are known without a country code"
     )
+
+    @field_validator("regions")
+    @classmethod
+    def _known(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        from phonenumbers import SUPPORTED_REGIONS
+
+        for region in regions:
+            if region not in SUPPORTED_REGIONS:
+                raise ValueError(f"{region!r} is no country; use ISO 3166, such as US")
+        return regions
 
     def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
         """See `Filter.judge`."""

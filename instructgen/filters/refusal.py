@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Annotated
 
 import regex
 from pydantic import Field
@@ -19,7 +20,9 @@ class Refusal(Filter):
     scope = "row"
 
     within: int = Field(200, ge=1, description="characters of the output looked at")
-    phrases: tuple[str, ...] = Field((), description="further phrases, in any case")
+    phrases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="further phrases, in any case"
+    )
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``refusal``."""

@@ -8,6 +8,7 @@ every row; it filters nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections import deque
@@ -196,8 +197,9 @@ class Reading:
         license = sample.license or terms.license
         if not license:
             raise InputError(
-                f"rows of the format {source.name} name no licence.",
+                f"a row of the format {source.name} names no licence.",
                 path=self.path,
+                line=line,
                 hint="Say under which you have them: --license SPDX, such as --license CC-BY-4.0.",
             )
         language = sample.language
@@ -368,7 +370,7 @@ def text(
 
 
 def number(record: Mapping[str, Any], field: str) -> float | None:
-    """A number of a record, or None where there is none.
+    """A finite number of a record, or None where there is none.
 
     Raises:
         RowError: it is something else.
@@ -378,7 +380,8 @@ def number(record: Mapping[str, Any], field: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError(f'"{field}" is a {type(value).__name__}, not a number.')
-    return float(value)
+    # NaN is how tables write that nothing is there.
+    return float(value) if math.isfinite(value) else None
 
 
 def _guess(sample: Sample) -> str:

@@ -56,7 +56,7 @@ def _joined(content: Any) -> Any:
         return content
     if not all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
         raise RowError("a message holds more than text.")
-    return "\n".join(str(p.get("text", "")) for p in content)
+    return "\n".join(text(part, "text", filled=False) for part in content)
 
 
 def sample_of_turns(messages: Sequence[Message]) -> Sample:
@@ -72,6 +72,8 @@ def sample_of_turns(messages: Sequence[Message]) -> Sample:
     edits = []
     system = list(itertools.takewhile(lambda m: m.role == "system", messages))
     rest = [m for m in messages[len(system) :] if m.content]
+    if len(rest) < len(messages) - len(system):
+        edits.append("empty messages were left out")
     if any(m.role == "system" for m in rest):
         raise RowError("a system message stands inside the conversation.")
     joined = [

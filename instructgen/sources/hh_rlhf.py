@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from instructgen.errors import ConfigError
 from instructgen.sample import Message, Sample
 from instructgen.sources import RowError, Source, text
 from instructgen.sources.conversation import preference, sample_of_turns
@@ -30,12 +31,16 @@ class HHRLHF(Source):
     shapes = ("preferences", "instructions")
     takes = ("dialogue", "first")
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be told apart: the first exchange is the same in both dialogues."""
+        super().__post_init__()
+        if self.take == "first" and self.shape == "preferences":
+            raise ConfigError("hh-rlhf: --take first gives instructions.", "Add --as instructions.")
+
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """One preference or dialogue."""
         chosen = _turns(record, "chosen")
         if self.take == "first":
-            if self.shape == "preferences":
-                raise RowError("the first exchange is the same in both; take instructions.")
             if "http" in text(record, "chosen"):
                 raise RowError("the dialogue holds a link.")
             return [sample_of_turns(chosen[:2])]
@@ -45,8 +50,8 @@ class HHRLHF(Source):
 
 
 def _turns(record: Mapping[str, Any], field: str) -> list[Message]:
-    _, *parts = _TURN.split(text(record, field))
-    if not parts:
+    before, *parts = _TURN.split(text(record, field))
+    if not parts or before.strip():
         raise RowError(f'"{field}" is no dialogue of Human and Assistant.')
     return [
         Message("user" if speaker == "Human" else "assistant", said.strip())

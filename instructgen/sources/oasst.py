@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from instructgen.sample import Message, Origin, Sample, Score
-from instructgen.sources import BadRow, LeftOut, RowError, Source, Taken, text
+from instructgen.sources import BadRow, LeftOut, RowError, Source, Taken, number, text
 from instructgen.sources.records import Record
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}
@@ -73,13 +73,14 @@ class OASST(Source):
                 for record in group:
                     yield self._tree(key, [record], *_flattened(record))
                 continue
-            if key in done:
+            if key is None or key in done:
                 reason = "the other messages of its tree stand elsewhere; sort by message_tree_id."
+                if key is None:
+                    reason = '"message_tree_id" is missing, or no text.'
                 bad: list[BadRow | LeftOut] = [BadRow(r.line, reason) for r in group]
                 yield Taken(group[0].line, 0, [], bad, len(group))
                 continue
-            if key is not None:
-                done.add(key)
+            done.add(key)
             nodes, faults = [], []
             for record in group:
                 try:
@@ -213,9 +214,7 @@ def _node(line: int, fields: Mapping[str, Any]) -> _Node:
     role = _ROLES.get(text(fields, "role"))
     if role is None:
         raise RowError(f'"role" is {fields["role"][:40]!r}, not {" or ".join(_ROLES)}.')
-    rank = fields.get("rank")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float)):
-        raise RowError(f'"rank" is a {type(rank).__name__}, not a number.')
+    rank = number(fields, "rank")
     state = text(fields, "tree_state", required=False)
     fault = None
     if state and state != "ready_for_export":
@@ -275,9 +274,7 @@ def _linked(nodes: list[_Node], key: str | None) -> tuple[list[_Node], dict[str,
         if node.id in lost:
             continue
         parent = by_id.get(node.parent or "")
-        if key is None:
-            lost[node.id] = ("wrong_tree", "it names no tree")
-        elif node.parent is not None and parent is None:
+        if node.parent is not None and parent is None:
             lost[node.id] = ("orphan", f"what it answers, {node.parent}, is not in its tree")
         elif parent is None and node.role != "user":
             lost[node.id] = ("wrong_role", "a tree begins with a prompt")

@@ -19,7 +19,7 @@ class OpenAIChat(Source):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """One sample: the last exchange, with what was said before it."""
-        sample = sample_of_turns(turns(record["messages"], "messages"))
+        sample = sample_of_turns(turns(record.get("messages"), "messages"))
         return [
             replace(
                 sample,

@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgen.errors import ConfigError
 from instructgen.plugins import suggest
-from instructgen.sample import Message, Sample, Score
+from instructgen.sample import Message, Origin, Sample, Score
 from instructgen.sources import RowError, Source, number, text
 
 _FIELDS = (
@@ -68,6 +68,7 @@ class Plain(Source):
             language=text(found, "language", required=False) or "und",
             license=text(found, "license", required=False),
             attribution=(attribution,) if attribution else (),
+            origin=Origin(group=text(found, "group", required=False) or None),
             scores=() if score is None else (Score("score", score),),
         )
         return [sample]

@@ -28,6 +28,7 @@ _MAX_BYTES = 8 * 2**20
 _MAX_BATCH_BYTES = 2**28
 _MAX_GROUP_BYTES = 2**31
 _CHUNK = 2**20
+_BLANK_LINES = 1_000
 _BOM = b"\xef\xbb\xbf"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -66,10 +67,12 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
         # A name that no file can have.
         raise InputError("no such file.", path=path, hint="Check the path.") from None
     if not there:
-        if _HUB_NAME.fullmatch(str(path)) and not str(path).startswith("."):
-            yield from _hub(str(path), split)
+        name = str(path)
+        file_like = path.exists() or name.lower().endswith((*_TEXT, *_ZIPPED, ".parquet"))
+        if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not file_like:
+            yield from _hub(name, split)
             return
-        kind = "a folder" if path.exists() else "no such file"
+        kind = "a folder" if path.is_dir() else "no such file"
         raise InputError(f"{kind}.", path=path, hint="Give a file, or ORG/NAME of the Hub.")
     extension, zipped = _kind(path)
     if path.stat().st_size == 0:
@@ -245,11 +248,15 @@ def _chunks(begun: bytes, stream: BinaryIO) -> Iterator[bytes]:
 
 def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
     """Rows under the names of the first one. A byte that is no UTF-8 costs only its row."""
-    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     csv.field_size_limit(_MAX_BYTES)
-    rows = csv.reader(text, strict=True)
+    rows = csv.reader(_csv_lines(stream), strict=True)
     try:
-        names = next(rows)
+        names = next(rows, [])
+        while not names and rows.line_num < _BLANK_LINES and (row := next(rows, None)) is not None:
+            names = row
+        if not names:
+            raise InputError("the file has no row.", path=path, hint="Give one with rows.")
+        _check_names(names, path)
         number = 1 + rows.line_num
         for values in rows:
             # A row may go over several lines.
@@ -267,8 +274,26 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
         raise InputError(
             f"no valid CSV ({error}), read up to line {rows.line_num}.",
             path=path,
-            hint="Look for a quote that does not close.",
+            hint="Look for a quote that does not close, or a text that is too long.",
         ) from error
+
+
+def _csv_lines(stream: BinaryIO) -> Iterator[str]:
+    """Lines as text, bytes that are no UTF-8 marked; of bounded length, as a bomb has none."""
+    line = _line(stream).removeprefix(_BOM)
+    while line:
+        if len(line) > _MAX_BYTES:
+            raise csv.Error(f"a line is longer than {_MAX_BYTES // 2**20} MiB")
+        yield line.decode("utf-8", "surrogateescape")
+        line = _line(stream)
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"two columns are called {name[:80]!r}.", path=path, hint="Rename one of them."
+            )
 
 
 def _is_text(value: str) -> bool:
@@ -285,13 +310,14 @@ def _parquet(path: Path) -> Iterator[Record | BadRecord]:
     number = 0
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_names(file.schema_arrow.names, path)
             for group in range(file.metadata.num_row_groups):
                 rows = _rows_at_once(file.metadata.row_group(group), path, group)
                 for batch in file.iter_batches(rows, row_groups=[group]):
-                    for fields in batch.to_pylist():
+                    for record in _batch_records(batch, number):
                         number += 1
-                        yield Record(number, fields)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                        yield record
+    except (pa.ArrowException, OSError) as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
             f"no valid Parquet after row {number} ({said}).",
@@ -302,17 +328,33 @@ def _parquet(path: Path) -> Iterator[Record | BadRecord]:
         raise InputError("the file has no row.", path=path, hint="Give one with rows.")
 
 
+def _batch_records(batch: Any, before: int) -> Iterator[Record | BadRecord]:
+    """A batch's rows; a value that is no valid text, date or number costs only its row."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        for place in range(batch.num_rows):
+            number = before + place + 1
+            try:
+                (fields,) = batch.slice(place, 1).to_pylist()
+                yield Record(number, fields)
+            except (ValueError, OverflowError) as error:
+                yield BadRecord(number, f"a value cannot be read ({str(error)[:120]}).")
+        return
+    yield from (Record(before + place, fields) for place, fields in enumerate(rows, start=1))
+
+
 def _rows_at_once(group: Any, path: Path, number: int) -> int:
     """As many rows as cannot fill the memory, though each repeat a column's one long value."""
-    columns = [group.column(i).total_uncompressed_size for i in range(group.num_columns)]
-    largest = max(columns, default=1)
-    if largest > _MAX_GROUP_BYTES:
+    # The sum: a row may repeat the longest value of every column.
+    size: int = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
+    if size > _MAX_GROUP_BYTES:
         raise InputError(
-            f"row group {number} has a column of {largest / 2**30:.1f} GiB.",
+            f"row group {number} has {size / 2**30:.1f} GiB.",
             path=path,
             hint="Write it again in smaller row groups.",
         )
-    return max(1, min(256, _MAX_BATCH_BYTES // max(largest, 1)))
+    return max(1, min(256, _MAX_BATCH_BYTES // max(size, 1)))
 
 
 # -- the Hub ------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class SelfInstruct(Source):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """One sample of the first instance, as a task counts once among seeds, or one of each."""
-        instances = record["instances"]
+        instances = record.get("instances")
         if not isinstance(instances, list) or not instances:
             raise RowError('"instances" is no list of input and output.')
         is_classification = record.get("is_classification")

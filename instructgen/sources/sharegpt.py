@@ -22,7 +22,7 @@ class ShareGPT(Source):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """One sample: the last exchange, with what was said before it."""
-        said = record["conversations"]
+        said = record.get("conversations")
         first = said[0] if isinstance(said, list) and said else None
         if not isinstance(first, Mapping):
             raise RowError('"conversations" is no list of messages.')

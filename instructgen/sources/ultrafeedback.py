@@ -29,7 +29,7 @@ class UltraFeedback(Source):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """One preference, or the best answer."""
-        given = record["completions"]
+        given = record.get("completions")
         if not isinstance(given, list) or not all(isinstance(c, Mapping) for c in given):
             raise RowError('"completions" is no list of answers.')
         rated = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +34,7 @@ _MANIFEST, _MADE = "manifest.json", "made.json"
 _ROWS_PER_PART = 100_000
 _ROWS_PER_GROUP = 5_000
 _ROWS_READ = 1_024
+_PART = re.compile(r"(data|rejected)/[a-z]+-\d{5}\.parquet")
 # One file name for all rows, unless they are split.
 WHOLE = ("part",)
 SPLITS = ("train", "validation", "test")
@@ -76,7 +78,9 @@ def read_made(folder: Path) -> dict[str, Any]:
     """
     if not (folder / _MADE).exists():
         raise RunError(f"{folder} has no {_MADE} and no run.json.", "Restore it from a copy.")
-    made: dict[str, Any] = _made(folder / _MADE)
+    made = _made(folder / _MADE)
+    if not isinstance(made, dict) or not {"command", "inputs"} <= made.keys():
+        raise RunError(f"{folder / _MADE} is damaged.", "Restore it from a copy.")
     return made
 
 
@@ -94,9 +98,14 @@ def is_whole(folder: Path) -> bool:
         RunError: its manifest is damaged.
     """
     manifest = read_manifest(folder)
-    return manifest is not None and all(
-        (folder / file["path"]).exists() and digest_of_file(folder / file["path"]) == file["sha256"]
-        for file in manifest["files"]
+    return (
+        manifest is not None
+        and (folder / "README.md").is_file()
+        and all(
+            (folder / file["path"]).exists()
+            and digest_of_file(folder / file["path"]) == file["sha256"]
+            for file in manifest["files"]
+        )
     )
 
 
@@ -338,14 +347,36 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
         raise RunError(f"{path} cannot be read ({error}).", _mend(folder)) from error
-    if not isinstance(manifest, dict) or "files" not in manifest:
+    if not isinstance(manifest, dict):
         raise RunError(f"{path} is no manifest.", _mend(folder))
     if manifest.get("format") != FORMAT:
         raise RunError(
             f"{path} has format {manifest.get('format')}, this version reads {FORMAT}.",
             "Make the dataset again, or use the version of instructgen that made it.",
         )
+    if not _is_manifest(manifest):
+        raise RunError(f"{path} is damaged.", _mend(folder))
     return manifest
+
+
+def _is_manifest(manifest: dict[str, Any]) -> bool:
+    """Whether it has what is read of it; a path never leads out of the folder."""
+    files = manifest.get("files")
+    return (
+        manifest.get("shape") in ("instructions", "preferences")
+        and all(isinstance(manifest.get(key), int) for key in ("rows", "rejected"))
+        and all(isinstance(manifest.get(key), dict) for key in ("licenses", "terms"))
+        and isinstance(files, list)
+        and bool(files)
+        and all(
+            isinstance(file, dict)
+            and isinstance(file.get("path"), str)
+            and _PART.fullmatch(file["path"]) is not None
+            and isinstance(file.get("rows"), int)
+            and isinstance(file.get("sha256"), str)
+            for file in files
+        )
+    )
 
 
 def _mend(folder: Path) -> str:
@@ -361,6 +392,8 @@ def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    if not row_id.isascii():
+        return None
     table = "rejected" if row_id.startswith("r-") else "data"
     for path in _whole_parts(folder, table):
         found = pq.read_table(path, filters=pc.field("id") == row_id)

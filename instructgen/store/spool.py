@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,7 +44,9 @@ class Spool:
     ) -> None:
         for writer in self._writers:
             if writer is not None:
-                writer.close()
+                # Nothing of it is read again: a disk that is full has been told of before.
+                with suppress(OSError):
+                    writer.close()
         self._parked.cleanup()
 
     def add(self, bucket: int, number: int, sample: Sample) -> None:
