@@ -533,14 +533,15 @@ def test_a_real_model_scores(tmp_path: Path) -> None:
     likely, unlikely, _ = (v.value for v in Perplexity().judge(rows))
     assert likely is not None
     assert unlikely is not None
-    assert likely < 10 < unlikely
+    assert 4 * likely < unlikely
+    assert likely < 30
     one_by_one = [IFD().judge([row])[0].sample.scores[0] for row in rows[:2]]
     assert [
         abs((a.value or 0) - (b.value or 0)) < 2e-3
         for a, b in zip(ifd[:2], one_by_one, strict=True)
     ]
     data = dataset(tmp_path / "d", rows[:2])
-    path = recipe(tmp_path, '[[filters]]\nname = "perplexity"\nmax = 50\n')
+    path = recipe(tmp_path, '[[filters]]\nname = "perplexity"\nmax = 30\n')
     result = curate(data, tmp_path / "c", recipe=path)
     assert result.rows == 1
 
