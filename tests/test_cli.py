@@ -460,3 +460,65 @@ def test_dedup_of_what_is_no_dataset(made: Path, tmp_path: Path) -> None:
         done = run("dedup", given, "--how", "exact", "--out", out)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_from_a_foreign_file_to_another_tools(made: Path, tmp_path: Path) -> None:
+    """import, merge, curate, explain, export: one line each."""
+    foreign = tmp_path / "faq.csv"
+    foreign.write_text(
+        "question,answer\n"
+        "How do I water a fern in winter?,Sparingly.[3]\n"
+        "Why does bread dough rise before baking?,Yeast.\n"
+        '"Which tool cuts a thin, straight slot?",[bold]A saw[/]\x1b[31m\n'
+    )
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text('{"question": "why does bread dough rise before baking"}\n')
+    names = ["--map", "instruction=question", "--map", "output=answer"]
+    out, mix, clean = tmp_path / "faq", tmp_path / "mix", tmp_path / "clean"
+    done = run("import", foreign, *names, "--license", "CC-BY-4.0", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "3 rows from 3 of 3 rows read; 0 were rejected." in done.stdout
+    done = run("merge", out, made, "--out", mix, "--json")
+    assert orjson.loads(done.stdout)["rows"] == 15
+    again = run("merge", out, made, "--out", mix, "--require", "permissive")
+    assert again.returncode == 2
+    assert "other options" in again.stderr
+    done = run("curate", out, "--recipe", "strict", "--against", bench, "--out", clean)
+    assert done.returncode == 0, done.stderr
+    assert "2 rows of 3 kept, 1 rejected." in done.stdout
+    rejected = pd.read_parquet(clean / "rejected").iloc[0]
+    assert rejected["nearest"] == "bench.jsonl row 1"
+    done = run("explain", clean, rejected["id"])
+    assert "rejected by contamination: equal_prompt" in done.stdout
+    assert "CC-BY-4.0" in done.stdout
+    kept = pd.read_parquet(clean / "data")
+    shown = "".join(run("explain", clean, row_id).stdout for row_id in kept["id"])
+    assert "\x1b" not in shown
+    assert "[bold]A saw[/]" in shown
+    assert "changed" in shown
+    done = run("export", clean, "--format", "openai", "--to", tmp_path / "o.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "- Give credit" in done.stdout
+    assert len((tmp_path / "o.jsonl").read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("import", "none.jsonl"), "no such file"),
+        (("import", "dolyl", SEEDS), "Did you mean dolly"),
+        (("import", "a", "b", "c"), "Give one file"),
+        (("import", SEEDS, "--map", "instruction"), "not OURS=THEIRS"),
+        (("merge", "none"), "no such dataset"),
+        (("curate", "none"), "no such dataset"),
+        (("curate", "a", "b"), "one dataset too many"),
+    ],
+)
+def test_bad_calls_of_the_dataset_commands(
+    tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    done = run(*arguments, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
