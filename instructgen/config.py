@@ -253,12 +253,13 @@ def _build(
     table: str,
     options: Set[str] = frozenset(),
 ) -> M:
-    _check_numbers(values, path, table)
     try:
-        return model.model_validate(values)
+        made = model.model_validate(values)
     except ValidationError as error:
         lines = [_line(e, model, path, table, options) for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+    _check_numbers(values, path, table)
+    return made
 
 
 def _check_numbers(value: Any, path: Path, where: str) -> None:

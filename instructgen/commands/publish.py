@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,8 @@ def publish(data: str | Path, name: str, *, private: bool = False) -> Published:
     folder = Path(data)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         raise ConfigError(f"{name[:80]!r} is no name for the Hub.", "Use ORG/NAME.")
-    import httpx
-
     try:
-        from huggingface_hub import HfApi, get_token
+        from huggingface_hub import HfApi, get_session, get_token
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise ConfigError(
@@ -55,6 +54,8 @@ def publish(data: str | Path, name: str, *, private: bool = False) -> Published:
         raise RunError(f"{folder} holds no complete dataset.", "Make it again.")
     files = [*_files(folder)]
     api = HfApi(token=token)
+    # Its client is httpx or httpx2, by its version; errors of the line are that one's.
+    client = importlib.import_module(type(get_session()).__module__.partition(".")[0])
     try:
         url = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
@@ -64,7 +65,7 @@ def publish(data: str | Path, name: str, *, private: bool = False) -> Published:
             allow_patterns=[str(path.relative_to(folder)) for path in files],
             commit_message=f"{folder.resolve().name}: made with instructgen",
         )
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, client.HTTPError, OSError, ValueError) as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise StorageError(
             f"{name}: the Hub cannot be reached or refuses ({said}).",
