@@ -1,8 +1,7 @@
 """Which language a text is written in, by the packaged model of py3langid.
 
-Measured on 3,550 texts in nine languages: right in 99.9% of those that it is at
-least half sure of, which are 97%. It cannot tell Indonesian from Malay: nor could
-any of nine packages.
+It names the language of more than 99 of 100 real prompts (tests/test_curation.py),
+less often of texts of a few words, and cannot tell Indonesian from Malay.
 """
 
 from __future__ import annotations

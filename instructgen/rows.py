@@ -18,7 +18,6 @@ from instructgen.sample import (
     Message,
     Origin,
     Rejected,
-    Rejection,
     Sample,
     Score,
     Shape,
@@ -117,20 +116,6 @@ def samples_in(batch: Any) -> list[Sample]:
             (attribution, generators, origin, scores, labels, edits),
             (history, rejected_output),
         ) in rows
-    ]
-
-
-def rejected_in(batch: Any, first: int = 0) -> list[Rejected]:
-    """The rejections of an Arrow record batch of the ``rejected`` schema; numbered from ``first``.
-
-    The numbers are not those they had: ids are not kept by way of this.
-    """
-    decisions = zip(*(batch.column(name).to_pylist() for name in _DECISION), strict=True)
-    return [
-        Rejected(sample, Rejection(*reason), stage, number)
-        for number, (sample, (stage, *reason)) in enumerate(
-            zip(samples_in(batch), decisions, strict=True), first
-        )
     ]
 
 

@@ -305,8 +305,11 @@ def test_an_array_is_read_as_orjson_reads_it(
     assert list(read_records(path)) == [Record(i, row) for i, row in enumerate(rows, start=1)]
 
 
-@pytest.mark.parametrize("cut", [1, 20, 200])
-@pytest.mark.parametrize("kind", ["json", "jsonl.zst", "parquet", "csv"])
+# Of CSV only an open quote shows: cut between two fields it is a short row.
+CUTS = [*((k, c) for k in ("json", "jsonl.zst", "parquet") for c in (1, 20, 200)), ("csv", 1)]
+
+
+@pytest.mark.parametrize(("kind", "cut"), CUTS)
 def test_a_cut_file_is_noticed(tmp_path: Path, kind: str, cut: int) -> None:
     import zstandard
 
@@ -323,9 +326,6 @@ def test_a_cut_file_is_noticed(tmp_path: Path, kind: str, cut: int) -> None:
             data = zstandard.compress(b"\n".join(orjson.dumps(r) for r in rows))
         path.write_bytes(data)
     path.write_bytes(path.read_bytes()[:-cut])
-    if kind == "csv" and cut != 1:
-        # Cut between two fields nothing shows, but that the last row is short.
-        return
     with pytest.raises(InputError, match=str(path)):
         list(read(path, license="MIT", on_bad_row="reject"))
 

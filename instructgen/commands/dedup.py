@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instructgen.card import derived_card, rejected_table
-from instructgen.commands.derived import inputs_of, name_of
+from instructgen.commands.derived import Funnel, inputs_of, name_of
 from instructgen.errors import InputError
 from instructgen.licences import check_licence
 from instructgen.sample import Rejected, Rejection, Sample
@@ -163,11 +162,9 @@ def _write(
         )
         for number, r in enumerate(result.removed)
     ]
-    counts = Counter((r.stage, r.reason) for r in result.removed)
-    funnel = [
-        {"stage": stage, "filter": "dedup", "reason": reason, "count": count}
-        for (stage, reason), count in sorted(counts.items())
-    ]
+    counted = Funnel()
+    counted.add(rejected)
+    funnel = counted.rows()
     chain = (
         f"Connected components would have removed {result.components_would_remove:,} rows, "
         f"the largest of {result.largest_component:,}."

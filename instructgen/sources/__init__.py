@@ -130,9 +130,9 @@ class Reading:
 
     Attributes:
         source: the format.
-        units: rows (or messages) read so far.
-        used: of these, the ones that stand in a sample.
-        others: of these, the ones that do not.
+        units: rows (or messages) read, once all were gone through.
+        used: the ones so far that stand in a sample.
+        others: the ones so far that do not.
     """
 
     def __init__(
