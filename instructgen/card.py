@@ -125,6 +125,95 @@ def derived_card(
     )
 
 
+def model_card(title: str, data: str, contents: Contents, facts: Mapping[str, Any]) -> str:
+    """The card of a trained model: what it was trained on, under which terms, and what came of it.
+
+    Args:
+        title: its name.
+        data: the dataset's name.
+        contents: the rows it was trained on.
+        facts: what run.json says.
+    """
+    rows, options = facts["rows"], facts["options"]
+    tokens = facts["supervised_tokens"]
+    left_out = [(reason, f"{n:,}") for reason, n in rows["left_out"].items()]
+    trained = f", {tokens:,} supervised tokens" if tokens is not None else ""
+    return "\n".join(
+        [
+            *_model_front_matter(title, facts["base"], contents),
+            f"# {title}",
+            "",
+            f"`{facts['base']}`, trained by `{facts['method']}` on {rows['train']:,} rows of "
+            f"{data}: {facts['steps']:,} steps{trained}. Made with instructgen.",
+            "",
+            "## Licences of the data",
+            "",
+            "The terms of the model it began as apply beside these.",
+            "",
+            *_licences(contents),
+            *_languages(contents),
+            "## Sources",
+            "",
+            *_sources(contents, "rows"),
+            *(["## Rows left out, or cut", "", *table(("reason", "rows"), left_out), ""] * bool(left_out)),
+            "## Evaluation",
+            "",
+            *_evaluated(facts),
+            "",
+            "## How to make it again",
+            "",
+            f"Rows `{rows['sha256'][:16]}`; on a CPU the same options give the same weights.",
+            "",
+            "```json",
+            json.dumps({"options": options, "versions": facts["versions"]}, indent=1),
+            "```",
+            "",
+        ]
+    )
+
+
+def _model_front_matter(title: str, base: str, contents: Contents) -> Iterable[str]:
+    names = list(contents.licenses)
+    yield "---"
+    yield "license: other"
+    yield f"license_name: {json.dumps(' and '.join(names) or 'none')}"
+    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
+        yield f"base_model: {json.dumps(base)}"
+    yield "library_name: transformers"
+    yield "pipeline_tag: text-generation"
+    yield f"model_name: {json.dumps(title, ensure_ascii=False)}"
+    yield from ("tags:", "- instructgen", "---", "")
+
+
+def _evaluated(facts: Mapping[str, Any]) -> list[str]:
+    found = facts["evaluation"]
+    if not found:
+        return ["None: no row was held out."]
+    lines = []
+    for one in (found, *(v for v in found.values() if isinstance(v, Mapping) and "measure" in v)):
+        lines.append(
+            (
+                one["measure"],
+                _estimated(one.get("before")),
+                _estimated(one["after"]),
+                _estimated(one.get("difference")),
+            )
+        )
+    held_out = facts["rows"]
+    return [
+        f"On {held_out['held_out']:,} rows held out ({held_out['held_out_from']}), with 95% "
+        "bootstrap intervals over rows.",
+        "",
+        *table(("measure", "before", "after", "difference"), lines),
+    ]
+
+
+def _estimated(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+
+
 def _contents_of(samples: Iterable[Sample]) -> Contents:
     found = Contents()
     found.add(samples)

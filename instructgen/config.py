@@ -156,6 +156,27 @@ def load_mix(recipe: str | None) -> tuple[MixOptions, SplitOptions]:
     )
 
 
+def load_table(model: type[M], recipe: str | None, table: str, options: dict[str, Any]) -> M:
+    """One table of a TOML file, with the user's options put over it.
+
+    Args:
+        model: its keys.
+        recipe: the file; None without one.
+        table: its name.
+        options: values of the same keys; None means not given.
+
+    Raises:
+        ConfigError: the file or a key is bad; every bad key has its line.
+    """
+    path = Path(recipe or "options")
+    tables = _read(path) if recipe is not None else {}
+    _known_tables(tables, (table,), path)
+    values = tables.get(table, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: {table}: not a table.", f"Write [{table}] above its keys.")
+    return _merged(model, values, options, path, table)
+
+
 def recorded_filters(filters: Sequence[Filter]) -> list[dict[str, Any]]:
     """The filters as plain data: what a dataset that they made is described by."""
     return [_named(f) for f in filters]

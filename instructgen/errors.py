@@ -79,3 +79,7 @@ class EngineError(InstructgenError, RuntimeError):
 
 class EngineDied(EngineError):
     """The engine's process ended while requests were under way; a restart may help."""
+
+
+class TrainingError(InstructgenError, RuntimeError):
+    """Training cannot go on, or what it made is not what it should be."""

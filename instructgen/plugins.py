@@ -17,7 +17,14 @@ from typing import Any
 
 from instructgen.errors import ConfigError
 
-_BASES = {"filters": "Filter", "sources": "Source", "engines": "Engine", "methods": "Method"}
+_BASES = {
+    "filters": "Filter",
+    "sources": "Source",
+    "engines": "Engine",
+    "methods": "Method",
+    "verifiers": "Verifier",
+    "suites": "Suite",
+}
 
 
 @cache

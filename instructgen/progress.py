@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -92,3 +93,35 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def watching_training(console: Console, *, show: bool) -> Iterator[Callable[..., None] | None]:
+    """A watcher for `train`; None when nothing is to be shown."""
+    if not show:
+        yield None
+    elif console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            live.update(Text("loading the model ..."))
+            yield lambda progress: live.update(Text(_training_line(progress)))
+    else:
+        last = time.monotonic()
+
+        def log(progress: Any) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LINE_EVERY_S:
+                last = time.monotonic()
+                console.print(_training_line(progress), markup=False)
+
+        yield log
+
+
+def _training_line(p: Any) -> str:
+    filled = round(24 * p.step / p.steps)
+    parts = [f"{'━' * filled}{'╌' * (24 - filled)} step {p.step:,} of {p.steps:,}"]
+    parts += [f"{k} {p.entry[k]:.4f}" for k in ("loss", "reward", "accuracy") if k in p.entry]
+    if p.tokens:
+        parts.append(f"{p.tokens_per_s:,.0f} tokens/s")
+    if p.seconds_left is not None and p.step < p.steps:
+        parts.append(f"{_clock(p.seconds_left)} left")
+    return ", ".join(parts)

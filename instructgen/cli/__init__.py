@@ -15,7 +15,7 @@ import click
 from rich.markup import escape
 
 from instructgen import __version__
-from instructgen.cli import datasets, runs
+from instructgen.cli import datasets, runs, training
 from instructgen.cli.printing import err, printable
 from instructgen.errors import InstructgenError
 from instructgen.plugins import suggest
@@ -52,6 +52,7 @@ for _command in (
     datasets.dedup,
     datasets.export,
     datasets.publish,
+    training.train,
 ):
     cli.add_command(_command)
 

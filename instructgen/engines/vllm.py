@@ -154,7 +154,12 @@ class VllmEngine(LocalEngine):
             with contextlib.suppress(Exception):
                 llm.llm_engine.engine_core.shutdown()
 
-    def _load(self) -> Any:
+    def load(self) -> Any:
+        """A vLLM of this model, with what this machine needs.
+
+        Raises:
+            EngineError: it is not installed, or does not start.
+        """
         _quiet()
         cpu = not has_gpu()
         own_process = self.own_process if self.own_process is not None else not cpu
@@ -210,7 +215,7 @@ class VllmEngine(LocalEngine):
         instead of spin between two operations: 40% longer steps.
         """
         try:
-            llm = self._load()
+            llm = self.load()
         except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             ready.put(error)
             return

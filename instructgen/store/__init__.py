@@ -1,4 +1,4 @@
-"""Run and dataset folders: lock, journal of completions, atomic publishing.
+"""Run, dataset and model folders: lock, journal of completions, checkpoints, atomic publishing.
 
 The only package that writes durable files.
 """
@@ -24,11 +24,13 @@ from instructgen.store.dataset import (
 from instructgen.store.files import storage, write_atomic
 from instructgen.store.journal import FORMAT, Entry, Run, is_run, read_info
 from instructgen.store.spool import Spool
+from instructgen.store.training import ModelRun, read_log, read_training, training
 
 __all__ = [
     "FORMAT",
     "SPLITS",
     "Entry",
+    "ModelRun",
     "Part",
     "Run",
     "Spool",
@@ -40,13 +42,16 @@ __all__ = [
     "making",
     "read_batches",
     "read_info",
+    "read_log",
     "read_made",
     "read_manifest",
     "read_rows",
     "read_samples",
+    "read_training",
     "shape_of",
     "splits_of",
     "storage",
+    "training",
     "write_atomic",
     "write_dataset",
     "writing",

@@ -1,0 +1,255 @@
+"""Constraints on an answer that a program can check, in the spirit of IFEval (2311.07911).
+
+Each says what it asks in words, and how far an answer meets it, from 0 to 1: graded,
+because a group of answers that all get 0 teaches nothing. The checks, the wording
+and the families are ours. The family ``layout`` is for evaluation only: rewards never
+draw from it, so that it shows what carries over.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import regex
+
+LABEL = "constraint"
+HELD_OUT = "layout"
+_KEYWORDS = (
+    "water", "morning", "careful", "simple", "people", "garden", "always", "between",
+    "number", "reason", "together", "change", "small", "question", "world", "follow",
+)  # fmt: skip
+_OPENINGS = ("Certainly", "In short", "To begin with", "First of all")
+_ENDINGS = ("That is all.", "I hope this helps.", "Is there anything else?")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of constraint.
+
+    ``draw`` chooses its parameters, ``words`` says it to the model, ``met`` says how
+    far an answer meets it.
+    """
+
+    family: str
+    draw: Callable[[random.Random], dict[str, Any]]
+    words: Callable[..., str]
+    met: Callable[..., float]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A constraint with its parameters."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    @property
+    def family(self) -> str:
+        """What it is about."""
+        return KINDS[self.name].family
+
+    @property
+    def words(self) -> str:
+        """What it asks, as a sentence."""
+        return KINDS[self.name].words(**self.values)
+
+    def met(self, answer: str) -> float:
+        """How far an answer meets it: 1 fully, 0 not at all."""
+        return KINDS[self.name].met(answer, **self.values) if answer.strip() else 0.0
+
+    def dumps(self) -> str:
+        """As the value of a row's label ``constraint``."""
+        return orjson.dumps({"name": self.name, **self.values}, option=orjson.OPT_SORT_KEYS).decode()
+
+    @classmethod
+    def loads(cls, text: str) -> Constraint:
+        """What `dumps` made.
+
+        Raises:
+            ValueError: it is no constraint known here.
+        """
+        value = orjson.loads(text)
+        if not isinstance(value, dict) or value.get("name") not in KINDS:
+            raise ValueError(f"no constraint known here: {text[:80]}")
+        made = cls(value.pop("name"), value)
+        made.met("Any answer.")
+        return made
+
+
+def draw(rng: random.Random, *, held_out: bool = False) -> Constraint:
+    """A constraint at random, of the held-out family or of the others."""
+    names = [name for name, kind in KINDS.items() if (kind.family == HELD_OUT) == held_out]
+    name = rng.choice(names)
+    return Constraint(name, KINDS[name].draw(rng))
+
+
+# -- checks -------------------------------------------------------------------------------
+
+
+def _word_count(answer: str) -> int:
+    return len(regex.findall(r"\w+(?:['’]\w+)*", answer))
+
+
+def _sentences(answer: str) -> int:
+    return len([s for s in regex.split(r"(?<=[.!?])\s+", answer.strip()) if s])
+
+
+def _close(have: int, want: int) -> float:
+    """1 at the number wanted, falling with the distance."""
+    return max(0.0, 1 - abs(have - want) / max(1, want))
+
+
+def _at_least(have: int, want: int) -> float:
+    return min(1.0, have / want)
+
+
+def _at_most(have: int, want: int) -> float:
+    return 1.0 if have <= want else max(0.0, 1 - (have - want) / want)
+
+
+def _count(answer: str, word: str) -> int:
+    return len(regex.findall(rf"\b{regex.escape(word)}\b", answer, regex.IGNORECASE))
+
+
+def _letters(answer: str, wanted: Callable[[str], bool]) -> float:
+    letters = [c for c in answer if c.isalpha()]
+    return sum(map(wanted, letters)) / len(letters) if letters else 0.0
+
+
+def _strict(share: float) -> float:
+    """Half for nearly, all for all."""
+    return 1.0 if share == 1 else share / 2
+
+
+def _bullets(answer: str) -> int:
+    return len(regex.findall(r"(?m)^\s*[*\-•] \S", answer))
+
+
+def _numbered(answer: str) -> int:
+    return len(regex.findall(r"(?m)^\s*\d+[.)] \S", answer))
+
+
+def _paragraphs(answer: str) -> int:
+    return len([p for p in regex.split(r"\n\s*\n", answer.strip()) if p.strip()])
+
+
+def _json(answer: str) -> float:
+    text = answer.strip()
+    fenced = regex.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, regex.DOTALL)
+    text = fenced.group(1) if fenced else text
+    try:
+        return 1.0 if isinstance(orjson.loads(text), dict) else 0.5
+    except orjson.JSONDecodeError:
+        return 0.25 * text.startswith("{") + 0.25 * text.endswith("}")
+
+
+def _table(answer: str) -> float:
+    rows = len(regex.findall(r"(?m)^\s*\|.*\|\s*$", answer))
+    rule = bool(regex.search(r"(?m)^\s*\|[\s:|-]+\|\s*$", answer))
+    return min(1.0, rows / 3) * (1.0 if rule else 0.5)
+
+
+KINDS: dict[str, Kind] = {
+    "words_at_least": Kind(
+        "length",
+        lambda rng: {"count": rng.randrange(40, 121, 10)},
+        lambda count: f"Answer in at least {count} words.",
+        lambda answer, count: _at_least(_word_count(answer), count),
+    ),
+    "words_at_most": Kind(
+        "length",
+        lambda rng: {"count": rng.randrange(10, 51, 5)},
+        lambda count: f"Use no more than {count} words.",
+        lambda answer, count: _at_most(_word_count(answer), count),
+    ),
+    "sentences": Kind(
+        "length",
+        lambda rng: {"count": rng.randrange(1, 5)},
+        lambda count: f"Write exactly {count} sentence{'s' if count > 1 else ''}.",
+        lambda answer, count: _close(_sentences(answer), count),
+    ),
+    "include": Kind(
+        "keywords",
+        lambda rng: {"words": sorted(rng.sample(_KEYWORDS, 2))},
+        lambda words: f"Use the words {' and '.join(words)}.",
+        lambda answer, words: sum(_count(answer, w) > 0 for w in words) / len(words),
+    ),
+    "repeat": Kind(
+        "keywords",
+        lambda rng: {"word": rng.choice(_KEYWORDS), "count": rng.randrange(2, 5)},
+        lambda word, count: f"Use the word {word} at least {count} times.",
+        lambda answer, word, count: _at_least(_count(answer, word), count),
+    ),
+    "avoid": Kind(
+        "keywords",
+        lambda rng: {"word": rng.choice(("the", "is", "and", "of"))},
+        lambda word: f'Do not use the word "{word}".',
+        lambda answer, word: _at_most(_count(answer, word), 0) if not _count(answer, word)
+        else max(0.0, 0.5 - 5 * _count(answer, word) / max(1, _word_count(answer))),
+    ),
+    "lower_case": Kind(
+        "case",
+        lambda rng: {},
+        lambda: "Write everything in lower case.",
+        lambda answer: _strict(_letters(answer, str.islower)),
+    ),
+    "upper_case": Kind(
+        "case",
+        lambda rng: {},
+        lambda: "WRITE EVERYTHING IN CAPITAL LETTERS.",
+        lambda answer: _strict(_letters(answer, str.isupper)),
+    ),
+    "no_comma": Kind(
+        "punctuation",
+        lambda rng: {},
+        lambda: "Do not use any commas.",
+        lambda answer: 1.0 if "," not in answer
+        else max(0.0, 0.5 - 2 * answer.count(",") / max(1, _word_count(answer))),
+    ),
+    "opening": Kind(
+        "position",
+        lambda rng: {"text": rng.choice(_OPENINGS)},
+        lambda text: f'Begin your answer with "{text}".',
+        lambda answer, text: 1.0 if answer.lstrip().startswith(text) else 0.3 * (text in answer),
+    ),
+    "ending": Kind(
+        "position",
+        lambda rng: {"text": rng.choice(_ENDINGS)},
+        lambda text: f'End your answer with "{text}"',
+        lambda answer, text: 1.0 if answer.rstrip().endswith(text) else 0.3 * (text in answer),
+    ),
+    "bullets": Kind(
+        "format",
+        lambda rng: {"count": rng.randrange(2, 6)},
+        lambda count: f'Answer with a list of exactly {count} points, each beginning with "* ".',
+        lambda answer, count: _close(_bullets(answer), count),
+    ),
+    "json": Kind(
+        "format",
+        lambda rng: {},
+        lambda: "Answer with one JSON object and nothing else.",
+        _json,
+    ),
+    "paragraphs": Kind(
+        HELD_OUT,
+        lambda rng: {"count": rng.randrange(2, 5)},
+        lambda count: f"Write {count} paragraphs with an empty line between them.",
+        lambda answer, count: _close(_paragraphs(answer), count),
+    ),
+    "numbered": Kind(
+        HELD_OUT,
+        lambda rng: {"count": rng.randrange(3, 6)},
+        lambda count: f"Write a numbered list of {count} items: 1., 2. and so on.",
+        lambda answer, count: _close(_numbered(answer), count),
+    ),
+    "table": Kind(
+        HELD_OUT,
+        lambda rng: {},
+        lambda: "Answer with a Markdown table.",
+        _table,
+    ),
+}  # fmt: skip

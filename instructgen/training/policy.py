@@ -1,0 +1,251 @@
+"""Models to train and to evaluate: loading, adapters, saving, and the check that saving worked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from instructgen.engines.models import model_folder
+from instructgen.errors import ConfigError, TrainingError
+from instructgen.training.options import TrainOptions
+
+Head = Literal["causal", "reward"]
+ADAPTER = "adapter_config.json"
+# Rounding of other kernels and of merging; a lost layer or head moves logits far more.
+_TOLERANCE = 0.02
+
+
+def needs_packages() -> None:
+    """Import what training needs, quietly.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    # TRL reports its use unless told not to.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    import logging
+    import warnings
+
+    for logger in ("trl", "peft", "accelerate", "torch.distributed", "bitsandbytes"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        import datasets
+        import peft  # noqa: F401
+        import transformers
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"Training needs the package {error.name}.",
+            "Run: make setup, or pip install 'instructgen[cpu,train]'.",
+        ) from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|peft|accelerate)\b.*")
+
+
+def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
+    """The tokenizer of a model, with a padding token.
+
+    Raises:
+        ConfigError: there is none, or it has no padding token and none was given.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _resolved(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--model {name}: its tokenizer cannot be loaded ({_first_line(error)}).",
+            "Check the name, and that the folder is complete.",
+        ) from error
+    if pad_token == "eos":  # noqa: S105 (a word, no secret)
+        pad_token = tokenizer.eos_token
+    if pad_token is not None:
+        if pad_token not in tokenizer.get_vocab():
+            raise ConfigError(
+                f"--pad-token {pad_token!r} is not in the vocabulary of {name}.",
+                "Give one of its tokens, or eos.",
+            )
+        tokenizer.pad_token = pad_token
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(
+            f"--model {name}: its tokenizer has no padding token.",
+            "Give --pad-token eos, or another token of its vocabulary.",
+        )
+    return tokenizer
+
+
+def load_model(
+    name: str,
+    head: Head = "causal",
+    *,
+    tokenizer: Any = None,
+    dtype: str = "float32",
+    quantized: bool = False,
+) -> Any:
+    """A model by folder, Hub name or ``smollm2``, on a GPU where there is one when evaluating.
+
+    Args:
+        name: which; a folder that holds only an adapter is loaded with its base.
+        head: ``causal`` for language, ``reward`` for one number per text.
+        tokenizer: its padding token is written into the configuration.
+        dtype: of the weights.
+        quantized: four bits a weight (NF4), to put adapters on.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        BitsAndBytesConfig,
+    )
+
+    made = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
+    more: dict[str, Any] = {} if head == "causal" else {"num_labels": 1}
+    if quantized:
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+    folder = _resolved(name)
+    adapter = Path(folder) / ADAPTER
+    try:
+        if adapter.exists():
+            from peft import PeftConfig, PeftModel
+
+            base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+            model = load_model(str(base), head, tokenizer=tokenizer, dtype=dtype)
+            return PeftModel.from_pretrained(model, folder)
+        model = made.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, **more
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"--model {name} cannot be loaded: {_first_line(error)}",
+            "Check the name, and that the folder is complete or the hub reachable.",
+        ) from error
+    if tokenizer is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if getattr(model, "generation_config", None) is not None:
+            # Where both are one token, generation otherwise takes the end for padding.
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def check_length(model: Any, options: TrainOptions, name: str) -> None:
+    """Refuse rows longer than the model reads.
+
+    Raises:
+        ConfigError: ``max_length`` is beyond the model's.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and options.max_length > most:
+        raise ConfigError(
+            f"max_length is {options.max_length}, and --model {name} reads {most} tokens.",
+            f"Give --max-length {most} or less.",
+        )
+
+
+def peft_of(options: TrainOptions, model: Any, head: Head) -> Any:
+    """PEFT's configuration of the adapters asked for; None for all weights."""
+    if options.peft == "none":
+        return None
+    from peft import AdaptionPromptConfig, IA3Config, LoraConfig, TaskType
+
+    task = TaskType.CAUSAL_LM if head == "causal" else TaskType.SEQ_CLS
+    # A new head that is not saved with the adapters is lost: the classic way to
+    # export a reward model of random numbers.
+    heads = ["score"] if head == "reward" else None
+    if options.peft == "ia3":
+        return IA3Config(task_type=task, modules_to_save=heads)
+    if options.peft == "adapter":
+        if head == "reward":
+            raise ConfigError(
+                "LLaMA-Adapter is for language models only.", "Give --peft lora for a reward model."
+            )
+        layers = model.config.num_hidden_layers
+        return AdaptionPromptConfig(
+            task_type=task, adapter_len=options.adapter_length, adapter_layers=max(1, layers - 2)
+        )
+    return LoraConfig(
+        task_type=task,
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules="all-linear",
+        use_dora=options.peft == "dora",
+        modules_to_save=heads,
+    )
+
+
+def merge(adapter: Path, base: str, head: Head, tokenizer: Any) -> Any:
+    """The base with its adapters folded into its weights; unfolded where they cannot be."""
+    from peft import PeftModel
+
+    model = load_model(base, head, tokenizer=tokenizer)
+    model = PeftModel.from_pretrained(model, adapter)
+    return model.merge_and_unload() if hasattr(model.base_model, "merge_and_unload") else model
+
+
+def outputs(model: Any, rows: Sequence[Sequence[int]]) -> Any:
+    """The logits at the last token of each row, as float32 on the CPU: (rows, vocabulary or 1)."""
+    import torch
+
+    was = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    found = []
+    with torch.inference_mode():
+        for ids in rows:
+            given = torch.tensor([list(ids)], device=device)
+            logits = model(input_ids=given, attention_mask=torch.ones_like(given)).logits
+            found.append(logits.reshape(-1, logits.shape[-1])[-1].float().cpu())
+    model.train(was)
+    return torch.stack(found)
+
+
+def check_reload(trained: Any, reloaded: Any, base: Any, *, quantized: bool) -> dict[str, float]:
+    """Whether the saved model is the one in memory, and not the one it began as.
+
+    Args:
+        trained: `outputs` of the model in memory.
+        reloaded: of the model as saved.
+        base: of the model before training.
+        quantized: whether the one in memory had rounded weights.
+
+    Returns:
+        ``difference`` between memory and disk, and ``moved`` from base to disk.
+
+    Raises:
+        TrainingError: the saved model is another.
+    """
+    scale = float(trained.abs().max())
+    difference = float((trained - reloaded).abs().max())
+    moved = float((base - reloaded).abs().max())
+    if not quantized and difference > _TOLERANCE * max(1.0, scale):
+        raise TrainingError(
+            f"The saved model differs from the trained one by {difference:.3g} in its logits.",
+            "Nothing was overwritten; please report this, with run.json.",
+        )
+    return {"difference": difference, "moved": moved}
+
+
+def _resolved(name: str) -> str:
+    """Also a folder that holds only an adapter."""
+    path = Path(name).expanduser()
+    return str(path) if (path / ADAPTER).exists() else model_folder(name)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

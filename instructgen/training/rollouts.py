@@ -1,0 +1,95 @@
+"""Sampling through vLLM on the CPU, whose engine takes new weights from a folder.
+
+TRL's own vLLM mode hands weights over by collective operations that the CPU build
+does not have; on a GPU it is used instead of this.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instructgen.engines.models import has_gpu
+from instructgen.training.options import OnlineOptions
+
+# (model, step, prompts' ids, most new tokens, temperature) -> the answers' ids
+Sampler = Callable[[Any, int, list[list[int]], int, float], list[list[int]]]
+
+
+def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sampler | None:
+    """A sampler that reloads the policy's weights whenever a step has changed them.
+
+    Args:
+        tokenizer: saved beside the weights.
+        options: the longest row, and the seed.
+        folder: where the weights are handed over, in ``.rollout``.
+
+    Returns:
+        None on a GPU, where TRL's own mode does it.
+
+    Raises:
+        EngineError: vLLM is not installed or does not start.
+    """
+    if has_gpu():
+        return None
+    from instructgen.engines.vllm import VllmEngine
+
+    weights = folder / ".rollout"
+    state: dict[str, Any] = {"llm": None, "step": None}
+
+    def sample(
+        model: Any, step: int, prompts: list[list[int]], most: int, temperature: float
+    ) -> list[list[int]]:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        if state["step"] != step:
+            _hand_over(model, tokenizer, weights)
+            if state["llm"] is None:
+                engine = VllmEngine(
+                    model=str(weights), max_model_len=options.max_length, dtype="float32"
+                )
+                state["llm"] = engine.load()
+            else:
+                state["llm"].collective_rpc(
+                    "reload_weights", kwargs={"weights_path": str(weights)}
+                )
+                # Prompts seen before were read with other weights.
+                state["llm"].reset_prefix_cache()
+            state["step"] = step
+        parameters = [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=most,
+                seed=(options.seed * 1_000_003 + step * 8_191 + i) & 0x7FFFFFFF,
+            )
+            for i in range(len(prompts))
+        ]
+        made = state["llm"].generate(
+            [TokensPrompt(prompt_token_ids=ids) for ids in prompts], parameters, use_tqdm=False
+        )
+        return [list(output.outputs[0].token_ids) for output in made]
+
+    return sample
+
+
+def _hand_over(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save the policy as one model, adapters merged for the moment."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if hasattr(model, "merge_adapter"):
+        model.merge_adapter()
+        try:
+            base = model.get_base_model()
+            state = {
+                k.replace(".base_layer", ""): v
+                for k, v in base.state_dict().items()
+                if "lora_" not in k and "ia3_" not in k
+            }
+            base.save_pretrained(folder, state_dict=state)
+        finally:
+            model.unmerge_adapter()
+    else:
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

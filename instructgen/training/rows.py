@@ -1,0 +1,146 @@
+"""The rows of a dataset for training, those held out, and a word on each that is left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from instructgen.errors import InputError
+from instructgen.sample import Sample, Shape
+from instructgen.sources import read
+from instructgen.store import read_samples, shape_of, splits_of
+from instructgen.training.encode import Encoded, Encoder, Unusable
+
+# Of a file to evaluate on: its rows go into nothing that is given away.
+_ANY = "LicenseRef-not-given"
+_SHARE_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What there is to train on and to evaluate on."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    held_out_from: str
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """The rows that are not trained on, or only in part, by id and reason."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, sample: Sample, reason: str, detail: str) -> None:
+        """Count and name one."""
+        self.rows.append({"id": sample.id, "reason": reason, "detail": detail})
+
+    def counts(self) -> dict[str, int]:
+        """Rows by reason."""
+        return dict(sorted(Counter(row["reason"] for row in self.rows).items()))
+
+
+def samples_at(path: Path, split: str | None = None) -> list[Sample]:
+    """The samples of a dataset folder, or of a file in any format that import knows.
+
+    Args:
+        path: where.
+        split: of a folder that is split; None for all rows.
+
+    Raises:
+        InputError: nothing is there, it holds no rows, or a row is bad.
+        RunError: a folder without a complete dataset.
+    """
+    if not path.exists():
+        raise InputError("no such dataset.", path=path, hint="Check the path.")
+    if path.is_dir():
+        found = list(read_samples(path, split=split))
+    else:
+        found = [row for row in read(path, license=_ANY) if isinstance(row, Sample)]
+    if not found:
+        raise InputError("the dataset is empty.", path=path, hint="Give one with rows.")
+    return found
+
+
+def shape_at(path: Path) -> Shape:
+    """The shape of the rows of a dataset folder or file."""
+    if path.is_dir():
+        return shape_of(path)
+    return next(sample.shape for sample in samples_at(path))
+
+
+def rows_for(
+    data: Path, held_out: Path | None, most: int, fits: Callable[[Sample], bool]
+) -> Rows:
+    """The rows to train on, and others to evaluate on.
+
+    Those held out are, in this order: of the file or folder given; of the split
+    ``validation``; or so many of the rows themselves, chosen by their ids and
+    with all that belong to the same group, a tenth at most. A split ``test``
+    is never touched. Of each, rows that do not fit are passed over.
+
+    Raises:
+        InputError: a dataset is missing or empty.
+    """
+    splits = splits_of(data) if data.is_dir() else {}
+    train = samples_at(data, "train" if "train" in splits else None)
+    if held_out is not None:
+        kept = list(islice(filter(fits, samples_at(held_out)), most))
+        ids = {s.id for s in kept}
+        return Rows([s for s in train if s.id not in ids], kept, held_out.name)
+    if "validation" in splits:
+        kept = list(islice(filter(fits, samples_at(data, "validation")), most))
+        return Rows(train, kept, "its split validation")
+    most = min(most, int(len(train) * _SHARE_HELD_OUT))
+    chosen: set[str] = set()
+    kept = []
+    for sample in sorted(train, key=_place) if most else ():
+        if len(kept) >= most:
+            break
+        if _group(sample) not in chosen and fits(sample):
+            chosen.add(_group(sample))
+            kept.append(sample)
+    return Rows([s for s in train if _group(s) not in chosen], kept, "its own rows")
+
+
+def encoded(
+    samples: Iterable[Sample],
+    encoder: Encoder,
+    max_length: int,
+    left_out: LeftOut,
+    *,
+    truncate: bool = False,
+    answer: Callable[[Sample], str] | None = None,
+) -> list[tuple[Sample, Encoded]]:
+    """The rows as tokens; those that cannot be used are named in ``left_out``."""
+    found = []
+    for sample in samples:
+        row = encoder.encode(sample, None if answer is None else answer(sample))
+        if isinstance(row, Unusable):
+            left_out.add(sample, row.reason, row.detail)
+        elif len(row.ids) <= max_length:
+            found.append((sample, row))
+        elif truncate and any(row.trained[:max_length]):
+            left_out.add(sample, "truncated", f"{len(row.ids)} tokens, cut to {max_length}")
+            found.append((sample, row.cut(max_length)))
+        else:
+            left_out.add(sample, "too_long", f"{len(row.ids)} tokens, more than {max_length}")
+    return found
+
+
+def digest_of_rows(samples: Sequence[Sample]) -> str:
+    """SHA-256 of the rows' ids, in order."""
+    return hashlib.sha256("".join(s.id for s in samples).encode()).hexdigest()
+
+
+def _group(sample: Sample) -> str:
+    return sample.origin.group or sample.question
+
+
+def _place(sample: Sample) -> str:
+    return hashlib.sha256(f"held-out {_group(sample)}".encode()).hexdigest()

@@ -1,0 +1,40 @@
+"""Whether an answer keeps to what its instruction asks of its form."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from pydantic import Field
+
+from instructgen.constraints import LABEL, Constraint, draw
+from instructgen.sample import Label, Sample
+from instructgen.verifiers import Verifier, label
+
+
+class IfEval(Verifier):
+    """A row with a label ``constraint`` is judged by it; another is given a constraint."""
+
+    name = "ifeval"
+
+    held_out: bool = Field(False, description="draw from the family kept for evaluation")
+
+    def task(self, sample: Sample, rng: random.Random) -> Sample | None:
+        """The row, with a constraint in its instruction and its labels."""
+        known = label(sample, LABEL)
+        if known is not None:
+            try:
+                Constraint.loads(known)
+            except (ValueError, TypeError):
+                return None
+            return sample
+        constraint = draw(rng, held_out=self.held_out)
+        return replace(
+            sample,
+            instruction=f"{sample.instruction}\n\n{constraint.words}",
+            labels=(*sample.labels, Label(LABEL, constraint.dumps())),
+        )
+
+    def judge(self, task: Sample, answer: str) -> float:
+        """How far the answer meets the constraint."""
+        return Constraint.loads(label(task, LABEL) or "").met(answer)
