@@ -10,40 +10,52 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "ablate",
     "curate",
     "dedup",
+    "evaluate",
     "explain",
     "export",
     "generate",
     "import_data",
     "merge",
+    "prefer",
     "preview",
     "publish",
     "rebuild",
+    "train",
 ]
 
 if TYPE_CHECKING:
+    from instructgen.commands.ablate import ablate
     from instructgen.commands.curate import curate
     from instructgen.commands.dedup import dedup
+    from instructgen.commands.evaluate import evaluate
     from instructgen.commands.explain import explain
     from instructgen.commands.export import export
     from instructgen.commands.generate import generate, rebuild
     from instructgen.commands.import_data import import_data
     from instructgen.commands.merge import merge
+    from instructgen.commands.prefer import prefer
     from instructgen.commands.preview import preview
     from instructgen.commands.publish import publish
+    from instructgen.commands.train import train
 
 _MODULES = {
+    "ablate": "ablate",
     "curate": "curate",
     "dedup": "dedup",
+    "evaluate": "evaluate",
     "explain": "explain",
     "export": "export",
     "generate": "generate",
     "import_data": "import_data",
     "merge": "merge",
+    "prefer": "prefer",
     "preview": "preview",
     "publish": "publish",
     "rebuild": "generate",
+    "train": "train",
 }
 
 

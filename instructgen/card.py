@@ -155,7 +155,10 @@ def model_card(title: str, data: str, contents: Contents, facts: Mapping[str, An
             "## Sources",
             "",
             *_sources(contents, "rows"),
-            *(["## Rows left out, or cut", "", *table(("reason", "rows"), left_out), ""] * bool(left_out)),
+            *(
+                ["## Rows left out, or cut", "", *table(("reason", "rows"), left_out), ""]
+                * bool(left_out)
+            ),
             "## Evaluation",
             "",
             *_evaluated(facts),
@@ -189,16 +192,11 @@ def _evaluated(facts: Mapping[str, Any]) -> list[str]:
     found = facts["evaluation"]
     if not found:
         return ["None: no row was held out."]
-    lines = []
-    for one in (found, *(v for v in found.values() if isinstance(v, Mapping) and "measure" in v)):
-        lines.append(
-            (
-                one["measure"],
-                _estimated(one.get("before")),
-                _estimated(one["after"]),
-                _estimated(one.get("difference")),
-            )
-        )
+    every = (found, *(v for v in found.values() if isinstance(v, Mapping) and "measure" in v))
+    lines = [
+        (one["measure"], *(_estimated(one.get(k)) for k in ("before", "after", "difference")))
+        for one in every
+    ]
     held_out = facts["rows"]
     return [
         f"On {held_out['held_out']:,} rows held out ({held_out['held_out_from']}), with 95% "

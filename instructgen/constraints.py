@@ -63,7 +63,9 @@ class Constraint:
 
     def dumps(self) -> str:
         """As the value of a row's label ``constraint``."""
-        return orjson.dumps({"name": self.name, **self.values}, option=orjson.OPT_SORT_KEYS).decode()
+        return orjson.dumps(
+            {"name": self.name, **self.values}, option=orjson.OPT_SORT_KEYS
+        ).decode()
 
     @classmethod
     def loads(cls, text: str) -> Constraint:

@@ -103,22 +103,23 @@ def watching_training(console: Console, *, show: bool) -> Iterator[Callable[...,
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             live.update(Text("loading the model ..."))
-            yield lambda progress: live.update(Text(_training_line(progress)))
+            yield lambda progress, *name: live.update(Text(_training_line(progress, *name)))
     else:
         last = time.monotonic()
 
-        def log(progress: Any) -> None:
+        def log(progress: Any, *name: str) -> None:
             nonlocal last
             if time.monotonic() - last >= _LINE_EVERY_S:
                 last = time.monotonic()
-                console.print(_training_line(progress), markup=False)
+                console.print(_training_line(progress, *name), markup=False)
 
         yield log
 
 
-def _training_line(p: Any) -> str:
+def _training_line(p: Any, name: str = "") -> str:
     filled = round(24 * p.step / p.steps)
-    parts = [f"{'━' * filled}{'╌' * (24 - filled)} step {p.step:,} of {p.steps:,}"]
+    before = f"{name}: " if name else ""
+    parts = [f"{before}{'━' * filled}{'╌' * (24 - filled)} step {p.step:,} of {p.steps:,}"]
     parts += [f"{k} {p.entry[k]:.4f}" for k in ("loss", "reward", "accuracy") if k in p.entry]
     if p.tokens:
         parts.append(f"{p.tokens_per_s:,.0f} tokens/s")

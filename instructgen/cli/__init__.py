@@ -53,6 +53,10 @@ for _command in (
     datasets.export,
     datasets.publish,
     training.train,
+    training.evaluate,
+    training.ablate,
+    training.prefer,
+    training.chat,
 ):
     cli.add_command(_command)
 

@@ -111,7 +111,7 @@ def import_(
         f"[bold]{result.rows:,} rows[/] from {facts['used']:,} of {facts['read']:,} "
         f"{facts['unit']} read; {result.rejected:,} were rejected."
     )
-    return _print_derived(result)
+    return print_derived(result)
 
 
 @click.command()
@@ -153,7 +153,7 @@ def merge(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **opt
     asked = facts["terms"]
     for sentence in obligations(asked["licenses"], asked["generators"], asked["attributions"]):
         screen.print(f"  - {escape(printable(sentence))}")
-    return _print_derived(result)
+    return print_derived(result)
 
 
 @click.command()
@@ -211,7 +211,7 @@ def curate(
         f"[bold]{result.rows:,} rows[/] of {result.facts['read']:,} kept, "
         f"{result.rejected:,} rejected."
     )
-    return _print_derived(result)
+    return print_derived(result)
 
 
 @click.command()
@@ -275,7 +275,8 @@ def publish(data: Path, name: str, private: bool, as_json: bool) -> None:
     return None
 
 
-def _print_derived(result: Derived) -> None:
+def print_derived(result: Derived) -> None:
+    """What was rejected, and where the dataset lies."""
     print_funnel(result.funnel)
     screen.print(f"dataset  {escape(printable(result.parts[0]))}")
     screen.print(f"card     {escape(printable(result.card))}")

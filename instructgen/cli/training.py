@@ -188,3 +188,254 @@ def _show_masks(method: str, data: Path, count: int, given: dict[str, Any]) -> N
             # Marks as well as colour: they survive a pipe.
             text.append(f"⟦{shown}⟧" if trained else shown, "green" if trained else "dim")
         screen.print(text)
+
+
+class _Several(click.Option):
+    """An option that takes all words up to the next option, and may be given again."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """As click does, with a process that goes on reading."""
+        super().add_to_parser(parser, ctx)
+        for name in self.opts:
+            known = parser._long_opt.get(name)
+            if known is None:
+                continue
+            first = known.process
+
+            def process(value: str, state: Any, first: Any = first) -> None:
+                first(value, state)
+                while state.rargs and not state.rargs[0].startswith("-"):
+                    first(state.rargs.pop(0), state)
+
+            known.process = process
+
+
+_FORMAT = click.option(
+    "--format",
+    type=click.Choice(["chat", "alpaca", "dolly"]),
+    default="chat",
+    show_default=True,
+    help="How a row is put to the models.",
+)
+_PAD = click.option("--pad-token", metavar="TOKEN", help="For tokenizers without one; eos will do.")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--against", metavar="PATH_OR_HUB", help="Another model, on the same rows.")
+@click.option(
+    "--data", cls=_Several, multiple=True, type=_PATH, metavar="DATA...", help="Rows to measure on."
+)
+@click.option(
+    "--suite",
+    "suites",
+    cls=_Several,
+    multiple=True,
+    metavar="NAME...",
+    help="likelihood, constraints, preference, winrate, lm-eval.  [default: what the data allow]",
+)
+@click.option("--judge", default="", metavar="MODEL", help="Of winrate: a reward model, or any.")
+@click.option("--out", type=_PATH, help="A folder for the numbers, a table and a picture.")
+@click.option("--limit", type=int, default=200, show_default=True, help="Rows of each dataset.")
+@click.option("--max-length", type=int, default=1024, show_default=True, help="Tokens of a row.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of constraints and sampling.")
+@_FORMAT
+@_PAD
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    callback=_settings,
+    metavar="SUITE.KEY=VALUE",
+    help="Any option of a suite, such as constraints.engine=vllm.",
+)
+@quiet_option
+@json_option
+def evaluate(model: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Measure a model, and another beside it, on rows that neither was trained on.
+
+    \b
+    Examples:
+      instructgen evaluate models/sft --against smollm2 --data heldout.parquet
+      instructgen evaluate models/rl --against models/sft --data data/mix \\
+          --suite likelihood constraints winrate --judge models/rm --out reports/rl
+      instructgen evaluate models/sft --suite lm-eval --set lm-eval.tasks='["arc_easy"]'
+    """
+    from rich.table import Table
+
+    from instructgen.commands.evaluate import evaluate as run
+
+    say = None if quiet or as_json else (lambda suite: err.print(f"[dim]{suite} ...[/]"))
+    result = run(model, watch=say, **options)
+    if as_json:
+        return print_json(result)
+    columns = ("measure", "model", "against", "difference", "rows", "better")
+    table = Table(*columns, box=None, header_style="dim")
+    for m in result.measures:
+        cells = [_estimate(m.get(key)) for key in ("after", "before", "difference")]
+        table.add_row(m["measure"], *cells, str(m["after"]["rows"]), m["better"])
+    screen.print(table)
+    for m in result.measures:
+        if "length_controlled" in m:
+            screen.print(
+                f"{m['measure']} at equal lengths: {m['length_controlled']:.3f}; "
+                f"{m['judged']:,} judged, {m['abstained']:,} abstained"
+            )
+    for file in result.files:
+        screen.print(escape(printable(file)))
+    return None
+
+
+@click.command()
+@click.argument("datasets", nargs=-1, required=True, type=_PATH)
+@click.option("--model", metavar="PATH_OR_HUB", help="What to begin with.  [default: smollm2]")
+@click.option("--tokens", type=int, required=True, help="Supervised tokens per model.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Models per dataset.")
+@click.option("--data", type=_PATH, metavar="DATA", help="Held-out rows.  [default: split test]")
+@click.option("--rows", type=int, default=200, show_default=True, help="Held-out rows measured.")
+@click.option(
+    "--out", type=_PATH, default=Path("ablation"), show_default=True, help="A folder for it all."
+)
+@click.option("--recipe", type=_PATH, metavar="FILE", help="TOML with a table [train].")
+@click.option(
+    "--peft", type=click.Choice(["none", "lora", "qlora", "dora", "ia3"]), help="As train sft."
+)
+@click.option("--learning-rate", type=float, help="As train sft.")
+@click.option("--batch-size", type=int, help="As train sft.")
+@click.option("--max-length", type=int, help="As train sft.")
+@click.option(
+    "--set",
+    "more",
+    multiple=True,
+    callback=_settings,
+    metavar="KEY=VALUE",
+    help="Any other option of train sft.",
+)
+@quiet_option
+@json_option
+def ablate(
+    datasets: tuple[Path, ...], more: dict[str, Any], quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """Train on each dataset, and tell which makes the better model.
+
+    DATASETS are the raw one first, then what was made of it. A control is trained too:
+    the first with rows dropped at random to the size of the smallest.
+
+    \b
+    Example:
+      instructgen ablate data/raw data/curated --tokens 200000 --seeds 3 --peft lora
+    """
+    from rich.table import Table
+
+    from instructgen.commands.ablate import ablate as run
+    from instructgen.progress import watching_training
+
+    given = {k: v for k, v in options.items() if v is not None} | more
+    with watching_training(err, show=not quiet and not as_json) as watch:
+        told = None if watch is None else (lambda name, progress: watch(progress, name))
+        result = run(list(datasets), watch=told, **given)
+    if as_json:
+        return print_json(result)
+    table = Table("dataset", "rows", "supervised tokens", "bits per byte", box=None)
+    for arm in result.arms:
+        table.add_row(
+            escape(printable(arm["arm"])),
+            f"{arm['rows']:,}",
+            f"{arm['supervised_tokens']:,}",
+            f"{arm['mean']:.4f}",
+        )
+    screen.print(table)
+    screen.print(f"before training: {result.base:.4f}")
+    for sentence in result.verdict:
+        screen.print(escape(printable(sentence)))
+    return None
+
+
+@click.command()
+@click.argument("data", type=_PATH)
+@click.option("--out", required=True, type=_PATH, help="The new dataset's folder.")
+@click.option(
+    "--score",
+    multiple=True,
+    required=True,
+    metavar="WHAT",
+    help="A reward model's folder, verifiers:ifeval,math, or judge:MODEL.",
+)
+@click.option("--model", metavar="PATH_OR_HUB", help="What answers.  [default: smollm2]")
+@click.option(
+    "--as",
+    "shape",
+    type=click.Choice(["preferences", "instructions"]),
+    default="preferences",
+    show_default=True,
+    help="Best and worst of each prompt, or the best alone.",
+)
+@click.option("--samples", type=int, default=4, show_default=True, help="Answers to a prompt.")
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="Of sampling.")
+@click.option("--max-tokens", type=int, default=256, show_default=True, help="Of an answer.")
+@click.option("--margin", type=float, default=0.0, help="How much better the best has to be.")
+@click.option("--min-score", type=float, help="What the best has to be worth.")
+@click.option("--limit", type=int, help="Use so many prompts.")
+@click.option("--engine", metavar="NAME", help="vllm, openai, transformers.  [default: vllm]")
+@click.option("--judge-engine", metavar="NAME", help="What runs the judge.  [default: the same]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
+@quiet_option
+@json_option
+def prefer(data: Path, out: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Have a model answer prompts several times, and keep what compares well.
+
+    DATA is a dataset of instructions. What a model wrote is kept in a journal: the same
+    command goes on where it stopped.
+
+    \b
+    Examples:
+      instructgen prefer data/prompts --model models/sft --score models/rm --out data/pairs
+      instructgen prefer data/prompts --score verifiers:ifeval --as instructions --out data/best
+    """
+    from instructgen.cli.datasets import print_derived
+    from instructgen.commands.prefer import prefer as run
+    from instructgen.progress import watching_stages
+
+    with watching_stages(err, show=not quiet and not as_json) as watch:
+        result = run(data, out, watch=watch, **options)
+    if as_json:
+        return print_json(result)
+    screen.print(
+        f"[bold]{result.rows:,} rows[/] from {result.facts['read']:,} prompts; "
+        f"{result.rejected:,} were rejected."
+    )
+    for name, count in result.facts.get("judge", {}).items():
+        screen.print(f"judge: {name} {count:,}")
+    return print_derived(result)
+
+
+@click.command()
+@click.argument("model", default="smollm2")
+@click.option("--system", default="", help="A message that stands before all others.")
+@click.option("--temperature", type=float, default=0.7, show_default=True, help="0: the likeliest.")
+@click.option("--max-tokens", type=int, default=512, show_default=True, help="Of an answer.")
+@click.option("--seed", type=int, help="Of sampling.")
+def chat(model: str, **options: Any) -> None:
+    """Talk to a model. An empty line is passed over; /new forgets, /quit or Ctrl-D ends.
+
+    \b
+    Example:
+      instructgen chat models/sft
+    """
+    from instructgen.commands.chat import Chat
+
+    talk = Chat(model, **options)
+    while True:
+        try:
+            line = click.prompt("you", prompt_suffix="> ", default="", show_default=False)
+        except click.Abort:
+            screen.print()
+            return
+        if line.strip() in ("/quit", "/exit"):
+            return
+        if line.strip() == "/new":
+            talk.forget()
+        elif line.strip():
+            for piece in talk.say(line):
+                click.echo(printable(piece), nl=False)
+            click.echo()

@@ -98,7 +98,9 @@ def train(
             if chosen in _ONLINE
             else "Leave --reward out."
         )
-        raise ConfigError(f"train {method} {'needs a' if chosen in _ONLINE else 'has no'} reward.", hint)
+        raise ConfigError(
+            f"train {method} {'needs a' if chosen in _ONLINE else 'has no'} reward.", hint
+        )
     source, folder = Path(data), Path(out)
     _check_inputs(chosen, source)
     from instructgen.training.policy import needs_packages
@@ -123,9 +125,7 @@ def train(
         if facts is None:
             job = _Training(chosen, settings, source, base, tuple(reward), held_out, run, watch)
             facts = job.run()
-        return TrainResult(
-            folder, chosen, facts, tuple(run.messages), str(folder / "README.md")
-        )
+        return TrainResult(folder, chosen, facts, tuple(run.messages), str(folder / "README.md"))
 
 
 def masks(
@@ -154,7 +154,7 @@ def masks(
     encoder = Encoder(tokenizer, settings.format, base)
     rows = rows_for(Path(data), None, 0, lambda _: True)
     truncate = settings.too_long == "truncate"
-    shown = []
+    shown: list[list[tuple[str, bool]]] = []
     for sample in rows.train:
         if len(shown) == count:
             break
@@ -181,7 +181,9 @@ def _check_inputs(method: Method, source: Path) -> None:
             if wanted == "preferences"
             else "Train reward, dpo or kto on it."
         )
-        raise InputError(f"it holds {shape}; train {method} wants {wanted}.", path=source, hint=hint)
+        raise InputError(
+            f"it holds {shape}; train {method} wants {wanted}.", path=source, hint=hint
+        )
 
 
 def _check_strategy() -> None:
@@ -322,18 +324,25 @@ class _Training:
             "seconds": round(seconds, 1),
             "resumed": checkpoint is not None,
             "reload": reload_,
-            "evaluation": prepared.evaluation(self.base, str(run.folder)),
+            "evaluation": prepared.evaluation(self.base, str(run.folder))
+            if options.evaluate and rows.held_out
+            else None,
             "licenses": contents.licenses,
             "terms": {
                 "licenses": contents.licenses,
                 "generators": contents.generators,
                 "attributions": contents.attributions,
             },
-            "versions": _versions(),
+            "versions": versions(),
         }
         if facts["reload"]["moved"] == 0:
             run.messages.append("the saved model equals the one it began as.")
-        card = model_card(name_of(run.folder), name_of(self.source), contents, {**facts, "options": options.model_dump(mode="json")})
+        card = model_card(
+            name_of(run.folder),
+            name_of(self.source),
+            contents,
+            {**facts, "options": options.model_dump(mode="json")},
+        )
         run.write("README.md", card.encode())
         facts["total_seconds"] = round(time.monotonic() - began, 1)
         run.finish(facts)
@@ -356,7 +365,7 @@ class _Training:
             (saved / junk).unlink(missing_ok=True)
         if adapters:
             merged = policy.merge(saved, self.base, self.head, tokenizer)
-            if (merged_is_adapter := hasattr(merged, "peft_config")):
+            if merged_is_adapter := hasattr(merged, "peft_config"):
                 shutil.copytree(saved, export, dirs_exist_ok=True)
             else:
                 merged.save_pretrained(export)
@@ -413,10 +422,8 @@ def _prepared(
     return _online(method, rows, encoder, options, left_out, reward)
 
 
-def _supervised(
-    rows: Rows, encoder: Encoder, options: SftOptions, left_out: LeftOut
-) -> _Prepared:
-    from instructgen.evaluation.measures import bits_per_byte, compared
+def _supervised(rows: Rows, encoder: Encoder, options: SftOptions, left_out: LeftOut) -> _Prepared:
+    from instructgen.evaluation.measures import Framing, bits_per_byte, compared
     from instructgen.training.rows import encoded
     from instructgen.training.trainers import sft_trainer
 
@@ -436,12 +443,10 @@ def _supervised(
         weights += [options.rationale * _weight(s, options) for s, _ in second]
 
     def evaluation(before: str, after: str) -> dict[str, Any] | None:
-        if not rows.held_out:
-            return None
-        limits = {"max_length": options.max_length, "pad": options.pad_token}
+        framing = Framing(options.max_length, options.format, options.pad_token)
         return compared(
-            bits_per_byte(after, rows.held_out, **limits),
-            bits_per_byte(before, rows.held_out, format=options.format, **limits),
+            bits_per_byte(after, rows.held_out, framing),
+            bits_per_byte(before, rows.held_out, framing),
         )
 
     return _Prepared(
@@ -480,6 +485,7 @@ def _preferences(
     method: Method, rows: Rows, encoder: Encoder, options: TrainOptions, left_out: LeftOut
 ) -> _Prepared:
     from instructgen.evaluation.measures import (
+        Framing,
         compared,
         pair_accuracy,
         pair_margins,
@@ -488,9 +494,9 @@ def _preferences(
     from instructgen.training.rows import encoded
     from instructgen.training.trainers import Pair, dpo_trainer, kto_trainer, reward_trainer
 
-    chosen = dict(
-        (s.id, (s, row)) for s, row in encoded(rows.train, encoder, options.max_length, left_out)
-    )
+    chosen = {
+        s.id: (s, row) for s, row in encoded(rows.train, encoder, options.max_length, left_out)
+    }
     rejected = encoded(
         [s for s, _ in chosen.values()],
         encoder,
@@ -502,13 +508,11 @@ def _preferences(
     make = {"reward": reward_trainer, "dpo": dpo_trainer, "kto": kto_trainer}[method]
 
     def evaluation(before: str, after: str) -> dict[str, Any] | None:
-        if not rows.held_out:
-            return None
-        limits = {"max_length": options.max_length, "pad": options.pad_token}
+        framing = Framing(options.max_length, options.format, options.pad_token)
         if method == "reward":
-            return compared(pair_accuracy(reward_margins(after, rows.held_out, **limits)))
-        then = pair_margins(before, rows.held_out, format=options.format, **limits)
-        now = pair_margins(after, rows.held_out, **limits)
+            return compared(pair_accuracy(reward_margins(after, rows.held_out, framing)))
+        then = pair_margins(before, rows.held_out, framing)
+        now = pair_margins(after, rows.held_out, framing)
         by_token = compared(
             pair_accuracy({k: v[1] for k, v in now.items()}),
             pair_accuracy({k: v[1] for k, v in then.items()}),
@@ -626,7 +630,8 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The packages that a model depends on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -634,5 +639,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-

@@ -15,6 +15,15 @@ from instructgen.training.rewards import score_ids
 
 
 @dataclass(frozen=True, slots=True)
+class Framing:
+    """How rows are put to a model: longest row, template, and a padding token where it has none."""
+
+    max_length: int = 1024
+    format: str = "chat"
+    pad_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """A measure of one model on given rows: per row a part and a whole."""
 
@@ -39,17 +48,17 @@ class Measured:
         )
 
 
-def bits_per_byte(
-    name: str, samples: Sequence[Sample], *, max_length: int, format: str = "chat", pad: str | None = None
-) -> Measured:
+def bits_per_byte(name: str, samples: Sequence[Sample], framing: Framing) -> Measured:
     """Bits per byte of people's answers, under the model of this name."""
-    model, encoder = _loaded(name, format, pad)
+    model, encoder = _loaded(name, framing)
     rows = [encoder.encode(s) for s in samples]
     usable = [
         (s, r) for s, r in zip(samples, rows, strict=True)
-        if not isinstance(r, Unusable) and len(r.ids) <= max_length
+        if not isinstance(r, Unusable) and len(r.ids) <= framing.max_length
     ]  # fmt: skip
-    found = answer_likelihoods(model, encoder, [r for _, r in usable], [s.output for s, _ in usable])
+    found = answer_likelihoods(
+        model, encoder, [r for _, r in usable], [s.output for s, _ in usable]
+    )
     return Measured(
         "bits_per_byte",
         [f.bits for f in found],
@@ -59,19 +68,19 @@ def bits_per_byte(
 
 
 def pair_margins(
-    name: str, samples: Sequence[Sample], *, max_length: int, format: str = "chat", pad: str | None = None
+    name: str, samples: Sequence[Sample], framing: Framing
 ) -> dict[str, tuple[float, float]]:
     """Of each pair, how much likelier the model finds the chosen answer.
 
     Returns:
         By the row's id: nats in all, and nats per token of each answer.
     """
-    model, encoder = _loaded(name, format, pad)
+    model, encoder = _loaded(name, framing)
     found = {}
     sides: list[Any] = []
     for sample in samples:
         both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_output or ""))
-        if not any(isinstance(r, Unusable) or len(r.ids) > max_length for r in both):
+        if not any(isinstance(r, Unusable) or len(r.ids) > framing.max_length for r in both):
             sides += [(sample, both[0], sample.output), (sample, both[1], sample.rejected_output)]
     made = answer_likelihoods(model, encoder, [r for _, r, _ in sides], [a for *_, a in sides])
     for at in range(0, len(made), 2):
@@ -90,23 +99,19 @@ def pair_accuracy(margins: dict[str, float], name: str = "pair_accuracy") -> Mea
     return Measured(name, parts, [1.0] * len(rows), rows)
 
 
-def reward_margins(
-    name: str, samples: Sequence[Sample], *, max_length: int, format: str = "chat", pad: str | None = None
-) -> dict[str, float]:
+def reward_margins(name: str, samples: Sequence[Sample], framing: Framing) -> dict[str, float]:
     """Of each pair, how much better the reward model finds the chosen answer."""
-    tokenizer = load_tokenizer(name, pad)
-    encoder = Encoder(tokenizer, format, name)
+    tokenizer = load_tokenizer(name, framing.pad_token)
+    encoder = Encoder(tokenizer, framing.format, name)
     model = load_model(name, "reward", tokenizer=tokenizer).eval()
     ids, rows = [], []
     for sample in samples:
         both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_output or ""))
-        if not any(isinstance(r, Unusable) or len(r.ids) > max_length for r in both):
+        if not any(isinstance(r, Unusable) or len(r.ids) > framing.max_length for r in both):
             ids += [r.ids for r in both if not isinstance(r, Unusable)]
             rows.append(sample.id)
     scores = score_ids(model, ids, tokenizer.pad_token_id)
-    return {
-        row: (scores[2 * i] or 0.0) - (scores[2 * i + 1] or 0.0) for i, row in enumerate(rows)
-    }
+    return {row: (scores[2 * i] or 0.0) - (scores[2 * i + 1] or 0.0) for i, row in enumerate(rows)}
 
 
 def compared(after: Measured, before: Measured | None = None) -> dict[str, Any]:
@@ -122,12 +127,10 @@ def rewards_measured(name: str, values: Sequence[float], rows: Sequence[str]) ->
     return Measured(name, list(values), [1.0] * len(values), list(rows))
 
 
-def _loaded(name: str, format: str, pad: str | None) -> tuple[Any, Encoder]:
+def _loaded(name: str, framing: Framing) -> tuple[Any, Encoder]:
     import torch
 
-    tokenizer = load_tokenizer(name, pad)
-    encoder = Encoder(tokenizer, format, name)
+    tokenizer = load_tokenizer(name, framing.pad_token)
+    encoder = Encoder(tokenizer, framing.format, name)
     model = load_model(name, tokenizer=tokenizer)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), encoder
-
-

@@ -21,7 +21,7 @@ from instructgen.store.dataset import (
     write_dataset,
     writing,
 )
-from instructgen.store.files import storage, write_atomic
+from instructgen.store.files import storage, write_atomic, write_files
 from instructgen.store.journal import FORMAT, Entry, Run, is_run, read_info
 from instructgen.store.spool import Spool
 from instructgen.store.training import ModelRun, read_log, read_training, training
@@ -54,5 +54,6 @@ __all__ = [
     "training",
     "write_atomic",
     "write_dataset",
+    "write_files",
     "writing",
 ]

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,19 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a few files into a folder that holds nothing else, or the same files.
+
+    Raises:
+        RunError: the folder holds something else.
+        StorageError: the disk refuses.
+    """
+    with storage(folder):
+        make_folder(folder, *files)
+        for name, data in files.items():
+            write_atomic(folder / name, [data])
 
 
 def digest_of_file(path: Path) -> str:

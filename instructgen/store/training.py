@@ -164,7 +164,9 @@ def read_training(folder: Path) -> dict[str, Any]:
     try:
         run = orjson.loads(regular_file(path).read_bytes())
     except FileNotFoundError:
-        raise RunError(f"{folder} was not trained here: it has no {_RUN}.", "Check the path.") from None
+        raise RunError(
+            f"{folder} was not trained here: it has no {_RUN}.", "Check the path."
+        ) from None
     except (OSError, orjson.JSONDecodeError) as error:
         raise RunError(f"{path} cannot be read ({error}).", "Restore it from a copy.") from error
     if not isinstance(run, dict) or "status" not in run or run.get("format") != _FORMAT:

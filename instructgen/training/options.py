@@ -28,7 +28,9 @@ class TrainOptions(BaseModel):
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with a rising rate")
     batch_size: int = Field(8, ge=1, description="sequences, pairs or prompts per optimiser step")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="of them at a time on each device; empty: four at most"
+        None,
+        ge=1,
+        description="of them at a time on each device; empty: 4 at most, 1 packed sequence",
     )
     max_length: int = Field(1024, ge=16, description="tokens of a row, prompt and answer")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
@@ -53,6 +55,7 @@ class TrainOptions(BaseModel):
     held_out_rows: int = Field(
         64, ge=0, description="rows to evaluate on before and after, kept from training"
     )
+    evaluate: bool = Field(True, description="measure the rows held out, before and after")
 
     def rate(self) -> float:
         """The peak learning rate: as given, or the method's own."""

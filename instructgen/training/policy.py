@@ -143,6 +143,23 @@ def load_model(
     return model
 
 
+def is_reward_model(name: str) -> bool:
+    """Whether a model gives one number per text, rather than text.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(_resolved(name))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model {name} cannot be loaded: {_first_line(error)}", "Check the name."
+        ) from error
+    return any("ForSequenceClassification" in a for a in config.architectures or ())
+
+
 def check_length(model: Any, options: TrainOptions, name: str) -> None:
     """Refuse rows longer than the model reads.
 

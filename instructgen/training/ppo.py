@@ -134,7 +134,7 @@ class _Answers:
 
     @property
     def width(self) -> int:
-        return self.made.shape[1]
+        return int(self.made.shape[1])
 
 
 class PpoTrainer:
@@ -156,7 +156,11 @@ class PpoTrainer:
         self.tokenizer = job.tokenizer
         self._prompts = job.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
         self._plan = schedule(
-            len(prompts), options.batch_size, options.seed, epochs=options.epochs, steps=options.steps
+            len(prompts),
+            options.batch_size,
+            options.seed,
+            epochs=options.epochs,
+            steps=options.steps,
         )
         self._micro, _ = micro_batch(options.batch_size, options.micro_batch_size, processes())
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())

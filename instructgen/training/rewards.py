@@ -8,14 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from instructgen.errors import ConfigError
 from instructgen.plugins import find
 from instructgen.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
-from instructgen.training.policy import load_model, load_tokenizer
+from instructgen.training.policy import is_reward_model, load_model, load_tokenizer
 from instructgen.verifiers import Verifier
 
 _VERIFIERS = "verifiers:"
@@ -25,7 +24,9 @@ _TOKENS_AT_ONCE = 2_048
 class Reward(Protocol):
     """Scores answers to tasks."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in logs and weights."""
 
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float | None]:
         """A number per answer; None where this reward does not know."""
@@ -66,13 +67,13 @@ class RewardModel:
     def __init__(self, folder: str) -> None:
         import torch
 
-        self.tokenizer = load_tokenizer(folder)
-        self.encoder = Encoder(self.tokenizer, name=folder)
-        self.model: Any = load_model(folder, "reward", tokenizer=self.tokenizer)
-        if not any("ForSequenceClassification" in a for a in self.model.config.architectures or ()):
+        if not is_reward_model(folder):
             raise ConfigError(
                 f"{folder} is no reward model: it writes text.", "Run: instructgen train reward."
             )
+        self.tokenizer = load_tokenizer(folder)
+        self.encoder = Encoder(self.tokenizer, name=folder)
+        self.model: Any = load_model(folder, "reward", tokenizer=self.tokenizer)
         self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float | None]:
@@ -93,9 +94,7 @@ def score_ids(model: Any, rows: Sequence[list[int] | None], pad: int) -> list[fl
     batch: list[tuple[int, list[int]]] = []
     device = next(model.parameters()).device
     while known or batch:
-        if known and (len(batch) + 1) * len(known[0][1]) <= max(
-            _TOKENS_AT_ONCE, len(known[0][1])
-        ):
+        if known and (len(batch) + 1) * len(known[0][1]) <= max(_TOKENS_AT_ONCE, len(known[0][1])):
             batch.append(known.pop(0))
             continue
         width = len(batch[-1][1])
@@ -125,7 +124,7 @@ def rewards_of(specs: Sequence[str]) -> list[Reward]:
     for spec in specs:
         if spec.startswith(_VERIFIERS):
             names = [n.strip() for n in spec.removeprefix(_VERIFIERS).split(",") if n.strip()]
-            found += [VerifierReward(find("verifiers", name)()) for name in names]
+            found.extend(VerifierReward(find("verifiers", name)()) for name in names)
         else:
             found.append(RewardModel(spec))
     if not found:
@@ -158,8 +157,3 @@ def tasks_of(
             # Of several, one that changes the row: its words ask for what it judges.
             tasks.append(next((t for t in made if t is not sample), sample))
     return tasks, others
-
-
-def named(folder: str) -> str:
-    """A reward as run.json names it."""
-    return folder if folder.startswith(_VERIFIERS) else Path(folder).name

@@ -53,9 +53,7 @@ def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sample
                 )
                 state["llm"] = engine.load()
             else:
-                state["llm"].collective_rpc(
-                    "reload_weights", kwargs={"weights_path": str(weights)}
-                )
+                state["llm"].collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
                 # Prompts seen before were read with other weights.
                 state["llm"].reset_prefix_cache()
             state["step"] = step

@@ -67,6 +67,17 @@ def samples_at(path: Path, split: str | None = None) -> list[Sample]:
     return found
 
 
+def held_out_at(path: Path) -> list[Sample]:
+    """The rows to measure on: of a folder that is split those of ``test``, or ``validation``.
+
+    Raises:
+        InputError: nothing is there, it holds no rows, or a row is bad.
+        RunError: a folder without a complete dataset.
+    """
+    splits = splits_of(path) if path.is_dir() else {}
+    return samples_at(path, next((s for s in ("test", "validation") if s in splits), None))
+
+
 def shape_at(path: Path) -> Shape:
     """The shape of the rows of a dataset folder or file."""
     if path.is_dir():
@@ -74,12 +85,11 @@ def shape_at(path: Path) -> Shape:
     return next(sample.shape for sample in samples_at(path))
 
 
-def rows_for(
-    data: Path, held_out: Path | None, most: int, fits: Callable[[Sample], bool]
-) -> Rows:
+def rows_for(data: Path, held_out: Path | None, most: int, fits: Callable[[Sample], bool]) -> Rows:
     """The rows to train on, and others to evaluate on.
 
-    Those held out are, in this order: of the file or folder given; of the split
+    Those held out are, in this order: of the file or folder given, and then no row
+    with one of their questions is trained on; of the split
     ``validation``; or so many of the rows themselves, chosen by their ids and
     with all that belong to the same group, a tenth at most. A split ``test``
     is never touched. Of each, rows that do not fit are passed over.
@@ -90,9 +100,9 @@ def rows_for(
     splits = splits_of(data) if data.is_dir() else {}
     train = samples_at(data, "train" if "train" in splits else None)
     if held_out is not None:
-        kept = list(islice(filter(fits, samples_at(held_out)), most))
-        ids = {s.id for s in kept}
-        return Rows([s for s in train if s.id not in ids], kept, held_out.name)
+        kept = list(islice(filter(fits, held_out_at(held_out)), most))
+        asked = {s.question for s in kept}
+        return Rows([s for s in train if s.question not in asked], kept, held_out.name)
     if "validation" in splits:
         kept = list(islice(filter(fits, samples_at(data, "validation")), most))
         return Rows(train, kept, "its split validation")

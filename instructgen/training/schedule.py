@@ -59,8 +59,16 @@ def schedule_tokens(tokens: Sequence[int], budget: int, batch_size: int, seed: i
             left -= tokens[row]
 
 
-def micro_batch(batch_size: int, asked: int | None, processes: int) -> tuple[int, int]:
+def micro_batch(
+    batch_size: int, asked: int | None, processes: int, most: int = 4
+) -> tuple[int, int]:
     """Rows at a time on a device, and how many times before a step.
+
+    Args:
+        batch_size: rows per step, on all devices together.
+        asked: rows at a time; None for as many as divide their share, ``most`` at most.
+        processes: devices.
+        most: see above.
 
     Raises:
         ValueError: the batch cannot be divided so.
@@ -69,7 +77,7 @@ def micro_batch(batch_size: int, asked: int | None, processes: int) -> tuple[int
     if rest or not share:
         raise ValueError(f"batch_size {batch_size} cannot be shared by {processes} processes")
     if asked is None:
-        asked = max(n for n in range(1, 5) if share % n == 0)
+        asked = max(n for n in range(1, most + 1) if share % n == 0)
     if share % asked:
         raise ValueError(f"batch_size {share} per device is no multiple of {asked}")
     return asked, share // asked

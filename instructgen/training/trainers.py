@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,8 @@ def sft_trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> 
     counts = [tokens[i] for i in plan.order]
     if plan.last is not None and plan.last < counts[-1]:
         data, counts[-1] = _with_last(data, _cut(data[len(data) - 1], plan.last)), plan.last
-    shared, accumulated = _batches(options)
+    # Packed rows of a micro-batch become one row, whose attention is quadratic.
+    shared, accumulated = _batches(options, most=1 if options.packing else 4)
     args = SFTConfig(
         **_common(job, plan.steps, shared, accumulated),
         max_length=options.max_length,
@@ -147,7 +148,8 @@ def sft_trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> 
         remove_unused_columns=False,
     )
     per_step = [
-        sum(counts[at : at + options.batch_size]) for at in range(0, len(counts), options.batch_size)
+        sum(counts[at : at + options.batch_size])
+        for at in range(0, len(counts), options.batch_size)
     ]
     trainer = _Sft(
         model=job.model,
@@ -367,7 +369,7 @@ class _Kto(KTOTrainer):
 
 
 def group_trainer(
-    job: Job, prompts: Sequence[str], rewards: dict[str, RewardFunction], sampler: Any = None
+    job: Job, prompts: Sequence[str], rewards: Mapping[str, RewardFunction], sampler: Any = None
 ) -> Any:
     """A trainer that compares the sampled answers to a prompt with each other.
 
@@ -397,9 +399,7 @@ def group_trainer(
     }
     # Sampling needs the prompts in their own order at each step.
     del wide["train_sampling_strategy"]
-    trainer_class, config = (
-        (_Grpo, GRPOConfig) if job.method == "grpo" else (_Rloo, RLOOConfig)
-    )
+    trainer_class, config = (_Grpo, GRPOConfig) if job.method == "grpo" else (_Rloo, RLOOConfig)
     trainer = trainer_class(
         model=job.model,
         args=config(**wide),
@@ -426,7 +426,9 @@ class _OurPrompts:
 
     sampler: Any = None
 
-    def _tokenize_prompts(self: Any, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    def _tokenize_prompts(
+        self: Any, prompts: list[str]
+    ) -> tuple[list[list[int]], None, dict[str, Any]]:
         made = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
         return made, None, {}
 
@@ -471,9 +473,9 @@ def _plan(count: int, options: TrainOptions) -> tuple[Schedule, int, int]:
     return plan, *_batches(options)
 
 
-def _batches(options: TrainOptions) -> tuple[int, int]:
+def _batches(options: TrainOptions, most: int = 4) -> tuple[int, int]:
     try:
-        return micro_batch(options.batch_size, options.micro_batch_size, processes())
+        return micro_batch(options.batch_size, options.micro_batch_size, processes(), most)
     except ValueError as error:
         raise ConfigError(f"{error}.", "Give another batch_size or micro_batch_size.") from error
 
@@ -495,7 +497,7 @@ def _common(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, An
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(
             options.schedule, options.schedule
         ),
-        "warmup_steps": math.ceil(options.warmup * steps),
+        "warmup_steps": int(options.warmup * steps),
         "weight_decay": options.weight_decay,
         "max_grad_norm": options.max_grad_norm,
         "gradient_checkpointing": options.gradient_checkpointing,

@@ -1,0 +1,460 @@
+"""The command prefer: several answers to each prompt, compared: pairs, or the best of them.
+
+What a model writes is paid for once: completions go to a journal in ``answers/`` (and
+a judge's replies to one in ``judgements/``), and everything after that is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from instructgen.card import derived_card
+from instructgen.commands.derived import (
+    Derived,
+    Funnel,
+    check_apart,
+    common_shape,
+    derived,
+    inputs_of,
+    name_of,
+)
+from instructgen.commands.train import versions
+from instructgen.engines import Completion, Engine, Request, Supervisor
+from instructgen.engines.models import default_model, model_digest
+from instructgen.errors import ConfigError, InputError
+from instructgen.loop import request_digest
+from instructgen.plugins import find
+from instructgen.rows import sample_row
+from instructgen.sample import Origin, Rejected, Rejection, Sample, Score, Shape
+from instructgen.store import (
+    FORMAT,
+    Run,
+    is_run,
+    is_whole,
+    making,
+    read_samples,
+    read_training,
+    splits_of,
+    writing,
+)
+
+_JUDGE = "judge:"
+_AT_ONCE = 64
+
+PreferWatch = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One answer to a task, where it is recorded, and what it is worth."""
+
+    text: str
+    request: int
+    digest: str
+    finished: bool
+    score: float | None = None
+
+
+def prefer(
+    data: str | Path,
+    out: str | Path,
+    *,
+    score: Sequence[str],
+    model: str | None = None,
+    shape: Shape = "preferences",
+    samples: int = 4,
+    temperature: float = 0.8,
+    max_tokens: int = 256,
+    margin: float = 0.0,
+    min_score: float | None = None,
+    limit: int | None = None,
+    engine: str | None = None,
+    judge_engine: str | None = None,
+    seed: int = 0,
+    watch: PreferWatch | None = None,
+) -> Derived:
+    """Make preferences, or better answers, out of what a model writes.
+
+    Args:
+        data: a dataset of instructions; their prompts are answered.
+        out: a folder for the dataset. One begun from the same is gone on with.
+        score: what answers are compared by: ``verifiers:NAME,NAME`` and folders of
+            reward models, added up; or ``judge:MODEL`` alone.
+        model: what answers.
+        shape: ``preferences`` for the best and the worst answer of each prompt;
+            ``instructions`` for the best alone (rejection sampling).
+        samples: answers to each prompt.
+        temperature: of sampling.
+        max_tokens: of an answer; one that is cut off is never chosen.
+        margin: how much better the best has to be than the worst.
+        min_score: what the best has to be worth.
+        limit: use so many prompts.
+        engine: what runs the model: ``vllm``, ``openai``, ``transformers``.
+        judge_engine: what runs the judge; the same without it.
+        seed: of sampling and of constraints.
+        watch: called with progress.
+
+    Raises:
+        InputError: the dataset is bad.
+        ConfigError: an option or a model is bad.
+        RunError: the folder holds something else.
+        EngineError: an engine cannot go on; the same command resumes.
+        StorageError: the disk refuses.
+    """
+    if samples < (2 if shape == "preferences" else 1):
+        raise ConfigError("--samples is too few to compare.", "Give 2 or more.")
+    judged = [s for s in score if s.startswith(_JUDGE)]
+    if not score or (judged and len(score) > 1):
+        raise ConfigError(
+            "--score wants rewards, or one judge.",
+            "Give --score models/rm, --score verifiers:ifeval, or --score judge:MODEL.",
+        )
+    source, folder = Path(data), Path(out)
+    given = inputs_of([source])
+    check_apart(folder, [source])
+    if common_shape([source]) != "instructions":
+        raise InputError("it holds preferences already.", path=source, hint="Give instructions.")
+    writer = _engine(engine, model, max_tokens)
+    made = {
+        "command": "prefer",
+        "inputs": given,
+        "options": {
+            "model": writer.model,
+            "digest": model_digest(writer.model) if writer.name != "openai" else "",
+            "engine": writer.name,
+            "score": [_identity(s) for s in score],
+            "as": shape,
+            "samples": samples,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "margin": margin,
+            "min_score": min_score,
+            "limit": limit,
+            "seed": seed,
+        },
+    }
+    with making(folder, made):
+        if not is_whole(folder):
+            maker = _Maker(folder, made, writer, judge_engine or engine, list(score), watch)
+            maker.write(source, shape)
+        return derived(folder)
+
+
+def _engine(name: str | None, model: str | None, max_tokens: int) -> Engine:
+    values: dict[str, Any] = {} if model is None else {"model": model}
+    kind = find("engines", name or "vllm")
+    if "max_model_len" in kind.model_fields:
+        values["max_model_len"] = max(2048, 2 * max_tokens)
+    made: Engine = kind(**values)
+    return made
+
+
+def _identity(score: str) -> dict[str, str]:
+    if score.startswith("verifiers:"):
+        return {"name": score}
+    name = score.removeprefix(_JUDGE)
+    local = Path(name).exists() or score == f"{_JUDGE}{default_model()}"
+    return {"name": name_of(Path(name)), "digest": model_digest(name) if local else ""}
+
+
+class _Maker:
+    """One dataset in the making."""
+
+    def __init__(
+        self,
+        folder: Path,
+        made: dict[str, Any],
+        writer: Engine,
+        judge_engine: str | None,
+        score: list[str],
+        watch: PreferWatch | None,
+    ) -> None:
+        self.folder, self.made, self.writer, self.score = folder, made, writer, score
+        self.judge_engine, self.watch = judge_engine, watch
+        self.options = made["options"]
+
+    def write(self, source: Path, shape: Shape) -> None:
+        """Answer, score, and write what came of it."""
+        from instructgen.evaluation.answers import requests_for
+        from instructgen.training.rewards import VerifierReward, rewards_of, tasks_of
+
+        options = self.options
+        split = "train" if "train" in splits_of(source) else None
+        rows = list(read_samples(source, split=split))[: options["limit"]]
+        judge = self.score[0].removeprefix(_JUDGE) if self.score[0].startswith(_JUDGE) else None
+        # Verifiers before the answers, as they say what is asked; models after them,
+        # so that two never share the memory.
+        verifiers = [s for s in self.score if s.startswith("verifiers:")]
+        rewards = rewards_of(verifiers) if verifiers else []
+        if len(verifiers) == len(self.score):
+            tasks, unjudged = tasks_of(rewards, rows, options["seed"])
+        else:
+            tasks = [
+                next(
+                    (t for r in rewards if isinstance(r, VerifierReward)
+                     for t in tasks_of([r], [row], options["seed"])[0]),
+                    row,
+                )
+                for row in rows
+            ]  # fmt: skip
+            unjudged = []
+        requests = requests_for(
+            tasks,
+            samples=options["samples"],
+            temperature=options["temperature"],
+            max_tokens=options["max_tokens"],
+            seed=options["seed"],
+        )
+        run = self._run_id(tasks)
+        completions = self._answered("answers", self.writer, requests, tasks, run)
+        answers = [
+            [
+                _Answer(
+                    c.text.strip(),
+                    at + i,
+                    request_digest(requests[at + i]),
+                    c.finish_reason == "stop",
+                )
+                for i, c in enumerate(completions[at : at + options["samples"]])
+            ]
+            for at in range(0, len(requests), options["samples"])
+        ]
+        facts: dict[str, Any] = {}
+        if judge is None:
+            others = [s for s in self.score if not s.startswith("verifiers:")]
+            scored = self._rewarded(
+                tasks, answers, [*rewards, *(rewards_of(others) if others else [])]
+            )
+        else:
+            scored, facts = self._judged(tasks, answers, judge, run)
+        self._write_rows(source, shape, tasks, scored, unjudged, run, facts)
+
+    def _run_id(self, tasks: Sequence[Sample]) -> str:
+        what = [self.made, [t.id for t in tasks]]
+        return hashlib.sha256(orjson.dumps(what, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+    def _answered(
+        self,
+        name: str,
+        engine: Engine,
+        requests: Sequence[Request],
+        tasks: Sequence[Sample],
+        run: str,
+    ) -> list[Completion]:
+        """A completion of each request: from the journal, or from the engine and into it."""
+        found: list[Completion | None] = [None] * len(requests)
+        with self._journal(name, tasks, run) as journal, closing(engine):
+            missing = []
+            for i, request in enumerate(requests):
+                entry = journal.recorded(0, i)
+                if entry is not None and entry.request_digest == request_digest(request):
+                    found[i] = entry.completion
+                else:
+                    missing.append(i)
+            supervisor = Supervisor(engine)
+            for at in range(0, len(missing), _AT_ONCE):
+                part = missing[at : at + _AT_ONCE]
+                for i, completion in supervisor.complete([requests[p] for p in part]):
+                    number = part[i]
+                    journal.record(0, number, request_digest(requests[number]), completion)
+                    found[number] = completion
+                journal.sync()
+                if self.watch is not None:
+                    self.watch(name, len(requests) - len(missing) + at + len(part), len(requests))
+        return [c for c in found if c is not None]
+
+    @contextmanager
+    def _journal(self, name: str, tasks: Sequence[Sample], run: str) -> Iterator[Run]:
+        folder = self.folder / name
+        if is_run(folder):
+            with Run.open(folder) as journal:
+                yield journal
+            return
+        lines = [orjson.dumps(sample_row(t)) + b"\n" for t in tasks]
+        info = {
+            "format": FORMAT,
+            "run": run,
+            "config": self.made,
+            "seeds": {"sha256": hashlib.sha256(b"".join(lines)).hexdigest(), "rows": len(tasks)},
+            "versions": versions(),
+        }
+        with Run.create(folder, info, lines) as journal:
+            yield journal
+
+    def _rewarded(
+        self, tasks: Sequence[Sample], answers: list[list[_Answer]], rewards: Sequence[Any]
+    ) -> list[list[_Answer]]:
+        """Each answer with the sum of its rewards, or none where one cannot tell."""
+        flat = [
+            (task, answer) for task, some in zip(tasks, answers, strict=True) for answer in some
+        ]
+        columns = [r.score([t for t, _ in flat], [a.text for _, a in flat]) for r in rewards]
+        totals = iter([_total(values) for values in zip(*columns, strict=True)])
+        return [[replace(a, score=next(totals)) for a in some] for some in answers]
+
+    def _judged(
+        self, tasks: Sequence[Sample], answers: list[list[_Answer]], judge: str, run: str
+    ) -> tuple[list[list[_Answer]], dict[str, Any]]:
+        """Each answer with the share of its contests that it won; undecided ones do not count."""
+        from instructgen.evaluation.judge import Contest, judge_requests, verdicts
+
+        contests, places = [], []
+        for number, (task, some) in enumerate(zip(tasks, answers, strict=True)):
+            whole = [i for i, a in enumerate(some) if a.finished and a.text]
+            for a, b in combinations(whole, 2):
+                contests.append(Contest(task, some[a].text, some[b].text))
+                places.append((number, a, b))
+        engine = _engine(self.judge_engine, judge, 2 * self.options["max_tokens"] + 512)
+        replies = self._answered("judgements", engine, judge_requests(contests), tasks, run)
+        results, counts = verdicts(replies)
+        won: dict[tuple[int, int], list[float]] = {}
+        for (number, a, b), result in zip(places, results, strict=True):
+            if result is not None:
+                won.setdefault((number, a), []).append(result)
+                won.setdefault((number, b), []).append(1 - result)
+        scored = [
+            [
+                replace(a, score=sum(w) / len(w) if (w := won.get((number, i))) else None)
+                for i, a in enumerate(some)
+            ]
+            for number, some in enumerate(answers)
+        ]
+        return scored, {"judge": counts}
+
+    def _write_rows(
+        self,
+        source: Path,
+        shape: Shape,
+        tasks: Sequence[Sample],
+        scored: list[list[_Answer]],
+        unjudged: Sequence[Sample],
+        run: str,
+        facts: dict[str, Any],
+    ) -> None:
+        funnel, number = Funnel(), 0
+        generator = _written_by(self.options["model"])
+        with writing(self.folder, shape) as writer:
+
+            def reject(
+                sample: Sample, reason: str, detail: str, score: float | None = None
+            ) -> None:
+                nonlocal number
+                row = Rejected(sample, Rejection("prefer", reason, detail, score), "prefer", number)
+                number += 1
+                writer.reject([row])
+                funnel.add([row])
+
+            def refused(task: Sample, reason: str, detail: str, score: float | None = None) -> None:
+                empty = replace(task, output="")
+                reject(empty, reason, detail, score)
+
+            for sample in unjudged:
+                refused(sample, "no_verifier", "no verifier can judge it")
+            for task, some in zip(tasks, scored, strict=True):
+                whole = [a for a in some if a.finished and a.text]
+                known = sorted(
+                    (a for a in whole if a.score is not None),
+                    key=lambda a: (-(a.score or 0.0), a.request),
+                )
+                least = 2 if shape == "preferences" else 1
+                if len(whole) < least:
+                    refused(
+                        task, "unfinished", f"{len(whole)} of {len(some)} answers came to an end"
+                    )
+                    continue
+                if len(known) < least:
+                    refused(task, "undecided", "the answers could not be told apart")
+                    continue
+                best, worst = known[0], known[-1]
+                gap = (best.score or 0.0) - (worst.score or 0.0)
+                if shape == "preferences" and (gap <= 0 or gap < self.options["margin"]):
+                    refused(task, "tie", f"best and worst differ by {gap:.3g}", gap)
+                    continue
+                if self.options["min_score"] is not None and best.score < self.options["min_score"]:
+                    refused(task, "low_score", f"the best is worth {best.score:.3g}", best.score)
+                    continue
+                writer.keep([_row(task, best, worst, shape, run, self.options, generator)])
+            writer.finish(
+                lambda contents: derived_card(
+                    name_of(self.folder),
+                    contents,
+                    [name_of(source)],
+                    ", answered anew and compared",
+                    _section(self.options, scored, facts),
+                    self.made,
+                ),
+                {"read": len(tasks) + len(unjudged), "funnel": funnel.rows(), "run": run, **facts},
+            )
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) if known else None
+
+
+def _row(
+    task: Sample,
+    best: _Answer,
+    worst: _Answer,
+    shape: Shape,
+    run: str,
+    options: dict[str, Any],
+    generator: str,
+) -> Sample:
+    pair = shape == "preferences"
+    scores = [Score("reward", best.score), *([Score("reward_rejected", worst.score)] * pair)]
+    return replace(
+        task,
+        output=best.text,
+        rejected_output=worst.text if pair else None,
+        origin=Origin(
+            method="preference" if pair else "best_of_n",
+            model=generator,
+            run=run,
+            batch=0,
+            request=best.request,
+            parents=(task.id,),
+            prompt_sha256=best.digest,
+            group=task.origin.group,
+        ),
+        scores=tuple(scores),
+        generators=tuple(dict.fromkeys((*task.generators, generator))),
+        edits=(),
+    )
+
+
+def _written_by(model: str) -> str:
+    """The model whose terms go with what a model wrote: of one trained here, what it began as."""
+    seen = set()
+    while (Path(model) / "run.json").exists() and model not in seen:
+        seen.add(model)
+        model = str(read_training(Path(model)).get("base", model))
+    return model
+
+
+def _section(
+    options: dict[str, Any], scored: Sequence[Sequence[_Answer]], facts: dict[str, Any]
+) -> list[str]:
+    values = [a.score for some in scored for a in some if a.score is not None]
+    mean = f"{sum(values) / len(values):.3f}" if values else "none"
+    names = ", ".join(s["name"] for s in options["score"])
+    lines = [
+        "## Answers",
+        "",
+        f"{options['samples']} answers to each prompt by `{options['model']}` at temperature "
+        f"{options['temperature']}, compared by {names}; mean score {mean}. An answer that was "
+        "cut off is never chosen.",
+        "",
+    ]
+    if "judge" in facts:
+        said = ", ".join(f"{name} {count:,}" for name, count in facts["judge"].items())
+        lines += [f"Contests, each judged in both orders: {said}. Only decided ones count.", ""]
+    return lines

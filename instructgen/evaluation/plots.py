@@ -1,0 +1,69 @@
+"""Measures and training logs as pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def measures_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bytes:
+    """One panel per measure, a point with its interval per model, as PNG.
+
+    Args:
+        rows: as `instructgen.evaluation.measures.compared` gives them.
+        names: of the model and of the other.
+    """
+    figure, axes = _panels(len(rows))
+    for axis, row in zip(axes, rows, strict=True):
+        shown = [(n, row[k]) for n, k in zip(names, ("after", "before"), strict=False) if k in row]
+        for place, (_, value) in enumerate(shown):
+            errors = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
+            axis.errorbar([value["value"]], [place], xerr=errors, fmt="o", capsize=4)
+        axis.set_yticks(range(len(shown)), [n for n, _ in shown])
+        axis.set_ylim(-0.6, len(shown) - 0.4)
+        axis.set_title(row["measure"], loc="left", fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+    return _png(figure)
+
+
+def arms_plot(arms: Sequence[Mapping[str, Any]], base: float) -> bytes:
+    """An ablation's arms, a point per seed and a bar at their mean, as PNG."""
+    figure, axes = _panels(1)
+    for place, arm in enumerate(arms):
+        values = arm["bits_per_byte"]
+        axes[0].plot(values, [place] * len(values), "o", alpha=0.7)
+        axes[0].plot([arm["mean"]], [place], "|", markersize=24, color="black")
+    axes[0].axvline(base, linestyle=":", color="grey")
+    axes[0].set_yticks(range(len(arms)), [arm["arm"] for arm in arms])
+    axes[0].set_ylim(-0.6, len(arms) - 0.4)
+    axes[0].set_title("bits per byte; dotted: before training", loc="left", fontsize=10)
+    return _png(figure)
+
+
+def log_plot(log: Sequence[Mapping[str, Any]]) -> bytes:
+    """What a training run logged, by step, as PNG."""
+    known = ("loss", "reward", "accuracy", "rewards/accuracies", "kl", "mean_token_accuracy")
+    wanted = [k for k in known if any(k in entry for entry in log)]
+    figure, axes = _panels(max(1, len(wanted)))
+    for axis, key in zip(axes, wanted, strict=False):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
+        axis.plot(*zip(*points, strict=True), linewidth=1.2)
+        axis.set_title(key, loc="left", fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _panels(count: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.9 * count), layout="constrained")
+    return figure, figure.subplots(count, 1, squeeze=False)[:, 0]
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    # No date and no version: the same numbers give the same picture.
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,93 @@
+"""What can be measured of a model: one file per suite.
+
+The file's class is found by its ``name``; an installed package adds more through the
+entry-point group ``instructgen.suites``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from instructgen.evaluation.measures import Framing, Measured
+from instructgen.sample import Sample, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured: a model, and another to compare it with.
+
+    ``limit`` is how many rows are used.
+    """
+
+    model: str
+    against: str | None
+    framing: Framing
+    limit: int | None = None
+    seed: int = 0
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Both, or the one."""
+        return (self.model,) if self.against is None else (self.model, self.against)
+
+
+@dataclass(slots=True)
+class Finding:
+    """One measure: of the model, and of the other where that has it too.
+
+    ``higher`` says which way is better. ``facts`` are what else is worth knowing.
+    """
+
+    after: Measured
+    before: Measured | None = None
+    higher: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Suite(BaseModel, ABC):
+    """Measures something. Its fields are options, as ``--set SUITE.KEY=VALUE``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: ClassVar[str]
+    shape: ClassVar[Shape | None] = "instructions"
+
+    @abstractmethod
+    def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
+        """The measures.
+
+        Raises:
+            ConfigError: an option or a model is bad.
+            EngineError: the engine cannot start.
+        """
+
+
+class AnsweringSuite(Suite):
+    """A suite for which models have to write."""
+
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="what writes")
+    max_new_tokens: int = Field(256, ge=1, description="tokens of an answer")
+
+    def answers(self, subject: Subject, tasks: list[Sample]) -> dict[str, list[str]]:
+        """Each model's answers to the tasks, greedy."""
+        from instructgen.evaluation.answers import completions, requests_for
+        from instructgen.plugins import find
+
+        found = {}
+        for name in subject.models:
+            engine = find("engines", self.engine)(
+                model=name, max_model_len=subject.framing.max_length
+            )
+            requests = requests_for(tasks, max_tokens=self.max_new_tokens, seed=subject.seed)
+            found[name] = [c.text for c in completions(engine, requests)]
+            engine.close()
+        return found
+
+
+def named(path: str) -> str:
+    """A model as a table names it."""
+    return Path(path).name or path

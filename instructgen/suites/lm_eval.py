@@ -1,0 +1,80 @@
+"""EleutherAI's evaluation harness on any of its tasks, or on a folder of your own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import Field
+
+from instructgen.errors import ConfigError
+from instructgen.evaluation.measures import Measured
+from instructgen.sample import Sample
+from instructgen.suites import Finding, Subject, Suite
+
+
+class LmEval(Suite):
+    """The package lm-eval, with its numbers as it gives them."""
+
+    name = "lm-eval"
+    shape = None
+
+    tasks: tuple[str, ...] = Field((), description="names of its tasks")
+    include_path: str | None = Field(None, description="a folder with tasks of your own")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in a prompt")
+    apply_chat_template: bool = Field(False, description="put tasks to the model as chats")
+
+    def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
+        """One measure per task and metric."""
+        try:
+            from lm_eval import simple_evaluate
+            from lm_eval.tasks import TaskManager
+        except ImportError:
+            raise ConfigError(
+                "The suite lm-eval needs the package lm-eval.", "Run: pip install 'lm-eval[hf]'."
+            ) from None
+        if not self.tasks:
+            raise ConfigError(
+                "The suite lm-eval needs tasks.", "Give --set lm-eval.tasks=arc_easy."
+            )
+        manager = TaskManager(include_path=self.include_path)
+        made: list[dict[tuple[str, str], Measured]] = []
+        for name in subject.models:
+            result: Any = simple_evaluate(
+                model="hf",
+                model_args={"pretrained": _folder(name), "dtype": "float32"},
+                tasks=list(self.tasks),
+                num_fewshot=self.num_fewshot,
+                limit=subject.limit,
+                task_manager=manager,
+                apply_chat_template=self.apply_chat_template,
+                bootstrap_iters=0,
+                random_seed=subject.seed,
+                verbosity="ERROR",
+            )
+            made.append(_measured(result))
+        others = made[1] if len(made) > 1 else {}
+        return [Finding(m, others.get(key), facts={"task": key[0]}) for key, m in made[0].items()]
+
+
+def _folder(name: str) -> str:
+    from instructgen.engines.models import model_folder
+
+    return model_folder(name)
+
+
+def _measured(result: Any) -> dict[tuple[str, str], Measured]:
+    """The harness's values per document, by task and metric."""
+    found = {}
+    for task, samples in result["samples"].items():
+        metrics = samples[0]["metrics"] if samples else []
+        for metric in metrics:
+            values = [s[metric] for s in samples]
+            # Some metrics are sums and counts, to be put together by the harness.
+            if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+                rows = [f"{task} {s['doc_id']}" for s in samples]
+                name = f"{task}/{metric}"
+                found[task, metric] = Measured(
+                    name, [float(v) for v in values], [1.0] * len(values), rows
+                )
+    return found

@@ -1,0 +1,62 @@
+"""Several processes for one training: the same command again, under accelerate's launcher."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from instructgen.engines.models import has_gpu
+from instructgen.errors import ConfigError
+
+CONFIGS = Path(__file__).parent / "accelerate"
+_OPTIONS = ("--strategy", "--processes")
+
+
+def launch(strategy: str, processes: int | None) -> None:
+    """Become accelerate's launcher of this command, unless it started this process.
+
+    Args:
+        strategy: ``ddp``, ``fsdp``, ``zero2`` or ``zero3``: a configuration beside this file.
+        processes: how many; None for one per GPU.
+
+    Raises:
+        ConfigError: the strategy needs GPUs and there are none.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return
+    if strategy != "ddp" and not has_gpu():
+        raise ConfigError(
+            f"{strategy} needs GPUs: on a CPU accelerate would silently train by ddp.",
+            "Use --strategy ddp.",
+        )
+    if processes is None:
+        processes = _gpus()
+    if processes < 1:
+        raise ConfigError("--processes is below 1.", "Give a number of processes.")
+    # No shell is in between, and the arguments are this process's own.
+    os.execv(sys.executable, [sys.executable, *command(strategy, processes, sys.argv[1:])])  # noqa: S606
+
+
+def command(strategy: str, processes: int, arguments: list[str]) -> list[str]:
+    """The launcher's arguments, for this command's without those about processes."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip or argument in _OPTIONS:
+            skip = not skip
+        elif not argument.startswith(tuple(f"{o}=" for o in _OPTIONS)):
+            kept.append(argument)
+    device = [] if has_gpu() else ["--cpu"]
+    return [
+        *("-m", "accelerate.commands.launch"),
+        *("--config_file", str(CONFIGS / f"{strategy}.yaml")),
+        *("--num_processes", str(processes)),
+        *device,
+        *("-m", "instructgen", *kept),
+    ]
+
+
+def _gpus() -> int:
+    import torch
+
+    return max(1, int(torch.cuda.device_count()))
