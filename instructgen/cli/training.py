@@ -148,28 +148,30 @@ def train(
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in facts["rows"]["left_out"].items())
     if left_out:
         screen.print(f"left out or cut: {left_out}; named in {result.out / 'left_out.jsonl'}")
-    print_evaluation(facts["evaluation"])
+    found = facts["evaluation"] or {}
+    for one in (found, *found.values()):
+        if isinstance(one, dict) and "measure" in one:
+            _print_measure(one)
     screen.print(f"model: {escape(printable(str(result.out)))}")
     return None
 
 
-def print_evaluation(found: dict[str, Any] | None) -> None:
-    """The measures before and after, with intervals."""
-    from rich.table import Table
+def _print_measure(m: dict[str, Any]) -> None:
+    """A measure on one line: before, after, and how sure the difference is."""
+    after, before, difference = m["after"], m.get("before"), m.get("difference")
+    rows = f"{after['rows']:,} rows"
+    if difference is None:
+        said = f"{after['value']:.4f} {_interval(after)}, {rows}"
+    else:
+        said = (
+            f"{before['value']:.4f} → {after['value']:.4f}, "
+            f"difference {difference['value']:+.4f} {_interval(difference)}, {rows}"
+        )
+    screen.print(f"[bold]{m['measure']}[/]  {said}")
 
-    if not found:
-        return
-    table = Table("measure", "before", "after", "difference", box=None, header_style="dim")
-    for one in (found, *(v for v in found.values() if isinstance(v, dict) and "measure" in v)):
-        cells = [_estimate(one.get(key)) for key in ("before", "after", "difference")]
-        table.add_row(one["measure"], *cells)
-    screen.print(table)
 
-
-def _estimate(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]".replace("[", "\\[")
+def _interval(value: dict[str, Any]) -> str:
+    return escape(f"[{value['low']:.4f}, {value['high']:.4f}]")
 
 
 def _show_masks(method: str, data: Path, count: int, given: dict[str, Any]) -> None:
@@ -261,21 +263,14 @@ def evaluate(model: str, quiet: bool, as_json: bool, **options: Any) -> None:
           --suite likelihood constraints winrate --judge models/rm --out reports/rl
       instructgen evaluate models/sft --suite lm-eval --set lm-eval.tasks='["arc_easy"]'
     """
-    from rich.table import Table
-
     from instructgen.commands.evaluate import evaluate as run
 
     say = None if quiet or as_json else (lambda suite: err.print(f"[dim]{suite} ...[/]"))
     result = run(model, watch=say, **options)
     if as_json:
         return print_json(result)
-    columns = ("measure", "model", "against", "difference", "rows", "better")
-    table = Table(*columns, box=None, header_style="dim")
     for m in result.measures:
-        cells = [_estimate(m.get(key)) for key in ("after", "before", "difference")]
-        table.add_row(m["measure"], *cells, str(m["after"]["rows"]), m["better"])
-    screen.print(table)
-    for m in result.measures:
+        _print_measure(m)
         if "length_controlled" in m:
             screen.print(
                 f"{m['measure']} at equal lengths: {m['length_controlled']:.3f}; "

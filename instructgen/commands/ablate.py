@@ -99,7 +99,7 @@ def ablate(
         "command": "ablate",
         "inputs": given,
         "options": {
-            "model": model or default_model(),
+            "model": name_of(Path(model or default_model())),
             "tokens": tokens,
             "seeds": seeds,
             "held_out": inputs_of([held_out])[0],
@@ -217,7 +217,7 @@ def _compared(
         listed.append(
             {
                 "arm": name,
-                "rows": sum(splits_of(path).values()),
+                "rows": run["rows"]["train"],
                 "supervised_tokens": run["supervised_tokens"],
                 "bits_per_byte": by_seed,
                 "mean": sum(by_seed) / len(by_seed),

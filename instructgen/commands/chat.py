@@ -84,11 +84,13 @@ class Chat:
                 failed.append(error)
                 streamer.end()
 
-        Thread(target=work, daemon=True).start()
+        thread = Thread(target=work, daemon=True)
+        thread.start()
         answer = ""
         for piece in streamer:
             answer += piece
             yield piece
+        thread.join()
         if failed:
             raise failed[0]
         self.said.append(Message("assistant", answer.strip()))

@@ -589,8 +589,14 @@ def _online(
             return None
 
         def measured(name: str) -> Any:
-            engine = TransformersEngine(model=name, max_model_len=options.max_length)
-            requests = requests_for(unseen, max_tokens=options.max_new_tokens, seed=options.seed)
+            engine = TransformersEngine(model=name, max_model_len=max(256, options.max_length))
+            # Sampled as in training: that is the number the method raises.
+            requests = requests_for(
+                unseen,
+                temperature=options.temperature,
+                max_tokens=options.max_new_tokens,
+                seed=options.seed,
+            )
             made = completions(engine, requests)
             engine.close()
             values = weighted(unseen, [c.text for c in made])

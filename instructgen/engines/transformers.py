@@ -45,11 +45,13 @@ class TransformersEngine(LocalEngine):
             try:
                 import torch
                 from transformers import AutoModelForCausalLM, AutoTokenizer
+                from transformers.utils.logging import disable_progress_bar
             except ImportError as error:
                 raise EngineError(
                     f"The transformers engine needs the package {error.name}.",
                     "Run: make setup, or pip install 'instructgen[cpu]'.",
                 ) from error
+            disable_progress_bar()
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
                 model = AutoModelForCausalLM.from_pretrained(

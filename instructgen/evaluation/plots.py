@@ -21,7 +21,7 @@ def measures_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> by
             errors = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
             axis.errorbar([value["value"]], [place], xerr=errors, fmt="o", capsize=4)
         axis.set_yticks(range(len(shown)), [n for n, _ in shown])
-        axis.set_ylim(-0.6, len(shown) - 0.4)
+        axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_title(row["measure"], loc="left", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     return _png(figure)
@@ -36,7 +36,7 @@ def arms_plot(arms: Sequence[Mapping[str, Any]], base: float) -> bytes:
         axes[0].plot([arm["mean"]], [place], "|", markersize=24, color="black")
     axes[0].axvline(base, linestyle=":", color="grey")
     axes[0].set_yticks(range(len(arms)), [arm["arm"] for arm in arms])
-    axes[0].set_ylim(-0.6, len(arms) - 0.4)
+    axes[0].set_ylim(len(arms) - 0.4, -0.6)
     axes[0].set_title("bits per byte; dotted: before training", loc="left", fontsize=10)
     return _png(figure)
 

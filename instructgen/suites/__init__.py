@@ -80,7 +80,7 @@ class AnsweringSuite(Suite):
         found = {}
         for name in subject.models:
             engine = find("engines", self.engine)(
-                model=name, max_model_len=subject.framing.max_length
+                model=name, max_model_len=max(256, subject.framing.max_length)
             )
             requests = requests_for(tasks, max_tokens=self.max_new_tokens, seed=subject.seed)
             found[name] = [c.text for c in completions(engine, requests)]

@@ -52,8 +52,11 @@ class TrainOptions(BaseModel):
     gradient_checkpointing: bool = Field(False, description="less memory, a fifth more time")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     log_every: int = Field(1, ge=1, description="steps between log entries")
-    held_out_rows: int = Field(
-        64, ge=0, description="rows to evaluate on before and after, kept from training"
+    held_out_rows: int | None = Field(
+        None,
+        ge=0,
+        description="rows to measure before and after, kept from training; empty: 64, "
+        "a tenth at most",
     )
     evaluate: bool = Field(True, description="measure the rows held out, before and after")
 

@@ -18,7 +18,7 @@ from instructgen.training.encode import Encoded, Encoder, Unusable
 
 # Of a file to evaluate on: its rows go into nothing that is given away.
 _ANY = "LicenseRef-not-given"
-_SHARE_HELD_OUT = 0.1
+_HELD_OUT, _SHARE_HELD_OUT, _MOST_HELD_OUT = 64, 0.1, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,37 +85,45 @@ def shape_at(path: Path) -> Shape:
     return next(sample.shape for sample in samples_at(path))
 
 
-def rows_for(data: Path, held_out: Path | None, most: int, fits: Callable[[Sample], bool]) -> Rows:
+def rows_for(
+    data: Path, held_out: Path | None, asked: int | None, fits: Callable[[Sample], bool]
+) -> Rows:
     """The rows to train on, and others to evaluate on.
 
     Those held out are, in this order: of the file or folder given, and then no row
     with one of their questions is trained on; of the split
-    ``validation``; or so many of the rows themselves, chosen by their ids and
-    with all that belong to the same group, a tenth at most. A split ``test``
-    is never touched. Of each, rows that do not fit are passed over.
+    ``validation``; or of the rows themselves, chosen by their ids, whole groups
+    together. A split ``test`` is never touched. Of each, rows that do not fit are
+    passed over.
 
     Raises:
         InputError: a dataset is missing or empty.
     """
     splits = splits_of(data) if data.is_dir() else {}
+    most = _HELD_OUT if asked is None else asked
     train = samples_at(data, "train" if "train" in splits else None)
     if held_out is not None:
         kept = list(islice(filter(fits, held_out_at(held_out)), most))
-        asked = {s.question for s in kept}
-        return Rows([s for s in train if s.question not in asked], kept, held_out.name)
+        questions = {s.question for s in kept}
+        return Rows([s for s in train if s.question not in questions], kept, held_out.name)
     if "validation" in splits:
         kept = list(islice(filter(fits, samples_at(data, "validation")), most))
         return Rows(train, kept, "its split validation")
-    most = min(most, int(len(train) * _SHARE_HELD_OUT))
+    share = _SHARE_HELD_OUT if asked is None else _MOST_HELD_OUT
+    most = min(most, int(len(train) * share))
+    groups: dict[str, list[Sample]] = {}
+    for sample in train:
+        groups.setdefault(_group(sample), []).append(sample)
     chosen: set[str] = set()
     kept = []
-    for sample in sorted(train, key=_place) if most else ():
+    for group in sorted(groups, key=_place):
         if len(kept) >= most:
             break
-        if _group(sample) not in chosen and fits(sample):
-            chosen.add(_group(sample))
-            kept.append(sample)
-    return Rows([s for s in train if _group(s) not in chosen], kept, "its own rows")
+        fitting = list(filter(fits, groups[group]))
+        if fitting:
+            chosen.add(group)
+            kept += fitting
+    return Rows([s for s in train if _group(s) not in chosen], kept[:most], "its own rows")
 
 
 def encoded(
@@ -152,5 +160,5 @@ def _group(sample: Sample) -> str:
     return sample.origin.group or sample.question
 
 
-def _place(sample: Sample) -> str:
-    return hashlib.sha256(f"held-out {_group(sample)}".encode()).hexdigest()
+def _place(group: str) -> str:
+    return hashlib.sha256(f"held-out {group}".encode("utf-8", "replace")).hexdigest()

@@ -163,7 +163,7 @@ def sft_trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> 
     trainer.data_collator = _Collator(
         pad_token_id=job.tokenizer.pad_token_id, padding_free=options.packing
     )
-    return _quiet(trainer), sum(counts)
+    return _ready(trainer), sum(counts)
 
 
 def _sequences(rows: Sequence[Encoded], weights: Sequence[float], options: SftOptions) -> Dataset:
@@ -273,7 +273,7 @@ def reward_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         peft_config=job.peft,
         callbacks=[_Watch(job.hooks, plan.steps)],
     )
-    return _quiet(trainer)
+    return _ready(trainer)
 
 
 def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
@@ -304,7 +304,7 @@ def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         peft_config=job.peft,
         callbacks=[_Watch(job.hooks, plan.steps)],
     )
-    return _quiet(trainer)
+    return _ready(trainer)
 
 
 class _Dpo(DPOTrainer):
@@ -355,7 +355,7 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         peft_config=job.peft,
         callbacks=[_Watch(job.hooks, plan.steps)],
     )
-    return _quiet(trainer)
+    return _ready(trainer)
 
 
 class _Kto(KTOTrainer):
@@ -410,7 +410,7 @@ def group_trainer(
         callbacks=[_Watch(job.hooks, steps)],
     )
     trainer.sampler = sampler
-    return _quiet(trainer)
+    return _ready(trainer)
 
 
 def _reward_function(name: str, function: RewardFunction) -> Any:
@@ -512,8 +512,13 @@ def _common(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, An
     }
 
 
-def _quiet(trainer: Any) -> Any:
+def _ready(trainer: Any) -> Any:
     trainer.remove_callback(PrinterCallback)
+    inner = getattr(trainer.model, "base_model", None)
+    if inner is not None and "forward" in vars(inner):
+        # PEFT's LLaMA-Adapter keeps the forward that its model had before TRL gave it
+        # the one that computes losses.
+        inner.forward = inner.model.forward
     return trainer
 
 

@@ -43,6 +43,8 @@ class Code(Verifier):
         """Whether the tests pass."""
         blocks = _FENCE.findall(answer)
         program = blocks[-1] if blocks else answer
+        if not program.strip():
+            return 0.0
         # Compiled there and not here: a parser can be brought down by what it parses.
         compiles = self._run(f"compile({program!r}, 'answer', 'exec')")
         if not compiles:

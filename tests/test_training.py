@@ -1,0 +1,84 @@
+"""Every trainer learns: a model of a million parameters, real TRL, rows held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructgen import train
+from instructgen.constraints import LABEL, Constraint
+from instructgen.sample import Label
+from tests.tiny_model import make_tiny_model
+from tests.training_data import dataset, pairs, sentences
+
+pytestmark = pytest.mark.slow
+LOWER_CASE = Label(LABEL, Constraint("lower_case", {}).dumps())
+SHORT: dict[str, Any] = {"max_length": 96, "learning_rate": 2e-3, "held_out_rows": 40}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dataset(tmp_path_factory.mktemp("rows"), sentences(400))
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dataset(tmp_path_factory.mktemp("preferences"), pairs(400))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks that all ask for lower case."""
+    return dataset(tmp_path_factory.mktemp("prompts"), sentences(200, labels=(LOWER_CASE,)))
+
+
+def test_sft_learns(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    facts = train("sft", rows, tmp_path / "m", model=str(tiny), steps=25, **SHORT).facts
+    assert facts["evaluation"]["difference"]["high"] < -1.0
+    assert facts["reload"]["moved"] > 0.1
+
+
+@pytest.mark.parametrize("peft", ["lora", "qlora", "dora", "ia3", "adapter"])
+def test_sft_learns_by_adapters(tiny: Path, rows: Path, tmp_path: Path, peft: str) -> None:
+    options = {**SHORT, "learning_rate": 2e-2}
+    out = tmp_path / "m"
+    facts = train("sft", rows, out, model=str(tiny), peft=peft, steps=12, **options).facts
+    assert facts["evaluation"]["difference"]["high"] < (0 if peft == "adapter" else -0.02)
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_reward_model_learns(tiny: Path, preferences: Path, tmp_path: Path) -> None:
+    facts = train("reward", preferences, tmp_path / "m", model=str(tiny), steps=25, **SHORT).facts
+    assert facts["evaluation"]["after"]["low"] > 0.8
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_preferences_are_learned(
+    tiny: Path, preferences: Path, tmp_path: Path, method: str
+) -> None:
+    facts = train(method, preferences, tmp_path / "m", model=str(tiny), steps=25, **SHORT).facts
+    assert facts["evaluation"]["reward_accuracy"]["after"]["low"] > 0.8
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
+def test_rewards_rise(tiny: Path, prompts: Path, tmp_path: Path, method: str) -> None:
+    facts = train(
+        method,
+        prompts,
+        tmp_path / "m",
+        model=str(tiny),
+        reward=["verifiers:ifeval"],
+        steps=20,
+        max_new_tokens=16,
+        batch_size=32 if method == "ppo" else 8,
+        **{**SHORT, "learning_rate": 2e-3},
+        **({"kl": 0.0, "no_end_penalty": 0.0} if method == "ppo" else {}),
+    ).facts
+    assert facts["evaluation"]["difference"]["low"] > 0
