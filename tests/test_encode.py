@@ -70,9 +70,7 @@ def test_an_answer_can_be_another(folder: Path) -> None:
 )
 def test_masks_hold_for_any_text(folder: Path, before, question: str, answer: str) -> None:
     encoder = Encoder(tokenizer(folder))
-    history = [
-        m for q, a in before for m in (Message("user", q), Message("assistant", a))
-    ]
+    history = [m for q, a in before for m in (Message("user", q), Message("assistant", a))]
     row = encoder.encode(Sample(question, output=answer, history=tuple(history)))
     if isinstance(row, Unusable):
         assert row.reason == "control_token"

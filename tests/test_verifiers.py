@@ -7,6 +7,7 @@ import json
 import random
 import time
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_gsm8k_agrees_with_its_own_answers() -> None:
     rows = [json.loads(line) for line in lines]
     verifier = Math()
     right = wrong = 0
-    for row, other in zip(rows, rows[1:], strict=False):
+    for row, other in pairwise(rows):
         task = Sample(row["question"], output=row["answer"])
         assert verifier.task(task, RNG) is task
         right += verifier.judge(task, row["answer"]) == 1.0

@@ -211,7 +211,7 @@ def _compared(
     bytes_ = np.asarray(base.wholes)
     bits = {name: np.array([m.parts for m in made]) for name, made in found.items()}
     listed = []
-    for name, path in arms.items():
+    for name in arms:
         run = read_training(folder / f"{name}-0")
         by_seed = (bits[name].sum(1) / bytes_.sum()).tolist()
         listed.append(

@@ -3,6 +3,7 @@
 The only package that writes durable files.
 """
 
+from instructgen.store.checkpoints import ModelRun, read_log, read_training, training
 from instructgen.store.dataset import (
     SPLITS,
     Part,
@@ -24,7 +25,6 @@ from instructgen.store.dataset import (
 from instructgen.store.files import storage, write_atomic, write_files
 from instructgen.store.journal import FORMAT, Entry, Run, is_run, read_info
 from instructgen.store.spool import Spool
-from instructgen.store.training import ModelRun, read_log, read_training, training
 
 __all__ = [
     "FORMAT",

@@ -1,0 +1,193 @@
+"""Training killed at any moment: it goes on from a complete checkpoint, with the same losses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+
+from instructgen import train
+from instructgen.store import read_log
+from instructgen.store.checkpoints import training
+from tests.tiny_model import make_tiny_model
+from tests.training_data import dataset, sentences
+
+pytestmark = pytest.mark.slow
+OPTIONS = {
+    "sft": {"steps": 12, "max_length": 96, "checkpoint_every": 3, "evaluate": False},
+    "grpo": {
+        "steps": 8,
+        "max_length": 96,
+        "max_new_tokens": 8,
+        "batch_size": 4,
+        "checkpoint_every": 2,
+        "evaluate": False,
+        "reward": ["verifiers:ifeval"],
+    },
+    "ppo": {
+        "steps": 8,
+        "max_length": 96,
+        "max_new_tokens": 8,
+        "batch_size": 4,
+        "checkpoint_every": 2,
+        "evaluate": False,
+        "reward": ["verifiers:ifeval"],
+    },
+}
+# Kills itself when the log has so many entries, or at the n-th sync of a file to disk.
+CHILD = """
+import os, signal, sys
+import orjson
+method, data, model, out, options, at_step, at_sync = sys.argv[1:]
+import instructgen.store.checkpoints as store
+log, seen = store.ModelRun.log, 0
+def deadly_log(self, entry):
+    log(self, entry)
+    if entry["step"] == int(at_step):
+        os.kill(os.getpid(), signal.SIGKILL)
+store.ModelRun.log = deadly_log
+fsync = os.fsync
+def deadly_fsync(handle):
+    global seen
+    seen += 1
+    if seen == int(at_sync):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(handle)
+os.fsync = deadly_fsync
+import instructgen
+instructgen.train(method, data, out, model=model, **orjson.loads(options))
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dataset(tmp_path_factory.mktemp("rows"), sentences(120))
+
+
+def run(method: str, rows: Path, tiny: Path, out: Path, step: int = -1, sync: int = -1) -> int:
+    options = orjson.dumps(OPTIONS[method]).decode()
+    given = [method, str(rows), str(tiny), str(out), options, str(step), str(sync)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", CHILD, *given], check=False, env=environment)
+    return done.returncode
+
+
+def told(out: Path) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["loss"]) for entry in read_log(out)]
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo", "ppo"])
+def test_killed_twice_the_losses_are_the_same(
+    method: str, rows: Path, tiny: Path, tmp_path: Path
+) -> None:
+    assert run(method, rows, tiny, tmp_path / "whole") == 0
+    out = tmp_path / "killed"
+    # Before the first checkpoint, and between two of them.
+    for step in (1, OPTIONS[method]["checkpoint_every"] + 1):
+        assert run(method, rows, tiny, out, step=step) == -signal.SIGKILL
+    assert run(method, rows, tiny, out) == 0
+    assert told(out) == told(tmp_path / "whole")
+    one, other = ((p / "model.safetensors").read_bytes() for p in (out, tmp_path / "whole"))
+    assert one == other
+    assert not list(out.glob("**/*.partial"))
+    assert not (out / "checkpoints").exists()
+
+
+def test_killed_while_files_are_written(rows: Path, tiny: Path, tmp_path: Path) -> None:
+    """At syncs of a checkpoint's seal, of the export and of the end."""
+    assert run("sft", rows, tiny, tmp_path / "whole") == 0
+    out = tmp_path / "killed"
+    kills = 0
+    for sync in (4, 9, 14, 19, 23, 25):
+        code = run("sft", rows, tiny, out, sync=sync)
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+    assert run("sft", rows, tiny, out) == 0
+    assert kills >= 3
+    assert told(out) == told(tmp_path / "whole")
+    assert (out / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_killed_at_any_time(rows: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    options = orjson.dumps(OPTIONS["sft"]).decode()
+    given = ["sft", str(rows), str(tiny), str(out), options, "-1", "-1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for seconds in (3, 6, 8):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, *given], env=environment)
+        time.sleep(seconds)
+        child.kill()
+        child.wait()
+    assert run("sft", rows, tiny, out) == 0
+    assert run("sft", rows, tiny, tmp_path / "whole") == 0
+    assert told(out) == told(tmp_path / "whole")
+
+
+def checkpointed(rows: Path, tiny: Path, out: Path) -> Path:
+    assert run("sft", rows, tiny, out, step=8) == -signal.SIGKILL
+    newest = sorted(out.glob("checkpoints/checkpoint-*"))
+    assert [p.name for p in newest] == ["checkpoint-3", "checkpoint-6"]
+    return newest[-1]
+
+
+def test_a_damaged_checkpoint_is_passed_over(rows: Path, tiny: Path, tmp_path: Path) -> None:
+    """Every file of the newest truncated or deleted: the one before is taken, with a word."""
+    newest = checkpointed(rows, tiny, tmp_path / "m")
+    files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
+    assert len(files) > 5
+    asked = orjson.loads((tmp_path / "m" / "run.json").read_bytes())
+    asked = {k: v for k, v in asked.items() if k not in ("format", "status")}
+    for number, name in enumerate(files):
+        for harm in ("truncate", "delete"):
+            out = tmp_path / f"{number}-{harm}"
+            shutil.copytree(tmp_path / "m", out)
+            path = out / "checkpoints" / newest.name / name
+            if harm == "delete":
+                path.unlink()
+            else:
+                os.truncate(path, path.stat().st_size // 2)
+            with training(out, asked) as model_run:
+                taken = model_run.newest()
+            empty = harm == "truncate" and not (newest / name).stat().st_size
+            assert taken.name == ("checkpoint-6" if empty else "checkpoint-3"), name
+            assert len(model_run.messages) == (not empty)
+            shutil.rmtree(out)
+
+
+def test_going_on_says_from_where(rows: Path, tiny: Path, tmp_path: Path) -> None:
+    newest = checkpointed(rows, tiny, tmp_path / "m")
+    os.truncate(newest / "optimizer.pt", 100)
+    options = OPTIONS["sft"]
+    done = train("sft", rows, tmp_path / "m", model=str(tiny), **options)
+    assert any("optimizer.pt is damaged" in m for m in done.messages)
+    assert "resumed from checkpoint-3." in done.messages
+    assert done.facts["steps"] == 12
+
+
+def test_two_processes_do_not_share_a_folder(rows: Path, tiny: Path, tmp_path: Path) -> None:
+    from instructgen.errors import RunError
+
+    out = tmp_path / "m"
+    train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
+    asked = orjson.loads((out / "run.json").read_bytes())
+    asked = {k: asked[k] for k in ("command", "options")}
+    with (
+        training(out, asked),
+        pytest.raises(RunError, match="in use by another process"),
+        training(out, asked),
+    ):
+        pass
