@@ -22,6 +22,7 @@ COMMON = {
     "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
     "weight_decay", "max_grad_norm", "gradient_checkpointing", "logging_steps",
     "logging_nan_inf_filter", "save_steps", "save_total_limit", "report_to", "disable_tqdm",
+    "ddp_find_unused_parameters",
 }  # fmt: skip
 ONLINE = {
     "num_generations", "max_completion_length", "temperature", "beta", "num_iterations",

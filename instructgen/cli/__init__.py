@@ -71,6 +71,9 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except InstructgenError as error:
+        if os.environ.get("RANK", "0") != "0":
+            # One of several processes of a training; the first says it.
+            sys.exit(error.exit_code)
         err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
         sys.exit(error.exit_code)
     except OSError as error:

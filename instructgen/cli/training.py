@@ -63,7 +63,9 @@ def _settings(
 )
 @click.option("--learning-rate", type=float, help="Peak; each method has its own.")
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 8]")
-@click.option("--max-length", type=int, help="Tokens of a row.  [default: 1024]")
+@click.option(
+    "--max-length", type=int, help="Tokens of a row.  [default: 1024, or what the model reads]"
+)
 @click.option(
     "--format",
     type=click.Choice(["chat", "alpaca", "dolly"]),

@@ -198,7 +198,7 @@ def _measured(
         return Measured(**orjson.loads(kept.read_bytes()))
     samples = held_out_at(held_out)[:rows]
     framing = Framing(
-        options.get("max_length", 1024), options.get("format", "chat"), options.get("pad_token")
+        options.get("max_length") or 1024, options.get("format", "chat"), options.get("pad_token")
     )
     made = bits_per_byte(name or str(place), samples, framing)
     write_atomic(kept, [orjson.dumps(asdict(made))])

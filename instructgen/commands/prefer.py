@@ -29,7 +29,7 @@ from instructgen.commands.derived import (
 from instructgen.commands.train import versions
 from instructgen.engines import Completion, Engine, Request, Supervisor
 from instructgen.engines.models import default_model, model_digest
-from instructgen.errors import ConfigError, InputError
+from instructgen.errors import ConfigError, EngineError, InputError
 from instructgen.loop import request_digest
 from instructgen.plugins import find
 from instructgen.rows import sample_row
@@ -261,12 +261,21 @@ class _Maker:
                     missing.append(i)
             supervisor = Supervisor(engine)
             for at in range(0, len(missing), _AT_ONCE):
-                part = missing[at : at + _AT_ONCE]
+                part, failed = missing[at : at + _AT_ONCE], []
                 for i, completion in supervisor.complete([requests[p] for p in part]):
                     number = part[i]
+                    if completion.retryable:
+                        # The server's state and not the request's fault: asked again.
+                        failed.append(completion)
+                        continue
                     journal.record(0, number, request_digest(requests[number]), completion)
                     found[number] = completion
                 journal.sync()
+                if failed:
+                    raise EngineError(
+                        f"{len(failed)} of {len(part)} requests failed: {failed[0].error}.",
+                        "Mend the cause; the same command goes on.",
+                    )
                 if self.watch is not None:
                     self.watch(name, len(requests) - len(missing) + at + len(part), len(requests))
         return [c for c in found if c is not None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,7 @@ from instructgen.commands.derived import name_of
 from instructgen.config import load_table
 from instructgen.contents import Contents
 from instructgen.engines.models import default_model, model_digest
-from instructgen.errors import ConfigError, InputError
+from instructgen.errors import ConfigError, InputError, StorageError
 from instructgen.plugins import suggest
 from instructgen.sample import Sample
 from instructgen.store import ModelRun, digest_of, storage, training
@@ -103,11 +103,13 @@ def train(
         )
     source, folder = Path(data), Path(out)
     _check_inputs(chosen, source)
-    from instructgen.training.policy import needs_packages
+    from instructgen.training.policy import length_for, needs_packages
 
     needs_packages()
     _check_strategy()
     base = model or default_model()
+    length = length_for(base, settings.max_length)
+    settings = settings.model_copy(update={"max_length": length})
     asked = {
         "command": f"train {chosen}",
         "model": {"name": base, "digest": model_digest(base)},
@@ -121,7 +123,7 @@ def train(
     from instructgen.training.trainers import is_main
 
     with training(folder, asked) if is_main() else nullcontext(ModelRun(folder, asked)) as run:
-        facts = run.finished() if is_main() else None
+        facts = run.finished()
         if facts is None:
             job = _Training(chosen, settings, source, base, tuple(reward), held_out, run, watch)
             facts = job.run()
@@ -145,7 +147,7 @@ def masks(
     settings = load_table(SftOptions, None if recipe is None else str(recipe), "train", options)
     _check_inputs("sft", Path(data))
     from instructgen.training.encode import Encoder
-    from instructgen.training.policy import load_tokenizer, needs_packages
+    from instructgen.training.policy import length_for, load_tokenizer, needs_packages
     from instructgen.training.rows import LeftOut, encoded, rows_for
 
     needs_packages()
@@ -153,12 +155,12 @@ def masks(
     tokenizer = load_tokenizer(base, settings.pad_token)
     encoder = Encoder(tokenizer, settings.format, base)
     rows = rows_for(Path(data), None, 0, lambda _: True)
-    truncate = settings.too_long == "truncate"
+    truncate, longest = settings.too_long == "truncate", length_for(base, settings.max_length)
     shown: list[list[tuple[str, bool]]] = []
     for sample in rows.train:
         if len(shown) == count:
             break
-        for _, row in encoded([sample], encoder, settings.max_length, LeftOut(), truncate=truncate):
+        for _, row in encoded([sample], encoder, longest, LeftOut(), truncate=truncate):
             pieces: list[tuple[list[int], bool]] = []
             for token, trained in zip(row.ids, row.trained, strict=True):
                 if pieces and pieces[-1][1] == trained:
@@ -275,7 +277,6 @@ class _Training:
                 f"--model {self.base} is an adapter that cannot be merged.",
                 "Train on its base, or give a merged model.",
             )
-        policy.check_length(model, options, self.base)
         _check_space(model, options, run.folder)
         probes = [ids[:_PROBE_TOKENS] for ids in prepared.probes[:_PROBES]]
         base_outputs = policy.outputs(model, probes)
@@ -289,9 +290,12 @@ class _Training:
             peft=policy.peft_of(options, model, self.head),
             hooks=Hooks(run.log, run.seal, self.watch or (lambda _: None)),
         )
-        with storage(run.folder):
+        with storage(run.folder), _weights_written(run.folder):
             trainer, tokens = prepared.trainer(job)
-            checkpoint = run.newest()
+            # The main process clears away what is not complete; the others look after it.
+            checkpoint = run.newest() if is_main() else None
+            trainer.accelerator.wait_for_everyone()
+            checkpoint = checkpoint if is_main() else run.newest()
             if is_main():
                 run.forget_after(0 if checkpoint is None else _step_of(checkpoint))
                 lines = (orjson.dumps(row) + b"\n" for row in left_out.rows)
@@ -611,6 +615,23 @@ def _online(
         trainer=trainer,
         evaluation=evaluation,
     )
+
+
+@contextmanager
+def _weights_written(folder: Path) -> Iterator[None]:
+    """Turn the refusals of the disk, as the libraries that write weights say them, into ours."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        said = str(error)
+        if "I/O error" not in said and "PytorchStreamWriter failed" not in said:
+            raise
+        raise StorageError(
+            f"{folder}: weights cannot be written ({said.splitlines()[0][:120]}).",
+            "Free space; the same command goes on from here.",
+        ) from error
 
 
 def _check_space(model: Any, options: TrainOptions, folder: Path) -> None:

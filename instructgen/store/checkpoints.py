@@ -47,6 +47,8 @@ class ModelRun:
 
     def finished(self) -> dict[str, Any] | None:
         """What a finished run was, or None before."""
+        if not (self.folder / _RUN).exists():
+            return None
         run = read_training(self.folder)
         return run if run["status"] == "finished" else None
 
@@ -146,9 +148,13 @@ def training(folder: Path, asked: Mapping[str, Any]) -> Iterator[ModelRun]:
             if not path.exists():
                 make_folder(folder, _RUN)
             held.enter_context(locked(folder))
-            if path.exists():
-                _check_same(folder, read_training(folder), asked)
+            run = read_training(folder) if path.exists() else None
+            kept = any(folder.glob(f"{_CHECKPOINTS}/*"))
+            if run is not None and (kept or run["status"] == "finished"):
+                _check_same(folder, run, asked)
             else:
+                # Nothing is lost of a run without a checkpoint, so that a mistake in its
+                # options can be mended.
                 write_atomic(path, [_dumped(asked, "begun")])
             (folder / _CHECKPOINTS).mkdir(exist_ok=True)
         yield ModelRun(folder, asked)

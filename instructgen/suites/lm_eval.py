@@ -37,6 +37,8 @@ class LmEval(Suite):
             raise ConfigError(
                 "The suite lm-eval needs tasks.", "Give --set lm-eval.tasks=arc_easy."
             )
+        import torch
+
         manager = TaskManager(include_path=self.include_path)
         made: list[dict[tuple[str, str], Measured]] = []
         for name in subject.models:
@@ -46,6 +48,7 @@ class LmEval(Suite):
                 tasks=list(self.tasks),
                 num_fewshot=self.num_fewshot,
                 limit=subject.limit,
+                device="cuda" if torch.cuda.is_available() else "cpu",
                 task_manager=manager,
                 apply_chat_template=self.apply_chat_template,
                 bootstrap_iters=0,

@@ -1,4 +1,7 @@
-"""Several processes for one training: the same command again, under accelerate's launcher."""
+"""Several processes for one training: the same command again, under a launcher.
+
+The configurations in accelerate/ can be given to `accelerate launch` as they are.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _OPTIONS = ("--strategy", "--processes")
 
 
 def launch(strategy: str, processes: int | None) -> None:
-    """Become accelerate's launcher of this command, unless it started this process.
+    """Become the launcher of this command, unless it started this process.
 
     Args:
         strategy: ``ddp``, ``fsdp``, ``zero2`` or ``zero3``: a configuration beside this file.
@@ -46,12 +49,14 @@ def command(strategy: str, processes: int, arguments: list[str]) -> list[str]:
             skip = not skip
         elif not argument.startswith(tuple(f"{o}=" for o in _OPTIONS)):
             kept.append(argument)
-    device = [] if has_gpu() else ["--cpu"]
+    if not has_gpu():
+        # On a CPU accelerate's launcher starts one process, whatever it is asked for.
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        return [*launcher, f"--nproc_per_node={processes}", "-m", "instructgen", *kept]
     return [
         *("-m", "accelerate.commands.launch"),
         *("--config_file", str(CONFIGS / f"{strategy}.yaml")),
         *("--num_processes", str(processes)),
-        *device,
         *("-m", "instructgen", *kept),
     ]
 

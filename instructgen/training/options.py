@@ -32,7 +32,9 @@ class TrainOptions(BaseModel):
         ge=1,
         description="of them at a time on each device; empty: 4 at most, 1 packed sequence",
     )
-    max_length: int = Field(1024, ge=16, description="tokens of a row, prompt and answer")
+    max_length: int = Field(
+        0, ge=0, description="tokens of a row; 0: 1024, or what the model reads if that is less"
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     format: Format = Field(

@@ -15,6 +15,7 @@ Head = Literal["causal", "reward"]
 ADAPTER = "adapter_config.json"
 # Rounding of other kernels and of merging; a lost layer or head moves logits far more.
 _TOLERANCE = 0.02
+_LONGEST = 1024
 
 
 def needs_packages() -> None:
@@ -103,6 +104,7 @@ def load_model(
         ConfigError: it cannot be loaded.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
@@ -130,7 +132,7 @@ def load_model(
         model = made.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, **more
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(
             f"--model {name} cannot be loaded: {_first_line(error)}",
             "Check the name, and that the folder is complete or the hub reachable.",
@@ -149,29 +151,24 @@ def is_reward_model(name: str) -> bool:
     Raises:
         ConfigError: nothing is there.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(_resolved(name))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model {name} cannot be loaded: {_first_line(error)}", "Check the name."
-        ) from error
-    return any("ForSequenceClassification" in a for a in config.architectures or ())
+    return any("ForSequenceClassification" in a for a in _config(name).architectures or ())
 
 
-def check_length(model: Any, options: TrainOptions, name: str) -> None:
-    """Refuse rows longer than the model reads.
+def length_for(name: str, asked: int) -> int:
+    """The longest row to train on: as asked, or 1024 where the model reads so many.
 
     Raises:
-        ConfigError: ``max_length`` is beyond the model's.
+        ConfigError: the model reads less than was asked, or cannot be loaded.
     """
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and options.max_length > most:
+    most = getattr(_config(name).get_text_config(), "max_position_embeddings", None)
+    if asked == 0:
+        return min(_LONGEST, most or _LONGEST)
+    if most is not None and asked > most:
         raise ConfigError(
-            f"max_length is {options.max_length}, and --model {name} reads {most} tokens.",
+            f"max_length is {asked}, and --model {name} reads {most} tokens.",
             f"Give --max-length {most} or less.",
         )
+    return asked
 
 
 def peft_of(options: TrainOptions, model: Any, head: Head) -> Any:
@@ -256,6 +253,22 @@ def check_reload(trained: Any, reloaded: Any, base: Any, *, quantized: bool) -> 
             "Nothing was overwritten; please report this, with run.json.",
         )
     return {"difference": difference, "moved": moved}
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    folder = Path(_resolved(name))
+    if (folder / ADAPTER).exists():
+        from peft import PeftConfig
+
+        return _config(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+    try:
+        return AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--model {name} cannot be loaded: {_first_line(error)}", "Check the name."
+        ) from error
 
 
 def _resolved(name: str) -> str:

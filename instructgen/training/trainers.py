@@ -509,6 +509,7 @@ def _common(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, An
         "train_sampling_strategy": "sequential",
         "report_to": ["tensorboard"] if is_main() else [],
         "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
     }
 
 

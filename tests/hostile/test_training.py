@@ -1,0 +1,301 @@
+"""Bad datasets, models and options for the commands about models: one line, exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from instructgen import ablate, evaluate, prefer, train
+from instructgen.errors import ConfigError, InputError, InstructgenError, RunError
+from instructgen.sample import Sample
+from tests.tiny_model import make_tiny_model
+from tests.training_data import dataset, pairs, sentences
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dataset(tmp_path_factory.mktemp("rows"), sentences(40))
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dataset(tmp_path_factory.mktemp("pairs"), pairs(40))
+
+
+def refused(*arguments: str | Path, said: str) -> None:
+    """The command says one line, without a traceback, and its exit code is 2."""
+    command = [sys.executable, "-m", "instructgen", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+    assert said in lines[0]
+
+
+def test_the_shell_says_it_in_one_line(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    refused("train", "dpo", rows, "--model", tiny, "--out", out, said="train dpo wants preferences")
+    assert not out.exists()
+
+
+def test_wrong_kinds_of_rows(tiny: Path, rows: Path, preferences: Path, tmp_path: Path) -> None:
+    for method, data in (("sft", preferences), ("reward", rows), ("kto", rows)):
+        with pytest.raises(InputError, match="wants"):
+            train(method, data, tmp_path / "m", model=str(tiny))
+
+
+def test_wrong_columns(tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"foo": 1}\n')
+    with pytest.raises(InstructgenError, match=r"rows\.jsonl"):
+        train("sft", file, tmp_path / "m", model=str(tiny))
+
+
+def test_no_dataset_there(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such dataset"):
+        train("sft", tmp_path / "none", tmp_path / "m", model=str(tiny))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="holds no complete dataset"):
+        train("sft", tmp_path / "empty", tmp_path / "m", model=str(tiny))
+
+
+def test_an_empty_dataset(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "rows"
+    shutil.copytree(rows, folder)
+    part = next(folder.glob("data/*.parquet"))
+    pq.write_table(pq.read_table(part).slice(0, 0), part)
+    from instructgen.store.files import digest_of_file
+
+    manifest = orjson.loads((folder / "manifest.json").read_bytes())
+    manifest["rows"] = 0
+    manifest["files"][0] |= {"rows": 0, "sha256": digest_of_file(part)}
+    (folder / "manifest.json").write_bytes(orjson.dumps(manifest))
+    with pytest.raises(InputError, match="the dataset is empty"):
+        train("sft", folder, tmp_path / "m", model=str(tiny))
+
+
+def test_no_row_fits(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no row can be trained on: 40 too_long"):
+        train("sft", rows, tmp_path / "m", model=str(tiny), max_length=16, held_out_rows=0)
+
+
+def test_no_chat_template(rows: Path, tmp_path: Path) -> None:
+    bare = make_tiny_model(tmp_path / "bare", template=None)
+    with pytest.raises(ConfigError, match=r"has no chat template. Give --format alpaca"):
+        train("sft", rows, tmp_path / "m", model=str(bare))
+    out = train("sft", rows, tmp_path / "n", model=str(bare), format="alpaca", steps=1).out
+    assert "### Response:" in (out / "chat_template.jinja").read_text()
+
+
+def test_no_padding_token(rows: Path, tmp_path: Path) -> None:
+    bare = make_tiny_model(tmp_path / "bare", pad=False)
+    with pytest.raises(ConfigError, match=r"no padding token. Give --pad-token eos"):
+        train("sft", rows, tmp_path / "m", model=str(bare))
+    with pytest.raises(ConfigError, match="not in the vocabulary"):
+        train("sft", rows, tmp_path / "m", model=str(bare), pad_token="<nope>")
+    out = train("sft", rows, tmp_path / "n", model=str(bare), pad_token="eos", steps=1).out
+    config = json.loads((out / "generation_config.json").read_text())
+    assert config["pad_token_id"] == config["eos_token_id"]
+
+
+def test_rows_longer_than_the_model_reads(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_length is 600, and .* reads 512 tokens"):
+        train("sft", rows, tmp_path / "m", model=str(tiny), max_length=600)
+
+
+def test_no_room_on_the_disk(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"0\.0 GB are free, and training needs about"):
+        train("sft", rows, tmp_path / "m", model=str(tiny))
+
+
+def test_the_disk_fills_while_training(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """A real limit on file sizes: one line, and the same command goes on afterwards."""
+    out = tmp_path / "m"
+    code = (
+        "import resource, sys, instructgen\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try:\n"
+        "    instructgen.train('sft', sys.argv[1], sys.argv[2], model=sys.argv[3], steps=4,\n"
+        "                      checkpoint_every=2, evaluate=False)\n"
+        "except instructgen.errors.StorageError as error:\n"
+        "    print('said:', error)\n"
+    )
+    command = [sys.executable, "-c", code, str(rows), str(out), str(tiny)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "said:" in done.stdout, done.stderr
+    assert "the same command goes on" in done.stdout
+    facts = train(
+        "sft", rows, out, model=str(tiny), steps=4, checkpoint_every=2, evaluate=False
+    ).facts
+    assert facts["steps"] == 4
+
+
+def test_models_that_are_none(rows: Path, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        train("sft", rows, tmp_path / "m", model="./nowhere")
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    (broken / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        train("sft", rows, tmp_path / "m", model=str(broken))
+    shutil.copy(tiny / "config.json", broken)
+    os.truncate(broken / "model.safetensors", 1000)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        train("sft", rows, tmp_path / "n", model=str(broken))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"learning_rat": 1}, "unknown key. Did you mean learning_rate"),
+        ({"batch_size": 0}, "batch-size: input should be greater"),
+        ({"steps": 1, "tokens": 9}, "give tokens or steps"),
+        ({"learning_rate": float("nan")}, "learning_rate|learning-rate"),
+        ({"batch_size": 8, "micro_batch_size": 3}, "no multiple of 3"),
+        ({"peft": "lorra"}, "peft"),
+        ({"weights": {"sentences": 0.0}, "held_out_rows": 0}, "every row has the weight 0"),
+    ],
+)
+def test_bad_options(tiny: Path, rows: Path, tmp_path: Path, options, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        train("sft", rows, tmp_path / "m", model=str(tiny), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_recipes(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "train.toml"
+    for text, said in (
+        ("[train]\nlorarank = 3\n", "lorarank: unknown key. Did you mean lora_rank"),
+        ("[trian]\n", "trian: unknown table. Did you mean train"),
+        ("train = 3\n", "not a table"),
+        ("[train\n", "no valid TOML"),
+    ):
+        recipe.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            train("sft", rows, tmp_path / "m", model=str(tiny), recipe=recipe)
+
+
+def test_rewards_where_none_belong_and_none_where_one_does(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="has no reward"):
+        train("sft", rows, tmp_path / "m", model=str(tiny), reward=["verifiers:math"])
+    with pytest.raises(ConfigError, match="needs a reward"):
+        train("grpo", rows, tmp_path / "m", model=str(tiny))
+    with pytest.raises(ConfigError, match="is no reward model"):
+        train("grpo", rows, tmp_path / "m", model=str(tiny), reward=[str(tiny)])
+    with pytest.raises(InputError, match="no_reward"):
+        train("grpo", rows, tmp_path / "n", model=str(tiny), reward=["verifiers:code"])
+
+
+def test_a_folder_that_holds_something_else(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match=r"holds thesis\.txt and is none of ours"):
+        train("sft", rows, tmp_path / "m", model=str(tiny))
+    assert (tmp_path / "m" / "thesis.txt").read_text() == "years of work"
+    with pytest.raises((RunError, InstructgenError)):
+        train("sft", rows, rows, model=str(tiny))
+
+
+def test_fsdp_on_a_cpu_is_refused(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "fsdp needs GPUs"
+    refused(
+        "train", "sft", rows, "--model", tiny, "--out", tmp_path / "m", "--strategy", "fsdp",
+        said=said,
+    )  # fmt: skip
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=said):
+        train("sft", rows, tmp_path / "m", model=str(tiny))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    from instructgen.errors import TrainingError
+
+    with pytest.raises(TrainingError, match=r"The loss is (nan|inf).*Lower learning_rate"):
+        train(
+            "sft", rows, tmp_path / "m", model=str(tiny), steps=200, learning_rate=1e30,
+            max_grad_norm=1e30, warmup=0.0, held_out_rows=0,
+        )  # fmt: skip
+
+
+def test_evaluations_that_cannot_be(
+    tiny: Path, rows: Path, preferences: Path, tmp_path: Path
+) -> None:
+    for options, said in (
+        ({"suites": ["likelyhood"], "data": rows}, "Did you mean likelihood"),
+        ({}, "nothing to measure"),
+        ({"suites": ["preference"], "data": rows}, "wants preferences"),
+        ({"suites": ["winrate"], "data": rows}, "needs two models"),
+        ({"suites": ["winrate"], "data": rows, "against": str(tiny)}, "needs a judge"),
+        ({"data": rows, "settings": {"likelihood.x": 1}}, "unknown option"),
+        ({"data": rows, "settings": {"no.x": 1}}, "no such suite"),
+        ({"data": tmp_path / "none"}, "no such dataset"),
+    ):
+        with pytest.raises(InstructgenError, match=said):
+            evaluate(str(tiny), **options)
+
+
+def test_ablations_that_cannot_be(
+    tiny: Path, rows: Path, preferences: Path, tmp_path: Path
+) -> None:
+    other = dataset(tmp_path / "other", sentences(10))
+    for given, said in (
+        ([rows], "nothing to compare"),
+        ([rows, other], "there are no held-out rows"),
+        ([preferences, preferences], "preferences"),
+    ):
+        with pytest.raises(InstructgenError, match=said):
+            ablate(given, tmp_path / "out", tokens=10, model=str(tiny))
+
+
+def test_preferences_that_cannot_be_made(
+    tiny: Path, rows: Path, preferences: Path, tmp_path
+) -> None:
+    for data, options, said in (
+        (rows, {"score": []}, "wants rewards"),
+        (rows, {"score": ["judge:a/b", "verifiers:math"]}, "wants rewards, or one judge"),
+        (rows, {"score": ["verifiers:math"], "samples": 1}, "too few"),
+        (preferences, {"score": ["verifiers:math"]}, "holds preferences already"),
+        (rows, {"score": ["verifiers:math"], "engine": "vlm"}, "Did you mean vllm"),
+    ):
+        with pytest.raises(InstructgenError, match=said):
+            prefer(data, tmp_path / "out", model=str(tiny), **options)
+
+
+def test_hostile_names_and_texts_reach_no_template(tiny: Path, tmp_path: Path) -> None:
+    rows = [
+        Sample(text, output=f"{text} again {i}", source=text, license="CC0-1.0", language="en")
+        for i, text in enumerate(
+            ["{{ 7*7 }}", "${HOME}", "{0.__class__}", "| a | b |", "\x1b[31mred", "a\u202eb"] * 4
+        )
+    ]
+    data = dataset(tmp_path / "rows", rows)
+    out = train("sft", data, tmp_path / "m", model=str(tiny), steps=1, evaluate=False).out
+    card = (out / "README.md").read_text()
+    assert "{{ 7*7 }}" in card
+    assert "49" not in card.split("## Sources")[1].split("##")[0]
