@@ -1,4 +1,4 @@
-"""How likely a local language model finds an answer, with its question and without."""
+"""How likely a local language model finds given text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from instructgen.engines.models import model_folder
 from instructgen.errors import ConfigError
 
-_TOKENS_AT_ONCE = 4_096
+_TOKENS_AT_ONCE = 2_048
 
 
 class Loss(NamedTuple):
@@ -66,30 +66,12 @@ class LanguageModel:
             else:
                 result.append(Loss(0.0))
         wanted = [i for i, loss in enumerate(result) if loss.error is None]
-        for batch in _batches(wanted, inputs):
-            for i, loss in zip(batch, self._batch([inputs[i] for i in batch]), strict=True):
-                # The last bits depend on what a text was batched with.
-                result[i] = Loss(round(loss, 4))
+        spans = [(inputs[i][1], len(inputs[i][0])) for i in wanted]
+        found = negative_log_likelihoods(self._model, [inputs[i][0] for i in wanted], spans)
+        for i, (begin, end), nats in zip(wanted, spans, found, strict=True):
+            # The last bits depend on what a text was batched with.
+            result[i] = Loss(round(nats / (end - begin), 4))
         return result
-
-    def _batch(self, inputs: Sequence[tuple[list[int], int]]) -> list[float]:
-        import torch
-
-        longest = max(len(ids) for ids, _ in inputs)
-        device = self._model.device
-        padded = torch.zeros((len(inputs), longest), dtype=torch.long, device=device)
-        mask = torch.zeros_like(padded)
-        for i, (ids, _) in enumerate(inputs):
-            padded[i, : len(ids)] = torch.tensor(ids, device=device)
-            mask[i, : len(ids)] = 1
-        with torch.inference_mode():
-            logits = self._model(input_ids=padded, attention_mask=mask).logits
-        losses = []
-        for i, (ids, begin) in enumerate(inputs):
-            wanted = padded[i, begin : len(ids)]
-            told = logits[i, begin - 1 : len(ids) - 1].float()
-            losses.append(float(torch.nn.functional.cross_entropy(told, wanted)))
-        return losses
 
     def _ids(self, text: str) -> list[int]:
         text = text.encode("utf-8", "replace").decode()
@@ -116,11 +98,53 @@ def language_model(name: str) -> LanguageModel:
     return LanguageModel(name)
 
 
-def _batches(rows: list[int], inputs: Sequence[tuple[list[int], int]]) -> list[list[int]]:
+def negative_log_likelihoods(
+    model: Any, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
+) -> list[float]:
+    """How unlikely a causal model finds a part of each row, in nats.
+
+    Args:
+        model: of transformers.
+        rows: token ids.
+        spans: of each row, the first token of the part (1 or more) and the one after it.
+    """
+    found = [0.0] * len(rows)
+    for batch in _batches(rows):
+        made = _batch(model, [rows[i] for i in batch], [spans[i] for i in batch])
+        for i, nats in zip(batch, made, strict=True):
+            found[i] = nats
+    return found
+
+
+def _batch(
+    model: Any, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
+) -> list[float]:
+    import torch
+
+    device = next(model.parameters()).device
+    padded = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long, device=device)
+    mask = torch.zeros_like(padded)
+    for i, ids in enumerate(rows):
+        padded[i, : len(ids)] = torch.tensor(list(ids), device=device)
+        mask[i, : len(ids)] = 1
+    was = model.training
+    model.eval()
+    with torch.inference_mode():
+        logits = model(input_ids=padded, attention_mask=mask).logits
+    model.train(was)
+    nats = []
+    for i, (begin, end) in enumerate(spans):
+        told = logits[i, begin - 1 : end - 1].float()
+        wanted = padded[i, begin:end]
+        nats.append(float(torch.nn.functional.cross_entropy(told, wanted, reduction="sum")))
+    return nats
+
+
+def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Rows of like length together, so that little is padded."""
     batches: list[list[int]] = [[]]
-    for i in sorted(rows, key=lambda i: len(inputs[i][0])):
-        if batches[-1] and (len(batches[-1]) + 1) * len(inputs[i][0]) > _TOKENS_AT_ONCE:
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if batches[-1] and (len(batches[-1]) + 1) * len(rows[i]) > _TOKENS_AT_ONCE:
             batches.append([])
         batches[-1].append(i)
     return [b for b in batches if b]

@@ -37,6 +37,11 @@ ORDER = [
     "loop",
     "drive",
     "card",
+    "constraints",
+    "verifiers",
+    "training",
+    "evaluation",
+    "suites",
     "commands",
     "progress",
     "cli",
@@ -89,12 +94,13 @@ def test_import_is_light() -> None:
 def test_core_needs_no_model_packages() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'vllm', 'transformers']));"
-        "import instructgen.cli; from instructgen import explain, generate, preview, rebuild;"
+        "import instructgen.cli; from instructgen import evaluate, explain, generate, train;"
         "from instructgen.plugins import classes;"
-        "print(*[len(classes(g)) for g in ('filters', 'sources', 'engines', 'methods')])"
+        "groups = ('filters', 'sources', 'engines', 'methods', 'verifiers', 'suites');"
+        "print(*[len(classes(g)) for g in groups])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["24", "13", "4", "2"]
+    assert done.stdout.split() == ["24", "13", "4", "2", "5", "5"]
 
 
 def test_no_vague_module_names() -> None:
@@ -114,7 +120,9 @@ def test_no_code_from_data() -> None:
                 assert node.func.id not in banned, path
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [a.name for a in node.names] + [getattr(node, "module", "") or ""]
-                assert not {"pickle", "yaml", "subprocess"} & set(names), path
+                # Judging code is running it: in a process of its own, with limits.
+                runs = {"subprocess"} if path.name == "code.py" else set()
+                assert not {"pickle", "yaml", "subprocess"} & set(names) - runs, path
 
 
 def test_no_bare_except() -> None:

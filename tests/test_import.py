@@ -251,19 +251,21 @@ def test_alpaca_is_named_or_needs_a_licence(tmp_path: Path) -> None:
 
 
 def test_a_mapped_table(tmp_path: Path) -> None:
-    row = {"q": {"text": "Why?"}, "a": "So.", "spdx": "mit", "who": "Ada", "rate": 3}
+    row = {"q": {"text": "Why?"}, "a": "So.", "spdx": "mit", "who": "Ada", "rate": 3, "why": "x"}
     names = {
         "instruction": "q.text",
         "output": "a",
         "license": "spdx",
         "attribution": "who",
         "score": "rate",
+        "label.rationale": "why",
     }
     result = import_data(lines(tmp_path / "a.jsonl", row), tmp_path / "d", mapping=names)
     (sample,) = read_samples(result.out)
     assert (sample.instruction, sample.license, sample.attribution) == ("Why?", "MIT", ("Ada",))
     assert sample.score("score") == Score("score", 3.0)
-    for bad in ({"output": "a"}, {**names, "nope": "a"}):
+    assert sample.labels == (Label("rationale", "x"),)
+    for bad in ({"output": "a"}, {**names, "nope": "a"}, {**names, "label.": "a"}):
         with pytest.raises(ConfigError, match="--map"):
             import_data(tmp_path / "a.jsonl", tmp_path / "e", mapping=bad)
 

@@ -262,6 +262,8 @@ def test_the_finished_run_is_left_as_it_is(tiny: Path, rows: Path, tmp_path: Pat
     out = tmp_path / "m"
     first = train("sft", rows, out, model=str(tiny), steps=2, **SHORT)
     written = (out / "model.safetensors").stat().st_mtime_ns
+    assert (out / "log.png").read_bytes().startswith(b"\x89PNG")
+    assert list((out / "tensorboard").glob("events.*"))
     again = train("sft", rows, out, model=str(tiny), steps=2, **SHORT)
     assert (out / "model.safetensors").stat().st_mtime_ns == written
     assert again.facts == first.facts

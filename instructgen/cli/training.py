@@ -162,7 +162,7 @@ def _print_measure(m: dict[str, Any]) -> None:
     """A measure on one line: before, after, and how sure the difference is."""
     after, before, difference = m["after"], m.get("before"), m.get("difference")
     rows = f"{after['rows']:,} rows"
-    if difference is None:
+    if difference is None or before is None:
         said = f"{after['value']:.4f} {_interval(after)}, {rows}"
     else:
         said = (

@@ -23,7 +23,7 @@ from instructgen.engines.models import default_model, model_digest
 from instructgen.errors import ConfigError, InputError, StorageError
 from instructgen.plugins import suggest
 from instructgen.sample import Sample
-from instructgen.store import ModelRun, digest_of, storage, training
+from instructgen.store import ModelRun, digest_of, read_log, storage, training
 from instructgen.training.options import OPTIONS, Method, OnlineOptions, SftOptions, TrainOptions
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ class _Training:
         import torch
         from transformers import set_seed
 
+        from instructgen.evaluation.plots import log_plot
         from instructgen.training import policy
         from instructgen.training.encode import Encoder
         from instructgen.training.rows import LeftOut, digest_of_rows, rows_for
@@ -348,6 +349,7 @@ class _Training:
             {**facts, "options": options.model_dump(mode="json")},
         )
         run.write("README.md", card.encode())
+        run.write("log.png", log_plot(read_log(run.folder)))
         facts["total_seconds"] = round(time.monotonic() - began, 1)
         run.finish(facts)
         return run.finished() or {}
@@ -356,6 +358,8 @@ class _Training:
         self, trainer: Any, tokenizer: Any, export: Path, probes: Any, base_outputs: Any
     ) -> dict[str, float]:
         """Save the model, whole and as an adapter, and read it back."""
+        import torch
+
         from instructgen.training import policy
         from instructgen.training.trainers import is_main, processes
 
@@ -386,6 +390,7 @@ class _Training:
             trained,
             policy.outputs(reloaded, probes),
             base_outputs,
+            precise=trainer.model.dtype == torch.float32,
             quantized=self.options.peft == "qlora" or processes() > 1,
         )
 
@@ -431,6 +436,12 @@ def _supervised(rows: Rows, encoder: Encoder, options: SftOptions, left_out: Lef
     from instructgen.training.rows import encoded
     from instructgen.training.trainers import sft_trainer
 
+    known = {sample.source for sample in rows.train}
+    for source in options.weights:
+        if source not in known:
+            raise ConfigError(
+                f"weights: no row is of the source {source!r}.", suggest(source, sorted(known))
+            )
     truncate = options.too_long == "truncate"
     made = encoded(rows.train, encoder, options.max_length, left_out, truncate=truncate)
     weights = [_weight(sample, options) for sample, _ in made]
@@ -551,6 +562,11 @@ def _online(
     from instructgen.training.trainers import group_trainer
 
     rewards = rewards_of(reward)
+    for name in options.reward_weights:
+        if name not in (names := [r.name for r in rewards]):
+            raise ConfigError(
+                f"reward_weights: no reward is called {name!r}.", suggest(name, names)
+            )
     tasks, others = tasks_of(rewards, rows.train, options.seed)
     for sample in others:
         left_out.add(sample, "no_reward", "no verifier can judge it")

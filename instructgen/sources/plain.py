@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgen.errors import ConfigError
 from instructgen.plugins import suggest
-from instructgen.sample import Message, Origin, Sample, Score
+from instructgen.sample import Label, Message, Origin, Sample, Score
 from instructgen.sources import RowError, Source, number, text
 
 _FIELDS = (
@@ -24,11 +24,16 @@ _FIELDS = (
     "group",
     "score",
 )
+_LABEL = "label."
 
 
 @dataclass(frozen=True)
 class Plain(Source):
-    """Rows of which ``mapping`` names the fields; a.b means the field b inside a."""
+    """Rows of which ``mapping`` names the fields; a.b means the field b inside a.
+
+    ``label.NAME`` makes a label of a field, such as the ``rationale`` of an answer, the
+    ``test`` of code or the ``pattern`` an answer has to match.
+    """
 
     name = "plain"
     fields = frozenset()
@@ -38,7 +43,7 @@ class Plain(Source):
     def __post_init__(self) -> None:
         """Refuse a mapping that makes no samples."""
         for ours in self.mapping:
-            if ours not in _FIELDS:
+            if ours not in _FIELDS and not _is_label(ours):
                 raise ConfigError(f"--map {ours}: no such field.", suggest(ours, list(_FIELDS)))
         for needed in ("instruction", "output"):
             if needed not in self.mapping:
@@ -70,8 +75,17 @@ class Plain(Source):
             attribution=(attribution,) if attribution else (),
             origin=Origin(group=text(found, "group", required=False) or None),
             scores=() if score is None else (Score("score", score),),
+            labels=tuple(
+                Label(ours.removeprefix(_LABEL), text(found, ours))
+                for ours in self.mapping
+                if _is_label(ours) and found[ours] not in (None, "")
+            ),
         )
         return [sample]
+
+
+def _is_label(field: str) -> bool:
+    return len(field) > len(_LABEL) and field.startswith(_LABEL)
 
 
 def _value(record: Mapping[str, Any], path: str) -> Any:

@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from instructgen.errors import ConfigError
 from instructgen.sample import Message, Sample
 
@@ -113,6 +111,8 @@ class Encoder:
             return Unusable("control_token", "its text holds one of the tokenizer's own tokens")
         if not said[-1].content.strip():
             return Unusable("empty_answer", "there is nothing to learn")
+        from jinja2 import TemplateError
+
         try:
             text, spans = self._spans(said, sample)
         except TemplateError as error:

@@ -13,8 +13,8 @@ from instructgen.training.options import TrainOptions
 
 Head = Literal["causal", "reward"]
 ADAPTER = "adapter_config.json"
-# Rounding of other kernels and of merging; a lost layer or head moves logits far more.
-_TOLERANCE = 0.02
+# Rounding by merging, in shares of the logits' size; a lost layer or head is far more.
+_EXACT, _COARSE = 0.002, 0.1
 _LONGEST = 1024
 
 
@@ -229,30 +229,37 @@ def outputs(model: Any, rows: Sequence[Sequence[int]]) -> Any:
     return torch.stack(found)
 
 
-def check_reload(trained: Any, reloaded: Any, base: Any, *, quantized: bool) -> dict[str, float]:
+def check_reload(
+    trained: Any, reloaded: Any, base: Any, *, precise: bool = True, quantized: bool = False
+) -> dict[str, float]:
     """Whether the saved model is the one in memory, and not the one it began as.
 
     Args:
         trained: `outputs` of the model in memory.
         reloaded: of the model as saved.
         base: of the model before training.
-        quantized: whether the one in memory had rounded weights.
+        precise: whether the one in memory computes in float32.
+        quantized: whether its weights were rounded to four bits; then nothing is refused.
 
     Returns:
-        ``difference`` between memory and disk, and ``moved`` from base to disk.
+        ``difference`` between memory and disk, and ``moved`` from base to disk: root mean
+        squares.
 
     Raises:
         TrainingError: the saved model is another.
     """
-    scale = float(trained.abs().max())
-    difference = float((trained - reloaded).abs().max())
-    moved = float((base - reloaded).abs().max())
-    if not quantized and difference > _TOLERANCE * max(1.0, scale):
+    difference, moved = _distance(trained, reloaded), _distance(base, reloaded)
+    most = (_EXACT if precise else _COARSE) * max(1.0, _distance(trained, 0 * trained))
+    if not quantized and difference > most:
         raise TrainingError(
             f"The saved model differs from the trained one by {difference:.3g} in its logits.",
-            "Nothing was overwritten; please report this, with run.json.",
+            "The checkpoints are kept; please report this, with run.json.",
         )
     return {"difference": difference, "moved": moved}
+
+
+def _distance(one: Any, other: Any) -> float:
+    return float(((one - other) ** 2).mean() ** 0.5)
 
 
 def _config(name: str) -> Any:

@@ -171,11 +171,11 @@ def _sequences(rows: Sequence[Encoded], weights: Sequence[float], options: SftOp
         "input_ids": [row.ids for row in rows],
         "labels": [row.labels for row in rows],
     }
+    if not any(weights):
+        raise ConfigError("every row has the weight 0.", "Mend weights or weight_score.")
     if len(set(weights)) > 1:
         counts = [sum(row.trained) for row in rows]
         mean = sum(w * n for w, n in zip(weights, counts, strict=True)) / max(1, sum(counts))
-        if mean == 0:
-            raise ConfigError("every row has the weight 0.", "Mend weights or weight_score.")
         columns["weights"] = [
             [w / mean] * len(row.ids) for w, row in zip(weights, rows, strict=True)
         ]

@@ -110,12 +110,12 @@ def test_killed_while_files_are_written(rows: Path, tiny: Path, tmp_path: Path) 
     assert run("sft", rows, tiny, tmp_path / "whole") == 0
     out = tmp_path / "killed"
     kills = 0
-    for sync in (4, 9, 14, 19, 23, 25):
+    for sync in (9, 19, 24):
         code = run("sft", rows, tiny, out, sync=sync)
         assert code in (0, -signal.SIGKILL)
         kills += code != 0
     assert run("sft", rows, tiny, out) == 0
-    assert kills >= 3
+    assert kills >= 2
     assert told(out) == told(tmp_path / "whole")
     assert (out / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
@@ -127,7 +127,7 @@ def test_killed_at_any_time(rows: Path, tiny: Path, tmp_path: Path) -> None:
     options = orjson.dumps(OPTIONS["sft"]).decode()
     given = ["sft", str(rows), str(tiny), str(out), options, "-1", "-1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for seconds in (3, 6, 8):
+    for seconds in (5, 8):
         child = subprocess.Popen([sys.executable, "-c", CHILD, *given], env=environment)
         time.sleep(seconds)
         child.kill()

@@ -176,6 +176,7 @@ def test_models_that_are_none(rows: Path, tiny: Path, tmp_path: Path) -> None:
         ({"batch_size": 8, "micro_batch_size": 3}, "no multiple of 3"),
         ({"peft": "lorra"}, "peft"),
         ({"weights": {"sentences": 0.0}, "held_out_rows": 0}, "every row has the weight 0"),
+        ({"weights": {"sentence": 2.0}}, "Did you mean sentences"),
     ],
 )
 def test_bad_options(tiny: Path, rows: Path, tmp_path: Path, options, said: str) -> None:
@@ -208,6 +209,11 @@ def test_rewards_where_none_belong_and_none_where_one_does(
         train("grpo", rows, tmp_path / "m", model=str(tiny), reward=[str(tiny)])
     with pytest.raises(InputError, match="no_reward"):
         train("grpo", rows, tmp_path / "n", model=str(tiny), reward=["verifiers:code"])
+    with pytest.raises(ConfigError, match="no reward is called 'math'"):
+        train(
+            "grpo", rows, tmp_path / "n", model=str(tiny), reward=["verifiers:ifeval"],
+            reward_weights={"math": 1.0},
+        )  # fmt: skip
 
 
 def test_a_folder_that_holds_something_else(tiny: Path, rows: Path, tmp_path: Path) -> None:
@@ -295,7 +301,7 @@ def test_hostile_names_and_texts_reach_no_template(tiny: Path, tmp_path: Path) -
         )
     ]
     data = dataset(tmp_path / "rows", rows)
-    out = train("sft", data, tmp_path / "m", model=str(tiny), steps=1, evaluate=False).out
+    out = train("sft", data, tmp_path / "m", model=str(tiny), steps=1, held_out_rows=0).out
     card = (out / "README.md").read_text()
     assert "{{ 7*7 }}" in card
     assert "49" not in card.split("## Sources")[1].split("##")[0]
