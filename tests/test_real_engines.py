@@ -353,3 +353,64 @@ def test_the_openai_engine_on_a_real_server(server: str, tmp_path: Path) -> None
     done = run("generate", *args, "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list(read_rows(out))) == 5
+
+
+def test_vllm_samples_from_the_weights_it_is_handed(tmp_path: Path) -> None:
+    """Rollouts on the CPU: merged adapters at once, and other weights after a step."""
+    out = script(
+        f"""
+        import torch
+        from pathlib import Path
+        from peft import LoraConfig, get_peft_model
+        from instructgen.training.options import GroupOptions
+        from instructgen.training.policy import load_model, load_tokenizer, needs_packages
+        from instructgen.training.rollouts import vllm_sampler
+        needs_packages()
+        tokenizer = load_tokenizer("smollm2")
+        options = GroupOptions(max_length=256)
+        sample = vllm_sampler(tokenizer, options, Path({str(tmp_path)!r}))
+        torch.manual_seed(0)
+        model = load_model("smollm2", tokenizer=tokenizer)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")).eval()
+        def perturb(size):
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if "lora_B" in name:
+                        weight.normal_(0, size)
+        prompt = tokenizer("The capital of France is")["input_ids"]
+        def expected():
+            with torch.no_grad():
+                ids = torch.tensor([prompt])
+                return model.generate(input_ids=ids, do_sample=False, max_new_tokens=8)[
+                    0, len(prompt):].tolist()
+        texts = []
+        for step, size in enumerate((0.0, 0.02)):
+            perturb(size)
+            made = sample(model, step, [prompt, prompt], 8, 0.0)
+            assert made[0] == made[1] == expected(), (made, expected())
+            texts.append(tokenizer.decode(made[0]))
+        assert "Paris" in texts[0] and texts[0] != texts[1], texts
+        print("fine")
+        """.replace("\n        ", "\n")
+    )
+    assert out == "fine"
+
+
+def test_grpo_with_rollouts_by_vllm(tmp_path: Path) -> None:
+    """The whole command, adapters and all; the model on disk is the trained one."""
+    data = tmp_path / "rows.jsonl"
+    lines = [{"instruction": f"Name fruit number {i}.", "output": "Fig."} for i in range(24)]
+    data.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    assert run("import", data, "--license", "MIT", "--out", tmp_path / "data").returncode == 0
+    done = run(
+        "train", "grpo", tmp_path / "data", "--reward", "verifiers:ifeval", "--peft", "lora",
+        "--steps", 2, "--batch-size", 2, "--max-length", 256, "--learning-rate", 1e-3,
+        "--set", "max_new_tokens=24", "--set", "rollouts=vllm", "--set", "evaluate=false",
+        "--out", tmp_path / "rl",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = [orjson.loads(line) for line in (tmp_path / "rl" / "log.jsonl").read_bytes().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2]
+    assert all(0 < entry["completions/mean_length"] <= 24 for entry in log)
+    assert all(0 <= entry["reward"] <= 1 for entry in log)
+    assert not (tmp_path / "rl" / ".rollout").exists()

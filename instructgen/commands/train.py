@@ -228,6 +228,12 @@ class _Training:
         self.reward, self.run_folder, self.watch = reward, run, watch
         self.held_out = None if held_out is None else Path(held_out)
         self.head: Any = "reward" if method == "reward" else "causal"
+        self.progress: Progress | None = None
+
+    def _told(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.watch is not None:
+            self.watch(progress)
 
     def run(self) -> dict[str, Any]:
         """Train, save, check and evaluate; what run.json says of it."""
@@ -289,7 +295,7 @@ class _Training:
             checkpoints=run.checkpoints,
             tensorboard=run.folder / "tensorboard",
             peft=policy.peft_of(options, model, self.head),
-            hooks=Hooks(run.log, run.seal, self.watch or (lambda _: None)),
+            hooks=Hooks(run.log, run.seal, self._told),
         )
         with storage(run.folder), _weights_written(run.folder):
             trainer, tokens = prepared.trainer(job)
@@ -327,6 +333,7 @@ class _Training:
             "steps": steps,
             "supervised_tokens": tokens,
             "seconds": round(seconds, 1),
+            "tokens_per_s": round(self.progress.tokens_per_s, 1) if self.progress else None,
             "resumed": checkpoint is not None,
             "reload": reload_,
             "evaluation": prepared.evaluation(self.base, str(run.folder))
@@ -598,7 +605,7 @@ def _online(
     def trainer(job: Job) -> tuple[Any, int | None]:
         sampler = None
         if options.rollouts == "vllm":
-            sampler = vllm_sampler(job.tokenizer, options, job.checkpoints.parent)
+            sampler = vllm_sampler(job.tokenizer, options, job.checkpoints)
         if method == "ppo":
             return PpoTrainer(job, prompts, scores, sampler), None
         named = {r.name: partial(scored, r) for r in rewards}

@@ -149,7 +149,7 @@ def training(folder: Path, asked: Mapping[str, Any]) -> Iterator[ModelRun]:
                 make_folder(folder, _RUN)
             held.enter_context(locked(folder))
             run = read_training(folder) if path.exists() else None
-            kept = any(folder.glob(f"{_CHECKPOINTS}/*"))
+            kept = any(folder.glob(f"{_CHECKPOINTS}/checkpoint-*"))
             if run is not None and (kept or run["status"] == "finished"):
                 _check_same(folder, run, asked)
             else:

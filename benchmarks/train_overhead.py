@@ -1,0 +1,106 @@
+"""What `instructgen train sft` costs over TRL alone: tokens/s of both, in turns, one run.
+
+    python benchmarks/train_overhead.py [--rounds 2] [--steps 12]
+
+Both train SmolLM2-135M-Instruct with LoRA on Dolly in sequences of 512 packed tokens,
+with the same options, each round in processes of their own. Tokens are those that the
+model reads, by TRL's own count; seconds are the training's, without loading and saving.
+Writes benchmarks/train_overhead.json. Needs INSTRUCTGEN_DATA and a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+DATA = Path(os.environ.get("INSTRUCTGEN_DATA", "../shared/data"))
+RESULT = Path(__file__).with_suffix(".json")
+LENGTH, BATCH, RATE = 512, 4, 2e-4
+
+OURS = """
+import sys, json, instructgen
+data, out, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+facts = instructgen.train("sft", data, out, model="smollm2", peft="lora", steps=steps,
+    max_length=%d, batch_size=%d, learning_rate=%r, held_out_rows=0, evaluate=False).facts
+print(json.dumps({"tokens_per_s": facts["tokens_per_s"]}))
+"""
+BARE = """
+import sys, json, os, time, tempfile
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+import torch
+from instructgen.engines.models import model_folder
+data, steps = sys.argv[1], int(sys.argv[3])
+folder = model_folder("smollm2")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+rows = load_dataset("parquet", data_files=data + "/data/*.parquet", split="train")
+rows = rows.map(lambda r: {"prompt": r["messages"][:-1], "completion": r["messages"][-1:]},
+                remove_columns=rows.column_names)
+args = SFTConfig(output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, max_steps=steps,
+    per_device_train_batch_size=1, gradient_accumulation_steps=%d, learning_rate=%r,
+    lr_scheduler_type="cosine", max_length=%d, packing=True, logging_steps=1, save_steps=50,
+    gradient_checkpointing=False, report_to=["tensorboard"], disable_tqdm=True, weight_decay=0.0)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+trainer = SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer,
+    peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+began = time.monotonic()
+trainer.train()
+seconds = time.monotonic() - began
+print(json.dumps({"tokens_per_s": trainer._total_train_tokens / seconds}))
+"""
+
+
+def main() -> None:
+    """Both in turns, and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12)
+    given = parser.parse_args()
+    import instructgen
+
+    work = Path(tempfile.mkdtemp())
+    dolly = DATA / "dolly/databricks-dolly-15k.rejoined.jsonl"
+    data = instructgen.import_data(dolly, work / "dolly").out
+    codes = {
+        "instructgen": OURS % (LENGTH, BATCH, RATE),
+        "trl": BARE % (BATCH, RATE, LENGTH),
+    }
+    found: dict[str, list[float]] = {name: [] for name in codes}
+    for number in range(given.rounds):
+        for name, code in codes.items():
+            out = work / f"{name}-{number}"
+            argv = [sys.executable, "-c", code, str(data), str(out), str(given.steps)]
+            done = subprocess.run(argv, capture_output=True, text=True, check=True)
+            found[name].append(json.loads(done.stdout.splitlines()[-1])["tokens_per_s"])
+            print(name, found[name][-1], flush=True)
+            shutil.rmtree(out, ignore_errors=True)
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    result = {
+        "tokens_per_s": found,
+        "ratio": round(means["instructgen"] / means["trl"], 3),
+        "steps": given.steps,
+        "sequence": LENGTH,
+        "batch": BATCH,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {
+            p: version(p) for p in ("instructgen", "trl", "peft", "transformers", "torch")
+        },
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(result["ratio"])
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
