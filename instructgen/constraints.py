@@ -78,7 +78,10 @@ class Constraint:
         if not isinstance(value, dict) or value.get("name") not in KINDS:
             raise ValueError(f"no constraint known here: {text[:80]}")
         made = cls(value.pop("name"), value)
-        made.met("Any answer.")
+        try:
+            made.met("Any answer.")
+        except (TypeError, ZeroDivisionError, AttributeError) as error:
+            raise ValueError(f"bad values of a constraint: {text[:80]}") from error
         return made
 
 
@@ -190,7 +193,7 @@ KINDS: dict[str, Kind] = {
         "keywords",
         lambda rng: {"word": rng.choice(("the", "is", "and", "of"))},
         lambda word: f'Do not use the word "{word}".',
-        lambda answer, word: _at_most(_count(answer, word), 0) if not _count(answer, word)
+        lambda answer, word: 1.0 if not _count(answer, word)
         else max(0.0, 0.5 - 5 * _count(answer, word) / max(1, _word_count(answer))),
     ),
     "lower_case": Kind(

@@ -247,7 +247,7 @@ def request_digest(request: Request) -> str:
     """16 hex digits over all that decides a completion: prompt, schema and sampling."""
     prompt: object = request.prompt
     if not isinstance(prompt, str):
-        prompt = [[m.role, m.content] for m in request.prompt]  # type: ignore[union-attr]
+        prompt = [m if isinstance(m, int) else [m.role, m.content] for m in request.prompt]  # type: ignore[union-attr]
     s = request.sampling
     sampling = [s.temperature, s.top_p, s.max_tokens, s.presence_penalty, s.frequency_penalty]
     parts = [prompt, request.schema, sampling, s.stop, s.seed]

@@ -52,7 +52,9 @@ def test_answers_and_ends_are_trained(folder: Path) -> None:
         "<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n<|im_start|>user\nAnd three?"
         "<|im_end|>\n<|im_start|>assistant\nSix.<|im_end|>"
     )
-    assert row.ids[: row.prompt] == encoder.prompt_ids(TALK)
+    assert row.ids[: row.prompt] == encoder.ids(encoder.prompt(TALK))
+    assert encoder.tokenizer.decode(row.ids[row.prompt : row.said]) == "Six."
+    assert encoder.end_id == encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert row.labels.count(-100) == row.trained.count(False)
 
 
@@ -89,6 +91,7 @@ def test_text_that_forges_a_turn_is_refused(folder: Path, text: str) -> None:
     encoder = Encoder(tokenizer(folder))
     for sample in (Sample(text, output="Yes."), Sample("Well?", output=text)):
         assert encoder.encode(sample).reason == "control_token"
+    assert encoder.prompt(Sample(text, output="Yes.")).reason == "control_token"
 
 
 def test_empty_answers_are_refused(folder: Path) -> None:
@@ -97,13 +100,13 @@ def test_empty_answers_are_refused(folder: Path) -> None:
 
 def test_alpaca_prompts_are_the_published_ones(folder: Path) -> None:
     encoder = Encoder(tokenizer(folder, None), "alpaca")
-    plain = encoder.prompt_text(Sample("Name a fruit.", output="Fig."))
+    plain = encoder.prompt(Sample("Name a fruit.", output="Fig."))
     assert plain == (
         "Below is an instruction that describes a task. Write a response that appropriately "
         "completes the request.\n\n### Instruction:\nName a fruit.\n\n### Response:\n"
     )
     given = Sample("Sort them.", input="b a", output="a b")
-    assert encoder.prompt_text(given) == (
+    assert encoder.prompt(given) == (
         "Below is an instruction that describes a task, paired with an input that provides "
         "further context. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nSort them.\n\n### Input:\nb a\n\n### Response:\n"
@@ -114,12 +117,15 @@ def test_alpaca_prompts_are_the_published_ones(folder: Path) -> None:
 def test_dolly_prompts_are_the_published_ones(folder: Path) -> None:
     encoder = Encoder(tokenizer(folder, None), "dolly")
     given = Sample("Sort them.", input="b a", output="a b")
-    assert encoder.prompt_text(given) == (
+    assert encoder.prompt(given) == (
         "Below is an instruction that describes a task. Write a response that appropriately "
         "completes the request.\n\n### Instruction:\nSort them.\n\nInput:\nb a\n\n"
         "### Response:\n"
     )
-    assert trained(encoder, encoder.encode(given)) == "a b\n\n### End<|im_end|>"
+    row = encoder.encode(given)
+    assert trained(encoder, row) == "a b\n\n### End<|im_end|>"
+    # The template's own words are learned, and are no part of what is measured.
+    assert encoder.tokenizer.decode(row.ids[row.prompt : row.said]) == "a b"
 
 
 def test_no_chat_template_is_one_line(folder: Path) -> None:
@@ -153,4 +159,5 @@ def test_a_template_that_refuses_a_row_costs_that_row(folder: Path) -> None:
     )
     encoder = Encoder(tokenizer(folder, strict))
     assert encoder.encode(TALK).reason == "template"
+    assert encoder.prompt(TALK).reason == "template"
     assert isinstance(encoder.encode(Sample("Well?", output="Yes.")), Encoded)

@@ -63,6 +63,24 @@ def test_a_tie_counts_half() -> None:
     assert found.estimate.value == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("seeds", "most"), [(2, 0.09), (3, 0.09), (5, 0.09)])
+def test_an_ablation_seldom_finds_what_is_not_there(seeds: int, most: float) -> None:
+    """Equal arms whose seeds differ: the interval excludes 0 about as often as it says."""
+    from instructgen.commands.ablate import _interval
+
+    rng = np.random.default_rng(9)
+    bytes_ = rng.integers(50, 200, 60).astype(float)
+    found = 0
+    for _ in range(250):
+        one, other = (
+            bytes_ * (1 + rng.normal(0, 0.01, (seeds, 1)) + rng.normal(0, 0.02, (seeds, 60)))
+            for _ in range(2)
+        )
+        low, high = _interval(one, other, bytes_)
+        found += low > 0 or high < 0
+    assert found / 250 <= most
+
+
 def test_wins_by_length_alone_vanish_at_equal_lengths() -> None:
     rng = np.random.default_rng(6)
     lengths = [(int(a), int(b)) for a, b in rng.integers(10, 400, (400, 2))]

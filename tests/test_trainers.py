@@ -291,3 +291,99 @@ def test_a_reward_model_keeps_its_head(tiny: Path, tmp_path: Path) -> None:
     # What it says of a row does not depend on the rows beside it.
     alone = [model.score([r], [r.output])[0] for r in rows[:5]]
     assert alone == pytest.approx(chosen[:5], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_another_sampler_can_answer(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """What vLLM does on a CPU, with a sampler of our own in its place."""
+    seen: list[int] = []
+
+    def sample(model: Any, step: int, prompts: list[list[int]], most: int, _: float) -> Any:
+        seen.append(step)
+        return [[5 + i % 7] * min(3, most) for i in range(len(prompts))]
+
+    monkeypatch.setattr("instructgen.training.rollouts.vllm_sampler", lambda *_: sample)
+    out = tmp_path / "m"
+    train(
+        method, rows, out, model=str(tiny), reward=["verifiers:ifeval"], rollouts="vllm",
+        steps=2, max_new_tokens=4, **SHORT,
+    )  # fmt: skip
+    assert seen == [0, 1]
+    assert [e["completions/mean_length"] for e in read_log(out)] == [3.0, 3.0]
+
+
+@pytest.mark.slow
+def test_the_end_that_is_taught_is_where_generation_stops(rows: Path, tmp_path: Path) -> None:
+    """A base model whose end of text is not the template's end of turn."""
+    import json
+
+    base = make_tiny_model(tmp_path / "base")
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
+    config = json.loads((base / "generation_config.json").read_text())
+    end = config["eos_token_id"]
+    (base / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": 0}))
+    (base / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "eos_token": "<|pad|>"}))
+    out = train("sft", rows, tmp_path / "m", model=str(base), steps=1, **SHORT).out
+    assert end in json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+
+
+@pytest.mark.slow
+def test_base_models_are_asked_as_they_were_trained(rows: Path, tmp_path: Path) -> None:
+    """Without a chat template of its own: trained, measured and answered in Alpaca's form."""
+    from instructgen import evaluate
+
+    bare = make_tiny_model(tmp_path / "bare", template=None)
+    facts = train(
+        "grpo", rows, tmp_path / "m", model=str(bare), reward=["verifiers:ifeval"], steps=1,
+        format="alpaca", max_new_tokens=8, max_length=128, held_out_rows=8,
+    ).facts  # fmt: skip
+    assert facts["evaluation"]["before"]["rows"] == 8
+    found = evaluate(
+        str(tmp_path / "m"), against=str(bare), data=rows, suites=["constraints"], limit=4,
+        format="alpaca", max_length=256, settings={"constraints.max_new_tokens": 4},
+    )  # fmt: skip
+    assert found.measures[0]["before"]["rows"] == 4
+
+
+@pytest.mark.slow
+def test_no_question_stands_on_both_sides(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from instructgen.sample import Origin
+    from instructgen.training.rows import rows_for
+
+    rows = [
+        replace(s, instruction=f"Question {i % 20}", origin=Origin(group=f"tree {i % 7}"))
+        for i, s in enumerate(sentences(120))
+    ]
+    data = dataset(tmp_path / "rows", rows)
+    found = rows_for(data, None, 20, lambda _: True)
+    assert len(found.held_out) == 20
+    for key in (lambda s: s.question, lambda s: s.origin.group):
+        assert not {key(s) for s in found.train} & {key(s) for s in found.held_out}
+
+
+@pytest.mark.slow
+def test_killed_after_the_last_step_nothing_more_is_trained(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {
+        "model": str(tiny), "reward": ["verifiers:ifeval"], "steps": 3, "max_new_tokens": 4,
+        "schedule": "constant", **SHORT,
+    }  # fmt: skip
+    whole = train("grpo", rows, tmp_path / "whole", **given).out
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("instructgen.commands.train.model_card", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train("grpo", rows, tmp_path / "m", **given)
+    facts = train("grpo", rows, tmp_path / "m", **given).facts
+    assert facts["steps"] == 3
+    one, other = (p / "model.safetensors" for p in (whole, tmp_path / "m"))
+    assert one.read_bytes() == other.read_bytes()

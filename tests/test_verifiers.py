@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import tempfile
 import time
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,9 @@ RNG = random.Random(0)
         ("#### -5 and not 6", -5),
         ("no number here", None),
         ("#### 1/0", None),
+        (r"\boxed{1e999999999}", 999999999),
+        (r"\boxed{9**9**9}", 9),
+        ("#### " + "9" * 100, None),
     ],
 )
 def test_the_final_number_is_found(text: str, number) -> None:
@@ -112,6 +117,15 @@ TESTS = Label("test", "assert add(1, 2) == 3\nassert add(-1, 1) == 0\n")
         ("import socket\nsocket.create_connection(('192.0.2.1', 80), 1)", 0.1),
         ("import os\nassert 'PATH' not in os.environ" + "\n" + PASSING, 1.0),
         ("", 0.0),
+        ("import os\nif os.fork() == 0:\n    import time; time.sleep(99)\n" + PASSING, 1.0),
+        ("import os\nfor _ in range(1500):\n    os.mkdir('d'); os.chdir('d')\n" + PASSING, 1.0),
+        (
+            "import sys, os\n"
+            "for x in sys._getframe().f_code.co_consts:\n"
+            "    if isinstance(x, str) and len(x) == 32: sys.stdout.write(x)\n"
+            "sys.stdout.flush(); os._exit(0)",
+            0.1,
+        ),
     ],
     ids=lambda v: str(v)[:24],
 )
@@ -120,6 +134,8 @@ def test_code_is_judged_by_its_tests_alone(answer: str, worth: float) -> None:
     verifier = Code(seconds=2, megabytes=256)
     assert verifier.task(task, RNG) is task
     assert verifier.judge(task, answer) == pytest.approx(worth)
+    left = Path(tempfile.gettempdir()).glob("instructgen-code-*")
+    assert not list(left)
 
 
 @pytest.mark.slow

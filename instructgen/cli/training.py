@@ -19,6 +19,9 @@ from instructgen.cli.printing import (
 )
 
 _PATH = click.Path(path_type=Path)
+# What the command's function takes besides options of the method.
+_PARAMETERS = frozenset({"model", "recipe", "reward", "held_out"})
+_ABLATED = frozenset({"tokens", "seed", "steps", "epochs", "held_out_rows", "evaluate"})
 _METHODS = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
 
 
@@ -38,6 +41,21 @@ def _settings(
             # A word needs no quotes.
             found[key.strip()] = text
     return found
+
+
+def _options_of(
+    method: str, given: dict[str, Any], fixed: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The values of --set, unless one is no option of the method."""
+    from instructgen.errors import ConfigError
+    from instructgen.plugins import suggest
+    from instructgen.training.options import OPTIONS
+
+    known = sorted(set(OPTIONS[method].model_fields) - fixed)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"--set {key}: no option of train {method}.", suggest(key, known))
+    return given
 
 
 @click.command()
@@ -119,14 +137,18 @@ def train(
     both = sorted(set(given) & set(more))
     if both:
         raise click.UsageError(f"{both[0]} is given twice, by an option and by --set.")
-    given |= more
+    given |= _options_of(method, more)
     if show_masks is not None:
         return _show_masks(method, data, show_masks, given)
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     if strategy is not None or processes is not None:
+        from instructgen.commands.train import check
         from instructgen.training.launch import launch
 
+        # Said once, before there are several to say it.
+        named = {k: v for k, v in given.items() if k not in _PARAMETERS}
+        check(method, data, given.get("reward", ()), given.get("recipe"), named)
         launch(strategy or "ddp", processes)
     from instructgen.commands.train import train as run
     from instructgen.progress import watching_training
@@ -327,7 +349,11 @@ def ablate(
     from instructgen.commands.ablate import ablate as run
     from instructgen.progress import watching_training
 
-    given = {k: v for k, v in options.items() if v is not None} | more
+    given = {k: v for k, v in options.items() if v is not None}
+    both = sorted(set(given) & set(more))
+    if both:
+        raise click.UsageError(f"{both[0]} is given twice, by an option and by --set.")
+    given |= _options_of("sft", more, _ABLATED)
     with watching_training(err, show=not quiet and not as_json) as watch:
         told = None if watch is None else (lambda name, progress: watch(progress, name))
         result = run(list(datasets), watch=told, **given)

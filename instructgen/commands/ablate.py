@@ -125,8 +125,9 @@ def ablate(
                 tokens=tokens,
                 seed=seed,
             )
-            found.setdefault(name, []).append(_measured(place, held_out, rows, options))
-    base = _measured(None, held_out, rows, options, model or default_model(), folder)
+            asked = read_training(place)["options"]
+            found.setdefault(name, []).append(_measured(place, held_out, rows, asked))
+    base = _measured(None, held_out, rows, asked, model or default_model(), folder)
     ablation = _compared(folder, arms, base, found)
     _write(ablation, made)
     return ablation
@@ -197,9 +198,7 @@ def _measured(
     if kept.exists():
         return Measured(**orjson.loads(kept.read_bytes()))
     samples = held_out_at(held_out)[:rows]
-    framing = Framing(
-        options.get("max_length") or 1024, options.get("format", "chat"), options.get("pad_token")
-    )
+    framing = Framing(options["max_length"], options["format"], options["pad_token"])
     made = bits_per_byte(name or str(place), samples, framing)
     write_atomic(kept, [orjson.dumps(asdict(made))])
     return made
@@ -249,17 +248,27 @@ def _compared(
 
 
 def _interval(one: np.ndarray, other: np.ndarray, bytes_: np.ndarray) -> tuple[float, float]:
-    """95% of the difference over held-out rows, the same for both, and over seeds."""
+    """95% of the difference over held-out rows, the same for both, and over seeds.
+
+    A handful of seeds is too few to draw from: their variance is estimated, and the
+    interval is Student's, with Welch and Satterthwaite's degrees of freedom for the sum
+    of both variances. Of one seed nothing can be said but over rows.
+    """
+    from scipy.stats import t
+
+    differences = one - other
+    by_seed = differences.sum(1) / bytes_.sum()
     rng = np.random.default_rng([0, 2])
-    count = len(bytes_)
-    found = []
-    for _ in range(_DRAWS):
-        rows = rng.multinomial(count, np.full(count, 1 / count))
-        first = one[rng.integers(len(one), size=len(one))].mean(0)
-        second = other[rng.integers(len(other), size=len(other))].mean(0)
-        found.append(float((rows @ (first - second)) / (rows @ bytes_)))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+    count, seeds = len(bytes_), len(by_seed)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=_DRAWS)
+    over_rows = float(((draws @ differences.mean(0)) / (draws @ bytes_)).var())
+    over_seeds = float(by_seed.var(ddof=1) / seeds) if seeds > 1 else 0.0
+    whole = over_rows + over_seeds
+    freedom = whole**2 / (
+        over_rows**2 / (count - 1) + (over_seeds**2 / (seeds - 1) if seeds > 1 else 0.0)
+    )
+    reach = float(t.ppf(0.975, freedom)) * whole**0.5 if whole else 0.0
+    return float(by_seed.mean()) - reach, float(by_seed.mean()) + reach
 
 
 def _said(c: Mapping[str, Any]) -> str:
@@ -291,7 +300,8 @@ def _write(ablation: Ablation, made: Mapping[str, Any]) -> None:
         "",
         f"`{options['model']}`, {options['tokens']:,} supervised tokens each, "
         f"{options['seeds']} seeds. Bits per byte of held-out answers; lower is better; "
-        f"{ablation.base:.4f} before training. Intervals are 95%, over rows and seeds.",
+        f"{ablation.base:.4f} before training. Intervals are 95%, over rows"
+        + (" and seeds." if options["seeds"] > 1 else "; one seed says nothing of others."),
         "",
         *table(("dataset", "rows", "supervised tokens", "mean", "by seed"), lines),
         "",

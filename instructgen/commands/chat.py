@@ -62,13 +62,19 @@ class Chat:
 
     def say(self, text: str) -> Iterator[str]:
         """The pieces of the model's answer as they come; afterwards it is part of ``said``."""
+        from jinja2 import TemplateError
         from transformers import TextIteratorStreamer
 
         self.said.append(Message("user", text))
         messages = [{"role": m.role, "content": m.content} for m in self.said]
-        inputs = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        ).to(self._model.device)
+        try:
+            inputs = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            ).to(self._model.device)
+        except TemplateError as error:
+            raise ConfigError(
+                f"The chat template refuses it: {error}.", "Leave --system out."
+            ) from None
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         sampled: dict[str, Any] = {"do_sample": self._temperature > 0}
         if self._temperature > 0:

@@ -75,6 +75,10 @@ def evaluate(
     from instructgen.suites import Finding, Subject
     from instructgen.training.policy import needs_packages
 
+    if limit < 1 or max_length < 16:
+        raise ConfigError(
+            "--limit or --max-length is too small.", "Give 1 or more, and 16 or more."
+        )
     needs_packages()
     paths = [Path(p) for p in ([data] if isinstance(data, str | Path) else data)]
     rows = _rows(paths, limit)
@@ -97,6 +101,12 @@ def evaluate(
                 hint="Give a dataset of these.",
             )
         found += [(suite.name, finding) for finding in suite.findings(subject, wanted)]
+    for name, finding in found:
+        if not finding.after.rows:
+            raise InputError(
+                f"The suite {name} found no row that it can measure.",
+                hint="See --max-length and --format.",
+            )
     measures = [_measure(name, finding) for name, finding in found]
     evaluation = Evaluation(model, against, measures, ())
     if out is None:

@@ -109,6 +109,13 @@ def prefer(
         EngineError: an engine cannot go on; the same command resumes.
         StorageError: the disk refuses.
     """
+    for name, value, least in (
+        ("--max-tokens", max_tokens, 1),
+        ("--temperature", temperature, 0),
+        ("--limit", limit, 1),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}.", f"Give {least} or more.")
     if samples < (2 if shape == "preferences" else 1):
         raise ConfigError("--samples is too few to compare.", "Give 2 or more.")
     judged = [s for s in score if s.startswith(_JUDGE)]
@@ -207,7 +214,7 @@ class _Maker:
             ]  # fmt: skip
             unjudged = []
         requests = requests_for(
-            tasks,
+            [task.prompt for task in tasks],
             samples=options["samples"],
             temperature=options["temperature"],
             max_tokens=options["max_tokens"],
@@ -301,7 +308,7 @@ class _Maker:
     def _rewarded(
         self, tasks: Sequence[Sample], answers: list[list[_Answer]], rewards: Sequence[Any]
     ) -> list[list[_Answer]]:
-        """Each answer with the sum of its rewards, or none where one cannot tell."""
+        """Each answer with the sum of the rewards that know it, or none where none does."""
         flat = [
             (task, answer) for task, some in zip(tasks, answers, strict=True) for answer in some
         ]
@@ -442,11 +449,9 @@ def _row(
 
 def _written_by(model: str) -> str:
     """The model whose terms go with what a model wrote: of one trained here, what it began as."""
-    seen = set()
-    while (Path(model) / "run.json").exists() and model not in seen:
-        seen.add(model)
-        model = str(read_training(Path(model)).get("base", model))
-    return model
+    if not (Path(model) / "run.json").is_file():
+        return model
+    return str(read_training(Path(model)).get("root", model))
 
 
 def _section(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +23,15 @@ from instructgen.engines.models import default_model, model_digest
 from instructgen.errors import ConfigError, InputError, StorageError
 from instructgen.plugins import suggest
 from instructgen.sample import Sample
-from instructgen.store import ModelRun, digest_of, read_log, storage, training
-from instructgen.training.options import OPTIONS, Method, OnlineOptions, SftOptions, TrainOptions
+from instructgen.store import ModelRun, digest_of, read_log, read_training, storage, training
+from instructgen.training.options import (
+    OPTIONS,
+    Method,
+    OnlineOptions,
+    PpoOptions,
+    SftOptions,
+    TrainOptions,
+)
 
 if TYPE_CHECKING:
     from instructgen.training.encode import Encoded, Encoder
@@ -86,27 +93,12 @@ def train(
         StorageError: the disk refuses; the run can be resumed.
         TrainingError: the loss is no number, or the saved model is not the trained one.
     """
-    if method not in OPTIONS:
-        raise ConfigError(f"{method!r} is no way to train.", suggest(method, list(OPTIONS)))
-    chosen: Method = next(m for m in get_args(Method) if m == method)
-    settings = load_table(
-        OPTIONS[chosen], None if recipe is None else str(recipe), "train", options
-    )
-    if (chosen in _ONLINE) != bool(reward):
-        hint = (
-            "Give --reward models/rm, or --reward verifiers:ifeval,math."
-            if chosen in _ONLINE
-            else "Leave --reward out."
-        )
-        raise ConfigError(
-            f"train {method} {'needs a' if chosen in _ONLINE else 'has no'} reward.", hint
-        )
+    chosen, settings = check(method, data, reward, recipe, options)
     source, folder = Path(data), Path(out)
-    _check_inputs(chosen, source)
     from instructgen.training.policy import length_for, needs_packages
 
     needs_packages()
-    _check_strategy()
+    _check_strategy(chosen, settings)
     base = model or default_model()
     length = length_for(base, settings.max_length)
     settings = settings.model_copy(update={"max_length": length})
@@ -128,6 +120,38 @@ def train(
             job = _Training(chosen, settings, source, base, tuple(reward), held_out, run, watch)
             facts = job.run()
         return TrainResult(folder, chosen, facts, tuple(run.messages), str(folder / "README.md"))
+
+
+def check(
+    method: str,
+    data: str | Path,
+    reward: Sequence[str],
+    recipe: str | Path | None,
+    options: Mapping[str, Any],
+) -> tuple[Method, TrainOptions]:
+    """The method and its options, checked as far as that goes without a model.
+
+    Raises:
+        InputError: the dataset is not there, or of the wrong kind.
+        ConfigError: the method, an option or the recipe is bad.
+    """
+    if method not in OPTIONS:
+        raise ConfigError(f"{method!r} is no way to train.", suggest(method, list(OPTIONS)))
+    chosen: Method = next(m for m in get_args(Method) if m == method)
+    settings = load_table(
+        OPTIONS[chosen], None if recipe is None else str(recipe), "train", dict(options)
+    )
+    if (chosen in _ONLINE) != bool(reward):
+        hint = (
+            "Give --reward models/rm, or --reward verifiers:ifeval,math."
+            if chosen in _ONLINE
+            else "Leave --reward out."
+        )
+        raise ConfigError(
+            f"train {method} {'needs a' if chosen in _ONLINE else 'has no'} reward.", hint
+        )
+    _check_inputs(chosen, Path(data))
+    return chosen, settings
 
 
 def masks(
@@ -188,20 +212,27 @@ def _check_inputs(method: Method, source: Path) -> None:
         )
 
 
-def _check_strategy() -> None:
+def _check_strategy(method: Method, options: TrainOptions) -> None:
     """Refuse what would run as something else without a word."""
     import os
 
     import torch
 
+    from instructgen.training.launch import needs_gpus
+    from instructgen.training.trainers import processes
+
+    if method == "ppo" and processes() > 1:
+        raise ConfigError("ppo trains in one process.", "Leave --processes out.")
+    if isinstance(options, OnlineOptions) and options.rollouts == "vllm":
+        if torch.cuda.is_available() and method == "ppo":
+            raise ConfigError("On a GPU ppo samples by transformers.", "Leave rollouts out.")
+        if not torch.cuda.is_available() and processes() > 1:
+            raise ConfigError("vLLM on a CPU serves one process.", "Leave --processes out.")
     if torch.cuda.is_available():
         return
     for name, variable in (("fsdp", "ACCELERATE_USE_FSDP"), ("ZeRO", "ACCELERATE_USE_DEEPSPEED")):
         if os.environ.get(variable, "").lower() in ("true", "1"):
-            raise ConfigError(
-                f"{name} needs GPUs: on a CPU it would silently train by DDP.",
-                "Use --strategy ddp.",
-            )
+            raise needs_gpus(name)
 
 
 def _reward_identity(spec: str) -> dict[str, str]:
@@ -244,7 +275,7 @@ class _Training:
         from instructgen.training import policy
         from instructgen.training.encode import Encoder
         from instructgen.training.rows import LeftOut, digest_of_rows, rows_for
-        from instructgen.training.trainers import Hooks, Job, is_main
+        from instructgen.training.trainers import Hooks, Job, fit, is_main
 
         options, run = self.options, self.run_folder
         began = time.monotonic()
@@ -284,6 +315,7 @@ class _Training:
                 f"--model {self.base} is an adapter that cannot be merged.",
                 "Train on its base, or give a merged model.",
             )
+        policy.stop_at(model, encoder.end_id)
         _check_space(model, options, run.folder)
         probes = [ids[:_PROBE_TOKENS] for ids in prepared.probes[:_PROBES]]
         base_outputs = policy.outputs(model, probes)
@@ -310,7 +342,7 @@ class _Training:
             if checkpoint is not None:
                 run.messages.append(f"resumed from {checkpoint.name}.")
             trained_at = time.monotonic()
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            fit(trainer, checkpoint)
             seconds = time.monotonic() - trained_at
             with run.exporting() if is_main() else nullcontext(run.folder / ".export") as export:
                 reload_ = self._export(trainer, tokenizer, export, probes, base_outputs)
@@ -322,6 +354,8 @@ class _Training:
         del trainer, job, model
         facts = {
             "base": self.base,
+            # Of a model trained here, what it began as in the end: whose terms go with it.
+            "root": _root(self.base),
             "method": self.method,
             "rows": {
                 "train": len(prepared.trained),
@@ -368,7 +402,7 @@ class _Training:
         import torch
 
         from instructgen.training import policy
-        from instructgen.training.trainers import is_main, processes
+        from instructgen.training.trainers import is_main, trainer_shards
 
         adapters = self.options.peft != "none"
         saved = export / "adapter" if adapters else export
@@ -398,7 +432,8 @@ class _Training:
             policy.outputs(reloaded, probes),
             base_outputs,
             precise=trainer.model.dtype == torch.float32,
-            quantized=self.options.peft == "qlora" or processes() > 1,
+            # Of weights in shards, what one process holds is not the model.
+            rough=self.options.peft == "qlora" or trainer_shards(trainer),
         )
 
 
@@ -577,16 +612,27 @@ def _online(
     tasks, others = tasks_of(rewards, rows.train, options.seed)
     for sample in others:
         left_out.add(sample, "no_reward", "no verifier can judge it")
-    usable, probes = [], []
+    usable, prompts, probes = [], [], []
     for task in tasks:
-        ids = encoder.prompt_ids(task)
+        text = encoder.prompt(task)
+        if not isinstance(text, str):
+            left_out.add(task, text.reason, text.detail)
+            continue
+        ids = encoder.ids(text)
         if len(ids) + options.max_new_tokens > options.max_length:
             left_out.add(task, "too_long", f"{len(ids)} tokens and {options.max_new_tokens} new")
-        else:
-            usable.append(task)
-            probes.append(ids)
-    prompts = [encoder.prompt_text(task) for task in usable]
-    unseen, _ = tasks_of(rewards, rows.held_out, options.seed + 1)
+            continue
+        usable.append(task)
+        prompts.append(text)
+        probes.append(ids)
+    unseen = [
+        task
+        for task in tasks_of(rewards, rows.held_out, options.seed + 1)[0]
+        if isinstance(text := encoder.prompt(task), str)
+        and len(encoder.ids(text)) + options.max_new_tokens <= options.max_length
+    ]
+    # Tokens, so that both models are asked in the format that was trained.
+    asked = [tuple(encoder.ids(str(encoder.prompt(task)))) for task in unseen]
 
     def weighted(tasks: Sequence[Sample], answers: Sequence[str]) -> list[float]:
         total = [0.0] * len(tasks)
@@ -619,7 +665,7 @@ def _online(
             engine = TransformersEngine(model=name, max_model_len=max(256, options.max_length))
             # Sampled as in training: that is the number the method raises.
             requests = requests_for(
-                unseen,
+                asked,
                 temperature=options.temperature,
                 max_tokens=options.max_new_tokens,
                 seed=options.seed,
@@ -657,6 +703,13 @@ def _weights_written(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _root(base: str) -> str:
+    run = Path(base) / "run.json"
+    if not run.is_file():
+        return base
+    return str(read_training(Path(base)).get("root", base))
+
+
 def _check_space(model: Any, options: TrainOptions, folder: Path) -> None:
     """Refuse to begin what the disk cannot hold.
 
@@ -665,8 +718,9 @@ def _check_space(model: Any, options: TrainOptions, folder: Path) -> None:
     """
     weights = sum(p.numel() for p in model.parameters()) * 4
     share = 0.05 if options.peft != "none" else 1.0
-    # A checkpoint holds weights and two moments of each.
-    needed = int(weights * (1 + 2 * 3 * share))
+    # A checkpoint holds weights and two moments of each; ppo's two models, whole.
+    two = isinstance(options, PpoOptions)
+    needed = int(weights * (1 + 2 * 3 * share * (1 + two) + (4 if two else 0)))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConfigError(

@@ -40,13 +40,13 @@ class Sampling:
 class Request:
     """One completion to ask for.
 
-    ``prompt`` is plain text for a base model, or messages that the model's own
-    chat template renders. ``schema`` is a JSON schema that the completion must
+    ``prompt`` is plain text for a base model, messages that the model's own chat
+    template renders, or tokens. ``schema`` is a JSON schema that the completion must
     follow, where the engine binds it. ``stage``, ``language``, ``parents`` and
     ``task`` belong to the method that made the request; engines ignore them.
     """
 
-    prompt: str | tuple[Message, ...]
+    prompt: str | tuple[Message, ...] | tuple[int, ...]
     sampling: Sampling
     schema: dict[str, Any] | None = None
     stage: str = ""
@@ -62,7 +62,9 @@ class Request:
         """The prompt as one readable text, the same for every engine."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n\n".join(f"[{m.role}]\n{m.content}" for m in self.prompt)
+        return "\n\n".join(
+            f"[{m.role}]\n{m.content}" if isinstance(m, Message) else str(m) for m in self.prompt
+        )
 
 
 @dataclass(frozen=True, slots=True)

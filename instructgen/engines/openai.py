@@ -186,7 +186,12 @@ class OpenAIEngine(Engine):
             body["seed"] = s.seed
         if isinstance(request.prompt, str):
             return "completions", {**body, "prompt": request.prompt}
-        body["messages"] = [{"role": m.role, "content": m.content} for m in request.prompt]
+        tokens = [part for part in request.prompt if isinstance(part, int)]
+        if tokens:
+            return "completions", {**body, "prompt": tokens}
+        body["messages"] = [
+            {"role": m.role, "content": m.content} for m in request.prompt if not isinstance(m, int)
+        ]
         if request.schema is not None:
             schema = {"name": "answer", "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -6,20 +6,22 @@ import hashlib
 from collections.abc import Sequence
 
 from instructgen.engines import Completion, Engine, Request, Sampling, Supervisor
-from instructgen.sample import Sample
+from instructgen.sample import Message
+
+Prompt = str | tuple[Message, ...] | tuple[int, ...]
 
 
 def requests_for(
-    tasks: Sequence[Sample],
+    prompts: Sequence[Prompt],
     *,
     samples: int = 1,
     temperature: float = 0.0,
     max_tokens: int = 256,
     seed: int = 0,
 ) -> list[Request]:
-    """So many requests for each task, one task after the other, each with a seed of its own."""
+    """So many requests for each prompt, one prompt after the other, each with its own seed."""
     found = []
-    for number, task in enumerate(tasks):
+    for number, prompt in enumerate(prompts):
         for copy in range(samples):
             digest = hashlib.sha256(f"{seed} {number} {copy}".encode()).digest()
             sampling = Sampling(
@@ -27,7 +29,7 @@ def requests_for(
                 max_tokens=max_tokens,
                 seed=int.from_bytes(digest[:4], "big") >> 1,
             )
-            found.append(Request(task.prompt, sampling, stage="answer", task=number))
+            found.append(Request(prompt, sampling, stage="answer", task=number))
     return found
 
 

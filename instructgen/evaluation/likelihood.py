@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instructgen.likelihood import negative_log_likelihoods
-from instructgen.training.encode import Encoded, Encoder
+from instructgen.training.encode import Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +24,16 @@ class AnswerLikelihood:
 
 
 def answer_likelihoods(
-    model: Any, encoder: Encoder, rows: Sequence[Encoded], answers: Sequence[str]
+    model: Any, rows: Sequence[Encoded], answers: Sequence[str]
 ) -> list[AnswerLikelihood]:
     """The likelihood of the last answer of each row.
 
     Args:
         model: a causal language model.
-        encoder: what made the rows.
         rows: encoded rows.
         answers: their answers as text.
     """
-    spans = []
-    for row in rows:
-        end = len(row.ids)
-        while end > row.prompt and row.ids[end - 1] in encoder.special_ids:
-            end -= 1
-        spans.append((row.prompt, end))
+    spans = [(row.prompt, row.said) for row in rows]
     nats = negative_log_likelihoods(model, [row.ids for row in rows], spans)
     return [
         AnswerLikelihood(value / math.log(2), len(text.encode("utf-8", "replace")), end - begin)

@@ -56,9 +56,7 @@ def bits_per_byte(name: str, samples: Sequence[Sample], framing: Framing) -> Mea
         (s, r) for s, r in zip(samples, rows, strict=True)
         if not isinstance(r, Unusable) and len(r.ids) <= framing.max_length
     ]  # fmt: skip
-    found = answer_likelihoods(
-        model, encoder, [r for _, r in usable], [s.output for s, _ in usable]
-    )
+    found = answer_likelihoods(model, [r for _, r in usable], [s.output for s, _ in usable])
     return Measured(
         "bits_per_byte",
         [f.bits for f in found],
@@ -73,7 +71,7 @@ def pair_margins(
     """Of each pair, how much likelier the model finds the chosen answer.
 
     Returns:
-        By the row's id: nats in all, and nats per token of each answer.
+        By the row's id: bits in all, and bits per token of each answer.
     """
     model, encoder = _loaded(name, framing)
     found = {}
@@ -82,7 +80,7 @@ def pair_margins(
         both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_output or ""))
         if not any(isinstance(r, Unusable) or len(r.ids) > framing.max_length for r in both):
             sides += [(sample, both[0], sample.output), (sample, both[1], sample.rejected_output)]
-    made = answer_likelihoods(model, encoder, [r for _, r, _ in sides], [a for *_, a in sides])
+    made = answer_likelihoods(model, [r for _, r, _ in sides], [a for *_, a in sides])
     for at in range(0, len(made), 2):
         chosen, rejected = made[at], made[at + 1]
         found[sides[at][0].id] = (

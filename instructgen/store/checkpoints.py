@@ -50,7 +50,11 @@ class ModelRun:
         if not (self.folder / _RUN).exists():
             return None
         run = read_training(self.folder)
-        return run if run["status"] == "finished" else None
+        if run["status"] != "finished":
+            return None
+        # Left by a kill between the end and the clearing up.
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        return run
 
     def seal(self, step: int) -> None:
         """Mark a checkpoint as complete: from now on it is resumed from.
@@ -114,6 +118,10 @@ class ModelRun:
             export.mkdir()
         yield export
         with storage(self.folder):
+            for path in export.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
             names = sorted(export.iterdir(), key=lambda p: (p.name == "config.json", p.name))
             for path in names:
                 target = self.folder / path.name

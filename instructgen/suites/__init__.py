@@ -72,17 +72,26 @@ class AnsweringSuite(Suite):
     engine: Literal["transformers", "vllm"] = Field("transformers", description="what writes")
     max_new_tokens: int = Field(256, ge=1, description="tokens of an answer")
 
+    def askable(self, subject: Subject, tasks: list[Sample]) -> list[Sample]:
+        """The tasks that can be put to every model."""
+        for name in subject.models:
+            encoder = _encoder(name, subject.framing)
+            tasks = [t for t in tasks if isinstance(encoder.prompt(t), str)]
+        return tasks
+
     def answers(self, subject: Subject, tasks: list[Sample]) -> dict[str, list[str]]:
-        """Each model's answers to the tasks, greedy."""
+        """Each model's answers to tasks that can be asked, greedy."""
         from instructgen.evaluation.answers import completions, requests_for
         from instructgen.plugins import find
 
         found = {}
         for name in subject.models:
+            encoder = _encoder(name, subject.framing)
+            prompts = [tuple(encoder.ids(str(encoder.prompt(task)))) for task in tasks]
             engine = find("engines", self.engine)(
                 model=name, max_model_len=max(256, subject.framing.max_length)
             )
-            requests = requests_for(tasks, max_tokens=self.max_new_tokens, seed=subject.seed)
+            requests = requests_for(prompts, max_tokens=self.max_new_tokens, seed=subject.seed)
             found[name] = [c.text for c in completions(engine, requests)]
             engine.close()
         return found
@@ -91,3 +100,10 @@ class AnsweringSuite(Suite):
 def named(path: str) -> str:
     """A model as a table names it."""
     return Path(path).name or path
+
+
+def _encoder(name: str, framing: Framing) -> Any:
+    from instructgen.training.encode import Encoder
+    from instructgen.training.policy import load_tokenizer
+
+    return Encoder(load_tokenizer(name, framing.pad_token), framing.format, name)

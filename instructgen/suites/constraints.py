@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 
 from instructgen.constraints import LABEL, Constraint
+from instructgen.errors import InputError
 from instructgen.evaluation.measures import Measured
 from instructgen.sample import Sample
 from instructgen.suites import AnsweringSuite, Finding, Subject
@@ -32,6 +33,11 @@ class Constraints(AnsweringSuite):
                 if (task := verifier.task(row, random.Random(f"{subject.seed} {number}")))
                 is not None
             ]
+            tasks = self.askable(subject, tasks)
+            if not tasks:
+                raise InputError(
+                    "no row can be given a constraint.", hint="Give rows without such labels."
+                )
             answers = self.answers(subject, tasks)
             scored = {
                 name: [verifier.judge(t, a) for t, a in zip(tasks, answers[name], strict=True)]

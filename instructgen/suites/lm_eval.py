@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from instructgen.errors import ConfigError
 from instructgen.evaluation.measures import Measured
@@ -23,6 +23,11 @@ class LmEval(Suite):
     include_path: str | None = Field(None, description="a folder with tasks of your own")
     num_fewshot: int | None = Field(None, ge=0, description="examples in a prompt")
     apply_chat_template: bool = Field(False, description="put tasks to the model as chats")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else value
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
         """One measure per task and metric."""
@@ -67,17 +72,22 @@ def _folder(name: str) -> str:
 
 
 def _measured(result: Any) -> dict[tuple[str, str], Measured]:
-    """The harness's values per document, by task and metric."""
+    """The harness's values per document, by task and metric.
+
+    A document stands once for every filter of its task, such as ways to find the answer.
+    """
     found = {}
     for task, samples in result["samples"].items():
-        metrics = samples[0]["metrics"] if samples else []
-        for metric in metrics:
-            values = [s[metric] for s in samples]
-            # Some metrics are sums and counts, to be put together by the harness.
-            if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-                rows = [f"{task} {s['doc_id']}" for s in samples]
-                name = f"{task}/{metric}"
-                found[task, metric] = Measured(
-                    name, [float(v) for v in values], [1.0] * len(values), rows
-                )
+        by_filter: dict[str, list[Any]] = {}
+        for sample in samples:
+            by_filter.setdefault(sample["filter"], []).append(sample)
+        for name, some in by_filter.items():
+            for metric in some[0]["metrics"]:
+                values = [s[metric] for s in some]
+                # Some metrics are sums and counts, to be put together by the harness.
+                if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+                    shown = f"{task}/{metric}" + (f",{name}" if name != "none" else "")
+                    rows = [f"{task} {s['doc_id']}" for s in some]
+                    ones = [1.0] * len(values)
+                    found[task, shown] = Measured(shown, [float(v) for v in values], ones, rows)
     return found

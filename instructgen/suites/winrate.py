@@ -35,6 +35,7 @@ class WinRate(AnsweringSuite):
                 "or a language model.",
                 "Give --judge models/rm.",
             )
+        rows = self.askable(subject, rows)
         answers = self.answers(subject, rows)
         mine, theirs = answers[subject.model], answers[subject.against]
         won, facts = self._won(subject, rows, mine, theirs)

@@ -31,12 +31,14 @@ _PROBE = (
 class Encoded:
     """A row as token ids; ``trained`` marks the tokens of answers, ends of turn included.
 
-    ``prompt`` is the number of tokens before the last answer.
+    ``prompt`` is the number of tokens before the last answer, ``said`` that of those before
+    the end of its text, where a template's own words or the end of turn begin.
     """
 
     ids: list[int]
     trained: list[bool]
     prompt: int
+    said: int
 
     @property
     def labels(self) -> list[int]:
@@ -77,7 +79,11 @@ class Encoder:
     def __init__(self, tokenizer: Any, format: str = "chat", name: str = "the model") -> None:
         self.tokenizer = tokenizer
         if format != "chat":
-            tokenizer.chat_template = (_TEMPLATES / f"{format}.jinja").read_text()
+            template = (_TEMPLATES / f"{format}.jinja").read_text()
+            if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+                # What the tokenizer puts before a text stands before a prompt too.
+                template = "{{ bos_token }}" + template
+            tokenizer.chat_template = template
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"{name} has no chat template.",
@@ -99,6 +105,8 @@ class Encoder:
                 "training could not teach where to stop.",
                 "Give --format alpaca or --format dolly.",
             )
+        last = next(t for t in self._special if text[: spans[-1][1]].endswith(t))
+        self.end_id = int(tokenizer.convert_tokens_to_ids(last))
 
     def encode(self, sample: Sample, answer: str | None = None) -> Encoded | Unusable:
         """A row with its output, or with another answer, as tokens.
@@ -107,8 +115,8 @@ class Encoder:
         renders them otherwise once the conversation goes on.
         """
         said = (*sample.prompt, Message("assistant", sample.output if answer is None else answer))
-        if self._control and any(self._control.search(m.content) for m in said):
-            return Unusable("control_token", "its text holds one of the tokenizer's own tokens")
+        if (forged := self._forged(said)) is not None:
+            return forged
         if not said[-1].content.strip():
             return Unusable("empty_answer", "there is nothing to learn")
         from jinja2 import TemplateError
@@ -119,16 +127,34 @@ class Encoder:
             return Unusable("template", f"the chat template refuses it: {error}")
         if not spans or spans[-1][2] != len(said) - 1:
             return Unusable("template", "the chat template changes the prompt under the answer")
-        ids, trained, prompt = self._tokens(text[: spans[-1][1]], [span[:2] for span in spans])
-        return Encoded(ids, trained, prompt)
+        begin = spans[-1][0]
+        # A template may strip an answer; what it adds behind is no part of it.
+        answer = (
+            said[-1].content
+            if text.startswith(said[-1].content, begin)
+            else (said[-1].content.strip())
+        )
+        return self._tokens(text[: spans[-1][1]], [span[:2] for span in spans], begin + len(answer))
 
-    def prompt_ids(self, sample: Sample) -> list[int]:
-        """All that a row's output answers, as the tokens that generation begins with."""
-        return self._ids(self._render(sample.prompt, sample, ask=True))
-
-    def prompt_text(self, sample: Sample) -> str:
+    def prompt(self, sample: Sample) -> str | Unusable:
         """All that a row's output answers, as the template renders it."""
-        return self._render(sample.prompt, sample, ask=True)
+        from jinja2 import TemplateError
+
+        if (forged := self._forged(sample.prompt)) is not None:
+            return forged
+        try:
+            return self._render(sample.prompt, sample, ask=True)
+        except TemplateError as error:
+            return Unusable("template", f"the chat template refuses it: {error}")
+
+    def ids(self, text: str) -> list[int]:
+        """Rendered text as tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _forged(self, said: Sequence[Message]) -> Unusable | None:
+        if self._control and any(self._control.search(m.content) for m in said):
+            return Unusable("control_token", "its text holds one of the tokenizer's own tokens")
+        return None
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -169,9 +195,7 @@ class Encoder:
         )
         return text
 
-    def _tokens(
-        self, text: str, spans: Sequence[tuple[int, int]]
-    ) -> tuple[list[int], list[bool], int]:
+    def _tokens(self, text: str, spans: Sequence[tuple[int, int]], said_to: int) -> Encoded:
         joint = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -182,22 +206,20 @@ class Encoder:
                 any(begin <= a and b <= end for begin, end in spans) and a < b for a, b in offsets
             ]
             prompt = next(i for i, (a, _) in enumerate(offsets) if a == spans[-1][0])
-            return ids, trained, prompt
+            said = next((i for i, (a, _) in enumerate(offsets) if a >= said_to), len(ids))
+            return Encoded(ids, trained, prompt, said)
         # A token spans the border of a prompt; generation will meet the prompt's own
         # tokens, and so the parts are tokenised each by itself.
         ids, trained, prompt, at = [], [], 0, 0
         for begin, end in spans:
             for part, is_answer in ((text[at:begin], False), (text[begin:end], True)):
                 prompt = len(ids) if is_answer else prompt
-                made = self._ids(part)
+                made = self.ids(part)
                 ids += made
                 trained += [is_answer] * len(made)
             at = end
-        return ids, trained, prompt
-
-    def _ids(self, text: str) -> list[int]:
-        made = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return list(made)
+        said = prompt + len(self.ids(text[spans[-1][0] : said_to]))
+        return Encoded(ids, trained, prompt, min(said, len(ids)))
 
 
 def _training_template(tokenizer: Any) -> str | None:

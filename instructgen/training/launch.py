@@ -29,16 +29,21 @@ def launch(strategy: str, processes: int | None) -> None:
     if "WORLD_SIZE" in os.environ:
         return
     if strategy != "ddp" and not has_gpu():
-        raise ConfigError(
-            f"{strategy} needs GPUs: on a CPU accelerate would silently train by ddp.",
-            "Use --strategy ddp.",
-        )
+        raise needs_gpus(strategy)
     if processes is None:
         processes = _gpus()
     if processes < 1:
         raise ConfigError("--processes is below 1.", "Give a number of processes.")
     # No shell is in between, and the arguments are this process's own.
     os.execv(sys.executable, [sys.executable, *command(strategy, processes, sys.argv[1:])])  # noqa: S606
+
+
+def needs_gpus(strategy: str) -> ConfigError:
+    """Why a strategy is refused on a CPU."""
+    return ConfigError(
+        f"{strategy} needs GPUs: on a CPU accelerate would silently train by ddp.",
+        "Use --strategy ddp.",
+    )
 
 
 def command(strategy: str, processes: int, arguments: list[str]) -> list[str]:

@@ -145,6 +145,31 @@ def load_model(
     return model
 
 
+def stop_at(model: Any, end_id: int) -> None:
+    """Make generation end where the chat template ends an answer, and save it so.
+
+    The end of text of many base models is another token than the end of turn that a
+    template teaches: they would go on until they run out of room.
+    """
+    known = getattr(model, "generation_config", None)
+    if known is None:
+        return
+    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+    if end_id not in ends:
+        known.eos_token_id = [end_id, *(e for e in ends if e is not None)]
+
+
+def head_of(model: Any) -> str:
+    """The name of the layer that turns hidden states into one number."""
+    import torch
+
+    return next(
+        str(name)
+        for name, module in model.named_children()
+        if isinstance(module, torch.nn.Linear) and module.out_features == 1
+    )
+
+
 def is_reward_model(name: str) -> bool:
     """Whether a model gives one number per text, rather than text.
 
@@ -180,7 +205,7 @@ def peft_of(options: TrainOptions, model: Any, head: Head) -> Any:
     task = TaskType.CAUSAL_LM if head == "causal" else TaskType.SEQ_CLS
     # A new head that is not saved with the adapters is lost: the classic way to
     # export a reward model of random numbers.
-    heads = ["score"] if head == "reward" else None
+    heads = [head_of(model)] if head == "reward" else None
     if options.peft == "ia3":
         return IA3Config(task_type=task, modules_to_save=heads)
     if options.peft == "adapter":
@@ -230,7 +255,7 @@ def outputs(model: Any, rows: Sequence[Sequence[int]]) -> Any:
 
 
 def check_reload(
-    trained: Any, reloaded: Any, base: Any, *, precise: bool = True, quantized: bool = False
+    trained: Any, reloaded: Any, base: Any, *, precise: bool = True, rough: bool = False
 ) -> dict[str, float]:
     """Whether the saved model is the one in memory, and not the one it began as.
 
@@ -239,7 +264,8 @@ def check_reload(
         reloaded: of the model as saved.
         base: of the model before training.
         precise: whether the one in memory computes in float32.
-        quantized: whether its weights were rounded to four bits; then nothing is refused.
+        rough: whether it computes with rounded weights, or with a share of them; then
+            nothing is refused.
 
     Returns:
         ``difference`` between memory and disk, and ``moved`` from base to disk: root mean
@@ -250,7 +276,7 @@ def check_reload(
     """
     difference, moved = _distance(trained, reloaded), _distance(base, reloaded)
     most = (_EXACT if precise else _COARSE) * max(1.0, _distance(trained, 0 * trained))
-    if not quantized and difference > most:
+    if not rough and difference > most:
         raise TrainingError(
             f"The saved model differs from the trained one by {difference:.3g} in its logits.",
             "The checkpoints are kept; please report this, with run.json.",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +22,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import log_softmax
-from transformers import AutoModelForTokenClassification, get_scheduler, set_seed
+from transformers import (
+    AutoModelForTokenClassification,
+    GenerationConfig,
+    get_scheduler,
+    set_seed,
+)
 
-from instructgen.errors import TrainingError
+from instructgen.errors import ConfigError
 from instructgen.training.options import PpoOptions
+from instructgen.training.policy import head_of
 from instructgen.training.rollouts import Sampler
 from instructgen.training.schedule import micro_batch, schedule
-from instructgen.training.trainers import Job, Progress, is_main, processes
+from instructgen.training.trainers import Job, Progress, check_finite
 
 Scores = Callable[[list[str], list[int]], list[float]]
 _STATE = "ppo.json"
@@ -90,8 +95,16 @@ def whitened(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values - mean) * torch.rsqrt(deviation + 1e-8) * mask
 
 
+def _no_dropout(*models: Any) -> None:
+    """The probabilities of a step's answers are computed twice and have to agree."""
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+
 class ActorCritic(torch.nn.Module):
-    """Both models as one, so that one optimiser and one process group serve them."""
+    """Both models as one, so that one optimiser serves them."""
 
     def __init__(self, policy: Any, critic: Any) -> None:
         super().__init__()
@@ -161,8 +174,12 @@ class PpoTrainer:
             options.seed,
             epochs=options.epochs,
             steps=options.steps,
+            whole=True,
         )
-        self._micro, _ = micro_batch(options.batch_size, options.micro_batch_size, processes())
+        try:
+            self._micro, _ = micro_batch(options.batch_size, options.micro_batch_size, 1)
+        except ValueError as error:
+            raise ConfigError(f"{error}.", "Give another micro_batch_size.") from error
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         set_seed(options.seed)
         policy, critic, reference = self._models(job)
@@ -172,13 +189,13 @@ class PpoTrainer:
             weights, lr=options.rate(), weight_decay=options.weight_decay, eps=1e-5
         )
         steps = self._plan.steps * options.passes
-        rates = get_scheduler(
+        self._rates = get_scheduler(
             {"constant": "constant_with_warmup"}.get(options.schedule, options.schedule),
             optimizer,
             num_warmup_steps=int(options.warmup * steps),
             num_training_steps=steps,
         )
-        self._both, self._optimizer, self._rates = self.accelerator.prepare(both, optimizer, rates)
+        self._both, self._optimizer = self.accelerator.prepare(both, optimizer)
         self._reference = None if reference is None else reference.to(self.accelerator.device)
         self.state = SimpleNamespace(global_step=0)
 
@@ -194,12 +211,13 @@ class PpoTrainer:
             folder, num_labels=1, dtype=policy.dtype, use_safetensors=True
         )
         # A critic that begins at 0 says nothing wrong of the first answers.
-        torch.nn.init.zeros_(critic.score.weight)
-        for model in (policy, critic):
-            for module in model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
+        head = head_of(critic)
+        torch.nn.init.zeros_(getattr(critic, head).weight)
+        if self.options.gradient_checkpointing:
+            policy.gradient_checkpointing_enable()
+            critic.gradient_checkpointing_enable()
         if job.peft is None:
+            _no_dropout(policy, critic)
             reference = copy.deepcopy(policy).eval().requires_grad_(False)
             return policy, critic, reference
         from peft import LoraConfig, get_peft_model
@@ -210,9 +228,11 @@ class PpoTrainer:
             r=self.options.lora_rank,
             lora_alpha=self.options.lora_alpha,
             target_modules="all-linear",
-            modules_to_save=["score"],
+            modules_to_save=[head],
         )
-        return wrapped, get_peft_model(critic, adapters), None
+        wrapped_critic = get_peft_model(critic, adapters)
+        _no_dropout(wrapped, wrapped_critic)
+        return wrapped, wrapped_critic, None
 
     # -- a step ---------------------------------------------------------------------------
 
@@ -230,16 +250,12 @@ class PpoTrainer:
         while self.state.global_step < self._plan.steps:
             at = self.state.global_step * options.batch_size
             rows = self._plan.order[at : at + options.batch_size]
-            rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
             answers = self._sample(rows)
             entry = self._learn(answers)
             self.state.global_step += 1
-            if not math.isfinite(entry["loss"]):
-                raise TrainingError(
-                    f"The loss is {entry['loss']} at step {self.state.global_step}.",
-                    "Lower learning_rate; the last checkpoint is kept.",
-                )
-            if is_main() and self.state.global_step % options.log_every == 0:
+            for name in ("loss", "grad_norm"):
+                check_finite(name, entry[name], self.state.global_step)
+            if self.state.global_step % options.log_every == 0:
                 entry = {"step": self.state.global_step, **entry}
                 progress.step, progress.entry = self.state.global_step, entry
                 progress.tokens += int(answers.mask.sum())
@@ -247,10 +263,10 @@ class PpoTrainer:
                     writer.add_scalar(f"train/{name}", value, self.state.global_step)
                 hooks.log(entry)
                 hooks.progress(progress)
-            if self.state.global_step % options.checkpoint_every == 0:
+            last = self.state.global_step == self._plan.steps
+            if last or self.state.global_step % options.checkpoint_every == 0:
                 self._save()
-        if is_main():
-            writer.close()
+        writer.close()
 
     def _sample(self, rows: Sequence[int]) -> _Answers:
         """An answer to each prompt, what both models and the critic think of it, and its score."""
@@ -329,7 +345,7 @@ class PpoTrainer:
             self._optimizer.step()
             self._rates.step()
         divergence = ((answers.then - answers.reference) * made).sum(1).mean()
-        told = {
+        return {
             "loss": sum(losses) / options.passes,
             "value_loss": sum(critic_losses) / options.passes,
             "reward": float(answers.scores.mean()),
@@ -342,10 +358,6 @@ class PpoTrainer:
             "grad_norm": float(norm),
             "learning_rate": float(self._rates.get_last_lr()[0]),
         }
-        together = self.accelerator.reduce(
-            torch.tensor(list(told.values()), device=self.accelerator.device), "mean"
-        )
-        return dict(zip(told, together.tolist(), strict=True))
 
     def _parts(self, count: int) -> list[slice]:
         return [slice(at, at + self._micro) for at in range(0, count, self._micro)]
@@ -368,14 +380,17 @@ class PpoTrainer:
             output = policy.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                do_sample=True,
-                temperature=options.temperature,
-                # Anything that cuts the distribution biases the ratios.
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=options.max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=sorted(ends),
+                # Not the model's own: penalties and cuts would be another distribution than
+                # the one whose ratios are learned from.
+                generation_config=GenerationConfig(
+                    do_sample=True,
+                    temperature=options.temperature,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=options.max_new_tokens,
+                    pad_token_id=pad,
+                    eos_token_id=sorted(ends),
+                ),
             )
         policy.train()
         made = []
@@ -403,26 +418,24 @@ class PpoTrainer:
 
     def save_model(self, folder: str) -> None:
         """Save the policy, or its adapters."""
-        if is_main():
-            self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder)
 
     def _save(self) -> None:
         folder = self.job.checkpoints / f"checkpoint-{self.state.global_step}"
         self.accelerator.save_state(str(folder))
-        if is_main():
-            (folder / _STATE).write_text(json.dumps({"step": self.state.global_step}))
-            self.job.hooks.saved(self.state.global_step)
-            for old in sorted(self.job.checkpoints.glob("checkpoint-*"), key=_step)[:-2]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+        (folder / _STATE).write_text(json.dumps({"step": self.state.global_step}))
+        self.job.hooks.saved(self.state.global_step)
+        for old in sorted(self.job.checkpoints.glob("checkpoint-*"), key=_step)[:-2]:
+            shutil.rmtree(old)
 
     def _load(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
         self.state.global_step = json.loads((folder / _STATE).read_text())["step"]
+        # The rate depends on nothing but the number of steps.
+        for _ in range(self.state.global_step * self.options.passes):
+            self._rates.step()
 
     def _tensorboard(self) -> Any:
-        if not is_main():
-            return None
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.job.tensorboard))

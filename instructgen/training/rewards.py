@@ -77,11 +77,17 @@ class RewardModel:
         self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float | None]:
-        """The model's number for each; None for what it cannot read."""
-        most = self.model.config.get_text_config().max_position_embeddings
+        """The model's number for each.
+
+        An answer that it cannot read, an empty one or one with forged turns, is worth less
+        than the worst of those that it is given with: silence must not pay.
+        """
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         rows = [self.encoder.encode(t, a) for t, a in zip(tasks, answers, strict=True)]
         ids = [None if isinstance(r, Unusable) else r.ids[:most] for r in rows]
-        return score_ids(self.model, ids, self.tokenizer.pad_token_id)
+        found = score_ids(self.model, ids, self.tokenizer.pad_token_id)
+        worst = min((v for v in found if v is not None), default=0.0)
+        return [worst - 1.0 if v is None else v for v in found]
 
 
 def score_ids(model: Any, rows: Sequence[list[int] | None], pad: int) -> list[float | None]:

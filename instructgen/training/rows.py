@@ -90,11 +90,11 @@ def rows_for(
 ) -> Rows:
     """The rows to train on, and others to evaluate on.
 
-    Those held out are, in this order: of the file or folder given, and then no row
-    with one of their questions is trained on; of the split
+    Those held out are, in this order: of the file or folder given; of the split
     ``validation``; or of the rows themselves, chosen by their ids, whole groups
-    together. A split ``test`` is never touched. Of each, rows that do not fit are
-    passed over.
+    together. No row with one of their questions, or of one of their groups, is
+    trained on, and a split ``test`` is never touched. Rows that do not fit are passed
+    over.
 
     Raises:
         InputError: a dataset is missing or empty.
@@ -104,26 +104,28 @@ def rows_for(
     train = samples_at(data, "train" if "train" in splits else None)
     if held_out is not None:
         kept = list(islice(filter(fits, held_out_at(held_out)), most))
-        questions = {s.question for s in kept}
-        return Rows([s for s in train if s.question not in questions], kept, held_out.name)
+        return Rows(_apart(train, kept), kept, held_out.name)
     if "validation" in splits:
         kept = list(islice(filter(fits, samples_at(data, "validation")), most))
-        return Rows(train, kept, "its split validation")
+        return Rows(_apart(train, kept), kept, "its split validation")
     share = _SHARE_HELD_OUT if asked is None else _MOST_HELD_OUT
     most = min(most, int(len(train) * share))
     groups: dict[str, list[Sample]] = {}
     for sample in train:
-        groups.setdefault(_group(sample), []).append(sample)
-    chosen: set[str] = set()
+        groups.setdefault(sample.origin.group or sample.question, []).append(sample)
     kept = []
     for group in sorted(groups, key=_place):
         if len(kept) >= most:
             break
-        fitting = list(filter(fits, groups[group]))
-        if fitting:
-            chosen.add(group)
-            kept += fitting
-    return Rows([s for s in train if _group(s) not in chosen], kept[:most], "its own rows")
+        kept += filter(fits, groups[group])
+    return Rows(_apart(train, kept), kept[:most], "its own rows")
+
+
+def _apart(train: Sequence[Sample], kept: Sequence[Sample]) -> list[Sample]:
+    """Rows that share neither a question nor a group with those held out."""
+    questions = {s.question for s in kept}
+    groups = {s.origin.group for s in kept} - {None}
+    return [s for s in train if s.question not in questions and s.origin.group not in groups]
 
 
 def encoded(
@@ -154,10 +156,6 @@ def encoded(
 def digest_of_rows(samples: Sequence[Sample]) -> str:
     """SHA-256 of the rows' ids, in order."""
     return hashlib.sha256("".join(s.id for s in samples).encode()).hexdigest()
-
-
-def _group(sample: Sample) -> str:
-    return sample.origin.group or sample.question
 
 
 def _place(group: str) -> str:

@@ -26,10 +26,21 @@ class Schedule:
 
 
 def schedule(
-    count: int, batch_size: int, seed: int, *, epochs: float, steps: int | None = None
+    count: int,
+    batch_size: int,
+    seed: int,
+    *,
+    epochs: float,
+    steps: int | None = None,
+    whole: bool = False,
 ) -> Schedule:
-    """Rows for so many passes or steps, each pass in an order of its own."""
+    """Rows for so many passes or steps, each pass in an order of its own.
+
+    With ``whole`` the last step has as many rows as the others.
+    """
     wanted = steps * batch_size if steps is not None else max(1, round(epochs * count))
+    if whole:
+        wanted = -(-wanted // batch_size) * batch_size
     rng = np.random.default_rng([seed, 0])
     order: list[int] = []
     while len(order) < wanted:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -135,7 +136,11 @@ def sft_trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> 
     data = sequences.select(plan.order)
     counts = [tokens[i] for i in plan.order]
     if plan.last is not None and plan.last < counts[-1]:
-        data, counts[-1] = _with_last(data, _cut(data[len(data) - 1], plan.last)), plan.last
+        cut = _cut(data[len(data) - 1], plan.last)
+        data, counts[-1] = _with(data.select(range(len(data) - 1)), [cut]), plan.last
+    if processes() > 1 and (missing := -len(data) % options.batch_size):
+        # Accelerate fills the last step with rows of the first; these teach nothing.
+        data = _with(data, [_cut(data[0], 0)] * missing)
     # Packed rows of a micro-batch become one row, whose attention is quadratic.
     shared, accumulated = _batches(options, most=1 if options.packing else 4)
     args = SFTConfig(
@@ -193,19 +198,16 @@ def _cut(sequence: dict[str, Any], tokens: int) -> dict[str, Any]:
     return {**sequence, "labels": labels}
 
 
-def _with_last(data: Dataset, last: dict[str, Any]) -> Dataset:
+def _with(data: Dataset, rows: list[dict[str, Any]]) -> Dataset:
     from datasets import concatenate_datasets
 
-    tail = Dataset.from_list([last], features=data.features)
-    return concatenate_datasets([data.select(range(len(data) - 1)), tail])
+    return concatenate_datasets([data, Dataset.from_list(rows, features=data.features)])
 
 
 class _Collator(DataCollatorForLanguageModeling):
     """TRL's, with a weight per token where rows have one."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
         output: dict[str, Any] = super().torch_call(examples)
         if "weights" in examples[0]:
             parts = [torch.tensor(e["weights"], dtype=torch.float32) for e in examples]
@@ -383,9 +385,19 @@ def group_trainer(
     options = job.options
     assert isinstance(options, GroupOptions)
     shared, accumulated = _batches(options)
-    steps = options.steps or max(1, math.ceil(options.epochs * len(prompts) / options.batch_size))
+    if len(prompts) < options.batch_size:
+        raise ConfigError(
+            f"{len(prompts)} prompts are fewer than batch_size {options.batch_size}.",
+            f"Give --batch-size {len(prompts)} or less.",
+        )
+    steps = options.steps or options.iterations * max(
+        1, math.ceil(options.epochs * len(prompts) / options.batch_size)
+    )
+    every = -(-options.checkpoint_every // options.iterations) * options.iterations
     wide = {
         **_common(job, steps, shared * options.generations, accumulated),
+        # Answers that are used for several steps are not kept with a checkpoint.
+        "save_steps": every,
         "num_generations": options.generations,
         "max_completion_length": options.max_new_tokens,
         "temperature": options.temperature,
@@ -435,22 +447,45 @@ class _OurPrompts:
     def _generate_single_turn(self: Any, prompt_ids: list[list[int]], *rest: Any) -> Any:
         if self.sampler is None:
             return super()._generate_single_turn(prompt_ids, *rest)  # type: ignore[misc]
-        made = self.sampler(
+        return self.sampler(
             self.accelerator.unwrap_model(self.model),
             self.state.global_step,
             prompt_ids,
             self.args.max_completion_length,
             self.args.temperature,
         )
-        return made, None
 
 
 class _Grpo(_OurPrompts, GRPOTrainer):
     """TRL's GRPO on our prompts."""
 
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *rest: Any) -> Any:
+        made = super()._generate_single_turn(prompt_ids, *rest)
+        # TRL gives log-probabilities along; without any it computes them itself.
+        return made if self.sampler is None else (made, None)
+
 
 class _Rloo(_OurPrompts, RLOOTrainer):
     """TRL's RLOO on our prompts."""
+
+
+def fit(trainer: Any, checkpoint: Path | None) -> None:
+    """Train to the end, from a checkpoint where there is one."""
+    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if isinstance(trainer, Trainer) and step >= trainer.args.max_steps:
+        # Transformers looks whether it is done only after a step: one too many.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state.global_step = step
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def trainer_shards(trainer: Any) -> bool:
+    """Whether no process holds the whole model."""
+    return bool(
+        getattr(trainer, "is_fsdp_enabled", False)
+        or getattr(trainer, "is_deepspeed_enabled", False)
+    )
 
 
 # -- common -------------------------------------------------------------------------------
@@ -468,7 +503,12 @@ def is_main() -> bool:
 
 def _plan(count: int, options: TrainOptions) -> tuple[Schedule, int, int]:
     plan = schedule(
-        count, options.batch_size, options.seed, epochs=options.epochs, steps=options.steps
+        count,
+        options.batch_size,
+        options.seed,
+        epochs=options.epochs,
+        steps=options.steps,
+        whole=processes() > 1,
     )
     return plan, *_batches(options)
 
@@ -481,8 +521,6 @@ def _batches(options: TrainOptions, most: int = 4) -> tuple[int, int]:
 
 
 def _common(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, Any]:
-    import torch
-
     options, gpu = job.options, torch.cuda.is_available()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(job.tensorboard)
     return {
@@ -523,6 +561,19 @@ def _ready(trainer: Any) -> Any:
     return trainer
 
 
+def check_finite(name: str, value: float, step: int) -> None:
+    """Stop a run whose numbers are none.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"The {name} is {value} at step {step}.",
+            "Give a lower learning_rate, and another --out.",
+        )
+
+
 class _Watch(TrainerCallback):
     """Takes entries to the log, seals checkpoints, and stops on a loss that is no number."""
 
@@ -540,12 +591,8 @@ class _Watch(TrainerCallback):
         if not is_main() or "train_runtime" in logs:
             return
         entry = {k: v for k, v in logs.items() if isinstance(v, int | float)}
-        loss = entry.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"The loss is {loss} at step {state.global_step}.",
-                "Lower learning_rate; the last checkpoint is kept.",
-            )
+        for name in ("loss", "grad_norm"):
+            check_finite(name, entry.get(name, 0.0), state.global_step)
         # TRL's own count begins anew when a run is resumed.
         seen = entry.pop("num_tokens", self._seen)
         self._progress.tokens += max(0, int(seen - self._seen))
@@ -558,5 +605,8 @@ class _Watch(TrainerCallback):
         self._hooks.progress(self._progress)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if processes() > 1:
+            # The others write their own share of it.
+            torch.distributed.barrier()
         if is_main():
             self._hooks.saved(state.global_step)

@@ -1,20 +1,24 @@
 """Whether code passes its row's tests, run in a process of its own with limits.
 
-The process has no environment, an empty folder, bounds on time, memory, files and
-processes, and on Linux no network where the system lets a user give it up. That keeps
-mistakes in; it is no wall against an attacker. Run models you do not trust in a
-container.
+The process has no environment, an empty folder, bounds on time, memory and files, and on
+Linux no network and no further processes where the system lets a user give them up. That
+keeps mistakes in; it is no wall against an attacker, who runs in the interpreter that
+runs the tests. Run models you do not trust in a container.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import resource
 import secrets
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 
 import regex
 from pydantic import Field
@@ -23,6 +27,15 @@ from instructgen.sample import Sample
 from instructgen.verifiers import Verifier, label
 
 _FENCE = regex.compile(r"```(?:python|py)?\s*\n(.*?)```", regex.DOTALL | regex.IGNORECASE)
+_DRIVER = """
+import sys
+size = int(sys.stdin.buffer.readline())
+program = sys.stdin.buffer.read(size).decode()
+exec(compile(program, "answer", "exec"), {"__name__": "__main__"})
+sys.stdout.flush()
+sys.stdout.buffer.write(sys.stdin.buffer.read())
+sys.stdout.buffer.flush()
+"""
 _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 
 
@@ -52,31 +65,38 @@ class Code(Verifier):
         return 1.0 if self._run(f"{program}\n\n{label(task, 'test')}\n") else self.form
 
     def _run(self, program: str) -> bool:
-        # Code that leaves early has an exit code of 0 too: only who came to the end
-        # of the tests says the word.
+        # Code that leaves early has an exit code of 0 too: only who comes to the end of
+        # the tests reads the word, which follows the program, and says it.
         word = secrets.token_hex(16)
-        program += f"\nimport sys\nsys.stdout.write({word!r})\n"
-        with (
-            tempfile.TemporaryDirectory(prefix="instructgen-code-") as folder,
-            tempfile.TemporaryFile() as output,
-        ):
-            try:
-                subprocess.run(
-                    [sys.executable, "-I", "-S", "-c", "import sys; exec(sys.stdin.read(), {})"],
-                    input=program.encode("utf-8", "replace"),
+        text = program.encode("utf-8", "replace")
+        folder = tempfile.mkdtemp(prefix="instructgen-code-")
+        try:
+            with tempfile.TemporaryFile() as output:
+                process = subprocess.Popen(  # noqa: S603 (running it is the task)
+                    [sys.executable, "-I", "-S", "-c", _DRIVER],
                     cwd=folder,
                     env={},
+                    stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.DEVNULL,
-                    timeout=2 * self.seconds + 5,
                     preexec_fn=self._limit,
                     start_new_session=True,
-                    check=False,
                 )
-            except subprocess.TimeoutExpired:
-                return False
-            output.seek(0)
-            return output.read().endswith(word.encode())
+                try:
+                    process.communicate(
+                        b"%d\n%s%s" % (len(text), text, word.encode()), 2 * self.seconds + 5
+                    )
+                except subprocess.TimeoutExpired:
+                    return False
+                finally:
+                    # What it started goes with it.
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                output.seek(0)
+                return output.read().endswith(word.encode())
+        finally:
+            _remove(folder)
 
     def _limit(self) -> None:
         bytes_ = self.megabytes * 2**20
@@ -86,7 +106,16 @@ class Code(Verifier):
             (resource.RLIMIT_FSIZE, 2**20),
             (resource.RLIMIT_NOFILE, 32),
             (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_NPROC, 0),
         ):
             resource.setrlimit(what, (most, most))
         # No network, where a user may give it up; where not, the other limits stand.
         ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK)
+
+
+def _remove(folder: str) -> None:
+    """Remove what a program left, however deep it dug."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:
+        subprocess.run(["/bin/rm", "-rf", folder], check=False)  # noqa: S603

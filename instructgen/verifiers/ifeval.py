@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from instructgen.constraints import LABEL, Constraint, draw
+from instructgen.constraints import HELD_OUT, LABEL, Constraint, draw
 from instructgen.sample import Label, Sample
 from instructgen.verifiers import Verifier, label
 
@@ -24,10 +24,10 @@ class IfEval(Verifier):
         known = label(sample, LABEL)
         if known is not None:
             try:
-                Constraint.loads(known)
-            except (ValueError, TypeError):
+                family = Constraint.loads(known).family
+            except ValueError:
                 return None
-            return sample
+            return sample if not self.held_out or family == HELD_OUT else None
         constraint = draw(rng, held_out=self.held_out)
         return replace(
             sample,

@@ -19,6 +19,7 @@ _MARKED = (
     regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})"),
 )
 _ANY = regex.compile(_NUMBER)
+_LONGEST = 60
 
 
 class Math(Verifier):
@@ -55,7 +56,11 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _value(text: str) -> Fraction | None:
+    text = text.replace("$", "").strip().rstrip(".")
+    # A model's exponent is no number to work with: 1e999999999 would fill the memory.
+    if len(text) > _LONGEST or _ANY.fullmatch(text) is None:
+        return None
     try:
-        return Fraction(text.replace(",", "").replace("$", "").strip().rstrip("."))
+        return Fraction(text.replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return None

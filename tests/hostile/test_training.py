@@ -185,6 +185,37 @@ def test_bad_options(tiny: Path, rows: Path, tmp_path: Path, options, said: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--set", "watch=1"], "no option of train sft"),
+        (["--set", "lora_ranc=8"], "Did you mean lora_rank"),
+        (["--set", "seed=1", "--seed", "2"], "is given twice"),
+        (["--processes", "2", "--set", "batch_size=0"], "batch-size"),
+    ],
+)
+def test_bad_settings_on_the_command_line(
+    tiny: Path, rows: Path, tmp_path: Path, given: list[str], said: str
+) -> None:
+    command = ["train", "sft", str(rows), "--model", str(tiny), "--out", str(tmp_path / "m")]
+    done = subprocess.run(
+        [sys.executable, "-m", "instructgen", *command, *given],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_fewer_prompts_than_a_batch(tiny: Path, tmp_path: Path) -> None:
+    few = dataset(tmp_path / "few", sentences(5))
+    with pytest.raises(ConfigError, match="5 prompts are fewer than batch_size 8"):
+        train(
+            "grpo", few, tmp_path / "m", model=str(tiny), reward=["verifiers:ifeval"],
+            max_new_tokens=8, max_length=128, held_out_rows=0,
+        )  # fmt: skip
+
+
 def test_bad_recipes(tiny: Path, rows: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "train.toml"
     for text, said in (
@@ -242,7 +273,9 @@ def test_fsdp_on_a_cpu_is_refused(
 def test_a_loss_that_is_no_number_stops_the_run(tiny: Path, rows: Path, tmp_path: Path) -> None:
     from instructgen.errors import TrainingError
 
-    with pytest.raises(TrainingError, match=r"The loss is (nan|inf).*Lower learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"The (loss|grad_norm) is (nan|inf).*lower learning_rate"
+    ):
         train(
             "sft", rows, tmp_path / "m", model=str(tiny), steps=200, learning_rate=1e30,
             max_grad_norm=1e30, warmup=0.0, held_out_rows=0,
@@ -261,6 +294,8 @@ def test_evaluations_that_cannot_be(
         ({"data": rows, "settings": {"likelihood.x": 1}}, "unknown option"),
         ({"data": rows, "settings": {"no.x": 1}}, "no such suite"),
         ({"data": tmp_path / "none"}, "no such dataset"),
+        ({"data": rows, "max_length": 16}, "found no row that it can measure"),
+        ({"data": rows, "limit": 0}, "too small"),
     ):
         with pytest.raises(InstructgenError, match=said):
             evaluate(str(tiny), **options)
@@ -288,6 +323,8 @@ def test_preferences_that_cannot_be_made(
         (rows, {"score": ["verifiers:math"], "samples": 1}, "too few"),
         (preferences, {"score": ["verifiers:math"]}, "holds preferences already"),
         (rows, {"score": ["verifiers:math"], "engine": "vlm"}, "Did you mean vllm"),
+        (rows, {"score": ["verifiers:math"], "max_tokens": 0}, "max-tokens is 0"),
+        (rows, {"score": ["verifiers:math"], "limit": -1}, "limit is -1"),
     ):
         with pytest.raises(InstructgenError, match=said):
             prefer(data, tmp_path / "out", model=str(tiny), **options)
