@@ -300,6 +300,8 @@ def evaluate(model: str, quiet: bool, as_json: bool, **options: Any) -> None:
                 f"{m['measure']} at equal lengths: {m['length_controlled']:.3f}; "
                 f"{m['judged']:,} judged, {m['abstained']:,} abstained"
             )
+    for note in result.notes:
+        err.print(f"[yellow]note:[/] {escape(printable(note))}")
     for file in result.files:
         screen.print(escape(printable(file)))
     return None

@@ -16,7 +16,7 @@ from instructgen.engines.models import model_digest
 from instructgen.errors import ConfigError, InputError
 from instructgen.plugins import classes, find, suggest
 from instructgen.sample import Sample
-from instructgen.store import write_files
+from instructgen.store import digest_of, read_training, splits_of, write_files
 
 _ROWS = 200
 
@@ -29,6 +29,7 @@ class Evaluation:
     against: str | None
     measures: list[dict[str, Any]]
     files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -108,10 +109,24 @@ def evaluate(
                 hint="See --max-length and --format.",
             )
     measures = [_measure(name, finding) for name, finding in found]
-    evaluation = Evaluation(model, against, measures, ())
+    evaluation = Evaluation(model, against, measures, (), _notes(subject.models, paths))
     if out is None:
         return evaluation
     return _written(Path(out), evaluation, found, paths, subject)
+
+
+def _notes(models: Sequence[str], paths: Sequence[Path]) -> tuple[str, ...]:
+    """What a reader of the numbers has to know: rows that a model was trained on."""
+    found = []
+    for name in models:
+        if not (Path(name) / "run.json").is_file():
+            continue
+        trained = read_training(Path(name)).get("data", {}).get("sha256")
+        for path in paths:
+            splits = splits_of(path) if path.is_dir() else {}
+            if digest_of(path) == trained and not {"test", "validation"} & splits.keys():
+                found.append(f"{name} was trained on rows of {path}.")
+    return tuple(found)
 
 
 def _rows(paths: Sequence[Path], limit: int) -> dict[str, list[Sample]]:
@@ -208,6 +223,7 @@ def _written(
         evaluation.against,
         evaluation.measures,
         tuple(str(folder / name) for name in files),
+        evaluation.notes,
     )
 
 

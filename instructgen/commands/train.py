@@ -413,7 +413,7 @@ class _Training:
         for junk in ("training_args.bin", "README.md", "optimizer.pt"):
             (saved / junk).unlink(missing_ok=True)
         if adapters:
-            merged = policy.merge(saved, self.base, self.head, tokenizer)
+            merged = policy.load_model(str(saved), self.head, tokenizer=tokenizer)
             if merged_is_adapter := hasattr(merged, "peft_config"):
                 shutil.copytree(saved, export, dirs_exist_ok=True)
             else:

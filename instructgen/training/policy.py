@@ -94,7 +94,8 @@ def load_model(
     """A model by folder, Hub name or ``smollm2``, on a GPU where there is one when evaluating.
 
     Args:
-        name: which; a folder that holds only an adapter is loaded with its base.
+        name: which; a folder that holds only an adapter is merged into its base, where
+            that can be done.
         head: ``causal`` for language, ``reward`` for one number per text.
         tokenizer: its padding token is written into the configuration.
         dtype: of the weights.
@@ -128,7 +129,10 @@ def load_model(
 
             base = PeftConfig.from_pretrained(folder).base_model_name_or_path
             model = load_model(str(base), head, tokenizer=tokenizer, dtype=dtype)
-            return PeftModel.from_pretrained(model, folder)
+            model = PeftModel.from_pretrained(model, folder)
+            # LLaMA-Adapter's prompts cannot become weights.
+            mergeable = hasattr(model.base_model, "merge_and_unload")
+            return model.merge_and_unload() if mergeable else model
         model = made.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, **more
         )
@@ -226,15 +230,6 @@ def peft_of(options: TrainOptions, model: Any, head: Head) -> Any:
         use_dora=options.peft == "dora",
         modules_to_save=heads,
     )
-
-
-def merge(adapter: Path, base: str, head: Head, tokenizer: Any) -> Any:
-    """The base with its adapters folded into its weights; unfolded where they cannot be."""
-    from peft import PeftModel
-
-    model = load_model(base, head, tokenizer=tokenizer)
-    model = PeftModel.from_pretrained(model, adapter)
-    return model.merge_and_unload() if hasattr(model.base_model, "merge_and_unload") else model
 
 
 def outputs(model: Any, rows: Sequence[Sequence[int]]) -> Any:

@@ -122,6 +122,7 @@ def sft_trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> 
     assert isinstance(options, SftOptions)
     sequences = _sequences(rows, weights, options)
     tokens = [sum(label != IGNORED for label in labels) for labels in sequences["labels"]]
+    sizes = [len(labels) for labels in sequences["labels"]]
     plan = (
         schedule(
             len(tokens),
@@ -152,17 +153,17 @@ def sft_trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> 
         shuffle_dataset=False,
         remove_unused_columns=False,
     )
-    per_step = [
-        sum(counts[at : at + options.batch_size])
-        for at in range(0, len(counts), options.batch_size)
-    ]
+    supervised, read = (
+        [sum(some[at : at + options.batch_size]) for at in range(0, len(some), options.batch_size)]
+        for some in (counts, [sizes[i] for i in plan.order])
+    )
     trainer = _Sft(
         model=job.model,
         args=args,
         train_dataset=data,
         processing_class=job.tokenizer,
         peft_config=job.peft,
-        callbacks=[_Watch(job.hooks, plan.steps, per_step)],
+        callbacks=[_Watch(job.hooks, plan.steps, supervised, read)],
     )
     # TRL takes no collator of ours together with packing, but uses the one it holds.
     trainer.data_collator = _Collator(
@@ -577,10 +578,16 @@ def check_finite(name: str, value: float, step: int) -> None:
 class _Watch(TrainerCallback):
     """Takes entries to the log, seals checkpoints, and stops on a loss that is no number."""
 
-    def __init__(self, hooks: Hooks, steps: int, per_step: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        hooks: Hooks,
+        steps: int,
+        supervised: Sequence[int] | None = None,
+        read: Sequence[int] | None = None,
+    ) -> None:
         self._hooks = hooks
         self._progress = Progress(steps)
-        self._per_step = per_step
+        self._supervised, self._read = supervised, read
         self._seen = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -597,14 +604,19 @@ class _Watch(TrainerCallback):
         seen = entry.pop("num_tokens", self._seen)
         self._progress.tokens += max(0, int(seen - self._seen))
         self._seen = seen
+        if self._read is not None:
+            self._progress.tokens = sum(self._read[self._progress.began_at : state.global_step])
         entry = {"step": state.global_step, **entry}
-        if self._per_step is not None:
-            entry["supervised_tokens"] = sum(self._per_step[: state.global_step])
+        if self._supervised is not None:
+            entry["supervised_tokens"] = sum(self._supervised[: state.global_step])
         self._progress.step, self._progress.entry = state.global_step, entry
         self._hooks.log(entry)
         self._hooks.progress(self._progress)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+                check_finite(f"weight {name}", math.nan, state.global_step)
         if processes() > 1:
             # The others write their own share of it.
             torch.distributed.barrier()
