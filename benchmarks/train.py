@@ -14,10 +14,13 @@ import argparse
 import json
 import os
 import platform
+import random
 from pathlib import Path
 from typing import Any
 
 import instructgen
+from instructgen.constraints import KINDS, Constraint
+from instructgen.store import read_rows
 
 DATA = Path(os.environ.get("INSTRUCTGEN_DATA", "../shared/data"))
 RESULT = Path(__file__).with_suffix(".json")
@@ -35,17 +38,40 @@ def datasets(work: Path) -> None:
     instructgen.curate(work / "mix", work / "clean")
 
 
+def constrained(work: Path) -> None:
+    """Dolly's short questions, each with one of three constraints on the answer's form."""
+    rng, lines = random.Random(0), []
+    for row in read_rows(work / "dolly"):
+        if row["input"] or len(row["instruction"].split()) > 20:
+            continue
+        name = rng.choice(("words_at_most", "sentences", "no_comma"))
+        constraint = Constraint(name, KINDS[name].draw(rng))
+        lines.append(
+            {
+                "task": f"{row['instruction']}\n\n{constraint.words}",
+                "answer": row["output"],
+                "check": constraint.dumps(),
+            }
+        )
+    file = work / "constrained.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[:3000]))
+    names = {"instruction": "task", "output": "answer", "label.constraint": "check"}
+    instructgen.import_data(
+        file, work / "constrained", mapping=names, license="CC-BY-SA-3.0", language="en"
+    )
+
+
 def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
     """What each stage trains, from what, on what."""
     sft = str(work / "sft")
     online = {
         "reward": ["verifiers:ifeval"],
-        "held_out_rows": 96,
-        "max_new_tokens": 64,
+        "held_out_rows": 128,
+        "max_new_tokens": 48,
         "max_length": 160,
         "batch_size": 4,
-        "learning_rate": 2e-4,
-        "steps": 50,
+        "learning_rate": 4e-4,
+        "steps": 40,
         "dtype": "bfloat16",
     }
     pairs = {
@@ -92,11 +118,17 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
             # It compares the rows of a batch with each other.
             "micro_batch_size": 4,
         },
-        "grpo": {"method": "grpo", "data": work / "dolly", "model": sft, **online},
-        "rloo": {"method": "rloo", "data": work / "dolly", "model": sft, **online},
+        "grpo": {
+            "method": "grpo",
+            "data": work / "constrained",
+            "model": sft,
+            **online,
+            "generations": 6,
+        },
+        "rloo": {"method": "rloo", "data": work / "constrained", "model": sft, **online},
         "ppo": {
             "method": "ppo",
-            "data": work / "dolly",
+            "data": work / "constrained",
             "model": sft,
             **online,
             "batch_size": 16,
@@ -113,6 +145,7 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     datasets(given.work)
+    constrained(given.work)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {"stages": {}}
     for name, stage in stages(given.work, given.model).items():
         if given.only and name not in given.only:
