@@ -367,7 +367,7 @@ class _Training:
             "steps": steps,
             "supervised_tokens": tokens,
             "seconds": round(seconds, 1),
-            "tokens_per_s": round(self.progress.tokens_per_s, 1) if self.progress else None,
+            "tokens_per_s": round(self.progress.tokens / seconds, 1) if self.progress else None,
             "resumed": checkpoint is not None,
             "reload": reload_,
             "evaluation": prepared.evaluation(self.base, str(run.folder))
