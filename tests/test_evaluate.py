@@ -16,16 +16,10 @@ from instructgen import ablate, evaluate, train
 from instructgen.sample import Sample
 from instructgen.store import read_log, read_samples
 from tests.conftest import ROOT
-from tests.tiny_model import make_tiny_model
 from tests.training_data import dataset, pairs, sentences
 
 pytestmark = pytest.mark.slow
 SHORT: dict[str, Any] = {"max_length": 96, "learning_rate": 2e-3, "evaluate": False}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +124,6 @@ def test_win_rates_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows: Path
     won = evaluate(str(sft), against=str(tiny), **more).measures[0]
     lost = evaluate(str(tiny), against=str(sft), **more).measures[0]
     assert won["after"]["value"] == pytest.approx(1 - lost["after"]["value"])
-    assert 0 <= won["after"]["value"] <= 1
     assert won["judged"] + won["abstained"] == 16
     itself = evaluate(str(sft), against=str(sft), **more).measures[0]
     assert itself["after"]["value"] == pytest.approx(0.5)
@@ -164,7 +157,6 @@ def test_the_harness_runs_tasks_from_a_folder(tiny: Path, tmp_path: Path) -> Non
     )
     assert [m["measure"] for m in found.measures] == ["even/acc"]
     assert found.measures[0]["after"]["rows"] == 12
-    assert 0 <= found.measures[0]["after"]["value"] <= 1
 
 
 def test_an_ablation_tells_sense_from_noise(tiny: Path, tmp_path: Path) -> None:
@@ -177,7 +169,7 @@ def test_an_ablation_tells_sense_from_noise(tiny: Path, tmp_path: Path) -> None:
     curated = dataset(tmp_path / "curated", good)
     held_out = dataset(tmp_path / "held", sentences(440)[400:])
     given: dict[str, Any] = {
-        "tokens": 2000, "seeds": 2, "model": str(tiny), "data": held_out, "rows": 30,
+        "tokens": 2000, "seeds": 3, "model": str(tiny), "data": held_out, "rows": 30,
         "max_length": 96, "learning_rate": 2e-3,
     }  # fmt: skip
     result = ablate([raw, curated], tmp_path / "out", **given)

@@ -264,10 +264,13 @@ def _interval(one: np.ndarray, other: np.ndarray, bytes_: np.ndarray) -> tuple[f
     over_rows = float(((draws @ differences.mean(0)) / (draws @ bytes_)).var())
     over_seeds = float(by_seed.var(ddof=1) / seeds) if seeds > 1 else 0.0
     whole = over_rows + over_seeds
+    if not whole:
+        # Arms of the same rows train the same models.
+        return float(by_seed.mean()), float(by_seed.mean())
     freedom = whole**2 / (
         over_rows**2 / (count - 1) + (over_seeds**2 / (seeds - 1) if seeds > 1 else 0.0)
     )
-    reach = float(t.ppf(0.975, freedom)) * whole**0.5 if whole else 0.0
+    reach = float(t.ppf(0.975, freedom)) * whole**0.5
     return float(by_seed.mean()) - reach, float(by_seed.mean()) + reach
 
 
