@@ -194,7 +194,7 @@ def _evaluated(facts: Mapping[str, Any]) -> list[str]:
         return ["None: no row was held out."]
     every = (found, *(v for v in found.values() if isinstance(v, Mapping) and "measure" in v))
     lines = [
-        (one["measure"], *(_estimated(one.get(k)) for k in ("before", "after", "difference")))
+        (one["measure"], *(estimated(one.get(k)) for k in ("before", "after", "difference")))
         for one in every
     ]
     held_out = facts["rows"]
@@ -206,7 +206,8 @@ def _evaluated(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _estimated(value: Mapping[str, Any] | None) -> str:
+def estimated(value: Mapping[str, Any] | None) -> str:
+    """A number with its interval, as a cell; empty where there is none."""
     if value is None:
         return ""
     return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"

@@ -20,50 +20,51 @@ _LINE_EVERY_S = 10.0
 @contextmanager
 def watching(console: Console, *, show: bool) -> Iterator[Watch | None]:
     """A watcher for `generate`; None when nothing is to be shown."""
-    if not show:
-        yield None
-    elif console.is_terminal:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
-            live.update(Text("loading the model ..."))
-            yield lambda progress: live.update(Text("\n".join(lines(progress))))
-    else:
-        last = time.monotonic()
-
-        def log(progress: Progress) -> None:
-            nonlocal last
-            if time.monotonic() - last >= _LINE_EVERY_S:
-                last = time.monotonic()
-                console.print("; ".join(lines(progress)), markup=False)
-
-        yield log
+    with _watching(console, show, "loading the model ...", lines) as watch:
+        yield watch
 
 
 @contextmanager
 def watching_stages(console: Console, *, show: bool) -> Iterator[Callable[..., None] | None]:
     """A watcher for a stage's name, the rows done with, and all of them where that is known."""
+    with _watching(console, show, "reading ...", _stage_lines) as watch:
+        yield watch
+
+
+@contextmanager
+def watching_training(console: Console, *, show: bool) -> Iterator[Callable[..., None] | None]:
+    """A watcher for `train`: its progress, and a name to stand before it."""
+    with _watching(console, show, "loading the model ...", _training_lines) as watch:
+        yield watch
+
+
+@contextmanager
+def _watching(
+    console: Console, show: bool, first: str, said: Callable[..., list[str]]
+) -> Iterator[Callable[..., None] | None]:
     if not show:
         yield None
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            live.update(Text("reading ..."))
-            yield lambda *done: live.update(Text(_stage_line(*done)))
+            live.update(Text(first))
+            yield lambda *state: live.update(Text("\n".join(said(*state))))
     else:
         last = time.monotonic()
 
-        def log(stage: str, done: int, count: int | None) -> None:
+        def log(*state: Any) -> None:
             nonlocal last
             if time.monotonic() - last >= _LINE_EVERY_S:
                 last = time.monotonic()
-                console.print(_stage_line(stage, done, count), markup=False)
+                console.print("; ".join(said(*state)), markup=False)
 
         yield log
 
 
-def _stage_line(stage: str, done: int, count: int | None) -> str:
+def _stage_lines(stage: str, done: int, count: int | None) -> list[str]:
     if not count:
-        return f"{stage}: {done:,} rows"
+        return [f"{stage}: {done:,} rows"]
     filled = round(24 * done / count)
-    return f"{'━' * filled}{'╌' * (24 - filled)} {stage}: {done:,} of {count:,} rows"
+    return [f"{'━' * filled}{'╌' * (24 - filled)} {stage}: {done:,} of {count:,} rows"]
 
 
 def lines(p: Progress) -> list[str]:
@@ -95,28 +96,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-@contextmanager
-def watching_training(console: Console, *, show: bool) -> Iterator[Callable[..., None] | None]:
-    """A watcher for `train`; None when nothing is to be shown."""
-    if not show:
-        yield None
-    elif console.is_terminal:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
-            live.update(Text("loading the model ..."))
-            yield lambda progress, *name: live.update(Text(_training_line(progress, *name)))
-    else:
-        last = time.monotonic()
-
-        def log(progress: Any, *name: str) -> None:
-            nonlocal last
-            if time.monotonic() - last >= _LINE_EVERY_S:
-                last = time.monotonic()
-                console.print(_training_line(progress, *name), markup=False)
-
-        yield log
-
-
-def _training_line(p: Any, name: str = "") -> str:
+def _training_lines(p: Any, name: str = "") -> list[str]:
     filled = round(24 * p.step / p.steps)
     before = f"{name}: " if name else ""
     parts = [f"{before}{'━' * filled}{'╌' * (24 - filled)} step {p.step:,} of {p.steps:,}"]
@@ -125,4 +105,4 @@ def _training_line(p: Any, name: str = "") -> str:
         parts.append(f"{p.tokens_per_s:,.0f} tokens/s")
     if p.seconds_left is not None and p.step < p.steps:
         parts.append(f"{_clock(p.seconds_left)} left")
-    return ", ".join(parts)
+    return [", ".join(parts)]

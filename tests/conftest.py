@@ -61,6 +61,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model of a million random parameters, with a tokenizer of its own."""
+    from tests.tiny_model import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture
 def seeds_file(tmp_path: Path) -> Path:
     """Twelve seed tasks of our own, in our format."""

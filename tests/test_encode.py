@@ -77,7 +77,8 @@ def test_masks_hold_for_any_text(folder: Path, before, question: str, answer: st
     if isinstance(row, Unusable):
         assert row.reason == "control_token"
         return
-    ends = [i for i, t in zip(row.ids, row.trained, strict=True) if t and i in encoder.special_ids]
+    special = encoder.tokenizer.all_special_ids
+    ends = [i for i, t in zip(row.ids, row.trained, strict=True) if t and i in special]
     # One end of turn for every answer, and no other token of the tokenizer's own.
     assert len(ends) == sum(m.role == "assistant" for m in history) + 1
     kept = trained(encoder, row)

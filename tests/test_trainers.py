@@ -57,11 +57,6 @@ SHORT: dict[str, Any] = {"max_length": 96, "learning_rate": 1e-3, "evaluate": Fa
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset(tmp_path_factory.mktemp("rows"), sentences(200))
 

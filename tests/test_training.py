@@ -10,17 +10,11 @@ import pytest
 from instructgen import train
 from instructgen.constraints import LABEL, Constraint
 from instructgen.sample import Label
-from tests.tiny_model import make_tiny_model
 from tests.training_data import dataset, pairs, sentences
 
 pytestmark = pytest.mark.slow
 LOWER_CASE = Label(LABEL, Constraint("lower_case", {}).dumps())
 SHORT: dict[str, Any] = {"max_length": 96, "learning_rate": 2e-3, "held_out_rows": 40}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

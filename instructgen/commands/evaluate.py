@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from instructgen.card import table
+from instructgen.card import estimated, table
 from instructgen.commands.train import versions
 from instructgen.engines.models import model_digest
 from instructgen.errors import ConfigError, InputError
@@ -230,7 +230,7 @@ def _written(
 def _table(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
     lines = []
     for m in evaluation.measures:
-        cells = [_estimated(m.get(key)) for key in ("after", "before", "difference")]
+        cells = [estimated(m.get(key)) for key in ("after", "before", "difference")]
         lines.append((m["measure"], *cells, str(m["after"]["rows"]), m["better"]))
     head = ("measure", names[0], names[1] if len(names) > 1 else "", "difference", "rows", "better")
     return [
@@ -241,9 +241,3 @@ def _table(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
         *table(head, lines),
         "",
     ]
-
-
-def _estimated(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"

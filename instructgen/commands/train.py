@@ -7,8 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,13 +16,21 @@ import orjson
 
 from instructgen.card import model_card
 from instructgen.commands.derived import name_of
+from instructgen.commands.prepare import ONLINE, PAIRS, fits, prepare
 from instructgen.config import load_table
 from instructgen.contents import Contents
 from instructgen.engines.models import default_model, model_digest
 from instructgen.errors import ConfigError, InputError, StorageError
 from instructgen.plugins import suggest
-from instructgen.sample import Sample
-from instructgen.store import ModelRun, digest_of, read_log, read_training, storage, training
+from instructgen.store import (
+    ModelRun,
+    digest_of,
+    read_log,
+    read_training,
+    step_of,
+    storage,
+    training,
+)
 from instructgen.training.options import (
     OPTIONS,
     Method,
@@ -34,13 +41,9 @@ from instructgen.training.options import (
 )
 
 if TYPE_CHECKING:
-    from instructgen.training.encode import Encoded, Encoder
-    from instructgen.training.rows import LeftOut, Rows
-    from instructgen.training.trainers import Job, Progress
+    from instructgen.training.trainers import Progress
 
 _PACKAGES = ("instructgen", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-_PAIRS = ("reward", "dpo", "kto")
-_ONLINE = ("grpo", "rloo", "ppo")
 _PROBES = 4
 _PROBE_TOKENS = 64
 
@@ -141,14 +144,14 @@ def check(
     settings = load_table(
         OPTIONS[chosen], None if recipe is None else str(recipe), "train", dict(options)
     )
-    if (chosen in _ONLINE) != bool(reward):
+    if (chosen in ONLINE) != bool(reward):
         hint = (
             "Give --reward models/rm, or --reward verifiers:ifeval,math."
-            if chosen in _ONLINE
+            if chosen in ONLINE
             else "Leave --reward out."
         )
         raise ConfigError(
-            f"train {method} {'needs a' if chosen in _ONLINE else 'has no'} reward.", hint
+            f"train {method} {'needs a' if chosen in ONLINE else 'has no'} reward.", hint
         )
     _check_inputs(chosen, Path(data))
     return chosen, settings
@@ -200,7 +203,7 @@ def _check_inputs(method: Method, source: Path) -> None:
 
     if not source.exists():
         raise InputError("no such dataset.", path=source, hint="Check the path.")
-    wanted = "preferences" if method in _PAIRS else "instructions"
+    wanted = "preferences" if method in PAIRS else "instructions"
     if (shape := shape_at(source)) != wanted:
         hint = (
             "Run: instructgen import --as preferences, or instructgen prefer."
@@ -285,10 +288,10 @@ class _Training:
             self.source,
             self.held_out,
             options.held_out_rows,
-            lambda sample: _fits(sample, encoder, options),
+            lambda sample: fits(sample, encoder, options),
         )
         left_out = LeftOut()
-        prepared = _prepared(self.method, rows, encoder, options, left_out, self.reward)
+        prepared = prepare(self.method, rows, encoder, options, left_out, self.reward)
         if not prepared.count:
             reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.counts().items())
             raise InputError(
@@ -336,7 +339,7 @@ class _Training:
             trainer.accelerator.wait_for_everyone()
             checkpoint = checkpoint if is_main() else run.newest()
             if is_main():
-                run.forget_after(0 if checkpoint is None else _step_of(checkpoint))
+                run.forget_after(0 if checkpoint is None else step_of(checkpoint))
                 lines = (orjson.dumps(row) + b"\n" for row in left_out.rows)
                 run.write("left_out.jsonl", b"".join(lines))
             if checkpoint is not None:
@@ -410,21 +413,18 @@ class _Training:
         trainer.save_model(str(saved))
         if not is_main():
             return {}
-        for junk in ("training_args.bin", "README.md", "optimizer.pt"):
+        for junk in ("training_args.bin", "README.md"):
             (saved / junk).unlink(missing_ok=True)
         if adapters:
             merged = policy.load_model(str(saved), self.head, tokenizer=tokenizer)
-            if merged_is_adapter := hasattr(merged, "peft_config"):
+            if hasattr(merged, "peft_config"):
                 shutil.copytree(saved, export, dirs_exist_ok=True)
             else:
                 merged.save_pretrained(export)
             del merged
-            (saved / "README.md").unlink(missing_ok=True)
             for file in saved.iterdir():
                 if not file.name.startswith("adapter_"):
                     file.unlink()
-            if merged_is_adapter:
-                (export / "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(export)
         reloaded = policy.load_model(str(export), self.head, tokenizer=tokenizer)
         return policy.check_reload(
@@ -435,255 +435,6 @@ class _Training:
             # Of weights in shards, what one process holds is not the model.
             rough=self.options.peft == "qlora" or trainer_shards(trainer),
         )
-
-
-def _fits(sample: Sample, encoder: Encoder, options: TrainOptions) -> bool:
-    """Whether a row can be measured: all of it within the length that is trained."""
-    from instructgen.training.encode import Unusable
-
-    answers = [sample.output, *([sample.rejected_output] if sample.rejected_output else [])]
-    rows = [encoder.encode(sample, answer) for answer in answers]
-    return not any(isinstance(r, Unusable) or len(r.ids) > options.max_length for r in rows)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What one method makes of its rows."""
-
-    count: int
-    trained: list[Sample]
-    probes: list[list[int]]
-    trainer: Callable[[Job], tuple[Any, int | None]]
-    evaluation: Callable[[str, str], dict[str, Any] | None]
-
-
-def _prepared(
-    method: Method,
-    rows: Rows,
-    encoder: Encoder,
-    options: TrainOptions,
-    left_out: LeftOut,
-    reward: Sequence[str],
-) -> _Prepared:
-    if isinstance(options, SftOptions):
-        return _supervised(rows, encoder, options, left_out)
-    if method in _PAIRS:
-        return _preferences(method, rows, encoder, options, left_out)
-    assert isinstance(options, OnlineOptions)
-    return _online(method, rows, encoder, options, left_out, reward)
-
-
-def _supervised(rows: Rows, encoder: Encoder, options: SftOptions, left_out: LeftOut) -> _Prepared:
-    from instructgen.evaluation.measures import Framing, bits_per_byte, compared
-    from instructgen.training.rows import encoded
-    from instructgen.training.trainers import sft_trainer
-
-    known = {sample.source for sample in rows.train}
-    for source in options.weights:
-        if source not in known:
-            raise ConfigError(
-                f"weights: no row is of the source {source!r}.", suggest(source, sorted(known))
-            )
-    truncate = options.too_long == "truncate"
-    made = encoded(rows.train, encoder, options.max_length, left_out, truncate=truncate)
-    weights = [_weight(sample, options) for sample, _ in made]
-    both: list[Encoded] = [row for _, row in made]
-    if options.rationale:
-        tasks = [t for s, _ in made if (t := _rationale(s)) is not None]
-        if not tasks:
-            raise ConfigError(
-                "rationale is given, and no row has a label `rationale`.",
-                "Import with --map label.rationale=FIELD, or leave it out.",
-            )
-        second = encoded(tasks, encoder, options.max_length, left_out, truncate=truncate)
-        both += [row for _, row in second]
-        weights += [options.rationale * _weight(s, options) for s, _ in second]
-
-    def evaluation(before: str, after: str) -> dict[str, Any] | None:
-        framing = Framing(options.max_length, options.format, options.pad_token)
-        return compared(
-            bits_per_byte(after, rows.held_out, framing),
-            bits_per_byte(before, rows.held_out, framing),
-        )
-
-    return _Prepared(
-        count=len(both),
-        trained=[sample for sample, _ in made],
-        probes=[row.ids for row in both],
-        trainer=lambda job: sft_trainer(job, both, weights),
-        evaluation=evaluation,
-    )
-
-
-def _weight(sample: Sample, options: SftOptions) -> float:
-    weight = options.weights.get(sample.source, 1.0)
-    if options.weight_score is not None:
-        score = sample.score(options.weight_score)
-        if score is None or score.value is None or score.value < 0:
-            raise ConfigError(
-                f"row {sample.id} has no score {options.weight_score!r} of 0 or more.",
-                "Curate with the filter that gives it, or leave weight_score out.",
-            )
-        weight *= score.value
-    return weight
-
-
-def _rationale(sample: Sample) -> Sample | None:
-    """The second task of a row: to write down its reasons (Hsieh et al. 2023, section 3.2)."""
-    from instructgen.verifiers import label
-
-    reasons = label(sample, "rationale")
-    if not reasons:
-        return None
-    return replace(sample, instruction=f"[rationale] {sample.instruction}", output=reasons)
-
-
-def _preferences(
-    method: Method, rows: Rows, encoder: Encoder, options: TrainOptions, left_out: LeftOut
-) -> _Prepared:
-    from instructgen.evaluation.measures import (
-        Framing,
-        compared,
-        pair_accuracy,
-        pair_margins,
-        reward_margins,
-    )
-    from instructgen.training.rows import encoded
-    from instructgen.training.trainers import Pair, dpo_trainer, kto_trainer, reward_trainer
-
-    chosen = {
-        s.id: (s, row) for s, row in encoded(rows.train, encoder, options.max_length, left_out)
-    }
-    rejected = encoded(
-        [s for s, _ in chosen.values()],
-        encoder,
-        options.max_length,
-        left_out,
-        answer=lambda s: s.rejected_output or "",
-    )
-    pairs = [Pair(chosen[s.id][1], row) for s, row in rejected]
-    make = {"reward": reward_trainer, "dpo": dpo_trainer, "kto": kto_trainer}[method]
-
-    def evaluation(before: str, after: str) -> dict[str, Any] | None:
-        framing = Framing(options.max_length, options.format, options.pad_token)
-        if method == "reward":
-            return compared(pair_accuracy(reward_margins(after, rows.held_out, framing)))
-        then = pair_margins(before, rows.held_out, framing)
-        now = pair_margins(after, rows.held_out, framing)
-        by_token = compared(
-            pair_accuracy({k: v[1] for k, v in now.items()}),
-            pair_accuracy({k: v[1] for k, v in then.items()}),
-        )
-        # What DPO optimises: which answer has become likelier than the other.
-        gained = {k: v[0] - then[k][0] for k, v in now.items() if k in then}
-        return {**by_token, "reward_accuracy": compared(pair_accuracy(gained, "reward_accuracy"))}
-
-    return _Prepared(
-        count=len(pairs),
-        trained=[s for s, _ in rejected],
-        probes=[p.chosen.ids for p in pairs],
-        trainer=lambda job: (make(job, pairs), None),
-        evaluation=evaluation,
-    )
-
-
-def _online(
-    method: Method,
-    rows: Rows,
-    encoder: Encoder,
-    options: OnlineOptions,
-    left_out: LeftOut,
-    reward: Sequence[str],
-) -> _Prepared:
-    from instructgen.engines.transformers import TransformersEngine
-    from instructgen.evaluation.answers import completions, requests_for
-    from instructgen.evaluation.measures import compared, rewards_measured
-    from instructgen.training.ppo import PpoTrainer
-    from instructgen.training.rewards import rewards_of, tasks_of
-    from instructgen.training.rollouts import vllm_sampler
-    from instructgen.training.trainers import group_trainer
-
-    rewards = rewards_of(reward)
-    for name in options.reward_weights:
-        if name not in (names := [r.name for r in rewards]):
-            raise ConfigError(
-                f"reward_weights: no reward is called {name!r}.", suggest(name, names)
-            )
-    tasks, others = tasks_of(rewards, rows.train, options.seed)
-    for sample in others:
-        left_out.add(sample, "no_reward", "no verifier can judge it")
-    usable, prompts, probes = [], [], []
-    for task in tasks:
-        text = encoder.prompt(task)
-        if not isinstance(text, str):
-            left_out.add(task, text.reason, text.detail)
-            continue
-        ids = encoder.ids(text)
-        if len(ids) + options.max_new_tokens > options.max_length:
-            left_out.add(task, "too_long", f"{len(ids)} tokens and {options.max_new_tokens} new")
-            continue
-        usable.append(task)
-        prompts.append(text)
-        probes.append(ids)
-    unseen = [
-        task
-        for task in tasks_of(rewards, rows.held_out, options.seed + 1)[0]
-        if isinstance(text := encoder.prompt(task), str)
-        and len(encoder.ids(text)) + options.max_new_tokens <= options.max_length
-    ]
-    # Tokens, so that both models are asked in the format that was trained.
-    asked = [tuple(encoder.ids(str(encoder.prompt(task)))) for task in unseen]
-
-    def weighted(tasks: Sequence[Sample], answers: Sequence[str]) -> list[float]:
-        total = [0.0] * len(tasks)
-        for one in rewards:
-            weight = options.reward_weights.get(one.name, 1.0)
-            for i, value in enumerate(one.score(tasks, answers)):
-                total[i] += weight * (value or 0.0)
-        return total
-
-    def scores(answers: list[str], at: list[int]) -> list[float]:
-        return weighted([usable[i] for i in at], answers)
-
-    def scored(one: Any, answers: list[str], at: list[int]) -> Any:
-        return one.score([usable[i] for i in at], answers)
-
-    def trainer(job: Job) -> tuple[Any, int | None]:
-        sampler = None
-        if options.rollouts == "vllm":
-            sampler = vllm_sampler(job.tokenizer, options, job.checkpoints)
-        if method == "ppo":
-            return PpoTrainer(job, prompts, scores, sampler), None
-        named = {r.name: partial(scored, r) for r in rewards}
-        return group_trainer(job, prompts, named, sampler), None
-
-    def evaluation(before: str, after: str) -> dict[str, Any] | None:
-        if not unseen:
-            return None
-
-        def measured(name: str) -> Any:
-            engine = TransformersEngine(model=name, max_model_len=max(256, options.max_length))
-            # Sampled as in training: that is the number the method raises.
-            requests = requests_for(
-                asked,
-                temperature=options.temperature,
-                max_tokens=options.max_new_tokens,
-                seed=options.seed,
-            )
-            made = completions(engine, requests)
-            engine.close()
-            values = weighted(unseen, [c.text for c in made])
-            return rewards_measured("reward", values, [t.id for t in unseen])
-
-        return compared(measured(after), measured(before))
-
-    return _Prepared(
-        count=len(usable),
-        trained=usable,
-        probes=probes,
-        trainer=trainer,
-        evaluation=evaluation,
-    )
 
 
 @contextmanager
@@ -728,10 +479,6 @@ def _check_space(model: Any, options: TrainOptions, folder: Path) -> None:
             f"{needed / 1e9:.1f} GB for checkpoints and the model.",
             "Free space, or give another --out.",
         )
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def versions() -> dict[str, str]:

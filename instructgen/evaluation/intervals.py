@@ -24,17 +24,9 @@ class Estimate:
     high: float
     rows: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether 0 lies outside of the interval."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
-
 
 def ratio(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> Estimate:
-    """The sum of parts over the sum of wholes, both by row."""
+    """The sum of parts over the sum of wholes, both by row; a mean where each whole is 1."""
     return _bootstrap([np.asarray(parts, float)], np.asarray(wholes, float), [1.0], seed)
 
 
@@ -44,16 +36,6 @@ def ratio_difference(
     """How far one model's ratio lies from another's, on the same rows."""
     parts = [np.asarray(after, float), np.asarray(before, float)]
     return _bootstrap(parts, np.asarray(wholes, float), [1.0, -1.0], seed)
-
-
-def mean(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of a value per row."""
-    return ratio(values, np.ones(len(values)).tolist(), seed)
-
-
-def mean_difference(after: Sequence[float], before: Sequence[float], seed: int = 0) -> Estimate:
-    """How far one model's mean lies from another's, on the same rows."""
-    return ratio_difference(after, before, np.ones(len(after)).tolist(), seed)
 
 
 def _bootstrap(

@@ -3,7 +3,7 @@
 The only package that writes durable files.
 """
 
-from instructgen.store.checkpoints import ModelRun, read_log, read_training, training
+from instructgen.store.checkpoints import ModelRun, read_log, read_training, step_of, training
 from instructgen.store.dataset import (
     SPLITS,
     Part,
@@ -50,6 +50,7 @@ __all__ = [
     "read_training",
     "shape_of",
     "splits_of",
+    "step_of",
     "storage",
     "training",
     "write_atomic",

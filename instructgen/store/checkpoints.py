@@ -76,7 +76,7 @@ class ModelRun:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint; others are removed, and named in ``messages``."""
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True)
+        found = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
         for checkpoint in found:
             if amiss := _amiss(checkpoint):
                 self.messages.append(f"{checkpoint} is left out: {amiss}.")
@@ -229,7 +229,8 @@ def _dumped(asked: Mapping[str, Any], status: str) -> bytes:
     return orjson.dumps(run, option=orjson.OPT_INDENT_2)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name; -1 of what is none."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
 

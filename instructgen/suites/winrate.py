@@ -61,9 +61,7 @@ class WinRate(AnsweringSuite):
             # A score looks at one answer at a time: there is no order to swap.
             model = RewardModel(self.judge)
             pairs = zip(model.score(rows, mine), model.score(rows, theirs), strict=True)
-            return [
-                None if a is None or b is None else float(a > b) + 0.5 * (a == b) for a, b in pairs
-            ], {}
+            return [float(a > b) + 0.5 * (a == b) for a, b in pairs], {}
         engine = find("engines", self.engine)(
             model=self.judge, max_model_len=4 * subject.framing.max_length
         )

@@ -157,11 +157,6 @@ class Encoder:
         return None
 
     @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """The ids of the tokenizer's own tokens, ends of turn among them."""
-        return frozenset(self.tokenizer.convert_tokens_to_ids(self._special))
-
-    @cached_property
     def _control(self) -> re.Pattern[str] | None:
         return re.compile("|".join(map(re.escape, self._special))) if self._special else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,12 +11,16 @@ Peft = Literal["none", "lora", "qlora", "dora", "ia3", "adapter"]
 Format = Literal["chat", "alpaca", "dolly"]
 # Without adapters a step moves every weight, and has to be smaller.
 _ADAPTER_RATE = 10.0
+# Preferences and rewards are learned by smaller steps than answers.
+_RATE, _GENTLE_RATE = 2e-5, 2e-6
 
 
 class TrainOptions(BaseModel):
     """What all methods share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    # Without adapters, where none is given.
+    full_rate: ClassVar[float] = _RATE
 
     seed: int = Field(0, ge=0, lt=2**32, description="order of rows, new weights, sampling")
     epochs: float = Field(1.0, gt=0, le=1000, description="passes over the rows")
@@ -66,12 +70,7 @@ class TrainOptions(BaseModel):
         """The peak learning rate: as given, or the method's own."""
         if self.learning_rate is not None:
             return self.learning_rate
-        full = self.base_rate()
-        return full if self.peft == "none" else full * _ADAPTER_RATE
-
-    def base_rate(self) -> float:
-        """The learning rate without adapters."""
-        return 2e-5
+        return self.full_rate if self.peft == "none" else self.full_rate * _ADAPTER_RATE
 
 
 class SftOptions(TrainOptions):
@@ -114,31 +113,29 @@ class RewardOptions(TrainOptions):
 class DpoOptions(TrainOptions):
     """Direct preference optimisation."""
 
+    full_rate: ClassVar[float] = _GENTLE_RATE
+
     beta: float = Field(0.1, gt=0, description="how much leaving the starting model costs")
     loss: Literal["sigmoid", "sigmoid_norm", "ipo"] = Field(
         "sigmoid", description="sigmoid_norm: by length, as Tulu 3"
     )
     sft_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' likelihood")
 
-    def base_rate(self) -> float:
-        """A tenth of the supervised rate."""
-        return 2e-6
-
 
 class KtoOptions(TrainOptions):
     """Kahneman-Tversky optimisation: every answer by itself is good or bad."""
+
+    full_rate: ClassVar[float] = _GENTLE_RATE
 
     beta: float = Field(0.1, gt=0, description="how much leaving the starting model costs")
     desirable_weight: float = Field(1.0, ge=0, description="of good answers")
     undesirable_weight: float = Field(1.0, ge=0, description="of bad answers")
 
-    def base_rate(self) -> float:
-        """A tenth of the supervised rate."""
-        return 2e-6
-
 
 class OnlineOptions(TrainOptions):
     """What the methods share that learn from answers they sample."""
+
+    full_rate: ClassVar[float] = _GENTLE_RATE
 
     max_new_tokens: int = Field(128, ge=1, description="tokens of a sampled answer")
     temperature: float = Field(1.0, gt=0, description="of sampling")
@@ -148,10 +145,6 @@ class OnlineOptions(TrainOptions):
     rollouts: Literal["transformers", "vllm"] = Field(
         "transformers", description="what samples; vllm reloads the weights at every step"
     )
-
-    def base_rate(self) -> float:
-        """A tenth of the supervised rate."""
-        return 2e-6
 
 
 class GroupOptions(OnlineOptions):

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from instructgen.errors import ConfigError
+from instructgen.store import step_of
 from instructgen.training.options import PpoOptions
 from instructgen.training.policy import head_of
 from instructgen.training.rollouts import Sampler
@@ -425,7 +426,7 @@ class PpoTrainer:
         self.accelerator.save_state(str(folder))
         (folder / _STATE).write_text(json.dumps({"step": self.state.global_step}))
         self.job.hooks.saved(self.state.global_step)
-        for old in sorted(self.job.checkpoints.glob("checkpoint-*"), key=_step)[:-2]:
+        for old in sorted(self.job.checkpoints.glob("checkpoint-*"), key=step_of)[:-2]:
             shutil.rmtree(old)
 
     def _load(self, folder: Path) -> None:
@@ -439,7 +440,3 @@ class PpoTrainer:
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.job.tensorboard))
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -28,7 +28,7 @@ class Reward(Protocol):
     def name(self) -> str:
         """What it is called in logs and weights."""
 
-    def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float | None]:
+    def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> Sequence[float | None]:
         """A number per answer; None where this reward does not know."""
 
 
@@ -76,7 +76,7 @@ class RewardModel:
         self.model: Any = load_model(folder, "reward", tokenizer=self.tokenizer)
         self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float | None]:
+    def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float]:
         """The model's number for each.
 
         An answer that it cannot read, an empty one or one with forged turns, is worth less

@@ -36,6 +36,7 @@ from trl import (
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from instructgen.errors import ConfigError, TrainingError
+from instructgen.store import step_of
 from instructgen.training.encode import IGNORED, Encoded
 from instructgen.training.options import (
     DpoOptions,
@@ -268,15 +269,7 @@ def reward_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         max_length=options.max_length,
         center_rewards_coefficient=options.center or None,
     )
-    trainer = RewardTrainer(
-        model=job.model,
-        args=args,
-        train_dataset=rows.select(plan.order),
-        processing_class=job.tokenizer,
-        peft_config=job.peft,
-        callbacks=[_Watch(job.hooks, plan.steps)],
-    )
-    return _ready(trainer)
+    return _pair_trainer(RewardTrainer, job, args, rows.select(plan.order), plan.steps)
 
 
 def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
@@ -299,22 +292,7 @@ def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         loss_type=[options.loss, "sft"] if both else [options.loss],
         loss_weights=[1.0, options.sft_weight] if both else None,
     )
-    trainer = _Dpo(
-        model=job.model,
-        args=args,
-        train_dataset=rows.select(plan.order),
-        processing_class=job.tokenizer,
-        peft_config=job.peft,
-        callbacks=[_Watch(job.hooks, plan.steps)],
-    )
-    return _ready(trainer)
-
-
-class _Dpo(DPOTrainer):
-    """TRL's, on tokens that are ready."""
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        return dataset
+    return _pair_trainer(_Dpo, job, args, rows.select(plan.order), plan.steps)
 
 
 def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
@@ -350,22 +328,34 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         desirable_weight=options.desirable_weight,
         undesirable_weight=options.undesirable_weight,
     )
-    trainer = _Kto(
+    return _pair_trainer(_Kto, job, args, rows, plan.steps)
+
+
+def _pair_trainer(kind: Any, job: Job, args: Any, rows: Dataset, steps: int) -> Any:
+    trainer = kind(
         model=job.model,
         args=args,
         train_dataset=rows,
         processing_class=job.tokenizer,
         peft_config=job.peft,
-        callbacks=[_Watch(job.hooks, plan.steps)],
+        callbacks=[_Watch(job.hooks, steps)],
     )
     return _ready(trainer)
 
 
-class _Kto(KTOTrainer):
-    """TRL's, on tokens that are ready."""
+class _OurTokens:
+    """Rows are tokens already."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
+
+
+class _Dpo(_OurTokens, DPOTrainer):
+    """TRL's DPO on our tokens."""
+
+
+class _Kto(_OurTokens, KTOTrainer):
+    """TRL's KTO on our tokens."""
 
 
 # -- sampled answers ----------------------------------------------------------------------
@@ -472,7 +462,7 @@ class _Rloo(_OurPrompts, RLOOTrainer):
 
 def fit(trainer: Any, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint where there is one."""
-    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    step = 0 if checkpoint is None else step_of(checkpoint)
     if isinstance(trainer, Trainer) and step >= trainer.args.max_steps:
         # Transformers looks whether it is done only after a step: one too many.
         trainer._load_from_checkpoint(str(checkpoint))

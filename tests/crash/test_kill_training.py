@@ -16,7 +16,6 @@ import pytest
 from instructgen import train
 from instructgen.store import read_log
 from instructgen.store.checkpoints import training
-from tests.tiny_model import make_tiny_model
 from tests.training_data import dataset, sentences
 
 pytestmark = pytest.mark.slow
@@ -64,11 +63,6 @@ os.fsync = deadly_fsync
 import instructgen
 instructgen.train(method, data, out, model=model, **orjson.loads(options))
 """
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
