@@ -1,10 +1,12 @@
 """What `instructgen train sft` costs over TRL alone: tokens/s of both, in turns, one run.
 
-    python benchmarks/train_overhead.py [--rounds 2] [--steps 12]
+    python benchmarks/train_overhead.py [--rounds 5] [--rows 60]
 
-Both train SmolLM2-135M-Instruct with LoRA on Dolly in sequences of 512 packed tokens,
-with the same options, each round in processes of their own. Tokens are those that the
-model reads, by TRL's own count; seconds are the training's, without loading and saving.
+Both train SmolLM2-135M-Instruct with LoRA on the same rows of Dolly, once, in sequences of
+512 packed tokens, with the same options, each round in processes of their own. The rows fit
+a sequence: TRL would cut longer ones, we leave them out, and the shares of answers would
+differ. Tokens are those that the model reads; seconds are the training's, without loading.
+Two runs of the same differ by up to 8% here, so that the medians of several are compared.
 Writes benchmarks/train_overhead.json. Needs INSTRUCTGEN_DATA and a quiet machine.
 """
 
@@ -15,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,10 +30,10 @@ LENGTH, BATCH, RATE = 512, 4, 2e-4
 
 OURS = """
 import sys, json, instructgen
-data, out, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-facts = instructgen.train("sft", data, out, model="smollm2", peft="lora", steps=steps,
+data, out = sys.argv[1:3]
+facts = instructgen.train("sft", data, out, model="smollm2", peft="lora", epochs=1,
     max_length=%d, batch_size=%d, learning_rate=%r, held_out_rows=0, evaluate=False).facts
-print(json.dumps({"tokens_per_s": facts["tokens_per_s"]}))
+print(json.dumps({k: facts[k] for k in ("tokens_per_s", "steps", "supervised_tokens")}))
 """
 BARE = """
 import sys, json, os, time, tempfile
@@ -41,13 +44,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 import torch
 from instructgen.engines.models import model_folder
-data, steps = sys.argv[1], int(sys.argv[3])
+data = sys.argv[1]
 folder = model_folder("smollm2")
 tokenizer = AutoTokenizer.from_pretrained(folder)
 rows = load_dataset("parquet", data_files=data + "/data/*.parquet", split="train")
 rows = rows.map(lambda r: {"prompt": r["messages"][:-1], "completion": r["messages"][-1:]},
                 remove_columns=rows.column_names)
-args = SFTConfig(output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, max_steps=steps,
+args = SFTConfig(output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, num_train_epochs=1,
     per_device_train_batch_size=1, gradient_accumulation_steps=%d, learning_rate=%r,
     lr_scheduler_type="cosine", max_length=%d, packing=True, logging_steps=1, save_steps=50,
     gradient_checkpointing=False, report_to=["tensorboard"], disable_tqdm=True, weight_decay=0.0)
@@ -57,39 +60,45 @@ trainer = SFTTrainer(model=model, args=args, train_dataset=rows, processing_clas
 began = time.monotonic()
 trainer.train()
 seconds = time.monotonic() - began
-print(json.dumps({"tokens_per_s": trainer._total_train_tokens / seconds}))
+print(json.dumps({"tokens_per_s": trainer._total_train_tokens / seconds,
+    "steps": trainer.state.global_step}))
 """
 
 
 def main() -> None:
     """Both in turns, and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=60)
     given = parser.parse_args()
     import instructgen
 
     work = Path(tempfile.mkdtemp())
-    dolly = DATA / "dolly/databricks-dolly-15k.rejoined.jsonl"
-    data = instructgen.import_data(dolly, work / "dolly").out
+    dolly = (DATA / "dolly/databricks-dolly-15k.rejoined.jsonl").read_text().splitlines(True)
+    (work / "dolly.jsonl").write_text("".join([x for x in dolly if len(x) < 1200][: given.rows]))
+    data = instructgen.import_data(work / "dolly.jsonl", work / "dolly").out
     codes = {
         "instructgen": OURS % (LENGTH, BATCH, RATE),
         "trl": BARE % (BATCH, RATE, LENGTH),
     }
     found: dict[str, list[float]] = {name: [] for name in codes}
+    said: dict[str, dict[str, float]] = {}
     for number in range(given.rounds):
-        for name, code in codes.items():
+        # Turns about: a machine that slows down slows both.
+        for name in sorted(codes, reverse=number % 2 == 1):
             out = work / f"{name}-{number}"
-            argv = [sys.executable, "-c", code, str(data), str(out), str(given.steps)]
+            argv = [sys.executable, "-c", codes[name], str(data), str(out)]
             done = subprocess.run(argv, capture_output=True, text=True, check=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1])["tokens_per_s"])
+            said[name] = json.loads(done.stdout.splitlines()[-1])
+            found[name].append(round(said[name].pop("tokens_per_s"), 1))
             print(name, found[name][-1], flush=True)
             shutil.rmtree(out, ignore_errors=True)
-    means = {name: sum(values) / len(values) for name, values in found.items()}
+    typical = {name: statistics.median(values) for name, values in found.items()}
     result = {
         "tokens_per_s": found,
-        "ratio": round(means["instructgen"] / means["trl"], 3),
-        "steps": given.steps,
+        "ratio": round(typical["instructgen"] / typical["trl"], 3),
+        "rows": given.rows,
+        "trained": said,
         "sequence": LENGTH,
         "batch": BATCH,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
