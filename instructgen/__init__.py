@@ -23,6 +23,8 @@ __all__ = [
     "preview",
     "publish",
     "rebuild",
+    "report",
+    "run",
     "train",
 ]
 
@@ -39,23 +41,14 @@ if TYPE_CHECKING:
     from instructgen.commands.prefer import prefer
     from instructgen.commands.preview import preview
     from instructgen.commands.publish import publish
+    from instructgen.commands.report import report
     from instructgen.commands.train import train
+    from instructgen.pipeline.steps import run
 
 _MODULES = {
-    "ablate": "ablate",
-    "curate": "curate",
-    "dedup": "dedup",
-    "evaluate": "evaluate",
-    "explain": "explain",
-    "export": "export",
-    "generate": "generate",
-    "import_data": "import_data",
-    "merge": "merge",
-    "prefer": "prefer",
-    "preview": "preview",
-    "publish": "publish",
-    "rebuild": "generate",
-    "train": "train",
+    **{name: f"instructgen.commands.{name}" for name in __all__},
+    "rebuild": "instructgen.commands.generate",
+    "run": "instructgen.pipeline.steps",
 }
 
 
@@ -64,6 +57,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'instructgen' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"instructgen.commands.{_MODULES[name]}"), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value

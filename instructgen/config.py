@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -177,6 +177,15 @@ def load_table(model: type[M], recipe: str | None, table: str, options: dict[str
     return _merged(model, values, options, path, table)
 
 
+def load_whole(model: type[M], path: Path) -> M:
+    """A TOML file of which every table is known to ``model``.
+
+    Raises:
+        ConfigError: the file or a key is bad; every bad key has its line.
+    """
+    return _build(model, _read(path), path, "")
+
+
 def recorded_filters(filters: Sequence[Filter]) -> list[dict[str, Any]]:
     """The filters as plain data: what a dataset that they made is described by."""
     return [_named(f) for f in filters]
@@ -301,7 +310,7 @@ def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: S
     """One error as one line; ``options`` are the keys that a flag may have set."""
     *outer, last = error["loc"] or ("",)
     key = ".".join(str(part) for part in error["loc"])
-    where = f"{path}: {table}.{key}" if key else f"{path}: {table}"
+    where = f"{path}: {'.'.join(filter(None, (table, key)))}"
     message = str(error["msg"]).removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}"
     if error["type"] == "extra_forbidden":
@@ -318,10 +327,15 @@ def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: S
 def _inner(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
     """The table inside a table that an error's place leads to."""
     for part in loc:
-        kind = model.model_fields[str(part)].annotation
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        field = model.model_fields.get(str(part))
+        if field is None:
+            # The place in a list of tables, or the name in a table of tables.
+            continue
+        kinds = (field.annotation, *get_args(field.annotation))
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not inner:
             break
-        model = kind
+        model = inner[0]
     return model
 
 

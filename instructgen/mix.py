@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -84,6 +84,13 @@ class Strata:
     def add(self, row: int, sample: Sample) -> None:
         """Take note of a row."""
         self.rows.setdefault(str(getattr(sample, self.by) or "none"), []).append(row)
+
+    def remove(self, rows: Set[int]) -> None:
+        """Forget rows again."""
+        for name in list(self.rows):
+            self.rows[name] = [row for row in self.rows[name] if row not in rows]
+            if not self.rows[name]:
+                del self.rows[name]
 
 
 def copies(strata: Strata, options: MixOptions) -> dict[int, int]:
@@ -172,9 +179,11 @@ class Together:
         self._pairs: list[tuple[int, int]] = []
         self._rows: list[int] = []
         self._texts: list[str] = []
+        self._count = 0
 
     def add(self, row: int, sample: Sample) -> None:
         """Take note of a row."""
+        self._count = row + 1
         question = " ".join(sample.question.lower().split())
         for key in (f"q{digest(0, question)}", f"g{sample.source} {sample.origin.group}"):
             if key[0] == "g" and sample.origin.group is None:
@@ -205,6 +214,12 @@ class Together:
                     rest.append(first)
             order = rest
         return side
+
+    def beside(self, parted: Mapping[int, str]) -> set[int]:
+        """The rows that belong together with one of those parted from the rest, these excepted."""
+        label = self._components(self._count)
+        apart = {int(label[row]) for row in parted}
+        return {row for row in range(self._count) if int(label[row]) in apart} - parted.keys()
 
     def _components(self, count: int) -> npt.NDArray[np.int64]:
         from scipy.sparse import coo_matrix

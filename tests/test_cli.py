@@ -12,7 +12,7 @@ import orjson
 import pandas as pd
 import pytest
 
-from instructgen.cli.printing import printable
+from instructgen.printable import printable
 from tests.conftest import ROOT
 
 COMMAND = str(Path(sys.executable).parent / "instructgen")

@@ -16,9 +16,10 @@ from rich.markup import escape
 
 from instructgen import __version__
 from instructgen.cli import datasets, runs, training
-from instructgen.cli.printing import err, printable
+from instructgen.cli.printing import err
 from instructgen.errors import InstructgenError
 from instructgen.plugins import suggest
+from instructgen.printable import printable
 
 
 class _Group(click.Group):
@@ -52,6 +53,7 @@ for _command in (
     datasets.dedup,
     datasets.export,
     datasets.publish,
+    datasets.report,
     training.train,
     training.evaluate,
     training.ablate,

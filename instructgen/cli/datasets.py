@@ -15,11 +15,11 @@ from instructgen.cli.printing import (
     on_bad_row_option,
     print_funnel,
     print_json,
-    printable,
     quiet_option,
     screen,
     short,
 )
+from instructgen.printable import printable
 
 if TYPE_CHECKING:
     from instructgen.commands.derived import Derived
@@ -249,6 +249,58 @@ def export(data: Path, as_json: bool, **options: Any) -> None:
     screen.print(f"[bold]{result.rows:,} rows[/] in {escape(printable(str(result.to)))}")
     for sentence in result.obligations:
         screen.print(f"  - {escape(printable(sentence))}")
+    return None
+
+
+def _price(
+    _ctx: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        prompt, output = (float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not PROMPT,OUTPUT, as in 0.15,0.6.") from None
+    return prompt, output
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, type=_PATH)
+@click.option("--out", required=True, type=_PATH, help="The page: one HTML file.")
+@click.option(
+    "--seeds",
+    multiple=True,
+    type=_PATH,
+    metavar="FILE",
+    help="Seed tasks or a dataset that rows are compared with; a run knows its own.",
+)
+@click.option(
+    "--reference", type=_PATH, metavar="DATA", help="Rows by people, whose lengths stand beside."
+)
+@click.option(
+    "--price",
+    callback=_price,
+    metavar="PROMPT,OUTPUT",
+    help="What a million tokens of prompts and of completions cost.",
+)
+@quiet_option
+@json_option
+def report(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Write a page to look at: what datasets, runs, models and evaluations hold.
+
+    \b
+    Examples:
+      instructgen report runs/a --out report.html
+      instructgen report data/clean models/sft --seeds seeds/general.jsonl --out report.html
+    """
+    from instructgen.commands.report import report as run
+    from instructgen.progress import watching_stages
+
+    with watching_stages(err, show=not quiet and not as_json) as watch:
+        result = run(inputs, out, watch=watch, **options)
+    if as_json:
+        return print_json(result)
+    screen.print(f"report   {escape(printable(str(result.to)))} ({result.bytes:,} bytes)")
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,8 @@ import orjson
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from instructgen.printable import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,16 +43,6 @@ def on_bad_row_option(command: F) -> F:
         show_default=True,
         help="What a row that cannot be used does.",
     )(command)
-
-
-def printable(text: str) -> str:
-    """Text from a model or a file made safe for a terminal: no control characters."""
-    return "".join(
-        c
-        if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") or c in "\u200c\u200d"
-        else "\ufffd"
-        for c in text
-    )
 
 
 def print_json(value: Any) -> None:

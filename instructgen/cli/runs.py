@@ -18,11 +18,11 @@ from instructgen.cli.printing import (
     print_funnel,
     print_json,
     print_row,
-    printable,
     quiet_option,
     screen,
     short,
 )
+from instructgen.printable import printable
 
 if TYPE_CHECKING:
     from instructgen.commands.explain import Explanation
@@ -39,8 +39,9 @@ def _run_options(command: F) -> F:
                 "--seeds",
                 multiple=True,
                 required=True,
+                type=click.Path(path_type=Path),
                 metavar="FILE",
-                help="Seed tasks: ours, Dolly, Alpaca or Self-Instruct; may be repeated.",
+                help="Seed tasks (ours, Dolly, Alpaca, Self-Instruct) or a dataset; repeatable.",
             ),
             click.option("--target", type=int, required=True, help="Accepted rows to make."),
             click.option(

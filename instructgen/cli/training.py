@@ -13,10 +13,10 @@ from instructgen.cli.printing import (
     err,
     json_option,
     print_json,
-    printable,
     quiet_option,
     screen,
 )
+from instructgen.printable import printable
 
 _PATH = click.Path(path_type=Path)
 # What the command's function takes besides options of the method.

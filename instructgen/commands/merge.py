@@ -26,14 +26,16 @@ from instructgen.commands.derived import (
 )
 from instructgen.commands.import_data import Watch
 from instructgen.config import load_mix
-from instructgen.errors import InputError
+from instructgen.errors import ConfigError, InputError
 from instructgen.licences import Requirement
 from instructgen.mix import MixOptions, SplitOptions, Strata, Together, copies, digest
 from instructgen.sample import Label, Rejected, Rejection, Sample, Shape
-from instructgen.store import SPLITS, Spool, is_whole, making, read_samples, writing
+from instructgen.store import SPLITS, Spool, is_whole, making, read_samples, splits_of, writing
 
 _ROWS_PER_BUCKET = 20_000
 _NOT_DRAWN = Rejection("mix", "not_drawn", "the shares of the mix leave no room for it")
+_MEASURED = {"validation", "test"}
+_HELD_OUT = Rejection("mix", "held_out", "its question stands, or nearly, in a split to measure on")
 
 
 def merge(
@@ -46,6 +48,9 @@ def merge(
 ) -> Derived:
     """Mix datasets into one.
 
+    Of inputs that are split, rows to measure on stay in their split, and no row of the mix
+    that is trained on has one of their questions or nearly.
+
     Args:
         inputs: dataset or run folders.
         out: a folder for the mix. One made from the same is left as it is.
@@ -57,7 +62,7 @@ def merge(
 
     Raises:
         InputError: an input is not there, or no row is left.
-        ConfigError: the recipe or ``require`` is bad.
+        ConfigError: the recipe or ``require`` is bad, or splits again what is split.
         RunError: an input is no complete dataset, or ``out`` holds something else.
         StorageError: the disk refuses.
     """
@@ -95,21 +100,37 @@ class _Merge:
     ) -> None:
         self.paths, self.folder, self.shape = paths, folder, shape
         self.mix, self.split, self.require, self.watch = mix, split, require, watch
-        self.splits = SPLITS if split.validation or split.test else ("part",)
+        parted = next((p for p in paths if _MEASURED & splits_of(p).keys()), None)
+        asked = split.validation or split.test
+        if parted is not None and asked:
+            raise ConfigError(
+                f"{parted} is split already, and stays so in a mix.", "Leave [split] out."
+            )
+        self.splits = SPLITS if asked or parted is not None else ("part",)
 
     def write(self, made: dict[str, Any]) -> None:
         strata, together, count = Strata(self.mix.by), Together(self.split), 0
-        for count, (_, sample) in enumerate(self._rows("weigh"), start=1):
+        parted: dict[int, str] = {}
+        for row, split, sample in self._rows("weigh"):
+            count = row + 1
             if self._refused(sample) is None:
-                strata.add(count - 1, sample)
+                strata.add(row, sample)
                 if len(self.splits) > 1:
-                    together.add(count - 1, sample)
+                    together.add(row, sample)
+                if split in _MEASURED:
+                    parted[row] = split
+        beside = together.beside(parted) if parted else set()
+        strata.remove(beside)
         taken = copies(strata, self.mix)
         if not taken:
             raise InputError("no row is left for the mix.", hint="Look at --require and [mix].")
         sides = dict.fromkeys(taken, "part")
         if len(self.splits) > 1:
-            sides = together.sides(list(taken), self.mix.seed)
+            sides = (
+                {row: parted.get(row, "train") for row in taken}
+                if parted
+                else together.sides(list(taken), self.mix.seed)
+            )
             if "train" not in sides.values():
                 raise InputError(
                     "the split leaves nothing to train on.",
@@ -119,7 +140,7 @@ class _Merge:
             taken = {row: n if sides[row] == "train" else 1 for row, n in taken.items()}
         funnel = Funnel()
         with writing(self.folder, self.shape, self.splits) as writer:
-            self._write_rows(writer, taken, sides, funnel)
+            self._write_rows(writer, taken, sides, beside, funnel)
             if len(taken) + writer.rejected != count:
                 raise RuntimeError(f"{count} rows read, {len(taken)} taken, {writer.rejected} not")
             facts = {
@@ -143,14 +164,15 @@ class _Merge:
                 facts,
             )
 
-    def _rows(self, stage: str) -> Iterator[tuple[int, Sample]]:
+    def _rows(self, stage: str) -> Iterator[tuple[int, str, Sample]]:
         number = 0
         for path in self.paths:
-            for sample in read_samples(path):
-                yield number, sample
-                number += 1
-                if self.watch is not None and number % ROWS_AT_ONCE == 0:
-                    self.watch(stage, number, None)
+            for split in splits_of(path):
+                for sample in read_samples(path, split=split):
+                    yield number, split, sample
+                    number += 1
+                    if self.watch is not None and number % ROWS_AT_ONCE == 0:
+                        self.watch(stage, number, None)
 
     def _refused(self, sample: Sample) -> Rejection | None:
         if self.require is None:
@@ -159,7 +181,12 @@ class _Merge:
         return None if found is None else Rejection("licence", *found)
 
     def _write_rows(
-        self, writer: Any, taken: dict[int, int], sides: dict[int, str], funnel: Funnel
+        self,
+        writer: Any,
+        taken: dict[int, int],
+        sides: dict[int, str],
+        beside: set[int],
+        funnel: Funnel,
     ) -> None:
         """Park every row where its place in the mix is, then write place by place."""
         order = [row for row in sorted(taken) for _ in range(taken[row])]
@@ -171,11 +198,12 @@ class _Merge:
         buckets = -(-len(order) // _ROWS_PER_BUCKET)
         with Spool(self.folder, self.shape, buckets) as spool:
             rejected: list[Rejected] = []
-            for number, sample in self._rows("read"):
+            for number, _, sample in self._rows("read"):
                 for place in places.get(number, ()):
                     spool.add(place // _ROWS_PER_BUCKET, place, sample)
                 if number not in taken:
-                    reason = self._refused(sample) or _NOT_DRAWN
+                    left = _HELD_OUT if number in beside else _NOT_DRAWN
+                    reason = self._refused(sample) or left
                     at = writer.rejected + len(rejected)
                     rejected.append(Rejected(sample, reason, "merge", at))
                 if len(rejected) >= ROWS_AT_ONCE:

@@ -76,6 +76,10 @@ class SentenceEncoder:
     """A sentence-transformers model. It sees the beginning of a long text, MiniLM 256 tokens."""
 
     def __init__(self, name: str) -> None:
+        import logging as standard
+
+        # It says at every import what it cannot do on a CPU.
+        standard.getLogger("bitsandbytes").setLevel(standard.ERROR)
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 

@@ -22,8 +22,16 @@ from instructgen.store.dataset import (
     write_dataset,
     writing,
 )
-from instructgen.store.files import storage, write_atomic, write_files
-from instructgen.store.journal import FORMAT, Entry, Run, is_run, read_info
+from instructgen.store.files import digest_of_file, locked, storage, write_atomic, write_files
+from instructgen.store.journal import (
+    FORMAT,
+    Entry,
+    Run,
+    is_run,
+    read_info,
+    read_seed_rows,
+    read_sessions,
+)
 from instructgen.store.spool import Spool
 
 __all__ = [
@@ -36,9 +44,11 @@ __all__ = [
     "Spool",
     "Writer",
     "digest_of",
+    "digest_of_file",
     "find_row",
     "is_run",
     "is_whole",
+    "locked",
     "making",
     "read_batches",
     "read_info",
@@ -47,6 +57,8 @@ __all__ = [
     "read_manifest",
     "read_rows",
     "read_samples",
+    "read_seed_rows",
+    "read_sessions",
     "read_training",
     "shape_of",
     "splits_of",

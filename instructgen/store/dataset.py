@@ -461,8 +461,19 @@ def read_samples(folder: Path, table: str = "data", split: str | None = None) ->
         yield from samples_in(batch)
 
 
-def read_batches(folder: Path, table: str = "data", split: str | None = None) -> Iterator[Any]:
+def read_batches(
+    folder: Path,
+    table: str = "data",
+    split: str | None = None,
+    columns: list[str] | None = None,
+) -> Iterator[Any]:
     """The rows of a dataset folder in order, as Arrow record batches of 1,024 rows at most.
+
+    Args:
+        folder: where.
+        table: ``data`` or ``rejected``.
+        split: only those of this split.
+        columns: only these; all without it.
 
     Raises:
         RunError: as `read_rows`.
@@ -473,7 +484,7 @@ def read_batches(folder: Path, table: str = "data", split: str | None = None) ->
         if split is not None and path.name.split("-")[0] != split:
             continue
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(_ROWS_READ)
+            yield from file.iter_batches(_ROWS_READ, columns=columns)
 
 
 def _whole_parts(folder: Path, table: str) -> Iterator[Path]:

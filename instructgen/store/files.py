@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,21 +85,27 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process.
+def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
+    """Hold a folder for this process, and for those that inherit the lock's file descriptor.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds it, and did all the time that was waited.
     """
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"{folder} is in use by another process.", "Wait for it, or give another --out."
-            ) from None
-        yield
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise RunError(
+                        f"{folder} is in use by another process.",
+                        "Wait for it, or give another --out.",
+                    ) from None
+                time.sleep(0.05)
+        yield handle
     finally:
         os.close(handle)
 

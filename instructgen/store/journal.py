@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from instructgen.store.files import (
 # 2: rows have more columns than in 1.
 FORMAT = 2
 _JOURNAL, _RUN, _SEEDS = "journal.jsonl", "run.json", "seeds.jsonl"
+_SESSIONS = "sessions.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +164,17 @@ class Run:
         Raises:
             RunError: the copy does not match its digest.
         """
-        path = self.folder / _SEEDS
-        data = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != self.info["seeds"]["sha256"]:
-            raise RunError(f"{path} is missing or was changed.", "Restore it from a copy.")
-        return (orjson.loads(line) for line in data.split(b"\n") if line)
+        return read_seed_rows(self.folder, self.info)
+
+    def end_session(self, spent: Mapping[str, float]) -> None:
+        """Note what the time until now brought; nothing of the dataset depends on it.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        path = regular_file(self.folder / _SESSIONS)
+        with storage(path), path.open("ab") as file:
+            file.write(orjson.dumps(spent) + b"\n")
 
     @contextmanager
     def _opened(self) -> Iterator[Run]:
@@ -226,6 +233,32 @@ def read_info(folder: Path) -> dict[str, Any]:
             "Use the version of instructgen that made it, or restore it from a copy.",
         )
     return info
+
+
+def read_seed_rows(folder: Path, info: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The seeds of a run, as `sample_row` writes them.
+
+    Raises:
+        RunError: the copy does not match its digest.
+    """
+    path = folder / _SEEDS
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != info["seeds"]["sha256"]:
+        raise RunError(f"{path} is missing or was changed.", "Restore it from a copy.")
+    return (orjson.loads(line) for line in data.split(b"\n") if line)
+
+
+def read_sessions(folder: Path) -> list[dict[str, float]]:
+    """What each session of a run took and brought, but those that were killed."""
+    path = folder / _SESSIONS
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        # A kill can tear a line; what follows it is whole.
+        with suppress(orjson.JSONDecodeError):
+            found.append(orjson.loads(line))
+    return found
 
 
 def is_run(folder: Path) -> bool:

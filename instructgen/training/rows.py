@@ -103,8 +103,11 @@ def rows_for(
     most = _HELD_OUT if asked is None else asked
     train = samples_at(data, "train" if "train" in splits else None)
     if held_out is not None:
-        kept = list(islice(filter(fits, held_out_at(held_out)), most))
-        return Rows(_apart(train, kept), kept, held_out.name)
+        there = held_out_at(held_out)
+        kept = list(islice(filter(fits, there), most))
+        # A split is there to be measured on as a whole; of other rows those that are.
+        parted = held_out.is_dir() and {"validation", "test"} & splits_of(held_out).keys()
+        return Rows(_apart(train, there if parted else kept), kept, held_out.name)
     if "validation" in splits:
         kept = list(islice(filter(fits, samples_at(data, "validation")), most))
         return Rows(_apart(train, kept), kept, "its split validation")

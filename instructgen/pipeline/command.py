@@ -1,0 +1,151 @@
+"""The command run: a recipe from seeds to a trained model, or its plan."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.markup import escape
+
+from instructgen.cli.printing import (
+    duration,
+    err,
+    json_option,
+    print_json,
+    quiet_option,
+    screen,
+)
+from instructgen.printable import printable
+
+if TYPE_CHECKING:
+    from instructgen.pipeline.plan import Planned
+
+
+def _inputs(
+    _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    found = {}
+    for value in values:
+        name, equals, place = value.partition("=")
+        if not (name and equals and place):
+            raise click.BadParameter(f"{value!r} is not NAME=PATH, as in dolly-15k=dolly.jsonl.")
+        found[name] = place
+    return found
+
+
+@click.command()
+@click.argument("recipe", metavar="NAME_OR_FILE")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A folder for it all.  [default: runs/NAME]"
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    callback=_inputs,
+    metavar="NAME=PATH",
+    help="Where an input of the recipe is, if not where it says.",
+)
+@click.option("--limit", is_flag=True, help="The recipe's small form, which a CPU runs.")
+@click.option("--dry-run", is_flag=True, help="Print what would be run and why; run nothing.")
+@quiet_option
+@json_option
+def run(
+    recipe: str,
+    out: Path | None,
+    inputs: dict[str, str],
+    limit: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run a recipe from seeds to a trained model, or what has changed since.
+
+    A step is one of these commands, and is skipped when its inputs, options and versions
+    are those of its last run. Stopped or killed, the same command goes on. Shipped recipes
+    are quickstart, dolly_expand and rlhf.
+
+    \b
+    Examples:
+      instructgen run quickstart
+      instructgen run quickstart --dry-run
+      instructgen run dolly_expand --limit --input dolly-15k=dolly.jsonl \\
+          --input oasst1=oasst.jsonl --input alpaca-libre=libre.jsonl
+    """
+    from instructgen.pipeline.plan import plan
+    from instructgen.pipeline.steps import run as run_steps
+    from instructgen.pipeline.steps import steps_of
+
+    if dry_run:
+        folder, steps = steps_of(recipe, out, inputs, limit=limit)
+        return _print_plan(plan(steps, folder), as_json)
+    watch = None if quiet or as_json else _heading
+    ran = run_steps(recipe, out, inputs=inputs, limit=limit, quiet=quiet or as_json, watch=watch)
+    if as_json:
+        print_json(ran)
+    else:
+        done = [step for step in ran.steps if step["ran"]]
+        screen.print(
+            f"[bold]{len(done)} of {len(ran.steps)} steps run[/] in "
+            f"{duration(sum(step['seconds'] for step in done))}; all of it is in "
+            f"{escape(printable(str(ran.out)))}"
+        )
+        for name in ran.ended_early:
+            err.print(f"[yellow]note:[/] the step {name} ended before its target.")
+    if ran.ended_early:
+        sys.exit(3)
+    return None
+
+
+def _heading(number: int, count: int, planned: Planned) -> None:
+    name, why = planned.step.name, escape(printable(planned.why))
+    if not planned.runs:
+        screen.print(f"[dim]{number}/{count}  {name}: {why}[/]")
+        return
+    line = escape(printable(shlex.join(["instructgen", *planned.step.argv])))
+    screen.print(f"\n[bold]{number}/{count}  {name}[/]: {why}\n[dim]{line}[/]")
+
+
+def _print_plan(planned: Sequence[Planned], as_json: bool) -> None:
+    if as_json:
+        steps = [
+            {
+                "name": p.step.name,
+                "command": ["instructgen", *p.step.argv],
+                "runs": p.runs,
+                "why": p.why,
+                "forecast": p.forecast,
+            }
+            for p in planned
+        ]
+        return print_json({"steps": steps})
+    from rich.table import Table
+
+    table = Table("step", "", "why", "time", "tokens", box=None, header_style="dim")
+    for p in planned:
+        told = p.forecast
+        table.add_row(
+            p.step.name,
+            "run" if p.runs else "skip",
+            escape(printable(p.why)),
+            f"{duration(told.seconds)}, {told.basis}" if told else "" if not p.runs else "unknown",
+            f"{told.tokens:,}" if told and told.tokens else "",
+        )
+    screen.print(table)
+    for p in planned:
+        if p.runs:
+            line = shlex.join(["instructgen", *p.step.argv])
+            screen.print(f"[dim]{escape(printable(line))}[/]")
+    known = [p.forecast.seconds for p in planned if p.forecast is not None]
+    unknown = sum(p.runs and p.forecast is None for p in planned)
+    screen.print(
+        f"[bold]{sum(p.runs for p in planned)} of {len(planned)} steps[/] to run, about "
+        f"{duration(sum(known))}"
+        + (f" and {unknown} steps of which nothing is known" if unknown else "")
+        + ". Nothing was run."
+    )
+    return None

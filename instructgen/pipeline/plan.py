@@ -1,0 +1,208 @@
+"""What has to be run of a recipe, and why: fingerprints of inputs, options and versions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from instructgen.engines.models import EMBEDDED, model_digest
+from instructgen.errors import RunError
+from instructgen.pipeline.forecast import Forecast, forecast
+from instructgen.pipeline.recipe import Step
+from instructgen.store import digest_of, digest_of_file, is_whole
+
+STATE = "pipeline.json"
+_FORMAT = 1
+_TRAINED = ("torch", "transformers", "trl", "peft", "accelerate")
+_COMPARED = ("sentence-transformers", "datasketch", "rapidfuzz", "py3langid", "phonenumbers")
+# The packages besides ours whose versions decide what a command makes. Completions that
+# are recorded are facts, so that no upgrade of an engine asks for them again.
+_DEPENDS = {
+    "train": _TRAINED,
+    "ablate": _TRAINED,
+    "evaluate": _TRAINED,
+    "curate": _COMPARED,
+    "dedup": _COMPARED,
+}
+# Weights are read where they were trained here; of others sizes and configuration tell.
+_WEIGHTS = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_NOT_CONTENT = ("run.json", "lock", "left_out.jsonl", "log.jsonl", "log.png", "README.md")
+
+State = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A step and its fate: ``why`` it runs, or is skipped; ``anew`` in an empty folder."""
+
+    step: Step
+    runs: bool
+    why: str
+    anew: bool
+    forecast: Forecast | None
+
+
+def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
+    """Every step's fate, were the recipe run now; nothing is run.
+
+    Raises:
+        RunError: the folder's state is damaged, or an input is.
+    """
+    state, found = read_state(folder), list[Planned]()
+    running: set[str] = set()
+    for step in steps:
+        after = [name for name in step.follows if name in running]
+        planned = decide(step, state)
+        if after and not planned.runs:
+            why = f"{' and '.join(after)} may change"
+            planned = Planned(step, True, why, True, forecast(step, state.get(step.name)))
+        if planned.runs:
+            running.add(step.name)
+        found.append(planned)
+    return found
+
+
+def decide(step: Step, state: State) -> Planned:
+    """Whether a step has to be run now that those before it are done."""
+    known = state.get(step.name)
+    if known is None:
+        return Planned(step, True, "not run yet", False, forecast(step, None))
+    then, now = known["asked"], asked(step)
+    expected = forecast(step, known)
+    changes = list(_changes(then, now))
+    if changes:
+        anew = not _goes_on(step, then, now)
+        return Planned(step, True, "; ".join(changes), anew, expected)
+    if known["output"] is None:
+        return Planned(step, True, "not finished", False, expected)
+    if output_digest(step.out) != known["output"]:
+        return Planned(step, True, "its output is gone or changed", True, expected)
+    return Planned(step, False, "nothing changed", False, None)
+
+
+def asked(step: Step) -> dict[str, Any]:
+    """What decides a step's output: its words and options, what these name, and versions."""
+    digests = {name: _input_digest(place) for name, place in step.values.items()}
+    return {
+        "run": step.run,
+        "options": dict(step.options),
+        "inputs": {name: digest for name, digest in digests.items() if digest is not None},
+        "versions": _versions(step.command),
+    }
+
+
+def _versions(command: str) -> dict[str, str]:
+    found = {}
+    for name in ("instructgen", *_DEPENDS.get(command, ())):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
+    if then["run"] != now["run"]:
+        yield f"now {now['run']!r}"
+    for table in ("options", "versions"):
+        was, is_ = then[table], now[table]
+        for key in sorted(was.keys() | is_.keys()):
+            if was.get(key) != is_.get(key):
+                yield f"{key} {_short(was.get(key))} → {_short(is_.get(key))}"
+    for name in sorted(then["inputs"].keys() | now["inputs"].keys()):
+        if then["inputs"].get(name) != now["inputs"].get(name):
+            yield f"{name} changed"
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else orjson.dumps(value).decode()
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _goes_on(step: Step, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the command takes its old folder further: a journal, and more rows or other code."""
+    if step.command != "generate" or any(then[k] != now[k] for k in ("run", "inputs")):
+        return False
+    was, is_ = dict(then["options"]), dict(now["options"])
+    before, target = was.pop("target", 0), is_.pop("target", 0)
+    return was == is_ and before <= target
+
+
+def _input_digest(place: str) -> str | None:
+    if place == EMBEDDED:
+        return model_digest(place)
+    path = Path(place)
+    if (path / "config.json").is_file() and not (path / "run.json").is_file():
+        return model_digest(place)
+    return output_digest(path)
+
+
+def output_digest(path: Path) -> str | None:
+    """A digest of the content of what a step made, or reads; None where nothing whole is there.
+
+    Of a dataset its parts' digests, of a model its weights and configuration, of other
+    folders all files.
+    """
+    if path.is_file():
+        return digest_of_file(path)
+    if not path.is_dir():
+        return None
+    if (path / "manifest.json").is_file():
+        try:
+            return digest_of(path) if is_whole(path) else None
+        except RunError:
+            return None
+    model = (path / "config.json").is_file()
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        name = str(file.relative_to(path))
+        if name in _NOT_CONTENT or name.startswith((".", "tensorboard")):
+            continue
+        if not model or file.suffix in _WEIGHTS:
+            digest.update(f"{name}\0{digest_of_file(file)}\0".encode("utf-8", "replace"))
+    return digest.hexdigest()
+
+
+def read_state(folder: Path) -> State:
+    """What the steps of a recipe's folder were asked, and what came of them, by name.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return {}
+    try:
+        state = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}).", "Remove it: steps run again.") from None
+    if not _is_state(state):
+        raise RunError(f"{path} is damaged.", "Remove it: all steps run again.")
+    steps: State = state["steps"]
+    return steps
+
+
+def _is_state(state: Any) -> bool:
+    return (
+        isinstance(state, dict)
+        and state.get("format") == _FORMAT
+        and isinstance(state.get("steps"), dict)
+        and all(
+            isinstance(step, dict)
+            and isinstance(step.get("asked"), dict)
+            and {"run", "options", "inputs", "versions"} <= step["asked"].keys()
+            and "output" in step
+            for step in state["steps"].values()
+        )
+    )
+
+
+def state_bytes(state: State) -> bytes:
+    """The state as pipeline.json holds it."""
+    return orjson.dumps({"format": _FORMAT, "steps": state}, option=orjson.OPT_INDENT_2) + b"\n"

@@ -1,0 +1,275 @@
+"""Recipes of the whole way from seeds to a model: steps, each a command with its options.
+
+A recipe is TOML. A step says what one would type, ``run = "train sft @clean"``, and its
+options as keys; ``@name`` is the output of an earlier step or one of the recipe's inputs.
+It is data: a step can run a command of ours and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel, ConfigDict, Field
+
+from instructgen.cli import cli
+from instructgen.config import load_whole
+from instructgen.engines.models import EMBEDDED
+from instructgen.errors import ConfigError
+from instructgen.plugins import suggest
+from instructgen.shipped import shipped
+
+# What a step's output is called by the commands, and the end of its name where it is a file.
+OUTPUTS = {
+    "import": ("--out", ""),
+    "generate": ("--out", ""),
+    "merge": ("--out", ""),
+    "curate": ("--out", ""),
+    "dedup": ("--out", ""),
+    "prefer": ("--out", ""),
+    "train": ("--out", ""),
+    "evaluate": ("--out", ""),
+    "ablate": ("--out", ""),
+    "report": ("--out", ".html"),
+    "export": ("--to", ".jsonl"),
+}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+# As in "@rm", and in "judge:@rm".
+_REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
+
+
+class Input(BaseModel):
+    """A file or dataset that a recipe begins with; one of the three says where it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str = ""
+    file: str | None = Field(None, description="a path, from the recipe's folder")
+    hub: str | None = Field(None, description="ORG/NAME of the Hub")
+    shipped: str | None = Field(None, description="a file that travels with the package")
+
+    def place(self, folder: Path) -> str | None:
+        """The path or Hub name; None where the user has to say it."""
+        if self.shipped is not None:
+            top, _, name = self.shipped.partition("/")
+            return str(shipped(top) / name)
+        return self.hub if self.file is None else str(folder / self.file)
+
+
+class _Step(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    run: str
+    limit: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Recipe(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str = ""
+    inputs: dict[str, Input] = Field(default_factory=dict)
+    steps: list[_Step] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of a recipe, ready to be run.
+
+    ``run`` and ``options`` are the recipe's own words, ``argv`` what one would type after
+    ``instructgen``. ``values`` says what each word or text stands for, ``follows`` which
+    earlier steps or inputs it reads, ``files`` the tables of its options that are written
+    as files.
+    """
+
+    name: str
+    run: str
+    options: Mapping[str, Any]
+    argv: tuple[str, ...]
+    out: Path
+    values: Mapping[str, str] = field(default_factory=dict)
+    follows: tuple[str, ...] = ()
+    files: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """The command's name."""
+        return self.argv[0]
+
+
+def recipe_path(recipe: str) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    path = Path(recipe)
+    if path.suffix == ".toml" or "/" in recipe:
+        if not path.is_file():
+            raise ConfigError(f"{recipe}: no such recipe.", "Check the path.")
+        return path
+    known = shipped_recipes()
+    if recipe not in known:
+        raise ConfigError(f"{recipe!r} is no recipe.", suggest(recipe, list(known)))
+    return known[recipe]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that travel with the package, by name."""
+    folder = Path(__file__).parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_steps(
+    recipe: str,
+    out: Path,
+    given: Mapping[str, str],
+    *,
+    limit: bool,
+) -> list[Step]:
+    """The steps of a recipe, all of them checked before the first is run.
+
+    Args:
+        recipe: a path, or a shipped name.
+        out: the folder that holds every step's output.
+        given: the recipe's inputs that are elsewhere than it says, by name.
+        limit: whether each step's table ``limit`` is put over its options.
+
+    Raises:
+        ConfigError: the recipe, a step or an input is bad; the line names it.
+    """
+    path = recipe_path(recipe)
+    made = load_whole(_Recipe, path)
+    places = _places(path, made.inputs, given)
+    steps: list[Step] = []
+    for number, each in enumerate(made.steps, start=1):
+        where = f"{path}: steps {number} ({each.name})"
+        if not _NAME.fullmatch(each.name):
+            raise ConfigError(f"{where}: not a name.", "Use letters, digits, - and _.")
+        if each.name in places:
+            raise ConfigError(f"{where}: the name stands twice.", "Give it another.")
+        options = {**(each.model_extra or {}), **(each.limit if limit else {})}
+        step = _step(each.name, each.run, options, places, out, where)
+        paths = _paths(step.argv, where)
+        read = {
+            text: place
+            for text, place in step.values.items()
+            if "@" in text or place in paths or "/" in place or place == EMBEDDED
+        }
+        steps.append(replace(step, values=read))
+        places[each.name] = str(step.out)
+    return steps
+
+
+def _paths(argv: Sequence[str], where: str) -> set[str]:
+    """Let the command itself parse its arguments and run nothing; those that are paths."""
+    command = cli.commands[argv[0]]
+    try:
+        with command.make_context(argv[0], list(argv[1:])) as context:
+            given = context.params
+    except click.UsageError as error:
+        raise ConfigError(f"{where}: {error.format_message()}") from None
+    found = set()
+    for param in command.params:
+        if isinstance(param.type, click.Path) and (value := given[param.name]) is not None:
+            found |= set(map(str, value if isinstance(value, tuple) else [value]))
+    if argv[0] == "import":
+        # Before it may stand the format's name.
+        found.add(given["source_and_path"][-1])
+    return found
+
+
+def _places(path: Path, inputs: Mapping[str, Input], given: Mapping[str, str]) -> dict[str, str]:
+    for name in given:
+        if name not in inputs:
+            raise ConfigError(f"--input {name}: no input of {path.name}.", suggest(name, [*inputs]))
+    found = {}
+    for name, each in inputs.items():
+        place = given.get(name, each.place(path.parent))
+        if place is None:
+            about = f" ({each.about})" if each.about else ""
+            raise ConfigError(
+                f"{path.name} needs its input {name}{about}.", f"Give --input {name}=PATH."
+            )
+        found[name] = place
+    return found
+
+
+def _step(
+    name: str,
+    run: str,
+    options: Mapping[str, Any],
+    places: Mapping[str, str],
+    out: Path,
+    where: str,
+) -> Step:
+    def resolved(value: str) -> str:
+        found = _REFERENCE.fullmatch(value)
+        if found is None:
+            return value
+        if found[1] not in places:
+            raise ConfigError(
+                f"{where}: {value} is no earlier step and no input.",
+                suggest(found[1], list(places)),
+            )
+        return value.replace(f"@{found[1]}", places[found[1]])
+
+    try:
+        command, *words = shlex.split(run)
+    except ValueError as error:
+        raise ConfigError(f"{where}: run: {error or 'empty'}.", 'As in "merge @a @b".') from None
+    if command not in OUTPUTS:
+        raise ConfigError(f"{where}: {command!r} is no step.", suggest(command, list(OUTPUTS)))
+    flag, ending = OUTPUTS[command]
+    target = out / f"{name}{ending}"
+    argv = [command, *map(resolved, words)]
+    files: dict[Path, str] = {}
+    for key, value in options.items():
+        option = f"--{key.replace('_', '-')}"
+        if option == flag:
+            raise ConfigError(f"{where}: {key}: each step has its own.", "Leave it out.")
+        if key == "recipe" and isinstance(value, dict):
+            file = out / f"{name}.toml"
+            files[file] = _toml(value)
+            argv.append(f"{option}={file}")
+        elif key == "set" and isinstance(value, dict):
+            argv += [f"{option}={_toml({k: v}).strip()}" for k, v in value.items()]
+        elif key == "map" and isinstance(value, dict):
+            argv += [f"{option}={k}={v}" for k, v in value.items()]
+        elif isinstance(value, dict):
+            raise ConfigError(f"{where}: {key}: a table.", "Only recipe, set and map are tables.")
+        elif isinstance(value, bool):
+            argv += [option] if value else []
+        else:
+            values = value if isinstance(value, list) else [value]
+            argv += [f"{option}={resolved(str(v))}" for v in values]
+    texts = [*words, *_texts(options)]
+    named = {m[1] for text in texts if (m := _REFERENCE.fullmatch(text))}
+    return Step(
+        name=name,
+        run=run,
+        options=dict(options),
+        argv=(*argv, f"{flag}={target}"),
+        out=target,
+        values={text: resolved(text) for text in texts},
+        follows=tuple(place for place in places if place in named),
+        files=files,
+    )
+
+
+def _toml(table: Mapping[str, Any]) -> str:
+    import tomli_w
+
+    return tomli_w.dumps(table)
+
+
+def _texts(options: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    for value in options.values():
+        found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
+    return found

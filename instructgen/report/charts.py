@@ -1,0 +1,254 @@
+"""Charts as SVG, drawn with the page's own colours so that they follow light and dark.
+
+Five kinds: bars, stacked bars, histograms, lines and points. A chart scales to the width it
+is given; hovering over a mark tells its number, and the figure's table has them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from instructgen.report.html import Markup, element, together
+
+WIDTH = 640
+# Classes s0 to s7 of the style sheet: colours that colour-blind readers tell apart.
+COLOURS = 8
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
+_HEIGHT = 240
+_BAR, _LABELS = 24, 170
+
+
+class Series(NamedTuple):
+    """A named row of numbers."""
+
+    name: str
+    values: Sequence[float]
+
+
+def bars(labels: Sequence[str], series: Sequence[Series], unit: str = "") -> Markup:
+    """Horizontal bars, one per label, stacked where there are several series."""
+    totals = [sum(s.values[i] for s in series) for i in range(len(labels))]
+    most, room = max([*totals, 1e-12]), WIDTH - _LABELS - 70
+    marks = []
+    for i, label in enumerate(labels):
+        y, x = i * _BAR, float(_LABELS)
+        marks.append(_text(_LABELS - 8, y + 16, _cut(label, 24), "end"))
+        for number, s in enumerate(series):
+            width = s.values[i] / most * room
+            if width > 0:
+                named = f"{label}, {s.name}" if s.name else label
+                marks.append(
+                    element(
+                        "rect",
+                        element("title", f"{named}: {number_text(s.values[i])}{unit}"),
+                        x=x,
+                        y=y + 4,
+                        width=max(width, 0.5),
+                        height=_BAR - 8,
+                        class_=f"s{number % COLOURS}",
+                    )
+                )
+            x += width
+        marks.append(_text(x + 6, y + 16, number_text(totals[i]) + unit, "start", "dim"))
+    return together([_svg(marks, len(labels) * _BAR + 4), _legend(series)])
+
+
+def histogram(edges: Sequence[float], series: Sequence[Series], axis: str) -> Markup:
+    """Shares by class, classes of equal width; each series' values are made to sum to one.
+
+    Args:
+        edges: of the classes, one more than values; they need not be evenly spaced.
+        series: counts.
+        axis: what is counted.
+    """
+    shares = []
+    for s in series:
+        whole = sum(s.values) or 1.0
+        shares.append(Series(s.name, [v / whole for v in s.values]))
+    most = max([v for s in shares for v in s.values] or [1.0]) or 1.0
+    classes = len(edges) - 1
+    place = _scale(0, classes, _LEFT, WIDTH - _RIGHT)
+    height = _scale(0.0, most, _HEIGHT - _BOTTOM, _TOP)
+    marks = _grid(0.0, most, height, lambda v: f"{v:.0%}" if most > 0.05 else f"{v:.1%}")
+    for number, s in enumerate(shares):
+        outline = [(place(0), height(0.0))]
+        for i, value in enumerate(s.values):
+            outline += [(place(i), height(value)), (place(i + 1), height(value))]
+        outline.append((place(classes), height(0.0)))
+        marks.append(
+            element(
+                "polygon",
+                element("title", s.name),
+                points=_points(outline),
+                class_=f"area s{number % COLOURS}",
+            )
+        )
+    every = -(-classes // 10)
+    marks += [
+        _text(place(i), _HEIGHT - _BOTTOM + 14, number_text(edges[i]), "middle", "dim")
+        for i in range(0, classes + 1, every)
+    ]
+    marks.append(_text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 2, axis, "middle", "dim"))
+    return together([_svg(marks, _HEIGHT), _legend(shares)])
+
+
+def lines(
+    x: Sequence[float],
+    series: Sequence[Series],
+    axis: str,
+    *,
+    share: bool = False,
+) -> Markup:
+    """Lines over common places; values that are not finite are left out.
+
+    Args:
+        x: the places, rising.
+        series: values at these.
+        axis: what ``x`` is.
+        share: whether values are shares of one, shown as percent from zero to all.
+    """
+    values = [v for s in series for v in s.values if math.isfinite(v)] or [0.0]
+    low, high = (0.0, 1.0) if share else _span(min(values), max(values))
+    place = _scale(x[0], x[-1] if x[-1] > x[0] else x[0] + 1, _LEFT, WIDTH - _RIGHT)
+    height = _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
+    marks = _grid(low, high, height, (lambda v: f"{v:.0%}") if share else number_text)
+    for number, s in enumerate(series):
+        points = [
+            (place(a), height(b)) for a, b in zip(x, s.values, strict=True) if math.isfinite(b)
+        ]
+        name = element("title", s.name)
+        if len(points) == 1:
+            (cx, cy), *_ = points
+            marks.append(element("circle", name, cx=cx, cy=cy, r=3, class_=f"s{number % COLOURS}"))
+        marks.append(
+            element("polyline", name, points=_points(points), class_=f"line s{number % COLOURS}")
+        )
+    marks += _ticks(x[0], x[-1], place)
+    marks.append(_text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 2, axis, "middle", "dim"))
+    return together([_svg(marks, _HEIGHT), _legend(series)])
+
+
+def points(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Markup:
+    """Points in a plane by group, each with a text that hovering shows."""
+    every = [(x, y) for group in groups.values() for x, y, _ in group] or [(0.0, 0.0)]
+    size = WIDTH - 2 * _RIGHT
+    across = _scale(*_span(min(x for x, _ in every), max(x for x, _ in every)), _RIGHT, size)
+    up = _scale(*_span(min(y for _, y in every), max(y for _, y in every)), size * 0.66, _TOP)
+    marks = [
+        element(
+            "circle",
+            element("title", f"{name}: {text}"),
+            cx=across(x),
+            cy=up(y),
+            r=2.6,
+            class_=f"dot s{number % COLOURS}",
+        )
+        for number, (name, group) in enumerate(groups.items())
+        for x, y, text in group
+    ]
+    drawn = _svg(marks, int(size * 0.66) + 12)
+    return together([drawn, _legend([Series(name, ()) for name in groups])])
+
+
+def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]]) -> Markup:
+    """A point with its interval per label, on one axis: value, low and high."""
+    low, high = _span(min(v[1] for v in values), max(v[2] for v in values))
+    place = _scale(low, high, _LABELS, WIDTH - _RIGHT - 40)
+    marks = []
+    for i, (label, (value, least, most)) in enumerate(zip(labels, values, strict=True)):
+        y = i * _BAR + 14
+        marks += [
+            _text(_LABELS - 8, y + 4, _cut(label, 24), "end"),
+            element(
+                "line", x1=place(least), x2=place(most), y1=float(y), y2=float(y), class_="whisker"
+            ),
+            element(
+                "circle",
+                element("title", f"{label}: {value:.4f} [{least:.4f}, {most:.4f}]"),
+                cx=place(value),
+                cy=float(y),
+                r=4,
+                class_=f"s{i % COLOURS}",
+            ),
+        ]
+    foot = len(labels) * _BAR + 8
+    marks += _ticks(low, high, place, foot)
+    return _svg(marks, foot + 18)
+
+
+def number_text(value: float) -> str:
+    """A number as people write it: whole ones with separators, others with four digits."""
+    if not math.isfinite(value):
+        return "none"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+# -- parts --------------------------------------------------------------------------------
+
+
+def _svg(marks: Sequence[Markup], height: int) -> Markup:
+    return element("svg", *marks, viewBox=f"0 0 {WIDTH} {height}", role="img")
+
+
+def _legend(series: Sequence[Series]) -> Markup:
+    named = [(number, s.name) for number, s in enumerate(series) if s.name]
+    if len(named) < 2:
+        return together([])
+    entries = [
+        element("li", element("span", class_=f"key s{number % COLOURS}"), name)
+        for number, name in named
+    ]
+    return element("ul", *entries, class_="legend")
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str | None = None) -> Markup:
+    return element("text", text, x=float(x), y=float(y), text_anchor=anchor, class_=kind)
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
+    span = (high - low) or 1.0
+    return lambda value: first + (value - low) / span * (last - first)
+
+
+def _span(low: float, high: float) -> tuple[float, float]:
+    margin = (high - low or abs(high) or 1.0) * 0.05
+    return low - margin, high + margin
+
+
+def _steps(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers between two."""
+    rough = (high - low) / most or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _grid(
+    low: float, high: float, height: Callable[[float], float], told: Callable[[float], str]
+) -> list[Markup]:
+    marks = []
+    for value in _steps(low, high):
+        y = height(value)
+        marks.append(element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_="grid"))
+        marks.append(_text(_LEFT - 6, y + 4, told(value), "end", "dim"))
+    return marks
+
+
+def _ticks(
+    low: float, high: float, place: Callable[[float], float], foot: float = _HEIGHT - _BOTTOM
+) -> list[Markup]:
+    return [
+        _text(place(value), foot + 14, number_text(value), "middle", "dim")
+        for value in _steps(low, high, 8)
+    ]
+
+
+def _cut(label: str, most: int) -> str:
+    return label if len(label) <= most else label[: most - 1] + "…"
