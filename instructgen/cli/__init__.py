@@ -36,10 +36,27 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 the engine, the disk or a defect stopped it; 2 bad input or "
+    "options; 3 it ended before its target; 130 interrupted. After 1, 3 and 130 the same command "
+    "goes on. Colours are left out where NO_COLOR is set.",
+)
 @click.version_option(__version__, prog_name="instructgen")
 def cli() -> None:
-    """Turn a few human-written tasks into a licensed, explainable instruction dataset."""
+    """From a few human-written tasks to a licensed, explainable dataset and a trained model.
+
+    \b
+    Examples:
+      instructgen run quickstart
+      instructgen generate --seeds seeds/general.jsonl --target 200 --out runs/a
+      instructgen report runs/a --out report.html
+
+    \b
+    Completion of commands and options, for bash (also zsh_source and fish_source):
+      eval "$(_INSTRUCTGEN_COMPLETE=bash_source instructgen)"
+    """
 
 
 for _command in (

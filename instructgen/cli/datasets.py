@@ -233,8 +233,9 @@ def curate(
 )
 @click.option("--split", help="Only these rows: train, validation or test.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@quiet_option
 @json_option
-def export(data: Path, as_json: bool, **options: Any) -> None:
+def export(data: Path, quiet: bool, as_json: bool, **options: Any) -> None:
     """Write a dataset as JSON lines in the form that another tool reads.
 
     \b
@@ -242,8 +243,10 @@ def export(data: Path, as_json: bool, **options: Any) -> None:
       instructgen export data/clean --format sharegpt --to clean.jsonl
     """
     from instructgen.commands.export import export as run
+    from instructgen.progress import watching_stages
 
-    result = run(data, **options)
+    with watching_stages(err, show=not quiet and not as_json) as watch:
+        result = run(data, watch=watch, **options)
     if as_json:
         return print_json(result)
     screen.print(f"[bold]{result.rows:,} rows[/] in {escape(printable(str(result.to)))}")
@@ -308,8 +311,9 @@ def report(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **op
 @click.argument("data", type=_PATH)
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="Only its owners see it.")
+@quiet_option
 @json_option
-def publish(data: Path, name: str, private: bool, as_json: bool) -> None:
+def publish(data: Path, name: str, private: bool, quiet: bool, as_json: bool) -> None:
     """Put a dataset on the Hub: parts, rejected rows, card, manifest.
 
     The token comes from HF_TOKEN or from `hf auth login`.
@@ -319,8 +323,10 @@ def publish(data: Path, name: str, private: bool, as_json: bool) -> None:
       instructgen publish data/clean my-org/clean
     """
     from instructgen.commands.publish import publish as run
+    from instructgen.progress import watching_stages
 
-    result = run(data, name, private=private)
+    with watching_stages(err, show=not quiet and not as_json):
+        result = run(data, name, private=private)
     if as_json:
         return print_json(result)
     screen.print(f"{result.files} files, {result.bytes / 2**20:,.1f} MiB: {escape(result.url)}")

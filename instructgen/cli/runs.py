@@ -143,8 +143,9 @@ def preview(as_json: bool, quiet: bool, **options: Any) -> None:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("row_id")
+@quiet_option
 @json_option
-def explain(out: Path, row_id: str, as_json: bool) -> None:
+def explain(out: Path, row_id: str, quiet: bool, as_json: bool) -> None:
     """Show where a row comes from and why it was kept, or why it was rejected.
 
     \b
@@ -153,8 +154,11 @@ def explain(out: Path, row_id: str, as_json: bool) -> None:
     """
     from instructgen.commands.explain import explain as run
     from instructgen.commands.explain_row import RowExplanation
+    from instructgen.progress import watching_stages
 
-    found = run(out, row_id)
+    # It may have to go through a whole journal.
+    with watching_stages(err, show=not quiet and not as_json):
+        found = run(out, row_id)
     if as_json:
         return print_json(found)
     if isinstance(found, RowExplanation):
@@ -164,8 +168,9 @@ def explain(out: Path, row_id: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
+@quiet_option
 @json_option
-def rebuild(out: Path, as_json: bool) -> None:
+def rebuild(out: Path, quiet: bool, as_json: bool) -> None:
     """Make a run's dataset again from its journal, without an engine.
 
     \b
@@ -173,8 +178,11 @@ def rebuild(out: Path, as_json: bool) -> None:
       instructgen rebuild runs/a
     """
     from instructgen.commands.generate import rebuild as run
+    from instructgen.progress import watching
 
-    _print_result(run(out), as_json)
+    with watching(err, show=not quiet and not as_json) as watch:
+        result = run(out, watch=watch)
+    _print_result(result, as_json)
 
 
 def _print_result(result: GenerateResult, as_json: bool) -> None:

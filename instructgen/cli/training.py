@@ -440,27 +440,41 @@ def prefer(data: Path, out: Path, quiet: bool, as_json: bool, **options: Any) ->
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0: the likeliest.")
 @click.option("--max-tokens", type=int, default=512, show_default=True, help="Of an answer.")
 @click.option("--seed", type=int, help="Of sampling.")
-def chat(model: str, **options: Any) -> None:
+@click.option("--quiet", "-q", is_flag=True, help="Print answers and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON line per answer, for programs.")
+def chat(model: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Talk to a model. An empty line is passed over; /new forgets, /quit or Ctrl-D ends.
 
     \b
-    Example:
+    Examples:
       instructgen chat models/sft
+      echo "Name three fruits." | instructgen chat models/sft --json
     """
+    import orjson
+
     from instructgen.commands.chat import Chat
 
     talk = Chat(model, **options)
     while True:
         try:
-            line = click.prompt("you", prompt_suffix="> ", default="", show_default=False)
+            asked = "" if quiet or as_json else "you> "
+            line = click.prompt(asked, prompt_suffix="", default="", show_default=False)
         except click.Abort:
-            screen.print()
+            if not quiet and not as_json:
+                screen.print()
             return
         if line.strip() in ("/quit", "/exit"):
             return
         if line.strip() == "/new":
             talk.forget()
-        elif line.strip():
+        elif not line.strip():
+            continue
+        elif as_json:
+            for _ in talk.say(line):
+                pass
+            said = talk.said[-1]
+            click.echo(orjson.dumps({"role": said.role, "content": said.content}))
+        else:
             for piece in talk.say(line):
-                click.echo(printable(piece), nl=False)
-            click.echo()
+                screen.print(printable(piece), end="", markup=False)
+            screen.print()

@@ -9,11 +9,20 @@ from typing import Any
 
 import orjson
 
+from instructgen.commands.import_data import Watch
 from instructgen.errors import ConfigError, InputError
 from instructgen.licences import obligations
 from instructgen.plugins import suggest
 from instructgen.sample import Message, Sample, Shape
-from instructgen.store import is_run, read_manifest, read_samples, shape_of, storage, write_atomic
+from instructgen.store import (
+    is_run,
+    read_manifest,
+    read_samples,
+    shape_of,
+    splits_of,
+    storage,
+    write_atomic,
+)
 
 _SHAREGPT = {"user": "human", "assistant": "gpt", "system": "system"}
 _COLUMNS = ("id", "category", "language", "source", "license", "attribution", "generators")
@@ -36,6 +45,7 @@ def export(
     columns: Sequence[str] = (),
     split: str | None = None,
     overwrite: bool = False,
+    watch: Watch | None = None,
 ) -> Exported:
     """Write a dataset as JSON lines in another tool's form.
 
@@ -47,6 +57,7 @@ def export(
             ``source``, ``license``, ``attribution``, ``generators``.
         split: only these rows, of a dataset that is split.
         overwrite: whether a file that is there may be replaced.
+        watch: called with progress.
 
     Raises:
         ConfigError: the format or a column is unknown, or does not fit the rows.
@@ -74,12 +85,14 @@ def export(
             )
     if file.exists() and not overwrite:
         raise InputError("the file is there already.", path=file, hint="Pass --overwrite.")
-    rows = 0
+    rows, count = 0, sum(n for name, n in splits_of(folder).items() if split in (None, name))
 
     def lines() -> Iterator[bytes]:
         nonlocal rows
         for sample in read_samples(folder, split=split):
             rows += 1
+            if watch is not None and rows % 1_000 == 0:
+                watch("export", rows, count)
             beside = {name: getattr(sample, name) for name in columns}
             yield orjson.dumps({**made(sample), **beside}) + b"\n"
 

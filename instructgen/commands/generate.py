@@ -132,10 +132,14 @@ def generate(
         return _write(run, loop, progress, supervisor.restarts, len(bad))
 
 
-def rebuild(out: str | Path) -> GenerateResult:
+def rebuild(out: str | Path, *, watch: Watch | None = None) -> GenerateResult:
     """Make a run's dataset again from its journal; no engine is started.
 
     Of a run that was interrupted, the rows of all whole batches.
+
+    Args:
+        out: the run's folder.
+        watch: called whenever there is progress to show.
 
     Raises:
         RunError: no run there, in use, or its journal is damaged or of other code.
@@ -144,7 +148,7 @@ def rebuild(out: str | Path) -> GenerateResult:
     with Run.open(Path(out)) as run:
         loop = reopen(run)
         progress = Progress(loop.config.generate.target, loop)
-        drive(loop, run, None, progress, None)
+        drive(loop, run, None, progress, watch)
         _refuse_to_shrink(run.folder, len(loop.rows), "Restore journal.jsonl from a copy.")
         return _write(run, loop, progress, 0, 0)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 from rich.markup import escape
 
 from instructgen.cli.printing import (
@@ -37,8 +38,15 @@ def _inputs(
     return found
 
 
+def _recipes(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+    from instructgen.pipeline.recipe import shipped_recipes
+
+    found = [CompletionItem(name) for name in shipped_recipes() if name.startswith(begun)]
+    return found or [CompletionItem(begun, type="file")]
+
+
 @click.command()
-@click.argument("recipe", metavar="NAME_OR_FILE")
+@click.argument("recipe", metavar="NAME_OR_FILE", shell_complete=_recipes)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="A folder for it all.  [default: runs/NAME]"
 )

@@ -66,7 +66,7 @@ class _Step(BaseModel):
 
     name: str
     run: str
-    limit: dict[str, Any] = Field(default_factory=dict)
+    small: dict[str, Any] = Field(default_factory=dict, description="what --limit puts over it")
 
 
 class _Recipe(BaseModel):
@@ -138,7 +138,7 @@ def load_steps(
         recipe: a path, or a shipped name.
         out: the folder that holds every step's output.
         given: the recipe's inputs that are elsewhere than it says, by name.
-        limit: whether each step's table ``limit`` is put over its options.
+        limit: whether each step's table ``small`` is put over its options.
 
     Raises:
         ConfigError: the recipe, a step or an input is bad; the line names it.
@@ -153,7 +153,7 @@ def load_steps(
             raise ConfigError(f"{where}: not a name.", "Use letters, digits, - and _.")
         if each.name in places:
             raise ConfigError(f"{where}: the name stands twice.", "Give it another.")
-        options = {**(each.model_extra or {}), **(each.limit if limit else {})}
+        options = {**(each.model_extra or {}), **(each.small if limit else {})}
         step = _step(each.name, each.run, options, places, out, where)
         paths = _paths(step.argv, where)
         read = {

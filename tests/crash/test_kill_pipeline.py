@@ -1,0 +1,44 @@
+"""A recipe killed with -9 at random points, its own process alone: the same bytes in the end."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_pipeline import RECIPE, SEEDS, datasets, write
+
+
+def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", "instructgen", "run", str(recipe), "--out", str(out), "--quiet"]
+    return subprocess.Popen([*argv, "--input", f"tasks={SEEDS}"], cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_points(tmp_path: Path) -> None:
+    recipe = write(tmp_path, RECIPE.replace("target = 12", "target = 60"))
+    began = time.monotonic()
+    assert start(recipe, tmp_path / "whole").wait() == 0
+    seconds = time.monotonic() - began
+    wanted = datasets(tmp_path / "whole")
+    rng, kills = random.Random(4), 0
+    for number in range(10):
+        out = tmp_path / f"killed{number}"
+        # Up to three times each, at moments spread over all that is left to do.
+        for _ in range(3):
+            process = start(recipe, out)
+            try:
+                process.wait(rng.uniform(0.05, 0.8) * seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+        assert start(recipe, out).wait() == 0
+        assert datasets(out) == wanted
+    assert kills >= 10
