@@ -84,12 +84,9 @@ def command(*args: object, cwd: Path | None = None) -> subprocess.CompletedProce
 
 def datasets(out: Path) -> dict[str, bytes]:
     """The bytes of every dataset and file that steps made."""
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if (path.suffix in (".parquet", ".jsonl", ".html") and path.name != "sessions.jsonl")
-        or path.name in ("manifest.json", "README.md")
-    }
+    made = [*out.glob("*.jsonl"), *out.glob("*/manifest.json"), *out.glob("*/README.md")]
+    made += out.glob("*/*/*.parquet")
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(made)}
 
 
 def test_a_step_is_run_once(tmp_path: Path) -> None:
