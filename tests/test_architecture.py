@@ -43,7 +43,7 @@ ORDER = [
     "training",
     "evaluation",
     "suites",
-    "report",
+    "reports",
     "commands",
     "progress",
     "cli",

@@ -11,9 +11,9 @@ import instructgen
 from instructgen.commands.derived import name_of
 from instructgen.commands.generate import read_seeds
 from instructgen.errors import InputError, RunError
-from instructgen.report.dataset import Beside, dataset_chapter
-from instructgen.report.model import evaluation_chapter, model_chapter
-from instructgen.report.page import Chapter, page
+from instructgen.reports.dataset import Beside, dataset_chapter
+from instructgen.reports.model import evaluation_chapter, model_chapter
+from instructgen.reports.page import Chapter, page
 from instructgen.rows import sample_of
 from instructgen.sample import Sample
 from instructgen.store import (

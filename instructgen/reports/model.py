@@ -10,9 +10,9 @@ import orjson
 
 from instructgen.errors import InputError, RunError
 from instructgen.licences import obligations
-from instructgen.report.charts import Series, intervals, lines, number_text
-from instructgen.report.html import Markup, element
-from instructgen.report.page import Chapter, card, figure, figures, listed, table, tiles
+from instructgen.reports.charts import Series, intervals, lines, number_text
+from instructgen.reports.html import Markup, element
+from instructgen.reports.page import Chapter, card, figure, figures, listed, table, tiles
 from instructgen.store import read_log, read_training
 
 _CURVES = {

@@ -14,8 +14,11 @@ from typing import Any
 
 from instructgen.errors import ConfigError
 
-# tests/test_verbs.py holds the labels and the figures.
-ACCURACY = ""
+# Checked by hand on instructions that the rules were not written on; 73 of these give an order.
+ACCURACY = (
+    "Found by HanTa's tags and an order's shape: on 160 of Dolly's and 100 generated "
+    "instructions the verb was right in 98%, verb and object in 93% of the orders."
+)
 _WORD = re.compile(r"\w+(?:-\w+)*|['’]\w+|[^\w\s]")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 _MOST_CHARACTERS = 400

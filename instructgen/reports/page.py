@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from instructgen.report.html import Markup, element, together
+from instructgen.reports.html import Markup, element, together
 
 _STYLE = """
 :root { color-scheme: light dark;

@@ -14,8 +14,8 @@ import numpy as np
 from instructgen.errors import ConfigError
 from instructgen.licences import obligations
 from instructgen.plugins import classes
-from instructgen.report.charts import Series, bars, histogram, lines, number_text, points
-from instructgen.report.columns import (
+from instructgen.reports.charts import Series, bars, histogram, lines, number_text, points
+from instructgen.reports.columns import (
     FIELDS,
     WORD_EDGES,
     Columns,
@@ -24,8 +24,8 @@ from instructgen.report.columns import (
     read_rejections,
     word_classes,
 )
-from instructgen.report.html import Markup, element
-from instructgen.report.page import (
+from instructgen.reports.html import Markup, element
+from instructgen.reports.page import (
     Chapter,
     card,
     figure,
@@ -35,8 +35,8 @@ from instructgen.report.page import (
     texts,
     tiles,
 )
-from instructgen.report.plane import in_plane
-from instructgen.report.verbs import ACCURACY, pairs_of
+from instructgen.reports.plane import in_plane
+from instructgen.reports.verbs import ACCURACY, pairs_of
 from instructgen.sample import Sample
 from instructgen.similarity import RougeLIndex
 from instructgen.store import is_run, read_info, read_made, read_manifest, read_sessions
@@ -262,7 +262,7 @@ def _lengths(columns: Columns, beside: Beside, seeds: Sequence[Sample]) -> list[
         last = max(int(np.flatnonzero(c).max(initial=0)) for c in counted.values()) + 1
         series = [Series(label, [int(n) for n in c[:last]]) for label, c in counted.items()]
         numbers = [
-            (f"{edges[i]:,} to {edges[i + 1] - 1:,}", *(f"{s.values[i]:,}" for s in series))
+            (_from_to(edges[i], edges[i + 1] - 1), *(f"{s.values[i]:,}" for s in series))
             for i in range(last)
         ]
         made.append(
@@ -274,6 +274,10 @@ def _lengths(columns: Columns, beside: Beside, seeds: Sequence[Sample]) -> list[
             )
         )
     return made
+
+
+def _from_to(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def _share(columns: Columns, key: str) -> Markup | None:

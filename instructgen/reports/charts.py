@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from instructgen.report.html import Markup, element, together
+from instructgen.reports.html import Markup, element, together
 
 WIDTH = 640
 # Classes s0 to s7 of the style sheet: colours that colour-blind readers tell apart.

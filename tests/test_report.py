@@ -1,0 +1,333 @@
+"""The report: every figure with its numbers, text as text, nothing loaded, and in a browser."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import orjson
+import pytest
+
+from instructgen import curate, generate, report
+from instructgen.reports.charts import Series, bars, histogram, lines, points
+from instructgen.reports.html import element, together
+from instructgen.sample import Origin, Rejected, Rejection, Sample
+from instructgen.store import write_dataset
+from tests.conftest import ROOT
+
+SEEDS = ROOT / "seeds" / "general.jsonl"
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)>",
+    "<svg><script>alert(1)</script></svg>",
+    "<style>body{display:none}</style>",
+    "</style><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</text></svg><script>alert(1)</script>",
+    "</td></tr></table><h1>x</h1>",
+    "</details></figure></main>",
+    '" onmouseover="alert(1)',
+    "' onmouseover='alert(1)",
+    '"><script>alert(1)</script>',
+    "'><img src=x onerror=alert(1)>",
+    "` onmouseover=alert(1)",
+    "<a href=javascript:alert(1)>x</a>",
+    "javascript:alert(1)",
+    "data:text/html,<script>alert(1)</script>",
+    "<iframe src=//evil.example></iframe>",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "<object data=x></object>",
+    "<embed src=x>",
+    "<base href=//evil.example>",
+    "<meta http-equiv=refresh content='0;url=//evil.example'>",
+    "<link rel=stylesheet href=//evil.example>",
+    "<form action=//evil.example><input name=x></form>",
+    "<video><source onerror=alert(1)></video>",
+    "<details open ontoggle=alert(1)>",
+    "<math><mi xlink:href=javascript:alert(1)>x</mi></math>",
+    "<!--", "-->", "<!-- --><script>alert(1)</script>", "<![CDATA[", "]]>",
+    "<?xml version='1.0'?>", "<!DOCTYPE html>", "&lt;script&gt;", "&#60;script&#62;", "&amp;&quot;",
+    "<scr\x00ipt>alert(1)</scr\x00ipt>",
+    "\u202egnp.exe", "\u2066\u2067abc\u2069", "\u200f\u200e\u061c", "a\u2028b\u2029c",
+    "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x1b[2J\x1b[H", "\x9b31m", "\r\nSet-Cookie: a=b",
+    "\ufeffbom", "\ud800", "\U000e0041\U000e0042", "{{7*7}}", "${HOME}", "{0.__class__}", "%s%n",
+    "../../../etc/passwd", "a" * 5000, "|pipe|`tick`", "=cmd()", "\u0007bell\b",
+]  # fmt: skip
+
+
+class Seen(html.parser.HTMLParser):
+    """Tags with the names of their attributes, and the values that could act."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.names: set[tuple[str, str]] = set()
+        self.acting: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.names |= {(tag, name) for name, _ in attrs}
+        self.acting |= {v or "" for name, v in attrs if name in ("href", "src", "style", "action")}
+
+
+def some(text: str, count: int, source: str = "s", name: str = "plain") -> list[Sample]:
+    return [
+        Sample(
+            f"{text} Tell of number {i} and of {name}.",
+            f"{text} given {i}" if i % 3 else "",
+            f"{text} answer number {i}.",
+            category=text[:40] or None,
+            source=source,
+            license="CC-BY-4.0" if i % 2 else "MIT",
+            language="en",
+            attribution=(text,),
+            generators=(text,),
+            origin=Origin(method="model", model=text, record=text),
+        )
+        for i in range(count)
+    ]
+
+
+def dataset(folder: Path, text: str) -> Path:
+    kept = some(text, 24, source=text) + some("plain", 24)
+    rejected = [
+        Rejected(s, Rejection("length", "too_short", text, 3.0), "curate", i)
+        for i, s in enumerate(some(f"{text} {text}", 8, source=text))
+    ]
+    near = [{"filter": "length", "side": "kept", "value": 4.0, "text": text}]
+    facts = {"funnel": [], "borderline": near, "read": 56}
+    write_dataset(folder, kept, rejected, lambda _: "", facts)
+    (folder / "made.json").write_bytes(
+        orjson.dumps(
+            {"command": "curate", "inputs": [{"name": text.encode("utf-8", "replace").decode()}]}
+        )
+    )
+    return folder
+
+
+def page_of(folder: Path, tmp_path: Path, name: str = "out.html", **options: object) -> str:
+    made = report(folder, tmp_path / name, **options)  # type: ignore[arg-type]
+    return made.to.read_text()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "a"
+    generate(SEEDS, 40, out, engine="echo", batch_size=4)
+    return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_map(request: pytest.FixtureRequest) -> object:
+    """Embeddings are tried where they are meant; elsewhere they cost seconds a page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "instructgen.reports.dataset.in_plane",
+            lambda texts: [(float(i), i / 2) for i in range(len(texts))],
+        )
+        yield
+
+
+def test_a_run_has_every_figure_with_its_numbers(run: Path, tmp_path: Path) -> None:
+    text = page_of(run, tmp_path, price=(0.15, 0.6), seeds=[SEEDS])
+    for title in (
+        "Funnel by filter and source", "Over the run", "Likeness to the nearest seed",
+        "Root verbs and their objects", "Words of the instruction", "Words of the output",
+        "Licences, and what they oblige", "Map of meanings", "On both sides of each threshold",
+        "Rows drawn at random", "Tokens, time and cost",
+    ):  # fmt: skip
+        assert f"<h3>{title}</h3>" in text
+    figures = re.findall(r"<figure.*?</figure>", text)
+    assert len(figures) >= 8
+    assert all("<svg" in f and "<table>" in f for f in figures)
+    manifest = orjson.loads((run / "manifest.json").read_bytes())
+    assert f"<b>{manifest['rejected']:,}</b>" in text
+    rejected = {(r["filter"], r["reason"]): r["count"] for r in manifest["funnel"]["rejected"]}
+    for (name, reason), count in rejected.items():
+        assert re.search(rf"{name}: {reason}</td><td class=\"number\">{count:,}</td>", text)
+
+
+def test_a_curated_dataset_a_model_and_an_evaluation(run: Path, tmp_path: Path) -> None:
+    clean = curate(run, tmp_path / "clean").out
+    model, found = tmp_path / "model", tmp_path / "found"
+    for folder in (model, found):
+        folder.mkdir()
+    value = {"value": 0.8, "low": 0.7, "high": 0.9, "rows": 12}
+    measure = {"measure": "bits_per_byte", "after": value, "before": value, "difference": value}
+    terms = {"licenses": {"CC-BY-4.0": 3}, "generators": {}, "attributions": {}}
+    (model / "run.json").write_bytes(
+        orjson.dumps(
+            {
+                "format": 1, "status": "finished", "base": "smollm2", "method": "sft", "steps": 3,
+                "rows": {"train": 9, "held_out": 12, "held_out_from": "people",
+                         "left_out": {"too_long": 2}},
+                "supervised_tokens": 500, "seconds": 9.0, "tokens_per_s": 50.0,
+                "evaluation": measure, "data": {"name": "clean"}, "terms": terms,
+                "options": {"peft": "lora", "seed": 0},
+            }
+        )
+    )  # fmt: skip
+    (model / "log.jsonl").write_bytes(b'{"step":1,"loss":3.5}\n{"step":2,"loss":2.5}\n')
+    (found / "evaluation.json").write_bytes(
+        orjson.dumps(
+            {
+                "model": {"name": "models/sft"}, "against": {"name": "smollm2"}, "data": ["held"],
+                "measures": [{**measure, "suite": "likelihood", "better": "lower"}],
+            }
+        )
+    )  # fmt: skip
+    made = report([clean, model, found], tmp_path / "all.html", reference=run)
+    assert made.chapters == ("clean", "model", "found")
+    text = made.to.read_text()
+    for said in ("<h3>Loss</h3>", "0.8000 [0.7000, 0.9000]", "lower is better", "too_long", "500"):
+        assert said in text
+    assert (
+        '<th class="number">words</th><th class="number">rows</th><th class="number">a</th>' in text
+    )
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_only_text(hostile: str, tmp_path: Path) -> None:
+    writable = hostile.encode("utf-8", "replace").decode()
+    clean = Seen(page_of(dataset(tmp_path / "clean", "harmless"), tmp_path, "clean.html"))
+    text = page_of(dataset(tmp_path / "d", writable), tmp_path)
+    seen = Seen(text)
+    # Other words make other bars and lines of tables, of the same kinds.
+    assert seen.tags.keys() == clean.tags.keys()
+    assert seen.names == clean.names
+    assert seen.acting == clean.acting
+    shown = re.sub(r"<[^>]*>", "", text)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
+
+
+@pytest.mark.parametrize("name", ["<b>x", "a\"b'c", "`$(x)`", "\u202erev", "\x1b[31m", "a\nb"])
+def test_hostile_file_names(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    shutil.copytree(dataset(tmp_path / "d", "plain"), folder)
+    seen = Seen(page_of(folder, tmp_path))
+    assert seen.names == Seen(page_of(tmp_path / "d", tmp_path, "b.html")).names
+
+
+def test_the_page_loads_and_runs_nothing(run: Path, tmp_path: Path) -> None:
+    text = page_of(run, tmp_path)
+    seen = Seen(text)
+    assert not {"script", "iframe", "object", "embed", "form", "img", "base"} & seen.tags.keys()
+    assert {v for v in seen.acting if not v.startswith("#")} == {"data:,"}
+    assert not any(name.startswith("on") or name == "style" for _, name in seen.names)
+    policy = re.search(r'content="(default-src[^"]*)"', text)
+    assert policy is not None
+    assert "unsafe" not in policy[1] and "http" not in policy[1] and "*" not in policy[1]
+
+
+def test_the_same_dataset_gives_the_same_page(run: Path, tmp_path: Path) -> None:
+    assert page_of(run, tmp_path) == page_of(run, tmp_path, "again.html")
+
+
+def test_bad_inputs(run: Path, tmp_path: Path) -> None:
+    from instructgen.errors import InputError, RunError
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.html").write_text("mine")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "evaluation.json").write_text("{}")
+    for inputs, out, wanted in (
+        ("missing", "r.html", "nothing is there"),
+        ("empty", "r.html", "no dataset, run, model or evaluation"),
+        ("broken", "r.html", "cannot be read"),
+    ):
+        with pytest.raises((InputError, RunError), match=wanted):
+            report(tmp_path / inputs, tmp_path / out)
+    for out, wanted in (("notes.html", "no report of ours"), ("empty", "a folder")):
+        with pytest.raises(InputError, match=wanted):
+            report(run, tmp_path / out)
+    assert (tmp_path / "notes.html").read_text() == "mine"
+    first = page_of(run, tmp_path, "r.html")
+    assert page_of(run, tmp_path, "r.html") == first
+
+
+def test_the_map_puts_like_beside_like() -> None:
+    pytest.importorskip("sentence_transformers")
+    from instructgen.reports.plane import in_plane
+
+    texts = [f"Write a poem about a {w}" for w in "river lake sea pond stream brook".split()]
+    texts += [f"Sum the numbers {i} and {i + 1}" for i in range(6)]
+    places = in_plane([*texts, "你好"])
+    assert places is not None and places[-1] is None
+    a, b = [p for p in places[:6] if p], [p for p in places[6:12] if p]
+
+    def apart(p: tuple[float, float], q: tuple[float, float]) -> float:
+        return ((p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2) ** 0.5
+
+    assert max(min(apart(p, q) for q in a if q != p) for p in a) < min(
+        apart(p, q) for p in a for q in b
+    )
+    assert in_plane(["One text only."]) is None
+
+
+def test_charts_of_few_and_odd_numbers() -> None:
+    nan, inf = float("nan"), float("inf")
+    for chart in (
+        bars(["a"], [Series("", [0])]),
+        bars([], []),
+        histogram([0, 1], [Series("x", [0])], "n"),
+        lines([1], [Series("x", [nan])], "n"),
+        lines([1, 2, 3], [Series("x", [nan, inf, 2.0]), Series("y", [1, 1, 1])], "n", share=True),
+        points({}),
+        points({"a": [(0.0, 0.0, "t")]}),
+    ):
+        assert "nan" not in chart.text.replace("none", "") and "inf" not in chart.text
+
+
+def test_markup_escapes_children_and_attributes() -> None:
+    made = element("p", "<b>&", element("br"), title='"<x>', class_="a", width=1.5, gone=None)
+    assert made.text == ('<p title="&quot;&lt;x&gt;" class="a" width="1.5">&lt;b&gt;&amp;<br></p>')
+    assert together(["a", element("i", "b")]).text == "a<i>b</i>"
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(width: int, run: Path, tmp_path: Path) -> None:
+    """No message of the console, its style applied, and no wider than the window."""
+    hostile = dataset(tmp_path / "d", "<script>console.log('ran')</script>")
+    report([run, hostile], tmp_path / "out.html", seeds=[SEEDS])
+    argv = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+        "--hide-scrollbars", f"--window-size={width},900",
+    ]  # fmt: skip
+    # The page itself may run nothing; a frame around it measures it.
+    (tmp_path / "frame.html").write_text(
+        "<body style='margin:0'><iframe id=f src=out.html style='border:0;width:100%;height:900px'>"
+        "</iframe><script>f.onload = () => { const d = f.contentDocument; document.title = "
+        "JSON.stringify([d.documentElement.scrollWidth, f.clientWidth, "
+        "getComputedStyle(d.body).margin, d.querySelectorAll('svg').length, d.scripts.length]) }"
+        "</script></body>"
+    )
+    url = f"file://{tmp_path}/frame.html"
+    done = subprocess.run(
+        [*argv, "--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom", url],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None, done.stdout[:500]
+    page, window, margin, charts, scripts = orjson.loads(title[1])
+    assert page <= window and margin == "0px" and charts > 10 and scripts == 0
+    shot = tmp_path / "shot.png"
+    subprocess.run(
+        [*argv, f"--screenshot={shot}", f"file://{tmp_path}/out.html"], check=True, timeout=120,
+        capture_output=True,
+    )  # fmt: skip
+    assert shot.stat().st_size > 20_000
