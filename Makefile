@@ -19,10 +19,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	if [ -e /dev/nvidiactl ] || [ -e /dev/kfd ]; then \
-	  $(PIP) -e '.[vllm,semantic,train,dev]'; \
+	  $(PIP) -e '.[vllm,semantic,train,report,dev]'; \
 	else \
 	  { $(PIP) '$(CPU_TORCH)' 2>/dev/null || $(PIP) '$(CPU_TORCH)' --index-url $(CPU_INDEX); } && \
-	  $(PIP) -e '.[cpu,semantic,train,dev]'; \
+	  $(PIP) -e '.[cpu,semantic,train,report,dev]'; \
 	fi
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
@@ -31,7 +31,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: setup
-	$(BIN)/instructgen generate --seeds seeds/general.jsonl --target 40 --batch-size 8 --out runs/demo --show 10
+	$(BIN)/instructgen run quickstart
 
 test: setup
 	$(BIN)/python -m pytest

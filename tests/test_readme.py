@@ -1,9 +1,10 @@
-"""The README's commands run as they stand, and its paths exist."""
+"""The commands of the README and the guides run as they stand, and links lead somewhere."""
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -19,12 +20,16 @@ from rouge_score.rouge_scorer import RougeScorer
 from instructgen.store import read_rows
 from tests.conftest import ROOT, real
 
-README = (ROOT / "README.md").read_text()
+# In the order in which one reads them: later ones use what earlier ones made.
+GUIDES = ("generating", "datasets", "duplicates", "training", "recipes", "reports")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
 BIN = Path(sys.executable).parent
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    texts = [page.read_text() for page in PAGES]
+    wanted = rf"^```{language}\n(.*?)^```"
+    return [b for text in texts for b in re.findall(wanted, text, re.MULTILINE | re.DOTALL)]
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
@@ -65,9 +70,25 @@ def test_the_mix_of_the_readme_is_valid(tmp_path: Path) -> None:
     assert (mix.rows, mix.weights, split.validation) == (20000, {"dolly": 2.0}, 0.05)
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "commands.md"], ids=lambda p: p.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_command_reference_is_of_the_code() -> None:
+    reference = runpy.run_path(str(ROOT / "docs" / "reference.py"))["reference"]()
+    assert (ROOT / "docs" / "commands.md").read_text() == reference, "python docs/reference.py"
+
+
+def test_the_recipe_of_the_guide_is_valid(tmp_path: Path) -> None:
+    from instructgen.pipeline.recipe import load_steps
+
+    (text,) = [block for block in blocks("toml") if "[[steps]]" in block]
+    (tmp_path / "r.toml").write_text(text)
+    steps = load_steps(str(tmp_path / "r.toml"), tmp_path / "out", {}, limit=True)
+    assert [step.name for step in steps] == ["human", "expanded", "mix", "sft"]
+    assert "--target=20" in steps[1].argv and "--set=lora_rank = 8" in steps[3].argv
 
 
 def test_the_example_filter_of_contributing_works(tmp_path: Path) -> None:
@@ -85,7 +106,7 @@ def test_the_example_filter_of_contributing_works(tmp_path: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.timeout(2700)
 def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
-    """In the README's order and one folder, with the real model."""
+    """In their order and one folder, with the real model."""
     pytest.importorskip("vllm")
     place = workplace(tmp_path)
     dolly = real("dolly/databricks-dolly-15k.rejoined.jsonl")
@@ -106,7 +127,7 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
             shlex.split(command), cwd=place, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
-    assert sum(1 for _ in read_rows(place / "runs" / "a")) == 200
+    assert sum(1 for _ in read_rows(place / "runs" / "a")) == 60
     check_dolly(place / "runs" / "dolly", dolly)
 
 
