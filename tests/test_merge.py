@@ -303,3 +303,62 @@ def test_real_datasets_in_one_line(tmp_path: Path) -> None:
         "CC-BY-SA-3.0": 15011,
         "MIT": 4655,
     }
+
+
+def split_dataset(folder: Path, count: int = 40) -> Path:
+    """Rows of which some are there to be measured on."""
+    rows = [
+        Sample(
+            f"Tell me {i} things about {w}{i} and {w}s", output=str(i), source="a", license="MIT"
+        )
+        for i, w in zip(range(count), "fox owl bee elm oak yew ivy fig".split() * 9, strict=False)
+    ]
+    write_dataset(folder / "whole", rows, [], lambda _: "", {"funnel": []})
+    made = merge(
+        [folder / "whole"], folder / "split", recipe=recipe(folder, "[split]\ntest = 0.2\n")
+    )
+    return made.out
+
+
+def test_a_split_stays_and_nothing_near_it_is_trained_on(tmp_path: Path) -> None:
+    split = split_dataset(tmp_path)
+    held = list(read_samples(split, split="test"))
+    others = [Sample(f"{s.instruction}", output="o", source="b", license="MIT") for s in held[:2]]
+    others += [Sample(f"{held[2].instruction} please", output="o", source="b", license="MIT")]
+    others += [Sample("Something else entirely here", output="o", source="b", license="MIT")]
+    write_dataset(tmp_path / "others", others, [], lambda _: "", {"funnel": []})
+    made = merge([tmp_path / "others", split], tmp_path / "mix")
+    assert {s.id for s in read_samples(made.out, split="test")} == {s.id for s in held}
+    train = list(read_samples(made.out, split="train"))
+    assert [s.source for s in train].count("b") == 1
+    assert made.funnel == [{"stage": "merge", "filter": "mix", "reason": "held_out", "count": 3}]
+    # However often it is merged.
+    again = merge([made.out], tmp_path / "again")
+    assert {s.id for s in read_samples(again.out, split="test")} == {s.id for s in held}
+
+
+def test_what_is_split_is_not_split_again(tmp_path: Path) -> None:
+    split = split_dataset(tmp_path)
+    with pytest.raises(ConfigError, match="is split already"):
+        merge([split], tmp_path / "mix", recipe=recipe(tmp_path, "[split]\nvalidation = 0.1\n"))
+
+
+def test_prompts_show_the_training_rows_of_a_split_dataset_alone(tmp_path: Path) -> None:
+    from instructgen.commands.generate import read_seeds
+
+    split = split_dataset(tmp_path)
+    seeds, bad = read_seeds(split, "", "", "fail")
+    assert [s.id for s in seeds] == [s.id for s in read_samples(split, split="train")]
+    assert bad == []
+    assert len(read_seeds(tmp_path / "whole", "", "", "fail")[0]) == 40
+
+
+def test_what_is_held_out_as_a_split_is_left_out_as_a_whole(tmp_path: Path) -> None:
+    from instructgen.training.rows import rows_for
+
+    split = split_dataset(tmp_path)
+    held = {s.id for s in read_samples(split, split="test")}
+    rows = rows_for(tmp_path / "whole", split, 2, lambda _: True)
+    assert len(rows.held_out) == 2 and len(held) > 2
+    assert not held & {s.id for s in rows.train}
+    assert len(rows.train) == 40 - len(held)

@@ -1,4 +1,4 @@
-"""The command line: arguments in, one call, a message out. Nothing imports this.
+"""The command line: arguments in, one call, a message out. Only `pipeline` imports this.
 
 Exit codes: 0 done; 1 the engine, the disk or a defect stopped it; 2 bad input
 or options; 3 generate ended before its target; 130 interrupted. After 1, 3 and
