@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -25,9 +26,11 @@ def watching(console: Console, *, show: bool) -> Iterator[Watch | None]:
 
 
 @contextmanager
-def watching_stages(console: Console, *, show: bool) -> Iterator[Callable[..., None] | None]:
+def watching_stages(
+    console: Console, *, show: bool, unit: str = "rows"
+) -> Iterator[Callable[..., None] | None]:
     """A watcher for a stage's name, the rows done with, and all of them where that is known."""
-    with _watching(console, show, "reading ...", _stage_lines) as watch:
+    with _watching(console, show, "reading ...", partial(_stage_lines, unit)) as watch:
         yield watch
 
 
@@ -60,11 +63,11 @@ def _watching(
         yield log
 
 
-def _stage_lines(stage: str, done: int, count: int | None) -> list[str]:
+def _stage_lines(unit: str, stage: str, done: int, count: int | None) -> list[str]:
     if not count:
-        return [f"{stage}: {done:,} rows"]
+        return [f"{stage}: {done:,} {unit}"]
     filled = round(24 * done / count)
-    return [f"{'━' * filled}{'╌' * (24 - filled)} {stage}: {done:,} of {count:,} rows"]
+    return [f"{'━' * filled}{'╌' * (24 - filled)} {stage}: {done:,} of {count:,} {unit}"]
 
 
 def lines(p: Progress) -> list[str]:

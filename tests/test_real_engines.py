@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from instructgen.store import read_info, read_rows
+from instructgen.store import read_info, read_rows, read_samples
 from tests.conftest import ROOT, default_filters
 
 pytest.importorskip("vllm")
@@ -414,3 +414,26 @@ def test_grpo_with_rollouts_by_vllm(tmp_path: Path) -> None:
     assert all(0 < entry["completions/mean_length"] <= 24 for entry in log)
     assert all(0 <= entry["reward"] <= 1 for entry in log)
     assert not (tmp_path / "rl" / ".rollout").exists()
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(1800)
+def test_the_quickstart_from_seeds_to_a_report(tmp_path: Path) -> None:
+    """Its small form: a dataset, an adapter that learned, a report; then nothing is left to do."""
+    pytest.importorskip("vllm")
+    argv = [sys.executable, "-m", "instructgen", "run", "quickstart", "--limit", "--json"]
+    argv += ["--out", str(tmp_path / "q")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = orjson.loads(done.stdout)["steps"]
+    assert [s["ran"] for s in steps] == [True] * 8
+    found = orjson.loads((tmp_path / "q" / "evaluation" / "evaluation.json").read_bytes())
+    (measure,) = found["measures"]
+    assert measure["difference"]["high"] < 0 and measure["after"]["rows"] == 36
+    held = {s.id for s in read_samples(tmp_path / "q" / "human", split="test")}
+    trained = {s.id for s in read_samples(tmp_path / "q" / "clean", split="train")}
+    assert len(held) == 36 and not held & trained
+    text = (tmp_path / "q" / "report.html").read_text()
+    assert "<h3>Before and after</h3>" in text and "<h3>Map of meanings</h3>" in text
+    again = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert not any(s["ran"] for s in orjson.loads(again.stdout)["steps"])

@@ -299,7 +299,7 @@ def report(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **op
     from instructgen.commands.report import report as run
     from instructgen.progress import watching_stages
 
-    with watching_stages(err, show=not quiet and not as_json) as watch:
+    with watching_stages(err, show=not quiet and not as_json, unit="chapters") as watch:
         result = run(inputs, out, watch=watch, **options)
     if as_json:
         return print_json(result)

@@ -34,7 +34,7 @@ def bars(labels: Sequence[str], series: Sequence[Series], unit: str = "") -> Mar
     marks = []
     for i, label in enumerate(labels):
         y, x = i * _BAR, float(_LABELS)
-        marks.append(_text(_LABELS - 8, y + 16, _cut(label, 24), "end"))
+        marks.append(_text(_LABELS - 8, y + 16, _cut(label, 22), "end"))
         for number, s in enumerate(series):
             width = s.values[i] / most * room
             if width > 0:
@@ -160,7 +160,7 @@ def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]
     for i, (label, (value, least, most)) in enumerate(zip(labels, values, strict=True)):
         y = i * _BAR + 14
         marks += [
-            _text(_LABELS - 8, y + 4, _cut(label, 24), "end"),
+            _text(_LABELS - 8, y + 4, _cut(label, 22), "end"),
             element(
                 "line", x1=place(least), x2=place(most), y1=float(y), y2=float(y), class_="whisker"
             ),

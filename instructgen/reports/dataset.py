@@ -106,12 +106,15 @@ def _about(folder: Path) -> str:
 
 
 def _tiles(manifest: Mapping[str, Any], columns: Columns, rejections: Rejections) -> Markup:
-    rejected = sum(rejections.by.values())
+    # What the loop itself left, for want of a turn or of room, was not found wanting.
+    left = sum(n for (_, name, _, _), n in rejections.by.items() if name == "loop")
+    rejected = sum(rejections.by.values()) - left
     whole = columns.rows + rejected
     facts = [
         ("rows", f"{columns.rows:,}"),
         ("rejected", f"{rejected:,}"),
         ("kept", f"{columns.rows / whole:.0%}" if whole else "none"),
+        *([("instructions that had no turn", f"{left:,}")] if left else []),
         ("sources", f"{len(columns.counted('source')):,}"),
         ("languages", f"{len(columns.counted('language')):,}"),
         ("licences", f"{len(manifest['licenses']):,}"),

@@ -55,6 +55,8 @@ svg .line { fill: none; } rect, .dot { stroke: none; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0;
   font-size: .85rem; color: var(--dim); }
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
+section:first-child h2 { border: 0; margin-top: 0; padding-top: 0; }
+@media (max-width: 40rem) { svg text { font-size: 15px; } }
 details { margin-top: .5rem; } summary { cursor: pointer; color: var(--dim); font-size: .85rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; margin: .4rem 0; min-width: 50%; }
