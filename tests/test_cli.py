@@ -522,3 +522,50 @@ def test_bad_calls_of_the_dataset_commands(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def commands() -> list[str]:
+    from instructgen.cli import cli
+
+    return [*cli.commands, "run"]
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_the_same_habits(name: str) -> None:
+    help_ = run(name, "--help").stdout
+    assert "Example" in help_ and f"instructgen {name}" in help_
+    assert "--json" in help_ and "--quiet" in help_
+    mistyped = run(name, "--jsom")
+    assert mistyped.returncode == 2 and "--json" in mistyped.stderr
+
+
+def test_the_shell_completes_commands_options_and_recipes() -> None:
+    def completed(words: str, word: int) -> str:
+        env = {**os.environ, "_INSTRUCTGEN_COMPLETE": "bash_complete", "COMP_WORDS": words}
+        argv = [COMMAND]
+        env["COMP_CWORD"] = str(word)
+        return subprocess.run(argv, env=env, capture_output=True, text=True, check=False).stdout
+
+    assert "plain,generate" in completed("instructgen gen", 1)
+    assert "plain,--target" in completed("instructgen generate --ta", 2)
+    assert "plain,quickstart" in completed("instructgen run qu", 2)
+
+
+def test_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
+    """On a terminal, which a pseudo-terminal is."""
+    import pty
+
+    said = {}
+    for wanted in ("", "1"):
+        ours, theirs = pty.openpty()
+        env = {**os.environ, "NO_COLOR": wanted, "TERM": "xterm-256color"}
+        if not wanted:
+            del env["NO_COLOR"]
+        argv = [COMMAND, "curate", str(tmp_path / "none"), "--out", str(tmp_path / "o")]
+        assert subprocess.run(argv, env=env, stderr=theirs, check=False).returncode == 2
+        os.close(theirs)
+        said[wanted] = os.read(ours, 10_000).decode()
+        os.close(ours)
+    assert "\x1b[1;31m" in said[""] or "\x1b[31m" in said[""]
+    assert "31m" not in said["1"]
+    assert "no such dataset" in said["1"]
