@@ -99,7 +99,12 @@ def _options_of(
     metavar="KEY=VALUE",
     help="Any other option of the method; a wrong KEY lists them.",
 )
-@click.option("--show-masks", type=int, metavar="N", help="Of sft: print N rows, train nothing.")
+@click.option(
+    "--show-masks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of sft: print N rows, train nothing.",
+)
 @click.option(
     "--strategy",
     type=click.Choice(["ddp", "fsdp", "zero2", "zero3"]),
@@ -459,7 +464,8 @@ def chat(model: str, quiet: bool, as_json: bool, **options: Any) -> None:
         try:
             asked = "" if quiet or as_json else "you> "
             line = click.prompt(asked, prompt_suffix="", default="", show_default=False)
-        except click.Abort:
+        except (click.Abort, RuntimeError):
+            # The end of the input, or one that was closed from the beginning.
             if not quiet and not as_json:
                 screen.print()
             return

@@ -88,6 +88,8 @@ def ablate(
     """
     if len(datasets) < 2:
         raise ConfigError("There is nothing to compare.", "Give two datasets: raw and curated.")
+    if rows < 1:
+        raise ConfigError("--rows is below 1.", "Give 100 or more.")
     if seeds < 1:
         raise ConfigError("--seeds is below 1.", "Give 3 or more.")
     paths, folder = [Path(d) for d in datasets], Path(out)
@@ -99,7 +101,7 @@ def ablate(
         "command": "ablate",
         "inputs": given,
         "options": {
-            "model": name_of(Path(model or default_model())),
+            "model": name_of(Path(default_model() if model is None else model)),
             "tokens": tokens,
             "seeds": seeds,
             "held_out": inputs_of([held_out])[0],
@@ -127,7 +129,9 @@ def ablate(
             )
             asked = read_training(place)["options"]
             found.setdefault(name, []).append(_measured(place, held_out, rows, asked))
-    base = _measured(None, held_out, rows, asked, model or default_model(), folder)
+    base = _measured(
+        None, held_out, rows, asked, default_model() if model is None else model, folder
+    )
     ablation = _compared(folder, arms, base, found)
     _write(ablation, made)
     return ablation
@@ -277,6 +281,8 @@ def _interval(one: np.ndarray, other: np.ndarray, bytes_: np.ndarray) -> tuple[f
 def _said(c: Mapping[str, Any]) -> str:
     numbers = f"{c['difference']:+.4f} bits per byte [{c['low']:+.4f}, {c['high']:+.4f}]"
     seeds = f"better with {c['better_seeds']} of {c['seeds']} seeds"
+    if c["seeds"] == 1:
+        seeds = "of one seed, which says nothing of others"
     if c["high"] < 0:
         return f"{c['arm']} trains the better model than {c['against']}: {numbers}, {seeds}."
     if c["low"] > 0:

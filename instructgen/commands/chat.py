@@ -40,6 +40,10 @@ class Chat:
             needs_packages,
         )
 
+        if max_tokens < 1:
+            raise ConfigError(f"--max-tokens is {max_tokens}.", "Give 1 or more.")
+        if not 0 <= temperature <= 100:
+            raise ConfigError(f"--temperature is {temperature}.", "Give 0 to 100.")
         needs_packages()
         import torch
 
@@ -65,6 +69,8 @@ class Chat:
         from jinja2 import TemplateError
         from transformers import TextIteratorStreamer
 
+        # Bytes that are no UTF-8 come as lone surrogates, which no tokenizer takes.
+        text = text.encode("utf-8", "replace").decode()
         self.said.append(Message("user", text))
         messages = [{"role": m.role, "content": m.content} for m in self.said]
         try:
@@ -73,7 +79,8 @@ class Chat:
             ).to(self._model.device)
         except TemplateError as error:
             raise ConfigError(
-                f"The chat template refuses it: {error}.", "Leave --system out."
+                f"The chat template refuses it: {error}.",
+                "Leave --system out." if self._system else "Give a model with another.",
             ) from None
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         sampled: dict[str, Any] = {"do_sample": self._temperature > 0}

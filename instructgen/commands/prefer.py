@@ -7,6 +7,7 @@ a judge's replies to one in ``judgements/``), and everything after that is compu
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -113,9 +114,13 @@ def prefer(
         ("--max-tokens", max_tokens, 1),
         ("--temperature", temperature, 0),
         ("--limit", limit, 1),
+        ("--margin", margin, 0),
     ):
-        if value is not None and value < least:
+        # Not a number is not less than anything, either.
+        if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{name} is {value}.", f"Give {least} or more.")
+    if min_score is not None and not math.isfinite(min_score):
+        raise ConfigError(f"--min-score is {min_score}.", "Give a finite number.")
     if samples < (2 if shape == "preferences" else 1):
         raise ConfigError("--samples is too few to compare.", "Give 2 or more.")
     judged = [s for s in score if s.startswith(_JUDGE)]
@@ -130,6 +135,8 @@ def prefer(
     if common_shape([source]) != "instructions":
         raise InputError("it holds preferences already.", path=source, hint="Give instructions.")
     writer = _engine(engine, model, max_tokens)
+    if Path(writer.model or "").is_dir():
+        _check_writes(str(writer.model))
     made = {
         "command": "prefer",
         "inputs": given,
@@ -162,6 +169,16 @@ def _engine(name: str | None, model: str | None, max_tokens: int) -> Engine:
         values["max_model_len"] = max(2048, 2 * max_tokens)
     made: Engine = kind(**values)
     return made
+
+
+def _check_writes(model: str) -> None:
+    from instructgen.training.policy import is_reward_model, needs_packages
+
+    needs_packages()
+    if is_reward_model(model):
+        raise ConfigError(
+            f"--model {model} is a reward model: it writes no text.", "Give a language model."
+        )
 
 
 def _identity(score: str) -> dict[str, str]:

@@ -97,12 +97,14 @@ def train(
         TrainingError: the loss is no number, or the saved model is not the trained one.
     """
     chosen, settings = check(method, data, reward, recipe, options)
+    if held_out is not None:
+        _check_inputs(chosen, Path(held_out))
     source, folder = Path(data), Path(out)
     from instructgen.training.policy import length_for, needs_packages
 
     needs_packages()
     _check_strategy(chosen, settings)
-    base = model or default_model()
+    base = default_model() if model is None else model
     length = length_for(base, settings.max_length)
     settings = settings.model_copy(update={"max_length": length})
     asked = {
@@ -178,16 +180,16 @@ def masks(
     from instructgen.training.rows import LeftOut, encoded, rows_for
 
     needs_packages()
-    base = model or default_model()
+    base = default_model() if model is None else model
     tokenizer = load_tokenizer(base, settings.pad_token)
     encoder = Encoder(tokenizer, settings.format, base)
-    rows = rows_for(Path(data), None, 0, lambda _: True)
+    rows, left_out = rows_for(Path(data), None, 0, lambda _: True), LeftOut()
     truncate, longest = settings.too_long == "truncate", length_for(base, settings.max_length)
     shown: list[list[tuple[str, bool]]] = []
     for sample in rows.train:
         if len(shown) == count:
             break
-        for _, row in encoded([sample], encoder, longest, LeftOut(), truncate=truncate):
+        for _, row in encoded([sample], encoder, longest, left_out, truncate=truncate):
             pieces: list[tuple[list[int], bool]] = []
             for token, trained in zip(row.ids, row.trained, strict=True):
                 if pieces and pieces[-1][1] == trained:
@@ -195,6 +197,13 @@ def masks(
                 else:
                     pieces.append(([token], trained))
             shown.append([(tokenizer.decode(ids), trained) for ids, trained in pieces])
+    if not shown:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.counts().items())
+        raise InputError(
+            f"no row can be trained on: {reasons}.",
+            path=Path(data),
+            hint="See max_length and the rows' answers.",
+        )
     return shown
 
 
@@ -298,6 +307,12 @@ class _Training:
                 f"no row can be trained on: {reasons or 'all are held out'}.",
                 path=self.source,
                 hint="See max_length, held_out_rows and the rows' answers.",
+            )
+        if len(rows.held_out) < (options.held_out_rows or 0) or (
+            self.held_out is not None and not rows.held_out
+        ):
+            run.messages.append(
+                f"{len(rows.held_out):,} rows are held out and measured: no more can be."
             )
         gpu = torch.cuda.is_available()
         adapters = options.peft != "none"

@@ -44,7 +44,7 @@ def model_folder(name: str) -> str:
     if name == EMBEDDED:
         return str(prepare_embedded())
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").exists():
             raise ConfigError(
                 f"--model {name}: no config.json in that folder.",

@@ -57,9 +57,11 @@ class TransformersEngine(LocalEngine):
                 model = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=torch.bfloat16, use_safetensors=True
                 )
-            except (OSError, ValueError) as error:
+            except Exception as error:
+                # Whatever damaged files make of it.
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise EngineError(
-                    f"--model {self.model} cannot be loaded: {str(error).splitlines()[0]}",
+                    f"--model {self.model} cannot be loaded: {said}",
                     "Check the name, and that the folder is complete or the hub reachable.",
                 ) from error
             if tokenizer.pad_token_id is None:

@@ -52,6 +52,11 @@ class ModelRun:
         run = read_training(self.folder)
         if run["status"] != "finished":
             return None
+        if not any(self.folder.glob("*.safetensors")):
+            raise RunError(
+                f"{self.folder} is a finished run, and its weights are gone.",
+                "Remove the folder to train again, or give another --out.",
+            )
         # Left by a kill between the end and the clearing up.
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         return run
@@ -198,10 +203,11 @@ def _lines(path: Path) -> Iterator[bytes]:
     for line in path.read_bytes().split(b"\n")[:-1]:
         # A kill can tear the last line, and what follows stands in its own.
         try:
-            orjson.loads(line)
+            entry = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
-        yield line
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            yield line
 
 
 def _check_same(folder: Path, run: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -45,6 +45,12 @@ class LmEval(Suite):
         import torch
 
         manager = TaskManager(include_path=self.include_path)
+        for task in self.tasks:
+            if not manager.match_tasks([task]):
+                raise ConfigError(
+                    f"lm-eval has no task {task!r}.",
+                    "Run: lm-eval ls tasks; lm-eval.include_path is for your own.",
+                )
         made: list[dict[tuple[str, str], Measured]] = []
         for name in subject.models:
             result: Any = simple_evaluate(

@@ -96,9 +96,17 @@ class Encoder:
             key=len,
             reverse=True,
         )
-        if len(self._spans(_PROBE)[1]) < 2:
-            self._template = _training_template(tokenizer) or self._template
-        text, spans = self._spans(_PROBE)
+        try:
+            if len(self._spans(_PROBE)[1]) < 2:
+                self._template = _training_template(tokenizer) or self._template
+            text, spans = self._spans(_PROBE)
+        except Exception as error:
+            # A template is a program; this one fails on the plainest conversation.
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"{name}: its chat template fails ({said}).",
+                "Mend it, or give --format alpaca or --format dolly.",
+            ) from error
         if not spans or not text[: spans[-1][1]].endswith(tuple(self._special)):
             raise ConfigError(
                 f"{name}: its chat template ends no answer with a special token, so that "

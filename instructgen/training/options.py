@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,7 +24,9 @@ class TrainOptions(BaseModel):
 
     seed: int = Field(0, ge=0, lt=2**32, description="order of rows, new weights, sampling")
     epochs: float = Field(1.0, gt=0, le=1000, description="passes over the rows")
-    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    steps: int | None = Field(
+        None, ge=1, le=10**6, description="optimiser steps, instead of epochs"
+    )
     learning_rate: float | None = Field(None, gt=0, description="peak; empty: the method's own")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="how the learning rate falls after the warm-up"
@@ -48,10 +50,10 @@ class TrainOptions(BaseModel):
         None, description="for a tokenizer without one: a token of its vocabulary, or eos"
     )
     peft: Peft = Field("none", description="which weights are trained")
-    lora_rank: int = Field(16, ge=1, description="of lora, qlora and dora")
+    lora_rank: int = Field(16, ge=1, le=4096, description="of lora, qlora and dora")
     lora_alpha: int = Field(32, ge=1, description="their scale: alpha / rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="their dropout")
-    adapter_length: int = Field(10, ge=1, description="prompt tokens per layer of adapter")
+    adapter_length: int = Field(10, ge=1, le=4096, description="prompt tokens per layer of adapter")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the weights; auto: float32, bfloat16 under adapters on a GPU"
     )
@@ -77,7 +79,10 @@ class SftOptions(TrainOptions):
     """Supervised fine-tuning on answers."""
 
     tokens: int | None = Field(
-        None, ge=1, description="supervised tokens to train on, instead of epochs: exactly so many"
+        None,
+        ge=1,
+        le=10**10,
+        description="supervised tokens to train on, instead of epochs: exactly so many",
     )
     packing: bool = Field(True, description="several rows in a sequence, none seeing another")
     too_long: Literal["drop", "truncate"] = Field(
@@ -138,13 +143,19 @@ class OnlineOptions(TrainOptions):
     full_rate: ClassVar[float] = _GENTLE_RATE
 
     max_new_tokens: int = Field(128, ge=1, description="tokens of a sampled answer")
-    temperature: float = Field(1.0, gt=0, description="of sampling")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="of sampling")
     reward_weights: dict[str, float] = Field(
         default_factory=dict, description="weight of a reward by its name; others have 1"
     )
     rollouts: Literal["transformers", "vllm"] = Field(
         "transformers", description="what samples; vllm reloads the weights at every step"
     )
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> Self:
+        if self.peft == "adapter":
+            raise ValueError("peft = adapter gives no model that an engine could sample; use lora")
+        return self
 
 
 class GroupOptions(OnlineOptions):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from instructgen.engines.models import model_folder
-from instructgen.errors import ConfigError, TrainingError
+from instructgen.errors import ConfigError, InstructgenError, TrainingError
 from instructgen.training.options import TrainOptions
 
 Head = Literal["causal", "reward"]
@@ -28,6 +28,8 @@ def needs_packages() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    # Others import it only to see that it is there, and it says what it lacks.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import logging
     import warnings
 
@@ -61,7 +63,8 @@ def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
     folder = _resolved(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # Whatever a damaged file makes of it.
         raise ConfigError(
             f"--model {name}: its tokenizer cannot be loaded ({_first_line(error)}).",
             "Check the name, and that the folder is complete.",
@@ -105,7 +108,6 @@ def load_model(
         ConfigError: it cannot be loaded.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
@@ -123,6 +125,11 @@ def load_model(
         )
     folder = _resolved(name)
     adapter = Path(folder) / ADAPTER
+    if head == "causal" and is_reward_model(name):
+        raise ConfigError(
+            f"--model {name} is a reward model: it writes no text.",
+            "Give a language model, such as the one it was trained from.",
+        )
     try:
         if adapter.exists():
             from peft import PeftConfig, PeftModel
@@ -133,20 +140,45 @@ def load_model(
             # LLaMA-Adapter's prompts cannot become weights.
             mergeable = hasattr(model.base_model, "merge_and_unload")
             return model.merge_and_unload() if mergeable else model
-        model = made.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, **more
+        model, found = made.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **more,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except InstructgenError:
+        raise
+    except Exception as error:
+        # Whatever damaged weights or a configuration that does not fit them make of it.
         raise ConfigError(
-            f"--model {name} cannot be loaded: {_first_line(error)}",
+            f"--model {name} cannot be loaded: {_first_line(error)}.",
             "Check the name, and that the folder is complete or the hub reachable.",
         ) from error
+    _check_whole(name, head, model, found)
     if tokenizer is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
         if getattr(model, "generation_config", None) is not None:
             # Where both are one token, generation otherwise takes the end for padding.
             model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def _check_whole(name: str, head: Head, model: Any, found: Mapping[str, Any]) -> None:
+    """Refuse weights that do not make the model: what is missing would be random numbers."""
+    new = f"{head_of(model)}." if head == "reward" else None
+    missing = [k for k in found["missing_keys"] if new is None or not k.startswith(new)]
+    # The head of a language model is left out of a reward model.
+    extra = [k for k in found["unexpected_keys"] if new is None or not k.startswith("lm_head")]
+    for keys, said in (
+        (missing, "missing from its weights"),
+        (extra, "in its weights and unknown"),
+    ):
+        if keys:
+            raise ConfigError(
+                f"--model {name}: {sorted(keys)[0]} and {len(keys) - 1:,} more are {said}.",
+                "Its files do not belong together: check that the folder is complete.",
+            )
 
 
 def stop_at(model: Any, end_id: int) -> None:
@@ -293,9 +325,10 @@ def _config(name: str) -> Any:
         return _config(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
     try:
         return AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise ConfigError(
-            f"--model {name} cannot be loaded: {_first_line(error)}", "Check the name."
+            f"--model {name} cannot be loaded: {_first_line(error)}.",
+            "Check the name, and its config.json.",
         ) from error
 
 
@@ -306,4 +339,5 @@ def _resolved(name: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (text if len(text) <= 200 else f"{text[:199]}…").rstrip(" .")

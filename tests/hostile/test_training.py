@@ -337,3 +337,147 @@ def test_hostile_names_and_texts_reach_no_template(tiny: Path, tmp_path: Path) -
     card = (out / "README.md").read_text()
     assert "{{ 7*7 }}" in card
     assert "49" not in card.split("## Sources")[1].split("##")[0]
+
+
+def changed(tiny: Path, folder: Path, **config: object) -> Path:
+    """The tiny model with other words in its config.json."""
+    shutil.copytree(tiny, folder)
+    file = folder / "config.json"
+    file.write_bytes(orjson.dumps({**orjson.loads(file.read_bytes()), **config}))
+    return folder
+
+
+def without(tiny: Path, folder: Path, part: str) -> Path:
+    """The tiny model without some of its weights."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {k: v.clone() for k, v in weights.items() if part not in k}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_weights_that_are_not_the_models(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Transformers fills what is missing with random numbers, and says so at most in a log."""
+    layers = orjson.loads((tiny / "config.json").read_bytes())["num_hidden_layers"]
+    for model in (
+        without(tiny, tmp_path / "missing", "layers.1."),
+        changed(tiny, tmp_path / "more", num_hidden_layers=layers + 2),
+        changed(tiny, tmp_path / "fewer", num_hidden_layers=layers - 1),
+    ):
+        with pytest.raises(ConfigError, match="more are"):
+            train("sft", rows, tmp_path / "m", model=str(model), max_length=128)
+        with pytest.raises(ConfigError, match="more are"):
+            evaluate(str(model), data=rows, max_length=128)
+    for model in (
+        changed(tiny, tmp_path / "wide", hidden_size=256),
+        changed(tiny, tmp_path / "words", hidden_size="x"),
+    ):
+        with pytest.raises(ConfigError, match="cannot be loaded"):
+            train("sft", rows, tmp_path / "m", model=str(model), max_length=128)
+
+
+def test_a_reward_model_writes_nothing(
+    tiny: Path, rows: Path, preferences: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "rm"
+    train("reward", preferences, model, model=str(tiny), steps=1, max_length=128)
+    for method, data in (("sft", rows), ("dpo", preferences)):
+        with pytest.raises(ConfigError, match="is a reward model"):
+            train(method, data, tmp_path / "m", model=str(model), max_length=128)
+    with pytest.raises(ConfigError, match="is a reward model"):
+        evaluate(str(model), data=rows, max_length=128)
+    with pytest.raises(ConfigError, match="is a reward model"):
+        prefer(rows, tmp_path / "p", model=str(model), score=["verifiers:ifeval"])
+
+
+def test_a_finished_run_without_its_weights(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    train("sft", rows, out, model=str(tiny), steps=1, max_length=128)
+    (out / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="weights are gone"):
+        train("sft", rows, out, model=str(tiny), steps=1, max_length=128)
+
+
+def test_held_out_rows_that_cannot_be_measured(
+    tiny: Path, rows: Path, preferences: Path, tmp_path: Path
+) -> None:
+    common = {"model": str(tiny), "steps": 1, "max_length": 128}
+    with pytest.raises(InputError, match="wants preferences"):
+        train("dpo", preferences, tmp_path / "m", held_out=rows, **common)
+    with pytest.raises(InputError, match="no such dataset"):
+        train("sft", rows, tmp_path / "m", held_out=tmp_path / "none", **common)
+    long = dataset(tmp_path / "long", [Sample("Say it. " * 200, output="x", license="MIT")])
+    done = train("sft", rows, tmp_path / "m", held_out=long, **common)
+    assert any("0 rows are held out" in message for message in done.messages)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("sft", {"steps": 10**12}, "steps"),
+        ("sft", {"tokens": 10**18}, "tokens"),
+        ("sft", {"peft": "lora", "lora_rank": 10**9}, "lora-rank"),
+        ("grpo", {"temperature": 1e-300}, "temperature"),
+        ("ppo", {"peft": "adapter"}, "use lora"),
+        ("sft", {"model": ""}, "no such folder"),
+    ],
+)
+def test_options_that_could_not_end_well(
+    method: str, options: dict[str, object], said: str, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    reward = ["verifiers:ifeval"] if method in ("grpo", "ppo") else []
+    with pytest.raises(ConfigError, match=said):
+        train(method, rows, tmp_path / "m", reward=reward, **{"model": str(tiny), **options})
+
+
+def test_numbers_that_are_none(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    for options in ({"margin": float("nan")}, {"temperature": float("nan")}, {"min_score": -1e999}):
+        with pytest.raises(ConfigError, match=r"(?i)give"):
+            prefer(rows, tmp_path / "p", model=str(tiny), score=["verifiers:ifeval"], **options)
+    with pytest.raises(ConfigError, match="--rows"):
+        ablate([rows, rows], tokens=50, rows=0, model=str(tiny), out=tmp_path / "a")
+
+
+def test_chat_templates_that_fail(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    for number, text in enumerate(("{{ raise_exception('no') }}", "{% for", "{{ a.b.c }}")):
+        model = tmp_path / f"m{number}"
+        shutil.copytree(tiny, model)
+        (model / "chat_template.jinja").write_text(text)
+        with pytest.raises(ConfigError, match="chat template fails"):
+            train("sft", rows, tmp_path / "out", model=str(model), max_length=128)
+
+
+def test_tokenizers_of_rubbish(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    for name, text in (("tokenizer.json", "{}"), ("tokenizer_config.json", "[]")):
+        model = tmp_path / name
+        shutil.copytree(tiny, model)
+        (model / name).write_text(text)
+        with pytest.raises(ConfigError, match="cannot be loaded"):
+            train("sft", rows, tmp_path / "out", model=str(model), max_length=128)
+
+
+def test_a_log_of_rubbish(tmp_path: Path) -> None:
+    from instructgen.store import read_log
+
+    lines = [b"garbage", b"[]", b"\xff\xfe", b'{"step":"x"}', b'{"step":1,"loss":2.0}', b'{"st']
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
+    assert read_log(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_talk_through_a_pipe(tiny: Path) -> None:
+    command = [sys.executable, "-m", "instructgen", "chat", str(tiny), "--max-tokens", "3"]
+    for given, flags, code in (
+        (b"\xff\xfe bad\n", ["--json"], 0),
+        (b"hi\n", ["--max-tokens", "0"], 2),
+        (b"hi\n", ["--temperature", "nan"], 2),
+    ):
+        done = subprocess.run([*command, *flags], input=given, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert b"Traceback" not in done.stderr
+        if flags == ["--json"]:
+            assert orjson.loads(done.stdout)["role"] == "assistant"
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
