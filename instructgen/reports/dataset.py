@@ -80,7 +80,7 @@ def dataset_chapter(folder: Path, name: str, beside: Beside, seeds: Sequence[Sam
         _tiles(manifest, columns, rejections),
         figures(
             _funnel(columns, rejections),
-            _over_the_run(columns, rejections),
+            _over_the_run(columns, rejections) if is_run(folder) else None,
             _nearest_seed(columns, seeds),
             _variety(columns),
             *_lengths(columns, beside, seeds),
