@@ -16,6 +16,12 @@ def quoted(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as part of a sentence of ours."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (text if len(text) <= 200 else f"{text[:199]}…").rstrip(" .")
+
+
 class InstructgenError(Exception):
     """Root of the tree.
 

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from instructgen.engines.models import model_folder
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, first_line
 
 _TOKENS_AT_ONCE = 2_048
 
@@ -38,9 +38,8 @@ class LanguageModel:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         except (OSError, ValueError) as error:
-            said = str(error).splitlines()[0][:200]
             raise ConfigError(
-                f"model {name} cannot be loaded ({said}).", "Check the name."
+                f"model {name} cannot be loaded ({first_line(error)}).", "Check the name."
             ) from error
         self._model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self._most = int(getattr(self._model.config, "max_position_embeddings", 2_048))

@@ -205,6 +205,7 @@ BAD = {
     ),
     "missing option": (RECIPE.replace("target = 12", ""), ["steps 3 (expanded)", "--target"]),
     "twice": (RECIPE.replace('"clean"', '"mix"'), ["steps 5 (mix)", "stands twice"]),
+    "ours": (RECIPE.replace('"clean"', '"replaced"'), ["not a name for a step"]),
     "not a name": (RECIPE.replace('"clean"', '"../clean"'), ["not a name"]),
     "its own out": (RECIPE.replace("target = 12", 'out = "x"\ntarget = 12'), ["leave it out"]),
     "a table": (RECIPE.replace("target = 12", "target = { a = 1 }"), ["a table"]),

@@ -204,15 +204,24 @@ def read_seeds(
     Of a folder that is split only what is trained on, so that no prompt shows the rest.
     """
     paths = [Path(p) for p in ([seeds] if isinstance(seeds, str | Path) else seeds)]
-    files = [path for path in paths if not path.is_dir()]
+    folders = [path for path in paths if _is_folder(path)]
+    files = [path for path in paths if path not in folders]
     samples, bad = load_seeds(files, license=license, language=language, on_bad_row=on_bad_row)
-    for folder in (path for path in paths if path.is_dir()):
+    for folder in folders:
         if shape_of(folder) != "instructions":
             raise InputError("it holds preferences.", path=folder, hint="Give instructions.")
         samples += read_samples(folder, split="train" if "train" in splits_of(folder) else None)
     if not samples:
         raise ConfigError("--seeds: no usable row is left.", "Give seed tasks.")
     return samples, bad
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        # Its reader says what is wrong with the name.
+        return False
 
 
 def reopen(run: Run) -> Loop:

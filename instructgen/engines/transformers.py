@@ -16,7 +16,7 @@ from pydantic import PrivateAttr
 
 from instructgen.engines import Completion, LocalEngine, Request, Sampling, operational
 from instructgen.engines.models import model_folder, prompt_tokens
-from instructgen.errors import EngineError
+from instructgen.errors import EngineError, first_line
 
 
 class TransformersEngine(LocalEngine):
@@ -59,9 +59,8 @@ class TransformersEngine(LocalEngine):
                 )
             except Exception as error:
                 # Whatever damaged files make of it.
-                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise EngineError(
-                    f"--model {self.model} cannot be loaded: {said}",
+                    f"--model {self.model} cannot be loaded: {first_line(error)}.",
                     "Check the name, and that the folder is complete or the hub reachable.",
                 ) from error
             if tokenizer.pad_token_id is None:

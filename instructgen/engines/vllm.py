@@ -30,7 +30,7 @@ from instructgen.engines import (
     operational,
 )
 from instructgen.engines.models import has_gpu, model_folder, prompt_tokens
-from instructgen.errors import EngineDied, EngineError
+from instructgen.errors import EngineDied, EngineError, first_line
 
 _WATCH_EVERY_S = 0.5
 
@@ -75,7 +75,7 @@ class VllmEngine(LocalEngine):
                 raise _missing(error) from error
             except (OSError, ValueError) as error:
                 raise EngineError(
-                    f"--model {self.model}: its tokenizer cannot be loaded ({_first_line(error)}).",
+                    f"--model {self.model}: its tokenizer cannot be loaded ({first_line(error)}).",
                     "Check the name, and that the folder is complete or the hub reachable.",
                 ) from error
         return bool(self._tokenizer.chat_template)
@@ -201,7 +201,7 @@ class VllmEngine(LocalEngine):
             raise _missing(error) from error
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(
-                f"vLLM cannot start with --model {self.model}: {_first_line(error)}",
+                f"vLLM cannot start with --model {self.model}: {first_line(error)}",
                 "Try a smaller max_model_len, another model, or --engine transformers.",
             ) from error
 
@@ -241,7 +241,7 @@ class VllmEngine(LocalEngine):
                     position, answers = waiting.pop(output.request_id)
                     answers.put((position, _completion(output)))
         except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
-            death = EngineDied(f"vLLM's engine died ({_first_line(error)}).")
+            death = EngineDied(f"vLLM's engine died ({first_line(error)}).")
             self._end(death, orders, waiting)
 
     def _add(
@@ -258,7 +258,7 @@ class VllmEngine(LocalEngine):
         try:
             engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), params)
         except ValueError as error:
-            answers.put((position, Completion.failed(_first_line(error), len(tokens))))
+            answers.put((position, Completion.failed(first_line(error), len(tokens))))
         else:
             waiting[name] = (position, answers)
 
@@ -362,7 +362,3 @@ def _quiet() -> None:
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from instructgen.engines.models import model_folder
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, first_line
 from instructgen.filters import ScoringFilter
 from instructgen.sample import Sample, Score
 
@@ -72,8 +72,9 @@ def _loaded(name: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0][:200]
-        raise ConfigError(f"model {name} cannot be loaded ({said}).", "Check the name.") from error
+        raise ConfigError(
+            f"model {name} cannot be loaded ({first_line(error)}).", "Check the name."
+        ) from error
     if model.config.num_labels != 1:
         raise ConfigError(
             f"model {name} gives {model.config.num_labels} numbers, not one.",

@@ -39,6 +39,8 @@ OUTPUTS = {
     "export": ("--to", ".jsonl"),
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+# What the recipe's folder holds besides what its steps make.
+_OURS = ("replaced", "lock")
 # As in "@rm", and in "judge:@rm".
 _REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
 
@@ -149,8 +151,11 @@ def load_steps(
     steps: list[Step] = []
     for number, each in enumerate(made.steps, start=1):
         where = f"{path}: steps {number} ({each.name})"
-        if not _NAME.fullmatch(each.name):
-            raise ConfigError(f"{where}: not a name.", "Use letters, digits, - and _.")
+        if not _NAME.fullmatch(each.name) or each.name in _OURS:
+            raise ConfigError(
+                f"{where}: not a name for a step.",
+                f"Use lower-case letters, digits, - and _, and not {' or '.join(_OURS)}.",
+            )
         if each.name in places:
             raise ConfigError(f"{where}: the name stands twice.", "Give it another.")
         options = {**(each.model_extra or {}), **(each.small if limit else {})}

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, first_line
 from instructgen.shipped import model_cache
 from instructgen.similarity.blocks import Array
 from instructgen.similarity.tokens import tokenize_all
@@ -89,9 +89,8 @@ class SentenceEncoder:
         try:
             self._model: Any = SentenceTransformer(_folder(name))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"embedding model {name}: cannot be loaded ({reason}).",
+                f"embedding model {name}: cannot be loaded ({first_line(error)}).",
                 "Give a sentence-transformers model's folder or Hub name.",
             ) from error
         finally:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
-from instructgen.errors import ConfigError, InputError
+from instructgen.errors import ConfigError, InputError, first_line
 
 _TEXT = (".jsonl", ".ndjson", ".json", ".csv")
 _ZIPPED = (".gz", ".zst")
@@ -318,9 +318,8 @@ def _parquet(path: Path) -> Iterator[Record | BadRecord]:
                         number += 1
                         yield record
     except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
-            f"no valid Parquet after row {number} ({said}).",
+            f"no valid Parquet after row {number} ({first_line(error)}).",
             path=path,
             hint="Fetch the file again.",
         ) from error
@@ -374,8 +373,7 @@ def _hub(name: str, split: str) -> Iterator[Record]:
         for number, fields in enumerate(rows, start=1):
             yield Record(number, dict(fields))
     except (OSError, ValueError, RuntimeError) as error:
-        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
-            f"{name}: no such file, and it cannot be read from the Hub ({said}).",
+            f"{name}: no such file, and it cannot be read from the Hub ({first_line(error)}).",
             hint="Check the path or the name, and --split.",
         ) from error

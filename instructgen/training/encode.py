@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, first_line
 from instructgen.sample import Message, Sample
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -102,9 +102,8 @@ class Encoder:
             text, spans = self._spans(_PROBE)
         except Exception as error:
             # A template is a program; this one fails on the plainest conversation.
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"{name}: its chat template fails ({said}).",
+                f"{name}: its chat template fails ({first_line(error)}).",
                 "Mend it, or give --format alpaca or --format dolly.",
             ) from error
         if not spans or not text[: spans[-1][1]].endswith(tuple(self._special)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instructgen.engines.models import model_folder
-from instructgen.errors import ConfigError, InstructgenError, TrainingError
+from instructgen.errors import ConfigError, InstructgenError, TrainingError, first_line
 from instructgen.training.options import TrainOptions
 
 Head = Literal["causal", "reward"]
@@ -66,7 +66,7 @@ def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
     except Exception as error:
         # Whatever a damaged file makes of it.
         raise ConfigError(
-            f"--model {name}: its tokenizer cannot be loaded ({_first_line(error)}).",
+            f"--model {name}: its tokenizer cannot be loaded ({first_line(error)}).",
             "Check the name, and that the folder is complete.",
         ) from error
     if pad_token == "eos":  # noqa: S105 (a word, no secret)
@@ -152,7 +152,7 @@ def load_model(
     except Exception as error:
         # Whatever damaged weights or a configuration that does not fit them make of it.
         raise ConfigError(
-            f"--model {name} cannot be loaded: {_first_line(error)}.",
+            f"--model {name} cannot be loaded: {first_line(error)}.",
             "Check the name, and that the folder is complete or the hub reachable.",
         ) from error
     _check_whole(name, head, model, found)
@@ -327,7 +327,7 @@ def _config(name: str) -> Any:
         return AutoConfig.from_pretrained(str(folder))
     except Exception as error:
         raise ConfigError(
-            f"--model {name} cannot be loaded: {_first_line(error)}.",
+            f"--model {name} cannot be loaded: {first_line(error)}.",
             "Check the name, and its config.json.",
         ) from error
 
@@ -336,8 +336,3 @@ def _resolved(name: str) -> str:
     """Also a folder that holds only an adapter."""
     path = Path(name).expanduser()
     return str(path) if (path / ADAPTER).exists() else model_folder(name)
-
-
-def _first_line(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return (text if len(text) <= 200 else f"{text[:199]}…").rstrip(" .")
