@@ -88,7 +88,7 @@ def test_the_recipe_of_the_guide_is_valid(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(text)
     steps = load_steps(str(tmp_path / "r.toml"), tmp_path / "out", {}, limit=True)
     assert [step.name for step in steps] == ["human", "expanded", "mix", "sft"]
-    assert "--target=20" in steps[1].argv and "--set=lora_rank = 8" in steps[3].argv
+    assert "--target=20" in steps[1].argv and "--set=lora_rank=8" in steps[3].argv
 
 
 def test_the_example_filter_of_contributing_works(tmp_path: Path) -> None:

@@ -243,7 +243,9 @@ def _step(
             files[file] = _toml(value)
             argv.append(f"{option}={file}")
         elif key == "set" and isinstance(value, dict):
-            argv += [f"{option}={_toml({k: v}).strip()}" for k, v in value.items()]
+            for k, v in value.items():
+                told = _toml({"v": v}).removeprefix("v = ").strip()
+                argv.append(f"{option}={k}={told}")
         elif key == "map" and isinstance(value, dict):
             argv += [f"{option}={k}={v}" for k, v in value.items()]
         elif isinstance(value, dict):
