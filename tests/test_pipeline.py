@@ -133,6 +133,18 @@ def test_a_missing_or_damaged_output_is_made_again(tmp_path: Path) -> None:
     assert datasets(out) == first
 
 
+def test_a_file_that_was_written_and_not_noted_is_written_again(tmp_path: Path) -> None:
+    """As a kill leaves it between the export and the note of it."""
+    recipe, out = write(tmp_path), tmp_path / "out"
+    ran(recipe, out)
+    first = datasets(out)
+    state = orjson.loads((out / "pipeline.json").read_bytes())
+    state["steps"]["file"]["output"] = None
+    (out / "pipeline.json").write_bytes(orjson.dumps(state))
+    assert ran(recipe, out) == ["file"]
+    assert datasets(out) == first
+
+
 def test_a_changed_input_file_is_seen(tmp_path: Path) -> None:
     recipe, out, tasks = write(tmp_path), tmp_path / "out", tmp_path / "tasks.jsonl"
     lines = Path(SEEDS).read_bytes().splitlines(keepends=True)

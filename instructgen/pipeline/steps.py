@@ -118,7 +118,9 @@ def _run_step(
     planned: Planned, folder: Path, state: State, lock: int, quiet: bool
 ) -> dict[str, Any]:
     step = planned.step
-    if planned.anew:
+    begun = step.name in state and step.out.is_file()
+    if planned.anew or begun:
+        # A file that was written and not noted before a kill is ours, and refused else.
         _clear(step, folder)
     for path, text in step.files.items():
         write_atomic(path, [text.encode()])
