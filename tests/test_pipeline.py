@@ -145,6 +145,36 @@ def test_a_file_that_was_written_and_not_noted_is_written_again(tmp_path: Path) 
     assert datasets(out) == first
 
 
+def test_what_no_step_made_is_never_removed(tmp_path: Path) -> None:
+    recipe, out = write(tmp_path), tmp_path / "out"
+    (out / "people").mkdir(parents=True)
+    (out / "people" / "thesis.txt").write_text("mine")
+    for text in (RECIPE, RECIPE.replace("import instructgen", "import")):
+        recipe.write_text(text)
+        done = command(recipe, "--out", out, "--input", f"tasks={SEEDS}")
+        assert done.returncode == 2 and "no step of this recipe made it" in done.stderr
+    assert (out / "people" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_damaged_dataset_of_a_run_comes_from_its_journal(tmp_path: Path) -> None:
+    recipe, out = write(tmp_path), tmp_path / "out"
+    ran(recipe, out)
+    first = datasets(out)
+    part = next((out / "expanded" / "data").glob("*.parquet"))
+    part.write_bytes(part.read_bytes() + b"x")
+    assert ran(recipe, out) == ["expanded"]
+    assert datasets(out) == first and not (out / "replaced").exists()
+
+
+def test_references_behind_a_word_and_files_of_options_are_seen(tmp_path: Path) -> None:
+    text = RECIPE.replace("target = 12", 'target = 12\nrecipe = "mine.toml"')
+    text += '\n[[steps]]\nname = "pairs"\nrun = "prefer @clean"\nscore = "judge:@human"\n'
+    steps = load_steps(str(write(tmp_path, text)), tmp_path / "o", {"tasks": SEEDS}, limit=False)
+    assert steps[2].values["mine.toml"] == "mine.toml"
+    assert steps[-1].values["judge:@human"] == str(tmp_path / "o" / "human")
+    assert f"--score=judge:{tmp_path / 'o' / 'human'}" in steps[-1].argv
+
+
 def test_a_changed_input_file_is_seen(tmp_path: Path) -> None:
     recipe, out, tasks = write(tmp_path), tmp_path / "out", tmp_path / "tasks.jsonl"
     lines = Path(SEEDS).read_bytes().splitlines(keepends=True)
@@ -222,6 +252,8 @@ BAD = {
     "its own out": (RECIPE.replace("target = 12", 'out = "x"\ntarget = 12'), ["leave it out"]),
     "a table": (RECIPE.replace("target = 12", "target = { a = 1 }"), ["a table"]),
     "quotes": (RECIPE.replace('"curate @mix"', "'curate \"@mix'"), ["run:"]),
+    "help": (RECIPE.replace("target = 12", "help = true"), ["asks for help"]),
+    "a quoted number": (RECIPE.replace("target = 12", 'target = "x"'), ["steps 3 (expanded)"]),
     "code": (RECIPE.replace('"curate @mix"', '"sh -c reboot"'), ["'sh' is no step"]),
 }  # fmt: skip
 

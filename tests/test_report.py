@@ -190,7 +190,8 @@ def test_a_curated_dataset_a_model_and_an_evaluation(run: Path, tmp_path: Path) 
     for said in ("<h3>Loss</h3>", "0.8000 [0.7000, 0.9000]", "lower is better", "too_long", "500"):
         assert said in text
     assert (
-        '<th class="number">words</th><th class="number">rows</th><th class="number">a</th>' in text
+        '<th class="number">words</th><th class="number">rows</th><th class="number">reference a</th>'
+        in text
     )
 
 
@@ -270,6 +271,8 @@ def test_the_map_puts_like_beside_like() -> None:
         apart(p, q) for p in a for q in b
     )
     assert in_plane(["One text only."]) is None
+    # Of equal points t-SNE makes numbers that are none.
+    assert in_plane(["Summarize the following text."] * 13) is None
 
 
 def test_charts_of_few_and_odd_numbers() -> None:

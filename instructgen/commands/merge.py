@@ -113,12 +113,14 @@ class _Merge:
         parted: dict[int, str] = {}
         for row, split, sample in self._rows("weigh"):
             count = row + 1
-            if self._refused(sample) is None:
+            refused = self._refused(sample) is not None
+            if not refused:
                 strata.add(row, sample)
-                if len(self.splits) > 1:
-                    together.add(row, sample)
-                if split in _MEASURED:
-                    parted[row] = split
+            if split in _MEASURED:
+                # Also one that may not be in the mix is measured on elsewhere.
+                parted[row] = split
+            if len(self.splits) > 1 and (not refused or split in _MEASURED):
+                together.add(row, sample)
         beside = together.beside(parted) if parted else set()
         strata.remove(beside)
         taken = copies(strata, self.mix)

@@ -53,18 +53,23 @@ def forecast(step: Step, known: Mapping[str, Any] | None) -> Forecast | None:
     options = step.options
     target, tokens = options.get("target"), None
     if isinstance(target, int):
-        first = _FIRST_BATCHES * options.get("batch_size", _BATCH)
+        batch = options.get("batch_size", _BATCH)
+        first = _FIRST_BATCHES * (batch if isinstance(batch, int) else _BATCH)
         tokens = target * _TOKENS_PER_ROW + first * _TOKENS_PER_REQUEST
     if known is not None and known["output"] is not None:
         then = known["asked"]["options"]
         if then.keys() == options.keys():
-            grown = [options[k] / then[k] for k in ("target", "tokens", "steps") if then.get(k)]
+            grown = [
+                options[k] / then[k]
+                for k in ("target", "tokens", "steps")
+                if isinstance(then.get(k), int) and isinstance(options[k], int) and then[k] > 0
+            ]
             return Forecast(known["seconds"] * max([1.0, *grown]), _LAST_TIME, tokens)
     kind = " ".join(step.argv[:2]) if step.command == "train" else step.command
     if kind not in _MEASURED:
         return None
     start, each = _MEASURED[kind]
-    sized = [(options[name], rate) for name, rate in each.items() if name in options]
+    sized = [(options[n], rate) for n, rate in each.items() if isinstance(options.get(n), int)]
     if each and not sized:
         return None
     return Forecast(start + sum(n * rate for n, rate in sized), _MEASURED_HERE, tokens)

@@ -82,7 +82,9 @@ def decide(step: Step, state: State) -> Planned:
     if known["output"] is None:
         return Planned(step, True, "not finished", False, expected)
     if output_digest(step.out) != known["output"]:
-        return Planned(step, True, "its output is gone or changed", True, expected)
+        # A run's dataset is made again from its journal.
+        anew = step.command != "generate"
+        return Planned(step, True, "its output is gone or changed", anew, expected)
     return Planned(step, False, "nothing changed", False, None)
 
 
@@ -131,16 +133,21 @@ def _goes_on(step: Step, then: Mapping[str, Any], now: Mapping[str, Any]) -> boo
         return False
     was, is_ = dict(then["options"]), dict(now["options"])
     before, target = was.pop("target", 0), is_.pop("target", 0)
-    return was == is_ and before <= target
+    numbers = isinstance(before, int) and isinstance(target, int)
+    return was == is_ and numbers and before <= target
 
 
 def _input_digest(place: str) -> str | None:
     if place == EMBEDDED:
         return model_digest(place)
-    path = Path(place)
-    if (path / "config.json").is_file() and not (path / "run.json").is_file():
-        return model_digest(place)
-    return output_digest(path)
+    path = Path(place).expanduser()
+    try:
+        if (path / "config.json").is_file() and not (path / "run.json").is_file():
+            return model_digest(str(path))
+        return output_digest(path)
+    except OSError:
+        # A text that no path can be.
+        return None
 
 
 def output_digest(path: Path) -> str | None:
@@ -181,9 +188,11 @@ def read_state(folder: Path) -> State:
     try:
         state = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}).", "Remove it: steps run again.") from None
+        raise RunError(
+            f"{path} cannot be read ({error}).", "Restore it, or give another --out."
+        ) from None
     if not _is_state(state):
-        raise RunError(f"{path} is damaged.", "Remove it: all steps run again.")
+        raise RunError(f"{path} is damaged.", "Restore it, or give another --out.")
     steps: State = state["steps"]
     return steps
 

@@ -40,7 +40,9 @@ OUTPUTS = {
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 # What the recipe's folder holds besides what its steps make.
-_OURS = ("replaced", "lock")
+_OURS = ("replaced", "options", "lock")
+# Options that may name a file or a model, and are no paths to the commands' parsers.
+_PLACES = ("model", "against", "judge", "score", "reward", "recipe")
 # As in "@rm", and in "judge:@rm".
 _REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
 
@@ -161,10 +163,11 @@ def load_steps(
         options = {**(each.model_extra or {}), **(each.small if limit else {})}
         step = _step(each.name, each.run, options, places, out, where)
         paths = _paths(step.argv, where)
+        paths |= {text for key in _PLACES for text in _texts({key: options.get(key)})}
         read = {
             text: place
             for text, place in step.values.items()
-            if "@" in text or place in paths or "/" in place or place == EMBEDDED
+            if "@" in text or text in paths or place in paths or place == EMBEDDED
         }
         steps.append(replace(step, values=read))
         places[each.name] = str(step.out)
@@ -179,6 +182,8 @@ def _paths(argv: Sequence[str], where: str) -> set[str]:
             given = context.params
     except click.UsageError as error:
         raise ConfigError(f"{where}: {error.format_message()}") from None
+    except click.exceptions.Exit:
+        raise ConfigError(f"{where}: it asks for help and does nothing.", "Leave it out.") from None
     found = set()
     for param in command.params:
         if isinstance(param.type, click.Path) and (value := given[param.name]) is not None:
@@ -239,7 +244,7 @@ def _step(
         if option == flag:
             raise ConfigError(f"{where}: {key}: each step has its own.", "Leave it out.")
         if key == "recipe" and isinstance(value, dict):
-            file = out / f"{name}.toml"
+            file = out / "options" / f"{name}.toml"
             files[file] = _toml(value)
             argv.append(f"{option}={file}")
         elif key == "set" and isinstance(value, dict):
@@ -263,7 +268,10 @@ def _step(
         options=dict(options),
         argv=(*argv, f"{flag}={target}"),
         out=target,
-        values={text: resolved(text) for text in texts},
+        values={
+            text: places[m[1]] if (m := _REFERENCE.fullmatch(text)) else text.split(":", 1)[-1]
+            for text in texts
+        },
         follows=tuple(place for place in places if place in named),
         files=files,
     )

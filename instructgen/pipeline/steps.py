@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from instructgen.errors import InstructgenError
+from instructgen.errors import InstructgenError, RunError
 from instructgen.pipeline.plan import (
     STATE,
     Planned,
@@ -33,6 +33,7 @@ _PATIENCE_S = 20.0
 _PRECIOUS = ("generate", "prefer", "train", "ablate")
 # generate has said why it ended before its target, and published what there is.
 _ENDED_EARLY = 3
+_REFUSED = 2
 
 
 class StepError(InstructgenError, RuntimeError):
@@ -107,9 +108,14 @@ def run(
                 planned = decide(step, state)
                 if watch is not None:
                     watch(number, len(steps), planned)
-                record = {"name": step.name, "command": step.command, "why": planned.why}
+                record: dict[str, Any] = {
+                    "name": step.name,
+                    "command": step.command,
+                    "why": planned.why,
+                }
                 if planned.runs:
                     record |= _run_step(planned, folder, state, lock, quiet)
+                record["ended_early"] = bool(state[step.name].get("ended_early"))
                 ran.steps.append({**record, "ran": planned.runs, "out": str(step.out)})
     return ran
 
@@ -118,14 +124,20 @@ def _run_step(
     planned: Planned, folder: Path, state: State, lock: int, quiet: bool
 ) -> dict[str, Any]:
     step = planned.step
+    if step.name not in state and step.out.exists():
+        raise RunError(
+            f"{step.out} is there already, and no step of this recipe made it.",
+            "Move it away, or give another --out.",
+        )
     begun = step.name in state and step.out.is_file()
     if planned.anew or begun:
         # A file that was written and not noted before a kill is ours, and refused else.
         _clear(step, folder)
     for path, text in step.files.items():
+        path.parent.mkdir(exist_ok=True)
         write_atomic(path, [text.encode()])
     before = state.get(step.name, {})
-    spent = before.get("seconds", 0.0) if before.get("output") is None else 0.0
+    spent = 0.0 if planned.anew else before.get("seconds", 0.0)
     entry = {"asked": asked(step), "output": None, "seconds": spent}
     state[step.name] = entry
     write_atomic(folder / STATE, [state_bytes(state)])
@@ -133,6 +145,9 @@ def _run_step(
     code = _command([*step.argv, *(["--quiet"] if quiet else [])], lock, quiet)
     entry["seconds"] = round(spent + time.monotonic() - began, 1)
     if code not in (0, _ENDED_EARLY):
+        if code == _REFUSED and before and not planned.anew:
+            # Nothing was done, so that what was there before is what is there.
+            state[step.name] = before
         write_atomic(folder / STATE, [state_bytes(state)])
         if code in (130, -signal.SIGINT):
             raise KeyboardInterrupt
@@ -140,12 +155,16 @@ def _run_step(
     entry["output"] = output_digest(step.out)
     if entry["output"] is None:
         raise RuntimeError(f"{step.name} ended well and left nothing whole in {step.out}")
+    entry["ended_early"] = code == _ENDED_EARLY
     write_atomic(folder / STATE, [state_bytes(state)])
-    return {"seconds": entry["seconds"], "ended_early": code == _ENDED_EARLY}
+    return {"seconds": entry["seconds"]}
 
 
 def _clear(step: Step, folder: Path) -> None:
     """Make room for a step's output: the old one is moved away, or removed if soon made again."""
+    if step.out.is_symlink():
+        step.out.unlink()
+        return
     if not step.out.exists():
         return
     if step.command not in _PRECIOUS:

@@ -241,8 +241,8 @@ def _variety(columns: Columns) -> Markup | None:
         bars(labels, [*series, Series("other or none", rest)]),
         ("verb", "instructions", "most frequent objects"),
         [(v, f"{verbs[v]:,}", ", ".join(f"{o} {n:,}" for o, n in first[v])) for v in top],
-        f"{len(found):,} of {parsed:,} English instructions give an order: {len(verbs):,} "
-        f"verbs, {len(set(found)):,} pairs of verb and object. {ACCURACY}",
+        f"{len(found):,} of {parsed:,} instructions in English, or in no known language, give an "
+        f"order: {len(verbs):,} verbs, {len(set(found)):,} pairs of verb and object. {ACCURACY}",
     )
 
 
@@ -256,7 +256,10 @@ def _lengths(columns: Columns, beside: Beside, seeds: Sequence[Sample]) -> list[
     made = []
     for name in FIELDS:
         counted = {"rows": columns.words[name]}
-        for label, samples in (("seeds", seeds), (beside.reference_name, beside.reference)):
+        for label, samples in (
+            ("seeds", seeds),
+            (f"reference {beside.reference_name}", beside.reference),
+        ):
             if samples:
                 counted[label] = word_classes(pa.array([getattr(s, name) for s in samples]))
         if not any(c[1:].sum() for c in counted.values()):
@@ -265,7 +268,10 @@ def _lengths(columns: Columns, beside: Beside, seeds: Sequence[Sample]) -> list[
         last = max(int(np.flatnonzero(c).max(initial=0)) for c in counted.values()) + 1
         series = [Series(label, [int(n) for n in c[:last]]) for label, c in counted.items()]
         numbers = [
-            (_from_to(edges[i], edges[i + 1] - 1), *(f"{s.values[i]:,}" for s in series))
+            (
+                _from_to(edges[i], None if i == len(WORD_EDGES) - 1 else edges[i + 1] - 1),
+                *(f"{s.values[i]:,}" for s in series),
+            )
             for i in range(last)
         ]
         made.append(
@@ -279,7 +285,9 @@ def _lengths(columns: Columns, beside: Beside, seeds: Sequence[Sample]) -> list[
     return made
 
 
-def _from_to(first: int, last: int) -> str:
+def _from_to(first: int, last: int | None) -> str:
+    if last is None:
+        return f"{first:,} or more"
     return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
@@ -392,7 +400,8 @@ def _borderline(
     return card(
         "On both sides of each threshold",
         table(("filter", "side", "value", "row"), said),
-        note="The rows kept and rejected that lie nearest to where a verdict changes.",
+        note="Rows kept and rejected that lie nearest to where a verdict changes; of a run, those "
+        "kept are of 2,000 drawn evenly.",
     )
 
 

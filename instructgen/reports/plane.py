@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from instructgen.similarity.encoders import MINILM, encoder
 
 _PERPLEXITY = 30
@@ -22,11 +24,14 @@ def in_plane(texts: Sequence[str]) -> list[tuple[float, float] | None] | None:
     from sklearn.manifold import TSNE
 
     read = [i for i, vector in enumerate(vectors) if vector.any()]
-    if len(read) < 10:
+    # Of equal points t-SNE makes numbers that are none, and crashes on them.
+    different, which = np.unique(vectors[read].round(5), axis=0, return_inverse=True)
+    if len(different) < 10:
         return None
-    perplexity = min(_PERPLEXITY, (len(read) - 1) / 3)
-    found = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(vectors[read])
+    perplexity = min(_PERPLEXITY, (len(different) - 1) / 3)
+    found = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(different)
     places: list[tuple[float, float] | None] = [None] * len(texts)
-    for i, (x, y) in zip(read, found, strict=True):
+    for i, place in zip(read, which.reshape(-1), strict=True):
+        x, y = found[place]
         places[i] = (float(x), float(y))
     return places
