@@ -182,8 +182,6 @@ def _paths(argv: Sequence[str], where: str) -> set[str]:
             given = context.params
     except click.UsageError as error:
         raise ConfigError(f"{where}: {error.format_message()}") from None
-    except click.exceptions.Exit:
-        raise ConfigError(f"{where}: it asks for help and does nothing.", "Leave it out.") from None
     found = set()
     for param in command.params:
         if isinstance(param.type, click.Path) and (value := given[param.name]) is not None:
@@ -235,6 +233,8 @@ def _step(
         raise ConfigError(f"{where}: run: {error or 'empty'}.", 'As in "merge @a @b".') from None
     if command not in OUTPUTS:
         raise ConfigError(f"{where}: {command!r} is no step.", suggest(command, list(OUTPUTS)))
+    if options.get("help") or {"--help", "-h"} & set(words):
+        raise ConfigError(f"{where}: it asks for help and does nothing.", "Leave it out.")
     flag, ending = OUTPUTS[command]
     target = out / f"{name}{ending}"
     argv = [command, *map(resolved, words)]
