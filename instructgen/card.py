@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructgen.contents import Contents
@@ -82,7 +83,6 @@ def derived_card(
     what: str,
     sections: Iterable[str],
     made: Mapping[str, Any],
-    splits: Sequence[str] = ("part",),
 ) -> str:
     """The card of a dataset that a command made out of others.
 
@@ -93,14 +93,13 @@ def derived_card(
         what: the end of the sentence that begins with the rows and the inputs.
         sections: Markdown about what was done, line by line.
         made: the command, inputs and options, to make it again.
-        splits: the first parts of its files' names.
     """
     synthetic = sum(n for p, n in contents.counts.items() if not p.human)
     models = sorted({f"`{p.model}`" for p in contents.counts if p.model and not p.human})
     by = " and ".join(models) or "models"
     return "\n".join(
         [
-            *_front_matter(title, contents, splits),
+            *_front_matter(title, contents),
             f"# {title}",
             "",
             f"{contents.rows:,} rows of {' and '.join(inputs)}{what}. Made with instructgen.",
@@ -140,7 +139,7 @@ def model_card(title: str, data: str, contents: Contents, facts: Mapping[str, An
     trained = f", {tokens:,} supervised tokens" if tokens is not None else ""
     return "\n".join(
         [
-            *_model_front_matter(title, facts["base"], contents),
+            *_model_front_matter(title, facts["root"], facts["method"], contents),
             f"# {title}",
             "",
             f"`{facts['base']}`, trained by `{facts['method']}` on {rows['train']:,} rows of "
@@ -175,15 +174,15 @@ def model_card(title: str, data: str, contents: Contents, facts: Mapping[str, An
     )
 
 
-def _model_front_matter(title: str, base: str, contents: Contents) -> Iterable[str]:
+def _model_front_matter(title: str, root: str, method: str, contents: Contents) -> Iterable[str]:
     names = list(contents.licenses)
     yield "---"
     yield "license: other"
     yield f"license_name: {json.dumps(' and '.join(names) or 'none')}"
-    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
-        yield f"base_model: {json.dumps(base)}"
+    if root.count("/") == 1 and not Path(root).expanduser().exists():
+        yield f"base_model: {json.dumps(root)}"
     yield "library_name: transformers"
-    yield "pipeline_tag: text-generation"
+    yield f"pipeline_tag: text-{'classification' if method == 'reward' else 'generation'}"
     yield f"model_name: {json.dumps(title, ensure_ascii=False)}"
     yield from ("tags:", "- instructgen", "---", "")
 
@@ -264,9 +263,7 @@ def rejected_table(counts: Sequence[Mapping[str, Any]]) -> list[str]:
     )
 
 
-def _front_matter(
-    title: str, contents: Contents, splits: Sequence[str] = ("part",)
-) -> Iterable[str]:
+def _front_matter(title: str, contents: Contents) -> Iterable[str]:
     names = list(contents.licenses)
     size = next((name for most, name in _SIZES if contents.rows < most), "n>1M")
     yield "---"
@@ -286,7 +283,10 @@ def _front_matter(
     tags = ["synthetic"] if any(not p.human for p in contents.counts) else []
     yield from (f"- {tag}" for tag in (*tags, "instruction-tuning", "instructgen"))
     yield "configs:"
-    for name, folder, files in (("default", "data", splits), ("rejected", "rejected", ("part",))):
+    for name, folder, files in (
+        ("default", "data", contents.splits),
+        ("rejected", "rejected", ("part",)),
+    ):
         yield f"- config_name: {name}"
         yield "  data_files:"
         for file in files:

@@ -309,7 +309,8 @@ def _check_numbers(value: Any, path: Path, where: str) -> None:
 def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: Set[str]) -> str:
     """One error as one line; ``options`` are the keys that a flag may have set."""
     *outer, last = error["loc"] or ("",)
-    key = ".".join(str(part) for part in error["loc"])
+    # What stands in a list is counted from one.
+    key = ".".join(str(p + 1 if isinstance(p, int) else p) for p in error["loc"])
     where = f"{path}: {'.'.join(filter(None, (table, key)))}"
     message = str(error["msg"]).removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}"

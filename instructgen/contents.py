@@ -24,9 +24,10 @@ class Provenance(NamedTuple):
 
 @dataclass(slots=True)
 class Contents:
-    """The number of rows by their provenance."""
+    """The number of rows by their provenance, and the splits that they stand in."""
 
     counts: Counter[Provenance] = field(default_factory=Counter)
+    splits: tuple[str, ...] = ("part",)
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Count these rows too."""

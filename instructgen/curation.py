@@ -145,7 +145,7 @@ class Curation:
         """
         for f in self.filters:
             threshold = getattr(f, "threshold", None)
-            if isinstance(f, ComparingFilter) and isinstance(threshold, float):
+            if isinstance(f, ComparingFilter) and f.thresholds() and isinstance(threshold, float):
                 lower = max(_LEAST_THRESHOLD, threshold - _BELOW)
                 below = type(f).model_validate({**f.model_dump(), "threshold": lower})
                 rows = self._first.get(id(f), [])

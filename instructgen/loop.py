@@ -2,7 +2,7 @@
 
 Batch k is built from the state after batch k-LAG was committed, whatever the
 timing, so the same completions always give the same rows. No clock, disk,
-network or engine here; `instructgen.generate` drives it.
+network or engine here; `instructgen.drive` drives it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from instructgen.config import Config
 from instructgen.engines import Completion, Request
 from instructgen.filters import Chain, Stage
 from instructgen.methods import Classified, Form, Lost
+from instructgen.mix import digest
 from instructgen.sample import Origin, Rejected, Rejection, Sample
 from instructgen.seeds import Pool
 
@@ -95,11 +96,11 @@ class Loop:
         assert self.batches_built < self.batches_committed + LAG
         number = self.batches_built
         self.batches_built += 1
-        rng = random.Random(_digest(self.config.generate.seed, number))
+        rng = random.Random(digest(self.config.generate.seed, number))
         method, size = self.config.method, self.config.generate.batch_size
         requests = method.requests(self.pool, rng, size, self.form)
         return [
-            r.with_seed(_digest(self.config.generate.seed, number, i) % 2**31)
+            r.with_seed(digest(self.config.generate.seed, number, i) % 2**31)
             for i, r in enumerate(requests)
         ]
 
@@ -233,7 +234,7 @@ class Loop:
         share = sum(k for _, k in self._recent) / max(seen, 1)
         if seen >= _WINDOW and share < options.acceptance_floor:
             detail = (
-                f"{share:.1%} of the last {seen} candidates were kept, less than "
+                f"{share:.2%} of the last {seen} candidates were kept, less than "
                 f"acceptance_floor = {options.acceptance_floor:.1%}"
             )
             return Stop("acceptance_floor", detail)
@@ -252,8 +253,3 @@ def request_digest(request: Request) -> str:
     sampling = [s.temperature, s.top_p, s.max_tokens, s.presence_penalty, s.frequency_penalty]
     parts = [prompt, request.schema, sampling, s.stop, s.seed]
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]
-
-
-def _digest(*numbers: int) -> int:
-    """A number from numbers: the same on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big")

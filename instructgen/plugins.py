@@ -1,9 +1,9 @@
-"""Finds filters, sources, engines and methods by name.
+"""Finds filters, sources, engines, methods, verifiers and suites by name.
 
 One class per file: the built-in ones are the files of their package, and an
 installed package adds more through the entry-point group
-``instructgen.filters`` (or ``.sources``, ``.engines``, ``.methods``). Names in a
-recipe are looked up here and nowhere else, so a recipe cannot name code.
+``instructgen.filters`` (or that of another group). Names in a recipe
+are looked up here and nowhere else, so a recipe cannot name code.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import difflib
 import importlib
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, first_line
 
 _BASES = {
     "filters": "Filter",
@@ -32,7 +32,10 @@ def classes(group: str) -> dict[str, Any]:
     """Every class of a group by its ``name``, in the order of the names.
 
     Args:
-        group: ``filters``, ``sources``, ``engines`` or ``methods``.
+        group: such as ``filters``.
+
+    Raises:
+        ConfigError: an installed package's part cannot be loaded, or has the name of another.
     """
     package = importlib.import_module(f"instructgen.{group}")
     base = getattr(package, _BASES[group])
@@ -48,9 +51,28 @@ def classes(group: str) -> dict[str, Any]:
         and issubclass(value, base)
         and value.__module__ == module.__name__
     ]
-    found += [point.load() for point in entry_points(group=f"instructgen.{group}")]
-    by_name: dict[str, Any] = {c.name: c for c in found}
+    found += map(_installed, entry_points(group=f"instructgen.{group}"))
+    by_name: dict[str, Any] = {}
+    for part in found:
+        other = by_name.setdefault(part.name, part)
+        if other is not part:
+            raise ConfigError(
+                f"{other.__module__} and {part.__module__} both add {part.name!r} to the {group}.",
+                "Uninstall one of the packages.",
+            )
     return dict(sorted(by_name.items()))
+
+
+def _installed(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        # Whatever the code of another package does when it is imported.
+        raise ConfigError(
+            f"{point.value}, which an installed package adds, cannot be loaded "
+            f"({type(error).__name__}: {first_line(error)}).",
+            "Mend or uninstall that package.",
+        ) from error
 
 
 def find(group: str, name: str) -> Any:

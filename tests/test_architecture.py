@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
+from instructgen.plugins import classes
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "instructgen"
@@ -68,8 +70,15 @@ def _imports(path) -> set[str]:
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("instructgen."):
-            found.add(node.module.split(".")[1])
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "instructgen":
+            modules = [f"instructgen.{a.name}" for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+        parts = [m.split(".") for m in modules if m.startswith("instructgen.")]
+        found |= {part[1] for part in parts if part[1] != "__version__"}
     return found
 
 
@@ -100,10 +109,42 @@ def test_core_needs_no_model_packages() -> None:
         "import instructgen.cli; from instructgen import evaluate, explain, generate, train;"
         "from instructgen.plugins import classes;"
         "groups = ('filters', 'sources', 'engines', 'methods', 'verifiers', 'suites');"
-        "print(*[len(classes(g)) for g in groups])"
+        "print(*[name for g in groups for name in classes(g)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["24", "13", "4", "2", "5", "5"]
+    groups = ("filters", "sources", "engines", "methods", "verifiers", "suites")
+    assert done.stdout.split() == [name for g in groups for name in classes(g)]
+
+
+def test_installed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import instructgen.plugins as plugins
+    from instructgen.errors import ConfigError
+
+    for value, said in (
+        ("instructgen.filters.length:Length", None),
+        ("tests.test_architecture:Another", "both add 'length'"),
+        ("instructgen.nowhere:Part", "cannot be loaded"),
+    ):
+        point = EntryPoint("x", value, "instructgen.filters")
+        monkeypatch.setattr(plugins, "entry_points", lambda point=point, **_: [point])
+        if said is None:
+            assert "length" in plugins.classes.__wrapped__("filters")
+        else:
+            with pytest.raises(ConfigError, match=said):
+                plugins.classes.__wrapped__("filters")
+
+
+class Another:
+    """A part with a name that is taken."""
+
+    name = "length"
+
+
+def test_a_part_is_called_as_its_file() -> None:
+    for group in ("filters", "sources", "engines", "methods", "verifiers", "suites"):
+        for name, part in classes(group).items():
+            stem = part.__module__.rsplit(".", 1)[-1]
+            assert stem == name.replace("-", "_") or (group, stem) == ("sources", "native")
 
 
 def test_no_vague_module_names() -> None:

@@ -12,6 +12,7 @@ import orjson
 import pandas as pd
 import pytest
 
+from instructgen import generate
 from instructgen.printable import printable
 from tests.conftest import ROOT
 
@@ -149,6 +150,23 @@ def test_preview_keeps_nothing(tmp_path: Path) -> None:
     for word in ("tokens", "acceptance", "too similar", "Nothing was kept"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_explain_a_seed_of_a_hostile_source(tmp_path: Path) -> None:
+    seeds = [
+        {
+            "instruction": f"Say {i}.", "input": "", "output": "Yes.", "kind": "generation",
+            "language": "en", "source": "a[/]b\x1b[31m", "license": "MIT",
+        }
+        for i in range(8)
+    ]  # fmt: skip
+    file = tmp_path / "seeds.jsonl"
+    file.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in seeds))
+    made = generate(file, 2, tmp_path / "a", engine="echo", batch_size=4).out
+    first = (made / "seeds.jsonl").read_bytes().split(b"\n")[0]
+    done = run("explain", made, orjson.loads(first)["id"])
+    assert done.returncode == 0, done.stderr
+    assert "source a[/]b" in done.stdout and "\x1b" not in done.stdout
 
 
 def test_explain_a_kept_row(made: Path) -> None:

@@ -33,7 +33,7 @@ from instructgen.filters.topic import Topic
 from instructgen.languages import identify
 from instructgen.sample import Label, Message, Sample, Score
 from instructgen.sources import read
-from instructgen.store import read_rows, read_samples, write_dataset
+from instructgen.store import read_rows, read_samples, splits_of, write_dataset
 from tests.conftest import ROOT, real
 
 
@@ -442,13 +442,15 @@ def test_splits_are_kept(tmp_path: Path) -> None:
     mix.write_text("[split]\nvalidation = 0.2\ntest = 0.1\n")
     mixed_ = merge([data], tmp_path / "m", recipe=mix)
     result = curate(mixed_.out, tmp_path / "c", recipe=recipe(tmp_path, RECIPE))
-    before = {s: [r.origin for r in read_samples(mixed_.out, split=s)] for s in ("test", "train")}
-    for split, origins in before.items():
+    splits = splits_of(mixed_.out)
+    assert len(splits) > 1
+    before = {s: [r.origin for r in read_samples(mixed_.out, split=s)] for s in splits}
+    for split in splits_of(result.out):
         kept = list(read_samples(result.out, split=split))
-        assert all(row.origin in origins for row in kept)
-    assert sum(
-        len(list(read_samples(result.out, split=s))) for s in ("train", "validation", "test")
-    ) == (result.rows)
+        assert all(row.origin in before[split] for row in kept)
+    assert sum(len(list(read_samples(result.out, split=s))) for s in splits_of(result.out)) == (
+        result.rows
+    )
 
 
 def test_scores_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,6 +546,21 @@ def test_a_real_model_scores(tmp_path: Path) -> None:
     path = recipe(tmp_path, '[[filters]]\nname = "perplexity"\nmax = 30\n')
     result = curate(data, tmp_path / "c", recipe=path)
     assert result.rows == 1
+
+
+def test_dedup_keeps_splits(tmp_path: Path) -> None:
+    texts = [f"Say {chr(97 + i) * 9} and {chr(98 + i) * 7}." for i in range(12)]
+    data = dataset(tmp_path / "d", [Sample(t, output="Yes.") for t in [*texts, *texts[:3]]])
+    mix = merge([data], tmp_path / "m", recipe=recipe(tmp_path, "[split]\ntest = 0.25\n")).out
+    other = dataset(tmp_path / "o", [Sample("Count to ten.", output="1 2 3")])
+    found = dedup([mix, other], tmp_path / "dd", how=["exact"]).out
+    tests = [s.id for s in read_samples(mix, split="test")]
+    assert tests and [s.id for s in read_samples(found, split="test")] == tests
+    trained = {s.instruction for s in read_samples(found, split="train")}
+    assert len(trained) == 13 - len(tests) and "Count to ten." in trained
+    assert splits_of(dedup([data], tmp_path / "de", how=["exact"]).out) == {"part": 12}
+    with pytest.raises(InputError, match="given twice"):
+        dedup([data, data], tmp_path / "df")
 
 
 @pytest.mark.engine

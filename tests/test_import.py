@@ -250,6 +250,13 @@ def test_alpaca_is_named_or_needs_a_licence(tmp_path: Path) -> None:
     assert (theirs.generators, theirs.origin.model) == (("claude-3-opus",), "claude-3-opus")
 
 
+def test_a_mapped_table_with_a_kind(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", {"q": "Name a fruit.", "a": "Apple."})
+    names = {"instruction": "q", "output": "a"}
+    made = import_data(file, tmp_path / "d", mapping=names, shape="instructions", license="MIT")
+    assert made.rows == 1
+
+
 def test_a_mapped_table(tmp_path: Path) -> None:
     row = {"q": {"text": "Why?"}, "a": "So.", "spdx": "mit", "who": "Ada", "rate": 3, "why": "x"}
     names = {

@@ -18,7 +18,8 @@ from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.licences import Requirement, obligations
 from instructgen.mix import MixOptions, targets
 from instructgen.sample import Origin, Sample
-from instructgen.store import read_manifest, read_samples, write_dataset
+from instructgen.store import read_manifest, read_samples, splits_of, write_dataset
+from instructgen.training.rows import held_out_at, rows_for
 from tests.conftest import real
 
 FOUR = {
@@ -354,11 +355,29 @@ def test_prompts_show_the_training_rows_of_a_split_dataset_alone(tmp_path: Path)
 
 
 def test_what_is_held_out_as_a_split_is_left_out_as_a_whole(tmp_path: Path) -> None:
-    from instructgen.training.rows import rows_for
-
     split = split_dataset(tmp_path)
     held = {s.id for s in read_samples(split, split="test")}
     rows = rows_for(tmp_path / "whole", split, 2, lambda _: True)
     assert len(rows.held_out) == 2 and len(held) > 2
     assert not held & {s.id for s in rows.train}
     assert len(rows.train) == 40 - len(held)
+
+
+def test_an_empty_split_is_nothing_to_measure_on(tmp_path: Path) -> None:
+    """A merge with a test split alone has none for validation, not an empty one."""
+    datasets = pytest.importorskip("datasets")
+    texts = [f"Say {chr(97 + i) * 9} and {chr(98 + i) * 7}." for i in range(20)]
+    data = tmp_path / "d"
+    write_dataset(data, [Sample(t, output="Yes.") for t in texts], [], lambda _: "", {})
+    file = tmp_path / "split.toml"
+    file.write_text("[split]\ntest = 0.2\n")
+    split = merge([data], tmp_path / "m", recipe=file).out
+    assert list(splits_of(split)) == ["train", "test"]
+    opened = datasets.load_dataset(str(split), cache_dir=str(tmp_path / "cache"))
+    assert {name: rows.num_rows for name, rows in opened.items()} == splits_of(split)
+    rows = rows_for(split, None, 2, lambda _: True)
+    assert (len(rows.held_out), rows.held_out_from) == (2, "its own rows")
+    file.write_text("[split]\nvalidation = 0.2\n")
+    other = merge([data], tmp_path / "n", recipe=file).out
+    assert list(splits_of(other)) == ["train", "validation"]
+    assert len(held_out_at(other)) == splits_of(other)["validation"]

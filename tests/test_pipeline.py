@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from instructgen.pipeline.plan import output_digest
 from instructgen.pipeline.recipe import load_steps, shipped_recipes
 from instructgen.pipeline.steps import run
 from tests.conftest import ROOT
@@ -122,6 +123,56 @@ def test_more_rows_go_on_with_the_journal_and_other_settings_begin_anew(tmp_path
     assert kept.read_bytes().startswith(journal)
 
 
+def test_a_run_goes_on_wherever_its_options_stand(tmp_path: Path) -> None:
+    bounded = RECIPE.replace("target = 12", "target = 40\nmax_tokens_total = 60_000")
+    recipe, out = write(tmp_path, bounded), tmp_path / "out"
+    ran(recipe, out)
+    journal = (out / "expanded" / "journal.jsonl").read_bytes()
+    rows = orjson.loads((out / "expanded" / "manifest.json").read_bytes())["rows"]
+    assert 0 < rows < 30
+    in_words = RECIPE.replace("target = 12\n", "").replace('"generate"', '"generate --target 40"')
+    for text in (
+        bounded.replace("60_000", "70_000"),
+        # More tokens, fewer rows than was asked for, but not than there are.
+        bounded.replace("60_000", "80_000").replace("target = 40", "target = 35"),
+        in_words,
+    ):
+        recipe.write_text(text)
+        assert ran(recipe, out)[0] == "expanded"
+        grown = (out / "expanded" / "journal.jsonl").read_bytes()
+        assert grown.startswith(journal)
+        journal = grown
+    assert not (out / "replaced").exists()
+    # Fewer rows than there are is another dataset.
+    recipe.write_text(in_words.replace("--target 40", "--target 5"))
+    ran(recipe, out)
+    assert (out / "replaced" / "expanded-1").is_dir()
+
+
+def test_a_table_of_options_counts_as_what_it_says(tmp_path: Path) -> None:
+    table = 'recipe = { generate = { acceptance_floor = 0.0 }, filters = [{ name = "length" }] }'
+    text = RECIPE.replace("batch_size = 4", f"batch_size = 4\n{table}")
+    recipe, out = write(tmp_path, text), tmp_path / "out"
+    ran(recipe, out)
+    recipe.write_text(text.replace("acceptance_floor = 0.0", "acceptance_floor = 0.01"))
+    assert ran(recipe, out)[0] == "expanded"
+    assert not (out / "replaced").exists()
+    recipe.write_text(text.replace('"length" }', '"length", min_words = 5 }'))
+    assert ran(recipe, out)[0] == "expanded"
+    assert (out / "replaced" / "expanded-1").is_dir()
+
+
+def test_a_report_is_made_again_when_a_model_tells_other_things(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "run.json", "log.jsonl"):
+        (model / name).write_text("{}")
+    before, shown = output_digest(model), output_digest(model, told=True)
+    (model / "log.jsonl").write_text('{"step":1}')
+    assert output_digest(model) == before
+    assert output_digest(model, told=True) != shown
+
+
 def test_a_missing_or_damaged_output_is_made_again(tmp_path: Path) -> None:
     recipe, out = write(tmp_path), tmp_path / "out"
     ran(recipe, out)
@@ -166,7 +217,11 @@ def test_a_damaged_dataset_of_a_run_comes_from_its_journal(tmp_path: Path) -> No
     assert datasets(out) == first and not (out / "replaced").exists()
 
 
-def test_references_behind_a_word_and_files_of_options_are_seen(tmp_path: Path) -> None:
+def test_references_behind_a_word_and_files_of_options_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('[[filters]]\nname = "length"\n')
     text = RECIPE.replace("target = 12", 'target = 12\nrecipe = "mine.toml"')
     text += '\n[[steps]]\nname = "pairs"\nrun = "prefer @clean"\nscore = "judge:@human"\n'
     steps = load_steps(str(write(tmp_path, text)), tmp_path / "o", {"tasks": SEEDS}, limit=False)
@@ -210,6 +265,12 @@ def test_the_plan_runs_nothing_and_says_why(tmp_path: Path) -> None:
     assert "4 of 6 steps to run" in done.stdout and "as the last time" in done.stdout
 
 
+def test_a_recipe_without_a_small_form_has_none(tmp_path: Path) -> None:
+    text = RECIPE.split("[steps.small]")[0]
+    done = command(write(tmp_path, text), "--out", tmp_path / "out", "--limit")
+    assert done.returncode == 2 and "no small form" in done.stderr
+
+
 def test_the_small_form(tmp_path: Path) -> None:
     steps = load_steps(str(write(tmp_path)), tmp_path / "out", {"tasks": SEEDS}, limit=True)
     assert "--split=test" in steps[-1].argv
@@ -231,6 +292,37 @@ BAD = {
     "no TOML": ("steps = [", ["no valid TOML"]),
     "no steps": ("about = 'x'", ["steps", "is missing"]),
     "unknown table": (RECIPE + "\n[step]\n", ["unknown key", "Did you mean steps"]),
+    "no such filters": (
+        RECIPE.replace('recipe = { filters = [{ name = "length", min_words = 4 }] }',
+                       'recipe = "strickt"'),
+        ["steps 5 (clean)", "no shipped recipe", "Did you mean strict"],
+    ),
+    "a table's table": (
+        RECIPE.replace("split = { test = 0.2 }", "splitt = { test = 0.2 }"),
+        ["steps 2 (human): recipe.splitt: unknown table. Did you mean split"],
+    ),
+    "a table's key": (
+        RECIPE.replace("batch_size = 4", "recipe = { generate = { floor = 1 } }"),
+        ["steps 3 (expanded): recipe.generate.floor: unknown key", "acceptance_floor"],
+    ),
+    "a table's value": (
+        RECIPE.replace("min_words = 4", "min_words = -1"),
+        ["steps 5 (clean): recipe.filters 1 (length).min_words"],
+    ),
+    "set": (
+        RECIPE + '\n[[steps]]\nname = "sft"\nrun = "train sft @clean"\nset = { lora_rnk = 8 }\n',
+        ["steps 7 (sft)", "train.lora_rnk: unknown key", "lora_rank"],
+    ),
+    "no reward": (
+        RECIPE + '\n[[steps]]\nname = "rl"\nrun = "train grpo @clean"\n',
+        ["steps 7 (rl)", "needs a reward"],
+    ),
+    "an input at two places": (
+        RECIPE.replace('about = "seed tasks"', 'file = "x"\nhub = "a/b"'),
+        ["inputs.tasks", "file and hub"],
+    ),
+    "not a name of an input": (RECIPE.replace("inputs.tasks", "inputs.Tasks"), ["inputs.Tasks"]),
+    "not a name after @": (RECIPE.replace("@people", "@People"), ["@People", "not a name"]),
     "unknown key of an input": (
         RECIPE.replace('about = "seed tasks"', 'pth = "x"'), ["inputs.tasks.pth", "unknown key"]
     ),
@@ -246,7 +338,8 @@ BAD = {
         RECIPE.replace("target = 12", "target = 'many'"), ["steps 3 (expanded)", "many"]
     ),
     "missing option": (RECIPE.replace("target = 12", ""), ["steps 3 (expanded)", "--target"]),
-    "twice": (RECIPE.replace('"clean"', '"mix"'), ["steps 5 (mix)", "stands twice"]),
+    "twice": (RECIPE.replace('"clean"', '"mix"'), ["steps 5 (mix)", "an earlier step has"]),
+    "an input's": (RECIPE.replace('"clean"', '"tasks"'), ["steps 5 (tasks)", "an input has"]),
     "ours": (RECIPE.replace('"clean"', '"replaced"'), ["not a name for a step"]),
     "not a name": (RECIPE.replace('"clean"', '"../clean"'), ["not a name"]),
     "its own out": (RECIPE.replace("target = 12", 'out = "x"\ntarget = 12'), ["leave it out"]),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -17,6 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from instructgen.engines import Request, Sampling
+from instructgen.sample import Sample
+from instructgen.sources import RowError
 from instructgen.store import read_rows
 from tests.conftest import ROOT, real
 
@@ -91,16 +95,22 @@ def test_the_recipe_of_the_guide_is_valid(tmp_path: Path) -> None:
     assert "--target=20" in steps[1].argv and "--set=lora_rank=8" in steps[3].argv
 
 
-def test_the_example_filter_of_contributing_works(tmp_path: Path) -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    scope: dict[str, object] = {"__name__": "shouting"}
-    exec(compile(code, "shouting.py", "exec"), scope)
-    from instructgen.sample import Sample
-
-    shouting = scope["Shouting"]()  # type: ignore[operator]
+def test_the_parts_of_contributing_work() -> None:
+    parts: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S):
+        scope: dict[str, Any] = {"__name__": "parts"}
+        exec(compile(code, "parts.py", "exec"), scope)
+        parts |= {k: v for k, v in scope.items() if getattr(v, "__module__", "") == "parts"}
+    assert set(parts) == {"Shouting", "Quiz", "Parrot"}
+    shouting = parts["Shouting"]()
     assert shouting.reason(Sample("DO THIS NOW")).reason == "shouting"
     assert shouting.reason(Sample("Do this now")) is None
+    record = {"quiz_question": "Who?", "quiz_answer": "Me."}
+    assert parts["Quiz"]().samples(record) == [Sample("Who?", output="Me.")]
+    with pytest.raises(RowError):
+        parts["Quiz"]().samples({"quiz_question": "Who?"})
+    made = list(parts["Parrot"]().complete([Request("Say a b", Sampling(0.0, max_tokens=2))]))
+    assert [(place, c.text, c.output_tokens) for place, c in made] == [(0, "a b", 2)]
 
 
 @pytest.mark.engine

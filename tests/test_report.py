@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from instructgen import curate, generate, report
+from instructgen import curate, generate, import_data, report
 from instructgen.reports.charts import Series, bars, histogram, lines, points
 from instructgen.reports.html import element, together
 from instructgen.sample import Origin, Rejected, Rejection, Sample
@@ -129,7 +129,7 @@ def _no_map(request: pytest.FixtureRequest) -> object:
     """Embeddings are tried where they are meant; elsewhere they cost seconds a page."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "instructgen.reports.dataset.in_plane",
+            "instructgen.reports.variety.in_plane",
             lambda texts: [(float(i), i / 2) for i in range(len(texts))],
         )
         yield
@@ -193,6 +193,19 @@ def test_a_curated_dataset_a_model_and_an_evaluation(run: Path, tmp_path: Path) 
         '<th class="number">words</th><th class="number">rows</th><th class="number">reference a</th>'
         in text
     )
+
+
+def test_preferences_show_both_answers(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Task {i}.", "chosen": "A good long answer " * 9, "rejected": f"Bad {i}."}
+        for i in range(12)
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    folder = import_data(file, tmp_path / "pairs", shape="preferences", license="CC-BY-4.0").out
+    text = page_of(folder, tmp_path)
+    assert '<th class="number">chosen</th><th class="number">rejected</th>' in text
+    assert "32 to 63</td>" in text and "Bad 3." in text
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))

@@ -283,6 +283,11 @@ def test_a_reward_model_keeps_its_head(tiny: Path, tmp_path: Path) -> None:
     chosen = model.score(rows, [r.output for r in rows])
     rejected = model.score(rows, [r.rejected_output for r in rows])
     assert sum(a > b for a, b in zip(chosen, rejected, strict=True)) > 50
+    from instructgen.filters.reward import Reward
+
+    # The filter reads the same number of the same answer.
+    scored = [v.sample.scores[-1].value for v in Reward(model=str(out)).judge(rows[:9])]
+    assert scored == pytest.approx(chosen[:9], abs=1e-3)
     # What it says of a row does not depend on the rows beside it.
     alone = [model.score([r], [r.output])[0] for r in rows[:5]]
     assert alone == pytest.approx(chosen[:5], abs=1e-4)

@@ -170,5 +170,14 @@ def test_rows_that_no_verifier_can_judge_are_left_over() -> None:
     tasks, others = tasks_of(rewards_of(["verifiers:math,ifeval"]), rows, 0)
     assert len(tasks) == 2
     assert not others
+    # A model judges every row; what a verifier asks for besides differs from row to row.
+    asked = [Sample(f"Tell of day {i}.", output="It rained.") for i in range(12)]
+    tasks, others = tasks_of(rewards_of(["verifiers:ifeval"]), asked, 0, models=True)
+    assert (
+        len({t.instruction.removeprefix(s.instruction) for t, s in zip(tasks, asked, strict=True)})
+        > 4
+    )
+    assert tasks_of([], asked, 0, models=True) == (asked, [])
+    tasks = [rows[0], *tasks[:1]]
     reward = VerifierReward(Math())
     assert reward.score(tasks, ["#### 4", "#### 4"]) == [1.0, None]

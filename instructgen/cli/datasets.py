@@ -13,6 +13,7 @@ from instructgen.cli.printing import (
     err,
     json_option,
     on_bad_row_option,
+    pairs_in,
     print_funnel,
     print_json,
     quiet_option,
@@ -32,18 +33,6 @@ def _listed(_ctx: click.Context, _option: click.Parameter, value: str) -> list[s
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def _mapping(
-    _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    found = {}
-    for value in values:
-        ours, equals, theirs = value.partition("=")
-        if not (ours and equals and theirs):
-            raise click.BadParameter(f"{value!r} is not OURS=THEIRS, as in instruction=question.")
-        found[ours] = theirs
-    return found
-
-
 @click.command("import")
 @click.argument("source_and_path", nargs=-1, required=True, metavar="[SOURCE] PATH_OR_HUB")
 @_OUT
@@ -51,7 +40,7 @@ def _mapping(
     "--map",
     "mapping",
     multiple=True,
-    callback=_mapping,
+    callback=pairs_in("instruction=question"),
     metavar="OURS=THEIRS",
     help="Of other formats: which field is the instruction, input, output ...",
 )
@@ -117,9 +106,7 @@ def import_(
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=_PATH)
 @_OUT
-@click.option(
-    "--recipe", type=_PATH, metavar="FILE", help="TOML with [mix] and [split]; see the README."
-)
+@click.option("--recipe", type=_PATH, metavar="FILE", help="TOML with [mix] and [split].")
 @click.option(
     "--require",
     metavar="WHAT",
@@ -201,8 +188,9 @@ def curate(
     from instructgen.commands.curate import curate as run
     from instructgen.progress import watching_stages
 
-    if more and not against:
-        raise click.UsageError(f"{str(more[0])!r} is one dataset too many; merge them first.")
+    # A folder is no file of prompts, whatever stands before it.
+    if many := [path for path in more if not against or path.is_dir()]:
+        raise click.UsageError(f"{str(many[0])!r} is one dataset too many; merge them first.")
     with watching_stages(err, show=not quiet and not as_json) as watch:
         result = run(data, out, against=(*against, *more), watch=watch, **options)
     if as_json:
@@ -446,8 +434,8 @@ def dedup(
             f"{result.unread:,} texts were not compared by meaning: the model "
             f"{escape(options['embedding_model'])} was not made for what they are written in."
         )
-    screen.print(f"dataset  {escape(result.parts[0])}")
-    screen.print(f"card     {escape(result.card)}")
+    screen.print(f"dataset  {escape(printable(result.parts[0]))}")
+    screen.print(f"card     {escape(printable(result.card))}")
     return None
 
 

@@ -45,6 +45,23 @@ def on_bad_row_option(command: F) -> F:
     )(command)
 
 
+def pairs_in(example: str) -> Callable[..., dict[str, str]]:
+    """The callback of a repeatable option of the form NAME=VALUE, as in ``example``."""
+
+    def parse(
+        _ctx: click.Context, option: click.Parameter, values: tuple[str, ...]
+    ) -> dict[str, str]:
+        found = {}
+        for value in values:
+            name, equals, said = value.partition("=")
+            if not (name and equals and said):
+                raise click.BadParameter(f"{value!r} is not {option.metavar}, as in {example}.")
+            found[name] = said
+        return found
+
+    return parse
+
+
 def print_json(value: Any) -> None:
     """A result as JSON, for other programs."""
     sys.stdout.write(orjson.dumps(_plain(value), option=orjson.OPT_INDENT_2).decode() + "\n")

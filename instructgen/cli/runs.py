@@ -15,6 +15,7 @@ from instructgen.cli.printing import (
     err,
     indented,
     json_option,
+    on_bad_row_option,
     print_funnel,
     print_json,
     print_row,
@@ -66,13 +67,7 @@ def _run_options(command: F) -> F:
             ),
             click.option("--license", default="", metavar="SPDX", help="Of seeds that name none."),
             click.option("--language", default="", metavar="CODE", help="Of seeds that name none."),
-            click.option(
-                "--on-bad-row",
-                type=click.Choice(["fail", "reject"]),
-                default="fail",
-                show_default=True,
-                help="What a seed row that cannot be used does.",
-            ),
+            on_bad_row_option,
             click.option("--seed", type=int, help="What all randomness comes from.  [default: 0]"),
             click.option(
                 "--batch-size",
@@ -208,8 +203,8 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
             + (f", {result.restarts} restarts" if result.restarts else "")
             + "."
         )
-    screen.print(f"dataset  {escape(result.parts[0])}")
-    screen.print(f"card     {escape(result.card)}")
+    screen.print(f"dataset  {escape(printable(result.parts[0]))}")
+    screen.print(f"card     {escape(printable(result.card))}")
     return None
 
 
@@ -238,14 +233,13 @@ def _print_explanation(e: Explanation) -> None:
     row = e.row
     _print_verdict(e.id, e.verdict, row)
     o = row["origin"]
-    terms = f"licence {row['license']}, language {row['language']}"
-    if e.verdict == "a seed":
-        screen.print(f"[dim]origin[/]  method {o['method']}, source {row['source']}, {terms}")
+    seed = e.verdict == "a seed"
+    came = [f"method {o['method']}"]
+    came += [f"source {row['source']}"] if seed else [f"model {o['model']}", f"run {o['run']}"]
+    came += [f"licence {row['license']}", f"language {row['language']}"]
+    screen.print(f"[dim]origin[/]  {escape(printable(', '.join(came)))}")
+    if seed:
         return
-    screen.print(
-        f"[dim]origin[/]  method {o['method']}, model {escape(str(o['model']))}, run {o['run']}, "
-        f"{terms}"
-    )
     screen.print("[dim]parents[/]")
     for parent, text in e.parents:
         screen.print(f"  {parent}  {short(text)}")
@@ -268,6 +262,8 @@ def _print_explanation(e: Explanation) -> None:
 def _print_verdict(row_id: str, verdict: str, row: dict[str, Any]) -> None:
     if verdict == "rejected":
         verdict = f"rejected by {row['filter']}: {row['reason']}"
+        if row["score"] is not None:
+            verdict += f", {row['score']:.4g}"
     screen.print(f"[bold]{row_id}[/]  {escape(printable(verdict))}")
     if row.get("detail"):
         screen.print(f"  {escape(printable(row['detail']))}")

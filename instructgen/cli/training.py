@@ -176,7 +176,8 @@ def train(
     )
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in facts["rows"]["left_out"].items())
     if left_out:
-        screen.print(f"left out or cut: {left_out}; named in {result.out / 'left_out.jsonl'}")
+        place = escape(printable(str(result.out / "left_out.jsonl")))
+        screen.print(f"left out or cut: {left_out}; named in {place}")
     found = facts["evaluation"] or {}
     for one in (found, *found.values()):
         if isinstance(one, dict) and "measure" in one:

@@ -1,1 +1,1 @@
-"""The commands, one file each: what the command line and `import instructgen` call."""
+"""What the command line and `import instructgen` call, and what several commands share."""

@@ -12,13 +12,13 @@ from instructgen.card import derived_card, table
 from instructgen.commands.derived import (
     Derived,
     Funnel,
+    Watch,
     check_apart,
     common_shape,
     derived,
     inputs_of,
     name_of,
 )
-from instructgen.commands.import_data import Watch
 from instructgen.config import load_filters, recorded_filters
 from instructgen.curation import Curation, Report
 from instructgen.filters import Filter
@@ -84,7 +84,6 @@ def curate(
                         ", curated",
                         _sections(facts),
                         made,
-                        list(splits),
                     ),
                     facts,
                 )

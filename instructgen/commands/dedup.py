@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.card import derived_card, rejected_table
-from instructgen.commands.derived import Funnel, inputs_of, name_of
+from instructgen.commands.derived import Funnel, check_apart, inputs_of, name_of
 from instructgen.errors import InputError
 from instructgen.licences import check_licence
 from instructgen.sample import Rejected, Rejection, Sample
@@ -19,11 +19,14 @@ from instructgen.similarity.encoders import MINILM
 from instructgen.similarity.near_pairs import Watch
 from instructgen.sources import OnBadRow
 from instructgen.store import (
+    SPLITS,
+    WHOLE,
     is_whole,
     making,
     read_manifest,
     read_samples,
-    write_dataset,
+    splits_of,
+    writing,
 )
 
 # Pairs are looked for above the thresholds alone: nobody asks again at another.
@@ -69,6 +72,8 @@ def dedup(
 ) -> DedupResult:
     """Write the rows of datasets without those that `deduplicate` removes.
 
+    A dataset that is split stays so; rows of inputs that are not are trained on.
+
     Args:
         inputs: dataset folders, or files as seeds may be; the first come first.
         out: a folder for the dataset. One made from the same is left as it is.
@@ -95,13 +100,17 @@ def dedup(
     if license:
         check_licence(license)
     bad_rows = 0
+    check_apart(folder, paths)
     samples: list[Sample] = []
+    splits: list[str] = []
     for path in paths:
         if path.is_dir():
             samples += read_samples(path)
+            splits += [name for name, rows in splits_of(path).items() for _ in range(rows)]
             continue
         found, bad = load_seeds([path], license=license, language=language, on_bad_row=on_bad_row)
         samples += found
+        splits += WHOLE * len(found)
         bad_rows += len(bad)
     if not samples:
         raise InputError("the inputs hold no rows.", hint="Check the paths.")
@@ -129,13 +138,14 @@ def dedup(
     }
     with making(folder, made):
         if not is_whole(folder):
-            _write(folder, samples, options, made, bad_rows, watch)
+            _write(folder, samples, splits, options, made, bad_rows, watch)
         return _result(folder)
 
 
 def _write(
     folder: Path,
     samples: list[Sample],
+    splits: list[str],
     options: dict[str, Any],
     made: dict[str, Any],
     bad_rows: int,
@@ -178,22 +188,29 @@ def _write(
         "",
         *rejected_table(funnel),
     ]
-    write_dataset(
-        folder,
-        result.kept,
-        rejected,
-        lambda contents: derived_card(
-            name_of(folder), contents, names, ", without duplicates", sections, made
-        ),
-        {
-            "funnel": funnel,
-            "largest_component": result.largest_component,
-            "components_would_remove": result.components_would_remove,
-            "unread": result.unread,
-            "bad_rows": bad_rows,
-        },
-        result.kept[0].shape,
-    )
+    # Of several inputs some may be split: what is not is there to be trained on.
+    parts = WHOLE if set(splits) <= set(WHOLE) else SPLITS
+    rows: dict[str, list[Sample]] = {part: [] for part in parts}
+    removed = {r.row for r in result.removed}
+    for row, (sample, split) in enumerate(zip(samples, splits, strict=True)):
+        if row not in removed:
+            rows[split if split in parts else parts[0]].append(sample)
+    with writing(folder, samples[0].shape, parts) as writer:
+        for part, kept in rows.items():
+            writer.keep(kept, part)
+        writer.reject(rejected)
+        writer.finish(
+            lambda contents: derived_card(
+                name_of(folder), contents, names, ", without duplicates", sections, made
+            ),
+            {
+                "funnel": funnel,
+                "largest_component": result.largest_component,
+                "components_would_remove": result.components_would_remove,
+                "unread": result.unread,
+                "bad_rows": bad_rows,
+            },
+        )
 
 
 def _result(folder: Path) -> DedupResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from instructgen.store import digest_of, read_manifest, shape_of
 
 # Rows handed to the writer at a time.
 ROWS_AT_ONCE = 1_000
+# Called with a name, the rows done with, and all of them where that is known.
+Watch = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)

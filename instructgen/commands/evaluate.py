@@ -16,7 +16,7 @@ from instructgen.engines.models import model_digest
 from instructgen.errors import ConfigError, InputError
 from instructgen.plugins import classes, find, suggest
 from instructgen.sample import Sample
-from instructgen.store import digest_of, read_training, splits_of, write_files
+from instructgen.store import digest_of, is_trained, read_training, splits_of, write_files
 
 _ROWS = 200
 
@@ -119,7 +119,7 @@ def _notes(models: Sequence[str], paths: Sequence[Path]) -> tuple[str, ...]:
     """What a reader of the numbers has to know: rows that a model was trained on."""
     found = []
     for name in models:
-        if not (Path(name) / "run.json").is_file():
+        if not is_trained(Path(name)):
             continue
         trained = read_training(Path(name)).get("data", {}).get("sha256")
         for path in paths:

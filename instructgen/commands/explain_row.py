@@ -1,4 +1,4 @@
-"""Why a row is in a dataset that was imported, merged, curated or deduplicated, or why not."""
+"""Why a row is in a dataset that was made from others, or why not."""
 
 from __future__ import annotations
 

@@ -31,10 +31,11 @@ from instructgen.store import (
     FORMAT,
     Run,
     is_run,
+    read_info,
     read_manifest,
     read_samples,
     shape_of,
-    splits_of,
+    training_split,
     write_dataset,
 )
 
@@ -210,7 +211,7 @@ def read_seeds(
     for folder in folders:
         if shape_of(folder) != "instructions":
             raise InputError("it holds preferences.", path=folder, hint="Give instructions.")
-        samples += read_samples(folder, split="train" if "train" in splits_of(folder) else None)
+        samples += read_samples(folder, split=training_split(folder))
     if not samples:
         raise ConfigError("--seeds: no usable row is left.", "Give seed tasks.")
     return samples, bad
@@ -243,10 +244,7 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
     digest = seeds_digest(seeds)
     if is_run(folder):
         with Run.open(folder) as run:
-            _same_run(folder, config, run.info, recorded, digest)
-            _refuse_to_shrink(
-                folder, config.generate.target, "Give the same --target or a higher one."
-            )
+            _same_run(folder, config, run.info, digest)
             if run.info["config"] != recorded:
                 run.update({**run.info, "config": recorded})
             yield run
@@ -265,10 +263,18 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
         yield run
 
 
-def _same_run(
-    folder: Path, config: Config, info: dict[str, Any], recorded: dict[str, Any], digest: str
-) -> None:
-    then, now = _flat(info["config"]), _flat(recorded)
+def resumable(folder: Path, config: Config, seeds: Sequence[Sample]) -> bool:
+    """Whether `generate` would go on with the run in the folder."""
+    try:
+        _same_run(folder, config, read_info(folder), seeds_digest(seeds))
+    except RunError:
+        return False
+    return True
+
+
+def _same_run(folder: Path, config: Config, info: dict[str, Any], digest: str) -> None:
+    """Refuse what the recorded run cannot be taken further with."""
+    then, now = _flat(info["config"]), _flat(config.recorded())
     changed = [
         f"{key} ({then.get(key)!r} there, {now.get(key)!r} now)"
         for key in sorted(then.keys() | now.keys())
@@ -281,6 +287,7 @@ def _same_run(
             f"{folder} is a run with other settings: {'; '.join(changed)}.",
             "Give the same to resume it, or another --out.",
         )
+    _refuse_to_shrink(folder, config.generate.target, "Give the same --target or a higher one.")
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from instructgen.card import derived_card, rejected_table
-from instructgen.commands.derived import ROWS_AT_ONCE, Derived, Funnel, derived, name_of
+from instructgen.commands.derived import ROWS_AT_ONCE, Derived, Funnel, Watch, derived, name_of
 from instructgen.errors import ConfigError
 from instructgen.licences import check_licence
 from instructgen.plugins import find
@@ -15,9 +15,6 @@ from instructgen.sample import Origin, Rejected, Rejection, Sample, Shape
 from instructgen.sources import BadRow, LeftOut, OnBadRow, Reading, Source, check_language, read
 from instructgen.sources.plain import Plain
 from instructgen.store import digest_of, is_whole, making, writing
-
-# Called with a name, the rows done with, and all of them where that is known.
-Watch = Callable[[str, int, int | None], None]
 
 
 def import_data(
@@ -67,9 +64,10 @@ def import_data(
     for said in (attribution, model, *(mapping or {}).values(), *(mapping or {})):
         if any("\ud800" <= c <= "\udfff" for c in said):
             raise ConfigError(f"{said[:40]!r} is no valid UTF-8.", "Write it in UTF-8.")
+    wanted = _source(source, mapping, shape, take)
     reading = read(
         file,
-        _source(source, mapping, shape, take),
+        wanted,
         license=license,
         language=language,
         attribution=attribution,
@@ -77,7 +75,7 @@ def import_data(
         on_bad_row=on_bad_row,
         split=split,
     )
-    if source is None and (shape or take):
+    if wanted is None and (shape or take):
         # Sniffed, and now with the options that the format was to have.
         reading.source = type(reading.source)(shape, take)
     made = {
@@ -128,7 +126,7 @@ def _write(folder: Path, reading: Reading, made: dict[str, Any], watch: Watch | 
             if isinstance(row, Sample):
                 kept.append(row)
             else:
-                rejected.append(_rejected(row, shape, number))
+                rejected.append(_rejected(row, number))
                 number += 1
             if len(kept) + len(rejected) >= ROWS_AT_ONCE:
                 _flush(writer, funnel, kept, rejected)
@@ -169,7 +167,7 @@ def _flush(writer: Any, funnel: Funnel, kept: list[Sample], rejected: list[Rejec
     rejected.clear()
 
 
-def _rejected(row: BadRow | LeftOut, shape: Shape, number: int) -> Rejected:
+def _rejected(row: BadRow | LeftOut, number: int) -> Rejected:
     if isinstance(row, BadRow):
         sample = Sample("", origin=Origin(record=str(row.line)))
         rejection = Rejection("import", "bad_row", f"line {row.line}: {row.reason}")

@@ -18,13 +18,13 @@ from instructgen.commands.derived import (
     ROWS_AT_ONCE,
     Derived,
     Funnel,
+    Watch,
     check_apart,
     common_shape,
     derived,
     inputs_of,
     name_of,
 )
-from instructgen.commands.import_data import Watch
 from instructgen.config import load_mix
 from instructgen.errors import ConfigError, InputError
 from instructgen.licences import Requirement
@@ -161,7 +161,6 @@ class _Merge:
                     "",
                     _sections(facts, self.mix.by),
                     made,
-                    self.splits,
                 ),
                 facts,
             )

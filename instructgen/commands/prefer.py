@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -21,6 +21,7 @@ from instructgen.card import derived_card
 from instructgen.commands.derived import (
     Derived,
     Funnel,
+    Watch,
     check_apart,
     common_shape,
     derived,
@@ -32,7 +33,7 @@ from instructgen.engines import Completion, Engine, Request, Supervisor
 from instructgen.engines.models import default_model, model_digest
 from instructgen.errors import ConfigError, EngineError, InputError
 from instructgen.loop import request_digest
-from instructgen.plugins import find
+from instructgen.plugins import find, suggest
 from instructgen.rows import sample_row
 from instructgen.sample import Origin, Rejected, Rejection, Sample, Score, Shape
 from instructgen.store import (
@@ -42,15 +43,13 @@ from instructgen.store import (
     is_whole,
     making,
     read_samples,
-    read_training,
-    splits_of,
+    root_of,
+    training_split,
     writing,
 )
 
 _JUDGE = "judge:"
 _AT_ONCE = 64
-
-PreferWatch = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def prefer(
     engine: str | None = None,
     judge_engine: str | None = None,
     seed: int = 0,
-    watch: PreferWatch | None = None,
+    watch: Watch | None = None,
 ) -> Derived:
     """Make preferences, or better answers, out of what a model writes.
 
@@ -129,6 +128,12 @@ def prefer(
             "--score wants rewards, or one judge.",
             "Give --score models/rm, --score verifiers:ifeval, or --score judge:MODEL.",
         )
+    for said in score:
+        kind, colon, _ = said.partition(":")
+        if colon and f"{kind}:" not in (_JUDGE, "verifiers:") and not Path(said).exists():
+            raise ConfigError(
+                f"--score {said}: no such score.", suggest(kind, ["judge", "verifiers"])
+            )
     source, folder = Path(data), Path(out)
     given = inputs_of([source])
     check_apart(folder, [source])
@@ -199,7 +204,7 @@ class _Maker:
         writer: Engine,
         judge_engine: str | None,
         score: list[str],
-        watch: PreferWatch | None,
+        watch: Watch | None,
     ) -> None:
         self.folder, self.made, self.writer, self.score = folder, made, writer, score
         self.judge_engine, self.watch = judge_engine, watch
@@ -208,28 +213,17 @@ class _Maker:
     def write(self, source: Path, shape: Shape) -> None:
         """Answer, score, and write what came of it."""
         from instructgen.evaluation.answers import requests_for
-        from instructgen.training.rewards import VerifierReward, rewards_of, tasks_of
+        from instructgen.training.rewards import rewards_of, tasks_of
 
         options = self.options
-        split = "train" if "train" in splits_of(source) else None
-        rows = list(read_samples(source, split=split))[: options["limit"]]
+        rows = list(read_samples(source, split=training_split(source)))[: options["limit"]]
         judge = self.score[0].removeprefix(_JUDGE) if self.score[0].startswith(_JUDGE) else None
         # Verifiers before the answers, as they say what is asked; models after them,
         # so that two never share the memory.
         verifiers = [s for s in self.score if s.startswith("verifiers:")]
         rewards = rewards_of(verifiers) if verifiers else []
-        if len(verifiers) == len(self.score):
-            tasks, unjudged = tasks_of(rewards, rows, options["seed"])
-        else:
-            tasks = [
-                next(
-                    (t for r in rewards if isinstance(r, VerifierReward)
-                     for t in tasks_of([r], [row], options["seed"])[0]),
-                    row,
-                )
-                for row in rows
-            ]  # fmt: skip
-            unjudged = []
+        models = len(verifiers) < len(self.score)
+        tasks, unjudged = tasks_of(rewards, rows, options["seed"], models=models)
         requests = requests_for(
             [task.prompt for task in tasks],
             samples=options["samples"],
@@ -373,7 +367,7 @@ class _Maker:
         facts: dict[str, Any],
     ) -> None:
         funnel, number = Funnel(), 0
-        generator = _written_by(self.options["model"])
+        generator = root_of(self.options["model"])
         with writing(self.folder, shape) as writer:
 
             def reject(
@@ -414,7 +408,7 @@ class _Maker:
                 if self.options["min_score"] is not None and best.score < self.options["min_score"]:
                     refused(task, "low_score", f"the best is worth {best.score:.3g}", best.score)
                     continue
-                writer.keep([_row(task, best, worst, shape, run, self.options, generator)])
+                writer.keep([_row(task, best, worst, shape, run, generator)])
             writer.finish(
                 lambda contents: derived_card(
                     name_of(self.folder),
@@ -439,7 +433,6 @@ def _row(
     worst: _Answer,
     shape: Shape,
     run: str,
-    options: dict[str, Any],
     generator: str,
 ) -> Sample:
     pair = shape == "preferences"
@@ -462,13 +455,6 @@ def _row(
         generators=tuple(dict.fromkeys((*task.generators, generator))),
         edits=(),
     )
-
-
-def _written_by(model: str) -> str:
-    """The model whose terms go with what a model wrote: of one trained here, what it began as."""
-    if not (Path(model) / "run.json").is_file():
-        return model
-    return str(read_training(Path(model)).get("root", model))
 
 
 def _section(

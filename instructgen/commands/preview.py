@@ -12,8 +12,9 @@ from pathlib import Path
 from instructgen.commands.generate import begin, configure, form_of, read_seeds
 from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
+from instructgen.filters import ComparingFilter
 from instructgen.loop import LAG, Loop
-from instructgen.sample import Sample
+from instructgen.sample import Rejection, Sample
 from instructgen.sources import OnBadRow
 
 # Enough for every stage to have run a few times: an instruction proposed in
@@ -86,8 +87,8 @@ def preview(
 
 def _forecast(loop: Loop, progress: Progress, target: int) -> Forecast:
     t = loop.tally
-    novelty = [r for r in loop.rejected if r.rejection.reason == "too_similar"]
-    proposed = (t.kept_instructions or t.kept_rows) + len(novelty)
+    alike = _alike(loop)
+    proposed = (t.kept_instructions or t.kept_rows) + len(alike)
     rows_per_instruction = _rows_per_instruction(loop)
     needed = math.ceil(target / rows_per_instruction) if rows_per_instruction else None
     at_target, effort = _growth(loop, proposed, needed)
@@ -99,7 +100,7 @@ def _forecast(loop: Loop, progress: Progress, target: int) -> Forecast:
         kept_instructions=t.kept_instructions,
         kept_rows=t.kept_rows,
         acceptance=t.kept / t.candidates if t.candidates else 0.0,
-        duplicates=len(novelty) / proposed if proposed else 0.0,
+        duplicates=len(alike) / proposed if proposed else 0.0,
         output_tokens_per_s=progress.tokens_per_s,
         target=target,
         duplicates_at_target=at_target,
@@ -107,6 +108,13 @@ def _forecast(loop: Loop, progress: Progress, target: int) -> Forecast:
         output_tokens=None if scale is None else round(t.output_tokens * scale),
         seconds=None if scale is None else progress.engine_s * scale,
     )
+
+
+def _alike(loop: Loop) -> list[Rejection]:
+    """Of the proposed instructions those that were too near to an earlier one."""
+    filters = (f for f in loop.config.filters if isinstance(f, ComparingFilter))
+    names = {f.name for f in filters if f.scope != "row"}
+    return [r.rejection for r in loop.rejected if r.rejection.filter in names]
 
 
 def _rows_per_instruction(loop: Loop) -> float:
@@ -128,10 +136,10 @@ def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None
     if not proposed or needed is None:
         return None, None
     seeds = {s.id for s in loop.pool.seeds}
-    novelty = [r.rejection for r in loop.rejected if r.rejection.reason == "too_similar"]
-    hit_seed = sum(r.nearest in seeds for r in novelty)
-    hit_kept = len(novelty) - hit_seed
-    kept = proposed - len(novelty)
+    alike = _alike(loop)
+    hit_seed = sum(r.nearest in seeds for r in alike)
+    hit_kept = len(alike) - hit_seed
+    kept = proposed - len(alike)
     s = hit_seed / proposed
     # Proposals met 0..kept earlier ones, half of them on average.
     h = hit_kept / max(1.0, (proposed - hit_seed) * kept / 2)

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import instructgen
-from instructgen.commands.derived import name_of
+from instructgen.commands.derived import Watch, name_of
 from instructgen.commands.generate import read_seeds
 from instructgen.errors import InputError, RunError
+from instructgen.reports.columns import Counts, read_words
 from instructgen.reports.dataset import Beside, dataset_chapter
 from instructgen.reports.model import evaluation_chapter, model_chapter
 from instructgen.reports.page import Chapter, page
 from instructgen.rows import sample_of
-from instructgen.sample import Sample
 from instructgen.store import (
     is_run,
     read_info,
     read_manifest,
-    read_samples,
     read_seed_rows,
     storage,
     write_atomic,
 )
-
-_REFERENCE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,7 @@ def report(
     seeds: str | Path | Sequence[str | Path] = (),
     reference: str | Path | None = None,
     price: tuple[float, float] | None = None,
-    watch: Callable[[str, int, int | None], None] | None = None,
+    watch: Watch | None = None,
 ) -> Reported:
     """Write a report: one HTML file that loads nothing.
 
@@ -66,7 +62,7 @@ def report(
     file = Path(out)
     _check_out(file)
     given, _ = read_seeds(seeds, "LicenseRef-unknown", "", "reject") if seeds else ([], None)
-    people = [] if reference is None else list(_some(Path(reference)))
+    people = {} if reference is None else _words_of(Path(reference))
     beside = Beside(given, people, "" if reference is None else name_of(Path(reference)), price)
     chapters = []
     for number, path in enumerate(paths):
@@ -105,10 +101,10 @@ def _chapter(path: Path, beside: Beside) -> Chapter:
     )
 
 
-def _some(folder: Path) -> Sequence[Sample]:
+def _words_of(folder: Path) -> dict[str, Counts]:
     if read_manifest(folder) is None:
         raise RunError(f"{folder} holds no complete dataset.", "Run: instructgen import.")
-    return list(islice(read_samples(folder), _REFERENCE))
+    return read_words(folder)
 
 
 def _check_out(file: Path) -> None:

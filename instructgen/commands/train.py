@@ -26,7 +26,7 @@ from instructgen.store import (
     ModelRun,
     digest_of,
     read_log,
-    read_training,
+    root_of,
     step_of,
     storage,
     training,
@@ -129,12 +129,14 @@ def train(
 
 def check(
     method: str,
-    data: str | Path,
+    data: str | Path | None,
     reward: Sequence[str],
     recipe: str | Path | None,
     options: Mapping[str, Any],
 ) -> tuple[Method, TrainOptions]:
     """The method and its options, checked as far as that goes without a model.
+
+    Without ``data`` what it will be trained on is not looked at.
 
     Raises:
         InputError: the dataset is not there, or of the wrong kind.
@@ -155,7 +157,8 @@ def check(
         raise ConfigError(
             f"train {method} {'needs a' if chosen in ONLINE else 'has no'} reward.", hint
         )
-    _check_inputs(chosen, Path(data))
+    if data is not None:
+        _check_inputs(chosen, Path(data))
     return chosen, settings
 
 
@@ -373,7 +376,7 @@ class _Training:
         facts = {
             "base": self.base,
             # Of a model trained here, what it began as in the end: whose terms go with it.
-            "root": _root(self.base),
+            "root": root_of(self.base),
             "method": self.method,
             "rows": {
                 "train": len(prepared.trained),
@@ -467,13 +470,6 @@ def _weights_written(folder: Path) -> Iterator[None]:
             f"{folder}: weights cannot be written ({said.splitlines()[0][:120]}).",
             "Free space; the same command goes on from here.",
         ) from error
-
-
-def _root(base: str) -> str:
-    run = Path(base) / "run.json"
-    if not run.is_file():
-        return base
-    return str(read_training(Path(base)).get("root", base))
 
 
 def _check_space(model: Any, options: TrainOptions, folder: Path) -> None:

@@ -10,7 +10,7 @@ from instructgen.evaluation.intervals import Estimate, ratio, ratio_difference
 from instructgen.evaluation.likelihood import answer_likelihoods
 from instructgen.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
-from instructgen.training.policy import load_model, load_tokenizer
+from instructgen.training.policy import Head, load_model, load_tokenizer
 from instructgen.training.rewards import score_ids
 
 
@@ -99,16 +99,14 @@ def pair_accuracy(margins: dict[str, float], name: str = "pair_accuracy") -> Mea
 
 def reward_margins(name: str, samples: Sequence[Sample], framing: Framing) -> dict[str, float]:
     """Of each pair, how much better the reward model finds the chosen answer."""
-    tokenizer = load_tokenizer(name, framing.pad_token)
-    encoder = Encoder(tokenizer, framing.format, name)
-    model = load_model(name, "reward", tokenizer=tokenizer).eval()
+    model, encoder = _loaded(name, framing, "reward")
     ids, rows = [], []
     for sample in samples:
         both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_output or ""))
         if not any(isinstance(r, Unusable) or len(r.ids) > framing.max_length for r in both):
             ids += [r.ids for r in both if not isinstance(r, Unusable)]
             rows.append(sample.id)
-    scores = score_ids(model, ids, tokenizer.pad_token_id)
+    scores = score_ids(model, ids, encoder.tokenizer.pad_token_id)
     return {row: (scores[2 * i] or 0.0) - (scores[2 * i + 1] or 0.0) for i, row in enumerate(rows)}
 
 
@@ -125,10 +123,10 @@ def rewards_measured(name: str, values: Sequence[float], rows: Sequence[str]) ->
     return Measured(name, list(values), [1.0] * len(values), list(rows))
 
 
-def _loaded(name: str, framing: Framing) -> tuple[Any, Encoder]:
+def _loaded(name: str, framing: Framing, head: Head = "causal") -> tuple[Any, Encoder]:
     import torch
 
     tokenizer = load_tokenizer(name, framing.pad_token)
     encoder = Encoder(tokenizer, framing.format, name)
-    model = load_model(name, tokenizer=tokenizer)
+    model = load_model(name, head, tokenizer=tokenizer)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), encoder

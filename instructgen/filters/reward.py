@@ -42,8 +42,13 @@ class Reward(ScoringFilter):
         scores = []
         for sample in samples:
             messages = [{"role": m.role, "content": m.content} for m in sample.messages]
+            if sample.input:
+                # As in training: some templates have a place of its own for the input.
+                messages[-2] |= {"instruction": sample.instruction, "input": sample.input}
             if tokenizer.chat_template:
-                ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+                # The score stands where the answer ends, before a last line break.
+                text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             else:
                 ids = tokenizer("\n\n".join(m["content"] for m in messages))["input_ids"]
             most = int(getattr(model.config, "max_position_embeddings", 2_048))

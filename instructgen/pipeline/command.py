@@ -16,6 +16,7 @@ from instructgen.cli.printing import (
     duration,
     err,
     json_option,
+    pairs_in,
     print_json,
     quiet_option,
     screen,
@@ -24,18 +25,6 @@ from instructgen.printable import printable
 
 if TYPE_CHECKING:
     from instructgen.pipeline.plan import Planned
-
-
-def _inputs(
-    _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    found = {}
-    for value in values:
-        name, equals, place = value.partition("=")
-        if not (name and equals and place):
-            raise click.BadParameter(f"{value!r} is not NAME=PATH, as in dolly-15k=dolly.jsonl.")
-        found[name] = place
-    return found
 
 
 def _recipes(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -54,7 +43,7 @@ def _recipes(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[C
     "--input",
     "inputs",
     multiple=True,
-    callback=_inputs,
+    callback=pairs_in("dolly-15k=dolly.jsonl"),
     metavar="NAME=PATH",
     help="Where an input of the recipe is, if not where it says.",
 )
@@ -123,7 +112,8 @@ def _print_plan(planned: Sequence[Planned], as_json: bool) -> None:
         steps = [
             {
                 "name": p.step.name,
-                "command": ["instructgen", *p.step.argv],
+                "command": p.step.command,
+                "argv": ["instructgen", *p.step.argv],
                 "runs": p.runs,
                 "why": p.why,
                 "forecast": p.forecast,

@@ -69,7 +69,8 @@ def forecast(step: Step, known: Mapping[str, Any] | None) -> Forecast | None:
     if kind not in _MEASURED:
         return None
     start, each = _MEASURED[kind]
-    sized = [(options[n], rate) for n, rate in each.items() if isinstance(options.get(n), int)]
+    given = step.params
+    sized = [(given[n], rate) for n, rate in each.items() if isinstance(given.get(n), int)]
     if each and not sized:
         return None
     return Forecast(start + sum(n * rate for n, rate in sized), _MEASURED_HERE, tokens)

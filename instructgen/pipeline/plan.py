@@ -11,11 +11,13 @@ from typing import Any
 
 import orjson
 
+from instructgen.commands.generate import read_seeds, resumable
 from instructgen.engines.models import EMBEDDED, model_digest
-from instructgen.errors import RunError
+from instructgen.errors import InstructgenError, RunError
 from instructgen.pipeline.forecast import Forecast, forecast
+from instructgen.pipeline.options import configured, parameters
 from instructgen.pipeline.recipe import Step
-from instructgen.store import digest_of, digest_of_file, is_whole
+from instructgen.store import digest_of, digest_of_file, is_run, is_trained, is_whole
 
 STATE = "pipeline.json"
 _FORMAT = 1
@@ -33,6 +35,8 @@ _DEPENDS = {
 # Weights are read where they were trained here; of others sizes and configuration tell.
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _NOT_CONTENT = ("run.json", "lock", "left_out.jsonl", "log.jsonl", "log.png", "README.md")
+# What a report of a model shows besides.
+_TOLD = ("run.json", "log.jsonl")
 
 State = dict[str, dict[str, Any]]
 
@@ -77,7 +81,7 @@ def decide(step: Step, state: State) -> Planned:
     expected = forecast(step, known)
     changes = list(_changes(then, now))
     if changes:
-        anew = not _goes_on(step, then, now)
+        anew = not _goes_on(step)
         return Planned(step, True, "; ".join(changes), anew, expected)
     if known["output"] is None:
         return Planned(step, True, "not finished", False, expected)
@@ -90,7 +94,8 @@ def decide(step: Step, state: State) -> Planned:
 
 def asked(step: Step) -> dict[str, Any]:
     """What decides a step's output: its words and options, what these name, and versions."""
-    digests = {name: _input_digest(place) for name, place in step.values.items()}
+    told = step.command == "report"
+    digests = {name: _input_digest(place, told) for name, place in step.values.items()}
     return {
         "run": step.run,
         "options": dict(step.options),
@@ -127,34 +132,42 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _goes_on(step: Step, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the command takes its old folder further: a journal, and more rows or other code."""
-    if step.command != "generate" or any(then[k] != now[k] for k in ("run", "inputs")):
+def _goes_on(step: Step) -> bool:
+    """Whether the command takes its old folder further: a journal does, if it is asked the same."""
+    if step.command != "generate" or not is_run(step.out):
         return False
-    was, is_ = dict(then["options"]), dict(now["options"])
-    before, target = was.pop("target", 0), is_.pop("target", 0)
-    numbers = isinstance(before, int) and isinstance(target, int)
-    return was == is_ and numbers and before <= target
+    try:
+        with parameters(step) as given:
+            terms = (given["license"], given["language"], given["on_bad_row"])
+            seeds, _ = read_seeds(given["seeds"], *terms)
+            return resumable(step.out, configured(given), seeds)
+    except InstructgenError:
+        # The command itself says what is wrong, and leaves the folder as it is.
+        return True
 
 
-def _input_digest(place: str) -> str | None:
+def _input_digest(place: str, told: bool) -> str | None:
     if place == EMBEDDED:
         return model_digest(place)
     path = Path(place).expanduser()
     try:
-        if (path / "config.json").is_file() and not (path / "run.json").is_file():
+        if (path / "config.json").is_file() and not is_trained(path):
             return model_digest(str(path))
-        return output_digest(path)
+        return output_digest(path, told)
     except OSError:
         # A text that no path can be.
         return None
 
 
-def output_digest(path: Path) -> str | None:
+def output_digest(path: Path, told: bool = False) -> str | None:
     """A digest of the content of what a step made, or reads; None where nothing whole is there.
 
     Of a dataset its parts' digests, of a model its weights and configuration, of other
     folders all files.
+
+    Args:
+        path: a file or folder.
+        told: whether what a model's folder tells of its training counts too.
     """
     if path.is_file():
         return digest_of_file(path)
@@ -169,9 +182,10 @@ def output_digest(path: Path) -> str | None:
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         name = str(file.relative_to(path))
-        if name in _NOT_CONTENT or name.startswith((".", "tensorboard")):
+        tells = told and name in _TOLD
+        if not tells and (name in _NOT_CONTENT or name.startswith((".", "tensorboard"))):
             continue
-        if not model or file.suffix in _WEIGHTS:
+        if not model or tells or file.suffix in _WEIGHTS:
             digest.update(f"{name}\0{digest_of_file(file)}\0".encode("utf-8", "replace"))
     return digest.hexdigest()
 

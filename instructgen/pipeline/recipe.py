@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from instructgen.cli import cli
 from instructgen.config import load_whole
 from instructgen.engines.models import EMBEDDED
 from instructgen.errors import ConfigError
+from instructgen.pipeline.options import check_options
 from instructgen.plugins import suggest
 from instructgen.shipped import shipped
 
@@ -39,6 +40,7 @@ OUTPUTS = {
     "export": ("--to", ".jsonl"),
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NAMES = "Use lower-case letters, digits, - and _."
 # What the recipe's folder holds besides what its steps make.
 _OURS = ("replaced", "options", "lock")
 # Options that may name a file or a model, and are no paths to the commands' parsers.
@@ -48,7 +50,7 @@ _REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
 
 
 class Input(BaseModel):
-    """A file or dataset that a recipe begins with; one of the three says where it is."""
+    """A file or dataset that a recipe begins with; one of the three may say where it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,6 +58,13 @@ class Input(BaseModel):
     file: str | None = Field(None, description="a path, from the recipe's folder")
     hub: str | None = Field(None, description="ORG/NAME of the Hub")
     shipped: str | None = Field(None, description="a file that travels with the package")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Input:
+        said = [k for k in ("file", "hub", "shipped") if getattr(self, k) is not None]
+        if len(said) > 1:
+            raise ValueError(f"{' and '.join(said)} both say where it is; leave one")
+        return self
 
     def place(self, folder: Path) -> str | None:
         """The path or Hub name; None where the user has to say it."""
@@ -88,7 +97,7 @@ class Step:
     ``run`` and ``options`` are the recipe's own words, ``argv`` what one would type after
     ``instructgen``. ``values`` says what each word or text stands for, ``follows`` which
     earlier steps or inputs it reads, ``files`` the tables of its options that are written
-    as files.
+    as files, ``params`` the command's parameters as it parses them.
     """
 
     name: str
@@ -99,6 +108,7 @@ class Step:
     values: Mapping[str, str] = field(default_factory=dict)
     follows: tuple[str, ...] = ()
     files: Mapping[Path, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
@@ -149,6 +159,8 @@ def load_steps(
     """
     path = recipe_path(recipe)
     made = load_whole(_Recipe, path)
+    if limit and not any(each.small for each in made.steps):
+        raise ConfigError(f"{path} has no small form.", "Leave --limit out.")
     places = _places(path, made.inputs, given)
     steps: list[Step] = []
     for number, each in enumerate(made.steps, start=1):
@@ -156,43 +168,53 @@ def load_steps(
         if not _NAME.fullmatch(each.name) or each.name in _OURS:
             raise ConfigError(
                 f"{where}: not a name for a step.",
-                f"Use lower-case letters, digits, - and _, and not {' or '.join(_OURS)}.",
+                f"{_NAMES[:-1]}, and not {' or '.join(_OURS)}.",
             )
         if each.name in places:
-            raise ConfigError(f"{where}: the name stands twice.", "Give it another.")
+            kind = "an input" if each.name in made.inputs else "an earlier step"
+            raise ConfigError(f"{where}: {kind} has this name.", "Give it another.")
         options = {**(each.model_extra or {}), **(each.small if limit else {})}
         step = _step(each.name, each.run, options, places, out, where)
-        paths = _paths(step.argv, where)
+        params = _parsed(step.argv, where)
+        paths = _paths(step.command, params)
         paths |= {text for key in _PLACES for text in _texts({key: options.get(key)})}
         read = {
             text: place
             for text, place in step.values.items()
             if "@" in text or text in paths or place in paths or place == EMBEDDED
         }
-        steps.append(replace(step, values=read))
+        step = replace(step, values=read, params=params)
+        check_options(step, where)
+        steps.append(step)
         places[each.name] = str(step.out)
     return steps
 
 
-def _paths(argv: Sequence[str], where: str) -> set[str]:
-    """Let the command itself parse its arguments and run nothing; those that are paths."""
-    command = cli.commands[argv[0]]
+def _parsed(argv: Sequence[str], where: str) -> dict[str, Any]:
+    """Let the command itself parse its arguments, and run nothing."""
     try:
-        with command.make_context(argv[0], list(argv[1:])) as context:
-            given = context.params
+        with cli.commands[argv[0]].make_context(argv[0], list(argv[1:])) as context:
+            return dict(context.params)
     except click.UsageError as error:
         raise ConfigError(f"{where}: {error.format_message()}") from None
+
+
+def _paths(command: str, given: Mapping[str, Any]) -> set[str]:
+    """The parameters that are paths."""
     found = set()
-    for param in command.params:
-        if isinstance(param.type, click.Path) and (value := given[param.name]) is not None:
+    for param in cli.commands[command].params:
+        if isinstance(param.type, click.Path) and (value := given[str(param.name)]) is not None:
             found |= set(map(str, value if isinstance(value, tuple) else [value]))
-    if argv[0] == "import":
+    if command == "import":
         # Before it may stand the format's name.
         found.add(given["source_and_path"][-1])
     return found
 
 
 def _places(path: Path, inputs: Mapping[str, Input], given: Mapping[str, str]) -> dict[str, str]:
+    for name in inputs:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{path}: inputs.{name}: not a name for an input.", _NAMES)
     for name in given:
         if name not in inputs:
             raise ConfigError(f"--input {name}: no input of {path.name}.", suggest(name, [*inputs]))
@@ -219,6 +241,8 @@ def _step(
     def resolved(value: str) -> str:
         found = _REFERENCE.fullmatch(value)
         if found is None:
+            if value.startswith("@"):
+                raise ConfigError(f"{where}: {value}: not a name for a step or an input.", _NAMES)
             return value
         if found[1] not in places:
             raise ConfigError(

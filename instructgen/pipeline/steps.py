@@ -43,7 +43,9 @@ class StepError(InstructgenError, RuntimeError):
         said = f"exit code {code}" if code > 0 else f"signal {-code}"
         super().__init__(
             f"The step {step.name} stopped ({said}).",
-            "The same command goes on from there.",
+            "Mend that, and give the same command."
+            if code == _REFUSED
+            else "The same command goes on from there.",
         )
         self.exit_code = code if code > 0 else 1
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from instructgen.store import read_batches
+from instructgen.store import read_batches, shape_of
 
 # Words of any script as RE2 knows them; what is written without spaces counts by character.
 _WORD = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\pL\pN\pM]+"
 WORD_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 FIELDS = ("instruction", "input", "output")
+REJECTED = "rejected"
 _KEYS = ("source", "license", "language", "category", "kind")
 _DRAWN = ("id", *FIELDS, *_KEYS)
 _DECISION = ("stage", "filter", "reason", "detail", "score", "nearest")
@@ -35,7 +36,8 @@ class Columns:
     Attributes:
         rows: how many.
         by: rows by source, licence, language, category and kind.
-        words: rows by the number of words of each field, in the classes of `WORD_EDGES`.
+        words: rows by the number of words of each field, in the classes of `WORD_EDGES`;
+            of preferences also of the rejected answer.
         batches: rows by the batch that wrote them; -1 where none did.
         drawn: rows drawn evenly, by their ids, which are digests: the same at every time.
     """
@@ -61,20 +63,33 @@ def read_columns(folder: Path, draw: int) -> Columns:
         folder: a complete dataset.
         draw: rows to draw.
     """
-    found = Columns(words={name: np.zeros(len(WORD_EDGES), np.int64) for name in FIELDS})
+    fields = (*FIELDS, REJECTED) if shape_of(folder) == "preferences" else FIELDS
+    drawn = (*_DRAWN, *fields[len(FIELDS) :])
+    found = Columns(words={name: np.zeros(len(WORD_EDGES), np.int64) for name in fields})
     kept: list[dict[str, Any]] = []
     bound: str | None = None
-    for batch in read_batches(folder, columns=[*_DRAWN, "origin"]):
+    for batch in read_batches(folder, columns=[*drawn, "origin"]):
+        if REJECTED in fields:
+            batch = _with_text(batch)
         found.rows += batch.num_rows
         _count_keys(found.by, batch, _KEYS)
-        for name in FIELDS:
+        for name in fields:
             found.words[name] += word_classes(batch.column(name))
         found.batches.update(_batches(batch))
-        kept += _below(batch, bound, _DRAWN)
+        kept += _below(batch, bound, drawn)
         if len(kept) > 2 * draw:
             kept = _first(kept, draw)
             bound = kept[-1]["id"]
     found.drawn = _first(kept, draw)
+    return found
+
+
+def read_words(folder: Path) -> dict[str, Counts]:
+    """The rows of a dataset folder by the number of words of each field, as `Columns.words`."""
+    found = {name: np.zeros(len(WORD_EDGES), np.int64) for name in FIELDS}
+    for batch in read_batches(folder, columns=[*FIELDS]):
+        for name in FIELDS:
+            found[name] += word_classes(batch.column(name))
     return found
 
 
@@ -132,6 +147,15 @@ def read_rejections(folder: Path, thresholds: dict[str, Sequence[float]], most: 
                 some.sort(key=lambda r: min(abs(r["score"] - b) for b in bounds))
                 found.near[name] = some[:most]
     return found
+
+
+def _with_text(batch: Any) -> Any:
+    """Preferences with the rejected answer as text, in place of its list of one message."""
+    import pyarrow.compute as pc
+
+    place = batch.schema.get_field_index(REJECTED)
+    text = pc.struct_field(pc.list_element(batch.column(place), 0), "content")
+    return batch.set_column(place, REJECTED, text)
 
 
 def _count_keys(counter: Counter[tuple[str, ...]], batch: Any, names: Sequence[str]) -> None:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instructgen.errors import ConfigError
 from instructgen.licences import obligations
-from instructgen.plugins import classes
-from instructgen.reports.charts import Series, bars, histogram, lines, number_text, points
+from instructgen.reports.charts import Series, bars, histogram, lines
 from instructgen.reports.columns import (
     FIELDS,
+    REJECTED,
     WORD_EDGES,
     Columns,
+    Counts,
     Rejections,
     read_columns,
     read_rejections,
     word_classes,
 )
+from instructgen.reports.examples import BORDERLINE, borderline, some_rows, thresholds_of
 from instructgen.reports.html import Markup, element
 from instructgen.reports.page import (
     Chapter,
@@ -32,32 +32,27 @@ from instructgen.reports.page import (
     figures,
     listed,
     table,
-    texts,
     tiles,
 )
-from instructgen.reports.plane import in_plane
-from instructgen.reports.verbs import ACCURACY, pairs_of
+from instructgen.reports.variety import embedding_map, nearest_seed, variety
 from instructgen.sample import Sample
-from instructgen.similarity import RougeLIndex
 from instructgen.store import is_run, read_info, read_made, read_manifest, read_sessions
 
 # Rows that the costly figures are drawn from, evenly over the whole dataset.
-_COMPARED, _COMPARED_WITH, _PARSED, _MAPPED, _SHOWN = 20_000, 20_000, 3_000, 1_200, 12
-_BORDERLINE, _TEXT, _SHORT = 5, 2_000, 160
-_SOURCES, _REASONS, _VERBS, _OBJECTS, _BINS = 7, 16, 20, 4, 40
-_ANY_SIMILARITY = 1e-9
-_ROUGE_EDGES = [round(0.05 * i, 2) for i in range(21)]
+_DRAWN = 20_000
+_SOURCES, _REASONS, _BINS = 7, 16, 40
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
     """What a dataset is shown beside: seeds, and rows written by people; and a price.
 
-    ``price`` is of a million tokens of prompts and of completions.
+    ``reference`` counts words of people's rows, as `read_words`; ``price`` is of a million
+    tokens of prompts and of completions.
     """
 
     seeds: Sequence[Sample] = ()
-    reference: Sequence[Sample] = ()
+    reference: Mapping[str, Counts] = field(default_factory=dict)
     reference_name: str = ""
     price: tuple[float, float] | None = None
 
@@ -72,24 +67,24 @@ def dataset_chapter(folder: Path, name: str, beside: Beside, seeds: Sequence[Sam
         seeds: of the run that made it, if one did.
     """
     manifest = dict(read_manifest(folder) or {})
-    columns = read_columns(folder, _COMPARED)
-    thresholds = _thresholds(folder)
-    rejections = read_rejections(folder, thresholds, _BORDERLINE)
+    columns = read_columns(folder, _DRAWN)
+    thresholds = thresholds_of(folder)
+    rejections = read_rejections(folder, thresholds, BORDERLINE)
     seeds = beside.seeds or seeds
     nodes = [
         _tiles(manifest, columns, rejections),
         figures(
             _funnel(columns, rejections),
             _over_the_run(columns, rejections) if is_run(folder) else None,
-            _nearest_seed(columns, seeds),
-            _variety(columns),
+            nearest_seed(columns, seeds),
+            variety(columns),
             *_lengths(columns, beside, seeds),
             *(_share(columns, key) for key in ("language", "category", "source")),
             _terms(manifest),
-            _map(columns),
-            _borderline(folder, manifest, thresholds, rejections, columns, seeds),
+            embedding_map(columns),
+            borderline(folder, manifest, thresholds, rejections, columns, seeds),
             _spent(folder, manifest, beside.price),
-            _some_rows(columns),
+            some_rows(columns),
         ),
     ]
     return Chapter(name, _about(folder), nodes)
@@ -188,80 +183,18 @@ def _over_the_run(columns: Columns, rejections: Rejections) -> Markup | None:
 # -- what it is like ------------------------------------------------------------------------
 
 
-def _nearest_seed(columns: Columns, seeds: Sequence[Sample]) -> Markup | None:
-    if not seeds:
-        return None
-    known = {s.id for s in seeds}
-    texts_ = [row["instruction"] for row in columns.drawn if row["id"] not in known]
-    if not texts_:
-        return None
-    most = max(1_000, min(len(texts_), _COMPARED * 2_000 // len(seeds)))
-    index = RougeLIndex(_ANY_SIMILARITY)
-    index.add([s.instruction for s in seeds])
-    found = index.nearest(texts_[:most])
-    scores = [0.0 if m is None else m.score for m in found]
-    counts, _ = np.histogram(np.minimum(scores, 0.9999), _ROUGE_EDGES)
-    numbers = [
-        (f"{a:.2f} to {b:.2f}", f"{n:,}", f"{n / len(scores):.1%}")
-        for (a, b), n in zip(pairwise(_ROUGE_EDGES), counts, strict=True)
-    ]
-    return figure(
-        "Likeness to the nearest seed",
-        histogram(_ROUGE_EDGES, [Series("rows", [int(n) for n in counts])], "ROUGE-L F-measure"),
-        ("ROUGE-L", "rows", "share"),
-        numbers,
-        f"Of {len(scores):,} instructions that are no seeds, against {len(seeds):,} seeds; mean "
-        f"{np.mean(scores):.2f}. As figure 4 of the paper on Self-Instruct.",
-    )
-
-
-def _variety(columns: Columns) -> Markup | None:
-    english = [r["instruction"] for r in columns.drawn if r["language"] in ("en", "und")]
-    if not english:
-        return None
-    try:
-        found = pairs_of(english[:_PARSED])
-    except ConfigError as error:
-        return card("Root verbs and their objects", note=str(error), wide=False)
-    if not found:
-        return None
-    verbs = Counter(verb for verb, _ in found)
-    objects = {verb: Counter(o for v, o in found if v == verb and o) for verb in verbs}
-    top = [verb for verb, _ in sorted(verbs.items(), key=lambda v: (-v[1], v[0]))[:_VERBS]]
-    first = {verb: _most(objects[verb], _OBJECTS) for verb in top}
-    series = [
-        Series(f"object {n + 1}", [first[v][n][1] if n < len(first[v]) else 0 for v in top])
-        for n in range(_OBJECTS)
-    ]
-    rest = [verbs[v] - sum(n for _, n in first[v]) for v in top]
-    labels = [f"{v} {', '.join(o for o, _ in first[v][:2])}".strip() for v in top]
-    parsed = len(english[:_PARSED])
-    return figure(
-        "Root verbs and their objects",
-        bars(labels, [*series, Series("other or none", rest)]),
-        ("verb", "instructions", "most frequent objects"),
-        [(v, f"{verbs[v]:,}", ", ".join(f"{o} {n:,}" for o, n in first[v])) for v in top],
-        f"{len(found):,} of {parsed:,} instructions in English, or in no known language, give an "
-        f"order: {len(verbs):,} verbs, {len(set(found)):,} pairs of verb and object. {ACCURACY}",
-    )
-
-
-def _most(counts: Counter[str], most: int) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
-
-
 def _lengths(columns: Columns, beside: Beside, seeds: Sequence[Sample]) -> list[Markup]:
     import pyarrow as pa
 
     made = []
     for name in FIELDS:
         counted = {"rows": columns.words[name]}
-        for label, samples in (
-            ("seeds", seeds),
-            (f"reference {beside.reference_name}", beside.reference),
-        ):
-            if samples:
-                counted[label] = word_classes(pa.array([getattr(s, name) for s in samples]))
+        if name == "output" and REJECTED in columns.words:
+            counted = {"chosen": columns.words[name], REJECTED: columns.words[REJECTED]}
+        if seeds:
+            counted["seeds"] = word_classes(pa.array([getattr(s, name) for s in seeds]))
+        if beside.reference:
+            counted[f"reference {beside.reference_name}"] = beside.reference[name]
         if not any(c[1:].sum() for c in counted.values()):
             continue
         edges = [*WORD_EDGES, 2 * WORD_EDGES[-1]]
@@ -323,125 +256,6 @@ def _terms(manifest: Mapping[str, Any]) -> Markup:
     )
 
 
-def _map(columns: Columns) -> Markup | None:
-    drawn = columns.drawn[:_MAPPED]
-    if len(drawn) < 10:
-        return None
-    try:
-        places = in_plane([row["instruction"] for row in drawn])
-    except ConfigError as error:
-        return card("Map of meanings", note=str(error), wide=False)
-    if places is None:
-        return None
-    counts = Counter(row["source"] or "none" for row in drawn)
-    top = [name for name, _ in _most(counts, _SOURCES)]
-    groups: dict[str, list[tuple[float, float, str]]] = {name: [] for name in top}
-    numbers = []
-    for row, place in zip(drawn, places, strict=True):
-        if place is None:
-            continue
-        name = row["source"] or "none"
-        x, y = place
-        groups.setdefault(name if name in top else "others", []).append(
-            (x, y, _short(row["instruction"]))
-        )
-        numbers.append((name, f"{x:.1f}", f"{y:.1f}", _short(row["instruction"])))
-    return figure(
-        "Map of meanings",
-        points({name: group for name, group in groups.items() if group}),
-        ("source", "x", "y", "instruction"),
-        numbers,
-        f"{len(numbers):,} instructions drawn evenly, by MiniLM's embeddings and t-SNE: what is "
-        "near is alike; distances between far groups mean nothing.",
-        wide=True,
-    )
-
-
-# -- rows to look at ------------------------------------------------------------------------
-
-
-def _thresholds(folder: Path) -> dict[str, Sequence[float]]:
-    """Of a run's filters; a curated dataset has its own examples."""
-    if not is_run(folder):
-        return {}
-    known, found = classes("filters"), {}
-    for values in read_info(folder)["config"]["filters"]:
-        options = {k: v for k, v in values.items() if k != "name"}
-        if values["name"] in known and (
-            bounds := known[values["name"]].model_validate(options).thresholds()
-        ):
-            found[values["name"]] = bounds
-    return found
-
-
-def _borderline(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    thresholds: Mapping[str, Sequence[float]],
-    rejections: Rejections,
-    columns: Columns,
-    seeds: Sequence[Sample],
-) -> Markup | None:
-    rows = [
-        (e["filter"], e["side"], float(e["value"]), _short(e["text"]))
-        for e in manifest.get("borderline", ())
-    ]
-    for name, bounds in thresholds.items():
-        rows += [
-            (name, "rejected", r["score"], _short(r["instruction"] or r["output"] or ""))
-            for r in rejections.near.get(name, ())
-        ]
-        if name == "novelty":
-            rows += _nearly_alike(columns, seeds, bounds[0])
-    if not rows:
-        return None
-    rows.sort(key=lambda r: (r[0], r[1], r[2]))
-    said = [(name, side, number_text(value), text) for name, side, value, text in rows]
-    return card(
-        "On both sides of each threshold",
-        table(("filter", "side", "value", "row"), said),
-        note="Rows kept and rejected that lie nearest to where a verdict changes; of a run, those "
-        "kept are of 2,000 drawn evenly.",
-    )
-
-
-def _nearly_alike(
-    columns: Columns, seeds: Sequence[Sample], threshold: float
-) -> list[tuple[str, str, float, str]]:
-    """The kept rows that are most like a seed or another kept row."""
-    texts_ = [row["instruction"] for row in columns.drawn[:_COMPARED_WITH]]
-    index = RougeLIndex(max(threshold - 0.3, _ANY_SIMILARITY))
-    index.add([s.instruction for s in seeds[:_COMPARED_WITH]])
-    found = []
-    # In their order, so that no text meets itself.
-    for row, text in enumerate(texts_[:2_000]):
-        (match,) = index.nearest([text])
-        index.add([text])
-        if match is not None and match.score <= threshold:
-            found.append(("novelty", "kept", match.score, _short(texts_[row])))
-    return sorted(found, key=lambda r: -r[2])[:_BORDERLINE]
-
-
-def _some_rows(columns: Columns) -> Markup | None:
-    if not columns.drawn:
-        return None
-    shown = []
-    for row in columns.drawn[:_SHOWN]:
-        said = ", ".join(
-            str(row[k]) for k in ("source", "license", "language", "category") if row[k]
-        )
-        fields = [(name, _cut(row[name] or "", _TEXT)) for name in FIELDS]
-        shown.append(
-            element(
-                "div",
-                element("p", f"{row['id']} · {said}", class_="dim"),
-                texts(fields),
-                class_="sample",
-            )
-        )
-    return card("Rows drawn at random", *shown)
-
-
 def _spent(
     folder: Path, manifest: Mapping[str, Any], price: tuple[float, float] | None
 ) -> Markup | None:
@@ -473,11 +287,3 @@ def _spent(
         note=" ".join(notes),
         wide=False,
     )
-
-
-def _short(text: str) -> str:
-    return _cut(" ".join(text.split()), _SHORT)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

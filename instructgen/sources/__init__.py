@@ -301,7 +301,7 @@ def read(
 def sniff(fields: Mapping[str, Any]) -> Source | None:
     """The format whose fields a record has, or None."""
     known: list[type[Source]] = list(classes("sources").values())
-    fitting = [s for s in known if s.fields and s.fields <= fields.keys()]
+    fitting = [s for s in known if s.fields and fields.keys() >= set(s.fields)]
     best = max(fitting, key=lambda s: (len(s.fields), s.name), default=None)
     return None if best is None else best()
 

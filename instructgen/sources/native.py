@@ -17,15 +17,17 @@ class Native(Source):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """One sample."""
-        kind = text(record, "kind")
-        if kind not in list(Kind):
+        # Rows that were imported have none, in our own Parquet parts as elsewhere.
+        unknown = "kind" in record and record["kind"] is None
+        kind = None if unknown else text(record, "kind")
+        if kind is not None and kind not in list(Kind):
             raise RowError(f'"kind" is {kind!r}, not {" or ".join(Kind)}.')
         return [
             Sample(
                 instruction=text(record, "instruction"),
                 input=text(record, "input", required=False),
                 output=text(record, "output"),
-                kind=Kind(kind),
+                kind=None if kind is None else Kind(kind),
                 category=text(record, "category", required=False) or None,
                 language=text(record, "language", required=False) or "und",
                 source=text(record, "source", required=False),

@@ -96,7 +96,7 @@ class OASST(Source):
             reason = f"its tree has {len(nodes):,} messages, more than {_MOST_MESSAGES:,}."
             faults += [BadRow(node.line, reason) for node in nodes]
             nodes = []
-        roots, lost = _linked(nodes, key)
+        roots, lost = _linked(nodes)
         samples: list[Sample] = []
         used: set[str] = set()
         for root in roots:
@@ -259,7 +259,7 @@ def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _linked(nodes: list[_Node], key: str | None) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
+def _linked(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
     """The first prompts, and the messages that cannot be used with the reason why."""
     lost: dict[str, tuple[str, str]] = {}
     by_id: dict[str, _Node] = {}

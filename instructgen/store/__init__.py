@@ -1,11 +1,21 @@
 """Run, dataset and model folders: lock, journal of completions, checkpoints, atomic publishing.
 
-The only package that writes durable files.
+The only package that writes what a run, a dataset or a model consists of, but for the
+weights, which their libraries write.
 """
 
-from instructgen.store.checkpoints import ModelRun, read_log, read_training, step_of, training
+from instructgen.store.checkpoints import (
+    ModelRun,
+    is_trained,
+    read_log,
+    read_training,
+    root_of,
+    step_of,
+    training,
+)
 from instructgen.store.dataset import (
     SPLITS,
+    WHOLE,
     Part,
     Writer,
     digest_of,
@@ -19,6 +29,7 @@ from instructgen.store.dataset import (
     read_samples,
     shape_of,
     splits_of,
+    training_split,
     write_dataset,
     writing,
 )
@@ -37,6 +48,7 @@ from instructgen.store.spool import Spool
 __all__ = [
     "FORMAT",
     "SPLITS",
+    "WHOLE",
     "Entry",
     "ModelRun",
     "Part",
@@ -47,6 +59,7 @@ __all__ = [
     "digest_of_file",
     "find_row",
     "is_run",
+    "is_trained",
     "is_whole",
     "locked",
     "making",
@@ -60,11 +73,13 @@ __all__ = [
     "read_seed_rows",
     "read_sessions",
     "read_training",
+    "root_of",
     "shape_of",
     "splits_of",
     "step_of",
     "storage",
     "training",
+    "training_split",
     "write_atomic",
     "write_dataset",
     "write_files",

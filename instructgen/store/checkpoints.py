@@ -193,6 +193,22 @@ def read_training(folder: Path) -> dict[str, Any]:
     return run
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether a model folder says how it was trained here."""
+    return (folder / _RUN).is_file()
+
+
+def root_of(model: str) -> str:
+    """What a model trained here began as, through all its trainings; itself otherwise.
+
+    Raises:
+        RunError: what its folder says is damaged.
+    """
+    if not is_trained(Path(model)):
+        return model
+    return str(read_training(Path(model)).get("root", model))
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The entries of a training run's log, in order."""
     path = folder / _LOG

@@ -139,6 +139,7 @@ class Writer:
         self.contents = Contents()
         self.rejected = 0
         self._folder, self._shape = folder, shape
+        self._rows = dict.fromkeys(splits, 0)
         self._data = {
             split: _Table(folder, "data", split, schema(shape), lambda rows: table_of(rows, shape))
             for split in splits
@@ -161,6 +162,7 @@ class Writer:
         if any(s.shape != self._shape for s in samples):
             raise ValueError(f"a row is none of the {self._shape}")
         self.contents.add(samples)
+        self._rows[split] += len(samples)
         with storage(self._folder):
             self._data[split].add(samples)
 
@@ -177,6 +179,9 @@ class Writer:
     def finish(self, card: Callable[[Contents], str], facts: Mapping[str, Any]) -> list[Part]:
         """Close the parts, then write the card and the manifest.
 
+        A split without a row has no part: `datasets` cannot open one. A dataset without
+        any has its first.
+
         Args:
             card: makes the text of README.md.
             facts: what the manifest says besides files and counts.
@@ -185,7 +190,10 @@ class Writer:
             StorageError: the disk refuses; no half-written file has a final name.
         """
         with storage(self._folder):
-            parts = [p for table in (*self._data.values(), self._rejected) for p in table.close()]
+            filled = [split for split, rows in self._rows.items() if rows]
+            self.contents.splits = tuple(filled or list(self._rows)[:1])
+            data = [self._data[split] for split in self.contents.splits]
+            parts = [p for table in (*data, self._rejected) for p in table.close()]
             _remove_others(self._folder, {p.path for p in parts})
             write_atomic(self._folder / "README.md", [card(self.contents).encode()])
             manifest = {
@@ -432,6 +440,15 @@ def splits_of(folder: Path) -> dict[str, int]:
             split = path.name.split("-")[0]
             found[split] = found.get(split, 0) + file["rows"]
     return found
+
+
+def training_split(folder: Path) -> str | None:
+    """The split to train on, ``train``; None of a dataset that is whole.
+
+    Raises:
+        RunError: as `splits_of`.
+    """
+    return None if splits_of(folder).keys() <= set(WHOLE) else "train"
 
 
 def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:

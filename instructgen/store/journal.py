@@ -262,8 +262,9 @@ def read_sessions(folder: Path) -> list[dict[str, float]]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was begun in this folder."""
-    return (folder / _RUN).exists()
+    """Whether a run was begun in this folder; models have a file of the same name."""
+    begun = (folder / _SEEDS).exists() or (folder / _JOURNAL).exists()
+    return begun and (folder / _RUN).exists()
 
 
 def _link(previous: str, payload: bytes) -> str:

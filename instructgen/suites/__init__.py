@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from instructgen.errors import EngineError
 from instructgen.evaluation.measures import Framing, Measured
 from instructgen.sample import Sample, Shape
 
@@ -73,11 +74,21 @@ class AnsweringSuite(Suite):
     max_new_tokens: int = Field(256, ge=1, description="tokens of an answer")
 
     def askable(self, subject: Subject, tasks: list[Sample]) -> list[Sample]:
-        """The tasks that can be put to every model."""
+        """The tasks that can be put to every model, and leave room for an answer."""
+        room = self._room(subject)
         for name in subject.models:
             encoder = _encoder(name, subject.framing)
-            tasks = [t for t in tasks if isinstance(encoder.prompt(t), str)]
+            prompts = [encoder.prompt(t) for t in tasks]
+            tasks = [
+                t
+                for t, prompt in zip(tasks, prompts, strict=True)
+                if isinstance(prompt, str) and len(encoder.ids(prompt)) < room
+            ]
         return tasks
+
+    def _room(self, subject: Subject) -> int:
+        """Tokens of a prompt and its answer."""
+        return max(256, subject.framing.max_length)
 
     def answers(self, subject: Subject, tasks: list[Sample]) -> dict[str, list[str]]:
         """Each model's answers to tasks that can be asked, greedy."""
@@ -88,12 +99,16 @@ class AnsweringSuite(Suite):
         for name in subject.models:
             encoder = _encoder(name, subject.framing)
             prompts = [tuple(encoder.ids(str(encoder.prompt(task)))) for task in tasks]
-            engine = find("engines", self.engine)(
-                model=name, max_model_len=max(256, subject.framing.max_length)
-            )
+            engine = find("engines", self.engine)(model=name, max_model_len=self._room(subject))
             requests = requests_for(prompts, max_tokens=self.max_new_tokens, seed=subject.seed)
-            found[name] = [c.text for c in completions(engine, requests)]
+            answers = completions(engine, requests)
             engine.close()
+            if failed := next((c for c in answers if c.finish_reason == "error"), None):
+                raise EngineError(
+                    f"{name} gave no answer to a prompt: {failed.error}",
+                    "Look at --max-length.",
+                )
+            found[name] = [c.text for c in answers]
         return found
 
 

@@ -94,7 +94,7 @@ def load_model(
     dtype: str = "float32",
     quantized: bool = False,
 ) -> Any:
-    """A model by folder, Hub name or ``smollm2``, on a GPU where there is one when evaluating.
+    """A model by folder, Hub name or ``smollm2``, where the libraries put it: on the CPU.
 
     Args:
         name: which; a folder that holds only an adapter is merged into its base, where

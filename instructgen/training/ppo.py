@@ -4,7 +4,7 @@ Schulman et al. 2017 (1707.06347), as InstructGPT used it (2203.02155): a policy
 critic, and the model that the policy began as. Every step samples an answer to each of
 a batch of prompts, scores it, and makes a few passes over the batch. The price of
 leaving the first model is taken from the reward token by token; the score comes with
-the last token. On accelerate, so that several processes share a batch.
+the last token. One process.
 """
 
 from __future__ import annotations
@@ -254,12 +254,12 @@ class PpoTrainer:
             answers = self._sample(rows)
             entry = self._learn(answers)
             self.state.global_step += 1
+            progress.tokens += int(answers.mask.sum())
             for name in ("loss", "grad_norm"):
                 check_finite(name, entry[name], self.state.global_step)
             if self.state.global_step % options.log_every == 0:
                 entry = {"step": self.state.global_step, **entry}
                 progress.step, progress.entry = self.state.global_step, entry
-                progress.tokens += int(answers.mask.sum())
                 for name, value in entry.items():
                     writer.add_scalar(f"train/{name}", value, self.state.global_step)
                 hooks.log(entry)

@@ -144,15 +144,16 @@ def rewards_of(specs: Sequence[str]) -> list[Reward]:
 
 
 def tasks_of(
-    rewards: Sequence[Reward], samples: Sequence[Sample], seed: int
+    rewards: Sequence[Reward], samples: Sequence[Sample], seed: int, *, models: bool | None = None
 ) -> tuple[list[Sample], list[Sample]]:
     """The rows as tasks that every verifier that can has prepared, and the rows left over.
 
     A row is prepared by the first verifier that judges it by what it holds already,
-    and is left over where no verifier can judge it and there is no reward model.
+    and is left over where no verifier can judge it and no model does. ``models`` says
+    whether one does; without it, whether there is one among the rewards.
     """
     verifiers = [r.verifier for r in rewards if isinstance(r, VerifierReward)]
-    whole = len(verifiers) < len(rewards)
+    whole = len(verifiers) < len(rewards) if models is None else models
     tasks, others = [], []
     for number, sample in enumerate(samples):
         rng = random.Random(f"{seed} {number}")

@@ -13,7 +13,7 @@ from typing import Any
 from instructgen.errors import InputError
 from instructgen.sample import Sample, Shape
 from instructgen.sources import read
-from instructgen.store import read_samples, shape_of, splits_of
+from instructgen.store import read_samples, shape_of, splits_of, training_split
 from instructgen.training.encode import Encoded, Encoder, Unusable
 
 # Of a file to evaluate on: its rows go into nothing that is given away.
@@ -101,7 +101,7 @@ def rows_for(
     """
     splits = splits_of(data) if data.is_dir() else {}
     most = _HELD_OUT if asked is None else asked
-    train = samples_at(data, "train" if "train" in splits else None)
+    train = samples_at(data, training_split(data) if splits else None)
     if held_out is not None:
         there = held_out_at(held_out)
         kept = list(islice(filter(fits, there), most))
