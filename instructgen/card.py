@@ -283,10 +283,11 @@ def _front_matter(title: str, contents: Contents) -> Iterable[str]:
     tags = ["synthetic"] if any(not p.human for p in contents.counts) else []
     yield from (f"- {tag}" for tag in (*tags, "instruction-tuning", "instructgen"))
     yield "configs:"
-    for name, folder, files in (
-        ("default", "data", contents.splits),
-        ("rejected", "rejected", ("part",)),
-    ):
+    configs = [("default", "data", contents.splits)]
+    if contents.rejected:
+        # `datasets` opens no file without a row.
+        configs.append(("rejected", "rejected", ("part",)))
+    for name, folder, files in configs:
         yield f"- config_name: {name}"
         yield "  data_files:"
         for file in files:

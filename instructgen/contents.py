@@ -24,10 +24,11 @@ class Provenance(NamedTuple):
 
 @dataclass(slots=True)
 class Contents:
-    """The number of rows by their provenance, and the splits that they stand in."""
+    """The number of rows by their provenance, the splits that they stand in, and the rejected."""
 
     counts: Counter[Provenance] = field(default_factory=Counter)
     splits: tuple[str, ...] = ("part",)
+    rejected: int = 0
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Count these rows too."""

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from instructgen.engines.models import model_folder
-from instructgen.errors import ConfigError, first_line
+from instructgen.engines.models import load_to_ask
 
 _TOKENS_AT_ONCE = 2_048
 
@@ -23,25 +22,7 @@ class LanguageModel:
     """A causal model that reads questions and answers; made by `language_model`."""
 
     def __init__(self, name: str) -> None:
-        try:
-            import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-            from transformers.utils.logging import disable_progress_bar
-        except ImportError:
-            raise ConfigError(
-                "Likelihoods need the packages torch and transformers.",
-                "Run: make setup, or pip install 'instructgen[cpu]'.",
-            ) from None
-        disable_progress_bar()
-        folder = model_folder(name)
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"model {name} cannot be loaded ({first_line(error)}).", "Check the name."
-            ) from error
-        self._model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self._tokenizer, self._model = load_to_ask(name)
         self._most = int(getattr(self._model.config, "max_position_embeddings", 2_048))
 
     def losses(self, questions: Sequence[str | None], answers: Sequence[str]) -> list[Loss]:

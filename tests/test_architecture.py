@@ -21,6 +21,7 @@ ORDER = [
     "plugins",
     "printable",
     "shipped",
+    "versions",
     "sample",
     "rows",
     "contents",

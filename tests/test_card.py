@@ -11,6 +11,9 @@ import pytest
 import yaml
 
 import instructgen
+from instructgen.card import model_card
+from instructgen.contents import Contents
+from instructgen.sample import Sample
 from tests.conftest import ROOT
 
 
@@ -42,6 +45,20 @@ def test_datasets_opens_it_as_it_is(made: Path, tmp_path: Path) -> None:
     assert {"id", "instruction", "input", "output", "license", "origin"} <= set(loaded.column_names)
     rejected = datasets.load_dataset(str(made), "rejected", split="train", cache_dir=str(tmp_path))
     assert rejected.num_rows > 0
+
+
+def test_a_dataset_that_rejects_nothing_names_no_rejected_rows(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"instruction": "Say one.", "output": "One."}\n')
+    instructgen.import_data(file, tmp_path / "d", license="MIT", language="en")
+    text = (tmp_path / "d" / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert [c["config_name"] for c in front["configs"]] == ["default"]
+    cache = str(tmp_path / "cache")
+    assert datasets.get_dataset_config_names(str(tmp_path / "d")) == ["default"]
+    assert datasets.load_dataset(str(tmp_path / "d"), split="train", cache_dir=cache).num_rows == 1
+    assert len(pd.read_parquet(tmp_path / "d" / "rejected")) == 0
 
 
 def test_pandas_opens_it(made: Path) -> None:
@@ -107,3 +124,29 @@ def test_rows_carry_the_strictest_of_their_parents(tmp_path: Path, seeds_file: P
         if direct:
             assert row["license"] == "CC-BY-4.0"
     assert "CC-BY-4.0" in set(frame["license"])
+
+
+@pytest.mark.parametrize(
+    ("root", "method", "base", "tag"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M", "sft", "HuggingFaceTB/SmolLM2-135M", "text-generation"),
+        ("smollm2", "dpo", None, "text-generation"),
+        ("models/mine", "reward", None, "text-classification"),
+        ("/data/mine", "sft", None, "text-generation"),
+    ],
+)
+def test_a_models_card_names_a_base_that_others_can_find(
+    root: str, method: str, base: str | None, tag: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    contents = Contents()
+    contents.add([Sample("Say one.", output="One.", source="a", license="MIT")])
+    facts = {
+        "root": root, "base": "models/before", "method": method, "steps": 1, "options": {},
+        "rows": {"train": 1, "left_out": {}, "sha256": "0" * 64}, "supervised_tokens": 3,
+        "evaluation": {}, "versions": {},
+    }  # fmt: skip
+    front = yaml.safe_load(model_card("m: a", "d", contents, facts).split("---\n")[1])
+    assert front.get("base_model") == base
+    assert (front["pipeline_tag"], front["model_name"]) == (tag, "m: a")

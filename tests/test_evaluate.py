@@ -13,8 +13,12 @@ import orjson
 import pytest
 
 from instructgen import ablate, evaluate, train
+from instructgen.errors import EngineError
+from instructgen.evaluation.measures import Framing
 from instructgen.sample import Sample
 from instructgen.store import read_log, read_samples
+from instructgen.suites import Subject
+from instructgen.suites.winrate import WinRate
 from tests.conftest import ROOT
 from tests.training_data import dataset, pairs, sentences
 
@@ -128,6 +132,19 @@ def test_win_rates_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows: Path
     itself = evaluate(str(sft), against=str(sft), **more).measures[0]
     assert itself["after"]["value"] == pytest.approx(0.5)
     assert itself["length_controlled"] == pytest.approx(0.5)
+
+
+def test_a_suite_asks_what_leaves_room_and_says_what_was_not_answered(
+    tiny: Path,
+) -> None:
+    framing = Framing(max_length=256)
+    subject = Subject(str(tiny), None, framing)
+    suite = WinRate(judge=str(tiny), max_new_tokens=4)
+    short, long = Sample("Write of a boat."), Sample("Write of a boat. " * 400)
+    assert suite.askable(subject, [short, long]) == [short]
+    assert len(suite.answers(subject, [short])[str(tiny)]) == 1
+    with pytest.raises(EngineError, match="gave no answer"):
+        suite.answers(subject, [short, long])
 
 
 def test_the_harness_runs_tasks_from_a_folder(tiny: Path, tmp_path: Path) -> None:

@@ -99,3 +99,32 @@ def test_a_run_begins_at_ratio_one_and_no_divergence(tmp_path: Path) -> None:
         first = orjson.loads((out / "log.jsonl").read_bytes().split(b"\n")[0])
         assert first["ratio_first"] == pytest.approx(1.0, abs=1e-5)
         assert first["kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_tokens_are_counted_whether_or_not_a_step_is_logged(tmp_path: Path) -> None:
+    from instructgen import train
+    from tests.tiny_model import make_tiny_model
+    from tests.training_data import dataset, sentences
+
+    model = make_tiny_model(tmp_path / "tiny")
+    data = dataset(tmp_path / "rows", sentences(60))
+    seen: dict[int, list[int]] = {1: [], 2: []}
+    for every, tokens in seen.items():
+        train(
+            "ppo",
+            data,
+            tmp_path / str(every),
+            model=str(model),
+            reward=["verifiers:ifeval"],
+            steps=2,
+            batch_size=4,
+            max_length=128,
+            max_new_tokens=8,
+            log_every=every,
+            evaluate=False,
+            watch=lambda progress, tokens=tokens: tokens.append(progress.tokens),
+        )
+    assert len(seen[1]) == 2
+    assert seen[1][-1] > seen[1][0]
+    assert seen[2] == [seen[1][-1]]

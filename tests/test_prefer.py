@@ -11,7 +11,7 @@ import pytest
 from instructgen import explain, prefer
 from instructgen.commands.prefer import _engine
 from instructgen.constraints import LABEL, Constraint
-from instructgen.errors import EngineError
+from instructgen.errors import ConfigError, EngineError
 from instructgen.sample import Label, Sample
 from instructgen.store import read_manifest, read_samples
 from tests.test_openai import Server, reply
@@ -109,6 +109,20 @@ def test_best_and_worst_are_written_with_their_provenance(
     found = explain(result.out, rows[0].id)
     assert found.command == "prefer"
     assert any("The days" in said for said in found.obliges)
+
+
+@pytest.mark.parametrize(
+    "score",
+    ["models/none", "smollm2", "verifier:ifeval", "verifiers:nothing", "judge:./none"],
+)
+def test_a_score_that_is_none_is_refused_before_a_token_is_paid_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: str
+) -> None:
+    server = Writer()
+    use(monkeypatch, server)
+    with pytest.raises(ConfigError):
+        prefer(data, tmp_path / "out", score=[score], judge_engine="vllm", **GIVEN)
+    assert server.bodies == []
 
 
 def test_the_best_alone_is_rejection_sampling(

@@ -20,6 +20,7 @@ from instructgen.store import (
     FORMAT,
     Run,
     find_row,
+    is_run,
     read_manifest,
     read_rows,
     read_samples,
@@ -197,6 +198,15 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
     (tmp_path / "a" / "run.json").write_bytes(orjson.dumps({**INFO, "format": 99}))
     with pytest.raises(RunError, match="format 99"), Run.open(tmp_path / "a"):
         pass
+
+
+def test_a_model_is_no_run(tmp_path: Path) -> None:
+    begin(tmp_path / "a")
+    assert is_run(tmp_path / "a")
+    (tmp_path / "m").mkdir()
+    for name in ("run.json", "model.safetensors", "log.jsonl"):
+        (tmp_path / "m" / name).write_bytes(b"{}")
+    assert not is_run(tmp_path / "m")
 
 
 @pytest.mark.parametrize("name", ["journal.jsonl", "run.json"])

@@ -141,7 +141,8 @@ def _write(folder: Path, reading: Reading, made: dict[str, Any], watch: Watch | 
             "used": reading.used,
             "funnel": counts,
         }
-        if writer.rejected != reading.others or reading.used + reading.others != reading.units:
+        others = writer.contents.rejected
+        if others != reading.others or reading.used + reading.others != reading.units:
             raise RuntimeError("the rows read do not add up; please report this file's format")
         sections = [
             "## Read",

@@ -143,8 +143,9 @@ class _Merge:
         funnel = Funnel()
         with writing(self.folder, self.shape, self.splits) as writer:
             self._write_rows(writer, taken, sides, beside, funnel)
-            if len(taken) + writer.rejected != count:
-                raise RuntimeError(f"{count} rows read, {len(taken)} taken, {writer.rejected} not")
+            rejected = writer.contents.rejected
+            if len(taken) + rejected != count:
+                raise RuntimeError(f"{count} rows read, {len(taken)} taken, {rejected} not")
             facts = {
                 "read": count,
                 "taken": len(taken),
@@ -205,7 +206,7 @@ class _Merge:
                 if number not in taken:
                     left = _HELD_OUT if number in beside else _NOT_DRAWN
                     reason = self._refused(sample) or left
-                    at = writer.rejected + len(rejected)
+                    at = writer.contents.rejected + len(rejected)
                     rejected.append(Rejected(sample, reason, "merge", at))
                 if len(rejected) >= ROWS_AT_ONCE:
                     funnel.add(rejected)

@@ -30,7 +30,7 @@ from instructgen.commands.derived import (
 )
 from instructgen.commands.train import versions
 from instructgen.engines import Completion, Engine, Request, Supervisor
-from instructgen.engines.models import default_model, model_digest
+from instructgen.engines.models import model_digest
 from instructgen.errors import ConfigError, EngineError, InputError
 from instructgen.loop import request_digest
 from instructgen.plugins import find, suggest
@@ -134,6 +134,12 @@ def prefer(
             raise ConfigError(
                 f"--score {said}: no such score.", suggest(kind, ["judge", "verifiers"])
             )
+        if not said.startswith((_JUDGE, "verifiers:")):
+            # Now, and not when all answers are paid for.
+            from instructgen.training.policy import check_reward_model, needs_packages
+
+            needs_packages()
+            check_reward_model(said)
     source, folder = Path(data), Path(out)
     given = inputs_of([source])
     check_apart(folder, [source])
@@ -149,7 +155,7 @@ def prefer(
             "model": writer.model,
             "digest": model_digest(writer.model) if writer.name != "openai" else "",
             "engine": writer.name,
-            "score": [_identity(s) for s in score],
+            "score": [_identity(s, judge_engine or engine) for s in score],
             "as": shape,
             "samples": samples,
             "temperature": temperature,
@@ -186,12 +192,12 @@ def _check_writes(model: str) -> None:
         )
 
 
-def _identity(score: str) -> dict[str, str]:
+def _identity(score: str, judge_engine: str | None) -> dict[str, str]:
     if score.startswith("verifiers:"):
         return {"name": score}
     name = score.removeprefix(_JUDGE)
-    local = Path(name).exists() or score == f"{_JUDGE}{default_model()}"
-    return {"name": name_of(Path(name)), "digest": model_digest(name) if local else ""}
+    served = score.startswith(_JUDGE) and judge_engine == "openai"
+    return {"name": name_of(Path(name)), "digest": "" if served else model_digest(name)}
 
 
 class _Maker:

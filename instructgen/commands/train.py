@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -39,6 +38,7 @@ from instructgen.training.options import (
     SftOptions,
     TrainOptions,
 )
+from instructgen.versions import installed
 
 if TYPE_CHECKING:
     from instructgen.training.trainers import Progress
@@ -494,10 +494,4 @@ def _check_space(model: Any, options: TrainOptions, folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """The packages that a model depends on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed(_PACKAGES)}

@@ -15,8 +15,7 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from instructgen.engines import Completion, LocalEngine, Request, Sampling, operational
-from instructgen.engines.models import model_folder, prompt_tokens
-from instructgen.errors import EngineError, first_line
+from instructgen.engines.models import load_to_ask, prompt_tokens
 
 
 class TransformersEngine(LocalEngine):
@@ -41,33 +40,10 @@ class TransformersEngine(LocalEngine):
             if self._model is not None:
                 return
             os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-            folder = model_folder(self.model)
-            try:
-                import torch
-                from transformers import AutoModelForCausalLM, AutoTokenizer
-                from transformers.utils.logging import disable_progress_bar
-            except ImportError as error:
-                raise EngineError(
-                    f"The transformers engine needs the package {error.name}.",
-                    "Run: make setup, or pip install 'instructgen[cpu]'.",
-                ) from error
-            disable_progress_bar()
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=torch.bfloat16, use_safetensors=True
-                )
-            except Exception as error:
-                # Whatever damaged files make of it.
-                raise EngineError(
-                    f"--model {self.model} cannot be loaded: {first_line(error)}.",
-                    "Check the name, and that the folder is complete or the hub reachable.",
-                ) from error
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            tokenizer, model = load_to_ask(self.model, dtype="bfloat16")
+            tokenizer.padding_side = "left"
             object.__setattr__(self, "_tokenizer", tokenizer)
-            object.__setattr__(self, "_model", model.to(device).eval())
+            object.__setattr__(self, "_model", model)
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """As `Engine.complete`; one batch at a time whoever calls."""

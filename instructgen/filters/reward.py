@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from instructgen.engines.models import model_folder
-from instructgen.errors import ConfigError, first_line
+from instructgen.engines.models import load_to_ask
+from instructgen.errors import ConfigError
 from instructgen.filters import ScoringFilter
 from instructgen.sample import Sample, Score
 
@@ -63,26 +63,10 @@ class Reward(ScoringFilter):
 
 @cache
 def _loaded(name: str) -> tuple[Any, Any]:
-    try:
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
-    except ImportError:
-        raise ConfigError(
-            "Reward models need the packages torch and transformers.", "Run: make setup."
-        ) from None
-    disable_progress_bar()
-    folder = model_folder(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model {name} cannot be loaded ({first_line(error)}).", "Check the name."
-        ) from error
+    tokenizer, model = load_to_ask(name, "reward")
     if model.config.num_labels != 1:
         raise ConfigError(
             f"model {name} gives {model.config.num_labels} numbers, not one.",
             "Name a reward model.",
         )
-    return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return tokenizer, model

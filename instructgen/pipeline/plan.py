@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from instructgen.pipeline.forecast import Forecast, forecast
 from instructgen.pipeline.options import configured, parameters
 from instructgen.pipeline.recipe import Step
 from instructgen.store import digest_of, digest_of_file, is_run, is_trained, is_whole
+from instructgen.versions import installed
 
 STATE = "pipeline.json"
 _FORMAT = 1
@@ -100,18 +100,8 @@ def asked(step: Step) -> dict[str, Any]:
         "run": step.run,
         "options": dict(step.options),
         "inputs": {name: digest for name, digest in digests.items() if digest is not None},
-        "versions": _versions(step.command),
+        "versions": installed(("instructgen", *_DEPENDS.get(step.command, ()))),
     }
-
-
-def _versions(command: str) -> dict[str, str]:
-    found = {}
-    for name in ("instructgen", *_DEPENDS.get(command, ())):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:

@@ -137,7 +137,6 @@ class Writer:
 
     def __init__(self, folder: Path, shape: Shape, splits: Sequence[str]) -> None:
         self.contents = Contents()
-        self.rejected = 0
         self._folder, self._shape = folder, shape
         self._rows = dict.fromkeys(splits, 0)
         self._data = {
@@ -172,7 +171,7 @@ class Writer:
         Raises:
             StorageError: the disk refuses.
         """
-        self.rejected += len(rejected)
+        self.contents.rejected += len(rejected)
         with storage(self._folder):
             self._rejected.add(rejected)
 
@@ -200,7 +199,7 @@ class Writer:
                 "format": FORMAT,
                 "shape": self._shape,
                 "rows": self.contents.rows,
-                "rejected": self.rejected,
+                "rejected": self.contents.rejected,
                 "licenses": self.contents.licenses,
                 "terms": {
                     "licenses": self.contents.licenses,

@@ -215,6 +215,18 @@ def is_reward_model(name: str) -> bool:
     return any("ForSequenceClassification" in a for a in _config(name).architectures or ())
 
 
+def check_reward_model(name: str) -> None:
+    """Refuse a model that is no reward model, from its configuration alone.
+
+    Raises:
+        ConfigError: it writes text, or nothing is there.
+    """
+    if not is_reward_model(name):
+        raise ConfigError(
+            f"{name} is no reward model: it writes text.", "Run: instructgen train reward."
+        )
+
+
 def length_for(name: str, asked: int) -> int:
     """The longest row to train on: as asked, or 1024 where the model reads so many.
 

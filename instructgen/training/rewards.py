@@ -14,7 +14,7 @@ from instructgen.errors import ConfigError
 from instructgen.plugins import find
 from instructgen.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
-from instructgen.training.policy import is_reward_model, load_model, load_tokenizer
+from instructgen.training.policy import check_reward_model, load_model, load_tokenizer
 from instructgen.verifiers import Verifier
 
 _VERIFIERS = "verifiers:"
@@ -67,10 +67,7 @@ class RewardModel:
     def __init__(self, folder: str) -> None:
         import torch
 
-        if not is_reward_model(folder):
-            raise ConfigError(
-                f"{folder} is no reward model: it writes text.", "Run: instructgen train reward."
-            )
+        check_reward_model(folder)
         self.tokenizer = load_tokenizer(folder)
         self.encoder = Encoder(self.tokenizer, name=folder)
         self.model: Any = load_model(folder, "reward", tokenizer=self.tokenizer)
