@@ -133,6 +133,8 @@ class ScoringFilter(Filter):
     on_error: Literal["keep", "reject"] = Field(
         "keep", description="what becomes of a row whose score could not be found"
     )
+    min: float | None = Field(None, description="lowest kept")
+    max: float | None = Field(None, description="highest kept")
 
     @property
     @abstractmethod
@@ -143,15 +145,10 @@ class ScoringFilter(Filter):
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
         """The score of each sample."""
 
-    @abstractmethod
-    def bounds(self) -> tuple[float | None, float | None]:
-        """The lowest and the highest value kept; None for no bound."""
-
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        low, high = self.bounds()
-        if low is not None and high is not None and low > high:
-            raise ValueError(f"min = {low:g} above max = {high:g} rejects all")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min = {self.min:g} above max = {self.max:g} rejects all")
         return self
 
     def reason(self, sample: Sample) -> Rejection | None:
@@ -160,7 +157,7 @@ class ScoringFilter(Filter):
 
     def thresholds(self) -> tuple[float, ...]:
         """The bounds."""
-        return tuple(b for b in self.bounds() if b is not None)
+        return tuple(b for b in (self.min, self.max) if b is not None)
 
     def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
         """See `Filter.judge`."""
@@ -176,11 +173,10 @@ class ScoringFilter(Filter):
         if score.value is None:
             rejection = self.reject("no_score", score.error or "it has no such score")
             return Verdict(sample, rejection if self.on_error == "reject" else None)
-        low, high = self.bounds()
-        if low is not None and score.value < low:
+        if (low := self.min) is not None and score.value < low:
             detail = f"{score.name} {score.value:.4g}, below {low:g}"
             return Verdict(sample, self.reject("too_low", detail, score.value), score.value)
-        if high is not None and score.value > high:
+        if (high := self.max) is not None and score.value > high:
             detail = f"{score.name} {score.value:.4g}, above {high:g}"
             return Verdict(sample, self.reject("too_high", detail, score.value), score.value)
         return Verdict(sample, None, score.value)

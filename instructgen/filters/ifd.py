@@ -30,10 +30,6 @@ class IFD(ScoringFilter):
         """With the model."""
         return f"ifd/{self.model}"
 
-    def bounds(self) -> tuple[float | None, float | None]:
-        """See `ScoringFilter.bounds`."""
-        return self.min, self.max
-
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
         """See `ScoringFilter.scores`."""
         if not samples:

@@ -27,10 +27,6 @@ class Perplexity(ScoringFilter):
         """With the model."""
         return f"perplexity/{self.model}"
 
-    def bounds(self) -> tuple[float | None, float | None]:
-        """See `ScoringFilter.bounds`."""
-        return self.min, self.max
-
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
         """See `ScoringFilter.scores`."""
         if not samples:

@@ -20,17 +20,11 @@ class Reward(ScoringFilter):
     name: ClassVar[str] = "reward"
 
     model: str = Field(description="a folder or a Hub name; weights as safetensors")
-    min: float | None = Field(None, description="lowest kept")
-    max: float | None = Field(None, description="highest kept")
 
     @property
     def score_name(self) -> str:
         """With the model."""
         return f"reward/{self.model}"
-
-    def bounds(self) -> tuple[float | None, float | None]:
-        """See `ScoringFilter.bounds`."""
-        return self.min, self.max
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
         """See `ScoringFilter.scores`."""

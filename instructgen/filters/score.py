@@ -18,8 +18,6 @@ class Score(ScoringFilter):
     name: ClassVar[str] = "score"
 
     of: str = Field(min_length=1, description="the score's name")
-    min: float | None = Field(None, description="lowest kept")
-    max: float | None = Field(None, description="highest kept")
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -31,10 +29,6 @@ class Score(ScoringFilter):
     def score_name(self) -> str:
         """The name given."""
         return self.of
-
-    def bounds(self) -> tuple[float | None, float | None]:
-        """See `ScoringFilter.bounds`."""
-        return self.min, self.max
 
     def scores(self, samples: Sequence[Sample]) -> list[Number]:
         """None: what a row does not carry is not known."""
