@@ -137,7 +137,7 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
             shlex.split(command), cwd=place, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
-    assert sum(1 for _ in read_rows(place / "runs" / "a")) == 60
+    assert sum(1 for _ in read_rows(place / "runs" / "a")) == 20
     check_dolly(place / "runs" / "dolly", dolly)
 
 

@@ -149,7 +149,7 @@ def test_transformers_answers_alike() -> None:
             Request("The capital of France is", Sampling(temperature=0, max_tokens=8)),
             Request("", Sampling()),
             Request("word " * 3000, Sampling()),
-            Request((Message("user", "Say hello."),), Sampling(temperature=0, max_tokens=30)),
+            Request((Message("user", "Say hello."),), Sampling(temperature=0, max_tokens=300)),
             Request("1, 2, 3,", Sampling(temperature=0, max_tokens=30, stop=("7",))),
             Request("a a a a a a", Sampling(temperature=0, max_tokens=12, presence_penalty=2)),
         ]

@@ -337,7 +337,9 @@ class _Training:
                 "Train on its base, or give a merged model.",
             )
         policy.stop_at(model, encoder.end_id)
-        _check_space(model, options, run.folder)
+        if is_main():
+            # The others may come here before the folder is made, and write nothing.
+            _check_space(model, options, run.folder)
         probes = [ids[:_PROBE_TOKENS] for ids in prepared.probes[:_PROBES]]
         base_outputs = policy.outputs(model, probes)
         job = Job(
