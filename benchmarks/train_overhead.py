@@ -43,7 +43,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 import torch
-from instructgen.engines.models import model_folder
+from instructgen.models.folders import model_folder
 data = sys.argv[1]
 folder = model_folder("smollm2")
 tokenizer = AutoTokenizer.from_pretrained(folder)

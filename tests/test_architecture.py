@@ -22,6 +22,7 @@ ORDER = [
     "printable",
     "shipped",
     "versions",
+    "models",
     "sample",
     "rows",
     "contents",
@@ -32,7 +33,6 @@ ORDER = [
     "engines",
     "methods",
     "languages",
-    "likelihood",
     "filters",
     "mix",
     "config",
@@ -169,6 +169,28 @@ def test_no_code_from_data() -> None:
                 # command of ours in a process of its own.
                 runs = {"subprocess"} if path.name in ("code.py", "steps.py") else set()
                 assert not {"pickle", "yaml", "subprocess"} & set(names) - runs, path
+
+
+def test_every_load_of_a_model_forbids_its_code() -> None:
+    """`from_pretrained` of what a folder may bring code for, vLLM, sentence-transformers, lm-eval."""
+    loads, seen = {"from_pretrained", "LLM", "SentenceTransformer"}, 0
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            owner = getattr(getattr(node.func, "value", None), "id", "")
+            # PEFT's own folders bring weights and JSON only.
+            if name not in loads or owner == "PeftModel":
+                continue
+            seen += 1
+            text = ast.unparse(node)
+            forbidden = "trust_remote_code=False" in text or "**_NO_CODE" in text
+            assert forbidden or (path.name == "folders.py" and "**source" in text), (path, text)
+    assert seen >= 7
+    assert "trust_remote_code': False" in (PACKAGE / "suites/lm_eval.py").read_text().replace(
+        '"', "'"
+    )
 
 
 def test_no_bare_except() -> None:

@@ -457,7 +457,7 @@ def test_scores_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.Monke
     asked: list[int] = []
 
     def losses(self: object, questions: list[str], answers: list[str]) -> list[object]:
-        from instructgen.likelihood import Loss
+        from instructgen.models.likelihood import Loss
 
         asked.append(len(answers))
         return [Loss(float(len(a)) / 50) for a in answers]
@@ -568,8 +568,8 @@ def test_a_reward_model_scores(tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-    from instructgen.engines.models import model_folder
     from instructgen.filters.reward import Reward
+    from instructgen.models.folders import model_folder
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder("smollm2"))
     torch.manual_seed(0)

@@ -161,8 +161,8 @@ def test_what_is_no_control_token(text: str) -> None:
 def test_the_embedded_models_tokens_are_all_caught() -> None:
     """Every special token of a real tokenizer that is in use here."""
     transformers = pytest.importorskip("transformers")
-    from instructgen.engines.models import prepare_embedded
     from instructgen.errors import EngineError
+    from instructgen.models.folders import prepare_embedded
 
     try:
         folder = prepare_embedded()

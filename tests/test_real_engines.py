@@ -300,7 +300,7 @@ def test_the_chat_style_is_structured_on_vllm(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's own API server with the embedded model."""
-    from instructgen.engines.models import prepare_embedded
+    from instructgen.models.folders import prepare_embedded
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -375,7 +375,8 @@ def test_vllm_samples_from_the_weights_it_is_handed(tmp_path: Path) -> None:
         from pathlib import Path
         from peft import LoraConfig, get_peft_model
         from instructgen.training.options import GroupOptions
-        from instructgen.training.policy import load_model, load_tokenizer, needs_packages
+        from instructgen.models.loading import load_model, load_tokenizer
+        from instructgen.training.policy import needs_packages
         from instructgen.training.rollouts import vllm_sampler
         needs_packages()
         tokenizer = load_tokenizer("smollm2")

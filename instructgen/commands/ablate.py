@@ -15,8 +15,8 @@ import orjson
 from instructgen.card import derived_card, table
 from instructgen.commands.derived import common_shape, inputs_of, name_of
 from instructgen.commands.train import train, versions
-from instructgen.engines.models import default_model
 from instructgen.errors import ConfigError, InputError
+from instructgen.models.folders import default_model
 from instructgen.store import (
     is_whole,
     making,

@@ -33,12 +33,8 @@ class Chat:
         max_tokens: int = 512,
         seed: int | None = None,
     ) -> None:
-        from instructgen.training.policy import (
-            is_reward_model,
-            load_model,
-            load_tokenizer,
-            needs_packages,
-        )
+        from instructgen.models.loading import is_reward_model, load_model, load_tokenizer
+        from instructgen.training.policy import needs_packages
 
         if max_tokens < 1:
             raise ConfigError(f"--max-tokens is {max_tokens}.", "Give 1 or more.")

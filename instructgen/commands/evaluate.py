@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from instructgen.card import estimated, table
 from instructgen.commands.train import versions
-from instructgen.engines.models import model_digest
 from instructgen.errors import ConfigError, InputError
+from instructgen.models.folders import model_digest
 from instructgen.plugins import classes, find, suggest
 from instructgen.sample import Sample
 from instructgen.store import digest_of, is_trained, read_training, splits_of, write_files

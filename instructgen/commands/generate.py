@@ -17,10 +17,10 @@ from instructgen.card import generated_card
 from instructgen.config import Config, from_recorded, load_config
 from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
-from instructgen.engines.models import EMBEDDED
 from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.loop import Loop, Stop
 from instructgen.methods import Form
+from instructgen.models.folders import EMBEDDED
 from instructgen.rows import sample_of, sample_row
 from instructgen.sample import Rejected, Sample
 from instructgen.seeds import load_seeds, seeds_digest

@@ -30,9 +30,9 @@ from instructgen.commands.derived import (
 )
 from instructgen.commands.train import versions
 from instructgen.engines import Completion, Engine, Request, Supervisor
-from instructgen.engines.models import model_digest
 from instructgen.errors import ConfigError, EngineError, InputError
 from instructgen.loop import request_digest
+from instructgen.models.folders import model_digest
 from instructgen.plugins import find, suggest
 from instructgen.rows import sample_row
 from instructgen.sample import Origin, Rejected, Rejection, Sample, Score, Shape
@@ -136,7 +136,8 @@ def prefer(
             )
         if not said.startswith((_JUDGE, "verifiers:")):
             # Now, and not when all answers are paid for.
-            from instructgen.training.policy import check_reward_model, needs_packages
+            from instructgen.models.loading import check_reward_model
+            from instructgen.training.policy import needs_packages
 
             needs_packages()
             check_reward_model(said)
@@ -183,7 +184,8 @@ def _engine(name: str | None, model: str | None, max_tokens: int) -> Engine:
 
 
 def _check_writes(model: str) -> None:
-    from instructgen.training.policy import is_reward_model, needs_packages
+    from instructgen.models.loading import is_reward_model
+    from instructgen.training.policy import needs_packages
 
     needs_packages()
     if is_reward_model(model):

@@ -18,8 +18,8 @@ from instructgen.commands.derived import name_of
 from instructgen.commands.prepare import ONLINE, PAIRS, fits, prepare
 from instructgen.config import load_table
 from instructgen.contents import Contents
-from instructgen.engines.models import default_model, model_digest
 from instructgen.errors import ConfigError, InputError, StorageError
+from instructgen.models.folders import default_model, model_digest
 from instructgen.plugins import suggest
 from instructgen.store import (
     ModelRun,
@@ -178,8 +178,9 @@ def masks(
     """
     settings = load_table(SftOptions, None if recipe is None else str(recipe), "train", options)
     _check_inputs("sft", Path(data))
+    from instructgen.models.loading import load_tokenizer
     from instructgen.training.encode import Encoder
-    from instructgen.training.policy import length_for, load_tokenizer, needs_packages
+    from instructgen.training.policy import length_for, needs_packages
     from instructgen.training.rows import LeftOut, encoded, rows_for
 
     needs_packages()
@@ -287,6 +288,7 @@ class _Training:
         from transformers import set_seed
 
         from instructgen.evaluation.plots import log_plot
+        from instructgen.models.loading import load_model, load_tokenizer
         from instructgen.training import policy
         from instructgen.training.encode import Encoder
         from instructgen.training.rows import LeftOut, digest_of_rows, rows_for
@@ -294,7 +296,7 @@ class _Training:
 
         options, run = self.options, self.run_folder
         began = time.monotonic()
-        tokenizer = policy.load_tokenizer(self.base, options.pad_token)
+        tokenizer = load_tokenizer(self.base, options.pad_token)
         encoder = Encoder(tokenizer, options.format, self.base)
         rows = rows_for(
             self.source,
@@ -324,12 +326,13 @@ class _Training:
             dtype = "bfloat16" if gpu and adapters else "float32"
         # New weights, a reward head or adapters, come from the seed.
         set_seed(options.seed)
-        model = policy.load_model(
+        model = load_model(
             self.base,
             self.head,
             tokenizer=tokenizer,
             dtype=dtype,
             quantized=options.peft == "qlora",
+            new_head=True,
         )
         if isinstance(getattr(model, "peft_config", None), dict):
             raise ConfigError(
@@ -424,6 +427,7 @@ class _Training:
         """Save the model, whole and as an adapter, and read it back."""
         import torch
 
+        from instructgen.models.loading import load_model
         from instructgen.training import policy
         from instructgen.training.trainers import is_main, trainer_shards
 
@@ -436,7 +440,7 @@ class _Training:
         for junk in ("training_args.bin", "README.md"):
             (saved / junk).unlink(missing_ok=True)
         if adapters:
-            merged = policy.load_model(str(saved), self.head, tokenizer=tokenizer)
+            merged = load_model(str(saved), self.head, tokenizer=tokenizer)
             if hasattr(merged, "peft_config"):
                 shutil.copytree(saved, export, dirs_exist_ok=True)
             else:
@@ -446,7 +450,7 @@ class _Training:
                 if not file.name.startswith("adapter_"):
                     file.unlink()
         tokenizer.save_pretrained(export)
-        reloaded = policy.load_model(str(export), self.head, tokenizer=tokenizer)
+        reloaded = load_model(str(export), self.head, tokenizer=tokenizer)
         return policy.check_reload(
             trained,
             policy.outputs(reloaded, probes),

@@ -156,16 +156,32 @@ class LocalEngine(Engine):
 
     def model_post_init(self, context: Any) -> None:
         """Fill in the machine's default model."""
-        from instructgen.engines.models import default_model
+        from instructgen.models.folders import default_model
 
         if not self.model:
             object.__setattr__(self, "model", default_model())
 
     def identity(self) -> dict[str, str]:
         """The model's name and a digest of its folder."""
-        from instructgen.engines.models import model_digest
+        from instructgen.models.folders import model_digest
 
         return {"model": self.model, "digest": model_digest(self.model)}
+
+
+def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
+    """A request's prompt as the model's token ids; messages through its chat template."""
+    if isinstance(request.prompt, str):
+        return list(tokenizer.encode(request.prompt)) if request.prompt else []
+    if all(isinstance(part, int) for part in request.prompt):
+        return [part for part in request.prompt if isinstance(part, int)]
+    messages = [
+        {"role": m.role, "content": m.content} for m in request.prompt if not isinstance(m, int)
+    ]
+    return list(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    )
 
 
 def check_schema_binds(engine: Engine) -> bool:

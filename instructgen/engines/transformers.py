@@ -14,8 +14,15 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from instructgen.engines import Completion, LocalEngine, Request, Sampling, operational
-from instructgen.engines.models import load_to_ask, prompt_tokens
+from instructgen.engines import (
+    Completion,
+    LocalEngine,
+    Request,
+    Sampling,
+    operational,
+    prompt_tokens,
+)
+from instructgen.models.loading import load_for_inference
 
 
 class TransformersEngine(LocalEngine):
@@ -40,7 +47,7 @@ class TransformersEngine(LocalEngine):
             if self._model is not None:
                 return
             os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-            tokenizer, model = load_to_ask(self.model, dtype="bfloat16")
+            tokenizer, model = load_for_inference(self.model, dtype="bfloat16")
             tokenizer.padding_side = "left"
             object.__setattr__(self, "_tokenizer", tokenizer)
             object.__setattr__(self, "_model", model)

@@ -28,9 +28,11 @@ from instructgen.engines import (
     Request,
     check_schema_binds,
     operational,
+    prompt_tokens,
 )
-from instructgen.engines.models import has_gpu, model_folder, prompt_tokens
 from instructgen.errors import EngineDied, EngineError, first_line
+from instructgen.models.folders import has_gpu, model_folder
+from instructgen.models.loading import load_error, read_tokenizer
 
 _WATCH_EVERY_S = 0.5
 
@@ -67,17 +69,7 @@ class VllmEngine(LocalEngine):
         """Whether the tokenizer has a chat template."""
         if self._tokenizer is None:
             _quiet()
-            try:
-                from transformers import AutoTokenizer
-
-                self._tokenizer = AutoTokenizer.from_pretrained(model_folder(self.model))
-            except ImportError as error:
-                raise _missing(error) from error
-            except (OSError, ValueError) as error:
-                raise EngineError(
-                    f"--model {self.model}: its tokenizer cannot be loaded ({first_line(error)}).",
-                    "Check the name, and that the folder is complete or the hub reachable.",
-                ) from error
+            self._tokenizer = read_tokenizer(self.model)
         return bool(self._tokenizer.chat_template)
 
     def binds_schema(self) -> bool:
@@ -159,6 +151,7 @@ class VllmEngine(LocalEngine):
 
         Raises:
             EngineError: it is not installed, or does not start.
+            ConfigError: the model needs code of its own.
         """
         _quiet()
         cpu = not has_gpu()
@@ -195,11 +188,14 @@ class VllmEngine(LocalEngine):
                 enforce_eager=eager,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
+                trust_remote_code=False,
                 **options,
             )
         except ImportError as error:
             raise _missing(error) from error
         except (OSError, ValueError, RuntimeError) as error:
+            if "trust_remote_code" in str(error):
+                raise load_error(self.model, error) from error
             raise EngineError(
                 f"vLLM cannot start with --model {self.model}: {first_line(error)}",
                 "Try a smaller max_model_len, another model, or --engine transformers.",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from instructgen.likelihood import negative_log_likelihoods
+from instructgen.models.likelihood import negative_log_likelihoods
 from instructgen.training.encode import Encoded
 
 

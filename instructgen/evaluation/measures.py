@@ -8,9 +8,9 @@ from typing import Any
 
 from instructgen.evaluation.intervals import Estimate, ratio, ratio_difference
 from instructgen.evaluation.likelihood import answer_likelihoods
+from instructgen.models.loading import Head, load_model, load_tokenizer
 from instructgen.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
-from instructgen.training.policy import Head, load_model, load_tokenizer
 from instructgen.training.rewards import score_ids
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from instructgen.filters import ScoringFilter
-from instructgen.likelihood import language_model
+from instructgen.models.likelihood import language_model
 from instructgen.sample import Sample, Score
 
 

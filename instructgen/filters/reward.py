@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from instructgen.engines.models import load_to_ask
-from instructgen.errors import ConfigError
 from instructgen.filters import ScoringFilter
+from instructgen.models.loading import load_for_inference
 from instructgen.sample import Sample, Score
 
 
@@ -57,10 +56,4 @@ class Reward(ScoringFilter):
 
 @cache
 def _loaded(name: str) -> tuple[Any, Any]:
-    tokenizer, model = load_to_ask(name, "reward")
-    if model.config.num_labels != 1:
-        raise ConfigError(
-            f"model {name} gives {model.config.num_labels} numbers, not one.",
-            "Name a reward model.",
-        )
-    return tokenizer, model
+    return load_for_inference(name, "reward")

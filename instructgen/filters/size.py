@@ -68,8 +68,6 @@ class Size(Filter):
     def _model(self) -> Any:
         if self.tokenizer is None:
             return None
-        from transformers import AutoTokenizer
+        from instructgen.models.loading import read_tokenizer
 
-        from instructgen.engines.models import model_folder
-
-        return AutoTokenizer.from_pretrained(model_folder(self.tokenizer))
+        return read_tokenizer(self.tokenizer)

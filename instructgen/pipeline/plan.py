@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from instructgen.commands.generate import read_seeds, resumable
-from instructgen.engines.models import EMBEDDED, model_digest
 from instructgen.errors import InstructgenError, RunError
+from instructgen.models.folders import EMBEDDED, model_digest
 from instructgen.pipeline.forecast import Forecast, forecast
 from instructgen.pipeline.options import configured, parameters
 from instructgen.pipeline.recipe import Step

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from instructgen.cli import cli
 from instructgen.config import load_whole
-from instructgen.engines.models import EMBEDDED
 from instructgen.errors import ConfigError
+from instructgen.models.folders import EMBEDDED
 from instructgen.pipeline.options import check_options
 from instructgen.plugins import suggest
 from instructgen.shipped import shipped

@@ -87,7 +87,7 @@ class SentenceEncoder:
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            self._model: Any = SentenceTransformer(_folder(name))
+            self._model: Any = SentenceTransformer(_folder(name), trust_remote_code=False)
         except Exception as error:
             raise ConfigError(
                 f"embedding model {name}: cannot be loaded ({first_line(error)}).",

@@ -118,7 +118,7 @@ def named(path: str) -> str:
 
 
 def _encoder(name: str, framing: Framing) -> Any:
+    from instructgen.models.loading import load_tokenizer
     from instructgen.training.encode import Encoder
-    from instructgen.training.policy import load_tokenizer
 
     return Encoder(load_tokenizer(name, framing.pad_token), framing.format, name)

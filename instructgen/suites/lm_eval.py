@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from instructgen.errors import ConfigError
 from instructgen.evaluation.measures import Measured
+from instructgen.models.folders import model_folder
 from instructgen.sample import Sample
 from instructgen.suites import Finding, Subject, Suite
 
@@ -55,7 +56,11 @@ class LmEval(Suite):
         for name in subject.models:
             result: Any = simple_evaluate(
                 model="hf",
-                model_args={"pretrained": _folder(name), "dtype": "float32"},
+                model_args={
+                    "pretrained": model_folder(name),
+                    "dtype": "float32",
+                    "trust_remote_code": False,
+                },
                 tasks=list(self.tasks),
                 num_fewshot=self.num_fewshot,
                 limit=subject.limit,
@@ -69,12 +74,6 @@ class LmEval(Suite):
             made.append(_measured(result))
         others = made[1] if len(made) > 1 else {}
         return [Finding(m, others.get(key), facts={"task": key[0]}) for key, m in made[0].items()]
-
-
-def _folder(name: str) -> str:
-    from instructgen.engines.models import model_folder
-
-    return model_folder(name)
 
 
 def _measured(result: Any) -> dict[tuple[str, str], Measured]:

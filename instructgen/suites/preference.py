@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from instructgen.evaluation.measures import pair_accuracy, pair_margins, reward_margins
+from instructgen.models.loading import is_reward_model
 from instructgen.sample import Sample
 from instructgen.suites import Finding, Subject, Suite
-from instructgen.training.policy import is_reward_model
 
 
 class Preference(Suite):

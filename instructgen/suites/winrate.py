@@ -11,10 +11,10 @@ from instructgen.errors import ConfigError
 from instructgen.evaluation.answers import completions
 from instructgen.evaluation.judge import Contest, judge_requests, verdicts
 from instructgen.evaluation.measures import Measured
+from instructgen.models.loading import is_reward_model
 from instructgen.plugins import find
 from instructgen.sample import Sample
 from instructgen.suites import AnsweringSuite, Finding, Subject
-from instructgen.training.policy import is_reward_model
 from instructgen.training.rewards import RewardModel
 
 

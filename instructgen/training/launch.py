@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from instructgen.engines.models import has_gpu
 from instructgen.errors import ConfigError
+from instructgen.models.folders import has_gpu
 
 CONFIGS = Path(__file__).parent / "accelerate"
 _OPTIONS = ("--strategy", "--processes")

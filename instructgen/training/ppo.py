@@ -23,16 +23,15 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import log_softmax
 from transformers import (
-    AutoModelForTokenClassification,
     GenerationConfig,
     get_scheduler,
     set_seed,
 )
 
 from instructgen.errors import ConfigError
+from instructgen.models.loading import head_of, load_model
 from instructgen.store import step_of
 from instructgen.training.options import PpoOptions
-from instructgen.training.policy import head_of
 from instructgen.training.rollouts import Sampler
 from instructgen.training.schedule import micro_batch, schedule
 from instructgen.training.trainers import Job, Progress, check_finite
@@ -208,9 +207,8 @@ class PpoTrainer:
     def _models(self, job: Job) -> tuple[Any, Any, Any]:
         policy = job.model
         folder = policy.config._name_or_path
-        critic = AutoModelForTokenClassification.from_pretrained(
-            folder, num_labels=1, dtype=policy.dtype, use_safetensors=True
-        )
+        dtype = str(policy.dtype).removeprefix("torch.")
+        critic = load_model(folder, "value", dtype=dtype, new_head=True)
         # A critic that begins at 0 says nothing wrong of the first answers.
         head = head_of(critic)
         torch.nn.init.zeros_(getattr(critic, head).weight)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from instructgen.errors import ConfigError
+from instructgen.models.loading import check_reward_model, load_model, load_tokenizer
 from instructgen.plugins import find
 from instructgen.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
-from instructgen.training.policy import check_reward_model, load_model, load_tokenizer
 from instructgen.verifiers import Verifier
 
 _VERIFIERS = "verifiers:"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from instructgen.engines.models import has_gpu
+from instructgen.models.folders import has_gpu
 from instructgen.training.options import OnlineOptions
 
 # (model, step, prompts' ids, most new tokens, temperature) -> the answers' ids

@@ -11,13 +11,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from instructgen.errors import ConfigError, EngineError, first_line
+from instructgen.errors import ConfigError, EngineError
 from instructgen.shipped import model_cache
-
-if TYPE_CHECKING:
-    from instructgen.engines import Request
 
 EMBEDDED = "smollm2"
 GPU_DEFAULT = "HuggingFaceTB/SmolLM3-3B"
@@ -57,55 +54,6 @@ def model_folder(name: str) -> str:
             f"Give a model folder, a Hub name such as {GPU_DEFAULT}, or {EMBEDDED}.",
         )
     return name
-
-
-def load_to_ask(
-    name: str, head: Literal["causal", "reward"] = "causal", *, dtype: str = "float32"
-) -> tuple[Any, Any]:
-    """A model to ask and never to train: on a GPU where there is one, dropout off.
-
-    Weights come from safetensors alone: the older format runs code when it is read.
-
-    Args:
-        name: a folder, a Hub name or ``smollm2``.
-        head: ``causal`` for language, ``reward`` for a number per text.
-        dtype: of the weights.
-
-    Returns:
-        Its tokenizer, which always has a padding token, and the model.
-
-    Raises:
-        ConfigError: a package is missing, or the model cannot be loaded.
-        EngineError: the embedded model is asked for and not installed.
-    """
-    try:
-        import torch
-        from transformers import (
-            AutoModelForCausalLM,
-            AutoModelForSequenceClassification,
-            AutoTokenizer,
-        )
-        from transformers.utils.logging import disable_progress_bar
-    except ImportError as error:
-        raise ConfigError(
-            f"A model needs the package {error.name}.",
-            "Run: make setup, or pip install 'instructgen[cpu]'.",
-        ) from error
-    disable_progress_bar()
-    made = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
-    folder = model_folder(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = made.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
-    except Exception as error:
-        # Whatever damaged files make of it.
-        raise ConfigError(
-            f"--model {name} cannot be loaded: {first_line(error)}.",
-            "Check the name, and that the folder is complete or the hub reachable.",
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_digest(name: str) -> str:
@@ -151,22 +99,6 @@ def prepare_embedded() -> Path:
     return folder
 
 
-def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
-    """A request's prompt as the model's token ids; messages through its chat template."""
-    if isinstance(request.prompt, str):
-        return list(tokenizer.encode(request.prompt)) if request.prompt else []
-    if all(isinstance(part, int) for part in request.prompt):
-        return [part for part in request.prompt if isinstance(part, int)]
-    messages = [
-        {"role": m.role, "content": m.content} for m in request.prompt if not isinstance(m, int)
-    ]
-    return list(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    )
-
-
 def _embedded_gguf() -> Path:
     import importlib.util
 
@@ -196,7 +128,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             f"The embedded model needs the package {error.name}.",
             "Run: make setup, or pip install 'instructgen[cpu]'.",
         ) from error
-    source: dict[str, Any] = {"gguf_file": gguf.name}
+    source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
     # The loader marks the dequantised weights as quantised and then refuses to
     # save them; they are plain tensors by now.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from instructgen.engines.models import load_to_ask
+from instructgen.models.loading import load_for_inference
 
 _TOKENS_AT_ONCE = 2_048
 
@@ -22,7 +22,7 @@ class LanguageModel:
     """A causal model that reads questions and answers; made by `language_model`."""
 
     def __init__(self, name: str) -> None:
-        self._tokenizer, self._model = load_to_ask(name)
+        self._tokenizer, self._model = load_for_inference(name)
         self._most = int(getattr(self._model.config, "max_position_embeddings", 2_048))
 
     def losses(self, questions: Sequence[str | None], answers: Sequence[str]) -> list[Loss]:

@@ -1,0 +1,210 @@
+"""Model folders that carry code of their own, or weights that do not make the model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from instructgen import curate, evaluate, train
+from instructgen.cli import cli
+from instructgen.errors import ConfigError
+from instructgen.models.loading import load_for_inference, load_model
+from tests.conftest import ROOT
+from tests.training_data import dataset, pairs, sentences
+
+SEEDS = ROOT / "seeds" / "general.jsonl"
+CODE = """
+import pathlib
+pathlib.Path({marker!r}).write_text("this ran")
+from transformers import LlamaConfig as OwnConfig
+from transformers import LlamaForCausalLM as OwnModel
+from transformers import LlamaForSequenceClassification as OwnReward
+from transformers import PreTrainedTokenizerFast as OwnTokenizer
+"""
+AUTO_MAP = {
+    "AutoConfig": "own_code.OwnConfig",
+    "AutoModelForCausalLM": "own_code.OwnModel",
+    "AutoModelForSequenceClassification": "own_code.OwnReward",
+}
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **values}))
+
+
+def with_code(tiny: Path, folder: Path, part: str) -> tuple[Path, Path]:
+    """The tiny model with code for its model or its tokenizer, and the file that this writes."""
+    shutil.copytree(tiny, folder)
+    marker = folder / "ran"
+    (folder / "own_code.py").write_text(CODE.format(marker=str(marker)))
+    if part == "model":
+        edit(folder / "config.json", auto_map=AUTO_MAP, model_type="of_its_own")
+    elif part == "reward":
+        edit(
+            folder / "config.json",
+            auto_map=AUTO_MAP,
+            model_type="of_its_own",
+            architectures=["OwnForSequenceClassification"],
+        )
+    else:
+        edit(
+            folder / "tokenizer_config.json",
+            auto_map={"AutoTokenizer": [None, "own_code.OwnTokenizer"]},
+            tokenizer_class="OwnTokenizer",
+        )
+    return folder, marker
+
+
+def without(model: Path, folder: Path, part: str) -> Path:
+    """A model without some of its weights."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {k: v.clone() for k, v in weights.items() if part not in k}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dataset(tmp_path_factory.mktemp("rows"), sentences(12))
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reward")
+    data = dataset(folder / "pairs", pairs(12))
+    options: dict[str, Any] = {"steps": 1, "held_out_rows": 0, "max_length": 96}
+    return train("reward", data, folder / "rm", model=str(tiny), **options).out
+
+
+def recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+COMMANDS: dict[str, Callable[[Path, Path, Path], list[object]]] = {
+    "chat": lambda model, rows, at: ["chat", model],
+    "train": lambda model, rows, at: ["train", "sft", rows, "--model", model, "--out", at / "m"],
+    "evaluate": lambda model, rows, at: ["evaluate", model, "--data", rows],
+    "generate": lambda model, rows, at: [
+        *("generate", "--seeds", SEEDS, "--target", 2, "--model", model, "--out", at / "run"),
+        *("--engine", "transformers"),
+    ],
+    "generate on vllm": lambda model, rows, at: [
+        *("generate", "--seeds", SEEDS, "--target", 2, "--model", model, "--out", at / "run"),
+        *("--engine", "vllm"),
+    ],
+    "curate by perplexity": lambda model, rows, at: [
+        *("curate", rows, "--out", at / "c", "--recipe"),
+        recipe(at, f'[[filters]]\nname = "perplexity"\nmax = 9\nmodel = "{model}"\n'),
+    ],
+    "curate by size": lambda model, rows, at: [
+        *("curate", rows, "--out", at / "c", "--recipe"),
+        recipe(at, f'[[filters]]\nname = "size"\nmax = 9\ntokenizer = "{model}"\n'),
+    ],
+}
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_code_of_a_model_folder_never_runs(
+    tiny: Path, rows: Path, tmp_path: Path, command: str, part: str
+) -> None:
+    """Left to itself, transformers asks on standard input, where "y" is the user's next word."""
+    if command == "generate on vllm":
+        if part == "model":
+            pytest.skip("vLLM loads the model: tests/test_real_engines.py")
+        pytest.importorskip("vllm")
+    model, marker = with_code(tiny, tmp_path / "model", part)
+    argv = [str(word) for word in COMMANDS[command](model, rows, tmp_path)]
+    done = CliRunner().invoke(cli, argv, input="y\ny\ny\n")
+    assert not marker.exists()
+    # A tokenizer that needs its code may be read as a plain one: then the command goes on.
+    if part == "model" and command != "curate by size":
+        assert isinstance(done.exception, ConfigError), done.output
+        assert str(model) in str(done.exception)
+        assert "trust_remote_code" not in str(done.exception)
+
+
+def test_code_of_a_reward_model_never_runs(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    model, marker = with_code(tiny, tmp_path / "model", "reward")
+    given = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = 0\nmodel = "{model}"\n')
+    with pytest.raises(ConfigError):
+        curate(rows, tmp_path / "c", recipe=given)
+    assert not marker.exists()
+
+
+def test_code_of_an_embedding_model_never_runs(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    from instructgen.similarity.encoders import SentenceEncoder
+
+    model, marker = with_code(tiny, tmp_path / "model", "model")
+    with pytest.raises(ConfigError):
+        SentenceEncoder(str(model))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["ifd", "perplexity"])
+def test_filters_do_not_score_with_random_layers(
+    tiny: Path, rows: Path, tmp_path: Path, name: str
+) -> None:
+    model = without(tiny, tmp_path / "model", "layers.1.")
+    given = recipe(tmp_path, f'[[filters]]\nname = "{name}"\nmax = 9\nmodel = "{model}"\n')
+    with pytest.raises(ConfigError) as caught:
+        curate(rows, tmp_path / "c", recipe=given)
+    assert "layers.1." in str(caught.value)
+    assert not (tmp_path / "c" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("part", ["layers.1.", "score."])
+def test_rewards_are_not_of_random_layers(
+    reward_model: Path, rows: Path, tmp_path: Path, part: str
+) -> None:
+    """Nor of a random head, which is all that turns text into the number."""
+    model = without(reward_model, tmp_path / "model", part)
+    given = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = 0\nmodel = "{model}"\n')
+    with pytest.raises(ConfigError) as caught:
+        curate(rows, tmp_path / "c", recipe=given)
+    assert part in str(caught.value)
+
+
+def test_a_whole_reward_model_scores(reward_model: Path, rows: Path, tmp_path: Path) -> None:
+    given = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = -99\nmodel = "{reward_model}"\n')
+    assert curate(rows, tmp_path / "c", recipe=given).rows == 12
+
+
+def test_an_engine_does_not_write_with_random_layers(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        load_for_inference(str(without(tiny, tmp_path / "model", "layers.1.")))
+
+
+def test_an_adapter_has_all_its_weights(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    options: dict[str, Any] = {"steps": 1, "held_out_rows": 0, "max_length": 96}
+    train("sft", rows, out, model=str(tiny), peft="lora", **options)
+    whole, damaged = out / "adapter", tmp_path / "damaged"
+    load_model(str(whole))
+    shutil.copytree(whole, damaged)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(damaged / "adapter_model.safetensors")
+    kept = {k: v.clone() for k, v in weights.items() if "layers.1." not in k}
+    save_file(kept, damaged / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError) as caught:
+        load_model(str(damaged))
+    assert "layers.1." in str(caught.value)
+
+
+def test_an_incomplete_model_is_not_measured(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        evaluate(str(without(tiny, tmp_path / "model", "layers.1.")), data=rows, max_length=96)
