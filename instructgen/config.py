@@ -256,6 +256,13 @@ def _merged(
     model: type[M], values: dict[str, Any], given: dict[str, Any], path: Path, table: str
 ) -> M:
     """The recipe's values with the user's options over them; both are checked."""
+    for key, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        if key in values and isinstance(extra, dict) and extra.get("typed_only"):
+            raise ConfigError(
+                f"{path}: {table}.{key}: a recipe cannot set it.",
+                f"Leave it out, and give --{key.replace('_', '-')} on the command line.",
+            )
     set_ = {k: v for k, v in given.items() if v is not None}
     # A value that an option hides is still a mistake in the recipe.
     _build(model, {**set_, **values}, path, table, given.keys() - values.keys())
@@ -314,6 +321,8 @@ def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: S
     where = f"{path}: {'.'.join(filter(None, (table, key)))}"
     message = str(error["msg"]).removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}"
+    if error["type"] == "extra_forbidden" and key in options:
+        return f"--{key.replace('_', '-')}: not an option of this {table}."
     if error["type"] == "extra_forbidden":
         known = list(_inner(model, outer).model_fields)
         return f"{where}: unknown key. {suggest(str(last), known)}"

@@ -363,15 +363,110 @@ def test_requests_that_always_fail_are_given_up(tmp_path: Path, share: int) -> N
     assert "engine_error" in reasons
 
 
-def test_the_key_is_sent_and_written_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    canary = "sk-canary-2f9a1c"
-    monkeypatch.setenv("OPENAI_API_KEY", canary)
+CANARY = "sk-canary-2f9a1c"
+
+
+def keys(server: Server) -> set[str | None]:
+    return {headers.get("Authorization") for headers in server.headers}
+
+
+def answered(server: Server, **fields: Any) -> set[str | None]:
+    """One request, and the keys that came with it."""
+    engine = OpenAIEngine(model="m", **fields)
+    list(engine.complete([Request("x", Sampling())]))
+    engine.close()
+    return keys(server)
+
+
+def test_a_recipes_server_gets_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    # The user named a server, and the recipe another.
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     server = EchoServer()
+    seeds, recipe = ROOT / "seeds" / "general.jsonl", recipe_for(server, tmp_path)
+    instructgen.generate(seeds, 5, tmp_path / "run", recipe=recipe, batch_size=8)
+    instructgen.preview(seeds, 5, recipe=recipe, batch_size=4)
+    assert len(server.headers) > 5
+    assert keys(server) == {None}
+
+
+@pytest.mark.parametrize("url", ["{}", "{}/", "{}/deep/path", "http://user:word@{host}/v1"])
+def test_a_key_is_bound_to_the_host_that_the_user_named(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    server, other = Server(reply()), Server(reply())
+    named = url.format(server.url, host=f"127.0.0.1:{server.server.server_port}")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    if "@" not in url:
+        assert answered(server, base_url=named) == {f"Bearer {CANARY}"}
+    # Another port of the same machine is another server.
+    assert answered(other, base_url=other.url) == {None}
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert answered(other, base_url=other.url) == {None}
+
+
+def test_a_typed_endpoint_gets_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    server, recipes = EchoServer(), EchoServer()
+    seeds, recipe = ROOT / "seeds" / "general.jsonl", recipe_for(recipes, tmp_path)
+    out = tmp_path / "run"
+    instructgen.generate(
+        seeds, 5, out, recipe=recipe, batch_size=8, endpoint=server.url, engine="openai"
+    )
+    assert keys(server) == {f"Bearer {CANARY}"}
+    assert recipes.headers == []
+    # Where a server is does not change what the run means: it is resumed from another.
+    again = instructgen.generate(seeds, 5, out, recipe=recipe, batch_size=8)
+    assert again.asked == 0
+
+
+def test_a_recipe_cannot_type(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[engine]\nname = "openai"\nmodel = "m"\nendpoint = "http://127.0.0.1:9"\n')
+    seeds = ROOT / "seeds" / "general.jsonl"
+    with pytest.raises(ConfigError) as caught:
+        instructgen.generate(seeds, 5, tmp_path / "run", recipe=path)
+    assert "engine.endpoint" in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        instructgen.generate(seeds, 5, tmp_path / "run", engine="echo", endpoint="http://a")
+    assert "--endpoint" in str(caught.value)
+    with pytest.raises(ConfigError):
+        instructgen.prefer(tmp_path, tmp_path / "p", score=["verifiers:math"], endpoint="http://a")
+
+
+@pytest.mark.parametrize("words", ["", " --endpoint http://127.0.0.1:9/v1"])
+def test_a_pipeline_cannot_type(tmp_path: Path, words: str) -> None:
+    from instructgen.pipeline.recipe import load_steps
+
+    path = tmp_path / "pipeline.toml"
+    path.write_text(
+        f'[[steps]]\nname = "a"\nrun = "generate{words}"\nengine = "openai"\nmodel = "m"\n'
+        f'seeds = "{ROOT / "seeds" / "general.jsonl"}"\ntarget = 5\n'
+        + ("" if words else 'endpoint = "http://127.0.0.1:9/v1"\n')
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_steps(str(path), tmp_path / "out", {}, limit=False)
+    assert "endpoint" in str(caught.value)
+
+
+def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    server = EchoServer()
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     seeds = ROOT / "seeds" / "general.jsonl"
     out = tmp_path / "run"
     instructgen.generate(seeds, 5, out, recipe=recipe_for(server, tmp_path), batch_size=8)
-    assert server.headers[0]["Authorization"] == f"Bearer {canary}"
+    assert keys(server) == {f"Bearer {CANARY}"}
     for path in out.rglob("*"):
-        assert path.is_dir() or canary.encode() not in path.read_bytes(), path
+        assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
+
+
+def test_who_has_no_key_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    server = Server(reply(401, {"error": "who are you"}))
+    with pytest.raises(EngineError) as caught:
+        answered(server, base_url=server.url)
+    assert "--endpoint" in caught.value.hint

@@ -45,6 +45,15 @@ def on_bad_row_option(command: F) -> F:
     )(command)
 
 
+def endpoint_option(command: F) -> F:
+    """The option --endpoint."""
+    return click.option(
+        "--endpoint",
+        metavar="URL",
+        help="The openai engine's server, which gets the key.  [default: OPENAI_BASE_URL]",
+    )(command)
+
+
 def pairs_in(example: str) -> Callable[..., dict[str, str]]:
     """The callback of a repeatable option of the form NAME=VALUE, as in ``example``."""
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from instructgen.cli.printing import (
     F,
     duration,
+    endpoint_option,
     err,
     indented,
     json_option,
@@ -53,6 +54,7 @@ def _run_options(command: F) -> F:
                 metavar="NAME",
                 help="vllm, openai, transformers or echo.  [default: vllm]",
             ),
+            endpoint_option,
             click.option(
                 "--method",
                 metavar="NAME",

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from instructgen.cli.printing import (
     duration,
+    endpoint_option,
     err,
     json_option,
     print_json,
@@ -409,6 +410,7 @@ def ablate(
 @click.option("--limit", type=int, help="Use so many prompts.")
 @click.option("--engine", metavar="NAME", help="vllm, openai, transformers.  [default: vllm]")
 @click.option("--judge-engine", metavar="NAME", help="What runs the judge.  [default: the same]")
+@endpoint_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
 @quiet_option
 @json_option

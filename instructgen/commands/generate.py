@@ -71,6 +71,7 @@ def generate(
     *,
     model: str | None = None,
     engine: str | None = None,
+    endpoint: str | None = None,
     method: str | None = None,
     recipe: str | Path = "default",
     license: str = "",
@@ -89,6 +90,8 @@ def generate(
         out: the run's folder; one that holds this run is resumed.
         model: a path, a Hub name, or ``smollm2``.
         engine: ``vllm``, ``openai``, ``transformers`` or ``echo``.
+        endpoint: the server of ``openai``, in place of what a recipe names; the key goes
+            to it.
         method: ``self_instruct`` or ``alpaca``.
         recipe: a shipped name or a TOML file.
         license: SPDX licence of seeds that name none.
@@ -109,7 +112,9 @@ def generate(
         EngineError: the engine cannot start or go on; the run can be resumed.
         StorageError: the disk refuses; the run can be resumed.
     """
-    config = configure(target, model, engine, method, recipe, seed, batch_size, max_tokens_total)
+    config = configure(
+        target, model, engine, endpoint, method, recipe, seed, batch_size, max_tokens_total
+    )
     samples, bad = read_seeds(seeds, license, language, on_bad_row)
     folder = Path(out)
     with ExitStack() as stack:
@@ -171,6 +176,7 @@ def configure(
     target: int,
     model: str | None,
     engine: str | None,
+    endpoint: str | None,
     method: str | None,
     recipe: str | Path,
     seed: int | None,
@@ -188,7 +194,7 @@ def configure(
                 "max_tokens_total": max_tokens_total,
             },
             "method": {"name": method},
-            "engine": {"name": engine, "model": model},
+            "engine": {"name": engine, "model": model, "endpoint": endpoint},
         },
     )
 

@@ -78,6 +78,7 @@ def prefer(
     limit: int | None = None,
     engine: str | None = None,
     judge_engine: str | None = None,
+    endpoint: str | None = None,
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Derived:
@@ -99,6 +100,7 @@ def prefer(
         limit: use so many prompts.
         engine: what runs the model: ``vllm``, ``openai``, ``transformers``.
         judge_engine: what runs the judge; the same without it.
+        endpoint: the server of ``openai``.
         seed: of sampling and of constraints.
         watch: called with progress.
 
@@ -122,6 +124,8 @@ def prefer(
         raise ConfigError(f"--min-score is {min_score}.", "Give a finite number.")
     if samples < (2 if shape == "preferences" else 1):
         raise ConfigError("--samples is too few to compare.", "Give 2 or more.")
+    if endpoint is not None and "openai" not in (engine, judge_engine):
+        raise ConfigError("--endpoint is for the engine openai.", "Give --engine openai.")
     judged = [s for s in score if s.startswith(_JUDGE)]
     if not score or (judged and len(score) > 1):
         raise ConfigError(
@@ -146,7 +150,7 @@ def prefer(
     check_apart(folder, [source])
     if common_shape([source]) != "instructions":
         raise InputError("it holds preferences already.", path=source, hint="Give instructions.")
-    writer = _engine(engine, model, max_tokens)
+    writer = _engine(engine, model, max_tokens, endpoint)
     if Path(writer.model or "").is_dir():
         _check_writes(str(writer.model))
     made = {
@@ -169,14 +173,18 @@ def prefer(
     }
     with making(folder, made):
         if not is_whole(folder):
-            maker = _Maker(folder, made, writer, judge_engine or engine, list(score), watch)
+            maker = _Maker(
+                folder, made, writer, judge_engine or engine, list(score), endpoint, watch
+            )
             maker.write(source, shape)
         return derived(folder)
 
 
-def _engine(name: str | None, model: str | None, max_tokens: int) -> Engine:
+def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str | None) -> Engine:
     values: dict[str, Any] = {} if model is None else {"model": model}
     kind = find("engines", name or "vllm")
+    if endpoint is not None and "endpoint" in kind.model_fields:
+        values["endpoint"] = endpoint
     if "max_model_len" in kind.model_fields:
         values["max_model_len"] = max(2048, 2 * max_tokens)
     made: Engine = kind(**values)
@@ -212,10 +220,11 @@ class _Maker:
         writer: Engine,
         judge_engine: str | None,
         score: list[str],
+        endpoint: str | None,
         watch: Watch | None,
     ) -> None:
         self.folder, self.made, self.writer, self.score = folder, made, writer, score
-        self.judge_engine, self.watch = judge_engine, watch
+        self.judge_engine, self.endpoint, self.watch = judge_engine, endpoint, watch
         self.options = made["options"]
 
     def write(self, source: Path, shape: Shape) -> None:
@@ -347,7 +356,8 @@ class _Maker:
             for a, b in combinations(whole, 2):
                 contests.append(Contest(task, some[a].text, some[b].text))
                 places.append((number, a, b))
-        engine = _engine(self.judge_engine, judge, 2 * self.options["max_tokens"] + 512)
+        longest = 2 * self.options["max_tokens"] + 512
+        engine = _engine(self.judge_engine, judge, longest, self.endpoint)
         replies = self._answered("judgements", engine, judge_requests(contests), tasks, run)
         results, counts = verdicts(replies)
         won: dict[tuple[int, int], list[float]] = {}

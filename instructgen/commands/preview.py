@@ -55,6 +55,7 @@ def preview(
     *,
     model: str | None = None,
     engine: str | None = None,
+    endpoint: str | None = None,
     method: str | None = None,
     recipe: str | Path = "default",
     license: str = "",
@@ -73,7 +74,9 @@ def preview(
         As `generate`.
     """
     size = batch_size or _BATCH_SIZE
-    config = configure(target, model, engine, method, recipe, seed, size, max_tokens_total)
+    config = configure(
+        target, model, engine, endpoint, method, recipe, seed, size, max_tokens_total
+    )
     samples, _ = read_seeds(seeds, license, language, on_bad_row)
     with ExitStack() as stack:
         stack.callback(config.engine.close)

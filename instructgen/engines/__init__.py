@@ -149,6 +149,13 @@ def operational(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
 
 
+def typed_only(description: str) -> Any:
+    """A text field of an engine that no recipe may set, only who types the command."""
+    # Not recorded: where a server is does not change what its completions mean.
+    extra: dict[str, Any] = {"resumable": True, "typed_only": True}
+    return Field("", description=description, exclude=True, json_schema_extra=extra)
+
+
 class LocalEngine(Engine):
     """An engine that loads the model itself."""
 

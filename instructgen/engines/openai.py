@@ -1,8 +1,9 @@
 """Any server with OpenAI's HTTP interface: vLLM, llama.cpp, Ollama, or a paid one.
 
-The key comes from the environment variable OPENAI_API_KEY and is written
-nowhere. What passes with time (429, 5xx, a broken connection, half an answer)
-is tried again; a request that the server refuses fails alone.
+The key comes from the environment variable OPENAI_API_KEY, is written nowhere, and
+goes to no server that only a recipe names. What passes with time (429, 5xx, a
+broken connection, half an answer) is tried again; a request that the server refuses
+fails alone.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from instructgen.engines import (
     Request,
     check_schema_binds,
     operational,
+    typed_only,
 )
 from instructgen.errors import ConfigError, EngineError
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _HOPELESS = frozenset({401, 403, 404})
+_HERE = "http://127.0.0.1:8000/v1"
+_PORTS = {"http": 80, "https": 443}
 
 
 class _Passing(Exception):
@@ -48,6 +52,7 @@ class OpenAIEngine(Engine):
     name = "openai"
 
     base_url: str = operational("", "the server; empty: OPENAI_BASE_URL, or vLLM's default here")
+    endpoint: str = typed_only("the server as typed, in place of base_url; it gets the key")
     chat: bool = Field(True, description="the model has a chat template")
     concurrency: int = operational(32, "requests at the same time", ge=1)
     timeout_s: float = operational(120.0, "silence after which a request has failed", gt=0)
@@ -79,9 +84,9 @@ class OpenAIEngine(Engine):
             raise ConfigError(
                 "The openai engine needs a model.", "Give --model NAME, as the server calls it."
             )
-        key = os.environ.get("OPENAI_API_KEY")
-        url = self.base_url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000/v1"
+        url = self.endpoint or self.base_url or os.environ.get("OPENAI_BASE_URL") or _HERE
         try:
+            key = os.environ.get("OPENAI_API_KEY") if self._is_named(url) else None
             client = httpx.Client(
                 base_url=url.rstrip("/") + "/",
                 timeout=self.timeout_s,
@@ -91,6 +96,16 @@ class OpenAIEngine(Engine):
         except (httpx.InvalidURL, ValueError) as error:
             raise ConfigError(f"base_url {url}: {error}.", "Give http://HOST:PORT/v1.") from error
         object.__setattr__(self, "_client", client)
+
+    def _is_named(self, url: str) -> bool:
+        """Whether the user named this server, and may have meant the key for it.
+
+        A recipe is data of others: one that names a server of its own would be sent the key.
+        """
+        named = [self.endpoint, os.environ.get("OPENAI_BASE_URL", "")]
+        if not self.base_url:
+            named.append(_HERE)
+        return _origin(url) in {_origin(each) for each in named if each}
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """As `Engine.complete`.
@@ -161,10 +176,16 @@ class OpenAIEngine(Engine):
         if response.status_code in _PASSING:
             raise _Passing(f"HTTP {response.status_code}", self._retry_after(response))
         if response.status_code in _HOPELESS:
+            hint = "Check the server, --model and OPENAI_API_KEY."
+            if os.environ.get("OPENAI_API_KEY") and "authorization" not in response.request.headers:
+                hint = (
+                    "OPENAI_API_KEY was not sent, because the recipe names this server. To send "
+                    "it, give --endpoint URL or set OPENAI_BASE_URL."
+                )
             raise EngineError(
                 f"{response.request.url} answers HTTP {response.status_code}: "
                 f"{_message(response)}.",
-                "Check base_url, --model and OPENAI_API_KEY.",
+                hint,
             )
         if response.status_code != 200:
             return Completion.failed(f"HTTP {response.status_code}: {_message(response)}")
@@ -206,6 +227,12 @@ class OpenAIEngine(Engine):
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - self._now())
         except ValueError:
             return None
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port: what a credential is bound to (RFC 6454)."""
+    parsed = httpx.URL(url)
+    return parsed.scheme, parsed.host, parsed.port or _PORTS.get(parsed.scheme)
 
 
 def _read(response: httpx.Response) -> Completion:

@@ -21,6 +21,7 @@ _CONFIGURED = (
     "target",
     "model",
     "engine",
+    "endpoint",
     "method",
     "recipe",
     "seed",

@@ -176,6 +176,12 @@ def load_steps(
         options = {**(each.model_extra or {}), **(each.small if limit else {})}
         step = _step(each.name, each.run, options, places, out, where)
         params = _parsed(step.argv, where)
+        if params.get("endpoint"):
+            # The key goes where this leads, and a recipe is data of others.
+            raise ConfigError(
+                f"{where}: endpoint: a recipe cannot set it.",
+                "Leave it out, and set OPENAI_BASE_URL.",
+            )
         paths = _paths(step.command, params)
         paths |= {text for key in _PLACES for text in _texts({key: options.get(key)})}
         read = {
