@@ -21,7 +21,7 @@ from instructgen.errors import ConfigError, quoted
 from instructgen.filters import Filter, SelectingFilter
 from instructgen.methods import Method
 from instructgen.mix import MixOptions, SplitOptions
-from instructgen.plugins import find, suggest
+from instructgen.plugins import find, provenance, suggest
 from instructgen.shipped import shipped
 
 M = TypeVar("M", bound=BaseModel)
@@ -71,6 +71,11 @@ class Config:
             "method": _named(self.method),
             "engine": {**_named(self.engine), **self.engine.identity()},
             "filters": [_named(f) for f in self.filters],
+            **provenance(
+                engines=[type(self.engine)],
+                methods=[type(self.method)],
+                filters=map(type, self.filters),
+            ),
         }
 
     def may_change(self) -> set[str]:
@@ -321,8 +326,8 @@ def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: S
     where = f"{path}: {'.'.join(filter(None, (table, key)))}"
     message = str(error["msg"]).removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}"
-    if error["type"] == "extra_forbidden" and key in options:
-        return f"--{key.replace('_', '-')}: not an option of this {table}."
+    if error["type"] == "extra_forbidden" and key in options and table == "engine":
+        return f"--{key.replace('_', '-')}: not an option of this engine."
     if error["type"] == "extra_forbidden":
         known = list(_inner(model, outer).model_fields)
         return f"{where}: unknown key. {suggest(str(last), known)}"

@@ -9,10 +9,14 @@ are looked up here and nowhere else, so a recipe cannot name code.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from instructgen.errors import ConfigError, first_line
@@ -25,6 +29,10 @@ _BASES = {
     "verifiers": "Verifier",
     "suites": "Suite",
 }
+
+
+# Which distribution added a part, by the part's class.
+_ADDED_BY: dict[Any, dict[str, str]] = {}
 
 
 @cache
@@ -65,7 +73,7 @@ def classes(group: str) -> dict[str, Any]:
 
 def _installed(point: EntryPoint) -> Any:
     try:
-        return point.load()
+        part = point.load()
     except Exception as error:
         # Whatever the code of another package does when it is imported.
         raise ConfigError(
@@ -73,6 +81,47 @@ def _installed(point: EntryPoint) -> Any:
             f"({type(error).__name__}: {first_line(error)}).",
             "Mend or uninstall that package.",
         ) from error
+    dist = point.dist
+    _ADDED_BY[part] = {} if dist is None else {"package": dist.name, "version": dist.version}
+    return part
+
+
+def provenance(**parts: Iterable[Any]) -> dict[str, dict[str, dict[str, str]]]:
+    """What a result that these parts decide has to name besides the version of instructgen.
+
+    Args:
+        parts: by group, such as ``filters``, the classes of the parts.
+
+    Returns:
+        Under ``plugins`` the package, version and code digest of every part that is not
+        instructgen's own, by group and name; nothing where there is none.
+    """
+    found = {
+        f"{group}.{part.name}": {**_ADDED_BY.get(part, {}), "sha256": _code_digest(part)}
+        for group, some in parts.items()
+        for part in some
+        if not part.__module__.startswith(f"{__package__}.")
+    }
+    return {"plugins": dict(sorted(found.items()))} if found else {}
+
+
+def _code_digest(part: Any) -> str:
+    """A digest of the files that come with a part: its whole package, or its one module."""
+    try:
+        file = Path(inspect.getfile(part))
+    except (TypeError, OSError):
+        # Made in a session, and not from a file.
+        return ""
+    root = file
+    while (root.parent / "__init__.py").is_file():
+        root = root.parent
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        if "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(root.parent)}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def find(group: str, name: str) -> Any:

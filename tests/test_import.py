@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -417,9 +418,11 @@ def test_an_import_is_made_once(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"instruction": "a", "output": "b"})
     first = import_data(path, tmp_path / "d", license="MIT")
     stamp = Path(first.parts[0]).stat().st_mtime_ns
-    assert import_data(path, tmp_path / "d", license="MIT") == first
+    again = import_data(path, tmp_path / "d", license="MIT")
+    assert (again.unchanged, first.unchanged) == (True, False)
+    assert replace(again, unchanged=False) == first
     assert Path(first.parts[0]).stat().st_mtime_ns == stamp
-    with pytest.raises(RunError, match="other options"):
+    with pytest.raises(RunError, match=r"changed: options\.license"):
         import_data(path, tmp_path / "d", license="CC-BY-4.0")
     with pytest.raises(ConfigError, match="gives no preferences"):
         import_data(path, tmp_path / "e", "dolly", shape="preferences")

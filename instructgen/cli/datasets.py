@@ -16,6 +16,7 @@ from instructgen.cli.printing import (
     pairs_in,
     print_funnel,
     print_json,
+    print_unchanged,
     quiet_option,
     screen,
     short,
@@ -23,7 +24,7 @@ from instructgen.cli.printing import (
 from instructgen.printable import printable
 
 if TYPE_CHECKING:
-    from instructgen.commands.derived import Derived
+    from instructgen.commands.derive import Derived
 
 _PATH = click.Path(path_type=Path)
 _OUT = click.option("--out", required=True, type=_PATH, help="The new dataset's folder.")
@@ -90,6 +91,7 @@ def import_(
         result = run(path, out, *source, watch=watch, **options)
     if as_json:
         return print_json(result)
+    print_unchanged(result)
     facts = result.facts
     if not source and not options["mapping"]:
         from instructgen.plugins import find
@@ -132,6 +134,7 @@ def merge(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **opt
         result = run(inputs, out, watch=watch, **options)
     if as_json:
         return print_json(result)
+    print_unchanged(result)
     facts = result.facts
     screen.print(
         f"[bold]{result.rows:,} rows[/]: {facts['taken']:,} of {facts['read']:,} read; "
@@ -195,6 +198,7 @@ def curate(
         result = run(data, out, against=(*against, *more), watch=watch, **options)
     if as_json:
         return print_json(result)
+    print_unchanged(result)
     screen.print(
         f"[bold]{result.rows:,} rows[/] of {result.facts['read']:,} kept, "
         f"{result.rejected:,} rejected."
@@ -419,6 +423,7 @@ def dedup(
         result = run(inputs, out, watch=watch, **options)
     if as_json:
         return print_json(result)
+    print_unchanged(result)
     if show:
         _print_removed(out, show)
     if result.bad_rows:

@@ -91,6 +91,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def print_unchanged(result: Any) -> None:
+    """Say that a command had nothing to do."""
+    if result.unchanged:
+        screen.print("already made, unchanged")
+
+
 def print_funnel(funnel: Sequence[Mapping[str, Any]]) -> None:
     """Rejections by stage, filter and reason."""
     table = Table("stage", "filter", "reason", "rejected", box=None, header_style="dim")

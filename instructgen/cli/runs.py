@@ -20,6 +20,7 @@ from instructgen.cli.printing import (
     print_funnel,
     print_json,
     print_row,
+    print_unchanged,
     quiet_option,
     screen,
     short,
@@ -185,6 +186,7 @@ def rebuild(out: Path, quiet: bool, as_json: bool) -> None:
 def _print_result(result: GenerateResult, as_json: bool) -> None:
     if as_json:
         return print_json(result)
+    print_unchanged(result)
     if result.healed:
         err.print(escape(result.healed))
     if result.bad_seed_rows:

@@ -14,6 +14,7 @@ from instructgen.cli.printing import (
     err,
     json_option,
     print_json,
+    print_unchanged,
     quiet_option,
     screen,
 )
@@ -166,6 +167,7 @@ def train(
         return None
     if as_json:
         return print_json(result)
+    print_unchanged(result)
     for message in result.messages:
         err.print(f"[yellow]note:[/] {escape(printable(message))}")
     facts = result.facts
@@ -433,6 +435,7 @@ def prefer(data: Path, out: Path, quiet: bool, as_json: bool, **options: Any) ->
         result = run(data, out, watch=watch, **options)
     if as_json:
         return print_json(result)
+    print_unchanged(result)
     screen.print(
         f"[bold]{result.rows:,} rows[/] from {result.facts['read']:,} prompts; "
         f"{result.rejected:,} were rejected."

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from instructgen.card import derived_card, table
-from instructgen.commands.derived import common_shape, inputs_of, name_of
+from instructgen.commands.derive import common_shape, inputs_of, name_of
 from instructgen.commands.train import train, versions
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import default_model

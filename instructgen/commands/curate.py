@@ -8,23 +8,24 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from instructgen.card import derived_card, table
-from instructgen.commands.derived import (
+from instructgen.card import table
+from instructgen.commands.derive import (
     Derived,
-    Funnel,
+    Output,
     Watch,
+    Written,
     check_apart,
     common_shape,
-    derived,
+    derive,
     inputs_of,
-    name_of,
 )
 from instructgen.config import load_filters, recorded_filters
 from instructgen.curation import Curation, Report
 from instructgen.filters import Filter
 from instructgen.filters.contamination import Contamination
+from instructgen.plugins import provenance
 from instructgen.sample import Rejected, Sample, Score
-from instructgen.store import is_whole, making, read_samples, splits_of, writing
+from instructgen.store import read_samples, splits_of
 
 
 def curate(
@@ -69,25 +70,15 @@ def curate(
             "against": inputs_of(benchmarks),
             "scores_from": inputs_of(scored),
         },
+        **provenance(filters=map(type, filters)),
     }
-    with making(folder, made):
-        if not is_whole(folder):
-            curation = Curation(filters, _scores(scored))
-            splits = splits_of(source)
-            with writing(folder, shape, list(splits)) as writer:
-                facts = _write(writer, curation, source, splits, watch)
-                writer.finish(
-                    lambda contents: derived_card(
-                        name_of(folder),
-                        contents,
-                        [name_of(source)],
-                        ", curated",
-                        _sections(facts),
-                        made,
-                    ),
-                    facts,
-                )
-        return derived(folder)
+    splits = splits_of(source)
+
+    def write(output: Output) -> Written:
+        facts = _write(output, Curation(filters, _scores(scored)), source, splits, watch)
+        return Written(facts, _sections(facts), ", curated")
+
+    return derive(folder, made, shape, write, list(splits))
 
 
 def _against(filters: Sequence[Filter], files: Sequence[str | Path]) -> list[Filter]:
@@ -120,9 +111,9 @@ def _scores(folders: Sequence[Path]) -> dict[str, tuple[Score, ...]]:
 
 
 def _write(
-    writer: Any, curation: Curation, source: Path, splits: dict[str, int], watch: Watch | None
+    output: Output, curation: Curation, source: Path, splits: dict[str, int], watch: Watch | None
 ) -> dict[str, Any]:
-    total, funnel, number = sum(splits.values()), Funnel(), 0
+    total = sum(splits.values())
     names, ends = list(splits), list(accumulate(splits.values()))
     kept_rows = 0
     for block in curation.blocks(_watched(read_samples(source), total, watch)):
@@ -130,19 +121,18 @@ def _write(
         for row in block.kept:
             waiting.setdefault(names[bisect_right(ends, row.place)], []).append(row.sample)
         for name, samples in waiting.items():
-            writer.keep(samples, name)
-        rejected = [
-            Rejected(d.sample, d.rejection, "curate", n)
-            for n, d in enumerate(block.dropped, start=number)
-        ]
-        number += len(rejected)
+            output.keep(samples, name)
         kept_rows += len(block.kept)
-        writer.reject(rejected)
-        funnel.add(rejected)
+        output.reject(
+            [
+                Rejected(d.sample, d.rejection, "curate", number)
+                for number, d in enumerate(block.dropped, start=output.rejected)
+            ]
+        )
     curation.look_below()
-    if kept_rows + number != total:
-        raise RuntimeError(f"{total} rows read, {kept_rows} kept, {number} rejected")
-    return {"read": total, "funnel": funnel.rows(), **_reported(curation)}
+    if kept_rows + output.rejected != total:
+        raise RuntimeError(f"{total} rows read, {kept_rows} kept, {output.rejected} rejected")
+    return {"read": total, **_reported(curation)}
 
 
 def _watched(samples: Iterator[Sample], total: int, watch: Watch | None) -> Iterator[Sample]:

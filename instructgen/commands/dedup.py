@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructgen.card import derived_card, rejected_table
-from instructgen.commands.derived import Funnel, check_apart, inputs_of, name_of
+from instructgen.card import rejected_table
+from instructgen.commands.derive import Output, Watch, Written, check_apart, derive, inputs_of
 from instructgen.errors import InputError
 from instructgen.licences import check_licence
 from instructgen.sample import Rejected, Rejection, Sample
@@ -16,18 +16,8 @@ from instructgen.seeds import load_seeds
 from instructgen.similarity import deduplicate
 from instructgen.similarity.dedup import Compared, Thresholds
 from instructgen.similarity.encoders import MINILM
-from instructgen.similarity.near_pairs import Watch
 from instructgen.sources import OnBadRow
-from instructgen.store import (
-    SPLITS,
-    WHOLE,
-    is_whole,
-    making,
-    read_manifest,
-    read_samples,
-    splits_of,
-    writing,
-)
+from instructgen.store import SPLITS, WHOLE, read_samples, splits_of
 
 # Pairs are looked for above the thresholds alone: nobody asks again at another.
 _NO_LOWER = 0.999
@@ -52,6 +42,7 @@ class DedupResult:
     bad_rows: int
     parts: tuple[str, ...]
     card: str
+    unchanged: bool
 
 
 def dedup(
@@ -130,27 +121,38 @@ def dedup(
         "language": language,
         "on_bad_row": on_bad_row,
     }
-    given = inputs_of(paths)
-    made = {
-        "command": "dedup",
-        "inputs": given,
-        "options": options,
-    }
-    with making(folder, made):
-        if not is_whole(folder):
-            _write(folder, samples, splits, options, made, bad_rows, watch)
-        return _result(folder)
+    made = {"command": "dedup", "inputs": inputs_of(paths), "options": options}
+    # Of several inputs some may be split: what is not is there to be trained on.
+    parts = WHOLE if set(splits) <= set(WHOLE) else SPLITS
+    done = derive(
+        folder,
+        made,
+        samples[0].shape,
+        lambda output: _write(output, samples, splits, parts, options, bad_rows, watch),
+        parts,
+    )
+    known = ("largest_component", "components_would_remove", "unread", "bad_rows")
+    return DedupResult(
+        out=folder,
+        rows=done.rows,
+        removed=done.rejected,
+        funnel=done.funnel,
+        parts=done.parts,
+        card=done.card,
+        unchanged=done.unchanged,
+        **{name: done.facts[name] for name in known},
+    )
 
 
 def _write(
-    folder: Path,
+    output: Output,
     samples: list[Sample],
     splits: list[str],
+    parts: tuple[str, ...],
     options: dict[str, Any],
-    made: dict[str, Any],
     bad_rows: int,
     watch: Watch | None,
-) -> None:
+) -> Written:
     result = deduplicate(
         samples,
         options["how"],
@@ -163,67 +165,38 @@ def _write(
         model=options["embedding_model"],
         watch=watch,
     )
-    rejected = [
-        Rejected(
-            r.sample,
-            Rejection("dedup", r.reason, r.detail, r.score, r.partner.id),
-            r.stage,
-            number,
-        )
-        for number, r in enumerate(result.removed)
-    ]
-    counted = Funnel()
-    counted.add(rejected)
-    funnel = counted.rows()
-    chain = (
-        f"Connected components would have removed {result.components_would_remove:,} rows, "
-        f"the largest of {result.largest_component:,}."
-    )
-    names = [each["name"] for each in made["inputs"]]
-    sections = [
-        "## Removed",
-        "",
-        "Every row in `rejected/` names the kept row that it was removed for, with the "
-        f"score, which is above the threshold. {chain}",
-        "",
-        *rejected_table(funnel),
-    ]
-    # Of several inputs some may be split: what is not is there to be trained on.
-    parts = WHOLE if set(splits) <= set(WHOLE) else SPLITS
     rows: dict[str, list[Sample]] = {part: [] for part in parts}
     removed = {r.row for r in result.removed}
     for row, (sample, split) in enumerate(zip(samples, splits, strict=True)):
         if row not in removed:
             rows[split if split in parts else parts[0]].append(sample)
-    with writing(folder, samples[0].shape, parts) as writer:
-        for part, kept in rows.items():
-            writer.keep(kept, part)
-        writer.reject(rejected)
-        writer.finish(
-            lambda contents: derived_card(
-                name_of(folder), contents, names, ", without duplicates", sections, made
-            ),
-            {
-                "funnel": funnel,
-                "largest_component": result.largest_component,
-                "components_would_remove": result.components_would_remove,
-                "unread": result.unread,
-                "bad_rows": bad_rows,
-            },
-        )
-
-
-def _result(folder: Path) -> DedupResult:
-    manifest = read_manifest(folder) or {}
-    return DedupResult(
-        out=folder,
-        rows=manifest["rows"],
-        removed=manifest["rejected"],
-        funnel=manifest["funnel"],
-        largest_component=manifest["largest_component"],
-        components_would_remove=manifest["components_would_remove"],
-        unread=manifest["unread"],
-        bad_rows=manifest["bad_rows"],
-        parts=tuple(str(folder / file["path"]) for file in manifest["files"]),
-        card=str(folder / "README.md"),
+    for part, kept in rows.items():
+        output.keep(kept, part)
+    output.reject(
+        [
+            Rejected(
+                r.sample,
+                Rejection("dedup", r.reason, r.detail, r.score, r.partner.id),
+                r.stage,
+                number,
+            )
+            for number, r in enumerate(result.removed)
+        ]
     )
+    sections = [
+        "## Removed",
+        "",
+        "Every row in `rejected/` names the kept row that it was removed for, with the "
+        "score, which is above the threshold. "
+        f"Connected components would have removed {result.components_would_remove:,} rows, "
+        f"the largest of {result.largest_component:,}.",
+        "",
+        *rejected_table(output.funnel()),
+    ]
+    facts = {
+        "largest_component": result.largest_component,
+        "components_would_remove": result.components_would_remove,
+        "unread": result.unread,
+        "bad_rows": bad_rows,
+    }
+    return Written(facts, sections, ", without duplicates")

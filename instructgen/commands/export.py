@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from instructgen.commands.derived import Watch
+from instructgen.commands.derive import Watch
 from instructgen.errors import ConfigError, InputError
 from instructgen.licences import obligations
 from instructgen.plugins import suggest

@@ -29,6 +29,7 @@ from instructgen.store import (
     FORMAT,
     Run,
     is_run,
+    manifest_bytes,
     read_info,
     read_manifest,
     read_samples,
@@ -62,6 +63,7 @@ class GenerateResult:
     parts: tuple[str, ...]
     card: str
     bad_seed_rows: int
+    unchanged: bool = False
 
 
 def generate(
@@ -233,6 +235,12 @@ def _is_folder(path: Path) -> bool:
 def reopen(run: Run) -> Loop:
     """The loop of a recorded run, at its beginning."""
     config = from_recorded(run.info["config"], run.folder)
+    then, now = (c.get("plugins", {}) for c in (run.info["config"], config.recorded()))
+    if changed := [name for name in then if then[name] != now.get(name)]:
+        raise RunError(
+            f"{run.folder} was made by other code of the plug-in {changed[0]}.",
+            "Install the version that run.json names.",
+        )
     seeds = [sample_of(row) for row in run.seeds()]
     return Loop(config, form_of(run), seeds, run.id)
 
@@ -299,6 +307,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """Settings by ``table.key``; nested tables and the filters as one value each."""
     tables = ("generate", "method", "engine")
     flat = {f"{t}.{k}": v for t in tables for k, v in config[t].items()}
+    flat |= {f"plugins.{name}": part for name, part in config.get("plugins", {}).items()}
     return {**flat, **{f"filters.{i}": f for i, f in enumerate(config["filters"], start=1)}}
 
 
@@ -339,6 +348,7 @@ def _write(
         "funnel": funnel,
         "tokens": {"prompt": loop.tally.prompt_tokens, "output": loop.tally.output_tokens},
     }
+    before = manifest_bytes(run.folder)
     parts = write_dataset(
         run.folder,
         loop.rows,
@@ -364,6 +374,7 @@ def _write(
         parts=tuple(str(run.folder / p.path) for p in parts),
         card=str(run.folder / "README.md"),
         bad_seed_rows=bad_seed_rows,
+        unchanged=manifest_bytes(run.folder) == before,
     )
 
 

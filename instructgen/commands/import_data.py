@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from instructgen.card import derived_card, rejected_table
-from instructgen.commands.derived import ROWS_AT_ONCE, Derived, Funnel, Watch, derived, name_of
+from instructgen.card import rejected_table
+from instructgen.commands.derive import (
+    ROWS_AT_ONCE,
+    Derived,
+    Output,
+    Watch,
+    Written,
+    derive,
+    name_of,
+)
 from instructgen.errors import ConfigError
 from instructgen.licences import check_licence
-from instructgen.plugins import find
+from instructgen.plugins import find, provenance
 from instructgen.sample import Origin, Rejected, Rejection, Sample, Shape
 from instructgen.sources import BadRow, LeftOut, OnBadRow, Reading, Source, check_language, read
 from instructgen.sources.plain import Plain
-from instructgen.store import digest_of, is_whole, making, writing
+from instructgen.store import digest_of
 
 
 def import_data(
@@ -96,11 +103,10 @@ def import_data(
             "model": model,
             "on_bad_row": on_bad_row,
         },
+        **provenance(sources=[type(reading.source)]),
     }
-    with making(folder, made):
-        if not is_whole(folder):
-            _write(folder, reading, made, watch)
-        return derived(folder)
+    assert reading.source.shape is not None  # the source has settled it
+    return derive(folder, made, reading.source.shape, lambda output: _write(output, reading, watch))
 
 
 def _source(
@@ -116,56 +122,46 @@ def _source(
     return found
 
 
-def _write(folder: Path, reading: Reading, made: dict[str, Any], watch: Watch | None) -> None:
-    shape = reading.source.shape
-    assert shape is not None  # the source has settled it
-    funnel, kept, rejected = Funnel(), list[Sample](), list[Rejected]()
+def _write(output: Output, reading: Reading, watch: Watch | None) -> Written:
+    kept, rejected = list[Sample](), list[Rejected]()
     number = 0
-    with writing(folder, shape) as writer:
-        for row in reading:
-            if isinstance(row, Sample):
-                kept.append(row)
-            else:
-                rejected.append(_rejected(row, number))
-                number += 1
-            if len(kept) + len(rejected) >= ROWS_AT_ONCE:
-                _flush(writer, funnel, kept, rejected)
-                if watch is not None:
-                    watch("read", reading.used + reading.others, None)
-        _flush(writer, funnel, kept, rejected)
-        counts = funnel.rows()
-        facts = {
-            "source": reading.source.name,
-            "unit": reading.source.unit,
-            "read": reading.units,
-            "used": reading.used,
-            "funnel": counts,
-        }
-        others = writer.contents.rejected
-        if others != reading.others or reading.used + reading.others != reading.units:
-            raise RuntimeError("the rows read do not add up; please report this file's format")
-        sections = [
-            "## Read",
-            "",
-            f"Of {reading.units:,} {reading.source.unit} read as `{reading.source.name}`, "
-            f"{reading.used:,} stand in the rows; {reading.others:,} do not, and are in "
-            "`rejected/`, each with its line and its reason.",
-            "",
-            *(rejected_table(counts) if counts else ()),
-        ]
-        names = [each["name"] for each in made["inputs"]]
-        writer.finish(
-            lambda contents: derived_card(name_of(folder), contents, names, "", sections, made),
-            facts,
-        )
 
+    def flush() -> None:
+        output.keep(kept)
+        output.reject(rejected)
+        kept.clear()
+        rejected.clear()
 
-def _flush(writer: Any, funnel: Funnel, kept: list[Sample], rejected: list[Rejected]) -> None:
-    funnel.add(rejected)
-    writer.keep(kept)
-    writer.reject(rejected)
-    kept.clear()
-    rejected.clear()
+    for row in reading:
+        if isinstance(row, Sample):
+            kept.append(row)
+        else:
+            rejected.append(_rejected(row, number))
+            number += 1
+        if len(kept) + len(rejected) >= ROWS_AT_ONCE:
+            flush()
+            if watch is not None:
+                watch("read", reading.used + reading.others, None)
+    flush()
+    if number != reading.others or reading.used + reading.others != reading.units:
+        raise RuntimeError("the rows read do not add up; please report this file's format")
+    facts = {
+        "source": reading.source.name,
+        "unit": reading.source.unit,
+        "read": reading.units,
+        "used": reading.used,
+    }
+    counts = output.funnel()
+    sections = [
+        "## Read",
+        "",
+        f"Of {reading.units:,} {reading.source.unit} read as `{reading.source.name}`, "
+        f"{reading.used:,} stand in the rows; {reading.others:,} do not, and are in "
+        "`rejected/`, each with its line and its reason.",
+        "",
+        *(rejected_table(counts) if counts else ()),
+    ]
+    return Written(facts, sections)
 
 
 def _rejected(row: BadRow | LeftOut, number: int) -> Rejected:

@@ -13,24 +13,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from instructgen.card import derived_card, rejected_table, table
-from instructgen.commands.derived import (
+from instructgen.card import rejected_table, table
+from instructgen.commands.derive import (
     ROWS_AT_ONCE,
     Derived,
-    Funnel,
+    Output,
     Watch,
+    Written,
     check_apart,
     common_shape,
-    derived,
+    derive,
     inputs_of,
-    name_of,
 )
 from instructgen.config import load_mix
 from instructgen.errors import ConfigError, InputError
 from instructgen.licences import Requirement
 from instructgen.mix import MixOptions, SplitOptions, Strata, Together, copies, digest
 from instructgen.sample import Label, Rejected, Rejection, Sample, Shape
-from instructgen.store import SPLITS, Spool, is_whole, making, read_samples, splits_of, writing
+from instructgen.store import SPLITS, Spool, read_samples, splits_of
 
 _ROWS_PER_BUCKET = 20_000
 _NOT_DRAWN = Rejection("mix", "not_drawn", "the shares of the mix leave no room for it")
@@ -81,10 +81,8 @@ def merge(
             "require": require,
         },
     }
-    with making(folder, made):
-        if not is_whole(folder):
-            _Merge(paths, folder, shape, mix, split, wanted, watch).write(made)
-        return derived(folder)
+    merging = _Merge(paths, folder, shape, mix, split, wanted, watch)
+    return derive(folder, made, shape, merging.write, merging.splits)
 
 
 class _Merge:
@@ -108,7 +106,7 @@ class _Merge:
             )
         self.splits = SPLITS if asked or parted is not None else ("part",)
 
-    def write(self, made: dict[str, Any]) -> None:
+    def write(self, output: Output) -> Written:
         strata, together, count = Strata(self.mix.by), Together(self.split), 0
         parted: dict[int, str] = {}
         for row, split, sample in self._rows("weigh"):
@@ -140,31 +138,16 @@ class _Merge:
                 )
             # To judge a model twice by the same row tells nothing.
             taken = {row: n if sides[row] == "train" else 1 for row, n in taken.items()}
-        funnel = Funnel()
-        with writing(self.folder, self.shape, self.splits) as writer:
-            self._write_rows(writer, taken, sides, beside, funnel)
-            rejected = writer.contents.rejected
-            if len(taken) + rejected != count:
-                raise RuntimeError(f"{count} rows read, {len(taken)} taken, {rejected} not")
-            facts = {
-                "read": count,
-                "taken": len(taken),
-                "strata": self._strata(strata, taken),
-                "splits": dict(Counter(sides[row] for row in taken)),
-                "funnel": funnel.rows(),
-            }
-            names = [each["name"] for each in made["inputs"]]
-            writer.finish(
-                lambda contents: derived_card(
-                    name_of(self.folder),
-                    contents,
-                    names,
-                    "",
-                    _sections(facts, self.mix.by),
-                    made,
-                ),
-                facts,
-            )
+        self._write_rows(output, taken, sides, beside)
+        if len(taken) + output.rejected != count:
+            raise RuntimeError(f"{count} rows read, {len(taken)} taken, {output.rejected} not")
+        facts = {
+            "read": count,
+            "taken": len(taken),
+            "strata": self._strata(strata, taken),
+            "splits": dict(Counter(sides[row] for row in taken)),
+        }
+        return Written(facts, _sections(facts, self.mix.by, output.funnel()))
 
     def _rows(self, stage: str) -> Iterator[tuple[int, str, Sample]]:
         number = 0
@@ -184,11 +167,10 @@ class _Merge:
 
     def _write_rows(
         self,
-        writer: Any,
+        output: Output,
         taken: dict[int, int],
         sides: dict[int, str],
         beside: set[int],
-        funnel: Funnel,
     ) -> None:
         """Park every row where its place in the mix is, then write place by place."""
         order = [row for row in sorted(taken) for _ in range(taken[row])]
@@ -206,14 +188,12 @@ class _Merge:
                 if number not in taken:
                     left = _HELD_OUT if number in beside else _NOT_DRAWN
                     reason = self._refused(sample) or left
-                    at = writer.contents.rejected + len(rejected)
+                    at = output.rejected + len(rejected)
                     rejected.append(Rejected(sample, reason, "merge", at))
                 if len(rejected) >= ROWS_AT_ONCE:
-                    funnel.add(rejected)
-                    writer.reject(rejected)
+                    output.reject(rejected)
                     rejected = []
-            funnel.add(rejected)
-            writer.reject(rejected)
+            output.reject(rejected)
             copies_seen: Counter[int] = Counter()
             for bucket in range(buckets):
                 waiting: dict[str, list[Sample]] = {name: [] for name in self.splits}
@@ -224,7 +204,7 @@ class _Merge:
                         sample = replace(sample, labels=(*sample.labels, Label("copy", str(copy))))
                     waiting[sides[row]].append(sample)
                 for name, samples in waiting.items():
-                    writer.keep(samples, name)
+                    output.keep(samples, name)
                 if self.watch is not None:
                     self.watch("write", sum(copies_seen.values()), len(order))
 
@@ -240,7 +220,7 @@ class _Merge:
         ]
 
 
-def _sections(facts: dict[str, Any], by: str) -> list[str]:
+def _sections(facts: dict[str, Any], by: str, funnel: list[dict[str, Any]]) -> list[str]:
     strata = [
         (s[by], f"{s['rows']:,}", f"{s['taken']:,}", f"{s['with_copies']:,}")
         for s in facts["strata"]
@@ -255,5 +235,5 @@ def _sections(facts: dict[str, Any], by: str) -> list[str]:
         *table((by, "rows", "taken", "with copies"), strata),
         "",
         *([*table(("split", "different rows"), splits), ""] if splits else []),
-        *(rejected_table(facts["funnel"]) if facts["funnel"] else ()),
+        *(rejected_table(funnel) if funnel else ()),
     ]

@@ -17,14 +17,14 @@ from typing import Any
 
 import orjson
 
-from instructgen.card import derived_card
-from instructgen.commands.derived import (
+from instructgen.commands.derive import (
     Derived,
-    Funnel,
+    Output,
     Watch,
+    Written,
     check_apart,
     common_shape,
-    derived,
+    derive,
     inputs_of,
     name_of,
 )
@@ -33,19 +33,16 @@ from instructgen.engines import Completion, Engine, Request, Supervisor
 from instructgen.errors import ConfigError, EngineError, InputError
 from instructgen.loop import request_digest
 from instructgen.models.folders import model_digest
-from instructgen.plugins import find, suggest
+from instructgen.plugins import find, provenance, suggest
 from instructgen.rows import sample_row
 from instructgen.sample import Origin, Rejected, Rejection, Sample, Score, Shape
 from instructgen.store import (
     FORMAT,
     Run,
     is_run,
-    is_whole,
-    making,
     read_samples,
     root_of,
     training_split,
-    writing,
 )
 
 _JUDGE = "judge:"
@@ -111,40 +108,10 @@ def prefer(
         EngineError: an engine cannot go on; the same command resumes.
         StorageError: the disk refuses.
     """
-    for name, value, least in (
-        ("--max-tokens", max_tokens, 1),
-        ("--temperature", temperature, 0),
-        ("--limit", limit, 1),
-        ("--margin", margin, 0),
-    ):
-        # Not a number is not less than anything, either.
-        if value is not None and not least <= value < math.inf:
-            raise ConfigError(f"{name} is {value}.", f"Give {least} or more.")
-    if min_score is not None and not math.isfinite(min_score):
-        raise ConfigError(f"--min-score is {min_score}.", "Give a finite number.")
-    if samples < (2 if shape == "preferences" else 1):
-        raise ConfigError("--samples is too few to compare.", "Give 2 or more.")
+    _check_numbers(samples, shape, max_tokens, temperature, limit, margin, min_score)
+    _check_scores(score)
     if endpoint is not None and "openai" not in (engine, judge_engine):
         raise ConfigError("--endpoint is for the engine openai.", "Give --engine openai.")
-    judged = [s for s in score if s.startswith(_JUDGE)]
-    if not score or (judged and len(score) > 1):
-        raise ConfigError(
-            "--score wants rewards, or one judge.",
-            "Give --score models/rm, --score verifiers:ifeval, or --score judge:MODEL.",
-        )
-    for said in score:
-        kind, colon, _ = said.partition(":")
-        if colon and f"{kind}:" not in (_JUDGE, "verifiers:") and not Path(said).exists():
-            raise ConfigError(
-                f"--score {said}: no such score.", suggest(kind, ["judge", "verifiers"])
-            )
-        if not said.startswith((_JUDGE, "verifiers:")):
-            # Now, and not when all answers are paid for.
-            from instructgen.models.loading import check_reward_model
-            from instructgen.training.policy import needs_packages
-
-            needs_packages()
-            check_reward_model(said)
     source, folder = Path(data), Path(out)
     given = inputs_of([source])
     check_apart(folder, [source])
@@ -170,14 +137,56 @@ def prefer(
             "limit": limit,
             "seed": seed,
         },
+        **_plugins(writer, score),
     }
-    with making(folder, made):
-        if not is_whole(folder):
-            maker = _Maker(
-                folder, made, writer, judge_engine or engine, list(score), endpoint, watch
+    maker = _Maker(folder, made, writer, judge_engine or engine, list(score), endpoint, watch)
+    return derive(folder, made, shape, lambda output: maker.write(output, source, shape))
+
+
+def _check_numbers(
+    samples: int,
+    shape: Shape,
+    max_tokens: int,
+    temperature: float,
+    limit: int | None,
+    margin: float,
+    min_score: float | None,
+) -> None:
+    for name, value, least in (
+        ("--max-tokens", max_tokens, 1),
+        ("--temperature", temperature, 0),
+        ("--limit", limit, 1),
+        ("--margin", margin, 0),
+    ):
+        # Not a number is not less than anything, either.
+        if value is not None and not least <= value < math.inf:
+            raise ConfigError(f"{name} is {value}.", f"Give {least} or more.")
+    if min_score is not None and not math.isfinite(min_score):
+        raise ConfigError(f"--min-score is {min_score}.", "Give a finite number.")
+    if samples < (2 if shape == "preferences" else 1):
+        raise ConfigError("--samples is too few to compare.", "Give 2 or more.")
+
+
+def _check_scores(score: Sequence[str]) -> None:
+    judged = [s for s in score if s.startswith(_JUDGE)]
+    if not score or (judged and len(score) > 1):
+        raise ConfigError(
+            "--score wants rewards, or one judge.",
+            "Give --score models/rm, --score verifiers:ifeval, or --score judge:MODEL.",
+        )
+    for said in score:
+        kind, colon, _ = said.partition(":")
+        if colon and f"{kind}:" not in (_JUDGE, "verifiers:") and not Path(said).exists():
+            raise ConfigError(
+                f"--score {said}: no such score.", suggest(kind, ["judge", "verifiers"])
             )
-            maker.write(source, shape)
-        return derived(folder)
+        if not said.startswith((_JUDGE, "verifiers:")):
+            # Now, and not when all answers are paid for.
+            from instructgen.models.loading import check_reward_model
+            from instructgen.training.policy import needs_packages
+
+            needs_packages()
+            check_reward_model(said)
 
 
 def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str | None) -> Engine:
@@ -189,6 +198,12 @@ def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str 
         values["max_model_len"] = max(2048, 2 * max_tokens)
     made: Engine = kind(**values)
     return made
+
+
+def _plugins(writer: Engine, score: Sequence[str]) -> dict[str, Any]:
+    from instructgen.training.rewards import verifiers_in
+
+    return provenance(engines=[type(writer)], verifiers=verifiers_in(score))
 
 
 def _check_writes(model: str) -> None:
@@ -227,7 +242,7 @@ class _Maker:
         self.judge_engine, self.endpoint, self.watch = judge_engine, endpoint, watch
         self.options = made["options"]
 
-    def write(self, source: Path, shape: Shape) -> None:
+    def write(self, output: Output, source: Path, shape: Shape) -> Written:
         """Answer, score, and write what came of it."""
         from instructgen.evaluation.answers import requests_for
         from instructgen.training.rewards import rewards_of, tasks_of
@@ -270,7 +285,10 @@ class _Maker:
             )
         else:
             scored, facts = self._judged(tasks, answers, judge, run)
-        self._write_rows(source, shape, tasks, scored, unjudged, run, facts)
+        self._write_rows(output, shape, tasks, scored, unjudged, run)
+        read = {"read": len(tasks) + len(unjudged), "run": run}
+        sections = _section(options, scored, facts)
+        return Written({**read, **facts}, sections, ", answered anew and compared")
 
     def _run_id(self, tasks: Sequence[Sample]) -> str:
         what = [self.made, [t.id for t in tasks]]
@@ -376,68 +394,49 @@ class _Maker:
 
     def _write_rows(
         self,
-        source: Path,
+        output: Output,
         shape: Shape,
         tasks: Sequence[Sample],
         scored: list[list[_Answer]],
         unjudged: Sequence[Sample],
         run: str,
-        facts: dict[str, Any],
     ) -> None:
-        funnel, number = Funnel(), 0
         generator = root_of(self.options["model"])
-        with writing(self.folder, shape) as writer:
 
-            def reject(
-                sample: Sample, reason: str, detail: str, score: float | None = None
-            ) -> None:
-                nonlocal number
-                row = Rejected(sample, Rejection("prefer", reason, detail, score), "prefer", number)
-                number += 1
-                writer.reject([row])
-                funnel.add([row])
+        def reject(task: Sample, rejection: Rejection) -> None:
+            empty = replace(task, output="")
+            output.reject([Rejected(empty, rejection, "prefer", output.rejected)])
 
-            def refused(task: Sample, reason: str, detail: str, score: float | None = None) -> None:
-                empty = replace(task, output="")
-                reject(empty, reason, detail, score)
+        for sample in unjudged:
+            reject(sample, Rejection("prefer", "no_verifier", "no verifier can judge it"))
+        for task, some in zip(tasks, scored, strict=True):
+            chosen = self._chosen(some, shape)
+            if isinstance(chosen, Rejection):
+                reject(task, chosen)
+            else:
+                output.keep([_row(task, *chosen, shape, run, generator)])
 
-            for sample in unjudged:
-                refused(sample, "no_verifier", "no verifier can judge it")
-            for task, some in zip(tasks, scored, strict=True):
-                whole = [a for a in some if a.finished and a.text]
-                known = sorted(
-                    (a for a in whole if a.score is not None),
-                    key=lambda a: (-(a.score or 0.0), a.request),
-                )
-                least = 2 if shape == "preferences" else 1
-                if len(whole) < least:
-                    refused(
-                        task, "unfinished", f"{len(whole)} of {len(some)} answers came to an end"
-                    )
-                    continue
-                if len(known) < least:
-                    refused(task, "undecided", "the answers could not be told apart")
-                    continue
-                best, worst = known[0], known[-1]
-                gap = (best.score or 0.0) - (worst.score or 0.0)
-                if shape == "preferences" and (gap <= 0 or gap < self.options["margin"]):
-                    refused(task, "tie", f"best and worst differ by {gap:.3g}", gap)
-                    continue
-                if self.options["min_score"] is not None and best.score < self.options["min_score"]:
-                    refused(task, "low_score", f"the best is worth {best.score:.3g}", best.score)
-                    continue
-                writer.keep([_row(task, best, worst, shape, run, generator)])
-            writer.finish(
-                lambda contents: derived_card(
-                    name_of(self.folder),
-                    contents,
-                    [name_of(source)],
-                    ", answered anew and compared",
-                    _section(self.options, scored, facts),
-                    self.made,
-                ),
-                {"read": len(tasks) + len(unjudged), "funnel": funnel.rows(), "run": run, **facts},
-            )
+    def _chosen(self, some: Sequence[_Answer], shape: Shape) -> tuple[_Answer, _Answer] | Rejection:
+        """The best and the worst of a task's answers, or why they make no row."""
+        whole = [a for a in some if a.finished and a.text]
+        known = sorted(
+            (a for a in whole if a.score is not None),
+            key=lambda a: (-(a.score or 0.0), a.request),
+        )
+        least = 2 if shape == "preferences" else 1
+        if len(whole) < least:
+            ended = f"{len(whole)} of {len(some)} answers came to an end"
+            return Rejection("prefer", "unfinished", ended)
+        if len(known) < least:
+            return Rejection("prefer", "undecided", "the answers could not be told apart")
+        best, worst = known[0], known[-1]
+        value = best.score or 0.0
+        gap = value - (worst.score or 0.0)
+        if shape == "preferences" and (gap <= 0 or gap < self.options["margin"]):
+            return Rejection("prefer", "tie", f"best and worst differ by {gap:.3g}", gap)
+        if self.options["min_score"] is not None and value < self.options["min_score"]:
+            return Rejection("prefer", "low_score", f"the best is worth {value:.3g}", value)
+        return best, worst
 
 
 def _total(values: Sequence[float | None]) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import instructgen
-from instructgen.commands.derived import Watch, name_of
+from instructgen.commands.derive import Watch, name_of
 from instructgen.commands.generate import read_seeds
 from instructgen.errors import InputError, RunError
 from instructgen.reports.columns import Counts, read_words

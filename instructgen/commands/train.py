@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import orjson
 
 from instructgen.card import model_card
-from instructgen.commands.derived import name_of
+from instructgen.commands.derive import name_of
 from instructgen.commands.prepare import ONLINE, PAIRS, fits, prepare
 from instructgen.config import load_table
 from instructgen.contents import Contents
 from instructgen.errors import ConfigError, InputError, StorageError
 from instructgen.models.folders import default_model, model_digest
-from instructgen.plugins import suggest
+from instructgen.plugins import provenance, suggest
 from instructgen.store import (
     ModelRun,
     digest_of,
@@ -59,6 +59,7 @@ class TrainResult:
     facts: dict[str, Any]
     messages: tuple[str, ...]
     card: str
+    unchanged: bool = False
 
 
 def train(
@@ -101,6 +102,7 @@ def train(
         _check_inputs(chosen, Path(held_out))
     source, folder = Path(data), Path(out)
     from instructgen.training.policy import length_for, needs_packages
+    from instructgen.training.rewards import verifiers_in
 
     needs_packages()
     _check_strategy(chosen, settings)
@@ -116,15 +118,18 @@ def train(
         if held_out is None
         else {"name": name_of(Path(held_out)), "sha256": digest_of(Path(held_out))},
         "options": settings.model_dump(mode="json"),
+        **provenance(verifiers=verifiers_in(reward)),
     }
     from instructgen.training.trainers import is_main
 
     with training(folder, asked) if is_main() else nullcontext(ModelRun(folder, asked)) as run:
         facts = run.finished()
+        unchanged = facts is not None
         if facts is None:
             job = _Training(chosen, settings, source, base, tuple(reward), held_out, run, watch)
             facts = job.run()
-        return TrainResult(folder, chosen, facts, tuple(run.messages), str(folder / "README.md"))
+        card = str(folder / "README.md")
+        return TrainResult(folder, chosen, facts, tuple(run.messages), card, unchanged)
 
 
 def check(

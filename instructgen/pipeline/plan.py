@@ -16,6 +16,7 @@ from instructgen.models.folders import EMBEDDED, model_digest
 from instructgen.pipeline.forecast import Forecast, forecast
 from instructgen.pipeline.options import configured, parameters
 from instructgen.pipeline.recipe import Step
+from instructgen.plugins import classes, provenance
 from instructgen.store import digest_of, digest_of_file, is_run, is_trained, is_whole
 from instructgen.versions import installed
 
@@ -31,6 +32,17 @@ _DEPENDS = {
     "evaluate": _TRAINED,
     "curate": _COMPARED,
     "dedup": _COMPARED,
+}
+# Whose parts decide what a command makes.
+_PLUGGED = {
+    "import": ("sources",),
+    "generate": ("sources", "engines", "methods", "filters"),
+    "curate": ("filters",),
+    "dedup": ("sources",),
+    "prefer": ("engines", "verifiers"),
+    "train": ("sources", "verifiers"),
+    "evaluate": ("sources", "suites", "verifiers", "engines"),
+    "ablate": ("sources", "suites", "verifiers"),
 }
 # Weights are read where they were trained here; of others sizes and configuration tell.
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -100,7 +112,27 @@ def asked(step: Step) -> dict[str, Any]:
         "run": step.run,
         "options": dict(step.options),
         "inputs": {name: digest for name, digest in digests.items() if digest is not None},
-        "versions": installed(("instructgen", *_DEPENDS.get(step.command, ()))),
+        "versions": {
+            **installed(("instructgen", *_DEPENDS.get(step.command, ()))),
+            **_plugins(step),
+        },
+    }
+
+
+def _plugins(step: Step) -> dict[str, str]:
+    """The code of every plug-in that the step, or its recipe, may name."""
+    found = provenance(
+        **{group: classes(group).values() for group in _PLUGGED.get(step.command, ())}
+    )
+    said = orjson.dumps([step.run, dict(step.options)]).decode()
+    recipe = step.params.get("recipe")
+    if recipe is not None and Path(recipe).is_file():
+        said += Path(recipe).read_text("utf-8", "replace")
+    return {
+        f"plug-in {name}": " ".join(part.values())
+        for name, part in found.get("plugins", {}).items()
+        # The format of a file need not be named.
+        if name.startswith("sources.") or name.partition(".")[2] in said
     }
 
 

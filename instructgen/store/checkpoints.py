@@ -13,6 +13,7 @@ import orjson
 
 from instructgen.errors import RunError
 from instructgen.store.files import (
+    differences,
     digest_of_file,
     locked,
     make_folder,
@@ -227,23 +228,12 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _check_same(folder: Path, run: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    was, now = _flat({k: run.get(k) for k in asked}), _flat(asked)
-    differ = [key for key in (was | now) if was.get(key) != now.get(key)]
+    differ = differences({k: run.get(k) for k in asked}, asked)
     if differ:
-        said = ", ".join(f"{k} ({was.get(k)!r}, now {now.get(k)!r})" for k in differ[:3])
+        said = ", ".join(f"{k} ({was!r}, now {now!r})" for k, (was, now) in [*differ.items()][:3])
         raise RunError(
             f"{folder} holds a run with another {said}.", "Give the same, or another --out."
         )
-
-
-def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            found |= _flat(inner, f"{before}{key}.")
-        else:
-            found[before + key] = inner
-    return found
 
 
 def _dumped(asked: Mapping[str, Any], status: str) -> bytes:

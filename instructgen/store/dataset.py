@@ -19,6 +19,7 @@ from instructgen.errors import RunError
 from instructgen.rows import rejected_table_of, samples_in, schema, table_of
 from instructgen.sample import Rejected, Sample, Shape
 from instructgen.store.files import (
+    differences,
     digest_of_file,
     locked,
     make_folder,
@@ -58,10 +59,11 @@ def making(folder: Path, made: Mapping[str, Any]) -> Iterator[None]:
             if not path.exists():
                 make_folder(folder, _MADE)
             held.enter_context(locked(folder))
-            if (folder / _MANIFEST).exists() and _made(path) != made:
+            if (folder / _MANIFEST).exists() and (then := _made(path)) != made:
+                changed = differences(then, made) if isinstance(then, dict) else {"made.json": 0}
                 raise RunError(
-                    f"{folder} was made from other inputs or with other options.",
-                    "Give another --out.",
+                    f"{folder} was made otherwise; changed: {', '.join(changed)}.",
+                    "Give another --out, or remove it.",
                 )
             write_atomic(path, [orjson.dumps(made, option=orjson.OPT_INDENT_2)])
             for left in folder.glob(f"{SPOOL}*"):
@@ -339,6 +341,12 @@ def _remove_others(folder: Path, written: set[str]) -> None:
                 for old in (folder / table).glob(pattern):
                     if f"{table}/{old.name}" not in written:
                         old.unlink()
+
+
+def manifest_bytes(folder: Path) -> bytes | None:
+    """The manifest as it is on disk, to see whether a dataset changed; None without one."""
+    path = folder / _MANIFEST
+    return path.read_bytes() if path.is_file() else None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from instructgen.errors import RunError, StorageError
 
@@ -124,3 +125,20 @@ def storage(path: Path) -> Iterator[None]:
             f"{where}: cannot be written ({error.strerror or error}).",
             f"{cause}; the same command goes on from here.",
         ) from error
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys, as ``table.key``, that two records do not agree on, with both values."""
+    one, other = _flat(was), _flat(now)
+    keys = [key for key in (one | other) if one.get(key) != other.get(key)]
+    return {key: (one.get(key), other.get(key)) for key in keys}
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            found |= _flat(inner, f"{before}{key}.")
+        else:
+            found[before + key] = inner
+    return found

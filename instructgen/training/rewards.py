@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from instructgen.errors import ConfigError
 from instructgen.models.loading import check_reward_model, load_model, load_tokenizer
-from instructgen.plugins import find
+from instructgen.plugins import classes, find
 from instructgen.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
 from instructgen.verifiers import Verifier
@@ -50,6 +50,13 @@ class VerifierReward:
             self.verifier.judge(task, answer) if self.verifier.task(task, rng) is task else None
             for task, answer in zip(tasks, answers, strict=True)
         ]
+
+
+def verifiers_in(specs: Sequence[str]) -> list[type[Verifier]]:
+    """The classes of the verifiers that are named, as in ``verifiers:ifeval,math``."""
+    named = [s.removeprefix(_VERIFIERS) for s in specs if s.startswith(_VERIFIERS)]
+    known = classes("verifiers")
+    return [known[name] for names in named for name in names.split(",") if name in known]
 
 
 class RewardModel:
