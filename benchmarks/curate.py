@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.filters.contamination import Contamination
-from instructgen.sample import Origin, Sample
-from instructgen.sources import read
+from instructgen.formats import read
+from instructgen.schema.sample import Origin, Sample
 from instructgen.store import read_samples, write_dataset
 
 ROOT = Path(__file__).parent.parent

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.commands.generate import begin, configure, form_of, read_seeds
-from instructgen.drive import Progress, drive
 from instructgen.engines import Request, Supervisor, prompt_tokens
 from instructgen.engines.vllm import VllmEngine, sampling_params
-from instructgen.loop import Loop
+from instructgen.generation.loop import Loop
+from instructgen.generation.runner import Progress, drive
 
 ROOT = Path(__file__).parent.parent
 

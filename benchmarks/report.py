@@ -21,7 +21,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from instructgen.sample import Origin, Rejected, Rejection, Sample
+from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
 from instructgen.store import write_dataset
 
 RESULT = Path(__file__).with_suffix(".json")

@@ -32,7 +32,7 @@ TEXTS = [text for text, _ in ROWS]
 
 
 def instructgen() -> list[int]:
-    from instructgen.sample import Sample
+    from instructgen.schema.sample import Sample
     from instructgen.similarity import deduplicate
 
     result = deduplicate([Sample(instruction=text) for text in TEXTS], ["exact", "minhash"])

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import instructgen
-from instructgen.constraints import KINDS, Constraint
 from instructgen.store import read_rows
+from instructgen.verifiers.constraints import KINDS, Constraint
 
 DATA = Path(os.environ.get("INSTRUCTGEN_DATA", "../shared/data"))
 RESULT = Path(__file__).with_suffix(".json")

@@ -21,13 +21,14 @@ from typing import Any
 
 from instructgen.errors import ConfigError, first_line
 
-_BASES = {
-    "filters": "Filter",
-    "sources": "Source",
-    "engines": "Engine",
-    "methods": "Method",
-    "verifiers": "Verifier",
-    "suites": "Suite",
+# The package that holds the built-in parts of a group, and the class that all are made of.
+_GROUPS = {
+    "filters": ("instructgen.filters", "Filter"),
+    "sources": ("instructgen.formats", "Source"),
+    "engines": ("instructgen.engines", "Engine"),
+    "methods": ("instructgen.generation.methods", "Method"),
+    "verifiers": ("instructgen.verifiers", "Verifier"),
+    "suites": ("instructgen.evaluation.suites", "Suite"),
 }
 
 
@@ -45,8 +46,9 @@ def classes(group: str) -> dict[str, Any]:
     Raises:
         ConfigError: an installed package's part cannot be loaded, or has the name of another.
     """
-    package = importlib.import_module(f"instructgen.{group}")
-    base = getattr(package, _BASES[group])
+    name, base_name = _GROUPS[group]
+    package = importlib.import_module(name)
+    base = getattr(package, base_name)
     modules = [
         importlib.import_module(f"{package.__name__}.{m.name}")
         for m in pkgutil.iter_modules(package.__path__)

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import instructgen
-from instructgen.card import model_card
-from instructgen.contents import Contents
-from instructgen.sample import Sample
+from instructgen.reports.cards import model_card
+from instructgen.schema.sample import Sample
+from instructgen.schema.statistics import Contents
 from tests.conftest import ROOT
 
 
@@ -100,7 +100,7 @@ def test_parents_are_seeds_or_kept_instructions(made: Path) -> None:
     seeds = [orjson.loads(line) for line in (made / "seeds.jsonl").open("rb")]
     known = {s["id"] for s in seeds}
     frame = pd.read_parquet(made / "data")
-    from instructgen.sample import content_id
+    from instructgen.schema.sample import content_id
 
     known |= {content_id(i, "", "") for i in frame["instruction"]}
     rejected = pd.read_parquet(made / "rejected")

@@ -324,9 +324,9 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     from rich.console import Console
 
     from instructgen import generate
-    from instructgen.progress import watching
+    from instructgen.cli.progress import watching
 
-    monkeypatch.setattr("instructgen.progress._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("instructgen.cli.progress._LINE_EVERY_S", 0.0)
     text = io.StringIO()
     with watching(Console(file=text, soft_wrap=True), show=True) as watch:
         generate(SEEDS, 5, tmp_path / "o", engine="echo", watch=watch)

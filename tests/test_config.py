@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from instructgen.config import Config, from_recorded, load_config
 from instructgen.errors import ConfigError
+from instructgen.generation.options import Config, from_recorded, load_config
 from instructgen.plugins import classes
-from instructgen.shipped import shipped
+from instructgen.resources import shipped
 from tests.conftest import ROOT
 
 ECHO = {"generate": {"target": 5}, "engine": {"name": "echo"}}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgen.constraints import HELD_OUT, KINDS, Constraint, draw
+from instructgen.verifiers.constraints import HELD_OUT, KINDS, Constraint, draw
 
 KEPT = {
     "words_at_least": ({"count": 4}, "one two three four", "one two"),

@@ -13,26 +13,25 @@ from hypothesis import strategies as st
 
 from instructgen import curate, dedup, explain, import_data, merge
 from instructgen.commands.explain_row import RowExplanation
-from instructgen.config import load_filters
-from instructgen.curation import Curation
 from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.filters import Filter, together
 from instructgen.filters.clean import Clean
 from instructgen.filters.contamination import Contamination, benchmark_prompts
+from instructgen.filters.curation import Curation
 from instructgen.filters.diversity import Diversity
 from instructgen.filters.duplicate import Duplicate
 from instructgen.filters.label import Label as LabelFilter
-from instructgen.filters.language import Language
+from instructgen.filters.language import Language, identify
 from instructgen.filters.length import Length
 from instructgen.filters.novelty import Novelty
 from instructgen.filters.pii import Pii
+from instructgen.filters.recipe import load_filters
 from instructgen.filters.repetition import Repetition
 from instructgen.filters.score import Score as ScoreFilter
 from instructgen.filters.size import Size
 from instructgen.filters.topic import Topic
-from instructgen.languages import identify
-from instructgen.sample import Label, Message, Sample, Score
-from instructgen.sources import read
+from instructgen.formats import read
+from instructgen.schema.sample import Label, Message, Sample, Score
 from instructgen.store import read_rows, read_samples, splits_of, write_dataset
 from tests.conftest import ROOT, real
 
@@ -179,7 +178,7 @@ def test_diversity_takes_what_differs() -> None:
 
 
 def test_duplicate_keeps_the_best_copy() -> None:
-    from instructgen.sample import Origin
+    from instructgen.schema.sample import Origin
 
     made = Origin(method="model", model="m")
     rows = [

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgen.errors import ConfigError, InputError
-from instructgen.sample import Origin, Sample, Score
+from instructgen.formats import read
+from instructgen.schema.sample import Origin, Sample, Score
 from instructgen.similarity import deduplicate, rouge_l, tokenize
 from instructgen.similarity.minhash import jaccard
-from instructgen.sources import read
 from tests.conftest import real
 
 MEASURES = {

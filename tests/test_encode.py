@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgen.errors import ConfigError
-from instructgen.sample import Message, Sample
+from instructgen.schema.sample import Message, Sample
 from instructgen.training.encode import Encoded, Encoder, Unusable
 from tests.tiny_model import CHATML, make_tiny_model
 

@@ -15,10 +15,10 @@ import pytest
 from instructgen import ablate, evaluate, train
 from instructgen.errors import EngineError
 from instructgen.evaluation.measures import Framing
-from instructgen.sample import Sample
+from instructgen.evaluation.suites import Subject
+from instructgen.evaluation.suites.winrate import WinRate
+from instructgen.schema.sample import Sample
 from instructgen.store import read_log, read_samples
-from instructgen.suites import Subject
-from instructgen.suites.winrate import WinRate
 from tests.conftest import ROOT
 from tests.training_data import dataset, pairs, sentences
 

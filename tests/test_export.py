@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import instructgen
 from instructgen import export
 from instructgen.errors import ConfigError, InputError, RunError, StorageError
-from instructgen.sample import Message, Sample
-from instructgen.sources import read
+from instructgen.formats import read
+from instructgen.schema.sample import Message, Sample
 from instructgen.store import write_dataset
 
 SYSTEM = Message("system", "Be kind.")

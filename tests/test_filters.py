@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgen.filters import Chain, Filter, SelectingFilter
+from instructgen.filters import Filter, SelectingFilter
+from instructgen.filters.chain import Chain
 from instructgen.filters.control_tokens import ControlTokens
 from instructgen.filters.frame_quota import FrameQuota
 from instructgen.filters.instance import Instance
@@ -21,8 +22,8 @@ from instructgen.filters.script import Script
 from instructgen.filters.semantic_duplicate import SemanticDuplicate
 from instructgen.filters.wording import Wording
 from instructgen.plugins import classes
-from instructgen.sample import Message, Sample
-from instructgen.shipped import word_list
+from instructgen.resources import word_list
+from instructgen.schema.sample import Message, Sample
 
 PAPER = Wording(
     lists=("not_for_text_models",), starts=("Write a program",), first_character="ascii"

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from instructgen import import_data
 from instructgen.errors import ConfigError, InputError, RunError
-from instructgen.sample import Label, Message, Sample, Score
-from instructgen.sources import BadRow, LeftOut, read
-from instructgen.sources.hh_rlhf import HHRLHF
-from instructgen.sources.oasst import OASST
+from instructgen.formats import BadRow, LeftOut, read
+from instructgen.formats.hh_rlhf import HHRLHF
+from instructgen.formats.oasst import OASST
+from instructgen.schema.sample import Label, Message, Sample, Score
 from instructgen.store import read_samples
 from tests.conftest import real
 
@@ -304,7 +304,7 @@ def test_csv_parquet_zst_and_gz_read_alike(tmp_path: Path) -> None:
 def test_an_array_is_read_as_orjson_reads_it(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]
 ) -> None:
-    from instructgen.sources.records import Record, read_records
+    from instructgen.formats.records import Record, read_records
 
     path = tmp_path_factory.mktemp("a") / "a.json"
     path.write_bytes(orjson.dumps(rows))

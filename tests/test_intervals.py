@@ -7,7 +7,7 @@ import pytest
 
 from instructgen.evaluation.intervals import Estimate, ratio, ratio_difference
 from instructgen.evaluation.measures import Measured, compared, pair_accuracy
-from instructgen.suites.winrate import length_controlled
+from instructgen.evaluation.suites.winrate import length_controlled
 
 
 def mean(values: list[float]) -> Estimate:

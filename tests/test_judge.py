@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from instructgen.engines import Completion
 from instructgen.evaluation.judge import Contest, judge_requests, verdicts
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 
 
 def said(*texts: str) -> list[Completion]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgen.errors import ConfigError
-from instructgen.licences import TERMS, check_licence, combine, terms
+from instructgen.licensing.licenses import TERMS, check_licence, combine, terms
 
 
 @pytest.mark.parametrize(

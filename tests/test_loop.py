@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import instructgen
-from instructgen.config import load_config
 from instructgen.engines import Completion, Request
 from instructgen.engines.echo import EchoEngine
-from instructgen.loop import LAG, Loop, request_digest
-from instructgen.methods import Form
-from instructgen.seeds import load_seeds
+from instructgen.generation.loop import LAG, Loop, request_digest
+from instructgen.generation.methods import Form
+from instructgen.generation.options import load_config
+from instructgen.generation.seed_pool import load_seeds
 from instructgen.similarity import RougeLIndex
 from instructgen.store import read_rows
 from tests.conftest import ROOT, real

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgen import import_data, merge
+from instructgen.commands.mixing import MixOptions, targets
 from instructgen.errors import ConfigError, InputError, RunError
-from instructgen.licences import Requirement, obligations
-from instructgen.mix import MixOptions, targets
-from instructgen.sample import Origin, Sample
+from instructgen.licensing.licenses import Requirement, obligations
+from instructgen.schema.sample import Origin, Sample
 from instructgen.store import read_manifest, read_samples, splits_of, write_dataset
 from instructgen.training.rows import held_out_at, rows_for
 from tests.conftest import real

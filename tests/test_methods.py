@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from instructgen.engines import Completion
-from instructgen.methods import Classified, Form, Found, Lost
-from instructgen.methods.alpaca import Alpaca
-from instructgen.methods.self_instruct import CLASSIFICATION, INSTANCES, SelfInstruct
-from instructgen.sample import Kind, Sample
-from instructgen.seeds import Pool
+from instructgen.generation.methods import Classified, Form, Found, Lost
+from instructgen.generation.methods.alpaca import Alpaca
+from instructgen.generation.methods.self_instruct import CLASSIFICATION, INSTANCES, SelfInstruct
+from instructgen.generation.seed_pool import Pool
+from instructgen.schema.sample import Kind, Sample
 
 COMPLETION = Form("completion", False)
 CHAT = Form("chat", True)

@@ -22,8 +22,8 @@ import instructgen
 from instructgen.engines import Completion, Request, Sampling
 from instructgen.engines.openai import OpenAIEngine
 from instructgen.errors import ConfigError, EngineError
-from instructgen.loop import LAG
-from instructgen.sample import Message
+from instructgen.generation.loop import LAG
+from instructgen.schema.sample import Message
 from instructgen.store import read_rows
 from tests.conftest import ROOT, default_filters
 

@@ -25,8 +25,8 @@ class Banned(Filter):
         return self.reject("banned") if BANNED in sample.instruction else None
 """
 SOURCE = """
-from instructgen.sample import Sample
-from instructgen.sources import Source, text
+from instructgen.schema.sample import Sample
+from instructgen.formats import Source, text
 
 class Quiz(Source):
     name = "quiz"

@@ -10,10 +10,10 @@ import pytest
 
 from instructgen import explain, prefer
 from instructgen.commands.prefer import _engine
-from instructgen.constraints import LABEL, Constraint
 from instructgen.errors import ConfigError, EngineError
-from instructgen.sample import Label, Sample
+from instructgen.schema.sample import Label, Sample
 from instructgen.store import read_manifest, read_samples
+from instructgen.verifiers.constraints import LABEL, Constraint
 from tests.test_openai import Server, reply
 from tests.training_data import dataset
 

@@ -11,9 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import instructgen.prompts as prompts
-from instructgen.prompts import Instance, Template, languages, one_line, parse_json, parse_numbered
-from instructgen.sample import Sample
+import instructgen.generation.prompts as prompts
+from instructgen.generation.prompts import (
+    Instance,
+    Template,
+    languages,
+    one_line,
+    parse_json,
+    parse_numbered,
+)
+from instructgen.schema.sample import Sample
 from instructgen.similarity.scripts import fits_language
 
 TEMPLATES = Path(prompts.__file__).parent / "templates"

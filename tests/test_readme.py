@@ -19,8 +19,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from instructgen.engines import Request, Sampling
-from instructgen.sample import Sample
-from instructgen.sources import RowError
+from instructgen.formats import RowError
+from instructgen.schema.sample import Sample
 from instructgen.store import read_rows
 from tests.conftest import ROOT, real
 
@@ -66,7 +66,7 @@ def test_python_examples_run_and_print_what_they_say(tmp_path: Path) -> None:
 
 
 def test_the_mix_of_the_readme_is_valid(tmp_path: Path) -> None:
-    from instructgen.config import load_mix
+    from instructgen.commands.mixing import load_mix
 
     (text,) = [block for block in blocks("toml") if "[mix]" in block]
     (tmp_path / "mix.toml").write_text(text)

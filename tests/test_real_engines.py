@@ -37,7 +37,7 @@ def script(body: str) -> str:
         "from instructgen.engines import Request, Sampling, Supervisor\n"
         "from instructgen.engines.vllm import VllmEngine\n"
         "from instructgen.engines.transformers import TransformersEngine\n"
-        "from instructgen.sample import Message\n"
+        "from instructgen.schema.sample import Message\n"
         "def main():\n"
     )
     indented = "".join(f"    {line}\n" for line in body.strip().splitlines())

@@ -15,7 +15,7 @@ import pytest
 from instructgen import curate, generate, import_data, report
 from instructgen.reports.charts import Series, bars, histogram, lines, points
 from instructgen.reports.html import element, together
-from instructgen.sample import Origin, Rejected, Rejection, Sample
+from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
 from instructgen.store import write_dataset
 from tests.conftest import ROOT
 

@@ -8,11 +8,11 @@ from collections import Counter
 import orjson
 import pytest
 
-from instructgen.filters import Chain
+from instructgen.filters.chain import Chain
 from instructgen.filters.control_tokens import ControlTokens
 from instructgen.filters.instance import Instance
-from instructgen.licences import check_licence
-from instructgen.seeds import load_seeds
+from instructgen.generation.seed_pool import load_seeds
+from instructgen.licensing.licenses import check_licence
 from instructgen.similarity import RougeLIndex
 from instructgen.similarity.scripts import fits_language
 from tests.conftest import ROOT

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgen.errors import InputError
-from instructgen.sample import Kind, Sample, Score
-from instructgen.sources import BadRow, read
+from instructgen.formats import BadRow, read
+from instructgen.schema.sample import Kind, Sample, Score
 from tests.conftest import real
 
 GOOD = {"instruction": "Say hello politely.", "context": "", "response": "Good day."}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from instructgen.engines import Completion
 from instructgen.errors import RunError, StorageError
-from instructgen.sample import Kind, Origin, Rejected, Rejection, Sample, Score
+from instructgen.schema.sample import Kind, Origin, Rejected, Rejection, Sample, Score
 from instructgen.store import (
     FORMAT,
     Run,

@@ -12,7 +12,7 @@ import pytest
 
 from instructgen import train
 from instructgen.errors import ConfigError
-from instructgen.sample import Label, Sample, Score
+from instructgen.schema.sample import Label, Sample, Score
 from instructgen.store import read_log
 from tests.tiny_model import make_tiny_model
 from tests.training_data import dataset, pairs, sentences
@@ -352,7 +352,7 @@ def test_base_models_are_asked_as_they_were_trained(rows: Path, tmp_path: Path) 
 def test_no_question_stands_on_both_sides(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from instructgen.sample import Origin
+    from instructgen.schema.sample import Origin
     from instructgen.training.rows import rows_for
 
     rows = [

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from instructgen import train
-from instructgen.constraints import LABEL, Constraint
-from instructgen.sample import Label
+from instructgen.schema.sample import Label
+from instructgen.verifiers.constraints import LABEL, Constraint
 from tests.training_data import dataset, pairs, sentences
 
 pytestmark = pytest.mark.slow

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from instructgen.generation.seed_pool import load_seeds
 from instructgen.reports.verbs import pairs_of
-from instructgen.seeds import load_seeds
 from tests.conftest import ROOT
 
 

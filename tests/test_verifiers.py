@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from instructgen.constraints import LABEL, Constraint
 from instructgen.plugins import find
-from instructgen.sample import Label, Sample
+from instructgen.schema.sample import Label, Sample
 from instructgen.training.rewards import VerifierReward, rewards_of, tasks_of
 from instructgen.verifiers.code import Code
+from instructgen.verifiers.constraints import LABEL, Constraint
 from instructgen.verifiers.exact import Exact
 from instructgen.verifiers.ifeval import IfEval
 from instructgen.verifiers.math import Math, final_number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from instructgen.sample import Label, Origin, Sample
+from instructgen.schema.sample import Label, Origin, Sample
 from instructgen.store import write_dataset
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown")

@@ -81,8 +81,8 @@ def import_(
       instructgen import faq.csv --map instruction=question --map output=answer \\
           --license CC-BY-4.0 --out data/faq
     """
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.import_data import import_data as run
-    from instructgen.progress import watching_stages
 
     if len(source_and_path) > 2:
         raise click.UsageError("Give one file, and before it the SOURCE if you like.")
@@ -126,9 +126,9 @@ def merge(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **opt
       instructgen merge data/dolly data/oasst1 runs/a --out data/mix
       instructgen merge data/dolly data/libre --require commercial-use --out data/mix
     """
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.merge import merge as run
-    from instructgen.licences import obligations
-    from instructgen.progress import watching_stages
+    from instructgen.licensing.licenses import obligations
 
     with watching_stages(err, show=not quiet and not as_json) as watch:
         result = run(inputs, out, watch=watch, **options)
@@ -188,8 +188,8 @@ def curate(
       instructgen curate data/mix --out data/clean
       instructgen curate data/mix --recipe strict --against gsm8k.jsonl --out data/clean
     """
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.curate import curate as run
-    from instructgen.progress import watching_stages
 
     # A folder is no file of prompts, whatever stands before it.
     if many := [path for path in more if not against or path.is_dir()]:
@@ -234,8 +234,8 @@ def export(data: Path, quiet: bool, as_json: bool, **options: Any) -> None:
     Example:
       instructgen export data/clean --format sharegpt --to clean.jsonl
     """
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.export import export as run
-    from instructgen.progress import watching_stages
 
     with watching_stages(err, show=not quiet and not as_json) as watch:
         result = run(data, watch=watch, **options)
@@ -288,8 +288,8 @@ def report(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **op
       instructgen report runs/a --out report.html
       instructgen report data/clean models/sft --seeds seeds/general.jsonl --out report.html
     """
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.report import report as run
-    from instructgen.progress import watching_stages
 
     with watching_stages(err, show=not quiet and not as_json, unit="chapters") as watch:
         result = run(inputs, out, watch=watch, **options)
@@ -314,8 +314,8 @@ def publish(data: Path, name: str, private: bool, quiet: bool, as_json: bool) ->
     Example:
       instructgen publish data/clean my-org/clean
     """
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.publish import publish as run
-    from instructgen.progress import watching_stages
 
     with watching_stages(err, show=not quiet and not as_json):
         result = run(data, name, private=private)
@@ -416,8 +416,8 @@ def dedup(
       instructgen dedup dolly.jsonl runs/a --out data/clean
       instructgen dedup dolly.jsonl --how two_key --compared instruction --out data/frames
     """
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.dedup import dedup as run
-    from instructgen.progress import watching_stages
 
     with watching_stages(err, show=not quiet and not as_json) as watch:
         result = run(inputs, out, watch=watch, **options)

@@ -104,8 +104,8 @@ def generate(out: Path, show: int, as_json: bool, quiet: bool, **options: Any) -
       instructgen generate --seeds seeds/general.jsonl --target 200 --out runs/a
       instructgen generate --seeds dolly.jsonl --target 1000 --out runs/dolly --model my/model
     """
+    from instructgen.cli.progress import watching
     from instructgen.commands.generate import generate as run
-    from instructgen.progress import watching
 
     with watching(err, show=not quiet and not as_json) as watch:
         result = run(out=out, watch=watch, **options)
@@ -130,8 +130,8 @@ def preview(as_json: bool, quiet: bool, **options: Any) -> None:
     Example:
       instructgen preview --seeds seeds/general.jsonl --target 5000
     """
+    from instructgen.cli.progress import watching
     from instructgen.commands.preview import preview as run
-    from instructgen.progress import watching
 
     with watching(err, show=not quiet and not as_json) as watch:
         forecast = run(watch=watch, **options)
@@ -150,9 +150,9 @@ def explain(out: Path, row_id: str, quiet: bool, as_json: bool) -> None:
     Example:
       instructgen explain runs/a 3f2a9c0d11e84b57
     """
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.explain import explain as run
     from instructgen.commands.explain_row import RowExplanation
-    from instructgen.progress import watching_stages
 
     # It may have to go through a whole journal.
     with watching_stages(err, show=not quiet and not as_json):
@@ -175,8 +175,8 @@ def rebuild(out: Path, quiet: bool, as_json: bool) -> None:
     Example:
       instructgen rebuild runs/a
     """
+    from instructgen.cli.progress import watching
     from instructgen.commands.generate import rebuild as run
-    from instructgen.progress import watching
 
     with watching(err, show=not quiet and not as_json) as watch:
         result = run(out, watch=watch)

@@ -157,8 +157,8 @@ def train(
         named = {k: v for k, v in given.items() if k not in _PARAMETERS}
         check(method, data, given.get("reward", ()), given.get("recipe"), named)
         launch(strategy or "ddp", processes)
+    from instructgen.cli.progress import watching_training
     from instructgen.commands.train import train as run
-    from instructgen.progress import watching_training
 
     with watching_training(err, show=not quiet and not as_json) as watch:
         result = run(method, data, out, watch=watch, **given)
@@ -357,8 +357,8 @@ def ablate(
     """
     from rich.table import Table
 
+    from instructgen.cli.progress import watching_training
     from instructgen.commands.ablate import ablate as run
-    from instructgen.progress import watching_training
 
     given = {k: v for k, v in options.items() if v is not None}
     both = sorted(set(given) & set(more))
@@ -428,8 +428,8 @@ def prefer(data: Path, out: Path, quiet: bool, as_json: bool, **options: Any) ->
       instructgen prefer data/prompts --score verifiers:ifeval --as instructions --out data/best
     """
     from instructgen.cli.datasets import print_derived
+    from instructgen.cli.progress import watching_stages
     from instructgen.commands.prefer import prefer as run
-    from instructgen.progress import watching_stages
 
     with watching_stages(err, show=not quiet and not as_json) as watch:
         result = run(data, out, watch=watch, **options)

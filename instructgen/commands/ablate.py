@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from instructgen.card import derived_card, table
 from instructgen.commands.derive import common_shape, inputs_of, name_of
 from instructgen.commands.train import train, versions
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import default_model
+from instructgen.reports.cards import derived_card, table
 from instructgen.store import (
     is_whole,
     making,

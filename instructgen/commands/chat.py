@@ -7,7 +7,7 @@ from threading import Thread
 from typing import Any
 
 from instructgen.errors import ConfigError
-from instructgen.sample import Message
+from instructgen.schema.sample import Message
 
 
 class Chat:

@@ -8,7 +8,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from instructgen.card import table
 from instructgen.commands.derive import (
     Derived,
     Output,
@@ -19,12 +18,13 @@ from instructgen.commands.derive import (
     derive,
     inputs_of,
 )
-from instructgen.config import load_filters, recorded_filters
-from instructgen.curation import Curation, Report
 from instructgen.filters import Filter
 from instructgen.filters.contamination import Contamination
+from instructgen.filters.curation import Curation, Report
+from instructgen.filters.recipe import load_filters, recorded_filters
 from instructgen.plugins import provenance
-from instructgen.sample import Rejected, Sample, Score
+from instructgen.reports.cards import table
+from instructgen.schema.sample import Rejected, Sample, Score
 from instructgen.store import read_samples, splits_of
 
 

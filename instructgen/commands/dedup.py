@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructgen.card import rejected_table
 from instructgen.commands.derive import Output, Watch, Written, check_apart, derive, inputs_of
 from instructgen.errors import InputError
-from instructgen.licences import check_licence
-from instructgen.sample import Rejected, Rejection, Sample
-from instructgen.seeds import load_seeds
+from instructgen.formats import OnBadRow
+from instructgen.generation.seed_pool import load_seeds
+from instructgen.licensing.licenses import check_licence
+from instructgen.reports.cards import rejected_table
+from instructgen.schema.sample import Rejected, Rejection, Sample
 from instructgen.similarity import deduplicate
 from instructgen.similarity.dedup import Compared, Thresholds
 from instructgen.similarity.encoders import MINILM
-from instructgen.sources import OnBadRow
 from instructgen.store import SPLITS, WHOLE, read_samples, splits_of
 
 # Pairs are looked for above the thresholds alone: nobody asks again at another.

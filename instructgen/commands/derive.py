@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructgen.card import derived_card
 from instructgen.errors import InputError, RunError
-from instructgen.sample import Rejected, Sample, Shape
+from instructgen.reports.cards import derived_card
+from instructgen.schema.sample import Rejected, Sample, Shape
 from instructgen.store import (
     WHOLE,
     Writer,

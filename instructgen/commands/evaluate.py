@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from instructgen.card import estimated, table
 from instructgen.commands.train import versions
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import model_digest
 from instructgen.plugins import classes, find, suggest
-from instructgen.sample import Sample
+from instructgen.reports.cards import estimated, table
+from instructgen.schema.sample import Sample
 from instructgen.store import digest_of, is_trained, read_training, splits_of, write_files
 
 _ROWS = 200
@@ -73,7 +73,7 @@ def evaluate(
         EngineError: an engine cannot start.
     """
     from instructgen.evaluation.measures import Framing
-    from instructgen.suites import Finding, Subject
+    from instructgen.evaluation.suites import Finding, Subject
     from instructgen.training.policy import needs_packages
 
     if limit < 1 or max_length < 16:
@@ -181,7 +181,7 @@ def _written(
     folder: Path, evaluation: Evaluation, found: Any, paths: Sequence[Path], subject: Any
 ) -> Evaluation:
     from instructgen.evaluation.plots import measures_plot
-    from instructgen.suites import named
+    from instructgen.evaluation.suites import named
 
     names = [named(name) for name in subject.models]
     lines = [

@@ -13,13 +13,13 @@ from typing import Any
 
 from instructgen.commands.explain_row import RowExplanation, explain_row
 from instructgen.commands.generate import reopen
-from instructgen.drive import Progress, drive
 from instructgen.engines import Request
 from instructgen.errors import InputError, RunError, quoted
 from instructgen.filters.novelty import Novelty
-from instructgen.loop import Loop
-from instructgen.rows import sample_row
-from instructgen.sample import Sample
+from instructgen.generation.loop import Loop
+from instructgen.generation.runner import Progress, drive
+from instructgen.schema.arrow import sample_row
+from instructgen.schema.sample import Sample
 from instructgen.similarity import RougeLIndex, rouge_l, tokenize
 from instructgen.store import Run, find_row, is_run, read_manifest
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.errors import InputError, quoted
-from instructgen.generators import generator_terms
-from instructgen.licences import obligations
+from instructgen.licensing.licenses import obligations
+from instructgen.licensing.model_terms import generator_terms
 from instructgen.store import find_row, read_made, read_manifest
 
 

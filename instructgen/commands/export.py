@@ -11,9 +11,9 @@ import orjson
 
 from instructgen.commands.derive import Watch
 from instructgen.errors import ConfigError, InputError
-from instructgen.licences import obligations
+from instructgen.licensing.licenses import obligations
 from instructgen.plugins import suggest
-from instructgen.sample import Message, Sample, Shape
+from instructgen.schema.sample import Message, Sample, Shape
 from instructgen.store import (
     is_run,
     read_manifest,

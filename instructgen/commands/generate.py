@@ -13,18 +13,18 @@ from typing import Any
 
 import orjson
 
-from instructgen.card import generated_card
-from instructgen.config import Config, from_recorded, load_config
-from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
 from instructgen.errors import ConfigError, InputError, RunError
-from instructgen.loop import Loop, Stop
-from instructgen.methods import Form
+from instructgen.formats import OnBadRow
+from instructgen.generation.loop import Loop, Stop
+from instructgen.generation.methods import Form
+from instructgen.generation.options import Config, from_recorded, load_config
+from instructgen.generation.runner import Progress, Watch, drive
+from instructgen.generation.seed_pool import load_seeds, seeds_digest
 from instructgen.models.folders import EMBEDDED
-from instructgen.rows import sample_of, sample_row
-from instructgen.sample import Rejected, Sample
-from instructgen.seeds import load_seeds, seeds_digest
-from instructgen.sources import OnBadRow
+from instructgen.reports.cards import generated_card
+from instructgen.schema.arrow import sample_of, sample_row
+from instructgen.schema.sample import Rejected, Sample
 from instructgen.store import (
     FORMAT,
     Run,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from instructgen.card import rejected_table
 from instructgen.commands.derive import (
     ROWS_AT_ONCE,
     Derived,
@@ -16,11 +15,12 @@ from instructgen.commands.derive import (
     name_of,
 )
 from instructgen.errors import ConfigError
-from instructgen.licences import check_licence
+from instructgen.formats import BadRow, LeftOut, OnBadRow, Reading, Source, check_language, read
+from instructgen.formats.plain import Plain
+from instructgen.licensing.licenses import check_licence
 from instructgen.plugins import find, provenance
-from instructgen.sample import Origin, Rejected, Rejection, Sample, Shape
-from instructgen.sources import BadRow, LeftOut, OnBadRow, Reading, Source, check_language, read
-from instructgen.sources.plain import Plain
+from instructgen.reports.cards import rejected_table
+from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Shape
 from instructgen.store import digest_of
 
 

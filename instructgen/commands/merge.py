@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from instructgen.card import rejected_table, table
 from instructgen.commands.derive import (
     ROWS_AT_ONCE,
     Derived,
@@ -25,11 +24,12 @@ from instructgen.commands.derive import (
     derive,
     inputs_of,
 )
-from instructgen.config import load_mix
+from instructgen.commands.mixing import MixOptions, SplitOptions, Strata, Together, copies, load_mix
 from instructgen.errors import ConfigError, InputError
-from instructgen.licences import Requirement
-from instructgen.mix import MixOptions, SplitOptions, Strata, Together, copies, digest
-from instructgen.sample import Label, Rejected, Rejection, Sample, Shape
+from instructgen.licensing.licenses import Requirement
+from instructgen.reports.cards import rejected_table, table
+from instructgen.schema.sample import Label, Rejected, Rejection, Sample, Shape
+from instructgen.schema.seeding import digest
 from instructgen.store import SPLITS, Spool, read_samples, splits_of
 
 _ROWS_PER_BUCKET = 20_000

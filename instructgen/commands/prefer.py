@@ -31,11 +31,11 @@ from instructgen.commands.derive import (
 from instructgen.commands.train import versions
 from instructgen.engines import Completion, Engine, Request, Supervisor
 from instructgen.errors import ConfigError, EngineError, InputError
-from instructgen.loop import request_digest
+from instructgen.generation.loop import request_digest
 from instructgen.models.folders import model_digest
 from instructgen.plugins import find, provenance, suggest
-from instructgen.rows import sample_row
-from instructgen.sample import Origin, Rejected, Rejection, Sample, Score, Shape
+from instructgen.schema.arrow import sample_row
+from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Score, Shape
 from instructgen.store import (
     FORMAT,
     Run,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from instructgen.errors import ConfigError
 from instructgen.plugins import suggest
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.training.options import Method, OnlineOptions, SftOptions, TrainOptions
 
 if TYPE_CHECKING:

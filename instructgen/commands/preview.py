@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instructgen.commands.generate import begin, configure, form_of, read_seeds
-from instructgen.drive import Progress, Watch, drive
 from instructgen.engines import Supervisor
 from instructgen.filters import ComparingFilter
-from instructgen.loop import LAG, Loop
-from instructgen.sample import Rejection, Sample
-from instructgen.sources import OnBadRow
+from instructgen.formats import OnBadRow
+from instructgen.generation.loop import LAG, Loop
+from instructgen.generation.runner import Progress, Watch, drive
+from instructgen.schema.sample import Rejection, Sample
 
 # Enough for every stage to have run a few times: an instruction proposed in
 # batch 0 is classified in batch LAG and has its rows in batch 2 * LAG.

@@ -14,7 +14,7 @@ from instructgen.reports.columns import Counts, read_words
 from instructgen.reports.dataset import Beside, dataset_chapter
 from instructgen.reports.model import evaluation_chapter, model_chapter
 from instructgen.reports.page import Chapter, page
-from instructgen.rows import sample_of
+from instructgen.schema.arrow import sample_of
 from instructgen.store import (
     is_run,
     read_info,

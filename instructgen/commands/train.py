@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import orjson
 
-from instructgen.card import model_card
 from instructgen.commands.derive import name_of
 from instructgen.commands.prepare import ONLINE, PAIRS, fits, prepare
 from instructgen.config import load_table
-from instructgen.contents import Contents
 from instructgen.errors import ConfigError, InputError, StorageError
 from instructgen.models.folders import default_model, model_digest
 from instructgen.plugins import provenance, suggest
+from instructgen.reports.cards import model_card
+from instructgen.schema.statistics import Contents
 from instructgen.store import (
     ModelRun,
     digest_of,

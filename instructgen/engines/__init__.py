@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from instructgen.errors import EngineDied, EngineError
-from instructgen.sample import Message
+from instructgen.schema.sample import Message
 
 FinishReason = Literal["stop", "length", "error"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import regex
 
 from instructgen.engines import Completion, Request, Sampling
-from instructgen.sample import Message, Sample
+from instructgen.schema.sample import Message, Sample
 
 _ASK = (
     "Two assistants answered the same request. Say which answer helps more: is right, does "

@@ -9,7 +9,7 @@ from typing import Any
 from instructgen.evaluation.intervals import Estimate, ratio, ratio_difference
 from instructgen.evaluation.likelihood import answer_likelihoods
 from instructgen.models.loading import Head, load_model, load_tokenizer
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
 from instructgen.training.rewards import score_ids
 

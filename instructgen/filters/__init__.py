@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from instructgen.sample import Edit, Rejection, Sample, Score
+from instructgen.schema.sample import Edit, Rejection, Sample, Score
 from instructgen.similarity import Match, Pairs
 
 Stage = Literal["instruction", "row"]
@@ -338,28 +338,3 @@ def together(
                 break
         kept[place] = result[i] is None
     return result
-
-
-class Chain:
-    """Filters in order: the first that objects decides."""
-
-    def __init__(self, filters: Sequence[Filter]) -> None:
-        self.filters = tuple(filters)
-
-    def at(self, stage: Stage) -> list[Filter]:
-        """The filters that judge at a stage, in order."""
-        return [f for f in self.filters if f.scope in (stage, "both")]
-
-    def judge(self, sample: Sample, stage: Stage) -> Verdict:
-        """The sample as the filters of this stage leave it, and their first objection."""
-        for f in self.at(stage):
-            (verdict,) = f.judge([sample])
-            if verdict.rejection is not None:
-                return verdict
-            sample = verdict.sample
-        return Verdict(sample)
-
-    def remember(self, sample: Sample, stage: Stage) -> None:
-        """Tell the filters of this stage that the sample was kept."""
-        for f in self.at(stage):
-            f.remember(sample)

@@ -9,7 +9,7 @@ import regex
 from pydantic import Field
 
 from instructgen.filters import Transform
-from instructgen.shipped import word_list
+from instructgen.resources import word_list
 
 # Wikipedia's [42], [a] and [citation needed], right behind a word or a stop.
 _CITATION = regex.compile(

@@ -11,12 +11,12 @@ from pydantic import Field
 
 from instructgen.errors import InputError
 from instructgen.filters import Filter, Verdict
-from instructgen.sample import Rejection, Sample
-from instructgen.shipped import shipped
+from instructgen.formats.records import BadRecord, read_records
+from instructgen.resources import shipped
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import EmbeddingIndex
 from instructgen.similarity.benchmark_prompts import BenchmarkPrompt, BenchmarkPrompts, Found
 from instructgen.similarity.encoders import MINILM, check_model
-from instructgen.sources.records import BadRecord, read_records
 
 _FIELDS = ("turns", "prompt", "question", "problem", "query", "instruction", "text", "messages")
 

@@ -14,8 +14,8 @@ import regex
 from pydantic import Field
 
 from instructgen.filters import Filter
-from instructgen.sample import Rejection, Sample
-from instructgen.shipped import word_list
+from instructgen.resources import word_list
+from instructgen.schema.sample import Rejection, Sample
 
 # <|anything|> and its full-width form are control tokens in most families.
 _SHAPE = r"<[|｜][^|｜<>\s]{1,40}[|｜]>"

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from instructgen.filters import SelectingFilter
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity.encoders import MINILM, check_model, encoder
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from instructgen.filters import SelectingFilter
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import deduplicate
 from instructgen.similarity.encoders import MINILM
 

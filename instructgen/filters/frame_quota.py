@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydantic import Field, PrivateAttr
 
 from instructgen.filters import ComparingFilter, Matched
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import RougeLIndex, Tokenizer
 from instructgen.similarity.encoders import MINILM, check_model, encoder
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from instructgen.filters import ScoringFilter
 from instructgen.models.likelihood import language_model
-from instructgen.sample import Sample, Score
+from instructgen.schema.sample import Sample, Score
 
 
 class IFD(ScoringFilter):

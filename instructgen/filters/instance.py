@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from instructgen import prompts
 from instructgen.filters import Filter
-from instructgen.sample import Rejection, Sample
+from instructgen.generation import prompts
+from instructgen.schema.sample import Rejection, Sample
 
 _DETAILS = {
     "empty_output": "the row has no output",

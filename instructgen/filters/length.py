@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from instructgen.filters import Filter
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import tokenize
 
 

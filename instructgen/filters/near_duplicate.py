@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from instructgen.filters import ComparingFilter, Matched
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import MinHashIndex, Tokenizer
 from instructgen.similarity.minhash import jaccard, runs
 from instructgen.similarity.tokens import tokenize_all

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from instructgen.filters import ComparingFilter, Matched
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import RougeLIndex, Tokenizer
 
 

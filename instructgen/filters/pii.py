@@ -11,7 +11,7 @@ import regex
 from pydantic import Field, field_validator
 
 from instructgen.filters import Transform, Verdict
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 
 PiiKind = Literal["email", "phone", "card", "ip", "key"]
 Span = tuple[int, int]

@@ -9,8 +9,8 @@ import regex
 from pydantic import Field
 
 from instructgen.filters import Filter
-from instructgen.sample import Rejection, Sample
-from instructgen.shipped import word_list
+from instructgen.resources import word_list
+from instructgen.schema.sample import Rejection, Sample
 
 
 class Refusal(Filter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from instructgen.filters import Filter
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import tokenize
 
 

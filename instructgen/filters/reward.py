@@ -10,7 +10,7 @@ from pydantic import Field
 
 from instructgen.filters import ScoringFilter
 from instructgen.models.loading import load_for_inference
-from instructgen.sample import Sample, Score
+from instructgen.schema.sample import Sample, Score
 
 
 class Reward(ScoringFilter):

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from instructgen.filters import ScoringFilter
-from instructgen.sample import Sample
-from instructgen.sample import Score as Number
+from instructgen.schema.sample import Sample
+from instructgen.schema.sample import Score as Number
 
 
 class Score(ScoringFilter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instructgen.filters import Filter
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity.scripts import fits_language, main_script
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pydantic import Field
 
 from instructgen.filters import Filter, Verdict
-from instructgen.sample import Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import EmbeddingIndex
 from instructgen.similarity.encoders import MINILM, check_model
 

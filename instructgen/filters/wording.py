@@ -13,8 +13,8 @@ import regex
 from pydantic import Field, field_validator
 
 from instructgen.filters import Filter
-from instructgen.sample import Rejection, Sample
-from instructgen.shipped import word_list
+from instructgen.resources import word_list
+from instructgen.schema.sample import Rejection, Sample
 
 
 class Wording(Filter):

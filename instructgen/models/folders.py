@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.errors import ConfigError, EngineError
-from instructgen.shipped import model_cache
+from instructgen.resources import model_cache
 
 EMBEDDED = "smollm2"
 GPU_DEFAULT = "HuggingFaceTB/SmolLM3-3B"

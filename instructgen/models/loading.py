@@ -66,7 +66,7 @@ def read_tokenizer(name: str) -> Any:
         raise load_error(name, error, "its tokenizer") from error
 
 
-def load_config(name: str) -> Any:
+def read_config(name: str) -> Any:
     """The configuration of a model, and of the base model where the folder holds an adapter.
 
     Raises:
@@ -76,7 +76,7 @@ def load_config(name: str) -> Any:
     folder = Path(_resolved(name))
     try:
         if (folder / ADAPTER).exists():
-            return load_config(_base_of(folder))
+            return read_config(_base_of(folder))
         return _transformers().AutoConfig.from_pretrained(str(folder), **_NO_CODE)
     except InstructgenError:
         raise
@@ -213,7 +213,7 @@ def is_reward_model(name: str) -> bool:
     Raises:
         ConfigError: nothing is there.
     """
-    return any("ForSequenceClassification" in a for a in load_config(name).architectures or ())
+    return any("ForSequenceClassification" in a for a in read_config(name).architectures or ())
 
 
 def check_reward_model(name: str) -> None:
@@ -226,7 +226,7 @@ def check_reward_model(name: str) -> None:
         raise ConfigError(
             f"{name} is no reward model: it writes text.", "Run: instructgen train reward."
         )
-    if (labels := load_config(name).num_labels) != 1:
+    if (labels := read_config(name).num_labels) != 1:
         raise ConfigError(f"model {name} gives {labels} numbers, not one.", "Name a reward model.")
 
 

@@ -9,9 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from instructgen.commands.generate import configure
+from instructgen.commands.mixing import load_mix
 from instructgen.commands.train import check
-from instructgen.config import Config, load_filters, load_mix
 from instructgen.errors import ConfigError
+from instructgen.filters.recipe import load_filters
+from instructgen.generation.options import Config
 from instructgen.training.options import OPTIONS
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from instructgen.errors import ConfigError
 from instructgen.models.folders import EMBEDDED
 from instructgen.pipeline.options import check_options
 from instructgen.plugins import suggest
-from instructgen.shipped import shipped
+from instructgen.resources import shipped
 
 # What a step's output is called by the commands, and the end of its name where it is a file.
 OUTPUTS = {
@@ -135,7 +135,7 @@ def recipe_path(recipe: str) -> Path:
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that travel with the package, by name."""
-    folder = Path(__file__).parent.parent / "recipes"
+    folder = Path(__file__).parent / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from instructgen.licences import obligations
+from instructgen.licensing.licenses import obligations
 from instructgen.reports.charts import Series, bars, histogram, lines
 from instructgen.reports.columns import (
     FIELDS,
@@ -35,7 +35,7 @@ from instructgen.reports.page import (
     tiles,
 )
 from instructgen.reports.variety import embedding_map, nearest_seed, variety
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.store import is_run, read_info, read_made, read_manifest, read_sessions
 
 # Rows that the costly figures are drawn from, evenly over the whole dataset.

@@ -11,7 +11,7 @@ from instructgen.reports.charts import number_text
 from instructgen.reports.columns import FIELDS, REJECTED, Columns, Rejections
 from instructgen.reports.html import Markup, element
 from instructgen.reports.page import card, table, texts
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.similarity import RougeLIndex
 from instructgen.store import is_run, read_info
 

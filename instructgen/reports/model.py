@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from instructgen.errors import InputError, RunError
-from instructgen.licences import obligations
+from instructgen.licensing.licenses import obligations
 from instructgen.reports.charts import Series, intervals, lines, number_text
 from instructgen.reports.html import Markup, element
 from instructgen.reports.page import Chapter, card, figure, figures, listed, table, tiles

@@ -16,7 +16,7 @@ from instructgen.reports.html import Markup
 from instructgen.reports.page import card, figure
 from instructgen.reports.plane import in_plane
 from instructgen.reports.verbs import ACCURACY, pairs_of
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.similarity import RougeLIndex
 
 # Rows that each figure is drawn from, evenly over the whole dataset.

@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from instructgen.errors import ConfigError, InputError
-from instructgen.licences import freedom
+from instructgen.licensing.licenses import freedom
 from instructgen.plugins import suggest
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.similarity.blocks import Array
 from instructgen.similarity.encoders import MINILM, check_model
 from instructgen.similarity.near_pairs import THRESHOLDS, Table, Watch, above, measures, tables_of

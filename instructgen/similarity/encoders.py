@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from instructgen.errors import ConfigError, first_line
-from instructgen.shipped import model_cache
+from instructgen.resources import model_cache
 from instructgen.similarity.blocks import Array
 from instructgen.similarity.tokens import tokenize_all
 

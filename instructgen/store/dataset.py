@@ -14,10 +14,10 @@ from typing import Any
 
 import orjson
 
-from instructgen.contents import Contents
 from instructgen.errors import RunError
-from instructgen.rows import rejected_table_of, samples_in, schema, table_of
-from instructgen.sample import Rejected, Sample, Shape
+from instructgen.schema.arrow import rejected_table_of, samples_in, schema, table_of
+from instructgen.schema.sample import Rejected, Sample, Shape
+from instructgen.schema.statistics import Contents
 from instructgen.store.files import (
     differences,
     digest_of_file,

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from instructgen.rows import samples_in, schema, table_of
-from instructgen.sample import Sample, Shape
+from instructgen.schema.arrow import samples_in, schema, table_of
+from instructgen.schema.sample import Sample, Shape
 from instructgen.store.files import storage
 
 SPOOL = ".spool-"

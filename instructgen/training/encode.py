@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.errors import ConfigError, first_line
-from instructgen.sample import Message, Sample
+from instructgen.schema.sample import Message, Sample
 
 _TEMPLATES = Path(__file__).parent / "templates"
 IGNORED = -100

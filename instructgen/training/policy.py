@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instructgen.errors import ConfigError, TrainingError
-from instructgen.models.loading import Head, head_of, load_config
+from instructgen.models.loading import Head, head_of, read_config
 from instructgen.training.options import TrainOptions
 
 # Rounding by merging, in shares of the logits' size; a lost layer or head is far more.
@@ -69,7 +69,7 @@ def length_for(name: str, asked: int) -> int:
     Raises:
         ConfigError: the model reads less than was asked, or cannot be loaded.
     """
-    most = getattr(load_config(name).get_text_config(), "max_position_embeddings", None)
+    most = getattr(read_config(name).get_text_config(), "max_position_embeddings", None)
     if asked == 0:
         return min(_LONGEST, most or _LONGEST)
     if most is not None and asked > most:

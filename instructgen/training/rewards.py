@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from instructgen.errors import ConfigError
 from instructgen.models.loading import check_reward_model, load_model, load_tokenizer
 from instructgen.plugins import classes, find
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
 from instructgen.verifiers import Verifier
 

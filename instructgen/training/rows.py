@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.errors import InputError
-from instructgen.sample import Sample, Shape
-from instructgen.sources import read
+from instructgen.formats import read
+from instructgen.schema.sample import Sample, Shape
 from instructgen.store import read_samples, shape_of, splits_of, training_split
 from instructgen.training.encode import Encoded, Encoder, Unusable
 

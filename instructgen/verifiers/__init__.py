@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 
 
 class Verifier(BaseModel, ABC):

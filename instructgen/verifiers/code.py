@@ -23,7 +23,7 @@ from contextlib import suppress
 import regex
 from pydantic import Field
 
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier, label
 
 _FENCE = regex.compile(r"```(?:python|py)?\s*\n(.*?)```", regex.DOTALL | regex.IGNORECASE)

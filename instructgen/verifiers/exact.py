@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from instructgen.constraints import HELD_OUT, LABEL, Constraint, draw
-from instructgen.sample import Label, Sample
+from instructgen.schema.sample import Label, Sample
 from instructgen.verifiers import Verifier, label
+from instructgen.verifiers.constraints import HELD_OUT, LABEL, Constraint, draw
 
 
 class IfEval(Verifier):

@@ -8,7 +8,7 @@ from fractions import Fraction
 import regex
 from pydantic import Field
 
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+"

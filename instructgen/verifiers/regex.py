@@ -7,7 +7,7 @@ import random
 import regex
 from pydantic import Field
 
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier, label
 
 

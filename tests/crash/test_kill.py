@@ -17,7 +17,7 @@ import pytest
 
 from instructgen.commands.generate import generate, rebuild
 from instructgen.errors import RunError
-from instructgen.loop import LAG
+from instructgen.generation.loop import LAG
 from tests.conftest import ROOT
 from tests.test_loop import tree_digest
 

@@ -16,8 +16,8 @@ import pytest
 from instructgen import curate, export, import_data, merge
 from instructgen.errors import ConfigError, InputError, InstructgenError, RunError
 from instructgen.filters.contamination import benchmark_prompts
-from instructgen.sample import Sample
-from instructgen.sources import BadRow, read
+from instructgen.formats import BadRow, read
+from instructgen.schema.sample import Sample
 from instructgen.store import read_samples, write_dataset
 
 
@@ -202,7 +202,7 @@ def test_bombs_are_bounded(tmp_path: Path, kind: str) -> None:
                 file.write(b"x" * 2**20)
     assert path.stat().st_size < 40 * 2**20
     code = (
-        "import sys; from pathlib import Path; from instructgen.sources import read\n"
+        "import sys; from pathlib import Path; from instructgen.formats import read\n"
         "from instructgen.errors import InputError\n"
         "try:\n"
         "    rows = read(Path(sys.argv[1]), 'alpaca', license='MIT', on_bad_row='reject')\n"

@@ -14,7 +14,7 @@ import pytest
 
 from instructgen import ablate, evaluate, prefer, train
 from instructgen.errors import ConfigError, InputError, InstructgenError, RunError
-from instructgen.sample import Sample
+from instructgen.schema.sample import Sample
 from tests.tiny_model import make_tiny_model
 from tests.training_data import dataset, pairs, sentences
 

@@ -1,0 +1,35 @@
+"""databricks-dolly-15k: human answers in eight categories, some over a Wikipedia passage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from instructgen.formats import Source, text
+from instructgen.schema.sample import Kind, Sample
+
+
+class Dolly(Source):
+    """Rows of instruction, context, response and category (CC-BY-SA-3.0, Databricks 2023)."""
+
+    name = "dolly"
+    fields = frozenset({"instruction", "context", "response"})
+    license = "CC-BY-SA-3.0"
+    language = "en"
+    attribution = (
+        "databricks-dolly-15k, Copyright (2023) Databricks, Inc.; "
+        "passages from Wikipedia, Copyright Wikipedia editors and contributors",
+    )
+
+    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+        """One sample; the context becomes its input."""
+        category = text(record, "category", required=False) or None
+        return [
+            Sample(
+                instruction=text(record, "instruction"),
+                input=text(record, "context", required=False),
+                output=text(record, "response"),
+                kind=Kind.CLASSIFICATION if category == "classification" else Kind.GENERATION,
+                category=category,
+            )
+        ]

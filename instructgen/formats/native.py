@@ -1,0 +1,36 @@
+"""Our own seed tasks: one instance per row, with kind, category, language and licence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from instructgen.formats import RowError, Source, text
+from instructgen.schema.sample import Kind, Sample
+
+
+class Native(Source):
+    """Rows as in seeds/*.jsonl."""
+
+    name = "instructgen"
+    fields = frozenset({"instruction", "output", "kind", "license"})
+
+    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+        """One sample."""
+        # Rows that were imported have none, in our own Parquet parts as elsewhere.
+        unknown = "kind" in record and record["kind"] is None
+        kind = None if unknown else text(record, "kind")
+        if kind is not None and kind not in list(Kind):
+            raise RowError(f'"kind" is {kind!r}, not {" or ".join(Kind)}.')
+        return [
+            Sample(
+                instruction=text(record, "instruction"),
+                input=text(record, "input", required=False),
+                output=text(record, "output"),
+                kind=None if kind is None else Kind(kind),
+                category=text(record, "category", required=False) or None,
+                language=text(record, "language", required=False) or "und",
+                source=text(record, "source", required=False),
+                license=text(record, "license"),
+            )
+        ]

@@ -1,0 +1,55 @@
+"""Preferences in the form of UltraFeedback binarized and of TRL: a prompt and two answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from instructgen.formats import RowError, Source, number, text
+from instructgen.formats.conversation import preference, turns
+from instructgen.schema.sample import Message, Sample, Score
+
+
+class Preferences(Source):
+    """Rows of prompt, chosen and rejected, each text or a list of messages.
+
+    Where the answers repeat the prompt, it stands once in the row. As instructions
+    a row is the prompt with the chosen answer.
+    """
+
+    name = "preferences"
+    fields = frozenset({"prompt", "chosen", "rejected"})
+    method = "model"
+    shapes = ("preferences", "instructions")
+
+    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+        """One preference, with the scores of both answers if it has them."""
+        prompt = _messages(record, "prompt", "user")
+        sample = preference(_whole(prompt, record, "chosen"), _whole(prompt, record, "rejected"))
+        scores = [(name, number(record, name)) for name in ("score_chosen", "score_rejected")]
+        if self.shape == "instructions":
+            sample = replace(sample, rejected_output=None)
+        return [
+            replace(
+                sample,
+                scores=tuple(Score(name, value) for name, value in scores if value is not None),
+                language=text(record, "language", required=False) or "und",
+                license=text(record, "license", required=False),
+            )
+        ]
+
+
+def _messages(record: Mapping[str, Any], field: str, role: str) -> list[Message]:
+    if isinstance(record.get(field), str):
+        return [Message(role, text(record, field))]
+    return turns(record.get(field), field)
+
+
+def _whole(prompt: list[Message], record: Mapping[str, Any], field: str) -> list[Message]:
+    answer = _messages(record, field, "assistant")
+    if answer[: len(prompt)] == prompt and len(answer) > len(prompt):
+        return answer
+    if len(answer) != 1 or answer[0].role != "assistant":
+        raise RowError(f'"{field}" is not the answer to "prompt".')
+    return [*prompt, *answer]

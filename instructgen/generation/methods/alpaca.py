@@ -1,0 +1,119 @@
+"""Alpaca (Taori et al. 2023): whole triples from three human demonstrations, in one stage.
+
+Machine-made tasks are never shown, so the pool does not grow.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from pydantic import Field
+
+from instructgen.engines import Completion, Request
+from instructgen.generation.methods import Form, Found, Lost, Method, Outcome, SamplingOptions, heir
+from instructgen.generation.prompts import (
+    Instance,
+    Template,
+    capital,
+    one_line,
+    parse_json,
+    record_of,
+    schema_of,
+)
+from instructgen.generation.seed_pool import Pool
+from instructgen.schema.sample import Rejection, Sample
+
+TRIPLES = "triples"
+
+
+class Alpaca(Method):
+    """Instruction, input and output together."""
+
+    name = "alpaca"
+
+    human: int = Field(3, ge=1, description="human demonstrations in a prompt")
+    new_tasks: int = Field(16, ge=1, description="triples read from one completion")
+    max_demonstration_characters: int = Field(
+        2000, ge=100, description="longer seeds are not shown: they would fill the prompt"
+    )
+    triples: SamplingOptions = Field(
+        SamplingOptions(temperature=1.0, max_tokens=3072), description="sampling"
+    )
+
+    def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
+        """``count`` requests, each with its own demonstrations."""
+        return [self._request(pool, rng, form) for _ in range(count)]
+
+    def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
+        """Every triple; of a completion cut by length, the last one is lost."""
+        blank = heir(pool, request.parents, request.language)
+        if completion.finish_reason == "error":
+            return [_lost(blank, "engine_error", completion.error or "")]
+        items = self._parse(request, completion)
+        outcomes: list[Outcome] = []
+        for number, item in enumerate(items, start=1):
+            instruction, instance = item or ("", Instance("", ""))
+            sample = replace(
+                blank, instruction=instruction, input=instance.input, output=instance.output
+            )
+            if number == len(items) and completion.finish_reason == "length":
+                outcomes.append(_lost(sample, "cut_by_length", "the last item was not finished"))
+            elif number > self.new_tasks:
+                outcomes.append(_lost(sample, "too_many_tasks", f"more than {self.new_tasks}"))
+            elif item is None:
+                outcomes.append(_lost(sample, "incomplete_task", "a part of the item is missing"))
+            elif not instance.output:
+                outcomes.append(_lost(sample, "empty_output", "the item has no output"))
+            else:
+                outcomes.append(Found(sample))
+        return outcomes or [_lost(blank, "no_instructions", "no task could be read")]
+
+    def _request(self, pool: Pool, rng: random.Random, form: Form) -> Request:
+        language = pool.draw_language(rng)
+        parents = pool.draw(rng, language, self.human, 0, fits=self._fits)
+        shown = [pool.seeds[p] for p in parents]
+        template = Template(language)
+        if form.style == "completion":
+            last = len(shown) + self.new_tasks
+            return Request(
+                template.triples_completion(shown, last),
+                # The number past the last item, at a line start and nowhere else.
+                self.triples.sampling((f"\n{last + 1}.", f"\n{last + 1} .")),
+                stage=TRIPLES,
+                language=language,
+                parents=parents,
+            )
+        item = record_of("instruction", "input", "output")
+        return Request(
+            template.triples_chat(shown, self.new_tasks, form.structured),
+            self.triples.sampling(),
+            schema=schema_of("tasks", item, self.new_tasks) if form.structured else None,
+            stage=TRIPLES,
+            language=language,
+            parents=parents,
+        )
+
+    def _fits(self, seed: Sample) -> bool:
+        length = len(seed.instruction) + len(seed.input) + len(seed.output)
+        return bool(seed.output) and length <= self.max_demonstration_characters
+
+    def _parse(self, request: Request, completion: Completion) -> list[tuple[str, Instance] | None]:
+        template = Template(request.language)
+        if request.schema is None:
+            return template.parse_triples(completion.text)
+        cut = completion.finish_reason == "length"
+        items = parse_json(completion.text, "tasks", cut=cut)
+        return [_triple(template, item) for item in items]
+
+
+def _triple(template: Template, item: object) -> tuple[str, Instance] | None:
+    names = ("instruction", "input", "output")
+    if not isinstance(item, dict) or not all(isinstance(item.get(n), str) for n in names):
+        return None
+    instance = Instance(template.given(item["input"]), item["output"].strip())
+    return capital(one_line(item["instruction"])), instance
+
+
+def _lost(sample: Sample, reason: str, detail: str) -> Lost:
+    return Lost(sample, Rejection(Alpaca.name, reason, detail))

@@ -1,0 +1,282 @@
+"""Self-Instruct (Wang et al. 2022): instructions, classification or not, instances.
+
+The constants are those of the paper and its code; the recipe may change them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pydantic import Field
+
+from instructgen.engines import Completion, Request
+from instructgen.generation.methods import (
+    Classified,
+    Form,
+    Found,
+    Lost,
+    Method,
+    Outcome,
+    SamplingOptions,
+    heir,
+)
+from instructgen.generation.prompts import (
+    Instance,
+    Template,
+    capital,
+    one_line,
+    parse_json,
+    parse_numbered,
+    record_of,
+    schema_of,
+)
+from instructgen.generation.seed_pool import Pool, Task
+from instructgen.schema.sample import Kind, Message, Rejection, Sample
+
+_ANSWER_TOKENS = 8
+INSTRUCTIONS, CLASSIFICATION, INSTANCES = "instructions", "classification", "instances"
+
+
+def _options(**values: float) -> SamplingOptions:
+    return SamplingOptions.model_validate(values)
+
+
+class SelfInstruct(Method):
+    """Three stages; accepted instructions become demonstrations."""
+
+    name = "self_instruct"
+
+    human: int = Field(6, ge=1, description="human demonstrations in a prompt")
+    machine: int = Field(2, ge=0, description="of the accepted instructions, fewer while few")
+    new_instructions: int = Field(7, ge=1, description="instructions read from one completion")
+    max_instances: int = Field(5, ge=1, description="rows kept per instruction")
+    instructions: SamplingOptions = Field(
+        _options(temperature=0.7, top_p=0.5, presence_penalty=2.0, max_tokens=1024),
+        description="sampling of the first stage",
+    )
+    classification: SamplingOptions = Field(
+        _options(temperature=0.0, max_tokens=3), description="sampling of the second stage"
+    )
+    instances: SamplingOptions = Field(
+        _options(temperature=0.0, presence_penalty=1.5, max_tokens=350),
+        description="sampling of the third stage",
+    )
+    classification_instances: SamplingOptions = Field(
+        _options(temperature=0.0, presence_penalty=1.5, max_tokens=300),
+        description="the same, for classification tasks",
+    )
+    chat_instructions: SamplingOptions = Field(
+        _options(temperature=0.9, top_p=0.95, max_tokens=1024),
+        description="the first stage in the chat style; penalties would hurt the form of an answer",
+    )
+    chat_answers: SamplingOptions = Field(
+        _options(temperature=0.0, max_tokens=1024),
+        description="the later stages in the chat style",
+    )
+
+    def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
+        """Waiting instances first, then new instructions; all classifications beside them.
+
+        A classification costs a few tokens: were it counted, the batches after
+        a wave of new instructions would leave the engine half empty. New
+        instructions have a sixteenth of a batch to themselves, so that the pool
+        never stands still, and take at most half: each one accepted costs two
+        more requests.
+        """
+        made = [self._classification(pool, task, form) for task in pool.unclassified]
+        pool.unclassified.clear()
+        ready = min(len(pool.classified), max(1, count - -(-count // 16)))
+        made += [self._instances(pool, pool.classified.popleft(), form) for _ in range(ready)]
+        room = min(count - ready, -(-count // 2))
+        return made + [self._instructions(pool, rng, form) for _ in range(room)]
+
+    def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
+        """By the request's stage."""
+        if request.task is None:
+            return self._new_instructions(pool, request, completion)
+        task = pool.tasks[request.task]
+        if completion.finish_reason == "error":
+            return [_lost(task.sample, "engine_error", completion.error or "")]
+        if request.stage == CLASSIFICATION:
+            yes = Template(request.language).is_yes(_answer(request, completion))
+            kind = Kind.CLASSIFICATION if yes else Kind.GENERATION
+            return [Classified(request.task, kind)]
+        return self._rows(task, request, completion)
+
+    # -- instructions ---------------------------------------------------------------
+
+    def _instructions(self, pool: Pool, rng: random.Random, form: Form) -> Request:
+        language = pool.draw_language(rng)
+        parents = pool.draw(rng, language, self.human, self.machine)
+        shown = [pool.at(p).instruction for p in parents]
+        template = Template(language)
+        if form.style == "completion":
+            # Cut on a line start only: "16." inside a sentence is no stop.
+            last = len(shown) + self.new_instructions
+            return Request(
+                template.instructions_completion(shown),
+                self.instructions.sampling(("\n\n", f"\n{last + 1}.", f"\n{last + 1} .")),
+                stage=INSTRUCTIONS,
+                language=language,
+                parents=parents,
+            )
+        item = {"type": "string", "minLength": 1, "maxLength": 600}
+        return Request(
+            template.instructions_chat(shown, self.new_instructions, form.structured),
+            self.chat_instructions.sampling(),
+            schema=schema_of("tasks", item, self.new_instructions) if form.structured else None,
+            stage=INSTRUCTIONS,
+            language=language,
+            parents=parents,
+        )
+
+    def _new_instructions(
+        self, pool: Pool, request: Request, completion: Completion
+    ) -> list[Outcome]:
+        blank = heir(pool, request.parents, request.language)
+        whole = replace(blank, instruction=completion.text.strip())
+        if completion.finish_reason == "error":
+            return [_lost(blank, "engine_error", completion.error or "")]
+        if completion.finish_reason == "length":
+            return [_lost(whole, "cut_by_length", "the completion was not finished")]
+        if request.schema is not None:
+            items = parse_json(completion.text, "tasks")
+            texts = [capital(one_line(t)) for t in items if isinstance(t, str) and t.strip()]
+        elif isinstance(request.prompt, str):
+            texts = parse_numbered(completion.text, len(request.parents) + self.new_instructions)
+        else:
+            texts = parse_numbered(completion.text, self.new_instructions)
+        if not texts:
+            return [_lost(whole, "no_instructions", "no instruction could be read")]
+        return [Found(replace(blank, instruction=t)) for t in texts[: self.new_instructions]]
+
+    # -- classification or not --------------------------------------------------------
+
+    def _classification(self, pool: Pool, task: int, form: Form) -> Request:
+        sample = pool.tasks[task].sample
+        template = Template(sample.language)
+        prompt: str | tuple[Message, ...]
+        if form.style == "completion":
+            prompt = template.classification_completion(sample.instruction)
+            options = self.classification
+            if sample.language != "en":
+                # Three tokens hold an English yes, but only a part of an Arabic one.
+                room = {"max_tokens": max(_ANSWER_TOKENS, options.max_tokens)}
+                options = options.model_copy(update=room)
+        else:
+            prompt = template.classification_chat(sample.instruction, form.structured)
+            options = self.chat_answers
+        item = {"type": "string", "enum": [template.labels["yes"], template.labels["no"]]}
+        return Request(
+            prompt,
+            options.sampling(),
+            schema=schema_of("answer", item, 1) if form.structured else None,
+            stage=CLASSIFICATION,
+            language=sample.language,
+            task=task,
+        )
+
+    # -- instances ----------------------------------------------------------------------
+
+    def _instances(self, pool: Pool, number: int, form: Form) -> Request:
+        task = pool.tasks[number]
+        language, text = task.sample.language, task.sample.instruction
+        template = Template(language)
+        output_first = task.kind == Kind.CLASSIFICATION
+        if form.style == "completion":
+            fill = (
+                template.output_first_completion
+                if output_first
+                else template.input_first_completion
+            )
+            options = self.classification_instances if output_first else self.instances
+            sampling = options.sampling(template.instance_stops(self.max_instances))
+            return Request(fill(text), sampling, stage=INSTANCES, language=language, task=number)
+        item = record_of("label", "input") if output_first else record_of("input", "output")
+        return Request(
+            template.instances_chat(
+                text, self.max_instances, form.structured, output_first=output_first
+            ),
+            self.chat_answers.sampling(),
+            schema=schema_of("examples", item, self.max_instances) if form.structured else None,
+            stage=INSTANCES,
+            language=language,
+            task=number,
+        )
+
+    def _rows(self, task: Task, request: Request, completion: Completion) -> list[Outcome]:
+        parsed = self._parse_instances(task, request, completion)
+        whole = replace(task.sample, output=completion.text.strip(), kind=task.kind)
+        lost: list[Outcome] = []
+        if completion.finish_reason == "length":
+            last = parsed.pop() if parsed else None
+            unfinished = self._row(task, last) if last else whole
+            lost.append(_lost(unfinished, "cut_by_length", "the last instance was not finished"))
+        found = [instance for instance in parsed if instance is not None]
+        if not found and not lost:
+            return [_lost(whole, "no_instances", "no instance could be read")]
+        return [*self._consistent(task, found), *lost]
+
+    def _parse_instances(
+        self, task: Task, request: Request, completion: Completion
+    ) -> list[Instance | None]:
+        output_first = task.kind == Kind.CLASSIFICATION
+        template = Template(request.language)
+        if request.schema is None:
+            read = template.parse_output_first if output_first else template.parse_input_first
+            return read(completion.text)
+        cut = completion.finish_reason == "length"
+        output = "label" if output_first else "output"
+        return [
+            Instance(template.given(item["input"]), item[output].strip())
+            if isinstance(item, dict)
+            and isinstance(item.get("input"), str)
+            and isinstance(item.get(output), str)
+            else None
+            for item in parse_json(completion.text, "examples", cut=cut)
+        ]
+
+    def _consistent(self, task: Task, found: list[Instance]) -> Iterable[Outcome]:
+        """The paper's rules for the instances of one instruction.
+
+        Instances with a fault of their own do not count here; the filter
+        ``instance`` rejects them.
+        """
+        sound = [instance for instance in found if instance.fault is None]
+        outputs: dict[str, set[str]] = {}
+        for instance in sound:
+            outputs.setdefault(instance.input, set()).add(instance.output)
+        conflict = any(given and len(answers) > 1 for given, answers in outputs.items())
+        seen: set[Instance] = set()
+        for instance in found:
+            sample = self._row(task, instance)
+            if not instance.output:
+                yield _lost(sample, "empty_output", "the instance has no output")
+            elif instance.fault:
+                yield Found(sample)
+            elif conflict:
+                detail = "instances of one instruction give one input different outputs"
+                yield _lost(sample, "conflicting_instances", detail)
+            elif instance in seen:
+                yield _lost(sample, "duplicate_instance", "the same instance twice")
+            elif len(seen) >= self.max_instances:
+                yield _lost(sample, "too_many_instances", f"more than {self.max_instances}")
+            else:
+                seen.add(instance)
+                yield Found(sample)
+
+    def _row(self, task: Task, instance: Instance) -> Sample:
+        return replace(task.sample, input=instance.input, output=instance.output, kind=task.kind)
+
+
+def _answer(request: Request, completion: Completion) -> str:
+    if request.schema is None:
+        return completion.text
+    items = parse_json(completion.text, "answer")
+    return str(items[0]) if items else ""
+
+
+def _lost(sample: Sample, reason: str, detail: str) -> Lost:
+    return Lost(sample, Rejection(SelfInstruct.name, reason, detail))
