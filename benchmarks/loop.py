@@ -24,14 +24,14 @@ from instructgen.commands.generate import begin, configure, form_of, read_seeds
 from instructgen.engines import Request, Supervisor, prompt_tokens
 from instructgen.engines.vllm import VllmEngine, sampling_params
 from instructgen.generation.loop import Loop
-from instructgen.generation.runner import Progress, drive
+from instructgen.generation.runner import Session, drive
 
 ROOT = Path(__file__).parent.parent
 
 
 def through_the_loop(
     engine: VllmEngine, config: Any, batches: int
-) -> tuple[Progress, list[Request]]:
+) -> tuple[Session, list[Request]]:
     seeds, _ = read_seeds(ROOT / "seeds" / "general.jsonl", "", "", "fail")
     built: list[list[Request]] = []
 
@@ -42,7 +42,7 @@ def through_the_loop(
 
     with tempfile.TemporaryDirectory() as folder, begin(Path(folder) / "run", config, seeds) as run:
         loop = Watched(config, form_of(run), seeds, run.id)
-        progress = Progress(config.generate.target, loop)
+        progress = Session(config.generate.target, loop)
         drive(loop, run, Supervisor(engine), progress, None, batches=batches)
         answered = [
             request

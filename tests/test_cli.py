@@ -330,8 +330,8 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     text = io.StringIO()
     with watching(Console(file=text, soft_wrap=True), show=True) as watch:
         generate(SEEDS, 5, tmp_path / "o", engine="echo", watch=watch)
-    assert "0/5 rows, 0 instructions, batch 0" in text.getvalue()
-    assert "5/5 rows" in text.getvalue().splitlines()[-1]
+    assert "generate: 0 of 5 rows, instructions 0, batch 0" in text.getvalue()
+    assert "5 of 5 rows" in text.getvalue().splitlines()[-1]
     assert "\x1b" not in text.getvalue()
 
 

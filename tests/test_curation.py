@@ -20,14 +20,14 @@ from instructgen.filters.contamination import Contamination, benchmark_prompts
 from instructgen.filters.curation import Curation
 from instructgen.filters.diversity import Diversity
 from instructgen.filters.duplicate import Duplicate
-from instructgen.filters.label import Label as LabelFilter
+from instructgen.filters.label import LabelFilter
 from instructgen.filters.language import Language, identify
 from instructgen.filters.length import Length
 from instructgen.filters.novelty import Novelty
 from instructgen.filters.pii import Pii
 from instructgen.filters.recipe import load_filters
 from instructgen.filters.repetition import Repetition
-from instructgen.filters.score import Score as ScoreFilter
+from instructgen.filters.score import ScoreFilter
 from instructgen.filters.size import Size
 from instructgen.filters.topic import Topic
 from instructgen.formats import read
@@ -567,7 +567,7 @@ def test_a_reward_model_scores(tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-    from instructgen.filters.reward import Reward
+    from instructgen.filters.reward import RewardFilter
     from instructgen.models.folders import model_folder
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder("smollm2"))
@@ -584,7 +584,7 @@ def test_a_reward_model_scores(tmp_path: Path) -> None:
     )
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
-    f = Reward(model=str(tmp_path / "rm"), min=-1e9)
+    f = RewardFilter(model=str(tmp_path / "rm"), min=-1e9)
     rows = [Sample("Hi", output="Hello"), Sample("Hi", output="word " * 400)]
     good, long = (v.sample.scores[0] for v in f.judge(rows))
     assert good.value is not None

@@ -12,7 +12,7 @@ from instructgen.filters import Filter, SelectingFilter
 from instructgen.filters.chain import Chain
 from instructgen.filters.control_tokens import ControlTokens
 from instructgen.filters.frame_quota import FrameQuota
-from instructgen.filters.instance import Instance
+from instructgen.filters.instance import InstanceFilter
 from instructgen.filters.length import Length
 from instructgen.filters.near_duplicate import NearDuplicate
 from instructgen.filters.novelty import Novelty
@@ -256,7 +256,7 @@ def test_refusal(text: str, reason: str | None) -> None:
     ],
 )
 def test_instance(given: str, output: str, reason: str | None) -> None:
-    assert why(Instance(), given=given, output=output) == reason
+    assert why(InstanceFilter(), given=given, output=output) == reason
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_every_filter_says_what_it_is() -> None:
 
 
 def test_a_chain_judges_by_stage_and_stops_at_the_first() -> None:
-    chain = Chain([Length(), Instance(), ControlTokens()])
+    chain = Chain([Length(), InstanceFilter(), ControlTokens()])
     assert [f.name for f in chain.at("instruction")] == ["length", "control_tokens"]
     assert [f.name for f in chain.at("row")] == ["instance", "control_tokens"]
     sample = Sample("too short <s>", "", "")

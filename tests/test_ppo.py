@@ -123,7 +123,7 @@ def test_tokens_are_counted_whether_or_not_a_step_is_logged(tmp_path: Path) -> N
             max_new_tokens=8,
             log_every=every,
             evaluate=False,
-            watch=lambda progress, tokens=tokens: tokens.append(progress.tokens),
+            watch=lambda progress, tokens=tokens: tokens.append(progress.figures["tokens"]),
         )
     assert len(seen[1]) == 2
     assert seen[1][-1] > seen[1][0]

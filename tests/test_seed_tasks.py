@@ -10,7 +10,7 @@ import pytest
 
 from instructgen.filters.chain import Chain
 from instructgen.filters.control_tokens import ControlTokens
-from instructgen.filters.instance import Instance
+from instructgen.filters.instance import InstanceFilter
 from instructgen.generation.seed_pool import load_seeds
 from instructgen.licensing.licenses import check_licence
 from instructgen.similarity import RougeLIndex
@@ -58,7 +58,7 @@ def test_no_two_are_alike() -> None:
 
 def test_no_control_tokens() -> None:
     seeds, _ = load_seeds([GENERAL, MULTILINGUAL])
-    chain = Chain([ControlTokens(), Instance()])
+    chain = Chain([ControlTokens(), InstanceFilter()])
     assert [r for s in seeds if (r := chain.judge(s, "row").rejection)] == []
 
 

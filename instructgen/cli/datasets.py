@@ -81,13 +81,13 @@ def import_(
       instructgen import faq.csv --map instruction=question --map output=answer \\
           --license CC-BY-4.0 --out data/faq
     """
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.import_data import import_data as run
 
     if len(source_and_path) > 2:
         raise click.UsageError("Give one file, and before it the SOURCE if you like.")
     *source, path = source_and_path
-    with watching_stages(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json) as watch:
         result = run(path, out, *source, watch=watch, **options)
     if as_json:
         return print_json(result)
@@ -126,11 +126,11 @@ def merge(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **opt
       instructgen merge data/dolly data/oasst1 runs/a --out data/mix
       instructgen merge data/dolly data/libre --require commercial-use --out data/mix
     """
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.merge import merge as run
     from instructgen.licensing.licenses import obligations
 
-    with watching_stages(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json) as watch:
         result = run(inputs, out, watch=watch, **options)
     if as_json:
         return print_json(result)
@@ -188,13 +188,13 @@ def curate(
       instructgen curate data/mix --out data/clean
       instructgen curate data/mix --recipe strict --against gsm8k.jsonl --out data/clean
     """
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.curate import curate as run
 
     # A folder is no file of prompts, whatever stands before it.
     if many := [path for path in more if not against or path.is_dir()]:
         raise click.UsageError(f"{str(many[0])!r} is one dataset too many; merge them first.")
-    with watching_stages(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json) as watch:
         result = run(data, out, against=(*against, *more), watch=watch, **options)
     if as_json:
         return print_json(result)
@@ -234,10 +234,10 @@ def export(data: Path, quiet: bool, as_json: bool, **options: Any) -> None:
     Example:
       instructgen export data/clean --format sharegpt --to clean.jsonl
     """
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.export import export as run
 
-    with watching_stages(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json) as watch:
         result = run(data, watch=watch, **options)
     if as_json:
         return print_json(result)
@@ -288,10 +288,10 @@ def report(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **op
       instructgen report runs/a --out report.html
       instructgen report data/clean models/sft --seeds seeds/general.jsonl --out report.html
     """
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.report import report as run
 
-    with watching_stages(err, show=not quiet and not as_json, unit="chapters") as watch:
+    with watching(err, show=not quiet and not as_json) as watch:
         result = run(inputs, out, watch=watch, **options)
     if as_json:
         return print_json(result)
@@ -314,10 +314,10 @@ def publish(data: Path, name: str, private: bool, quiet: bool, as_json: bool) ->
     Example:
       instructgen publish data/clean my-org/clean
     """
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.publish import publish as run
 
-    with watching_stages(err, show=not quiet and not as_json):
+    with watching(err, show=not quiet and not as_json):
         result = run(data, name, private=private)
     if as_json:
         return print_json(result)
@@ -416,10 +416,10 @@ def dedup(
       instructgen dedup dolly.jsonl runs/a --out data/clean
       instructgen dedup dolly.jsonl --how two_key --compared instruction --out data/frames
     """
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.dedup import dedup as run
 
-    with watching_stages(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json) as watch:
         result = run(inputs, out, watch=watch, **options)
     if as_json:
         return print_json(result)

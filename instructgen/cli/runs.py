@@ -107,7 +107,7 @@ def generate(out: Path, show: int, as_json: bool, quiet: bool, **options: Any) -
     from instructgen.cli.progress import watching
     from instructgen.commands.generate import generate as run
 
-    with watching(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json, first="loading the model ...") as watch:
         result = run(out=out, watch=watch, **options)
     if show and not as_json:
         from itertools import islice
@@ -133,7 +133,7 @@ def preview(as_json: bool, quiet: bool, **options: Any) -> None:
     from instructgen.cli.progress import watching
     from instructgen.commands.preview import preview as run
 
-    with watching(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json, first="loading the model ...") as watch:
         forecast = run(watch=watch, **options)
     _print_forecast(forecast, as_json)
 
@@ -150,12 +150,12 @@ def explain(out: Path, row_id: str, quiet: bool, as_json: bool) -> None:
     Example:
       instructgen explain runs/a 3f2a9c0d11e84b57
     """
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.explain import explain as run
     from instructgen.commands.explain_row import RowExplanation
 
     # It may have to go through a whole journal.
-    with watching_stages(err, show=not quiet and not as_json):
+    with watching(err, show=not quiet and not as_json):
         found = run(out, row_id)
     if as_json:
         return print_json(found)
@@ -178,7 +178,7 @@ def rebuild(out: Path, quiet: bool, as_json: bool) -> None:
     from instructgen.cli.progress import watching
     from instructgen.commands.generate import rebuild as run
 
-    with watching(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json, first="loading the model ...") as watch:
         result = run(out, watch=watch)
     _print_result(result, as_json)
 

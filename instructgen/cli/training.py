@@ -21,6 +21,7 @@ from instructgen.cli.printing import (
 from instructgen.printable import printable
 
 _PATH = click.Path(path_type=Path)
+_LOADING = "loading the model ..."
 # What the command's function takes besides options of the method.
 _PARAMETERS = frozenset({"model", "recipe", "reward", "held_out"})
 _ABLATED = frozenset({"tokens", "seed", "steps", "epochs", "held_out_rows", "evaluate"})
@@ -157,10 +158,10 @@ def train(
         named = {k: v for k, v in given.items() if k not in _PARAMETERS}
         check(method, data, given.get("reward", ()), given.get("recipe"), named)
         launch(strategy or "ddp", processes)
-    from instructgen.cli.progress import watching_training
+    from instructgen.cli.progress import watching
     from instructgen.commands.train import train as run
 
-    with watching_training(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json, first=_LOADING) as watch:
         result = run(method, data, out, watch=watch, **given)
     if not result.facts:
         # Another process of the same training speaks for all.
@@ -357,7 +358,7 @@ def ablate(
     """
     from rich.table import Table
 
-    from instructgen.cli.progress import watching_training
+    from instructgen.cli.progress import watching
     from instructgen.commands.ablate import ablate as run
 
     given = {k: v for k, v in options.items() if v is not None}
@@ -365,9 +366,8 @@ def ablate(
     if both:
         raise click.UsageError(f"{both[0]} is given twice, by an option and by --set.")
     given |= _options_of("sft", more, _ABLATED)
-    with watching_training(err, show=not quiet and not as_json) as watch:
-        told = None if watch is None else (lambda name, progress: watch(progress, name))
-        result = run(list(datasets), watch=told, **given)
+    with watching(err, show=not quiet and not as_json, first=_LOADING) as watch:
+        result = run(list(datasets), watch=watch, **given)
     if as_json:
         return print_json(result)
     table = Table("dataset", "rows", "supervised tokens", "bits per byte", box=None)
@@ -428,10 +428,10 @@ def prefer(data: Path, out: Path, quiet: bool, as_json: bool, **options: Any) ->
       instructgen prefer data/prompts --score verifiers:ifeval --as instructions --out data/best
     """
     from instructgen.cli.datasets import print_derived
-    from instructgen.cli.progress import watching_stages
+    from instructgen.cli.progress import watching
     from instructgen.commands.prefer import prefer as run
 
-    with watching_stages(err, show=not quiet and not as_json) as watch:
+    with watching(err, show=not quiet and not as_json) as watch:
         result = run(data, out, watch=watch, **options)
     if as_json:
         return print_json(result)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from instructgen.commands.train import train, versions
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import default_model
 from instructgen.reports.cards import derived_card, table
+from instructgen.schema.progress import Watch
 from instructgen.store import (
     is_whole,
     making,
@@ -60,7 +60,7 @@ def ablate(
     data: str | Path | None = None,
     rows: int = 200,
     recipe: str | Path | None = None,
-    watch: Callable[[str, Any], None] | None = None,
+    watch: Watch | None = None,
     **options: Any,
 ) -> Ablation:
     """Train on each dataset and on a control, several times, and compare on held-out answers.
@@ -78,7 +78,7 @@ def ablate(
         data: held-out rows; without it the split ``test`` of the datasets.
         rows: how many of them are measured.
         recipe: a TOML file with the table [train].
-        watch: called with the arm's name and its training's progress.
+        watch: called with the progress of each arm's training.
         options: of train sft.
 
     Raises:
@@ -122,7 +122,7 @@ def ablate(
                 model=model,
                 recipe=recipe,
                 held_out=held_out,
-                watch=None if watch is None else partial(watch, f"{name}, seed {seed}"),
+                watch=None if watch is None else _named(watch, f"{name}, seed {seed}"),
                 **{**options, "held_out_rows": rows, "evaluate": False},
                 tokens=tokens,
                 seed=seed,
@@ -135,6 +135,10 @@ def ablate(
     ablation = _compared(folder, arms, base, found)
     _write(ablation, made)
     return ablation
+
+
+def _named(watch: Watch, name: str) -> Watch:
+    return lambda progress: watch(replace(progress, stage=name))
 
 
 def _held_out(paths: Sequence[Path], data: Path | None) -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 from instructgen.commands.derive import (
     Derived,
     Output,
-    Watch,
     Written,
     check_apart,
     common_shape,
@@ -24,6 +23,7 @@ from instructgen.filters.curation import Curation, Report
 from instructgen.filters.recipe import load_filters, recorded_filters
 from instructgen.plugins import provenance
 from instructgen.reports.cards import table
+from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Rejected, Sample, Score
 from instructgen.store import read_samples, splits_of
 
@@ -138,7 +138,7 @@ def _write(
 def _watched(samples: Iterator[Sample], total: int, watch: Watch | None) -> Iterator[Sample]:
     for count, sample in enumerate(samples, start=1):
         if watch is not None and count % 1_000 == 0:
-            watch("curate", count, total)
+            watch(Progress("curate", count, total))
         yield sample
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructgen.commands.derive import Output, Watch, Written, check_apart, derive, inputs_of
+from instructgen.commands.derive import Output, Written, check_apart, derive, inputs_of
 from instructgen.errors import InputError
 from instructgen.formats import OnBadRow
 from instructgen.generation.seed_pool import load_seeds
 from instructgen.licensing.licenses import check_licence
 from instructgen.reports.cards import rejected_table
+from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejected, Rejection, Sample
 from instructgen.similarity import deduplicate
 from instructgen.similarity.dedup import Compared, Thresholds

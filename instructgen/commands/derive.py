@@ -29,8 +29,6 @@ from instructgen.store import (
 
 # Rows handed to the writer at a time.
 ROWS_AT_ONCE = 1_000
-# Called with a name, the rows done with, and all of them where that is known.
-Watch = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import model_digest
 from instructgen.plugins import classes, find, suggest
 from instructgen.reports.cards import estimated, table
+from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Sample
 from instructgen.store import digest_of, is_trained, read_training, splits_of, write_files
 
@@ -46,7 +47,7 @@ def evaluate(
     limit: int = _ROWS,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
-    watch: Callable[[str], None] | None = None,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Measure a model on rows that it was not trained on.
 
@@ -65,7 +66,7 @@ def evaluate(
         limit: rows of each dataset.
         seed: of constraints, sampling and few-shot examples.
         settings: of suites, as ``{"constraints.engine": "vllm"}``.
-        watch: called with the name of each suite.
+        watch: called with each suite.
 
     Raises:
         InputError: there are no rows for a suite.
@@ -92,9 +93,9 @@ def evaluate(
     made = _suites(names, given)
     subject = Subject(model, against, Framing(max_length, format, pad_token), limit, seed)
     found: list[tuple[str, Finding]] = []
-    for suite in made:
+    for number, suite in enumerate(made):
         if watch is not None:
-            watch(suite.name)
+            watch(Progress(suite.name, number, len(made), "suites"))
         wanted = [] if suite.shape is None else rows.get(suite.shape, [])
         if suite.shape is not None and not wanted:
             raise InputError(

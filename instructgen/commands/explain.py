@@ -17,7 +17,7 @@ from instructgen.engines import Request
 from instructgen.errors import InputError, RunError, quoted
 from instructgen.filters.novelty import Novelty
 from instructgen.generation.loop import Loop
-from instructgen.generation.runner import Progress, drive
+from instructgen.generation.runner import Session, drive
 from instructgen.schema.arrow import sample_row
 from instructgen.schema.sample import Sample
 from instructgen.similarity import RougeLIndex, rouge_l, tokenize
@@ -37,7 +37,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Exchange:
     """A completion on a row's way: its place in the run, prompt and text."""
 
     stage: str
@@ -62,7 +62,7 @@ class Explanation:
     verdict: str
     row: dict[str, Any]
     parents: tuple[tuple[str, str], ...]
-    written: tuple[Written, ...]
+    written: tuple[Exchange, ...]
     passed: tuple[str, ...]
     nearest: Neighbour | None
 
@@ -114,7 +114,7 @@ def _find(run: Run, row_id: str) -> tuple[str, dict[str, Any]]:
     for seed in loop.pool.seeds:
         if seed.id == row_id:
             return "a seed", sample_row(seed)
-    drive(loop, run, None, Progress(loop.config.generate.target, loop), None)
+    drive(loop, run, None, Session(loop.config.generate.target, loop), None)
     for task in loop.pool.tasks:
         if task.sample.id == row_id:
             return "in the pool", sample_row(task.sample)
@@ -151,9 +151,9 @@ def _replay(
     def look(batch: int, requests: Sequence[Request]) -> None:
         kept.update({p: requests[p[1]] for p in places if p[0] == batch})
 
-    progress = Progress(loop.config.generate.target, loop)
+    session = Session(loop.config.generate.target, loop)
     last = max(batch for batch, _ in places)
-    drive(loop, run, None, progress, None, batches=last + 1, on_batch=look)
+    drive(loop, run, None, session, None, batches=last + 1, on_batch=look)
     if len(kept) < len(set(places)):
         raise RunError(
             f"{run.folder}: its dataset holds rows that its journal does not lead to.",
@@ -162,11 +162,11 @@ def _replay(
     return loop, kept
 
 
-def _written(run: Run, place: tuple[int, int], request: Request) -> Written:
+def _written(run: Run, place: tuple[int, int], request: Request) -> Exchange:
     entry = run.recorded(*place)
     assert entry is not None  # the replay has just used it
     c = entry.completion
-    return Written(
+    return Exchange(
         stage=request.stage,
         batch=place[0],
         request=place[1],

@@ -9,10 +9,10 @@ from typing import Any
 
 import orjson
 
-from instructgen.commands.derive import Watch
 from instructgen.errors import ConfigError, InputError
 from instructgen.licensing.licenses import obligations
 from instructgen.plugins import suggest
+from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Message, Sample, Shape
 from instructgen.store import (
     is_run,
@@ -92,7 +92,7 @@ def export(
         for sample in read_samples(folder, split=split):
             rows += 1
             if watch is not None and rows % 1_000 == 0:
-                watch("export", rows, count)
+                watch(Progress("export", rows, count))
             beside = {name: getattr(sample, name) for name in columns}
             yield orjson.dumps({**made(sample), **beside}) + b"\n"
 

@@ -19,11 +19,12 @@ from instructgen.formats import OnBadRow
 from instructgen.generation.loop import Loop, Stop
 from instructgen.generation.methods import Form
 from instructgen.generation.options import Config, from_recorded, load_config
-from instructgen.generation.runner import Progress, Watch, drive
+from instructgen.generation.runner import Session, drive
 from instructgen.generation.seed_pool import load_seeds, seeds_digest
 from instructgen.models.folders import EMBEDDED
 from instructgen.reports.cards import generated_card
 from instructgen.schema.arrow import sample_of, sample_row
+from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejected, Sample
 from instructgen.store import (
     FORMAT,
@@ -123,20 +124,20 @@ def generate(
         stack.callback(config.engine.close)
         run = stack.enter_context(begin(folder, config, samples))
         loop = Loop(config, form_of(run), samples, run.id)
-        progress = Progress(target, loop)
+        session = Session(target, loop)
         supervisor = Supervisor(config.engine)
         try:
-            drive(loop, run, supervisor, progress, watch)
+            drive(loop, run, supervisor, session, watch)
         finally:
-            if progress.asked:
+            if session.asked:
                 run.end_session(
                     {
-                        "engine_s": round(progress.engine_s, 2),
-                        "asked": progress.asked,
-                        "output_tokens": progress.output_tokens,
+                        "engine_s": round(session.engine_s, 2),
+                        "asked": session.asked,
+                        "output_tokens": session.output_tokens,
                     }
                 )
-        return _write(run, loop, progress, supervisor.restarts, len(bad))
+        return _write(run, loop, session, supervisor.restarts, len(bad))
 
 
 def rebuild(out: str | Path, *, watch: Watch | None = None) -> GenerateResult:
@@ -154,10 +155,10 @@ def rebuild(out: str | Path, *, watch: Watch | None = None) -> GenerateResult:
     """
     with Run.open(Path(out)) as run:
         loop = reopen(run)
-        progress = Progress(loop.config.generate.target, loop)
-        drive(loop, run, None, progress, watch)
+        session = Session(loop.config.generate.target, loop)
+        drive(loop, run, None, session, watch)
         _refuse_to_shrink(run.folder, len(loop.rows), "Restore journal.jsonl from a copy.")
-        return _write(run, loop, progress, 0, 0)
+        return _write(run, loop, session, 0, 0)
 
 
 def _refuse_to_shrink(folder: Path, rows: int, hint: str) -> None:
@@ -337,7 +338,7 @@ def _versions() -> dict[str, str]:
 
 
 def _write(
-    run: Run, loop: Loop, progress: Progress, restarts: int, bad_seed_rows: int
+    run: Run, loop: Loop, session: Session, restarts: int, bad_seed_rows: int
 ) -> GenerateResult:
     rejected = loop.finish()
     stopped = loop.stopped or Stop("interrupted", "the journal ends here; generate goes on")
@@ -364,11 +365,11 @@ def _write(
         funnel=funnel,
         prompt_tokens=loop.tally.prompt_tokens,
         output_tokens=loop.tally.output_tokens,
-        seconds=time.monotonic() - progress.started,
-        tokens_per_s=progress.tokens_per_s,
-        idle_share=progress.idle_share,
-        asked=progress.asked,
-        replayed=progress.replayed,
+        seconds=time.monotonic() - session.started,
+        tokens_per_s=session.tokens_per_s,
+        idle_share=session.idle_share,
+        asked=session.asked,
+        replayed=session.replayed,
         restarts=restarts,
         healed=run.healed,
         parts=tuple(str(run.folder / p.path) for p in parts),

@@ -9,7 +9,6 @@ from instructgen.commands.derive import (
     ROWS_AT_ONCE,
     Derived,
     Output,
-    Watch,
     Written,
     derive,
     name_of,
@@ -20,6 +19,7 @@ from instructgen.formats.plain import Plain
 from instructgen.licensing.licenses import check_licence
 from instructgen.plugins import find, provenance
 from instructgen.reports.cards import rejected_table
+from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Shape
 from instructgen.store import digest_of
 
@@ -141,7 +141,7 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written:
         if len(kept) + len(rejected) >= ROWS_AT_ONCE:
             flush()
             if watch is not None:
-                watch("read", reading.used + reading.others, None)
+                watch(Progress("read", reading.used + reading.others))
     flush()
     if number != reading.others or reading.used + reading.others != reading.units:
         raise RuntimeError("the rows read do not add up; please report this file's format")

@@ -17,7 +17,6 @@ from instructgen.commands.derive import (
     ROWS_AT_ONCE,
     Derived,
     Output,
-    Watch,
     Written,
     check_apart,
     common_shape,
@@ -28,6 +27,7 @@ from instructgen.commands.mixing import MixOptions, SplitOptions, Strata, Togeth
 from instructgen.errors import ConfigError, InputError
 from instructgen.licensing.licenses import Requirement
 from instructgen.reports.cards import rejected_table, table
+from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Label, Rejected, Rejection, Sample, Shape
 from instructgen.schema.seeding import digest
 from instructgen.store import SPLITS, Spool, read_samples, splits_of
@@ -157,7 +157,7 @@ class _Merge:
                     yield number, split, sample
                     number += 1
                     if self.watch is not None and number % ROWS_AT_ONCE == 0:
-                        self.watch(stage, number, None)
+                        self.watch(Progress(stage, number))
 
     def _refused(self, sample: Sample) -> Rejection | None:
         if self.require is None:
@@ -206,7 +206,7 @@ class _Merge:
                 for name, samples in waiting.items():
                     output.keep(samples, name)
                 if self.watch is not None:
-                    self.watch("write", sum(copies_seen.values()), len(order))
+                    self.watch(Progress("write", sum(copies_seen.values()), len(order)))
 
     def _strata(self, strata: Strata, taken: dict[int, int]) -> list[dict[str, Any]]:
         return [

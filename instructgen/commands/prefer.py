@@ -20,7 +20,6 @@ import orjson
 from instructgen.commands.derive import (
     Derived,
     Output,
-    Watch,
     Written,
     check_apart,
     common_shape,
@@ -35,6 +34,7 @@ from instructgen.generation.loop import request_digest
 from instructgen.models.folders import model_digest
 from instructgen.plugins import find, provenance, suggest
 from instructgen.schema.arrow import sample_row
+from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Score, Shape
 from instructgen.store import (
     FORMAT,
@@ -330,7 +330,8 @@ class _Maker:
                         "Mend the cause; the same command goes on.",
                     )
                 if self.watch is not None:
-                    self.watch(name, len(requests) - len(missing) + at + len(part), len(requests))
+                    done = len(requests) - len(missing) + at + len(part)
+                    self.watch(Progress(name, done, len(requests), "completions"))
         return [c for c in found if c is not None]
 
     @contextmanager

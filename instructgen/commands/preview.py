@@ -14,7 +14,8 @@ from instructgen.engines import Supervisor
 from instructgen.filters import ComparingFilter
 from instructgen.formats import OnBadRow
 from instructgen.generation.loop import LAG, Loop
-from instructgen.generation.runner import Progress, Watch, drive
+from instructgen.generation.runner import Session, drive
+from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejection, Sample
 
 # Enough for every stage to have run a few times: an instruction proposed in
@@ -83,12 +84,12 @@ def preview(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="instructgen-")))
         run = stack.enter_context(begin(folder / "preview", config, samples))
         loop = Loop(config, form_of(run), samples, run.id)
-        progress = Progress(target, loop)
-        drive(loop, run, Supervisor(config.engine), progress, watch, batches=_BATCHES)
-        return _forecast(loop, progress, target)
+        session = Session(target, loop)
+        drive(loop, run, Supervisor(config.engine), session, watch, batches=_BATCHES)
+        return _forecast(loop, session, target)
 
 
-def _forecast(loop: Loop, progress: Progress, target: int) -> Forecast:
+def _forecast(loop: Loop, session: Session, target: int) -> Forecast:
     t = loop.tally
     alike = _alike(loop)
     proposed = (t.kept_instructions or t.kept_rows) + len(alike)
@@ -104,12 +105,12 @@ def _forecast(loop: Loop, progress: Progress, target: int) -> Forecast:
         kept_rows=t.kept_rows,
         acceptance=t.kept / t.candidates if t.candidates else 0.0,
         duplicates=len(alike) / proposed if proposed else 0.0,
-        output_tokens_per_s=progress.tokens_per_s,
+        output_tokens_per_s=session.tokens_per_s,
         target=target,
         duplicates_at_target=at_target,
         prompt_tokens=None if scale is None else round(t.prompt_tokens * scale),
         output_tokens=None if scale is None else round(t.output_tokens * scale),
-        seconds=None if scale is None else progress.engine_s * scale,
+        seconds=None if scale is None else session.engine_s * scale,
     )
 
 

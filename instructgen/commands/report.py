@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import instructgen
-from instructgen.commands.derive import Watch, name_of
+from instructgen.commands.derive import name_of
 from instructgen.commands.generate import read_seeds
 from instructgen.errors import InputError, RunError
 from instructgen.reports.columns import Counts, read_words
@@ -15,6 +15,7 @@ from instructgen.reports.dataset import Beside, dataset_chapter
 from instructgen.reports.model import evaluation_chapter, model_chapter
 from instructgen.reports.page import Chapter, page
 from instructgen.schema.arrow import sample_of
+from instructgen.schema.progress import Progress, Watch
 from instructgen.store import (
     is_run,
     read_info,
@@ -67,7 +68,7 @@ def report(
     chapters = []
     for number, path in enumerate(paths):
         if watch is not None:
-            watch(name_of(path), number, len(paths))
+            watch(Progress(name_of(path), number, len(paths), "chapters"))
         chapters.append(_chapter(path, beside))
     title = " · ".join(chapter.title for chapter in chapters)
     data = page(title, chapters, instructgen.__version__)

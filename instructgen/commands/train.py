@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import orjson
 
 from instructgen.commands.derive import name_of
-from instructgen.commands.prepare import ONLINE, PAIRS, fits, prepare
 from instructgen.config import load_table
 from instructgen.errors import ConfigError, InputError, StorageError
 from instructgen.models.folders import default_model, model_digest
 from instructgen.plugins import provenance, suggest
 from instructgen.reports.cards import model_card
+from instructgen.schema.progress import Watch
 from instructgen.schema.statistics import Contents
 from instructgen.store import (
     ModelRun,
@@ -31,23 +31,27 @@ from instructgen.store import (
     training,
 )
 from instructgen.training.options import (
+    ONLINE,
     OPTIONS,
-    Method,
+    PAIRS,
     OnlineOptions,
     PpoOptions,
     SftOptions,
+    Trainer,
     TrainOptions,
 )
 from instructgen.versions import installed
 
 if TYPE_CHECKING:
-    from instructgen.training.trainers import Progress
+    from instructgen.training.callbacks import Pace
+    from instructgen.training.encode import Encoder
+    from instructgen.training.online import Tasks
+    from instructgen.training.rows import Excluded, Rows
+    from instructgen.training.trainer import Prepared
 
 _PACKAGES = ("instructgen", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _PROBES = 4
 _PROBE_TOKENS = 64
-
-TrainWatch = Callable[["Progress"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def train(
     recipe: str | Path | None = None,
     reward: Sequence[str] = (),
     held_out: str | Path | None = None,
-    watch: TrainWatch | None = None,
+    watch: Watch | None = None,
     **options: Any,
 ) -> TrainResult:
     """Train a model on a dataset, or go on with such a run.
@@ -120,7 +124,7 @@ def train(
         "options": settings.model_dump(mode="json"),
         **provenance(verifiers=verifiers_in(reward)),
     }
-    from instructgen.training.trainers import is_main
+    from instructgen.training.launch import is_main
 
     with training(folder, asked) if is_main() else nullcontext(ModelRun(folder, asked)) as run:
         facts = run.finished()
@@ -138,7 +142,7 @@ def check(
     reward: Sequence[str],
     recipe: str | Path | None,
     options: Mapping[str, Any],
-) -> tuple[Method, TrainOptions]:
+) -> tuple[Trainer, TrainOptions]:
     """The method and its options, checked as far as that goes without a model.
 
     Without ``data`` what it will be trained on is not looked at.
@@ -149,7 +153,7 @@ def check(
     """
     if method not in OPTIONS:
         raise ConfigError(f"{method!r} is no way to train.", suggest(method, list(OPTIONS)))
-    chosen: Method = next(m for m in get_args(Method) if m == method)
+    chosen: Trainer = next(m for m in get_args(Trainer) if m == method)
     settings = load_table(
         OPTIONS[chosen], None if recipe is None else str(recipe), "train", dict(options)
     )
@@ -186,13 +190,13 @@ def masks(
     from instructgen.models.loading import load_tokenizer
     from instructgen.training.encode import Encoder
     from instructgen.training.policy import length_for, needs_packages
-    from instructgen.training.rows import LeftOut, encoded, rows_for
+    from instructgen.training.rows import Excluded, encoded, rows_for
 
     needs_packages()
     base = default_model() if model is None else model
     tokenizer = load_tokenizer(base, settings.pad_token)
     encoder = Encoder(tokenizer, settings.format, base)
-    rows, left_out = rows_for(Path(data), None, 0, lambda _: True), LeftOut()
+    rows, left_out = rows_for(Path(data), None, 0, lambda _: True), Excluded()
     truncate, longest = settings.too_long == "truncate", length_for(base, settings.max_length)
     shown: list[list[tuple[str, bool]]] = []
     for sample in rows.train:
@@ -216,7 +220,7 @@ def masks(
     return shown
 
 
-def _check_inputs(method: Method, source: Path) -> None:
+def _check_inputs(method: Trainer, source: Path) -> None:
     from instructgen.training.rows import shape_at
 
     if not source.exists():
@@ -233,14 +237,13 @@ def _check_inputs(method: Method, source: Path) -> None:
         )
 
 
-def _check_strategy(method: Method, options: TrainOptions) -> None:
+def _check_strategy(method: Trainer, options: TrainOptions) -> None:
     """Refuse what would run as something else without a word."""
     import os
 
     import torch
 
-    from instructgen.training.launch import needs_gpus
-    from instructgen.training.trainers import processes
+    from instructgen.training.launch import needs_gpus, processes
 
     if method == "ppo" and processes() > 1:
         raise ConfigError("ppo trains in one process.", "Leave --processes out.")
@@ -267,83 +270,44 @@ class _Training:
 
     def __init__(
         self,
-        method: Method,
+        method: Trainer,
         options: TrainOptions,
         source: Path,
         base: str,
         reward: Sequence[str],
         held_out: str | Path | None,
         run: ModelRun,
-        watch: TrainWatch | None,
+        watch: Watch | None,
     ) -> None:
         self.method, self.options, self.source, self.base = method, options, source, base
         self.reward, self.run_folder, self.watch = reward, run, watch
         self.held_out = None if held_out is None else Path(held_out)
         self.head: Any = "reward" if method == "reward" else "causal"
-        self.progress: Progress | None = None
+        self.pace: Pace | None = None
+        self.tasks: Tasks | None = None
 
-    def _told(self, progress: Progress) -> None:
-        self.progress = progress
+    def _told(self, pace: Pace) -> None:
+        self.pace = pace
         if self.watch is not None:
-            self.watch(progress)
+            self.watch(pace.progress())
 
     def run(self) -> dict[str, Any]:
         """Train, save, check and evaluate; what run.json says of it."""
-        import torch
-        from transformers import set_seed
-
-        from instructgen.evaluation.plots import log_plot
-        from instructgen.models.loading import load_model, load_tokenizer
+        from instructgen.models.loading import load_tokenizer
         from instructgen.training import policy
+        from instructgen.training.callbacks import Hooks
         from instructgen.training.encode import Encoder
-        from instructgen.training.rows import LeftOut, digest_of_rows, rows_for
-        from instructgen.training.trainers import Hooks, Job, fit, is_main
+        from instructgen.training.launch import is_main
+        from instructgen.training.rows import Excluded
+        from instructgen.training.trainer import Job
 
         options, run = self.options, self.run_folder
         began = time.monotonic()
         tokenizer = load_tokenizer(self.base, options.pad_token)
         encoder = Encoder(tokenizer, options.format, self.base)
-        rows = rows_for(
-            self.source,
-            self.held_out,
-            options.held_out_rows,
-            lambda sample: fits(sample, encoder, options),
-        )
-        left_out = LeftOut()
-        prepared = prepare(self.method, rows, encoder, options, left_out, self.reward)
-        if not prepared.count:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.counts().items())
-            raise InputError(
-                f"no row can be trained on: {reasons or 'all are held out'}.",
-                path=self.source,
-                hint="See max_length, held_out_rows and the rows' answers.",
-            )
-        if len(rows.held_out) < (options.held_out_rows or 0) or (
-            self.held_out is not None and not rows.held_out
-        ):
-            run.messages.append(
-                f"{len(rows.held_out):,} rows are held out and measured: no more can be."
-            )
-        gpu = torch.cuda.is_available()
-        adapters = options.peft != "none"
-        dtype = options.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if gpu and adapters else "float32"
-        # New weights, a reward head or adapters, come from the seed.
-        set_seed(options.seed)
-        model = load_model(
-            self.base,
-            self.head,
-            tokenizer=tokenizer,
-            dtype=dtype,
-            quantized=options.peft == "qlora",
-            new_head=True,
-        )
-        if isinstance(getattr(model, "peft_config", None), dict):
-            raise ConfigError(
-                f"--model {self.base} is an adapter that cannot be merged.",
-                "Train on its base, or give a merged model.",
-            )
+        rows, left_out = self._rows(encoder), Excluded()
+        prepared = self._prepared(rows, encoder, left_out)
+        model = self._model(tokenizer)
         policy.stop_at(model, encoder.end_id)
         if is_main():
             # The others may come here before the folder is made, and write nothing.
@@ -362,27 +326,119 @@ class _Training:
         )
         with storage(run.folder), _weights_written(run.folder):
             trainer, tokens = prepared.trainer(job)
-            # The main process clears away what is not complete; the others look after it.
-            checkpoint = run.newest() if is_main() else None
-            trainer.accelerator.wait_for_everyone()
-            checkpoint = checkpoint if is_main() else run.newest()
-            if is_main():
-                run.forget_after(0 if checkpoint is None else step_of(checkpoint))
-                lines = (orjson.dumps(row) + b"\n" for row in left_out.rows)
-                run.write("left_out.jsonl", b"".join(lines))
-            if checkpoint is not None:
-                run.messages.append(f"resumed from {checkpoint.name}.")
-            trained_at = time.monotonic()
-            fit(trainer, checkpoint)
-            seconds = time.monotonic() - trained_at
+            trained = self._fitted(trainer, left_out)
             with run.exporting() if is_main() else nullcontext(run.folder / ".export") as export:
-                reload_ = self._export(trainer, tokenizer, export, probes, base_outputs)
+                trained["reload"] = self._export(trainer, tokenizer, export, probes, base_outputs)
         if not is_main():
             return {}
+        trained |= {"steps": trainer.state.global_step, "supervised_tokens": tokens}
+        del trainer, job, model
+        return self._finished(rows, prepared, left_out, trained, began)
+
+    def _rows(self, encoder: Encoder) -> Rows:
+        """The rows to train on, and those held out."""
+        from instructgen.training.rows import rows_for
+        from instructgen.training.trainer import fits
+
+        options = self.options
+        rows = rows_for(
+            self.source,
+            self.held_out,
+            options.held_out_rows,
+            lambda sample: fits(sample, encoder, options),
+        )
+        if len(rows.held_out) < (options.held_out_rows or 0) or (
+            self.held_out is not None and not rows.held_out
+        ):
+            self.run_folder.messages.append(
+                f"{len(rows.held_out):,} rows are held out and measured: no more can be."
+            )
+        return rows
+
+    def _prepared(self, rows: Rows, encoder: Encoder, left_out: Excluded) -> Prepared:
+        """The rows as the method trains on them: see `sft`, `preference` and `online`."""
+        from instructgen.training import online, preference, sft
+
+        options = self.options
+        if isinstance(options, SftOptions):
+            prepared = sft.prepare(rows, encoder, options, left_out)
+        elif isinstance(options, OnlineOptions):
+            self.tasks = online.prepare_tasks(rows, encoder, options, left_out, self.reward)
+            prepared = online.prepare(self.method, self.tasks, options)
+        else:
+            prepared = preference.prepare(self.method, rows, encoder, options, left_out)
+        if not prepared.count:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.counts().items())
+            raise InputError(
+                f"no row can be trained on: {reasons or 'all are held out'}.",
+                path=self.source,
+                hint="See max_length, held_out_rows and the rows' answers.",
+            )
+        return prepared
+
+    def _model(self, tokenizer: Any) -> Any:
+        """The base model; what is new in it, a head or adapters, comes from the seed."""
+        import torch
+        from transformers import set_seed
+
+        from instructgen.models.loading import load_model
+
+        options, dtype = self.options, self.options.dtype
+        if dtype == "auto":
+            adapters = options.peft != "none"
+            dtype = "bfloat16" if torch.cuda.is_available() and adapters else "float32"
+        set_seed(options.seed)
+        model = load_model(
+            self.base,
+            self.head,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            quantized=options.peft == "qlora",
+            new_head=True,
+        )
+        if isinstance(getattr(model, "peft_config", None), dict):
+            raise ConfigError(
+                f"--model {self.base} is an adapter that cannot be merged.",
+                "Train on its base, or give a merged model.",
+            )
+        return model
+
+    def _fitted(self, trainer: Any, left_out: Excluded) -> dict[str, Any]:
+        """Train from the newest complete checkpoint; seconds, and whether there was one."""
+        from instructgen.training.launch import is_main
+        from instructgen.training.trainer import fit
+
+        run = self.run_folder
+        # The main process clears away what is not complete; the others look after it.
+        checkpoint = run.newest() if is_main() else None
+        trainer.accelerator.wait_for_everyone()
+        checkpoint = checkpoint if is_main() else run.newest()
+        if is_main():
+            run.forget_after(0 if checkpoint is None else step_of(checkpoint))
+            lines = (orjson.dumps(row) + b"\n" for row in left_out.rows)
+            run.write("left_out.jsonl", b"".join(lines))
+        if checkpoint is not None:
+            run.messages.append(f"resumed from {checkpoint.name}.")
+        began = time.monotonic()
+        fit(trainer, checkpoint)
+        return {"seconds": time.monotonic() - began, "resumed": checkpoint is not None}
+
+    def _finished(
+        self,
+        rows: Rows,
+        prepared: Prepared,
+        left_out: Excluded,
+        trained: dict[str, Any],
+        began: float,
+    ) -> dict[str, Any]:
+        """Evaluate, and write down what the run came to."""
+        from instructgen.evaluation.before_after import before_after
+        from instructgen.evaluation.plots import log_plot
+        from instructgen.training.rows import digest_of_rows
+
+        options, run, seconds = self.options, self.run_folder, trained["seconds"]
         contents = Contents()
         contents.add(prepared.trained)
-        steps = trainer.state.global_step
-        del trainer, job, model
         facts = {
             "base": self.base,
             # Of a model trained here, what it began as in the end: whose terms go with it.
@@ -395,13 +451,12 @@ class _Training:
                 "held_out": len(rows.held_out),
                 "held_out_from": rows.held_out_from,
             },
-            "steps": steps,
-            "supervised_tokens": tokens,
+            **trained,
             "seconds": round(seconds, 1),
-            "tokens_per_s": round(self.progress.tokens / seconds, 1) if self.progress else None,
-            "resumed": checkpoint is not None,
-            "reload": reload_,
-            "evaluation": prepared.evaluation(self.base, str(run.folder))
+            "tokens_per_s": round(self.pace.tokens / seconds, 1) if self.pace else None,
+            "evaluation": before_after(
+                self.method, options, rows, self.tasks, self.base, str(run.folder)
+            )
             if options.evaluate and rows.held_out
             else None,
             "licenses": contents.licenses,
@@ -412,7 +467,7 @@ class _Training:
             },
             "versions": versions(),
         }
-        if facts["reload"]["moved"] == 0:
+        if trained["reload"]["moved"] == 0:
             run.messages.append("the saved model equals the one it began as.")
         card = model_card(
             name_of(run.folder),
@@ -434,7 +489,8 @@ class _Training:
 
         from instructgen.models.loading import load_model
         from instructgen.training import policy
-        from instructgen.training.trainers import is_main, trainer_shards
+        from instructgen.training.launch import is_main
+        from instructgen.training.trainer import trainer_shards
 
         adapters = self.options.peft != "none"
         saved = export / "adapter" if adapters else export

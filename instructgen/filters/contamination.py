@@ -15,7 +15,7 @@ from instructgen.formats.records import BadRecord, read_records
 from instructgen.resources import shipped
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import EmbeddingIndex
-from instructgen.similarity.benchmark_prompts import BenchmarkPrompt, BenchmarkPrompts, Found
+from instructgen.similarity.benchmark_prompts import BenchmarkPrompt, BenchmarkPrompts, PromptMatch
 from instructgen.similarity.encoders import MINILM, check_model
 
 _FIELDS = ("turns", "prompt", "question", "problem", "query", "instruction", "text", "messages")
@@ -85,7 +85,7 @@ class Contamination(Filter):
             if sample.rejected_output:
                 yield "the rejected output", sample.rejected_output
 
-    def _held(self, where: str, found: Found) -> Rejection:
+    def _held(self, where: str, found: PromptMatch) -> Rejection:
         reason = {"equal": "equal_prompt", "ngrams": "prompt_ngrams", "words": "prompt_words"}
         prompt = f"{found.prompt.benchmark} {found.prompt.place}"
         how = {

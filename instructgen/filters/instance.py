@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from instructgen.filters import Filter
-from instructgen.generation import prompts
 from instructgen.schema.sample import Rejection, Sample
 
+_COLONS = (":", "：")
 _DETAILS = {
     "empty_output": "the row has no output",
     "output_is_input": "the output is the input",
@@ -13,7 +13,7 @@ _DETAILS = {
 }
 
 
-class Instance(Filter):
+class InstanceFilter(Filter):
     """An empty output, one equal to its input, or a text cut before it began."""
 
     name = "instance"
@@ -21,5 +21,16 @@ class Instance(Filter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """``empty_output``, ``output_is_input`` or ``ends_in_colon``."""
-        fault = prompts.Instance(sample.input, sample.output).fault
+        fault = instance_fault(sample.input, sample.output)
         return self.reject(fault, _DETAILS[fault]) if fault else None
+
+
+def instance_fault(given: str, output: str) -> str | None:
+    """Why an input with its output cannot be right, as a short code; None for no reason."""
+    if not output.strip():
+        return "empty_output"
+    if given.strip() == output.strip():
+        return "output_is_input"
+    if given.rstrip().endswith(_COLONS) or output.rstrip().endswith(_COLONS):
+        return "ends_in_colon"
+    return None

@@ -8,7 +8,7 @@ from instructgen.filters import Filter
 from instructgen.schema.sample import Rejection, Sample
 
 
-class Label(Filter):
+class LabelFilter(Filter):
     """Rows that carry the label have to carry one of the allowed values; others pass."""
 
     name = "label"

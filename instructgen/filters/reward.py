@@ -13,7 +13,7 @@ from instructgen.models.loading import load_for_inference
 from instructgen.schema.sample import Sample, Score
 
 
-class Reward(ScoringFilter):
+class RewardFilter(ScoringFilter):
     """The one number that a sequence-classification model gives the whole conversation."""
 
     name: ClassVar[str] = "reward"

@@ -8,11 +8,10 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from instructgen.filters import ScoringFilter
-from instructgen.schema.sample import Sample
-from instructgen.schema.sample import Score as Number
+from instructgen.schema.sample import Sample, Score
 
 
-class Score(ScoringFilter):
+class ScoreFilter(ScoringFilter):
     """Bounds on a score of this name, such as toxicity, quality or score_chosen."""
 
     name: ClassVar[str] = "score"
@@ -30,6 +29,6 @@ class Score(ScoringFilter):
         """The name given."""
         return self.of
 
-    def scores(self, samples: Sequence[Sample]) -> list[Number]:
+    def scores(self, samples: Sequence[Sample]) -> list[Score]:
         """None: what a row does not carry is not known."""
-        return [Number(self.of, None, "the row carries no such score") for _ in samples]
+        return [Score(self.of, None, "the row carries no such score") for _ in samples]

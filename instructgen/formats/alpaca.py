@@ -13,7 +13,7 @@ from instructgen.formats import RowError, Source, text
 from instructgen.schema.sample import Message, Sample
 
 
-class Alpaca(Source):
+class AlpacaFormat(Source):
     """Rows of instruction, input and output; what else a row says of itself is kept.
 
     Stanford Alpaca: 52,002 rows by text-davinci-003, CC-BY-NC-4.0 since it was

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from instructgen.formats import RowError, Source, number, text
-from instructgen.formats.alpaca import Alpaca
+from instructgen.formats.alpaca import AlpacaFormat
 from instructgen.schema.sample import Label, Sample, Score
 
 _NO_INPUT = ("<noinput>", "<no input>", '"<no input>"', '"<noinput>"')
@@ -34,7 +34,7 @@ class AlpacaLibre(Source):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """One sample, whatever its status: the label says that, and a filter can ask for it."""
-        (sample,) = Alpaca().samples(record)
+        (sample,) = AlpacaFormat().samples(record)
         if sample.input.lower() in _NO_INPUT:
             sample = replace(sample, input="")
         status = text(record, "status", required=False)

@@ -9,7 +9,7 @@ from instructgen.formats import RowError, Source, text
 from instructgen.schema.sample import Kind, Sample
 
 
-class SelfInstruct(Source):
+class SelfInstructFormat(Source):
     """Rows of instruction, instances and is_classification (Apache-2.0)."""
 
     name = "self-instruct"

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import orjson
 
+from instructgen.filters.instance import instance_fault
 from instructgen.schema.sample import Message, Sample
 from instructgen.similarity import tokenize
 
@@ -28,7 +29,6 @@ _COMMA = re.compile(r"\s*,\s*")
 _FOLDER = Path(__file__).parent / "templates"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _MARKS = "[:：]"
-_COLONS = (":", "：")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,7 @@ class Instance:
     @property
     def fault(self) -> str | None:
         """Why it cannot be right (Self-Instruct, section 2.2), as a short code."""
-        if not self.output.strip():
-            return "empty_output"
-        if self.input.strip() == self.output.strip():
-            return "output_is_input"
-        if self.input.rstrip().endswith(_COLONS) or self.output.rstrip().endswith(_COLONS):
-            return "ends_in_colon"
-        return None
+        return instance_fault(self.input, self.output)
 
 
 def languages() -> list[str]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from instructgen.engines import Completion, Request, Supervisor
 from instructgen.errors import EngineError, RunError
 from instructgen.generation.loop import LAG, Loop, request_digest
+from instructgen.schema.progress import Progress, Watch
 from instructgen.store import Run
 
 _FAILURES_LOOKED_AT = 20
@@ -24,8 +25,8 @@ _SECOND_CHANCES = 3
 
 
 @dataclass(slots=True)
-class Progress:
-    """What a run has done so far, for whoever watches it."""
+class Session:
+    """What this start of a run has done so far: counts, and the engine's time."""
 
     target: int
     loop: Loop
@@ -56,15 +57,41 @@ class Progress:
         """Share of the engine's time in which it held no request."""
         return self.idle_s / self.engine_s if self.engine_s else 0.0
 
-
-Watch = Callable[[Progress], None]
+    def progress(self) -> Progress:
+        """Rows and speed, and what the filters did."""
+        tally = self.loop.tally
+        rows, left = tally.kept_rows, None
+        # The first rows come late, so that a guess from few of them is far too high.
+        if 10 * rows >= self.target and self.engine_s and not self.replayed:
+            left = self.engine_s * (self.target - rows) / rows
+        reasons: Counter[str] = Counter()
+        for (_, name, reason), count in tally.rejected.items():
+            reasons[f"{name}/{reason}"] += count
+        share = tally.kept / tally.candidates if tally.candidates else 0.0
+        note = f"{tally.candidates:,} candidates, {share:.0%} kept"
+        if reasons:
+            worst = ", ".join(f"{name} {count}" for name, count in reasons.most_common(4))
+            note += f"; rejected: {worst}"
+        return Progress(
+            "generate",
+            rows,
+            self.target,
+            figures={
+                "instructions": tally.kept_instructions,
+                "batch": self.loop.batches_committed,
+                "tokens/s": round(self.tokens_per_s),
+                "engine idle": round(self.idle_share, 2),
+            },
+            notes=(note,),
+            seconds_left=left,
+        )
 
 
 def drive(
     loop: Loop,
     run: Run,
     supervisor: Supervisor | None,
-    progress: Progress,
+    session: Session,
     watch: Watch | None,
     *,
     batches: int | None = None,
@@ -76,7 +103,7 @@ def drive(
         loop: at its beginning.
         run: where completions are recorded.
         supervisor: the engine; None stops at the first batch that is not recorded whole.
-        progress: kept up to date.
+        session: kept up to date.
         watch: called after each completion and commit.
         batches: stop after this many.
         on_batch: called with the number and requests of each batch, before its commit.
@@ -85,7 +112,7 @@ def drive(
         EngineError: the engine cannot go on, or most requests fail.
         RunError: the journal was recorded with other requests.
     """
-    desk = _Desk(run, supervisor, progress, watch)
+    desk = _Desk(run, supervisor, session, watch)
     try:
         while loop.stopped is None and (batches is None or loop.batches_committed < batches):
             while loop.batches_built < loop.batches_committed + LAG:
@@ -97,9 +124,9 @@ def drive(
                 on_batch(loop.batches_committed, batch.requests)
             loop.commit(batch.requests, batch.completions())
             if watch is not None:
-                watch(progress)
+                watch(session.progress())
     finally:
-        progress.ended = time.monotonic()
+        session.ended = time.monotonic()
         # Also on Ctrl-C and when the engine gives up: nothing paid for is lost.
         desk.save()
 
@@ -124,9 +151,9 @@ class _Desk:
     """Batches under way: what is recorded, and what the engine still owes."""
 
     def __init__(
-        self, run: Run, supervisor: Supervisor | None, progress: Progress, watch: Watch | None
+        self, run: Run, supervisor: Supervisor | None, session: Session, watch: Watch | None
     ) -> None:
-        self._run, self._supervisor, self._progress, self._watch = run, supervisor, progress, watch
+        self._run, self._supervisor, self._session, self._watch = run, supervisor, session, watch
         self._batches: dict[int, _Batch] = {}
         self._inbox: queue.SimpleQueue[tuple[int, int, Completion, float] | Exception] = (
             queue.SimpleQueue()
@@ -148,7 +175,7 @@ class _Desk:
                     f"Use the instructgen that made it ({made_by}).",
                 )
             batch.done[i] = entry.completion
-            self._progress.replayed += 1
+            self._session.replayed += 1
 
     def settle(self, number: int) -> _Batch | None:
         """Wait until a batch is whole; None when it is not and there is no engine."""
@@ -196,7 +223,7 @@ class _Desk:
         ]
         if not missing:
             return
-        p = self._progress
+        p = self._session
         if p.engine_started is None:
             supervisor.engine.start()
             p.engine_started = p.busy_until = time.monotonic()
@@ -219,7 +246,7 @@ class _Desk:
         if isinstance(message, Exception):
             raise message
         number, i, completion, at = message
-        p = self._progress
+        p = self._session
         p.outstanding -= 1
         p.busy_until = max(p.busy_until, at)
         p.output_tokens += completion.output_tokens
@@ -234,7 +261,7 @@ class _Desk:
         else:
             self._record(number, i, completion)
         if self._watch is not None:
-            self._watch(p)
+            self._watch(p.progress())
 
     def _record(self, number: int, i: int, completion: Completion) -> None:
         batch = self._batches[number]

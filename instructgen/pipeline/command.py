@@ -25,6 +25,7 @@ from instructgen.printable import printable
 
 if TYPE_CHECKING:
     from instructgen.pipeline.plan import Planned
+    from instructgen.schema.progress import Progress
 
 
 def _recipes(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -98,13 +99,12 @@ def run(
     return None
 
 
-def _heading(number: int, count: int, planned: Planned) -> None:
-    name, why = planned.step.name, escape(printable(planned.why))
-    if not planned.runs:
-        screen.print(f"[dim]{number}/{count}  {name}: {why}[/]")
+def _heading(step: Progress) -> None:
+    why, *line = (escape(printable(note)) for note in step.notes)
+    if not line:
+        screen.print(f"[dim]{step.done}/{step.total}  {step.stage}: {why}[/]")
         return
-    line = escape(printable(shlex.join(["instructgen", *planned.step.argv])))
-    screen.print(f"\n[bold]{number}/{count}  {name}[/]: {why}\n[dim]{line}[/]")
+    screen.print(f"\n[bold]{step.done}/{step.total}  {step.stage}[/]: {why}\n[dim]{line[0]}[/]")
 
 
 def _print_plan(planned: Sequence[Planned], as_json: bool) -> None:

@@ -35,7 +35,7 @@ _LAST_TIME, _MEASURED_HERE = "as the last time", "as measured on two CPU cores"
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class StepForecast:
     """Seconds, tokens that a model will read and write, and where the figures come from."""
 
     seconds: float
@@ -43,7 +43,7 @@ class Forecast:
     tokens: int | None = None
 
 
-def forecast(step: Step, known: Mapping[str, Any] | None) -> Forecast | None:
+def forecast(step: Step, known: Mapping[str, Any] | None) -> StepForecast | None:
     """What a step will take; None where nothing is known that it could be told from.
 
     Args:
@@ -64,7 +64,7 @@ def forecast(step: Step, known: Mapping[str, Any] | None) -> Forecast | None:
                 for k in ("target", "tokens", "steps")
                 if isinstance(then.get(k), int) and isinstance(options[k], int) and then[k] > 0
             ]
-            return Forecast(known["seconds"] * max([1.0, *grown]), _LAST_TIME, tokens)
+            return StepForecast(known["seconds"] * max([1.0, *grown]), _LAST_TIME, tokens)
     kind = " ".join(step.argv[:2]) if step.command == "train" else step.command
     if kind not in _MEASURED:
         return None
@@ -73,4 +73,4 @@ def forecast(step: Step, known: Mapping[str, Any] | None) -> Forecast | None:
     sized = [(given[n], rate) for n, rate in each.items() if isinstance(given.get(n), int)]
     if each and not sized:
         return None
-    return Forecast(start + sum(n * rate for n, rate in sized), _MEASURED_HERE, tokens)
+    return StepForecast(start + sum(n * rate for n, rate in sized), _MEASURED_HERE, tokens)

@@ -13,7 +13,7 @@ import orjson
 from instructgen.commands.generate import read_seeds, resumable
 from instructgen.errors import InstructgenError, RunError
 from instructgen.models.folders import EMBEDDED, model_digest
-from instructgen.pipeline.forecast import Forecast, forecast
+from instructgen.pipeline.forecast import StepForecast, forecast
 from instructgen.pipeline.options import configured, parameters
 from instructgen.pipeline.recipe import Step
 from instructgen.plugins import classes, provenance
@@ -61,7 +61,7 @@ class Planned:
     runs: bool
     why: str
     anew: bool
-    forecast: Forecast | None
+    forecast: StepForecast | None
 
 
 def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:

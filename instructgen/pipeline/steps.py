@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from instructgen.pipeline.plan import (
     state_bytes,
 )
 from instructgen.pipeline.recipe import Step, load_steps, recipe_path
+from instructgen.schema.progress import Progress, Watch
 from instructgen.store import locked, storage, write_atomic
 
 # A killed run's step is killed by the kernel, and may hold its folder a moment longer.
@@ -82,7 +84,7 @@ def run(
     inputs: Mapping[str, str] | None = None,
     limit: bool = False,
     quiet: bool = False,
-    watch: Callable[[int, int, Planned], None] | None = None,
+    watch: Watch | None = None,
 ) -> Ran:
     """Run a recipe's steps, or what is left of them.
 
@@ -92,7 +94,7 @@ def run(
         inputs: the recipe's inputs that are elsewhere than it says, by name.
         limit: whether to run its small form.
         quiet: whether the steps say nothing but what went wrong.
-        watch: called with each step's number, how many there are, and its fate.
+        watch: called with each step: why it runs or not and, if it does, its command line.
 
     Raises:
         ConfigError: the recipe is bad; nothing was run.
@@ -109,7 +111,7 @@ def run(
             for number, step in enumerate(steps, start=1):
                 planned = decide(step, state)
                 if watch is not None:
-                    watch(number, len(steps), planned)
+                    watch(_told(planned, number, len(steps)))
                 record: dict[str, Any] = {
                     "name": step.name,
                     "command": step.command,
@@ -120,6 +122,11 @@ def run(
                 record["ended_early"] = bool(state[step.name].get("ended_early"))
                 ran.steps.append({**record, "ran": planned.runs, "out": str(step.out)})
     return ran
+
+
+def _told(planned: Planned, number: int, count: int) -> Progress:
+    line = (shlex.join(["instructgen", *planned.step.argv]),) if planned.runs else ()
+    return Progress(planned.step.name, number, count, "steps", notes=(planned.why, *line))
 
 
 def _run_step(

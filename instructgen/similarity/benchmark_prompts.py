@@ -12,19 +12,18 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from instructgen.similarity.tokens import tokenize, tokenize_all
+
+if TYPE_CHECKING:
+    from instructgen.similarity.alignment import Numbers
 
 # A shorter prompt is found only where a text is nothing else.
 _LEAST_WORDS = 5
 _TEXTS_AT_ONCE = 1024
-
-
-Numbers = npt.NDArray[np.int32]
 
 
 class BenchmarkPrompt(NamedTuple):
@@ -35,7 +34,7 @@ class BenchmarkPrompt(NamedTuple):
     text: str
 
 
-class Found(NamedTuple):
+class PromptMatch(NamedTuple):
     """The prompt that a text holds, by which tier, and the share found: 0 to 1."""
 
     prompt: BenchmarkPrompt
@@ -98,21 +97,21 @@ class BenchmarkPrompts:
         shape = (len(weight), len(cut))
         self._matrix = csr_matrix((values, (rows, columns)), shape, np.float32)
 
-    def find(self, texts: Sequence[str]) -> list[Found | None]:
+    def find(self, texts: Sequence[str]) -> list[PromptMatch | None]:
         """For each text the prompt that it holds, by the first tier that finds one, or None."""
-        found: list[Found | None] = []
+        found: list[PromptMatch | None] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             found += self._find(tokenize_all(texts[at : at + _TEXTS_AT_ONCE]))
         return found
 
-    def _find(self, cut: list[list[str]]) -> list[Found | None]:
+    def _find(self, cut: list[list[str]]) -> list[PromptMatch | None]:
         numbers = [np.array([self._numbers.get(w, 0) for w in words], np.int32) for words in cut]
         near = self._near(numbers)
-        result: list[Found | None] = []
+        result: list[PromptMatch | None] = []
         for words, text, candidates in zip(cut, numbers, near, strict=True):
             equal = self._equal.get(tuple(words)) if words else None
             if equal is not None:
-                result.append(Found(self.prompts[equal], "equal", 1.0))
+                result.append(PromptMatch(self.prompts[equal], "equal", 1.0))
                 continue
             result.append(self._by_ngrams(words) or self._by_words(text, candidates))
         return result
@@ -121,14 +120,16 @@ class BenchmarkPrompts:
         n = self._ngram
         return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
-    def _by_ngrams(self, words: list[str]) -> Found | None:
+    def _by_ngrams(self, words: list[str]) -> PromptMatch | None:
         held: Counter[int] = Counter()
         for gram in self._grams_of(words):
             if gram in self._grams:
                 held.update(self._grams[gram])
         shares = ((count / self._gram_counts[i], -i) for i, count in held.items())
         share, i = max(shares, default=(0.0, 0))
-        return Found(self.prompts[-i], "ngrams", share) if share >= self._ngram_share else None
+        return (
+            PromptMatch(self.prompts[-i], "ngrams", share) if share >= self._ngram_share else None
+        )
 
     def _near(self, numbers: list[Numbers]) -> list[list[int]]:
         """For each text the prompts of which it has enough by weight, in any order.
@@ -148,14 +149,14 @@ class BenchmarkPrompts:
             found.append(sorted(held.indices[begin:end][good].tolist()))
         return found
 
-    def _by_words(self, text: Numbers, candidates: list[int]) -> Found | None:
+    def _by_words(self, text: Numbers, candidates: list[int]) -> PromptMatch | None:
         from instructgen.similarity.alignment import shares
 
-        best: Found | None = None
+        best: PromptMatch | None = None
         for i in candidates:
             words, weight = shares(self._wanted[i], self._weights[i], text)
             if words >= self._words_share and weight >= self._weight_share:
                 share = min(words, weight)
                 if best is None or share > best.share:
-                    best = Found(self.prompts[i], "words", share)
+                    best = PromptMatch(self.prompts[i], "words", share)
         return best

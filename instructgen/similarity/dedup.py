@@ -19,10 +19,11 @@ import numpy as np
 from instructgen.errors import ConfigError, InputError
 from instructgen.licensing.licenses import freedom
 from instructgen.plugins import suggest
+from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Sample
 from instructgen.similarity.blocks import Array
 from instructgen.similarity.encoders import MINILM, check_model
-from instructgen.similarity.near_pairs import THRESHOLDS, Table, Watch, above, measures, tables_of
+from instructgen.similarity.near_pairs import THRESHOLDS, Table, above, measures, tables_of
 from instructgen.similarity.rouge import MOST_WORDS
 from instructgen.similarity.tokens import tokenize
 

@@ -33,7 +33,7 @@ _STATIC_WIDTH = 256
 _TOKENS_AT_ONCE = 1024
 
 
-class Encoder(Protocol):
+class TextEncoder(Protocol):
     """Turns texts into vectors."""
 
     width: int
@@ -100,7 +100,7 @@ class SentenceEncoder:
         self.width = len(self._model.encode("width"))
 
     def encode(self, texts: Sequence[str]) -> Array:
-        """See `Encoder`."""
+        """See `TextEncoder`."""
         vectors = np.zeros((len(texts), self.width), np.float32)
         read = np.flatnonzero(self.reads(texts))
         if len(read):
@@ -185,7 +185,7 @@ class StaticEncoder:
         self.width = vectors.shape[1]
 
     def encode(self, texts: Sequence[str]) -> Array:
-        """See `Encoder`."""
+        """See `TextEncoder`."""
         means = np.zeros((len(texts), self.width), np.float32)
         read = np.flatnonzero(self._model.reads(texts))
         cut = _token_ids(self._model.tokenizer, [_encodable(texts[i]) for i in read])

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from instructgen.schema.progress import Progress, Watch
 from instructgen.similarity.blocks import Array
 from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors, cosines
 from instructgen.similarity.encoders import encoder
@@ -21,7 +22,6 @@ from instructgen.similarity.tokens import tokenize
 
 THRESHOLDS = {"minhash": 0.7, "rouge_l": 0.7, "semantic": 0.9}
 # Called with a stage, the texts done with, and all of them.
-Watch = Callable[[str, int, int], None]
 _TEXTS_AT_ONCE = 2048
 
 
@@ -99,7 +99,7 @@ def _earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -
         parts.append(Pairs(text[before], row[before], score[before]))
         check_count(sum(len(p.text) for p in parts))
         if watch is not None:
-            watch(stage, at + len(some), len(texts))
+            watch(Progress(stage, at + len(some), len(texts), "texts"))
     return joined(parts)
 
 

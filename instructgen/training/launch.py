@@ -70,3 +70,13 @@ def _gpus() -> int:
     import torch
 
     return max(1, int(torch.cuda.device_count()))
+
+
+def processes() -> int:
+    """How many processes train together: set by accelerate's launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -6,7 +6,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Method = Literal["sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo"]
+Trainer = Literal["sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo"]
+PAIRS = ("reward", "dpo", "kto")
+ONLINE = ("grpo", "rloo", "ppo")
 Peft = Literal["none", "lora", "qlora", "dora", "ia3", "adapter"]
 Format = Literal["chat", "alpaca", "dolly"]
 # Without adapters a step moves every weight, and has to be smaller.

@@ -31,10 +31,11 @@ from transformers import (
 from instructgen.errors import ConfigError
 from instructgen.models.loading import head_of, load_model
 from instructgen.store import step_of
+from instructgen.training.callbacks import Pace, check_finite
 from instructgen.training.options import PpoOptions
 from instructgen.training.rollouts import Sampler
 from instructgen.training.schedule import micro_batch, schedule
-from instructgen.training.trainers import Job, Progress, check_finite
+from instructgen.training.trainer import Job
 
 Scores = Callable[[list[str], list[int]], list[float]]
 _STATE = "ppo.json"
@@ -244,7 +245,7 @@ class PpoTrainer:
         options, hooks = self.options, self.job.hooks
         if resume_from_checkpoint is not None:
             self._load(Path(resume_from_checkpoint))
-        progress = Progress(self._plan.steps, self.state.global_step, self.state.global_step)
+        pace = Pace(self._plan.steps, self.state.global_step, self.state.global_step)
         writer = self._tensorboard()
         while self.state.global_step < self._plan.steps:
             at = self.state.global_step * options.batch_size
@@ -252,16 +253,16 @@ class PpoTrainer:
             answers = self._sample(rows)
             entry = self._learn(answers)
             self.state.global_step += 1
-            progress.tokens += int(answers.mask.sum())
+            pace.tokens += int(answers.mask.sum())
             for name in ("loss", "grad_norm"):
                 check_finite(name, entry[name], self.state.global_step)
             if self.state.global_step % options.log_every == 0:
                 entry = {"step": self.state.global_step, **entry}
-                progress.step, progress.entry = self.state.global_step, entry
+                pace.step, pace.entry = self.state.global_step, entry
                 for name, value in entry.items():
                     writer.add_scalar(f"train/{name}", value, self.state.global_step)
                 hooks.log(entry)
-                hooks.progress(progress)
+                hooks.pace(pace)
             last = self.state.global_step == self._plan.steps
             if last or self.state.global_step % options.checkpoint_every == 0:
                 self._save()

@@ -31,7 +31,7 @@ class Rows:
 
 
 @dataclass(slots=True)
-class LeftOut:
+class Excluded:
     """The rows that are not trained on, or only in part, by id and reason."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -135,7 +135,7 @@ def encoded(
     samples: Iterable[Sample],
     encoder: Encoder,
     max_length: int,
-    left_out: LeftOut,
+    left_out: Excluded,
     *,
     truncate: bool = False,
     answer: Callable[[Sample], str] | None = None,

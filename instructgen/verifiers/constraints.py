@@ -27,7 +27,7 @@ _ENDINGS = ("That is all.", "I hope this helps.", "Is there anything else?")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ConstraintKind:
     """A kind of constraint.
 
     ``draw`` chooses its parameters, ``words`` says it to the model, ``met`` says how
@@ -158,100 +158,100 @@ def _table(answer: str) -> float:
     return min(1.0, rows / 3) * (1.0 if rule else 0.5)
 
 
-KINDS: dict[str, Kind] = {
-    "words_at_least": Kind(
+KINDS: dict[str, ConstraintKind] = {
+    "words_at_least": ConstraintKind(
         "length",
         lambda rng: {"count": rng.randrange(40, 121, 10)},
         lambda count: f"Answer in at least {count} words.",
         lambda answer, count: _at_least(_word_count(answer), count),
     ),
-    "words_at_most": Kind(
+    "words_at_most": ConstraintKind(
         "length",
         lambda rng: {"count": rng.randrange(10, 51, 5)},
         lambda count: f"Use no more than {count} words.",
         lambda answer, count: _at_most(_word_count(answer), count),
     ),
-    "sentences": Kind(
+    "sentences": ConstraintKind(
         "length",
         lambda rng: {"count": rng.randrange(1, 5)},
         lambda count: f"Write exactly {count} sentence{'s' if count > 1 else ''}.",
         lambda answer, count: _close(_sentences(answer), count),
     ),
-    "include": Kind(
+    "include": ConstraintKind(
         "keywords",
         lambda rng: {"words": sorted(rng.sample(_KEYWORDS, 2))},
         lambda words: f"Use the words {' and '.join(words)}.",
         lambda answer, words: sum(_count(answer, w) > 0 for w in words) / len(words),
     ),
-    "repeat": Kind(
+    "repeat": ConstraintKind(
         "keywords",
         lambda rng: {"word": rng.choice(_KEYWORDS), "count": rng.randrange(2, 5)},
         lambda word, count: f"Use the word {word} at least {count} times.",
         lambda answer, word, count: _at_least(_count(answer, word), count),
     ),
-    "avoid": Kind(
+    "avoid": ConstraintKind(
         "keywords",
         lambda rng: {"word": rng.choice(("the", "is", "and", "of"))},
         lambda word: f'Do not use the word "{word}".',
         lambda answer, word: 1.0 if not _count(answer, word)
         else max(0.0, 0.5 - 5 * _count(answer, word) / max(1, _word_count(answer))),
     ),
-    "lower_case": Kind(
+    "lower_case": ConstraintKind(
         "case",
         lambda rng: {},
         lambda: "Write everything in lower case.",
         lambda answer: _strict(_letters(answer, str.islower)),
     ),
-    "upper_case": Kind(
+    "upper_case": ConstraintKind(
         "case",
         lambda rng: {},
         lambda: "WRITE EVERYTHING IN CAPITAL LETTERS.",
         lambda answer: _strict(_letters(answer, str.isupper)),
     ),
-    "no_comma": Kind(
+    "no_comma": ConstraintKind(
         "punctuation",
         lambda rng: {},
         lambda: "Do not use any commas.",
         lambda answer: 1.0 if "," not in answer
         else max(0.0, 0.5 - 2 * answer.count(",") / max(1, _word_count(answer))),
     ),
-    "opening": Kind(
+    "opening": ConstraintKind(
         "position",
         lambda rng: {"text": rng.choice(_OPENINGS)},
         lambda text: f'Begin your answer with "{text}".',
         lambda answer, text: 1.0 if answer.lstrip().startswith(text) else 0.3 * (text in answer),
     ),
-    "ending": Kind(
+    "ending": ConstraintKind(
         "position",
         lambda rng: {"text": rng.choice(_ENDINGS)},
         lambda text: f'End your answer with "{text}"',
         lambda answer, text: 1.0 if answer.rstrip().endswith(text) else 0.3 * (text in answer),
     ),
-    "bullets": Kind(
+    "bullets": ConstraintKind(
         "format",
         lambda rng: {"count": rng.randrange(2, 6)},
         lambda count: f'Answer with a list of exactly {count} points, each beginning with "* ".',
         lambda answer, count: _close(_bullets(answer), count),
     ),
-    "json": Kind(
+    "json": ConstraintKind(
         "format",
         lambda rng: {},
         lambda: "Answer with one JSON object and nothing else.",
         _json,
     ),
-    "paragraphs": Kind(
+    "paragraphs": ConstraintKind(
         HELD_OUT,
         lambda rng: {"count": rng.randrange(2, 5)},
         lambda count: f"Write {count} paragraphs with an empty line between them.",
         lambda answer, count: _close(_paragraphs(answer), count),
     ),
-    "numbered": Kind(
+    "numbered": ConstraintKind(
         HELD_OUT,
         lambda rng: {"count": rng.randrange(3, 6)},
         lambda count: f"Write a numbered list of {count} items: 1., 2. and so on.",
         lambda answer, count: _close(_numbered(answer), count),
     ),
-    "table": Kind(
+    "table": ConstraintKind(
         HELD_OUT,
         lambda rng: {},
         lambda: "Answer with a Markdown table.",
