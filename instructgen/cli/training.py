@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
@@ -19,6 +19,9 @@ from instructgen.cli.printing import (
     screen,
 )
 from instructgen.printable import printable
+
+if TYPE_CHECKING:
+    from instructgen.commands.train import TrainResult
 
 _PATH = click.Path(path_type=Path)
 _LOADING = "loading the model ..."
@@ -151,13 +154,7 @@ def train(
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     if strategy is not None or processes is not None:
-        from instructgen.commands.train import check
-        from instructgen.training.launch import launch
-
-        # Said once, before there are several to say it.
-        named = {k: v for k, v in given.items() if k not in _PARAMETERS}
-        check(method, data, given.get("reward", ()), given.get("recipe"), named)
-        launch(strategy or "ddp", processes)
+        _launched(method, data, given, strategy, processes)
     from instructgen.cli.progress import watching
     from instructgen.commands.train import train as run
 
@@ -168,6 +165,10 @@ def train(
         return None
     if as_json:
         return print_json(result)
+    return _print_training(result)
+
+
+def _print_training(result: TrainResult) -> None:
     print_unchanged(result)
     for message in result.messages:
         err.print(f"[yellow]note:[/] {escape(printable(message))}")
@@ -187,7 +188,7 @@ def train(
         if isinstance(one, dict) and "measure" in one:
             _print_measure(one)
     screen.print(f"model: {escape(printable(str(result.out)))}")
-    return None
+    return
 
 
 def _print_measure(m: dict[str, Any]) -> None:
@@ -254,6 +255,22 @@ _FORMAT = click.option(
     help="How a row is put to the models.",
 )
 _PAD = click.option("--pad-token", metavar="TOKEN", help="For tokenizers without one; eos will do.")
+
+
+def _launched(
+    method: str,
+    data: Path,
+    given: dict[str, Any],
+    strategy: str | None,
+    processes: int | None,
+) -> None:
+    """Go on as several processes; what is wrong is said before there are several to say it."""
+    from instructgen.commands.train import check
+    from instructgen.training.launch import launch
+
+    named = {k: v for k, v in given.items() if k not in _PARAMETERS}
+    check(method, data, given.get("reward", ()), given.get("recipe"), named)
+    launch(strategy or "ddp", processes)
 
 
 @click.command()

@@ -86,55 +86,49 @@ def ablate(
         ConfigError: an option or the model is bad.
         TrainingError: a training failed.
     """
+    _check_counts(datasets, rows, seeds)
+    paths, folder = [Path(d) for d in datasets], Path(out)
+    inputs = inputs_of(paths)
+    if common_shape(paths) != "instructions":
+        raise InputError("it holds preferences.", path=paths[0], hint="Give instructions.")
+    held_out = _held_out(paths, None if data is None else Path(data))
+    base_name = default_model() if model is None else model
+    counts = {"tokens": tokens, "seeds": seeds, "rows": rows}
+    made: dict[str, Any] = {
+        "command": "ablate",
+        "inputs": inputs,
+        "options": {
+            "model": name_of(Path(base_name)),
+            "held_out": inputs_of([held_out])[0],
+            **counts,
+            **options,
+        },
+    }
+    control = _control(folder / _CONTROL, paths)
+    arms = dict(zip(_names(paths), paths, strict=True)) | {_CONTROL: control}
+    given = {**options, "held_out_rows": rows, "evaluate": False}
+    given |= {"tokens": tokens, "model": model, "recipe": recipe, "held_out": held_out}
+    found: dict[str, list[Measured]] = {}
+    for name, path in arms.items():
+        for seed in range(seeds):
+            place = folder / f"{name}-{seed}"
+            told = None if watch is None else _named(watch, f"{name}, seed {seed}")
+            train("sft", path, place, watch=told, seed=seed, **given)
+            asked = read_training(place)["options"]
+            found.setdefault(name, []).append(_measured(place, held_out, rows, asked))
+    base = _measured(None, held_out, rows, asked, base_name, folder)
+    ablation = _compared(folder, arms, base, found)
+    _write(ablation, made)
+    return ablation
+
+
+def _check_counts(datasets: Sequence[str | Path], rows: int, seeds: int) -> None:
     if len(datasets) < 2:
         raise ConfigError("There is nothing to compare.", "Give two datasets: raw and curated.")
     if rows < 1:
         raise ConfigError("--rows is below 1.", "Give 100 or more.")
     if seeds < 1:
         raise ConfigError("--seeds is below 1.", "Give 3 or more.")
-    paths, folder = [Path(d) for d in datasets], Path(out)
-    given = inputs_of(paths)
-    if common_shape(paths) != "instructions":
-        raise InputError("it holds preferences.", path=paths[0], hint="Give instructions.")
-    held_out = _held_out(paths, None if data is None else Path(data))
-    made: dict[str, Any] = {
-        "command": "ablate",
-        "inputs": given,
-        "options": {
-            "model": name_of(Path(default_model() if model is None else model)),
-            "tokens": tokens,
-            "seeds": seeds,
-            "held_out": inputs_of([held_out])[0],
-            "rows": rows,
-            **options,
-        },
-    }
-    control = _control(folder / _CONTROL, paths)
-    arms = dict(zip(_names(paths), paths, strict=True)) | {_CONTROL: control}
-    found: dict[str, list[Measured]] = {}
-    for name, path in arms.items():
-        for seed in range(seeds):
-            place = folder / f"{name}-{seed}"
-            train(
-                "sft",
-                path,
-                place,
-                model=model,
-                recipe=recipe,
-                held_out=held_out,
-                watch=None if watch is None else _named(watch, f"{name}, seed {seed}"),
-                **{**options, "held_out_rows": rows, "evaluate": False},
-                tokens=tokens,
-                seed=seed,
-            )
-            asked = read_training(place)["options"]
-            found.setdefault(name, []).append(_measured(place, held_out, rows, asked))
-    base = _measured(
-        None, held_out, rows, asked, default_model() if model is None else model, folder
-    )
-    ablation = _compared(folder, arms, base, found)
-    _write(ablation, made)
-    return ablation
 
 
 def _named(watch: Watch, name: str) -> Watch:

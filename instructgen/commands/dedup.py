@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructgen.commands.derive import Output, Written, check_apart, derive, inputs_of
+from instructgen.commands.derive import Derived, Output, Written, check_apart, derive, inputs_of
 from instructgen.errors import InputError
 from instructgen.formats import OnBadRow
 from instructgen.generation.seed_pool import load_seeds
@@ -91,25 +91,8 @@ def dedup(
     folder = Path(out)
     if license:
         check_licence(license)
-    bad_rows = 0
     check_apart(folder, paths)
-    samples: list[Sample] = []
-    splits: list[str] = []
-    for path in paths:
-        if path.is_dir():
-            samples += read_samples(path)
-            splits += [name for name, rows in splits_of(path).items() for _ in range(rows)]
-            continue
-        found, bad = load_seeds([path], license=license, language=language, on_bad_row=on_bad_row)
-        samples += found
-        splits += WHOLE * len(found)
-        bad_rows += len(bad)
-    if not samples:
-        raise InputError("the inputs hold no rows.", hint="Check the paths.")
-    if len({sample.shape for sample in samples}) > 1:
-        raise InputError(
-            "the inputs hold instructions and preferences.", hint="Give one kind at a time."
-        )
+    samples, splits, bad_rows = _read(paths, license, language, on_bad_row)
     options: dict[str, Any] = {
         "how": list(how),
         "priority": list(priority),
@@ -132,9 +115,13 @@ def dedup(
         lambda output: _write(output, samples, splits, parts, options, bad_rows, watch),
         parts,
     )
+    return _result(done)
+
+
+def _result(done: Derived) -> DedupResult:
     known = ("largest_component", "components_would_remove", "unread", "bad_rows")
     return DedupResult(
-        out=folder,
+        out=done.out,
         rows=done.rows,
         removed=done.rejected,
         funnel=done.funnel,
@@ -143,6 +130,31 @@ def dedup(
         unchanged=done.unchanged,
         **{name: done.facts[name] for name in known},
     )
+
+
+def _read(
+    paths: Sequence[Path], license: str, language: str, on_bad_row: OnBadRow
+) -> tuple[list[Sample], list[str], int]:
+    """The rows of all inputs, the split of each, and how many rows were bad."""
+    samples: list[Sample] = []
+    splits: list[str] = []
+    bad_rows = 0
+    for path in paths:
+        if path.is_dir():
+            samples += read_samples(path)
+            splits += [name for name, rows in splits_of(path).items() for _ in range(rows)]
+            continue
+        found, bad = load_seeds([path], license=license, language=language, on_bad_row=on_bad_row)
+        samples += found
+        splits += WHOLE * len(found)
+        bad_rows += len(bad)
+    if not samples:
+        raise InputError("the inputs hold no rows.", hint="Check the paths.")
+    if len({sample.shape for sample in samples}) > 1:
+        raise InputError(
+            "the inputs hold instructions and preferences.", hint="Give one kind at a time."
+        )
+    return samples, splits, bad_rows
 
 
 def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import ValidationError
@@ -18,6 +18,9 @@ from instructgen.reports.cards import estimated, table
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Sample
 from instructgen.store import digest_of, is_trained, read_training, splits_of, write_files
+
+if TYPE_CHECKING:
+    from instructgen.evaluation.suites import Finding, Subject, Suite
 
 _ROWS = 200
 
@@ -74,13 +77,10 @@ def evaluate(
         EngineError: an engine cannot start.
     """
     from instructgen.evaluation.measures import Framing
-    from instructgen.evaluation.suites import Finding, Subject
+    from instructgen.evaluation.suites import Subject
     from instructgen.training.policy import needs_packages
 
-    if limit < 1 or max_length < 16:
-        raise ConfigError(
-            "--limit or --max-length is too small.", "Give 1 or more, and 16 or more."
-        )
+    _check_sizes(limit, max_length)
     needs_packages()
     paths = [Path(p) for p in ([data] if isinstance(data, str | Path) else data)]
     rows = _rows(paths, limit)
@@ -92,10 +92,32 @@ def evaluate(
         given["winrate.judge"] = judge
     made = _suites(names, given)
     subject = Subject(model, against, Framing(max_length, format, pad_token), limit, seed)
+    found = _found(made, subject, rows, watch)
+    measures = [_measure(name, finding) for name, finding in found]
+    evaluation = Evaluation(model, against, measures, (), _notes(subject.models, paths))
+    if out is None:
+        return evaluation
+    return _written(Path(out), evaluation, found, paths, subject)
+
+
+def _check_sizes(limit: int, max_length: int) -> None:
+    if limit < 1 or max_length < 16:
+        raise ConfigError(
+            "--limit or --max-length is too small.", "Give 1 or more, and 16 or more."
+        )
+
+
+def _found(
+    suites: Sequence[Suite],
+    subject: Subject,
+    rows: Mapping[str, list[Sample]],
+    watch: Watch | None,
+) -> list[tuple[str, Finding]]:
+    """What the suites found, each with the suite's name."""
     found: list[tuple[str, Finding]] = []
-    for number, suite in enumerate(made):
+    for number, suite in enumerate(suites):
         if watch is not None:
-            watch(Progress(suite.name, number, len(made), "suites"))
+            watch(Progress(suite.name, number, len(suites), "suites"))
         wanted = [] if suite.shape is None else rows.get(suite.shape, [])
         if suite.shape is not None and not wanted:
             raise InputError(
@@ -109,11 +131,7 @@ def evaluate(
                 f"The suite {name} found no row that it can measure.",
                 hint="See --max-length and --format.",
             )
-    measures = [_measure(name, finding) for name, finding in found]
-    evaluation = Evaluation(model, against, measures, (), _notes(subject.models, paths))
-    if out is None:
-        return evaluation
-    return _written(Path(out), evaluation, found, paths, subject)
+    return found
 
 
 def _notes(models: Sequence[str], paths: Sequence[Path]) -> tuple[str, ...]:

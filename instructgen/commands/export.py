@@ -66,25 +66,8 @@ def export(
         StorageError: the disk refuses.
     """
     folder, file = Path(data), Path(to)
-    if format not in FORMATS:
-        raise ConfigError(f"--format {format}: no such format.", suggest(format, list(FORMATS)))
-    wanted, made = FORMATS[format]
-    for name in columns:
-        if name not in _COLUMNS:
-            raise ConfigError(f"no column {name!r}.", suggest(name, list(_COLUMNS)))
-    shape = shape_of(folder)
-    if shape != wanted:
-        other = next(name for name, (fits, _) in FORMATS.items() if fits == shape)
-        raise ConfigError(
-            f"{folder} holds {shape}, and {format} is for {wanted}.", f"Use --format {other}."
-        )
-    for place in file.resolve().parents:
-        if is_run(place) or (place / "manifest.json").exists():
-            raise InputError(
-                f"{place} holds a dataset.", path=file, hint="Write to another folder."
-            )
-    if file.exists() and not overwrite:
-        raise InputError("the file is there already.", path=file, hint="Pass --overwrite.")
+    made = _checked(folder, format, columns)
+    _check_target(file, overwrite=overwrite)
     rows, count = 0, sum(n for name, n in splits_of(folder).items() if split in (None, name))
 
     def lines() -> Iterator[bytes]:
@@ -103,6 +86,35 @@ def export(
     return Exported(
         file, rows, obligations(asked["licenses"], asked["generators"], asked["attributions"])
     )
+
+
+def _checked(
+    folder: Path, format: str, columns: Sequence[str]
+) -> Callable[[Sample], dict[str, Any]]:
+    """What makes a row of the format, if it fits the dataset."""
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format}: no such format.", suggest(format, list(FORMATS)))
+    wanted, made = FORMATS[format]
+    for name in columns:
+        if name not in _COLUMNS:
+            raise ConfigError(f"no column {name!r}.", suggest(name, list(_COLUMNS)))
+    shape = shape_of(folder)
+    if shape != wanted:
+        other = next(name for name, (fits, _) in FORMATS.items() if fits == shape)
+        raise ConfigError(
+            f"{folder} holds {shape}, and {format} is for {wanted}.", f"Use --format {other}."
+        )
+    return made
+
+
+def _check_target(file: Path, *, overwrite: bool) -> None:
+    for place in file.resolve().parents:
+        if is_run(place) or (place / "manifest.json").exists():
+            raise InputError(
+                f"{place} holds a dataset.", path=file, hint="Write to another folder."
+            )
+    if file.exists() and not overwrite:
+        raise InputError("the file is there already.", path=file, hint="Pass --overwrite.")
 
 
 def _alpaca(sample: Sample) -> dict[str, Any]:

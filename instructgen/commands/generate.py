@@ -123,21 +123,26 @@ def generate(
     with ExitStack() as stack:
         stack.callback(config.engine.close)
         run = stack.enter_context(begin(folder, config, samples))
-        loop = Loop(config, form_of(run), samples, run.id)
-        session = Session(target, loop)
-        supervisor = Supervisor(config.engine)
-        try:
-            drive(loop, run, supervisor, session, watch)
-        finally:
-            if session.asked:
-                run.end_session(
-                    {
-                        "engine_s": round(session.engine_s, 2),
-                        "asked": session.asked,
-                        "output_tokens": session.output_tokens,
-                    }
-                )
-        return _write(run, loop, session, supervisor.restarts, len(bad))
+        session = Session(target, Loop(config, form_of(run), samples, run.id))
+        restarts = _driven(run, session, watch)
+        return _write(run, session, restarts, len(bad))
+
+
+def _driven(run: Run, session: Session, watch: Watch | None) -> int:
+    """Take the loop to its stop, and note what the engine did; how often it was restarted."""
+    supervisor = Supervisor(session.loop.config.engine)
+    try:
+        drive(session.loop, run, supervisor, session, watch)
+    finally:
+        if session.asked:
+            run.end_session(
+                {
+                    "engine_s": round(session.engine_s, 2),
+                    "asked": session.asked,
+                    "output_tokens": session.output_tokens,
+                }
+            )
+    return supervisor.restarts
 
 
 def rebuild(out: str | Path, *, watch: Watch | None = None) -> GenerateResult:
@@ -158,7 +163,7 @@ def rebuild(out: str | Path, *, watch: Watch | None = None) -> GenerateResult:
         session = Session(loop.config.generate.target, loop)
         drive(loop, run, None, session, watch)
         _refuse_to_shrink(run.folder, len(loop.rows), "Restore journal.jsonl from a copy.")
-        return _write(run, loop, session, 0, 0)
+        return _write(run, session, 0, 0)
 
 
 def _refuse_to_shrink(folder: Path, rows: int, hint: str) -> None:
@@ -337,9 +342,8 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed(_PACKAGES)}
 
 
-def _write(
-    run: Run, loop: Loop, session: Session, restarts: int, bad_seed_rows: int
-) -> GenerateResult:
+def _write(run: Run, session: Session, restarts: int, bad_seed_rows: int) -> GenerateResult:
+    loop = session.loop
     rejected = loop.finish()
     stopped = loop.stopped or Stop("interrupted", "the journal ends here; generate goes on")
     funnel = funnel_of(loop, rejected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from instructgen.commands.derive import (
     ROWS_AT_ONCE,
@@ -64,13 +65,10 @@ def import_data(
         StorageError: the disk refuses.
     """
     file, folder = Path(path), Path(out)
-    if license:
-        license = check_licence(license)
+    license = check_licence(license) if license else ""
     if language:
         check_language(language)
-    for said in (attribution, model, *(mapping or {}).values(), *(mapping or {})):
-        if any("\ud800" <= c <= "\udfff" for c in said):
-            raise ConfigError(f"{said[:40]!r} is no valid UTF-8.", "Write it in UTF-8.")
+    _check_texts(attribution, model, *(mapping or {}), *(mapping or {}).values())
     wanted = _source(source, mapping, shape, take)
     reading = read(
         file,
@@ -85,7 +83,29 @@ def import_data(
     if wanted is None and (shape or take):
         # Sniffed, and now with the options that the format was to have.
         reading.source = type(reading.source)(shape, take)
-    made = {
+    terms = {
+        "license": license,
+        "language": language,
+        "attribution": attribution,
+        "model": model,
+        "on_bad_row": on_bad_row,
+    }
+    made = _made(file, reading.source, split, dict(mapping or {}), terms)
+    assert reading.source.shape is not None  # the source has settled it
+    return derive(folder, made, reading.source.shape, lambda output: _write(output, reading, watch))
+
+
+def _check_texts(*texts: str) -> None:
+    for said in texts:
+        if any("\ud800" <= c <= "\udfff" for c in said):
+            raise ConfigError(f"{said[:40]!r} is no valid UTF-8.", "Write it in UTF-8.")
+
+
+def _made(
+    file: Path, source: Source, split: str, mapping: dict[str, str], terms: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides the dataset: the file, its format, and what rows that name nothing get."""
+    return {
         "command": "import",
         "inputs": [
             {"name": name_of(file), "sha256": digest_of(file)}
@@ -93,20 +113,14 @@ def import_data(
             else {"name": str(file), "split": split}
         ],
         "options": {
-            "source": reading.source.name,
-            "map": dict(mapping or {}),
-            "as": reading.source.shape,
-            "take": reading.source.take,
-            "license": license,
-            "language": language,
-            "attribution": attribution,
-            "model": model,
-            "on_bad_row": on_bad_row,
+            "source": source.name,
+            "map": mapping,
+            "as": source.shape,
+            "take": source.take,
+            **terms,
         },
-        **provenance(sources=[type(reading.source)]),
+        **provenance(sources=[type(source)]),
     }
-    assert reading.source.shape is not None  # the source has settled it
-    return derive(folder, made, reading.source.shape, lambda output: _write(output, reading, watch))
 
 
 def _source(

@@ -113,34 +113,47 @@ def prefer(
     if endpoint is not None and "openai" not in (engine, judge_engine):
         raise ConfigError("--endpoint is for the engine openai.", "Give --engine openai.")
     source, folder = Path(data), Path(out)
-    given = inputs_of([source])
     check_apart(folder, [source])
     if common_shape([source]) != "instructions":
         raise InputError("it holds preferences already.", path=source, hint="Give instructions.")
     writer = _engine(engine, model, max_tokens, endpoint)
     if Path(writer.model or "").is_dir():
         _check_writes(str(writer.model))
-    made = {
+    options = {
+        "as": shape,
+        "samples": samples,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "margin": margin,
+        "min_score": min_score,
+        "limit": limit,
+        "seed": seed,
+    }
+    made = _made(source, writer, score, judge_engine or engine, options)
+    maker = _Maker(folder, made, writer, judge_engine or engine, list(score), endpoint, watch)
+    return derive(folder, made, shape, lambda output: maker.write(output, source, shape))
+
+
+def _made(
+    source: Path,
+    writer: Engine,
+    score: Sequence[str],
+    judge_engine: str | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """What decides the dataset."""
+    return {
         "command": "prefer",
-        "inputs": given,
+        "inputs": inputs_of([source]),
         "options": {
             "model": writer.model,
             "digest": model_digest(writer.model) if writer.name != "openai" else "",
             "engine": writer.name,
-            "score": [_identity(s, judge_engine or engine) for s in score],
-            "as": shape,
-            "samples": samples,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "margin": margin,
-            "min_score": min_score,
-            "limit": limit,
-            "seed": seed,
+            "score": [_identity(s, judge_engine) for s in score],
+            **options,
         },
         **_plugins(writer, score),
     }
-    maker = _Maker(folder, made, writer, judge_engine or engine, list(score), endpoint, watch)
-    return derive(folder, made, shape, lambda output: maker.write(output, source, shape))
 
 
 def _check_numbers(

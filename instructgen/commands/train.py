@@ -106,24 +106,13 @@ def train(
         _check_inputs(chosen, Path(held_out))
     source, folder = Path(data), Path(out)
     from instructgen.training.policy import length_for, needs_packages
-    from instructgen.training.rewards import verifiers_in
 
     needs_packages()
     _check_strategy(chosen, settings)
     base = default_model() if model is None else model
     length = length_for(base, settings.max_length)
     settings = settings.model_copy(update={"max_length": length})
-    asked = {
-        "command": f"train {chosen}",
-        "model": {"name": base, "digest": model_digest(base)},
-        "data": {"name": name_of(source), "sha256": digest_of(source)},
-        "reward": [_reward_identity(r) for r in reward],
-        "held_out": None
-        if held_out is None
-        else {"name": name_of(Path(held_out)), "sha256": digest_of(Path(held_out))},
-        "options": settings.model_dump(mode="json"),
-        **provenance(verifiers=verifiers_in(reward)),
-    }
+    asked = _asked(chosen, base, source, tuple(reward), held_out, settings)
     from instructgen.training.launch import is_main
 
     with training(folder, asked) if is_main() else nullcontext(ModelRun(folder, asked)) as run:
@@ -134,6 +123,31 @@ def train(
             facts = job.run()
         card = str(folder / "README.md")
         return TrainResult(folder, chosen, facts, tuple(run.messages), card, unchanged)
+
+
+def _asked(
+    method: Trainer,
+    base: str,
+    source: Path,
+    reward: tuple[str, ...],
+    held_out: str | Path | None,
+    settings: TrainOptions,
+) -> dict[str, Any]:
+    """What decides the trained model: run.json begins with it."""
+    from instructgen.training.rewards import verifiers_in
+
+    measured = None if held_out is None else Path(held_out)
+    return {
+        "command": f"train {method}",
+        "model": {"name": base, "digest": model_digest(base)},
+        "data": {"name": name_of(source), "sha256": digest_of(source)},
+        "reward": [_reward_identity(r) for r in reward],
+        "held_out": None
+        if measured is None
+        else {"name": name_of(measured), "sha256": digest_of(measured)},
+        "options": settings.model_dump(mode="json"),
+        **provenance(verifiers=verifiers_in(reward)),
+    }
 
 
 def check(

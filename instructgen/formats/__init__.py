@@ -262,10 +262,29 @@ def read(
         ConfigError: there is no such source.
     """
     records = read_records(path, split)
-    held: list[Record | BadRecord] = []
     sniffed = source is None
-    if isinstance(source, str):
-        source = find("sources", source)()
+    given: Source | None = find("sources", source)() if isinstance(source, str) else source
+    source, held = _sniffed(path, given, records, on_bad_row)
+    # Of a shape that many share, what is known of one dataset holds if it was named.
+    known = source.telling or not sniffed
+    terms = _Terms(
+        license=(source.license if known else "") or license,
+        language=language,
+        attribution=(attribution,) if attribution else source.attribution if known else (),
+        method="model" if model else source.method if known else "human",
+        model=model or (source.model if known else None),
+    )
+    return Reading(path, source, chain(held, records), terms, on_bad_row)
+
+
+def _sniffed(
+    path: Path,
+    source: Source | None,
+    records: Iterator[Record | BadRecord],
+    on_bad_row: OnBadRow,
+) -> tuple[Source, list[Record | BadRecord]]:
+    """The format of a file, and the records that were read to find it."""
+    held: list[Record | BadRecord] = []
     for record in records:
         held.append(record)
         if isinstance(record, BadRecord):
@@ -285,17 +304,7 @@ def read(
         )
     if source is None:
         raise _unknown_format(whole[0], path)
-    assert isinstance(source, Source)
-    # Of a shape that many share, what is known of one dataset holds if it was named.
-    known = source.telling or not sniffed
-    terms = _Terms(
-        license=(source.license if known else "") or license,
-        language=language,
-        attribution=(attribution,) if attribution else source.attribution if known else (),
-        method="model" if model else source.method if known else "human",
-        model=model or (source.model if known else None),
-    )
-    return Reading(path, source, chain(held, records), terms, on_bad_row)
+    return source, held
 
 
 def sniff(fields: Mapping[str, Any]) -> Source | None:

@@ -110,6 +110,35 @@ def load_model(
         ConfigError: a package is missing, the model cannot be loaded or is not complete.
         EngineError: the embedded model is asked for and not installed.
     """
+    folder = _resolved(name)
+    if head == "causal" and is_reward_model(name):
+        raise ConfigError(
+            f"--model {name} is a reward model: it writes no text.",
+            "Give a language model, such as the one it was trained from.",
+        )
+    try:
+        if (Path(folder) / ADAPTER).exists():
+            base = load_model(
+                _base_of(folder), head, tokenizer=tokenizer, dtype=dtype, new_head=True
+            )
+            return _with_adapter(name, base, folder)
+        model, found = _read_weights(folder, head, dtype, quantized=quantized)
+    except InstructgenError:
+        raise
+    except Exception as error:
+        # Whatever damaged weights or a configuration that does not fit them make of it.
+        raise load_error(name, error) from error
+    _check_complete(name, model, found, new_head)
+    if tokenizer is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if getattr(model, "generation_config", None) is not None:
+            # Where both are one token, generation otherwise takes the end for padding.
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _read_weights(folder: str, head: Head, dtype: str, *, quantized: bool) -> tuple[Any, Any]:
+    """The model, and which of its weights were missing or too many."""
     transformers = _transformers()
     import torch
 
@@ -126,38 +155,15 @@ def load_model(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         )
-    folder = _resolved(name)
-    if head == "causal" and is_reward_model(name):
-        raise ConfigError(
-            f"--model {name} is a reward model: it writes no text.",
-            "Give a language model, such as the one it was trained from.",
-        )
-    try:
-        if (Path(folder) / ADAPTER).exists():
-            base = load_model(
-                _base_of(folder), head, tokenizer=tokenizer, dtype=dtype, new_head=True
-            )
-            return _with_adapter(name, base, folder)
-        model, found = classes[head].from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            **_NO_CODE,
-            **options,
-        )
-    except InstructgenError:
-        raise
-    except Exception as error:
-        # Whatever damaged weights or a configuration that does not fit them make of it.
-        raise load_error(name, error) from error
-    _check_complete(name, model, found, new_head)
-    if tokenizer is not None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-        if getattr(model, "generation_config", None) is not None:
-            # Where both are one token, generation otherwise takes the end for padding.
-            model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
+    model, found = classes[head].from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+        **_NO_CODE,
+        **options,
+    )
+    return model, found
 
 
 def load_for_inference(

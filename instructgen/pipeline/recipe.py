@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -277,19 +277,8 @@ def _step(
             file = out / "options" / f"{name}.toml"
             files[file] = _toml(value)
             argv.append(f"{option}={file}")
-        elif key == "set" and isinstance(value, dict):
-            for k, v in value.items():
-                told = _toml({"v": v}).removeprefix("v = ").strip()
-                argv.append(f"{option}={k}={told}")
-        elif key == "map" and isinstance(value, dict):
-            argv += [f"{option}={k}={v}" for k, v in value.items()]
-        elif isinstance(value, dict):
-            raise ConfigError(f"{where}: {key}: a table.", "Only recipe, set and map are tables.")
-        elif isinstance(value, bool):
-            argv += [option] if value else []
         else:
-            values = value if isinstance(value, list) else [value]
-            argv += [f"{option}={resolved(str(v))}" for v in values]
+            argv += _typed(option, key, value, resolved, where)
     texts = [*words, *_texts(options)]
     named = {m[1] for text in texts if (m := _REFERENCE.fullmatch(text))}
     return Step(
@@ -305,6 +294,23 @@ def _step(
         follows=tuple(place for place in places if place in named),
         files=files,
     )
+
+
+def _typed(
+    option: str, key: str, value: Any, resolved: Callable[[str], str], where: str
+) -> list[str]:
+    """An option of a step as one would type it."""
+    if key == "set" and isinstance(value, dict):
+        told = {k: _toml({"v": v}).removeprefix("v = ").strip() for k, v in value.items()}
+        return [f"{option}={k}={v}" for k, v in told.items()]
+    if key == "map" and isinstance(value, dict):
+        return [f"{option}={k}={v}" for k, v in value.items()]
+    if isinstance(value, dict):
+        raise ConfigError(f"{where}: {key}: a table.", "Only recipe, set and map are tables.")
+    if isinstance(value, bool):
+        return [option] if value else []
+    values = value if isinstance(value, list) else [value]
+    return [f"{option}={resolved(str(v))}" for v in values]
 
 
 def _toml(table: Mapping[str, Any]) -> str:

@@ -146,44 +146,17 @@ def deduplicate(
         ConfigError: a name or a number is wrong, or packages are missing.
         InputError: a text is too long, or too many pairs are above the floor.
     """
-    for name in how:
-        if name not in STAGES:
-            raise ConfigError(f"{name!r} is no way to find duplicates.", suggest(name, [*STAGES]))
-    if compared not in _PARTS:
-        raise ConfigError(f"{compared!r} cannot be compared.", suggest(compared, [*_PARTS]))
-    if not 0 < floor < 1:
-        raise ConfigError(f"floor is {floor}, not between 0 and 1.")
-    if not 1 <= frame_quota < 2**31:
-        raise ConfigError(f"frame_quota is {frame_quota}, not 1 or more.")
-    thresholds = {stage: THRESHOLDS[stage] for stage in measures(how)}
-    if threshold is not None:
-        thresholds.update(_by_stage(threshold, how))
-    floors = {stage: min(floor, value) for stage, value in thresholds.items()}
-    if floors.get("minhash", 1) < _LEAST_JACCARD:
-        raise ConfigError(
-            f"threshold {floors['minhash']} of minhash is too low.", f"Least is {_LEAST_JACCARD}."
-        )
+    _check_names(how, compared, floor, frame_quota)
+    thresholds, floors = _thresholds(how, threshold, floor)
     if "semantic" in floors:
         check_model(model)
     key = priority if callable(priority) else _sort_key(samples, priority, sources)
-    order = sorted(range(len(samples)), key=lambda i: key(samples[i]))
-    first: dict[tuple[str, ...], int] = {}
-    copies: list[list[int]] = []
-    for position in order:
-        parts = [_plain(_part(samples[position], part)) for part in _PARTS[compared]]
-        group = first.setdefault(tuple(parts), len(copies))
-        if group == len(copies):
-            copies.append([])
-        copies[group].append(position)
+    copies = _copies(samples, sorted(range(len(samples)), key=lambda i: key(samples[i])), compared)
     chosen = [samples[c[0]] for c in copies]
     texts = [_text(sample, compared) for sample in chosen]
-    for text, (position, *_) in zip(texts, copies, strict=True):
-        # Characters are counted first: a text has no more words than these.
-        if "rouge_l" in floors and len(text) > MOST_WORDS and len(tokenize(text)) > MOST_WORDS:
-            raise InputError(
-                f"row {position} (id {samples[position].id}) has more than {MOST_WORDS:,} words.",
-                hint="Cut it, or leave it out.",
-            )
+    if "rouge_l" in floors:
+        for text, (position, *_) in zip(texts, copies, strict=True):
+            _check_length(text, position, samples[position])
     keys = [
         [_part(sample, part) for sample in chosen]
         for part in _PARTS[compared]
@@ -194,6 +167,55 @@ def deduplicate(
     tables, unread = tables_of(texts, keys, how, floors, model, watch)
     found = _Found(samples, tuple(how), frame_quota, floors, copies, tables, unread)
     return _star(found, thresholds)
+
+
+def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quota: int) -> None:
+    for name in how:
+        if name not in STAGES:
+            raise ConfigError(f"{name!r} is no way to find duplicates.", suggest(name, [*STAGES]))
+    if compared not in _PARTS:
+        raise ConfigError(f"{compared!r} cannot be compared.", suggest(compared, [*_PARTS]))
+    if not 0 < floor < 1:
+        raise ConfigError(f"floor is {floor}, not between 0 and 1.")
+    if not 1 <= frame_quota < 2**31:
+        raise ConfigError(f"frame_quota is {frame_quota}, not 1 or more.")
+
+
+def _thresholds(
+    how: Sequence[str], threshold: Thresholds | None, floor: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """By stage, what is above it is removed, and what is above it is looked for."""
+    thresholds = {stage: THRESHOLDS[stage] for stage in measures(how)}
+    if threshold is not None:
+        thresholds.update(_by_stage(threshold, how))
+    floors = {stage: min(floor, value) for stage, value in thresholds.items()}
+    if floors.get("minhash", 1) < _LEAST_JACCARD:
+        raise ConfigError(
+            f"threshold {floors['minhash']} of minhash is too low.", f"Least is {_LEAST_JACCARD}."
+        )
+    return thresholds, floors
+
+
+def _check_length(text: str, position: int, sample: Sample) -> None:
+    # Characters are counted first: a text has no more words than these.
+    if len(text) > MOST_WORDS and len(tokenize(text)) > MOST_WORDS:
+        raise InputError(
+            f"row {position} (id {sample.id}) has more than {MOST_WORDS:,} words.",
+            hint="Cut it, or leave it out.",
+        )
+
+
+def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared) -> list[list[int]]:
+    """Samples that are equal in all that is compared, the best of each group first."""
+    first: dict[tuple[str, ...], int] = {}
+    copies: list[list[int]] = []
+    for position in order:
+        parts = [_plain(_part(samples[position], part)) for part in _PARTS[compared]]
+        group = first.setdefault(tuple(parts), len(copies))
+        if group == len(copies):
+            copies.append([])
+        copies[group].append(position)
+    return copies
 
 
 @dataclass(frozen=True, slots=True)
