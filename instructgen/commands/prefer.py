@@ -205,10 +205,8 @@ def _check_scores(score: Sequence[str]) -> None:
 def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str | None) -> Engine:
     values: dict[str, Any] = {} if model is None else {"model": model}
     kind = find("engines", name or "vllm")
-    if endpoint is not None and "endpoint" in kind.model_fields:
-        values["endpoint"] = endpoint
-    if "max_model_len" in kind.model_fields:
-        values["max_model_len"] = max(2048, 2 * max_tokens)
+    also = {"endpoint": endpoint, "max_model_len": max(2048, 2 * max_tokens)}
+    values |= {k: v for k, v in also.items() if v is not None and k in kind.model_fields}
     made: Engine = kind(**values)
     return made
 

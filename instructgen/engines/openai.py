@@ -98,10 +98,7 @@ class OpenAIEngine(Engine):
         object.__setattr__(self, "_client", client)
 
     def _is_named(self, url: str) -> bool:
-        """Whether the user named this server, and may have meant the key for it.
-
-        A recipe is data of others: one that names a server of its own would be sent the key.
-        """
+        """Whether the user named this server: a recipe that names another gets no key."""
         named = [self.endpoint, os.environ.get("OPENAI_BASE_URL", "")]
         if not self.base_url:
             named.append(_HERE)

@@ -263,11 +263,10 @@ def _with_adapter(name: str, base: Any, folder: str) -> Any:
 
 
 def _check_complete(name: str, model: Any, found: Mapping[str, Any], new_head: bool) -> None:
-    """Refuse weights that do not make the model: what is missing would be random numbers."""
+    """Refuse what is missing, which would be random, and what is too much, but a head of words."""
     causal = model.get_output_embeddings() is not None
     head = "" if causal else f"{head_of(model)}."
     missing = [k for k in found["missing_keys"] if not (new_head and head and k.startswith(head))]
-    # The head of a language model is left out of a model of numbers.
     extra = [k for k in found["unexpected_keys"] if causal or not k.startswith("lm_head")]
     _refuse_keys(name, sorted(missing), "missing from its weights")
     _refuse_keys(name, sorted(extra), "in its weights and unknown")
