@@ -6,7 +6,7 @@ CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test test-long lint types clean
 
 setup: $(READY)
 
@@ -33,8 +33,13 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/instructgen run quickstart
 
+# Tests of real engines have the machine to themselves; the others run side by side.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not engine and not long" -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m "engine and not long"
+
+test-long: setup
+	$(BIN)/python -m pytest -m long
 
 lint: setup
 	$(BIN)/ruff check .

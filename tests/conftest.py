@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A model of a million parameters computes twenty times as long with two threads as with one,
 # and tests run side by side. torch reads it when it is imported; children inherit it.
@@ -20,6 +24,9 @@ from hypothesis import HealthCheck, settings
 # process that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if TYPE_CHECKING:
+    from tests.engine_host import EngineHost
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("INSTRUCTGEN_DATA", ROOT.parent / "shared" / "data")).resolve()
 
@@ -27,6 +34,14 @@ settings.register_profile(
     "instructgen", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("instructgen")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A temporary folder for each worker: some tests look for what a command left there."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    folder = tempfile.mkdtemp(prefix="igt-")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,6 +90,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def engine_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
+    """A process in which the embedded model is loaded in vLLM once."""
+    from tests.engine_host import EngineHost
+
+    host = EngineHost(tmp_path_factory.mktemp("host") / "log")
+    yield host
+    host.close()
 
 
 @pytest.fixture

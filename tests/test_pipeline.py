@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -14,7 +16,9 @@ import pytest
 from instructgen.pipeline.plan import output_digest
 from instructgen.pipeline.recipe import load_steps, shipped_recipes
 from instructgen.pipeline.steps import run
+from tests import forks
 from tests.conftest import ROOT
+from tests.crash import children
 
 RECIPE = """
 about = "a small one"
@@ -58,6 +62,19 @@ split = "test"
 """
 NAMES = ["people", "human", "expanded", "mix", "clean", "file"]
 SEEDS = str(ROOT / "seeds" / "general.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def _steps_are_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of recipes that run in this process start without their imports.
+
+    Those of `command` below, of Ctrl-C and of tests/crash are processes as in real life.
+    """
+
+    def forked(argv: Sequence[str], lock: int, quiet: bool) -> int:
+        return forks.run(children.command, list(argv), str(Path.cwd()), os.devnull)
+
+    monkeypatch.setattr("instructgen.pipeline.steps._command", forked)
 
 
 def write(tmp_path: Path, text: str = RECIPE) -> Path:

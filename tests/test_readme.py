@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,16 @@ from instructgen.engines import Request, Sampling
 from instructgen.formats import RowError
 from instructgen.schema.sample import Sample
 from instructgen.store import read_rows
+from tests import forks
 from tests.conftest import ROOT, real
+from tests.crash import children
+from tests.engine_host import EngineHost
 
 # In the order in which one reads them: later ones use what earlier ones made.
 GUIDES = ("generating", "datasets", "duplicates", "training", "recipes", "reports")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
+OTHERS = [ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md"]
+OTHERS += [ROOT / "docs" / f"{name}.md" for name in ("commands", "architecture", "dolly_expand")]
 BIN = Path(sys.executable).parent
 
 
@@ -74,7 +79,7 @@ def test_the_mix_of_the_readme_is_valid(tmp_path: Path) -> None:
     assert (mix.rows, mix.weights, split.validation) == (20000, {"dolly": 2.0}, 0.05)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "commands.md"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda p: p.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
@@ -113,15 +118,35 @@ def test_the_parts_of_contributing_work() -> None:
     assert [(place, c.text, c.output_tokens) for place, c in made] == [(0, "a b", 2)]
 
 
-@pytest.mark.engine
-@pytest.mark.timeout(2700)
-def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
-    """In their order and one folder, with the real model."""
-    pytest.importorskip("vllm")
-    place = workplace(tmp_path)
+# The same commands, smaller: what they do is the same, and a CPU does it in minutes.
+SMALLER = (
+    (" --target 100 ", " --target 4 --batch-size 4 "),
+    (" --target 20 --batch-size 8 ", " --target 4 --batch-size 4 "),
+    (" --target 5000 --batch-size 8", " --target 5000 --batch-size 4"),
+    (" --tokens 2000 ", " --tokens 300 "),
+    (" --limit 20", " --limit 4"),
+    (" --limit 8 ", " --limit 3 "),
+    (" --steps 4 ", " --steps 1 "),
+    (" --steps 2 ", " --steps 1 "),
+)
+
+
+def smaller(command: str) -> str:
+    for long, short in SMALLER:
+        command = command.replace(long, short)
+    return command
+
+
+def test_there_is_something_to_make_smaller() -> None:
+    """Every size above still stands in some command."""
+    text = "\n".join(f"{command} " for command in COMMANDS)
+    assert [long for long, _ in SMALLER if long not in text] == []
+
+
+def files(place: Path, dolly_rows: int | None) -> Path:
+    """What the commands name, from the real datasets; Dolly whole, or its first rows."""
     dolly = real("dolly/databricks-dolly-15k.rejoined.jsonl")
     for name, path in (
-        ("dolly", dolly),
         ("oasst", real("oasst1/oasst1-en-validation.messages.jsonl")),
         ("libre", real("alpaca-libre/alpaca_libre_tasks_v2.jsonl")),
         ("mt_bench", real("mt-bench/question.jsonl")),
@@ -129,31 +154,91 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     ):
         (place / f"{name}.jsonl").symlink_to(path)
     with dolly.open("rb") as file:
-        rows = [orjson.loads(line) for line in islice(file, 15_000, None)]
+        lines = list(file)
+    rows = [orjson.loads(line) for line in lines[15_000:]]
     pq.write_table(pa.Table.from_pylist(rows), place / "heldout.parquet")
+    (place / "dolly.jsonl").write_bytes(b"".join(lines[:dolly_rows]))
+    return place / "dolly.jsonl"
+
+
+@pytest.mark.engine
+def test_the_commands_run(engine_host: EngineHost, tmp_path: Path) -> None:
+    """Each once, in their order and one folder, with the real model, at small sizes.
+
+    Those that ask vLLM share a process in which it is loaded, the others are forks of one.
+    """
+    place = workplace(tmp_path)
+    dolly = files(place, 1_500)
+    for command in dict.fromkeys(map(smaller, COMMANDS)):
+        words = shlex.split(command)[1:]
+        if words[0] in ("generate", "preview", "prefer") and "echo" not in words:
+            done = engine_host.run(*words, folder=place)
+            code, err = done.code, done.stderr
+        else:
+            code = forks.run(children.command, words, str(place), str(place / "err"), timeout_s=600)
+            err = (place / "err").read_text()
+        assert code == 0, f"{command}\n{err[-3000:]}"
+    assert sum(1 for _ in read_rows(place / "runs" / "a")) == 4
+    check_dolly(place / "runs" / "dolly", dolly, 4)
+
+
+@pytest.mark.engine
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
+    """In their order, with the real model and all of Dolly, each in a process of its own."""
+    place = workplace(tmp_path)
+    dolly = files(place, None)
     env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    env.pop("OMP_NUM_THREADS", None)
     for command in COMMANDS:
         done = subprocess.run(
             shlex.split(command), cwd=place, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
     assert sum(1 for _ in read_rows(place / "runs" / "a")) == 20
-    check_dolly(place / "runs" / "dolly", dolly)
+    check_dolly(place / "runs" / "dolly", dolly, 100)
 
 
-def check_dolly(out: Path, dolly: Path) -> None:
-    """100 rows from 15,011 seeds, with Dolly's licence and none too near to a seed."""
+def check_dolly(out: Path, dolly: Path, count: int) -> None:
+    """So many rows, with Dolly's licence and none too near to a seed."""
     rows = list(read_rows(out))
-    assert len(rows) == 100
+    assert len(rows) == count
     assert {r["license"] for r in rows} == {"CC-BY-SA-3.0"}
     assert "license: cc-by-sa-3.0" in (out / "README.md").read_text()
     seeds = [orjson.loads(line)["instruction"] for line in dolly.open("rb")]
-    assert len(seeds) == 15011
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     nearest = max(
         scorer.score(seed, row["instruction"])["rougeL"].fmeasure
-        for row in rows[::20]
+        for row in rows[:5]
         for seed in seeds[::5]
     )
     # The float F-measure may lie a hair above a pair that is exactly 7/10.
     assert 0.1 < nearest <= 0.7 + 1e-9
+
+
+def test_the_names_of_the_architecture_exist() -> None:
+    """`file:name` and `file:Class.method` in docs/architecture.md are in the code."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w/]+\.py):([\w.]+)`", text)
+    assert len(named) >= 35
+    for file, name in named:
+        body = ast.parse((ROOT / "instructgen" / file).read_text()).body
+        for part in name.split("."):
+            found = [n for n in body if getattr(n, "name", None) == part]
+            assert found, f"{file}:{name}"
+            body = getattr(found[0], "body", [])
+
+
+def test_the_tree_of_agents_exists() -> None:
+    """Every folder and file that AGENTS.md names is there, and no package is left out."""
+    text = (ROOT / "AGENTS.md").read_text()
+    package = ROOT / "instructgen"
+    folders = re.findall(r"^      (\w+)/ ", text, re.MULTILINE)
+    packages = {p.parent.name for p in package.glob("*/__init__.py")}
+    assert set(folders) == packages
+    flat = re.search(r"^      (errors .*?)   ", text, re.MULTILINE)
+    assert flat is not None
+    assert {f"{n}.py" for n in flat[1].split()} == {p.name for p in package.glob("[!_]*.py")}
+    for target in re.findall(r"`(instructgen/[\w/]+)/NAME\.py`", text):
+        assert (ROOT / target).is_dir()

@@ -1,7 +1,7 @@
 """Real engines with the embedded model: vLLM on this machine, its server, and transformers.
 
-Each case runs in a process of its own, as a user's would. Together they take
-some minutes and about 3 GB.
+What asks vLLM in one process shares one that is loaded once (`tests.engine_host`). What is
+about processes has its own: the demo, a run that is killed, a core that is killed, a server.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,59 +23,61 @@ import pytest
 
 from instructgen.store import read_info, read_rows, read_samples
 from tests.conftest import ROOT, default_filters
+from tests.engine_host import EngineHost
+from tests.hostile.test_models import with_code
 
 pytest.importorskip("vllm")
 
 pytestmark = pytest.mark.engine
 COMMAND = str(Path(sys.executable).parent / "instructgen")
 GENERAL = ROOT / "seeds" / "general.jsonl"
+HEAD = """
+import os
+from instructgen.engines import Request, Sampling, Supervisor
+from instructgen.engines.vllm import VllmEngine
+from instructgen.engines.transformers import TransformersEngine
+from instructgen.schema import Message
+"""
+# A model that computes in tests is a real one: it gets all cores.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
 
 
-def script(body: str) -> str:
-    """Run a script in a new process; what it prints on its last line."""
-    head = (
-        "import os\n"
-        "from instructgen.engines import Request, Sampling, Supervisor\n"
-        "from instructgen.engines.vllm import VllmEngine\n"
-        "from instructgen.engines.transformers import TransformersEngine\n"
-        "from instructgen.schema.sample import Message\n"
-        "def main():\n"
-    )
-    indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
-    code = f"{head}{indented}if __name__ == '__main__':\n    main()\n"
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"instructgen-test-{os.getpid()}.py"
-    path.write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=600
-    )
-    path.unlink()
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip().splitlines()[-1]
+def script(host: EngineHost, body: str) -> None:
+    """Run a script that asserts, next to the loaded model."""
+    done = host.script(HEAD + textwrap.dedent(body))
+    assert done.code == 0, done.stderr[-3000:]
 
 
 def run(*args: object, timeout: int = 840) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, as a user's would be."""
     return subprocess.run(
-        [COMMAND, *map(str, args)], capture_output=True, text=True, check=False, timeout=timeout
+        [COMMAND, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        env=ENVIRONMENT,
     )
 
 
-def test_two_keys_beside_vllm(tmp_path: Path) -> None:
+def test_two_keys_beside_vllm(engine_host: EngineHost, tmp_path: Path) -> None:
     """A second model in the process, and numba imported before vLLM starts."""
     out = tmp_path / "run"
-    recipe = ("--recipe", "two_key", "--target", 6, "--batch-size", 4)
-    done = run("generate", "--seeds", GENERAL, *recipe, "--out", out)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert sum(1 for _ in read_rows(out)) == 6
+    recipe = ("--recipe", "two_key", "--target", 4, "--batch-size", 4)
+    done = engine_host.run("generate", "--seeds", GENERAL, *recipe, "--out", out)
+    assert done.code == 0, done.stderr[-3000:]
+    assert sum(1 for _ in read_rows(out)) == 4
     passed = run("explain", out, next(read_rows(out))["id"]).stdout
     assert "semantic_duplicate" in passed
     assert "frame_quota" in passed
 
 
-def test_vllm_binds_schemas_and_a_bad_request_fails_alone() -> None:
-    out = script(
+def test_vllm_binds_schemas_and_a_bad_request_fails_alone(engine_host: EngineHost) -> None:
+    script(
+        engine_host,
         """
         import orjson
-        engine = VllmEngine(model="smollm2", max_model_len=1024)
+        engine = VllmEngine(model="smollm2", max_model_len=2048)
         assert engine.chats()
         assert engine.binds_schema()
         good = Request("The capital of France is", Sampling(temperature=0, max_tokens=8))
@@ -103,18 +106,30 @@ def test_vllm_binds_schemas_and_a_bad_request_fails_alone() -> None:
         ((_, c),) = engine.complete([stopped])
         assert "\\n6." not in c.text
         engine.close()
-        again = dict(engine.complete([good]))
-        assert "Paris" in again[0].text
-        engine.close()
-        print("fine")
-        """.replace("\n        ", "\n")
+        """,
     )
-    assert out == "fine"
 
 
-def test_a_killed_engine_core_is_replaced() -> None:
-    """vLLM's core in its own process, killed with -9 while it works."""
-    out = script(
+def test_vllm_runs_no_code_of_a_model(engine_host: EngineHost, tiny: Path, tmp_path: Path) -> None:
+    model, marker = with_code(tiny, tmp_path / "model", "model")
+    script(
+        engine_host,
+        f"""
+        from instructgen.errors import ConfigError
+        try:
+            VllmEngine(model={str(model)!r}, max_model_len=256).load()
+        except ConfigError as error:
+            assert "trust_remote_code" not in str(error)
+        else:
+            raise AssertionError("it was loaded")
+        """,
+    )
+    assert not marker.exists()
+
+
+def test_a_killed_engine_core_is_replaced(tmp_path: Path) -> None:
+    """vLLM's core in its own process, killed with -9 while it works; then closed, and asked."""
+    body = textwrap.dedent(
         """
         import signal
         engine = VllmEngine(model="smollm2", max_model_len=1024, own_process=True)
@@ -134,15 +149,32 @@ def test_a_killed_engine_core_is_replaced() -> None:
                     if int(rest.split()[1]) == os.getpid() and "EngineCor" in name:
                         os.kill(int(pid), signal.SIGKILL)
         assert sorted(answers) == list(range(12)), answers
+        assert supervisor.restarts == 1
         engine.close()
-        print("restarts", supervisor.restarts)
-        """.replace("\n        ", "\n")
+        good = Request("The capital of France is", Sampling(temperature=0, max_tokens=8))
+        assert "Paris" in dict(engine.complete([good]))[0].text
+        engine.close()
+        print("fine")
+        """
     )
-    assert out == "restarts 1"
+    path = tmp_path / "kill.py"
+    # vLLM imports the script again in its core's process.
+    path.write_text(f"{HEAD}\nif __name__ == '__main__':\n{textwrap.indent(body, '    ')}")
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == "fine"
 
 
-def test_transformers_answers_alike() -> None:
-    out = script(
+def test_transformers_answers_alike(engine_host: EngineHost) -> None:
+    script(
+        engine_host,
         """
         engine = TransformersEngine(model="smollm2", max_model_len=1024)
         assert engine.chats() and not engine.binds_schema()
@@ -161,29 +193,30 @@ def test_transformers_answers_alike() -> None:
         assert answers[4].text.strip().startswith("4") and "7" not in answers[4].text
         assert answers[4].finish_reason == "stop"
         assert all(answers[i].prompt_tokens > 0 for i in (0, 3, 4, 5))
-        print("fine")
-        """.replace("\n        ", "\n")
+        """,
     )
-    assert out == "fine"
 
 
-def test_penalties_are_vllms() -> None:
-    torch = pytest.importorskip("torch")
-    from vllm.model_executor.layers.utils import apply_penalties
-
-    from instructgen.engines import Sampling
-    from instructgen.engines.transformers import _Penalties
-
-    torch.manual_seed(0)
-    prompt, made = torch.tensor([[1, 2, 3]]), torch.tensor([[3, 4, 4]])
-    logits = torch.randn(1, 10)
-    ours = _Penalties(3, Sampling(presence_penalty=1.5, frequency_penalty=0.3))(
-        torch.cat([prompt, made], dim=1), logits.clone()
+def test_penalties_are_vllms(engine_host: EngineHost) -> None:
+    script(
+        engine_host,
+        """
+        import torch
+        from vllm.model_executor.layers.utils import apply_penalties
+        from instructgen.engines.transformers import _Penalties
+        torch.manual_seed(0)
+        prompt, made = torch.tensor([[1, 2, 3]]), torch.tensor([[3, 4, 4]])
+        logits = torch.randn(1, 10)
+        ours = _Penalties(3, Sampling(presence_penalty=1.5, frequency_penalty=0.3))(
+            torch.cat([prompt, made], dim=1), logits.clone()
+        )
+        theirs = apply_penalties(
+            logits.clone(), prompt, made,
+            torch.tensor([1.5]), torch.tensor([0.3]), torch.tensor([1.0]),
+        )
+        assert torch.allclose(ours, theirs)
+        """,
     )
-    theirs = apply_penalties(
-        logits.clone(), prompt, made, torch.tensor([1.5]), torch.tensor([0.3]), torch.tensor([1.0])
-    )
-    assert torch.allclose(ours, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -250,10 +283,10 @@ def test_explain_a_real_row(quickstart: Path) -> None:
         assert text in done.stdout
 
 
-def test_killed_and_resumed_on_a_real_engine(tmp_path: Path) -> None:
+def test_killed_and_resumed_on_a_real_engine(engine_host: EngineHost, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    args = ["generate", "--seeds", GENERAL, "--target", "6", "--out", out, "--batch-size", "4"]
-    process = subprocess.Popen([COMMAND, *map(str, args), "-q"])
+    args = ["generate", "--seeds", GENERAL, "--target", "4", "--out", out, "--batch-size", "4"]
+    process = subprocess.Popen([COMMAND, *map(str, args), "-q"], env=ENVIRONMENT)
     journal = out / "journal.jsonl"
     deadline = time.monotonic() + 300
     while not (journal.exists() and journal.read_bytes().count(b"\n") >= 8):
@@ -263,17 +296,17 @@ def test_killed_and_resumed_on_a_real_engine(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     recorded = journal.read_bytes().count(b"\n")
-    done = run(*args, "--json")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = engine_host.run(*args, "--json")
+    assert done.code == 0, done.stderr[-3000:]
     result = orjson.loads(done.stdout)
-    assert result["rows"] == 6
+    assert result["rows"] == 4
     assert result["replayed"] >= recorded - 1
     before = [p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))]
     assert run("rebuild", out).returncode == 0
     assert [p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))] == before
 
 
-def test_the_chat_style_is_structured_on_vllm(tmp_path: Path) -> None:
+def test_the_chat_style_is_structured_on_vllm(engine_host: EngineHost, tmp_path: Path) -> None:
     recipe = tmp_path / "chat.toml"
     filters = default_filters()
     recipe.write_text(
@@ -282,8 +315,8 @@ def test_the_chat_style_is_structured_on_vllm(tmp_path: Path) -> None:
     )
     out = tmp_path / "run"
     args = ["generate", "--seeds", GENERAL, "--target", 4, "--out", out, "--recipe", recipe]
-    done = run(*args, "--batch-size", 4, "--max-tokens-total", 9_000)
-    assert done.returncode in (0, 3), done.stderr[-3000:]
+    done = engine_host.run(*args, "--batch-size", 4, "--max-tokens-total", 9_000)
+    assert done.code in (0, 3), done.stderr[-3000:]
     assert read_info(out)["form"] == {"style": "chat", "structured": True}
     finished = [
         e
@@ -316,7 +349,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             argv,
             stdout=file,
             stderr=file,
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            env={**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"},
             start_new_session=True,
         )
     try:
@@ -361,15 +394,18 @@ def test_the_openai_engine_on_a_real_server(server: str, tmp_path: Path) -> None
         f'base_url = "{server}"\n{filters}'
     )
     out = tmp_path / "run"
-    args = ["--seeds", GENERAL, "--target", 5, "--recipe", recipe, "--batch-size", 4]
+    args = ["--seeds", GENERAL, "--target", 4, "--recipe", recipe, "--batch-size", 4]
     done = run("generate", *args, "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(list(read_rows(out))) == 5
+    assert len(list(read_rows(out))) == 4
 
 
-def test_vllm_samples_from_the_weights_it_is_handed(tmp_path: Path) -> None:
+def test_vllm_samples_from_the_weights_it_is_handed(
+    engine_host: EngineHost, tmp_path: Path
+) -> None:
     """Rollouts on the CPU: merged adapters at once, and other weights after a step."""
-    out = script(
+    script(
+        engine_host,
         f"""
         import torch
         from pathlib import Path
@@ -403,25 +439,23 @@ def test_vllm_samples_from_the_weights_it_is_handed(tmp_path: Path) -> None:
             assert made[0] == made[1] == expected(), (made, expected())
             texts.append(tokenizer.decode(made[0]))
         assert "Paris" in texts[0] and texts[0] != texts[1], texts
-        print("fine")
-        """.replace("\n        ", "\n")
+        """,
     )
-    assert out == "fine"
 
 
-def test_grpo_with_rollouts_by_vllm(tmp_path: Path) -> None:
+def test_grpo_with_rollouts_by_vllm(engine_host: EngineHost, tmp_path: Path) -> None:
     """The whole command, adapters and all; the model on disk is the trained one."""
     data = tmp_path / "rows.jsonl"
     lines = [{"instruction": f"Name fruit number {i}.", "output": "Fig."} for i in range(24)]
     data.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
     assert run("import", data, "--license", "MIT", "--out", tmp_path / "data").returncode == 0
-    done = run(
+    done = engine_host.run(
         "train", "grpo", tmp_path / "data", "--reward", "verifiers:ifeval", "--peft", "lora",
         "--steps", 2, "--batch-size", 2, "--max-length", 256, "--learning-rate", 1e-3,
         "--set", "max_new_tokens=24", "--set", "rollouts=vllm", "--set", "evaluate=false",
         "--out", tmp_path / "rl",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.code == 0, done.stderr[-3000:]
     log = [orjson.loads(line) for line in (tmp_path / "rl" / "log.jsonl").read_bytes().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2]
     assert all(0 < entry["completions/mean_length"] <= 24 for entry in log)

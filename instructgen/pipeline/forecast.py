@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from instructgen.pipeline.recipe import Step
+from instructgen.pipeline.step import Step
 
 # Seconds of a command's start, and per unit of the option that it grows with, measured with
 # the embedded model (135 million parameters) on two cores of x86-64.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from instructgen.commands.generate import configure
 from instructgen.commands.mixing import load_mix
@@ -14,10 +14,8 @@ from instructgen.commands.train import check
 from instructgen.errors import ConfigError
 from instructgen.filters.recipe import load_filters
 from instructgen.generation.options import Config
+from instructgen.pipeline.step import Step
 from instructgen.training.options import OPTIONS
-
-if TYPE_CHECKING:
-    from instructgen.pipeline.recipe import Step
 
 _CONFIGURED = (
     "target",

@@ -15,7 +15,7 @@ from instructgen.errors import InstructgenError, RunError
 from instructgen.models.folders import EMBEDDED, model_digest
 from instructgen.pipeline.forecast import StepForecast, forecast
 from instructgen.pipeline.options import configured, parameters
-from instructgen.pipeline.recipe import Step
+from instructgen.pipeline.step import Step
 from instructgen.plugins import classes, provenance
 from instructgen.store import digest_of, digest_of_file, is_run, is_trained, is_whole
 from instructgen.versions import installed

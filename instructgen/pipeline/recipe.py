@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from instructgen.config import load_whole
 from instructgen.errors import ConfigError
 from instructgen.models.folders import EMBEDDED
 from instructgen.pipeline.options import check_options
+from instructgen.pipeline.step import Step
 from instructgen.plugins import suggest
 from instructgen.resources import shipped
 
@@ -88,32 +89,6 @@ class _Recipe(BaseModel):
     about: str = ""
     inputs: dict[str, Input] = Field(default_factory=dict)
     steps: list[_Step] = Field(min_length=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One command of a recipe, ready to be run.
-
-    ``run`` and ``options`` are the recipe's own words, ``argv`` what one would type after
-    ``instructgen``. ``values`` says what each word or text stands for, ``follows`` which
-    earlier steps or inputs it reads, ``files`` the tables of its options that are written
-    as files, ``params`` the command's parameters as it parses them.
-    """
-
-    name: str
-    run: str
-    options: Mapping[str, Any]
-    argv: tuple[str, ...]
-    out: Path
-    values: Mapping[str, str] = field(default_factory=dict)
-    follows: tuple[str, ...] = ()
-    files: Mapping[Path, str] = field(default_factory=dict)
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def command(self) -> str:
-        """The command's name."""
-        return self.argv[0]
 
 
 def recipe_path(recipe: str) -> Path:

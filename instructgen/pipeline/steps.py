@@ -25,7 +25,8 @@ from instructgen.pipeline.plan import (
     read_state,
     state_bytes,
 )
-from instructgen.pipeline.recipe import Step, load_steps, recipe_path
+from instructgen.pipeline.recipe import load_steps, recipe_path
+from instructgen.pipeline.step import Step
 from instructgen.schema.progress import Progress, Watch
 from instructgen.store import locked, storage, write_atomic
 

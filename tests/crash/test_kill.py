@@ -6,11 +6,11 @@ turn, and a journal cut within its last two records.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -18,65 +18,26 @@ import pytest
 from instructgen.commands.generate import generate, rebuild
 from instructgen.errors import RunError
 from instructgen.generation.loop import LAG
+from tests import forks
 from tests.conftest import ROOT
+from tests.crash import children
 from tests.test_loop import tree_digest
 
 SEEDS = ROOT / "seeds" / "general.jsonl"
-TARGET, BATCH = 40, 8
-
-CHILD = """
-import sys
-from instructgen.engines.echo import EchoEngine
-from instructgen import generate
-calls = open(sys.argv[3], "ab", buffering=0)
-complete = EchoEngine.complete
-def counting(self, requests):
-    for request in requests:
-        calls.write(b".")
-    import time
-    for item in complete(self, requests):
-        time.sleep(float(sys.argv[4]))
-        yield item
-EchoEngine.complete = counting
-KILL
-generate(sys.argv[1], TARGET, sys.argv[2], engine="echo", batch_size=BATCH)
-"""
-
-# Dies at the n-th call that changes the disk, before or after it.
-KILL = """
-import os, pathlib, signal
-at, after = int(sys.argv[5]), sys.argv[6] == "after"
-seen = 0
-def deadly(original):
-    def call(*args, **kwargs):
-        global seen
-        seen += 1
-        if seen == at and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
-        if seen == at and after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return call
-os.write = deadly(os.write)
-os.fsync = deadly(os.fsync)
-os.open = deadly(os.open)
-pathlib.Path.replace = deadly(pathlib.Path.replace)
-pathlib.Path.unlink = deadly(pathlib.Path.unlink)
-"""
+TARGET, BATCH, KILLS = 40, 8, 25
 
 
-def start(out: Path, calls: Path, pace: float = 0.0, *kill: str) -> subprocess.Popen[bytes]:
-    code = CHILD.replace("KILL", KILL if kill else "")
-    code = code.replace("TARGET", str(TARGET)).replace("BATCH", str(BATCH))
-    argv = [sys.executable, "-c", code, str(SEEDS), str(out), str(calls), str(pace), *kill]
-    return subprocess.Popen(argv, stderr=subprocess.PIPE)
+def start(
+    out: Path, calls: Path, pace_s: float = 0.0, at: int = 0, moment: str = "before"
+) -> BaseProcess:
+    given = (str(SEEDS), TARGET, str(out), BATCH, str(calls), pace_s, at, moment)
+    return forks.start(children.generate, *given)
 
 
 def finish(out: Path, calls: Path) -> None:
     process = start(out, calls)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err.decode()
+    process.join(120)
+    assert process.exitcode == 0
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +65,18 @@ def test_random_kills(tmp_path: Path, plain: tuple[str, int]) -> None:
     rng = random.Random(20261122)
     out, calls = tmp_path / "run", tmp_path / "calls"
     kills = rounds = 0
-    while kills < 25:
-        process = start(out, calls, pace=0.002)
-        try:
-            # From before the first import is done to well into the run.
-            process.wait(timeout=rng.uniform(0.1, 1.6))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    while kills < KILLS:
+        process = start(out, calls, pace_s=0.002)
+        # From before the folder is made to well into the run.
+        process.join(rng.uniform(0.01, 0.6))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
             kills += 1
-        process.stderr.close()
         if out.exists():
             check_open(out)
         rounds += 1
-        if process.returncode == 0:
+        if process.exitcode == 0:
             assert tree_digest(out) == digest
             out, calls = tmp_path / f"run{rounds}" / "run", tmp_path / f"calls{rounds}"
     finish(out, calls)
@@ -136,11 +95,11 @@ def test_a_kill_at_every_durable_step(tmp_path: Path, plain: tuple[str, int], mo
     # steps; the walk ends when a start gets through.
     at, deaths = 1, 0
     while True:
-        process = start(out, calls, 0.0, str(at), moment)
-        process.communicate(timeout=120)
-        if process.returncode == 0:
+        process = start(out, calls, 0.0, at, moment)
+        process.join(120)
+        if process.exitcode == 0:
             break
-        assert process.returncode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
         check_open(out)
         deaths += 1
         at += 1 if deaths < 12 else 9
@@ -197,14 +156,14 @@ def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_at_ten_points(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = Path(sys.executable).parent / "instructgen"
-    recipe = tmp_path / "slow.toml"
+    recipe, said = tmp_path / "slow.toml", tmp_path / "stderr"
     text = (ROOT / "filters" / "default.toml").read_text()
 
-    def argv(delay_s: float) -> list[object]:
+    def begin(delay_s: float) -> BaseProcess:
         recipe.write_text(f'[engine]\nname = "echo"\ndelay_s = {delay_s}\n{text}')
         given = ["--seeds", SEEDS, "--target", TARGET, "--out", out, "--recipe", recipe]
-        return [str(a) for a in (command, "generate", *given, "--batch-size", BATCH)]
+        words = ["generate", *map(str, given), "--batch-size", str(BATCH)]
+        return forks.start(children.command, words, str(tmp_path), str(said))
 
     def recorded() -> int:
         journal = out / "journal.jsonl"
@@ -213,21 +172,24 @@ def test_ctrl_c_at_ten_points(tmp_path: Path) -> None:
     stopped = 0
     for point in range(10):
         before = recorded()
-        process = subprocess.Popen(argv(0.4), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while process.poll() is None and recorded() <= before:
+        process = begin(0.4)
+        while process.exitcode is None and recorded() <= before:
             time.sleep(0.01)
         time.sleep(0.04 * point)
-        process.send_signal(signal.SIGINT)
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGINT)
         # Ten seconds are promised; a busy machine may take its time.
-        _, err = process.communicate(timeout=20)
-        if process.returncode == 130:
+        process.join(20)
+        if process.exitcode == 130:
             stopped += 1
-            assert b"the same command goes on" in err
-            assert b"Traceback" not in err
+            assert "the same command goes on" in said.read_text()
+            assert "Traceback" not in said.read_text()
         else:
-            assert process.returncode == 0, err
+            assert process.exitcode == 0, said.read_text()
     assert stopped >= 5
-    subprocess.run(argv(0.0), check=True, capture_output=True)
+    process = begin(0.0)
+    process.join(120)
+    assert process.exitcode == 0
     finish(tmp_path / "plain" / "run", tmp_path / "calls")
     # The rows alone: the delay stands in the recorded configuration.
     assert rows_bytes(out) == rows_bytes(tmp_path / "plain" / "run")

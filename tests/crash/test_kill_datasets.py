@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import orjson
 import pytest
 
 from instructgen import import_data
-
-# Dies at the n-th call that changes the disk.
-CHILD = """
-import os, pathlib, signal, sys
-at, seen = int(sys.argv[1]), 0
-def deadly(original):
-    def call(*args, **kwargs):
-        global seen
-        seen += 1
-        if seen == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-    return call
-os.fsync = deadly(os.fsync)
-pathlib.Path.replace = deadly(pathlib.Path.replace)
-pathlib.Path.unlink = deadly(pathlib.Path.unlink)
-import instructgen.store.spool as spool, instructgen.commands.merge as merging
-spool._ROWS_AT_ONCE, merging._ROWS_PER_BUCKET = 5, 20
-spool.Spool.take = deadly(spool.Spool.take)
-spool.Spool._write = deadly(spool.Spool._write)
-import instructgen
-command, out, recipe, *inputs = sys.argv[2:]
-if command == "import":
-    instructgen.import_data(inputs[0], out, license="MIT", on_bad_row="reject")
-elif command == "merge":
-    instructgen.merge(inputs, out, recipe=recipe)
-else:
-    instructgen.curate(inputs[0], out, recipe=recipe)
-"""
+from tests import forks
+from tests.crash import children
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -51,9 +22,8 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def run(at: int, command: str, out: Path, recipe: Path, *inputs: Path) -> int:
-    argv = [sys.executable, "-c", CHILD, str(at), command, str(out), str(recipe), *map(str, inputs)]
-    return subprocess.run(argv, check=False).returncode
+def run(at: int, command: str, out: Path, recipe: Path, given: Path) -> int:
+    return forks.run(children.derive, command, str(out), str(recipe), [str(given)], at)
 
 
 @pytest.mark.slow

@@ -21,14 +21,15 @@ def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_points(tmp_path: Path) -> None:
-    recipe = write(tmp_path, RECIPE.replace("target = 12", "target = 60"))
+@pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_killed_at_random_points(tmp_path: Path, runs: int) -> None:
+    recipe = write(tmp_path, RECIPE.replace("target = 12", "target = 40"))
     began = time.monotonic()
     assert start(recipe, tmp_path / "whole").wait() == 0
     seconds = time.monotonic() - began
     wanted = datasets(tmp_path / "whole")
     rng, kills = random.Random(4), 0
-    for number in range(10):
+    for number in range(runs):
         out = tmp_path / f"killed{number}"
         # Up to three times each, at moments spread over all that is left to do.
         for _ in range(3):
@@ -41,4 +42,4 @@ def test_killed_at_ten_random_points(tmp_path: Path) -> None:
                 kills += 1
         assert start(recipe, out).wait() == 0
         assert datasets(out) == wanted
-    assert kills >= 10
+    assert kills >= runs

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,8 @@ import pytest
 from instructgen import train
 from instructgen.store import read_log
 from instructgen.store.checkpoints import training
+from tests import forks
+from tests.crash import children
 from tests.training_data import dataset, sentences
 
 pytestmark = pytest.mark.slow
@@ -40,29 +40,6 @@ OPTIONS = {
         "reward": ["verifiers:ifeval"],
     },
 }
-# Kills itself when the log has so many entries, or at the n-th sync of a file to disk.
-CHILD = """
-import os, signal, sys
-import orjson
-method, data, model, out, options, at_step, at_sync = sys.argv[1:]
-import instructgen.store.checkpoints as store
-log, seen = store.ModelRun.log, 0
-def deadly_log(self, entry):
-    log(self, entry)
-    if entry["step"] == int(at_step):
-        os.kill(os.getpid(), signal.SIGKILL)
-store.ModelRun.log = deadly_log
-fsync = os.fsync
-def deadly_fsync(handle):
-    global seen
-    seen += 1
-    if seen == int(at_sync):
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(handle)
-os.fsync = deadly_fsync
-import instructgen
-instructgen.train(method, data, out, model=model, **orjson.loads(options))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +47,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset(tmp_path_factory.mktemp("rows"), sentences(120))
 
 
-def run(method: str, rows: Path, tiny: Path, out: Path, step: int = -1, sync: int = -1) -> int:
-    options = orjson.dumps(OPTIONS[method]).decode()
-    given = [method, str(rows), str(tiny), str(out), options, str(step), str(sync)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CHILD, *given], check=False, env=environment)
-    return done.returncode
+def run(method: str, rows: Path, tiny: Path, out: Path, step: int = -1, sync: int = 0) -> int:
+    given = (method, str(rows), str(tiny), str(out), OPTIONS[method], step, sync)
+    return forks.run(children.train, *given, timeout_s=300)
 
 
 def told(out: Path) -> list[tuple[int, float]]:
@@ -118,14 +92,12 @@ def test_killed_while_files_are_written(rows: Path, tiny: Path, tmp_path: Path) 
 
 def test_killed_at_any_time(rows: Path, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    options = orjson.dumps(OPTIONS["sft"]).decode()
-    given = ["sft", str(rows), str(tiny), str(out), options, "-1", "-1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for seconds in (5, 8):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, *given], env=environment)
+    given = ("sft", str(rows), str(tiny), str(out), OPTIONS["sft"])
+    for seconds in (1.0, 2.5):
+        child = forks.start(children.train, *given)
         time.sleep(seconds)
         child.kill()
-        child.wait()
+        child.join()
     assert run("sft", rows, tiny, out) == 0
     assert run("sft", rows, tiny, tmp_path / "whole") == 0
     assert told(out) == told(tmp_path / "whole")

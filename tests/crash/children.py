@@ -1,0 +1,129 @@
+"""What runs in the processes that the tests of this folder kill."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def die() -> None:
+    """As if the power went: no handler, no clean-up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at(count: int, moment: str, *places: tuple[Any, str]) -> None:
+    """Die at the n-th call, from now on, of any of these functions: before it, or after it."""
+    seen = 0
+
+    def deadly(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            mine = seen == count
+            if mine and moment == "before":
+                die()
+            result = original(*args, **kwargs)
+            if mine and moment == "after":
+                die()
+            return result
+
+        return call
+
+    for owner, name in places:
+        setattr(owner, name, deadly(getattr(owner, name)))
+
+
+DURABLE = (
+    (os, "fsync"),
+    (pathlib.Path, "replace"),
+    (pathlib.Path, "unlink"),
+)
+
+
+def generate(
+    seeds: str,
+    target: int,
+    out: str,
+    batch_size: int,
+    calls: str,
+    pace_s: float = 0.0,
+    at: int = 0,
+    moment: str = "before",
+) -> None:
+    """Generate with echo; each request is a byte in ``calls``, each answer takes ``pace_s``."""
+    import instructgen
+    from instructgen.engines.echo import EchoEngine
+
+    complete = EchoEngine.complete
+    with pathlib.Path(calls).open("ab", buffering=0) as file:
+
+        def counting(self: Any, requests: Any) -> Any:
+            for _ in requests:
+                file.write(b".")
+            for item in complete(self, requests):
+                time.sleep(pace_s)
+                yield item
+
+        EchoEngine.complete = counting  # type: ignore[method-assign]
+        if at:
+            kill_at(at, moment, (os, "write"), (os, "open"), *DURABLE)
+        instructgen.generate(seeds, target, out, engine="echo", batch_size=batch_size)
+
+
+def derive(command: str, out: str, recipe: str, inputs: list[str], at: int) -> None:
+    """Make a dataset out of others in small steps; dies at the n-th that changes the disk."""
+    import instructgen
+    import instructgen.commands.merge as merging
+    from instructgen.store import spool
+
+    spool._ROWS_AT_ONCE, merging._ROWS_PER_BUCKET = 5, 20
+    kill_at(at, "before", (spool.Spool, "take"), (spool.Spool, "_write"), *DURABLE)
+    if command == "import":
+        instructgen.import_data(inputs[0], out, license="MIT", on_bad_row="reject")
+    elif command == "merge":
+        instructgen.merge(inputs, out, recipe=recipe)
+    else:
+        instructgen.curate(inputs[0], out, recipe=recipe)
+
+
+def train(
+    method: str,
+    data: str,
+    model: str,
+    out: str,
+    options: dict[str, Any],
+    at_step: int = -1,
+    at_sync: int = 0,
+) -> None:
+    """Train; dies when the log has an entry of a step, or at the n-th sync of a file."""
+    import instructgen
+    from instructgen.store import ModelRun
+
+    log = ModelRun.log
+
+    def deadly(self: Any, entry: Any) -> None:
+        log(self, entry)
+        if entry["step"] == at_step:
+            die()
+
+    ModelRun.log = deadly  # type: ignore[method-assign]
+    kill_at(at_sync, "before", (os, "fsync"))
+    instructgen.train(method, data, out, model=model, **options)
+
+
+def command(words: list[str], folder: str, stderr: str, stdout: str = os.devnull) -> None:
+    """A command line, as typed in a folder; what it prints goes into files."""
+    import sys
+
+    from instructgen.__main__ import main
+
+    for handle, path in ((1, stdout), (2, stderr)):
+        with pathlib.Path(path).open("wb") as file:
+            os.dup2(file.fileno(), handle)
+    os.chdir(folder)
+    sys.argv = ["instructgen", *words]
+    main()

@@ -1,0 +1,125 @@
+"""One process in which vLLM is loaded once, for all tests that ask it: ``python -m tests.engine_host``.
+
+It runs command lines and scripts one after the other, as they come on standard input, one JSON
+object a line: ``{"words": [...], "folder": "..."}`` or ``{"script": "..."}``. A loaded model
+stays loaded for the next that wants the same one. That commands load it themselves, end with
+it, and survive its death is tested in processes of their own (`tests/test_real_engines.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from tests.conftest import ROOT
+
+_LOADED: dict[tuple[Any, ...], Any] = {}
+
+
+class Answer(NamedTuple):
+    """What came of a command or a script."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class EngineHost:
+    """The process, seen from the tests."""
+
+    def __init__(self, log: Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+        self._log = log.open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.engine_host"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=ROOT,
+            env=environment,
+        )
+
+    def run(self, *words: object, folder: Path = ROOT) -> Answer:
+        """A command line of ours."""
+        return self._ask({"words": [str(w) for w in words], "folder": str(folder)})
+
+    def script(self, code: str) -> Answer:
+        """Python, in a namespace of its own."""
+        return self._ask({"script": code})
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _ask(self, job: dict[str, Any]) -> Answer:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(orjson.dumps(job) + b"\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, f"the engine's process ended: {Path(self._log.name).read_text()[-3000:]}"
+        return Answer(**orjson.loads(line))
+
+
+def _stay_loaded() -> None:
+    """Give the engines of all commands one vLLM for each model."""
+    from instructgen.engines.vllm import VllmEngine
+    from instructgen.models.folders import model_folder
+
+    load = VllmEngine.load
+
+    def shared(self: VllmEngine) -> Any:
+        key = (str(Path(model_folder(self.model)).resolve()), self.dtype)
+        longest = _LOADED.get(key)
+        if longest is None or longest.model_config.max_model_len < self.max_model_len:
+            _LOADED[key] = load(self)
+        return _LOADED[key]
+
+    def kept(self: VllmEngine) -> None:
+        self._llm, self._thread, self._ended = None, None, None
+
+    VllmEngine.load, VllmEngine._drop = shared, kept  # type: ignore[method-assign]
+
+
+def _done(job: dict[str, Any]) -> Answer:
+    from instructgen.__main__ import main
+
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            if "script" in job:
+                exec(compile(job["script"], "script", "exec"), {"__name__": "script"})
+            else:
+                os.chdir(job["folder"])
+                sys.argv = ["instructgen", *job["words"]]
+                main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            code = 1
+            traceback.print_exc()
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def _serve() -> None:
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _stay_loaded()
+    for line in sys.stdin.buffer:
+        answers.write(orjson.dumps(_done(orjson.loads(line))._asdict()) + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,35 @@
+"""Child processes to kill, without the seconds that an interpreter takes for its imports.
+
+Each is a fork of one server process per worker that has imported what the commands need; what
+it then does, the files it writes and how it dies are those of any other process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.preloaded"])
+
+
+def start(function: Callable[..., Any], *args: Any) -> BaseProcess:
+    """Begin a function of a module in a process of its own."""
+    process = _CONTEXT.Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def run(function: Callable[..., Any], *args: Any, timeout_s: float = 120) -> int:
+    """Run a function in a process of its own; its exit code, or less than 0 for a signal."""
+    process = start(function, *args)
+    process.join(timeout_s)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError(f"{function.__name__} did not end in {timeout_s} s")
+    code = process.exitcode
+    process.close()
+    return code
