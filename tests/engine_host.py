@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from tests.conftest import ROOT
+# Not that of tests.conftest, which has its process compute with one thread.
+ROOT = Path(__file__).resolve().parent.parent
 
 _LOADED: dict[tuple[Any, ...], Any] = {}
 
@@ -85,6 +86,10 @@ def _stay_loaded() -> None:
         return _LOADED[key]
 
     def kept(self: VllmEngine) -> None:
+        if self._llm is not None:
+            # What a closed engine gave up is not answered to the next one.
+            engine = self._llm.llm_engine
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
         self._llm, self._thread, self._ended = None, None, None
 
     VllmEngine.load, VllmEngine._drop = shared, kept  # type: ignore[method-assign]

@@ -436,6 +436,20 @@ def test_a_recipe_cannot_type(tmp_path: Path) -> None:
         instructgen.prefer(tmp_path, tmp_path / "p", score=["verifiers:math"], endpoint="http://a")
 
 
+def test_a_pipeline_names_no_folder_whose_code_runs(tmp_path: Path) -> None:
+    """Tasks of lm-eval are YAML that may call functions of a file beside them."""
+    from instructgen.pipeline.recipe import load_steps
+
+    path = tmp_path / "pipeline.toml"
+    path.write_text(
+        '[[steps]]\nname = "a"\nrun = "evaluate smollm2"\nsuite = "lm-eval"\n'
+        'set = { "lm-eval.tasks" = ["mine"], "lm-eval.include_path" = "tasks" }\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_steps(str(path), tmp_path / "out", {}, limit=False)
+    assert "lm-eval.include_path" in str(caught.value)
+
+
 @pytest.mark.parametrize("words", ["", " --endpoint http://127.0.0.1:9/v1"])
 def test_a_pipeline_cannot_type(tmp_path: Path, words: str) -> None:
     from instructgen.pipeline.recipe import load_steps

@@ -140,6 +140,15 @@ def test_changed_code_of_a_format_is_no_old_dataset(site: Site, tmp_path: Path) 
     assert site.run(*words).returncode == 2
 
 
+def test_changed_code_of_any_format_may_change_what_dedup_reads(site: Site, tmp_path: Path) -> None:
+    file = ROOT / "seeds" / "general.jsonl"
+    words = ("dedup", file, "--how", "exact", "--out", tmp_path / "out")
+    assert site.run(*words).returncode == 0
+    assert "already made, unchanged" in site.run(*words).stdout
+    site.words("green")
+    assert site.run(*words).returncode == 2
+
+
 def test_a_run_is_not_resumed_or_rebuilt_by_other_code(site: Site, tmp_path: Path) -> None:
     seeds, out = ROOT / "seeds" / "general.jsonl", tmp_path / "run"
     words = ("generate", "--seeds", seeds, "--target", 8, "--engine", "echo", "--batch-size", 4)
@@ -194,7 +203,6 @@ def test_a_model_is_not_trained_on_rewards_of_other_code(
     )
     done = site.run(*words)
     assert done.returncode == 0, done.stderr
-    assert "already made, unchanged" in site.run(*words).stdout
     site.words("blue")
     refused = site.run(*words)
     assert refused.returncode != 0

@@ -120,14 +120,15 @@ def test_the_parts_of_contributing_work() -> None:
 
 # The same commands, smaller: what they do is the same, and a CPU does it in minutes.
 SMALLER = (
-    (" --target 100 ", " --target 4 --batch-size 4 "),
-    (" --target 20 --batch-size 8 ", " --target 4 --batch-size 4 "),
-    (" --target 5000 --batch-size 8", " --target 5000 --batch-size 4"),
-    (" --tokens 2000 ", " --tokens 300 "),
+    (" --target 100 ", " --target 2 --batch-size 1 "),
+    (" --target 20 --batch-size 8 ", " --target 2 --batch-size 1 "),
+    (" --target 5000 --batch-size 8", " --target 5000 --batch-size 1"),
+    (" --tokens 2000 ", " --tokens 300 --set held_out_rows=8 "),
     (" --limit 20", " --limit 4"),
     (" --limit 8 ", " --limit 3 "),
-    (" --steps 4 ", " --steps 1 "),
-    (" --steps 2 ", " --steps 1 "),
+    (" --steps 4 ", " --steps 1 --set held_out_rows=8 "),
+    (" --max-length 384 --steps 2 ", " --max-length 384 --steps 1 --set held_out_rows=8 "),
+    (" --steps 2 --batch-size 2 ", " --steps 1 --batch-size 2 --set held_out_rows=4 "),
 )
 
 
@@ -175,11 +176,12 @@ def test_the_commands_run(engine_host: EngineHost, tmp_path: Path) -> None:
             done = engine_host.run(*words, folder=place)
             code, err = done.code, done.stderr
         else:
-            code = forks.run(children.command, words, str(place), str(place / "err"), timeout_s=600)
+            given = (words, str(place), str(place / "err"), str(place / "out"), os.cpu_count())
+            code = forks.run(children.command, *given, timeout_s=600)
             err = (place / "err").read_text()
         assert code == 0, f"{command}\n{err[-3000:]}"
-    assert sum(1 for _ in read_rows(place / "runs" / "a")) == 4
-    check_dolly(place / "runs" / "dolly", dolly, 4)
+    assert sum(1 for _ in read_rows(place / "runs" / "a")) == 2
+    check_dolly(place / "runs" / "dolly", dolly, 2)
 
 
 @pytest.mark.engine

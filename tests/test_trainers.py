@@ -306,7 +306,7 @@ def test_another_sampler_can_answer(
         seen.append(step)
         return [[5 + i % 7] * min(3, most) for i in range(len(prompts))]
 
-    monkeypatch.setattr("instructgen.training.rollouts.vllm_sampler", lambda *_: sample)
+    monkeypatch.setattr("instructgen.training.online.vllm_sampler", lambda *_: sample)
     out = tmp_path / "m"
     train(
         method, rows, out, model=str(tiny), reward=["verifiers:ifeval"], rollouts="vllm",

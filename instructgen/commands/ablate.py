@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from instructgen.commands.derive import common_shape, inputs_of, name_of
-from instructgen.commands.train import train, versions
+from instructgen.commands.train import train
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import default_model
 from instructgen.reports.cards import derived_card, table
@@ -27,6 +27,7 @@ from instructgen.store import (
     write_atomic,
     write_dataset,
 )
+from instructgen.versions import OF_MODELS, versions
 
 if TYPE_CHECKING:
     from instructgen.evaluation.measures import Measured
@@ -321,7 +322,7 @@ def _write(ablation: Ablation, made: Mapping[str, Any]) -> None:
         "arms": ablation.arms,
         "comparisons": ablation.comparisons,
         "verdict": ablation.verdict,
-        "versions": versions(),
+        "versions": versions(OF_MODELS),
     }
     with storage(ablation.out):
         for name, data in {

@@ -12,6 +12,7 @@ from instructgen.errors import InputError
 from instructgen.formats import OnBadRow
 from instructgen.generation.seed_pool import load_seeds
 from instructgen.licensing.licenses import check_licence
+from instructgen.plugins import classes, provenance
 from instructgen.reports.cards import rejected_table
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejected, Rejection, Sample
@@ -106,6 +107,9 @@ def dedup(
         "on_bad_row": on_bad_row,
     }
     made = {"command": "dedup", "inputs": inputs_of(paths), "options": options}
+    if any(path.is_file() for path in paths):
+        # A file's format need not be named: any that is installed may be the one.
+        made |= provenance(sources=classes("sources").values())
     # Of several inputs some may be split: what is not is there to be trained on.
     parts = WHOLE if set(splits) <= set(WHOLE) else SPLITS
     done = derive(

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import ValidationError
 
-from instructgen.commands.train import versions
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import model_digest
-from instructgen.plugins import classes, find, suggest
+from instructgen.plugins import classes, find, provenance, suggest
 from instructgen.reports.cards import estimated, table
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Sample
 from instructgen.store import digest_of, is_trained, read_training, splits_of, write_files
+from instructgen.versions import OF_MODELS, versions
 
 if TYPE_CHECKING:
     from instructgen.evaluation.suites import Finding, Subject, Suite
@@ -228,7 +228,8 @@ def _written(
         "format": subject.framing.format,
         "seed": subject.seed,
         "measures": evaluation.measures,
-        "versions": versions(),
+        "versions": versions(OF_MODELS),
+        **provenance(suites=[find("suites", name) for name in dict.fromkeys(s for s, _ in found)]),
     }
     files = {
         "evaluation.json": orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n",

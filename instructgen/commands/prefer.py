@@ -27,7 +27,6 @@ from instructgen.commands.derive import (
     inputs_of,
     name_of,
 )
-from instructgen.commands.train import versions
 from instructgen.engines import Completion, Engine, Request, Supervisor
 from instructgen.errors import ConfigError, EngineError, InputError
 from instructgen.generation.loop import request_digest
@@ -44,6 +43,7 @@ from instructgen.store import (
     root_of,
     training_split,
 )
+from instructgen.versions import OF_MODELS, versions
 
 _JUDGE = "judge:"
 _AT_ONCE = 64
@@ -358,7 +358,7 @@ class _Maker:
             "run": run,
             "config": self.made,
             "seeds": {"sha256": hashlib.sha256(b"".join(lines)).hexdigest(), "rows": len(tasks)},
-            "versions": versions(),
+            "versions": versions(OF_MODELS),
         }
         with Run.create(folder, info, lines) as journal:
             yield journal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ from instructgen.training.options import (
     Trainer,
     TrainOptions,
 )
-from instructgen.versions import installed
+from instructgen.versions import OF_MODELS, versions
 
 if TYPE_CHECKING:
     from instructgen.training.callbacks import Pace
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from instructgen.training.rows import Excluded, Rows
     from instructgen.training.trainer import Prepared
 
-_PACKAGES = ("instructgen", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _PROBES = 4
 _PROBE_TOKENS = 64
 
@@ -479,7 +477,7 @@ class _Training:
                 "generators": contents.generators,
                 "attributions": contents.attributions,
             },
-            "versions": versions(),
+            "versions": versions(OF_MODELS),
         }
         if trained["reload"]["moved"] == 0:
             run.messages.append("the saved model equals the one it began as.")
@@ -571,8 +569,3 @@ def _check_space(model: Any, options: TrainOptions, folder: Path) -> None:
             f"{needed / 1e9:.1f} GB for checkpoints and the model.",
             "Free space, or give another --out.",
         )
-
-
-def versions() -> dict[str, str]:
-    """The packages that a model depends on."""
-    return {"python": platform.python_version(), **installed(_PACKAGES)}

@@ -151,12 +151,7 @@ def load_steps(
         options = {**(each.model_extra or {}), **(each.small if limit else {})}
         step = _step(each.name, each.run, options, places, out, where)
         params = _parsed(step.argv, where)
-        if params.get("endpoint"):
-            # The key goes where this leads, and a recipe is data of others.
-            raise ConfigError(
-                f"{where}: endpoint: a recipe cannot set it.",
-                "Leave it out, and set OPENAI_BASE_URL.",
-            )
+        _check_typed(params, where)
         paths = _paths(step.command, params)
         paths |= {text for key in _PLACES for text in _texts({key: options.get(key)})}
         read = {
@@ -169,6 +164,21 @@ def load_steps(
         steps.append(step)
         places[each.name] = str(step.out)
     return steps
+
+
+def _check_typed(params: Mapping[str, Any], where: str) -> None:
+    """Refuse what only the user may say, since a recipe is data of others."""
+    if params.get("endpoint"):
+        # The key goes where this leads.
+        raise ConfigError(
+            f"{where}: endpoint: a recipe cannot set it.", "Leave it out, and set OPENAI_BASE_URL."
+        )
+    if "lm-eval.include_path" in (params.get("settings") or {}):
+        # Tasks of lm-eval may name functions of files beside them, which then run.
+        raise ConfigError(
+            f"{where}: lm-eval.include_path: a recipe cannot set it.",
+            "Run instructgen evaluate by hand.",
+        )
 
 
 def _parsed(argv: Sequence[str], where: str) -> dict[str, Any]:

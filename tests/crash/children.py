@@ -115,9 +115,13 @@ def train(
     instructgen.train(method, data, out, model=model, **options)
 
 
-def command(words: list[str], folder: str, stderr: str, stdout: str = os.devnull) -> None:
+def command(
+    words: list[str], folder: str, stderr: str, stdout: str = os.devnull, threads: int = 1
+) -> None:
     """A command line, as typed in a folder; what it prints goes into files."""
     import sys
+
+    import torch
 
     from instructgen.__main__ import main
 
@@ -125,5 +129,6 @@ def command(words: list[str], folder: str, stderr: str, stdout: str = os.devnull
         with pathlib.Path(path).open("wb") as file:
             os.dup2(file.fileno(), handle)
     os.chdir(folder)
+    torch.set_num_threads(threads)
     sys.argv = ["instructgen", *words]
     main()

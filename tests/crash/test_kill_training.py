@@ -148,7 +148,9 @@ def test_two_processes_do_not_share_a_folder(rows: Path, tiny: Path, tmp_path: P
     from instructgen.errors import RunError
 
     out = tmp_path / "m"
-    train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
+    first = train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
+    again = train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
+    assert (first.unchanged, again.unchanged) == (False, True)
     asked = orjson.loads((out / "run.json").read_bytes())
     asked = {k: asked[k] for k in ("command", "options")}
     with (
