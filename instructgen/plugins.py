@@ -114,6 +114,9 @@ def _code_digest(part: Any) -> str:
     except (TypeError, OSError):
         # Made in a session, and not from a file.
         return ""
+    if not file.is_file():
+        # In a zip.
+        return hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
     root = file
     while (root.parent / "__init__.py").is_file():
         root = root.parent

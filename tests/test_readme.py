@@ -123,11 +123,14 @@ SMALLER = (
     (" --target 100 ", " --target 2 --batch-size 1 "),
     (" --target 20 --batch-size 8 ", " --target 2 --batch-size 1 "),
     (" --target 5000 --batch-size 8", " --target 5000 --batch-size 1"),
-    (" --tokens 2000 ", " --tokens 300 --set held_out_rows=8 "),
+    (" --tokens 2000 ", " --tokens 300 --batch-size 4 --set held_out_rows=8 "),
     (" --limit 20", " --limit 4"),
     (" --limit 8 ", " --limit 3 "),
-    (" --steps 4 ", " --steps 1 --set held_out_rows=8 "),
-    (" --max-length 384 --steps 2 ", " --max-length 384 --steps 1 --set held_out_rows=8 "),
+    (" --steps 4 ", " --steps 1 --batch-size 4 --set held_out_rows=8 "),
+    (
+        " --max-length 384 --steps 2 ",
+        " --max-length 384 --steps 1 --batch-size 4 --set held_out_rows=8 ",
+    ),
     (" --steps 2 --batch-size 2 ", " --steps 1 --batch-size 2 --set held_out_rows=4 "),
 )
 
@@ -163,11 +166,13 @@ def files(place: Path, dolly_rows: int | None) -> Path:
 
 
 @pytest.mark.engine
+@pytest.mark.timeout(1800)
 def test_the_commands_run(engine_host: EngineHost, tmp_path: Path) -> None:
     """Each once, in their order and one folder, with the real model, at small sizes.
 
     Those that ask vLLM share a process in which it is loaded, the others are forks of one.
     """
+    pytest.importorskip("vllm")
     place = workplace(tmp_path)
     dolly = files(place, 1_500)
     for command in dict.fromkeys(map(smaller, COMMANDS)):
@@ -189,6 +194,7 @@ def test_the_commands_run(engine_host: EngineHost, tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     """In their order, with the real model and all of Dolly, each in a process of its own."""
+    pytest.importorskip("vllm")
     place = workplace(tmp_path)
     dolly = files(place, None)
     env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from instructgen.evaluation.suites import Finding, Subject, Suite
 
 _ROWS = 200
+_PLUGGED = ("sources", "suites", "verifiers", "engines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,8 @@ def _written(
         "seed": subject.seed,
         "measures": evaluation.measures,
         "versions": versions(OF_MODELS),
-        **provenance(suites=[find("suites", name) for name in dict.fromkeys(s for s, _ in found)]),
+        # Suites ask engines and verifiers, and read files, of which any may be of a plug-in.
+        **provenance(**{group: classes(group).values() for group in _PLUGGED}),
     }
     files = {
         "evaluation.json": orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n",

@@ -238,8 +238,8 @@ def _is_folder(path: Path) -> bool:
 def reopen(run: Run) -> Loop:
     """The loop of a recorded run, at its beginning."""
     config = from_recorded(run.info["config"], run.folder)
-    then, now = (c.get("plugins", {}) for c in (run.info["config"], config.recorded()))
-    if changed := [name for name in then if then[name] != now.get(name)]:
+    then, now = (c.get("plugins", {}) for c in (run.info["config"], config.plugins()))
+    if changed := [n for n in sorted(then.keys() | now.keys()) if then.get(n) != now.get(n)]:
         raise RunError(
             f"{run.folder} was made by other code of the plug-in {changed[0]}.",
             "Install the version that run.json names.",

@@ -157,7 +157,7 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written:
             if watch is not None:
                 watch(Progress("read", reading.used + reading.others))
     flush()
-    if number != reading.others or reading.used + reading.others != reading.units:
+    if output.rejected != reading.others or reading.used + reading.others != reading.units:
         raise RuntimeError("the rows read do not add up; please report this file's format")
     facts = {
         "source": reading.source.name,

@@ -152,7 +152,7 @@ def _made(
             "score": [_identity(s, judge_engine) for s in score],
             **options,
         },
-        **_plugins(writer, score),
+        **_plugins(writer, score, judge_engine),
     }
 
 
@@ -180,9 +180,12 @@ def _check_numbers(
         raise ConfigError("--samples is too few to compare.", "Give 2 or more.")
 
 
+def _judge_of(score: Sequence[str]) -> str | None:
+    return next((s.removeprefix(_JUDGE) for s in score if s.startswith(_JUDGE)), None)
+
+
 def _check_scores(score: Sequence[str]) -> None:
-    judged = [s for s in score if s.startswith(_JUDGE)]
-    if not score or (judged and len(score) > 1):
+    if not score or (_judge_of(score) is not None and len(score) > 1):
         raise ConfigError(
             "--score wants rewards, or one judge.",
             "Give --score models/rm, --score verifiers:ifeval, or --score judge:MODEL.",
@@ -211,10 +214,11 @@ def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str 
     return made
 
 
-def _plugins(writer: Engine, score: Sequence[str]) -> dict[str, Any]:
+def _plugins(writer: Engine, score: Sequence[str], judge_engine: str | None) -> dict[str, Any]:
     from instructgen.training.rewards import verifiers_in
 
-    return provenance(engines=[type(writer)], verifiers=verifiers_in(score))
+    judges = [find("engines", judge_engine)] if judge_engine and _judge_of(score) else []
+    return provenance(engines=[type(writer), *judges], verifiers=verifiers_in(score))
 
 
 def _check_writes(model: str) -> None:
@@ -260,7 +264,7 @@ class _Maker:
 
         options = self.options
         rows = list(read_samples(source, split=training_split(source)))[: options["limit"]]
-        judge = self.score[0].removeprefix(_JUDGE) if self.score[0].startswith(_JUDGE) else None
+        judge = _judge_of(self.score)
         # Verifiers before the answers, as they say what is asked; models after them,
         # so that two never share the memory.
         verifiers = [s for s in self.score if s.startswith("verifiers:")]

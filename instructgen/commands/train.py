@@ -16,7 +16,7 @@ from instructgen.commands.derive import name_of
 from instructgen.config import load_table
 from instructgen.errors import ConfigError, InputError, StorageError
 from instructgen.models.folders import default_model, model_digest
-from instructgen.plugins import provenance, suggest
+from instructgen.plugins import classes, provenance, suggest
 from instructgen.reports.cards import model_card
 from instructgen.schema.progress import Watch
 from instructgen.schema.statistics import Contents
@@ -135,6 +135,9 @@ def _asked(
     from instructgen.training.rewards import verifiers_in
 
     measured = None if held_out is None else Path(held_out)
+    # A file's format need not be named: any that is installed may be the one.
+    read = any(path is not None and path.is_file() for path in (source, measured))
+    formats = classes("sources").values() if read else ()
     return {
         "command": f"train {method}",
         "model": {"name": base, "digest": model_digest(base)},
@@ -144,7 +147,7 @@ def _asked(
         if measured is None
         else {"name": name_of(measured), "sha256": digest_of(measured)},
         "options": settings.model_dump(mode="json"),
-        **provenance(verifiers=verifiers_in(reward)),
+        **provenance(sources=formats, verifiers=verifiers_in(reward)),
     }
 
 

@@ -62,12 +62,16 @@ class Config:
             "method": named(self.method),
             "engine": {**named(self.engine), **self.engine.identity()},
             "filters": [named(f) for f in self.filters],
-            **provenance(
-                engines=[type(self.engine)],
-                methods=[type(self.method)],
-                filters=map(type, self.filters),
-            ),
+            **self.plugins(),
         }
+
+    def plugins(self) -> dict[str, dict[str, dict[str, str]]]:
+        """The code of the parts that other packages add; see `plugins.provenance`."""
+        return provenance(
+            engines=[type(self.engine)],
+            methods=[type(self.method)],
+            filters=map(type, self.filters),
+        )
 
     def may_change(self) -> set[str]:
         """Keys that cannot change what the recorded completions mean, as ``table.key``."""

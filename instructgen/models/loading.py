@@ -1,6 +1,9 @@
-"""Loads models, tokenizers and configurations; nothing else in the package does.
+"""Loads models, tokenizers and configurations for all that computes with transformers itself.
 
-Two rules hold for every load. Code that a model folder or a Hub repository contains is
+Three libraries load for themselves, under the first rule too: vLLM (`engines/vllm.py`),
+sentence-transformers (`similarity/encoders.py`), lm-eval (`evaluation/suites/lm_eval.py`).
+
+Two rules hold. Code that a model folder or a Hub repository contains is
 never run: ``trust_remote_code=False`` is passed everywhere, because transformers asks on
 standard input where it is left out. Weights are safetensors and have to be complete:
 transformers fills missing layers with random numbers and only logs it.
@@ -251,12 +254,14 @@ def _with_adapter(name: str, base: Any, folder: str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    model = PeftModel.from_pretrained(base, folder)
     weights = Path(folder) / "adapter_model.safetensors"
-    if weights.exists():
-        with safe_open(weights, "pt") as file:
-            missing = sorted(get_peft_model_state_dict(model).keys() - set(file.keys()))
-        _refuse_keys(name, missing, "missing from its adapter's weights")
+    if not weights.is_file():
+        # PEFT would go on to a pickle.
+        raise ConfigError(f"--model {name}: {weights.name} is missing.", "Restore it from a copy.")
+    model = PeftModel.from_pretrained(base, folder)
+    with safe_open(weights, "pt") as file:
+        missing = sorted(get_peft_model_state_dict(model).keys() - set(file.keys()))
+    _refuse_keys(name, missing, "missing from its adapter's weights")
     # LLaMA-Adapter's prompts cannot become weights.
     mergeable = hasattr(model.base_model, "merge_and_unload")
     return model.merge_and_unload() if mergeable else model

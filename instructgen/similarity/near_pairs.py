@@ -21,7 +21,6 @@ from instructgen.similarity.rouge import RougeLIndex, rouge_l
 from instructgen.similarity.tokens import tokenize
 
 THRESHOLDS = {"minhash": 0.7, "rouge_l": 0.7, "semantic": 0.9}
-# Called with a stage, the texts done with, and all of them.
 _TEXTS_AT_ONCE = 2048
 
 

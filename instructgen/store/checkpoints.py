@@ -228,7 +228,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _check_same(folder: Path, run: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    differ = differences({k: run.get(k) for k in asked}, asked)
+    keys = {*asked, "plugins"}
+    differ = differences({k: run[k] for k in keys if k in run}, asked)
     if differ:
         said = ", ".join(f"{k} ({was!r}, now {now!r})" for k, (was, now) in [*differ.items()][:3])
         raise RunError(

@@ -59,12 +59,14 @@ def making(folder: Path, made: Mapping[str, Any]) -> Iterator[None]:
             if not path.exists():
                 make_folder(folder, _MADE)
             held.enter_context(locked(folder))
-            if (folder / _MANIFEST).exists() and (then := _made(path)) != made:
+            if (folder / _MANIFEST).exists():
+                then = _made(path)
                 changed = differences(then, made) if isinstance(then, dict) else {"made.json": 0}
-                raise RunError(
-                    f"{folder} was made otherwise; changed: {', '.join(changed)}.",
-                    "Give another --out, or remove it.",
-                )
+                if changed:
+                    raise RunError(
+                        f"{folder} was made otherwise; changed: {', '.join(changed)}.",
+                        "Give another --out, or remove it.",
+                    )
             write_atomic(path, [orjson.dumps(made, option=orjson.OPT_INDENT_2)])
             for left in folder.glob(f"{SPOOL}*"):
                 # Of a command that was killed.

@@ -128,9 +128,12 @@ def storage(path: Path) -> Iterator[None]:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys, as ``table.key``, that two records do not agree on, with both values."""
+    """The keys, as ``table.key``, that two records do not agree on, with both values.
+
+    A key that one does not have is None there, as an option that is not given.
+    """
     one, other = _flat(was), _flat(now)
-    keys = [key for key in (one | other) if one.get(key) != other.get(key)]
+    keys = [k for k in (one | other) if one.get(k) != other.get(k)]
     return {key: (one.get(key), other.get(key)) for key in keys}
 
 

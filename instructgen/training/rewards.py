@@ -54,9 +54,15 @@ class VerifierReward:
 
 def verifiers_in(specs: Sequence[str]) -> list[type[Verifier]]:
     """The classes of the verifiers that are named, as in ``verifiers:ifeval,math``."""
-    named = [s.removeprefix(_VERIFIERS) for s in specs if s.startswith(_VERIFIERS)]
     known = classes("verifiers")
-    return [known[name] for names in named for name in names.split(",") if name in known]
+    return [known[name] for spec in specs for name in _names(spec) if name in known]
+
+
+def _names(spec: str) -> list[str]:
+    """The verifiers that a reward names; none where it names a model."""
+    if not spec.startswith(_VERIFIERS):
+        return []
+    return [n for name in spec.removeprefix(_VERIFIERS).split(",") if (n := name.strip())]
 
 
 class RewardModel:
@@ -133,8 +139,7 @@ def rewards_of(specs: Sequence[str]) -> list[Reward]:
     found: list[Reward] = []
     for spec in specs:
         if spec.startswith(_VERIFIERS):
-            names = [n.strip() for n in spec.removeprefix(_VERIFIERS).split(",") if n.strip()]
-            found.extend(VerifierReward(find("verifiers", name)()) for name in names)
+            found.extend(VerifierReward(find("verifiers", name)()) for name in _names(spec))
         else:
             found.append(RewardModel(spec))
     if not found:

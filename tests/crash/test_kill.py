@@ -143,6 +143,23 @@ def test_rebuild_makes_the_same_bytes_without_an_engine(
     assert tree_digest(out) == digest
 
 
+def test_rebuild_needs_no_model(tiny: Path, tmp_path: Path) -> None:
+    """Nor do explain and the report: a run outlives the model that wrote it."""
+    import shutil
+
+    import orjson
+
+    out, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(tiny, model)
+    generate(SEEDS, 5, out, engine="echo", batch_size=BATCH)
+    info = orjson.loads((out / "run.json").read_bytes())
+    info["config"]["engine"] = {"name": "transformers", "model": str(model), "max_model_len": 256}
+    (out / "run.json").write_bytes(orjson.dumps(info))
+    shutil.rmtree(model)
+    (out / "manifest.json").unlink()
+    assert rebuild(out).rows == 5
+
+
 def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:
     out, calls = tmp_path / "run", tmp_path / "calls"
     finish(out, calls)
