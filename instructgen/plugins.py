@@ -12,8 +12,9 @@ import difflib
 import hashlib
 import importlib
 import inspect
+import os
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -117,16 +118,31 @@ def _code_digest(part: Any) -> str:
     if not file.is_file():
         # In a zip.
         return hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
-    root = file
-    while (root.parent / "__init__.py").is_file():
-        root = root.parent
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    parts = part.__module__.split(".")
+    above = len(parts) - (1 if file.name == "__init__.py" else 2)
+    root = file.parents[above] if above >= 0 else file
+    if root.name != parts[0]:
+        # A module by another name than its file's.
+        root = file
     digest = hashlib.sha256()
-    for path in files:
-        if "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(root.parent)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted(_files(root)):
+        digest.update(f"{path.relative_to(root.parent)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """A file, or those of a folder and of the folders that it links to."""
+    if root.is_file():
+        yield root
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen or Path(folder).name == "__pycache__":
+            inner.clear()
+            continue
+        seen.add(place)
+        yield from (path for name in names if (path := Path(folder, name)).is_file())
 
 
 def find(group: str, name: str) -> Any:

@@ -130,6 +130,24 @@ def test_changed_code_of_a_filter_is_no_old_dataset(site: Site, tmp_path: Path) 
     assert "plugins.filters.banned.version" in refused.stderr
 
 
+def test_all_code_of_a_package_counts(site: Site, tmp_path: Path) -> None:
+    """Without an __init__.py, and through a link."""
+    rows, out = dataset(tmp_path / "rows", sentences(20)), tmp_path / "out"
+    (site.package / "__init__.py").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "more.py").write_text("X = 1\n")
+    (site.package / "linked").symlink_to(tmp_path / "elsewhere")
+    words = ("curate", rows, "--recipe", recipe(tmp_path), "--out", out)
+    assert site.run(*words).returncode == 0
+    assert "already made, unchanged" in site.run(*words).stdout
+    (tmp_path / "elsewhere" / "more.py").write_text("X = 2\n")
+    assert site.run(*words).returncode == 2
+    (tmp_path / "elsewhere" / "more.py").write_text("X = 1\n")
+    assert site.run(*words).returncode == 0
+    site.words("blue")
+    assert site.run(*words).returncode == 2
+
+
 def test_changed_code_of_a_format_is_no_old_dataset(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "quiz.jsonl"
     file.write_bytes(orjson.dumps({"quiz_question": "Who?", "quiz_answer": "Me."}) + b"\n")
@@ -167,9 +185,10 @@ def test_a_run_is_not_resumed_or_rebuilt_by_other_code(site: Site, tmp_path: Pat
 def test_a_step_is_run_again_by_other_code(site: Site, tmp_path: Path) -> None:
     rows = dataset(tmp_path / "rows", sentences(20))
     path = tmp_path / "pipeline.toml"
+    escaped = tmp_path / "escaped.toml"
+    escaped.write_text('[[filters]]\nname = "\\u0062anned"\n')
     path.write_text(
-        f'[[steps]]\nname = "clean"\nrun = "curate {rows}"\n'
-        'recipe = { filters = [{ name = "banned" }] }\n'
+        f'[[steps]]\nname = "clean"\nrun = "curate {rows}"\nrecipe = "{escaped}"\n'
         f'[[steps]]\nname = "mix"\nrun = "merge {rows}"\n'
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from instructgen import explain, prefer
 from instructgen.commands.prefer import _engine
-from instructgen.errors import ConfigError, EngineError
+from instructgen.errors import ConfigError, EngineError, RunError
 from instructgen.schema.sample import Label, Sample
 from instructgen.store import read_manifest, read_samples
 from instructgen.verifiers.constraints import LABEL, Constraint
@@ -192,6 +192,26 @@ def test_what_was_answered_is_never_asked_again(
             s.id for s in read_samples(two.out, table)
         ]
     assert read_manifest(one.out)["rows"] == read_manifest(two.out)["rows"]
+
+
+def test_answers_of_another_model_are_not_taken_over(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorded answer does not say who wrote it: its journal does."""
+    monkeypatch.setattr(
+        "instructgen.commands.prefer._engine",
+        lambda *given: _engine(*given).model_copy(update={"max_retries": 0, "concurrency": 2}),
+    )
+    use(monkeypatch, Writer(fail_from=20))
+    with pytest.raises(EngineError):
+        prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **GIVEN)
+    server = Writer()
+    use(monkeypatch, server)
+    with pytest.raises(RunError) as caught:
+        prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **{**GIVEN, "model": "other"})
+    assert "options.model" in str(caught.value)
+    assert server.bodies == []
+    assert prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **GIVEN).rows
 
 
 def test_made_again_from_its_journal_the_bytes_are_the_same(

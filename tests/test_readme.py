@@ -122,7 +122,7 @@ def test_the_parts_of_contributing_work() -> None:
 SMALLER = (
     (" --target 100 ", " --target 2 --batch-size 1 "),
     (" --target 20 --batch-size 8 ", " --target 2 --batch-size 1 "),
-    (" --target 5000 --batch-size 8", " --target 5000 --batch-size 1"),
+    (" --target 5000 --batch-size 8", " --target 5000 --engine echo"),
     (" --tokens 2000 ", " --tokens 300 --batch-size 4 --set held_out_rows=8 "),
     (" --limit 20", " --limit 4"),
     (" --limit 8 ", " --limit 3 "),

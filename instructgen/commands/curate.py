@@ -17,10 +17,11 @@ from instructgen.commands.derive import (
     derive,
     inputs_of,
 )
-from instructgen.filters import Filter
+from instructgen.filters import Filter, ScoringFilter
 from instructgen.filters.contamination import Contamination
 from instructgen.filters.curation import Curation, Report
 from instructgen.filters.recipe import load_filters, recorded_filters
+from instructgen.models.folders import model_digest
 from instructgen.plugins import provenance
 from instructgen.reports.cards import table
 from instructgen.schema.progress import Progress, Watch
@@ -70,6 +71,7 @@ def curate(
             "against": inputs_of(benchmarks),
             "scores_from": inputs_of(scored),
         },
+        **_models(filters),
         **provenance(filters=map(type, filters)),
     }
     splits = splits_of(source)
@@ -93,6 +95,13 @@ def _against(filters: Sequence[Filter], files: Sequence[str | Path]) -> list[Fil
         else f
         for f in filters
     ]
+
+
+def _models(filters: Sequence[Filter]) -> dict[str, dict[str, str]]:
+    """The models that filters score with: another in the same folder gives other scores."""
+    scoring = [f.model_dump() | {"filter": f.name} for f in filters if isinstance(f, ScoringFilter)]
+    found = {each["filter"]: model_digest(each["model"]) for each in scoring if "model" in each}
+    return {"models": found} if found else {}
 
 
 def _without_paths(recorded: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from instructgen.commands.derive import (
     name_of,
 )
 from instructgen.engines import Completion, Engine, Request, Supervisor
-from instructgen.errors import ConfigError, EngineError, InputError
+from instructgen.errors import ConfigError, EngineError, InputError, RunError
 from instructgen.generation.loop import request_digest
 from instructgen.models.folders import model_digest
 from instructgen.plugins import find, provenance, suggest
@@ -38,6 +38,7 @@ from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Score
 from instructgen.store import (
     FORMAT,
     Run,
+    differences,
     is_run,
     read_samples,
     root_of,
@@ -237,7 +238,8 @@ def _identity(score: str, judge_engine: str | None) -> dict[str, str]:
         return {"name": score}
     name = score.removeprefix(_JUDGE)
     served = score.startswith(_JUDGE) and judge_engine == "openai"
-    return {"name": name_of(Path(name)), "digest": "" if served else model_digest(name)}
+    found = {"name": name_of(Path(name)), "digest": "" if served else model_digest(name)}
+    return found | ({"engine": judge_engine or "vllm"} if score.startswith(_JUDGE) else {})
 
 
 class _Maker:
@@ -354,6 +356,7 @@ class _Maker:
         folder = self.folder / name
         if is_run(folder):
             with Run.open(folder) as journal:
+                self._check_same(journal)
                 yield journal
             return
         lines = [orjson.dumps(sample_row(t)) + b"\n" for t in tasks]
@@ -366,6 +369,20 @@ class _Maker:
         }
         with Run.create(folder, info, lines) as journal:
             yield journal
+
+    def _check_same(self, journal: Run) -> None:
+        """Refuse what another model wrote: a request does not say who answered it."""
+        deciding = ("options.model", "options.digest", "options.engine", "options.score", "plugins")
+        changed = [
+            key
+            for key in differences(journal.info["config"], self.made)
+            if key.startswith(deciding)
+        ]
+        if changed:
+            raise RunError(
+                f"{journal.folder} was written by other models; changed: {', '.join(changed)}.",
+                "Give the same, or another --out.",
+            )
 
     def _rewarded(
         self, tasks: Sequence[Sample], answers: list[list[_Answer]], rewards: Sequence[Any]

@@ -86,6 +86,8 @@ class OpenAIEngine(Engine):
             )
         url = self.endpoint or self.base_url or os.environ.get("OPENAI_BASE_URL") or _HERE
         try:
+            if (parsed := httpx.URL(url)).scheme not in _PORTS or not parsed.host:
+                raise ValueError("not an http or https address of a host")
             key = os.environ.get("OPENAI_API_KEY") if self._is_named(url) else None
             client = httpx.Client(
                 base_url=url.rstrip("/") + "/",

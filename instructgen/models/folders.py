@@ -9,6 +9,7 @@ module downloads nothing itself; a Hub name is left to the engine.
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,16 @@ def model_digest(name: str) -> str:
     """
     if name == EMBEDDED:
         return _file_digest(_embedded_gguf())[:16]
-    folder = Path(model_folder(name))
+    folder = Path(name).expanduser()
+    digest = hashlib.sha256()
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() and not (folder / "config.json").exists():
+        base = json.loads(adapter.read_bytes()).get("base_model_name_or_path")
+        digest.update(model_digest(str(base)).encode())
+    else:
+        folder = Path(model_folder(name))
     if not folder.is_dir():
         return ""
-    digest = hashlib.sha256()
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         if file.suffix in (".json", ".jinja"):

@@ -22,6 +22,8 @@ from instructgen.models.folders import model_folder
 # What stands on top of the network: words, one number per text, or one number per token.
 Head = Literal["causal", "reward", "value"]
 ADAPTER = "adapter_config.json"
+# What language models call the layer that gives words; GPT-NeoX has the second.
+_WORD_HEADS = ("lm_head", "embed_out")
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
@@ -121,10 +123,10 @@ def load_model(
         )
     try:
         if (Path(folder) / ADAPTER).exists():
-            base = load_model(
-                _base_of(folder), head, tokenizer=tokenizer, dtype=dtype, new_head=True
-            )
-            return _with_adapter(name, base, folder)
+            base = _base_of(folder)
+            brings = new_head or _brings_modules(name, folder)
+            model = load_model(base, head, tokenizer=tokenizer, dtype=dtype, new_head=brings)
+            return _with_adapter(name, model, folder)
         model, found = _read_weights(folder, head, dtype, quantized=quantized)
     except InstructgenError:
         raise
@@ -240,39 +242,57 @@ def check_reward_model(name: str) -> None:
 
 
 def head_of(model: Any) -> str:
-    """The name of the layer that turns hidden states into one number."""
+    """The name of the layer that turns hidden states into one number.
+
+    Raises:
+        ConfigError: it is not one layer.
+    """
     import torch
 
-    return next(
-        str(name)
-        for name, module in model.named_children()
-        if isinstance(module, torch.nn.Linear) and module.out_features == 1
+    for name, module in model.named_children():
+        if isinstance(module, torch.nn.Linear) and module.out_features == 1:
+            return str(name)
+    raise ConfigError(
+        f"The head of a {type(model).__name__} is not one layer, and cannot be trained here.",
+        "Give a model whose head is: Llama, Qwen and their like.",
     )
 
 
 def _with_adapter(name: str, base: Any, folder: str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
+
+    model = PeftModel.from_pretrained(base, folder)
+    missing = get_peft_model_state_dict(model).keys() - _adapter_keys(name, folder)
+    _refuse_keys(name, sorted(missing), "missing from its adapter's weights")
+    # LLaMA-Adapter's prompts cannot become weights.
+    mergeable = hasattr(model.base_model, "merge_and_unload")
+    return model.merge_and_unload() if mergeable else model
+
+
+def _adapter_keys(name: str, folder: str) -> set[str]:
     from safetensors import safe_open
 
     weights = Path(folder) / "adapter_model.safetensors"
     if not weights.is_file():
         # PEFT would go on to a pickle.
         raise ConfigError(f"--model {name}: {weights.name} is missing.", "Restore it from a copy.")
-    model = PeftModel.from_pretrained(base, folder)
     with safe_open(weights, "pt") as file:
-        missing = sorted(get_peft_model_state_dict(model).keys() - set(file.keys()))
-    _refuse_keys(name, missing, "missing from its adapter's weights")
-    # LLaMA-Adapter's prompts cannot become weights.
-    mergeable = hasattr(model.base_model, "merge_and_unload")
-    return model.merge_and_unload() if mergeable else model
+        return set(file.keys())
+
+
+def _brings_modules(name: str, folder: str) -> bool:
+    """Whether an adapter holds whole layers, such as the head that its base lacks."""
+    modules = json.loads((Path(folder) / ADAPTER).read_bytes()).get("modules_to_save") or ()
+    keys = _adapter_keys(name, folder)
+    return any(f".{module}." in key for module in modules for key in keys)
 
 
 def _check_complete(name: str, model: Any, found: Mapping[str, Any], new_head: bool) -> None:
     """Refuse what is missing, which would be random, and what is too much, but a head of words."""
     causal = model.get_output_embeddings() is not None
-    head = "" if causal else f"{head_of(model)}."
-    missing = [k for k in found["missing_keys"] if not (new_head and head and k.startswith(head))]
-    extra = [k for k in found["unexpected_keys"] if causal or not k.startswith("lm_head")]
+    head = f"{head_of(model)}." if new_head and not causal else None
+    missing = [k for k in found["missing_keys"] if head is None or not k.startswith(head)]
+    extra = [k for k in found["unexpected_keys"] if causal or not k.startswith(_WORD_HEADS)]
     _refuse_keys(name, sorted(missing), "missing from its weights")
     _refuse_keys(name, sorted(extra), "in its weights and unknown")
 

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from instructgen.commands.generate import read_seeds, resumable
+from instructgen.config import read_tables
 from instructgen.errors import InstructgenError, RunError
 from instructgen.models.folders import EMBEDDED, model_digest
 from instructgen.pipeline.forecast import StepForecast, forecast
@@ -127,7 +128,7 @@ def _plugins(step: Step) -> dict[str, str]:
     said = orjson.dumps([step.run, dict(step.options)]).decode()
     recipe = step.params.get("recipe")
     if recipe is not None and Path(recipe).is_file():
-        said += Path(recipe).read_text("utf-8", "replace")
+        said += orjson.dumps(read_tables(Path(recipe)), default=str).decode()
     return {
         f"plug-in {name}": " ".join(part.values())
         for name, part in found.get("plugins", {}).items()

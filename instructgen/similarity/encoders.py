@@ -96,6 +96,7 @@ class SentenceEncoder:
         finally:
             if bars:
                 logging.enable_progress_bar()
+        _check_complete(name, _folder(name), self._model)
         self.tokenizer: Any = self._model.tokenizer
         self.width = len(self._model.encode("width"))
 
@@ -209,6 +210,28 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         "input_ids"
     ]
     return ids
+
+
+def _check_complete(name: str, folder: str, model: Any) -> None:
+    """Refuse a folder whose weights do not make the model: what is missing would be random."""
+    from safetensors import safe_open
+
+    keys: set[str] = set()
+    for path in Path(folder).rglob("*.safetensors") if Path(folder).is_dir() else ():
+        with safe_open(path, "np") as file:
+            keys |= set(file.keys())
+    inner = getattr(model[0], "auto_model", None)
+    if not keys or inner is None:
+        # Of the Hub, or pickled: its library says what it lacks.
+        return
+    # The pooler on top is left out of many, and never asked. A prefix may stand before all.
+    wanted = [k for k in inner.state_dict() if not k.startswith("pooler.")]
+    tails = {key.split(".", n)[-1] for key in keys for n in (0, 1, 2)}
+    if missing := [k for k in wanted if k not in tails and "position_ids" not in k]:
+        raise ConfigError(
+            f"embedding model {name}: {missing[0]} and {len(missing) - 1:,} more are missing.",
+            "Its files do not belong together: check that the folder is complete.",
+        )
 
 
 def _folder(name: str) -> str:

@@ -34,7 +34,14 @@ from instructgen.store.dataset import (
     write_dataset,
     writing,
 )
-from instructgen.store.files import digest_of_file, locked, storage, write_atomic, write_files
+from instructgen.store.files import (
+    differences,
+    digest_of_file,
+    locked,
+    storage,
+    write_atomic,
+    write_files,
+)
 from instructgen.store.journal import (
     FORMAT,
     Entry,
@@ -56,6 +63,7 @@ __all__ = [
     "Run",
     "Spool",
     "Writer",
+    "differences",
     "digest_of",
     "digest_of_file",
     "find_row",

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from instructgen import curate, evaluate, train
 from instructgen.cli import cli
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, RunError
 from instructgen.models.loading import load_for_inference, load_model
 from tests.conftest import ROOT
 from tests.training_data import dataset, pairs, sentences
@@ -203,6 +203,113 @@ def test_an_adapter_has_all_its_weights(tiny: Path, rows: Path, tmp_path: Path) 
     with pytest.raises(ConfigError) as caught:
         load_model(str(damaged))
     assert "layers.1." in str(caught.value)
+
+
+def test_an_adapter_does_not_hide_a_random_head(
+    reward_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A base without its head is refused by itself, and is no better under an adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    base, adapter = without(reward_model, tmp_path / "base", "score."), tmp_path / "adapter"
+    model = load_model(str(reward_model), "reward")
+    get_peft_model(model, LoraConfig(target_modules="all-linear")).save_pretrained(adapter)
+    edit(adapter / "adapter_config.json", base_model_name_or_path=str(base))
+    with pytest.raises(ConfigError) as caught:
+        load_model(str(adapter), "reward")
+    assert "score." in str(caught.value)
+    edit(adapter / "adapter_config.json", base_model_name_or_path=str(reward_model))
+    load_model(str(adapter), "reward")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError):
+        load_model(str(adapter), "reward")
+
+
+def test_a_head_of_several_layers_scores_and_is_not_trained(tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = RobertaConfig(vocab_size=64, num_attention_heads=2, num_labels=1, **shape)
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "m")
+    load_model(str(tmp_path / "m"), "reward")
+    with pytest.raises(ConfigError):
+        load_model(str(tmp_path / "m"), "reward", new_head=True)
+
+
+def test_other_words_for_the_head_of_words(tmp_path: Path) -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = GPTNeoXConfig(vocab_size=64, num_attention_heads=2, **shape)
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "m")
+    load_model(str(tmp_path / "m"), "reward", new_head=True)
+    with pytest.raises(ConfigError):
+        load_model(str(tmp_path / "m"), "reward")
+
+
+def test_another_reward_model_in_the_folder_is_no_old_dataset(
+    reward_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(reward_model, tmp_path / "rm")
+    given = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = -99\nmodel = "{model}"\n')
+    curate(rows, tmp_path / "c", recipe=given)
+    assert curate(rows, tmp_path / "c", recipe=given).unchanged
+    edit(model / "config.json", rope_theta=5.0)
+    with pytest.raises(RunError) as caught:
+        curate(rows, tmp_path / "c", recipe=given)
+    assert "models.reward" in str(caught.value)
+
+
+def test_embeddings_are_not_of_random_layers(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    from instructgen.similarity.encoders import _folder, encoder
+
+    assert encoder("minilm").width == 384
+    damaged = shutil.copytree(_folder("minilm"), tmp_path / "m")
+    (weights,) = damaged.rglob("model.safetensors")
+    from safetensors.torch import load_file, save_file
+
+    kept = {k: v.clone() for k, v in load_file(weights).items() if "layer.1." not in k}
+    weights.unlink()
+    save_file(kept, weights, {"format": "pt"})
+    with pytest.raises(ConfigError) as caught:
+        encoder(str(damaged))
+    assert "layer.1." in str(caught.value)
+
+
+def test_modules_of_an_embedding_model_never_run(tmp_path: Path) -> None:
+    """sentence-transformers builds a model of the classes that its modules.json names."""
+    pytest.importorskip("sentence_transformers")
+    from instructgen.similarity.encoders import SentenceEncoder, _folder
+
+    model = shutil.copytree(_folder("minilm"), tmp_path / "m")
+    marker = tmp_path / "ran"
+    (model / "own_code.py").write_text(CODE.format(marker=str(marker)) + "T = OwnModel\n")
+    modules = orjson.loads((model / "modules.json").read_bytes())
+    modules[-1]["type"] = "own_code.T"
+    (model / "modules.json").write_bytes(orjson.dumps(modules))
+    with pytest.raises(ConfigError):
+        SentenceEncoder(str(model))
+    assert not marker.exists()
+
+
+def test_tasks_of_the_harness_are_names_and_no_files(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text that only looks like a task's name is a file, whose functions would run."""
+    pytest.importorskip("lm_eval")
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(CODE.format(marker=str(marker)) + "text = str\n")
+    (tmp_path / "arc_eas*").write_text(
+        "task: evil\ndataset_path: json\ndoc_to_text: !function evil.text\n"
+    )
+    (tmp_path / "mine.yaml").write_text("task: evil\ndoc_to_text: !function evil.text\n")
+    monkeypatch.chdir(tmp_path)
+    for task in ("arc_eas*", "mine.yaml"):
+        with pytest.raises(Exception) as caught:
+            evaluate(str(tiny), suites=["lm-eval"], settings={"lm-eval.tasks": [task]}, limit=1)
+        assert isinstance(caught.value, ConfigError) or task == "arc_eas*"
+    assert not marker.exists()
 
 
 def test_an_incomplete_model_is_not_measured(tiny: Path, rows: Path, tmp_path: Path) -> None:

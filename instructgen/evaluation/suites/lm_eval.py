@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from instructgen.errors import ConfigError
 from instructgen.evaluation.measures import Measured
 from instructgen.evaluation.suites import Finding, Subject, Suite
-from instructgen.models.folders import model_folder
+from instructgen.models.loading import load_for_inference
 from instructgen.schema.sample import Sample
 
 
@@ -34,6 +34,7 @@ class LmEval(Suite):
         """One measure per task and metric."""
         try:
             from lm_eval import simple_evaluate
+            from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
         except ImportError:
             raise ConfigError(
@@ -43,28 +44,26 @@ class LmEval(Suite):
             raise ConfigError(
                 "The suite lm-eval needs tasks.", "Give --set lm-eval.tasks=arc_easy."
             )
-        import torch
-
         manager = TaskManager(include_path=self.include_path)
+        tasks: list[str] = []
         for task in self.tasks:
-            if not manager.match_tasks([task]):
+            # Only names that are registered: another text would be opened as a file, whose
+            # functions then run.
+            named = manager.match_tasks([task])
+            if not named:
                 raise ConfigError(
                     f"lm-eval has no task {task!r}.",
                     "Run: lm-eval ls tasks; lm-eval.include_path is for your own.",
                 )
+            tasks += named
         made: list[dict[tuple[str, str], Measured]] = []
         for name in subject.models:
+            tokenizer, model = load_for_inference(name)
             result: Any = simple_evaluate(
-                model="hf",
-                model_args={
-                    "pretrained": model_folder(name),
-                    "dtype": "float32",
-                    "trust_remote_code": False,
-                },
-                tasks=list(self.tasks),
+                model=HFLM(pretrained=model, tokenizer=tokenizer),
+                tasks=tasks,
                 num_fewshot=self.num_fewshot,
                 limit=subject.limit,
-                device="cuda" if torch.cuda.is_available() else "cpu",
                 task_manager=manager,
                 apply_chat_template=self.apply_chat_template,
                 bootstrap_iters=0,
