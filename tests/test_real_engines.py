@@ -294,8 +294,8 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
         first = wait_for(process, lambda: core_of(process.pid))
         os.kill(first, signal.SIGKILL)
         before = recorded()
-        second = wait_for(process, lambda: core_of(process.pid))
-        assert second != first
+        # Another one in its place: the first may take a moment to be gone.
+        wait_for(process, lambda: core_of(process.pid) not in (None, first))
         # What it answers after it was replaced; the first core's last answers may still come.
         wait_for(process, lambda: recorded() >= before + 9)
     finally:
@@ -324,7 +324,7 @@ def test_the_chat_style_is_structured_on_vllm(engine_host: EngineHost, tmp_path:
     )
     out = tmp_path / "run"
     args = ["generate", "--seeds", GENERAL, "--target", 4, "--out", out, "--recipe", recipe]
-    args += ["--batch-size", 2, "--max-tokens-total", 5_000]
+    args += ["--batch-size", 2, "--max-tokens-total", 3_000]
     done = engine_host.run(*args, most_tokens=600)
     assert done.code in (0, 3), done.stderr[-3000:]
     assert read_info(out)["form"] == {"style": "chat", "structured": True}
