@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from instructgen.commands.derive import common_shape, inputs_of, name_of
+from instructgen.commands.derive import (
+    Output,
+    Written,
+    common_shape,
+    derive,
+    inputs_of,
+    name_of,
+)
 from instructgen.commands.train import train
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import default_model
-from instructgen.reports.cards import derived_card, table
+from instructgen.reports.cards import table
 from instructgen.schema.progress import Watch
 from instructgen.store import (
-    is_whole,
-    making,
     read_samples,
     read_training,
     splits_of,
     storage,
     write_atomic,
-    write_dataset,
 )
 from instructgen.versions import OF_MODELS, versions
 
@@ -161,28 +165,18 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _control(folder: Path, paths: Sequence[Path]) -> Path:
     """The first dataset with rows dropped at random, as large as the smallest of them."""
     made = {"command": "ablate", "inputs": inputs_of(paths), "options": {"arm": _CONTROL}}
-    with making(folder, made):
-        if not is_whole(folder):
-            counts = [splits_of(p) for p in paths]
-            least = min(c.get("train", sum(c.values())) for c in counts)
-            split = "train" if "train" in counts[0] else None
-            rows = list(read_samples(paths[0], split=split))
-            kept = sorted(random.Random(0).sample(range(len(rows)), min(least, len(rows))))
-            write_dataset(
-                folder,
-                [rows[i] for i in kept],
-                [],
-                lambda contents: derived_card(
-                    name_of(folder),
-                    contents,
-                    [name_of(paths[0])],
-                    ", rows dropped at random: the control of an ablation",
-                    [],
-                    made,
-                ),
-                {"read": len(rows), "funnel": []},
-            )
-    return folder
+
+    def write(output: Output) -> Written:
+        counts = [splits_of(p) for p in paths]
+        least = min(c.get("train", sum(c.values())) for c in counts)
+        split = "train" if "train" in counts[0] else None
+        rows = list(read_samples(paths[0], split=split))
+        kept = sorted(random.Random(0).sample(range(len(rows)), min(least, len(rows))))
+        output.keep([rows[i] for i in kept])
+        what = ", rows of the first dropped at random: the control of an ablation"
+        return Written({"read": len(rows)}, [], what)
+
+    return derive(folder, made, "instructions", write).out
 
 
 def _measured(

@@ -1,7 +1,7 @@
 """Loads models, tokenizers and configurations for all that computes with transformers itself.
 
-Three libraries load for themselves, under the first rule too: vLLM (`engines/vllm.py`),
-sentence-transformers (`similarity/encoders.py`), lm-eval (`evaluation/suites/lm_eval.py`).
+Two libraries load for themselves, under the first rule too: vLLM (`engines/vllm.py`) and
+sentence-transformers (`similarity/encoders.py`).
 
 Two rules hold. Code that a model folder or a Hub repository contains is
 never run: ``trust_remote_code=False`` is passed everywhere, because transformers asks on
