@@ -40,6 +40,8 @@ class EngineHost:
 
     def __init__(self, log: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+        # Of several models that stay loaded each has its own cache.
+        environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
         self._log = log.open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.engine_host"],

@@ -7,8 +7,11 @@ it then does, the files it writes and how it dies are those of any other process
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import tempfile
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -33,3 +36,19 @@ def run(function: Callable[..., Any], *args: Any, timeout_s: float = 120) -> int
     code = process.exitcode
     process.close()
     return code
+
+
+def command(
+    *words: object, cwd: Path | None = None, given: bytes = b""
+) -> subprocess.CompletedProcess[str]:
+    """A command line of ours to its end, in a folder, with something on standard input."""
+    from tests.crash import children
+
+    with tempfile.TemporaryDirectory() as folder:
+        stdin, stdout, stderr = (Path(folder) / name for name in ("in", "out", "err"))
+        stdin.write_bytes(given)
+        texts = [str(word) for word in words]
+        place = str(cwd or Path.cwd())
+        code = run(children.command, texts, place, str(stderr), str(stdout), 1, str(stdin))
+        said = [path.read_bytes().decode("utf-8", "replace") for path in (stdout, stderr)]
+    return subprocess.CompletedProcess(texts, code, *said)

@@ -14,22 +14,25 @@ import pytest
 
 from instructgen import generate
 from instructgen.printable import printable
+from tests import forks
 from tests.conftest import ROOT
 
 COMMAND = str(Path(sys.executable).parent / "instructgen")
 SEEDS = str(ROOT / "seeds" / "general.jsonl")
 
 
-def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *map(str, args)], capture_output=True, text=True, check=False, cwd=cwd
-    )
+# As forks, which have their imports done; `really` starts the installed command.
+run = forks.command
+
+
+def really(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "a"
-    done = run("generate", "--seeds", SEEDS, "--target", 12, "--engine", "echo", "--out", out)
+    done = really("generate", "--seeds", SEEDS, "--target", 12, "--engine", "echo", "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 

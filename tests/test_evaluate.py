@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from instructgen.evaluation.suites import Subject
 from instructgen.evaluation.suites.winrate import WinRate
 from instructgen.schema.sample import Sample
 from instructgen.store import read_log, read_samples
+from tests import forks
 from tests.conftest import ROOT
 from tests.training_data import dataset, pairs, sentences
 
@@ -222,14 +222,13 @@ def test_two_processes_train_together(tiny: Path, rows: Path, tmp_path: Path) ->
     # A last step with fewer rows than processes times rows.
     given = ["--model", str(tiny), "--tokens", "500", "--max-length", "96", "--seed", "3"]
     given += ["--set", "evaluate=false", "--set", "packing=false", "--batch-size", "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, more in (("one", []), ("two", ["--strategy", "ddp", "--processes", "2"])):
-        command = [sys.executable, "-m", "instructgen", "train", "sft", str(rows), *given]
-        command += ["--out", str(tmp_path / name), "--quiet", *more]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT
-        )
-        assert done.returncode == 0, done.stderr
+    words = ["train", "sft", str(rows), *given, "--quiet", "--out"]
+    done = forks.command(*words, tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "instructgen", *words, str(tmp_path / "two")]
+    command += ["--strategy", "ddp", "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     one, two = (read_log(tmp_path / name) for name in ("one", "two"))
     assert [e["loss"] for e in one] == pytest.approx([e["loss"] for e in two], rel=1e-3)
     assert [e["supervised_tokens"] for e in one] == [e["supervised_tokens"] for e in two]
@@ -253,12 +252,9 @@ def test_configurations_are_read_by_accelerate() -> None:
 
 
 def test_a_talk_with_a_trained_model(sft: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "instructgen", "chat", str(sft), "--temperature", "0",
-         "--max-tokens", "24"],
-        input="Write of a red boat, number 3.\n\n/new\nWrite of a blue coat, number 4.\n/quit\n",
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    said = b"Write of a red boat, number 3.\n\n/new\nWrite of a blue coat, number 4.\n/quit\n"
+    words = ("chat", sft, "--temperature", 0, "--max-tokens", 24)
+    done = forks.command(*words, given=said)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("you>") == 5
     assert "everyone likes the" in done.stdout

@@ -91,13 +91,8 @@ def ran(path: Path, out: Path, **options: object) -> list[str]:
 
 
 def command(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "instructgen", "run", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd or ROOT,
-    )
+    """`run` as a command; its steps are processes of their own."""
+    return forks.command("run", *args, cwd=cwd or ROOT)
 
 
 def datasets(out: Path) -> dict[str, bytes]:

@@ -283,7 +283,9 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
     recipe.write_text(f'[engine]\nname = "vllm"\nown_process = true\n{text}')
     args = ["generate", "--seeds", GENERAL, "--target", "2", "--batch-size", "1"]
     args += ["--recipe", recipe, "--out", out]
-    process = subprocess.Popen([COMMAND, *map(str, args), "-q"], env=ENVIRONMENT)
+    process = subprocess.Popen(
+        [COMMAND, *map(str, args), "-q"], env=ENVIRONMENT, start_new_session=True
+    )
     journal = out / "journal.jsonl"
 
     def recorded() -> int:
@@ -299,7 +301,8 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
         # What it answers after it was replaced; the first core's last answers may still come.
         wait_for(process, lambda: recorded() >= before + 9)
     finally:
-        process.kill()
+        # With the core's own workers, which otherwise go on by themselves.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     left = recorded()
     done = engine_host.run(*args, "--json")

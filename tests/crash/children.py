@@ -116,18 +116,24 @@ def train(
 
 
 def command(
-    words: list[str], folder: str, stderr: str, stdout: str = os.devnull, threads: int = 1
+    words: list[str],
+    folder: str,
+    stderr: str,
+    stdout: str = os.devnull,
+    threads: int = 1,
+    stdin: str = os.devnull,
 ) -> None:
-    """A command line, as typed in a folder; what it prints goes into files."""
+    """A command line, as typed in a folder; what it reads and prints are files."""
     import sys
 
     import torch
 
     from instructgen.__main__ import main
 
-    for handle, path in ((1, stdout), (2, stderr)):
-        with pathlib.Path(path).open("wb") as file:
+    for handle, path, mode in ((0, stdin, "rb"), (1, stdout, "wb"), (2, stderr, "wb")):
+        with pathlib.Path(path).open(mode) as file:
             os.dup2(file.fileno(), handle)
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape")
     os.chdir(folder)
     torch.set_num_threads(threads)
     sys.argv = ["instructgen", *words]

@@ -15,6 +15,7 @@ import pytest
 from instructgen import ablate, evaluate, prefer, train
 from instructgen.errors import ConfigError, InputError, InstructgenError, RunError
 from instructgen.schema.sample import Sample
+from tests import forks
 from tests.tiny_model import make_tiny_model
 from tests.training_data import dataset, pairs, sentences
 
@@ -33,8 +34,7 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(*arguments: str | Path, said: str) -> None:
     """The command says one line, without a traceback, and its exit code is 2."""
-    command = [sys.executable, "-m", "instructgen", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.command(*arguments)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -193,10 +193,7 @@ def test_bad_settings_on_the_command_line(
     tiny: Path, rows: Path, tmp_path: Path, given: list[str], said: str
 ) -> None:
     command = ["train", "sft", str(rows), "--model", str(tiny), "--out", str(tmp_path / "m")]
-    done = subprocess.run(
-        [sys.executable, "-m", "instructgen", *command, *given],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = forks.command(*command, *given)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -468,16 +465,16 @@ def test_a_log_of_rubbish(tmp_path: Path) -> None:
 
 
 def test_talk_through_a_pipe(tiny: Path) -> None:
-    command = [sys.executable, "-m", "instructgen", "chat", str(tiny), "--max-tokens", "3"]
+    command = ["chat", str(tiny), "--max-tokens", "3"]
     for given, flags, code in (
         (b"\xff\xfe bad\n", ["--json"], 0),
         (b"hi\n", ["--max-tokens", "0"], 2),
         (b"hi\n", ["--temperature", "nan"], 2),
     ):
-        done = subprocess.run([*command, *flags], input=given, capture_output=True, check=False)
+        done = forks.command(*command, *flags, given=given)
         assert done.returncode == code, done.stderr
-        assert b"Traceback" not in done.stderr
+        assert "Traceback" not in done.stderr
         if flags == ["--json"]:
             assert orjson.loads(done.stdout)["role"] == "assistant"
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    done = forks.command(*command)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
