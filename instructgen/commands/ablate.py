@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from instructgen.evaluation.measures import Measured
 
 _DRAWS = 4_000
+_CONTROL_IS = ", rows of the first dropped at random: the control of an ablation"
 _CONTROL = "random-drop"
 
 
@@ -173,8 +174,7 @@ def _control(folder: Path, paths: Sequence[Path]) -> Path:
         rows = list(read_samples(paths[0], split=split))
         kept = sorted(random.Random(0).sample(range(len(rows)), min(least, len(rows))))
         output.keep([rows[i] for i in kept])
-        what = ", rows of the first dropped at random: the control of an ablation"
-        return Written({"read": len(rows)}, [], what)
+        return Written({"read": len(rows)}, [], _CONTROL_IS)
 
     return derive(folder, made, "instructions", write).out
 

@@ -31,6 +31,5 @@ def instance_fault(given: str, output: str) -> str | None:
         return "empty_output"
     if given.strip() == output.strip():
         return "output_is_input"
-    if given.rstrip().endswith(_COLONS) or output.rstrip().endswith(_COLONS):
-        return "ends_in_colon"
-    return None
+    colon = any(text.rstrip().endswith(_COLONS) for text in (given, output))
+    return "ends_in_colon" if colon else None

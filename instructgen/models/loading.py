@@ -265,16 +265,14 @@ def _with_adapter(name: str, base: Any, folder: str) -> Any:
     missing = get_peft_model_state_dict(model).keys() - _adapter_keys(name, folder)
     _refuse_keys(name, sorted(missing), "missing from its adapter's weights")
     # LLaMA-Adapter's prompts cannot become weights.
-    mergeable = hasattr(model.base_model, "merge_and_unload")
-    return model.merge_and_unload() if mergeable else model
+    return model.merge_and_unload() if hasattr(model.base_model, "merge_and_unload") else model
 
 
 def _adapter_keys(name: str, folder: str) -> set[str]:
     from safetensors import safe_open
 
     weights = Path(folder) / "adapter_model.safetensors"
-    if not weights.is_file():
-        # PEFT would go on to a pickle.
+    if not weights.is_file():  # PEFT would go on to a pickle.
         raise ConfigError(f"--model {name}: {weights.name} is missing.", "Restore it from a copy.")
     with safe_open(weights, "pt") as file:
         return set(file.keys())
