@@ -30,7 +30,9 @@ def needs_packages() -> None:
     import logging
     import warnings
 
-    for logger in ("trl", "peft", "accelerate", "torch.distributed", "bitsandbytes"):
+    quiet = ("trl", "peft", "accelerate", "torch.distributed", "bitsandbytes")
+    # TRL imports vLLM, which says at once what its CPU build lacks.
+    for logger in (*quiet, "vllm.triton_utils.importing"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         import datasets
