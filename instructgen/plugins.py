@@ -90,14 +90,14 @@ def _installed(point: EntryPoint) -> Any:
 
 
 def provenance(**parts: Iterable[Any]) -> dict[str, dict[str, dict[str, str]]]:
-    """What a result that these parts decide has to name besides the version of instructgen.
+    """Return the provenance of plug-in code: package, version and a digest of its files.
 
     Args:
-        parts: by group, such as ``filters``, the classes of the parts.
+        parts: the classes of the parts in use, by group, such as ``filters``.
 
     Returns:
-        Under ``plugins`` the package, version and code digest of every part that is not
-        instructgen's own, by group and name; nothing where there is none.
+        ``{"plugins": {"GROUP.NAME": {"package", "version", "sha256"}}}`` with one entry for
+        each part that another package adds; an empty dictionary if there are none.
     """
     found = {
         f"{group}.{part.name}": {**_ADDED_BY.get(part, {}), "sha256": _code_digest(part)}
@@ -109,20 +109,20 @@ def provenance(**parts: Iterable[Any]) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def _code_digest(part: Any) -> str:
-    """A digest of the files that come with a part: its whole package, or its one module."""
+    """Return a digest of all files of the package, or of the single module, of a class."""
     try:
         file = Path(inspect.getfile(part))
     except (TypeError, OSError):
-        # Made in a session, and not from a file.
+        # Defined interactively, without a file.
         return ""
     if not file.is_file():
-        # In a zip.
+        # Imported from a zip archive.
         return hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
     parts = part.__module__.split(".")
     above = len(parts) - (1 if file.name == "__init__.py" else 2)
     root = file.parents[above] if above >= 0 else file
     if root.name != parts[0]:
-        # A module by another name than its file's.
+        # The module's name does not match its path.
         root = file
     digest = hashlib.sha256()
     for path in sorted(_files(root)):
@@ -132,7 +132,7 @@ def _code_digest(part: Any) -> str:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """A file, or those of a folder and of the folders that it links to."""
+    """Yield a file, or all files below a folder; symbolic links to folders are followed."""
     if root.is_file():
         yield root
     seen: set[str] = set()

@@ -36,8 +36,8 @@ class Derived:
     """What a command that makes a dataset came to.
 
     ``funnel`` counts the rejected rows by stage, filter and reason; ``facts`` is
-    what the manifest says besides. ``unchanged`` says that it was there already, made
-    from the same by the same.
+    what else the manifest contains. ``unchanged`` is true if the dataset already existed
+    and nothing was written.
     """
 
     out: Path
@@ -52,7 +52,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a command says of the rows that it wrote.
+    """What a command reports about the rows that it wrote.
 
     ``facts`` go into the manifest, ``sections`` (Markdown, line by line) into the card, and
     ``what`` ends the card's sentence that begins with the rows and the inputs.
@@ -99,18 +99,20 @@ def derive(
     write: Callable[[Output], Written],
     splits: Sequence[str] = WHOLE,
 ) -> Derived:
-    """Make a dataset in a folder, unless it is there already, made from the same.
+    """Write a dataset, unless the folder already contains it, complete and unchanged.
+
+    Unchanged means: the same command, inputs, options and plug-in code.
 
     Args:
-        folder: where; made with its parents.
-        made: the command, its inputs and its options: what decides the dataset.
-        shape: of its rows.
-        write: writes the rows, and says what there is to say of them.
-        splits: the names of its splits.
+        folder: the output folder; created with its parents.
+        made: the command, its inputs, options and plug-in code, which determine the dataset.
+        shape: ``instructions`` or ``preferences``.
+        write: writes the rows and returns the facts and card sections about them.
+        splits: the names of the dataset's splits.
 
     Raises:
-        RunError: the folder holds something else, a dataset made otherwise, or is in use.
-        StorageError: the disk refuses.
+        RunError: the folder contains something else or a different dataset, or is in use.
+        StorageError: the files cannot be written.
     """
     with making(folder, made):
         unchanged = is_whole(folder)

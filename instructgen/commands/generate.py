@@ -241,8 +241,8 @@ def reopen(run: Run) -> Loop:
     then, now = (c.get("plugins", {}) for c in (run.info["config"], config.plugins()))
     if changed := [n for n in sorted(then.keys() | now.keys()) if then.get(n) != now.get(n)]:
         raise RunError(
-            f"{run.folder} was made by other code of the plug-in {changed[0]}.",
-            "Install the version that run.json names.",
+            f"{run.folder} was generated with different code of the plug-in {changed[0]}.",
+            "Install the plug-in version that run.json names.",
         )
     seeds = [sample_of(row) for row in run.seeds()]
     return Loop(config, form_of(run), seeds, run.id)

@@ -380,8 +380,9 @@ class _Maker:
         ]
         if changed:
             raise RunError(
-                f"{journal.folder} was written by other models; changed: {', '.join(changed)}.",
-                "Give the same, or another --out.",
+                f"{journal.folder} contains answers of a different model; "
+                f"changed: {', '.join(changed)}.",
+                "Give the same options, or another --out.",
             )
 
     def _rewarded(

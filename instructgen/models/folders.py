@@ -14,10 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from instructgen.errors import ConfigError, EngineError
+from instructgen.errors import ConfigError, EngineError, first_line
 from instructgen.resources import model_cache
 
 EMBEDDED = "smollm2"
+ADAPTER = "adapter_config.json"
 GPU_DEFAULT = "HuggingFaceTB/SmolLM3-3B"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -66,10 +67,8 @@ def model_digest(name: str) -> str:
         return _file_digest(_embedded_gguf())[:16]
     folder = Path(name).expanduser()
     digest = hashlib.sha256()
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file() and not (folder / "config.json").exists():
-        base = json.loads(adapter.read_bytes()).get("base_model_name_or_path")
-        digest.update(model_digest(str(base)).encode())
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").exists():
+        digest.update(model_digest(adapter_base(folder)).encode())
     else:
         folder = Path(model_folder(name))
     if not folder.is_dir():
@@ -79,6 +78,29 @@ def model_digest(name: str) -> str:
         if file.suffix in (".json", ".jinja"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def adapter_base(folder: Path) -> str:
+    """The name of the model that an adapter was trained on.
+
+    Raises:
+        ConfigError: the adapter's configuration is damaged, or its base models form a loop.
+    """
+    place, seen, first = folder, set[Path](), ""
+    while (path := place / ADAPTER).is_file():
+        try:
+            base = json.loads(path.read_bytes())["base_model_name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path} does not name a base model ({first_line(error)}).",
+                "Restore it from a copy.",
+            ) from error
+        seen.add(place.resolve())
+        place = Path(str(base)).expanduser()
+        first = first or str(base)
+        if not isinstance(base, str) or place.resolve() in seen:
+            raise ConfigError(f"{path} does not name a base model.", "Restore it from a copy.")
+    return first
 
 
 def prepare_embedded() -> Path:

@@ -11,19 +11,19 @@ transformers fills missing layers with random numbers and only logs it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from instructgen.errors import ConfigError, InstructgenError, first_line
-from instructgen.models.folders import model_folder
+from instructgen.models.folders import ADAPTER, adapter_base, model_folder
 
 # What stands on top of the network: words, one number per text, or one number per token.
 Head = Literal["causal", "reward", "value"]
-ADAPTER = "adapter_config.json"
 # What language models call the layer that gives words; GPT-NeoX has the second.
 _WORD_HEADS = ("lm_head", "embed_out")
+# What models of numbers call theirs.
+_NUMBER_HEADS = ("score", "classifier")
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
@@ -81,7 +81,7 @@ def read_config(name: str) -> Any:
     folder = Path(_resolved(name))
     try:
         if (folder / ADAPTER).exists():
-            return read_config(_base_of(folder))
+            return read_config(adapter_base(folder))
         return _transformers().AutoConfig.from_pretrained(str(folder), **_NO_CODE)
     except InstructgenError:
         raise
@@ -123,9 +123,9 @@ def load_model(
         )
     try:
         if (Path(folder) / ADAPTER).exists():
-            base = _base_of(folder)
-            brings = new_head or _brings_modules(name, folder)
-            model = load_model(base, head, tokenizer=tokenizer, dtype=dtype, new_head=brings)
+            base = adapter_base(Path(folder))
+            has_head = new_head or _has_head(name, folder)
+            model = load_model(base, head, tokenizer=tokenizer, dtype=dtype, new_head=has_head)
             return _with_adapter(name, model, folder)
         model, found = _read_weights(folder, head, dtype, quantized=quantized)
     except InstructgenError:
@@ -207,9 +207,9 @@ def load_error(name: str, error: Exception, part: str = "") -> ConfigError:
     if "trust_remote_code" in str(error):
         # Their own advice is to allow it.
         return ConfigError(
-            f"--model {name} has code of its own, which would have to run to load it.",
-            "instructgen never runs a model's code: give a model of an architecture that "
-            "transformers includes.",
+            f"--model {name} requires custom code to load.",
+            "instructgen never runs a model's code. Use a model whose architecture is part of "
+            "transformers.",
         )
     subject = f"{name}: {part}" if part else name
     return ConfigError(
@@ -253,8 +253,8 @@ def head_of(model: Any) -> str:
         if isinstance(module, torch.nn.Linear) and module.out_features == 1:
             return str(name)
     raise ConfigError(
-        f"The head of a {type(model).__name__} is not one layer, and cannot be trained here.",
-        "Give a model whose head is: Llama, Qwen and their like.",
+        f"The head of {type(model).__name__} is not a single layer, so it cannot be trained.",
+        "Use a model with a single-layer head, such as Llama or Qwen.",
     )
 
 
@@ -278,15 +278,14 @@ def _adapter_keys(name: str, folder: str) -> set[str]:
         return set(file.keys())
 
 
-def _brings_modules(name: str, folder: str) -> bool:
-    """Whether an adapter holds whole layers, such as the head that its base lacks."""
-    modules = json.loads((Path(folder) / ADAPTER).read_bytes()).get("modules_to_save") or ()
+def _has_head(name: str, folder: str) -> bool:
+    """Whether an adapter contains the layer that gives the number, which its base may lack."""
     keys = _adapter_keys(name, folder)
-    return any(f".{module}." in key for module in modules for key in keys)
+    return any(f".{head}.weight" in key for head in _NUMBER_HEADS for key in keys)
 
 
 def _check_complete(name: str, model: Any, found: Mapping[str, Any], new_head: bool) -> None:
-    """Refuse what is missing, which would be random, and what is too much, but a head of words."""
+    """Reject missing weights, which would be random, and unknown ones other than a word head."""
     causal = model.get_output_embeddings() is not None
     head = f"{head_of(model)}." if new_head and not causal else None
     missing = [k for k in found["missing_keys"] if head is None or not k.startswith(head)]
@@ -301,20 +300,6 @@ def _refuse_keys(name: str, keys: list[str], told: str) -> None:
             f"--model {name}: {keys[0]} and {len(keys) - 1:,} more are {told}.",
             "Its files do not belong together: check that the folder is complete.",
         )
-
-
-def _base_of(folder: str | Path) -> str:
-    """The model that an adapter was trained on, without PEFT: its file is plain JSON."""
-    path = Path(folder) / ADAPTER
-    try:
-        base = json.loads(path.read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} names no base model ({first_line(error)}).", "Restore it from a copy."
-        ) from error
-    if not isinstance(base, str) or Path(base).expanduser().resolve() == Path(folder).resolve():
-        raise ConfigError(f"{path} names no base model.", "Restore it from a copy.")
-    return base
 
 
 def _resolved(name: str) -> str:

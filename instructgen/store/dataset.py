@@ -64,7 +64,8 @@ def making(folder: Path, made: Mapping[str, Any]) -> Iterator[None]:
                 changed = differences(then, made) if isinstance(then, dict) else {"made.json": 0}
                 if changed:
                     raise RunError(
-                        f"{folder} was made otherwise; changed: {', '.join(changed)}.",
+                        f"{folder} was made from different inputs, options or code; "
+                        f"changed: {', '.join(changed)}.",
                         "Give another --out, or remove it.",
                     )
             write_atomic(path, [orjson.dumps(made, option=orjson.OPT_INDENT_2)])

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from instructgen import curate, evaluate, train
 from instructgen.cli import cli
 from instructgen.errors import ConfigError, RunError
+from instructgen.models.folders import model_digest
 from instructgen.models.loading import load_for_inference, load_model
 from tests.conftest import ROOT
 from tests.training_data import dataset, pairs, sentences
@@ -115,15 +116,17 @@ COMMANDS: dict[str, Callable[[Path, Path, Path], list[object]]] = {
 }
 
 
-@pytest.mark.parametrize("part", ["model", "tokenizer"])
-@pytest.mark.parametrize("command", COMMANDS)
+# vLLM loads the model itself: tests/test_real_engines.py.
+CASES = [(c, p) for c in COMMANDS for p in ("model", "tokenizer")]
+CASES.remove(("generate on vllm", "model"))
+
+
+@pytest.mark.parametrize(("command", "part"), CASES)
 def test_code_of_a_model_folder_never_runs(
     tiny: Path, rows: Path, tmp_path: Path, command: str, part: str
 ) -> None:
     """Left to itself, transformers asks on standard input, where "y" is the user's next word."""
     if command == "generate on vllm":
-        if part == "model":
-            pytest.skip("vLLM loads the model: tests/test_real_engines.py")
         pytest.importorskip("vllm")
     model, marker = with_code(tiny, tmp_path / "model", part)
     argv = [str(word) for word in COMMANDS[command](model, rows, tmp_path)]
@@ -218,11 +221,32 @@ def test_an_adapter_does_not_hide_a_random_head(
     with pytest.raises(ConfigError) as caught:
         load_model(str(adapter), "reward")
     assert "score." in str(caught.value)
-    edit(adapter / "adapter_config.json", base_model_name_or_path=str(reward_model))
+    # Nor by layers that it brings and that are not the head.
+    edit(adapter / "adapter_config.json", modules_to_save=["embed_tokens"])
+    with pytest.raises(ConfigError):
+        load_model(str(adapter), "reward")
+    edit(
+        adapter / "adapter_config.json",
+        base_model_name_or_path=str(reward_model),
+        modules_to_save=None,
+    )
     load_model(str(adapter), "reward")
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(ConfigError):
         load_model(str(adapter), "reward")
+
+
+@pytest.mark.parametrize("text", [None, b"[]", b"{", b'{"base_model_name_or_path": 3}'])
+def test_an_adapter_without_a_base(tmp_path: Path, text: bytes | None) -> None:
+    """Two adapters of each other, or a damaged configuration."""
+    for name, base in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        config = text or orjson.dumps({"base_model_name_or_path": str(tmp_path / base)})
+        (tmp_path / name / "adapter_config.json").write_bytes(config)
+    with pytest.raises(ConfigError):
+        load_model(str(tmp_path / "a"))
+    with pytest.raises(ConfigError):
+        model_digest(str(tmp_path / "a"))
 
 
 def test_a_head_of_several_layers_scores_and_is_not_trained(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from instructgen import ablate, evaluate, prefer, train
 from instructgen.errors import ConfigError, InputError, InstructgenError, RunError
 from instructgen.schema.sample import Sample
 from tests import forks
+from tests.hostile.test_models import without
 from tests.tiny_model import make_tiny_model
 from tests.training_data import dataset, pairs, sentences
 
@@ -341,18 +342,6 @@ def changed(tiny: Path, folder: Path, **config: object) -> Path:
     shutil.copytree(tiny, folder)
     file = folder / "config.json"
     file.write_bytes(orjson.dumps({**orjson.loads(file.read_bytes()), **config}))
-    return folder
-
-
-def without(tiny: Path, folder: Path, part: str) -> Path:
-    """The tiny model without some of its weights."""
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(tiny, folder)
-    weights = load_file(folder / "model.safetensors")
-    kept = {k: v.clone() for k, v in weights.items() if part not in k}
-    assert len(kept) < len(weights)
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
