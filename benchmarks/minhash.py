@@ -1,12 +1,12 @@
-"""The MinHash index against datasketch, rensa and text-dedup on 100,000 real texts, in one run.
+"""Compares the MinHash index with datasketch, rensa and text-dedup on 100,000 real texts.
 
     python benchmarks/minhash.py [--texts 100000] [--text-dedup PYTHON] [--out FILE]
 
-Texts are different paragraphs of INSTRUCTGEN_DATA. What is right is every pair
-whose sets of words have a Jaccard similarity above 0.7, found by an exact join
-that is itself checked against comparing all pairs of 2,000 texts. rensa and
-datasketch get their texts cut into words beforehand; ours is timed from text.
-text-dedup runs in an interpreter of its own (pip install text-dedup==0.4.1, Python 3.12).
+The texts are distinct paragraphs of INSTRUCTGEN_DATA. The reference is every pair whose
+word sets have a Jaccard similarity above 0.7. An exact join finds these pairs; the join
+itself is checked on all pairs of 2,000 texts. rensa and datasketch get texts that are
+already split into words; the times of instructgen include the splitting. text-dedup runs in
+its own interpreter (pip install text-dedup==0.4.1, Python 3.12).
 """
 
 from __future__ import annotations
@@ -61,24 +61,24 @@ def real_texts(count: int) -> list[str]:
     texts = sorted({p.strip() for p in paragraphs() if any(c.isalnum() for c in p)})
     random.Random(0).shuffle(texts)
     if len(texts) < count:
-        raise SystemExit(f"INSTRUCTGEN_DATA has {len(texts):,} different paragraphs only.")
+        raise SystemExit(f"INSTRUCTGEN_DATA has only {len(texts):,} distinct paragraphs.")
     return texts[:count]
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
+    started = time.perf_counter()
     result = work()
-    return time.perf_counter() - began, result
+    return time.perf_counter() - started, result
 
 
 @njit
 def _join(words, offsets, order, p, q, heads, out):
-    """All pairs of sets with Jaccard above p/q, by rare words of their prefixes.
+    """Write all pairs of sets with a Jaccard similarity above p/q to ``out``; return their number.
 
-    Words of a set stand rare ones first. Of two such sets at least one word of
-    the first |x| - ceil(|x| p/q) + 1 of each is the same (Bayardo et al. 2007).
+    The words of a set are sorted from rare to frequent. Two such sets share at least one of
+    the first |x| - ceil(|x| p/q) + 1 words of each (Bayardo et al. 2007).
     """
-    found, count = 0, len(order)
+    pairs, count = 0, len(order)
     seen = np.full(count, -1)
     link_set, link_next = np.empty(len(words), np.int64), np.empty(len(words), np.int64)
     links = 0
@@ -105,14 +105,14 @@ def _join(words, offsets, order, p, q, heads, out):
                     else:
                         j += 1
                 if both * q > p * (size + len(theirs) - both):
-                    if found < len(out):
-                        out[found, 0], out[found, 1] = min(x, y), max(x, y)
-                    found += 1
+                    if pairs < len(out):
+                        out[pairs, 0], out[pairs, 1] = min(x, y), max(x, y)
+                    pairs += 1
         for k in range(min(prefix, size)):
             link_set[links], link_next[links] = x, heads[ours[k]]
             heads[ours[k]] = links
             links += 1
-    return found
+    return pairs
 
 
 def exact_pairs(sets: list[set[str]]) -> Pairs:
@@ -123,9 +123,9 @@ def exact_pairs(sets: list[set[str]]) -> Pairs:
     words = np.fromiter((n for x in numbers for n in x), np.int64, int(offsets[-1]))
     order = np.argsort(np.diff(offsets), kind="stable")
     out = np.empty((20_000_000, 2), np.int64)
-    found = _join(words, offsets, order, 7, 10, np.full(len(rank), -1), out)
-    assert found <= len(out)
-    return set(map(tuple, out[:found].tolist()))
+    count = _join(words, offsets, order, 7, 10, np.full(len(rank), -1), out)
+    assert count <= len(out)
+    return set(map(tuple, out[:count].tolist()))
 
 
 def check_join(sets: list[set[str]]) -> None:
@@ -138,12 +138,12 @@ def check_join(sets: list[set[str]]) -> None:
     assert exact_pairs(sets) == everything
 
 
-def judged(found: Pairs, right: Pairs) -> dict[str, Any]:
-    good = len(found & right)
+def judged(returned: Pairs, right: Pairs) -> dict[str, Any]:
+    correct = len(returned & right)
     return {
-        "pairs": len(found),
-        "precision": round(good / max(len(found), 1), 5),
-        "recall": round(good / len(right), 5),
+        "pairs": len(returned),
+        "precision": round(correct / max(len(returned), 1), 5),
+        "recall": round(correct / len(right), 5),
     }
 
 
@@ -156,23 +156,25 @@ def ours(texts: list[str], sets: list[set[str]], right: Pairs) -> dict[str, Any]
     hashing, _ = timed(lambda: signing._signatures(encoded))
     index = MinHashIndex(THRESHOLD, permutations=PERMUTATIONS)
     adding, _ = timed(lambda: index.add(texts))
-    asking, pairs = timed(lambda: index.pairs(texts))
-    found = {(r, t) for t, r in zip(pairs.text.tolist(), pairs.row.tolist(), strict=True) if r < t}
+    querying, pairs = timed(lambda: index.pairs(texts))
+    returned = {
+        (r, t) for t, r in zip(pairs.text.tolist(), pairs.row.tolist(), strict=True) if r < t
+    }
     return {
         "signatures_per_s": round(len(texts) / seconds),
         "signatures_per_s_words_known": round(len(texts) / known),
         "signatures_per_s_of_sets_of_numbers": round(len(texts) / hashing),
         "texts_per_s_added": round(len(texts) / adding),
-        "texts_per_s_looked_up": round(len(texts) / asking),
-        "seconds_in_all": round(adding + asking, 2),
+        "texts_per_s_looked_up": round(len(texts) / querying),
+        "seconds_in_all": round(adding + querying, 2),
         "bands": [index.bands, index.rows_per_band],
-        **judged(found, right),
+        **judged(returned, right),
     }
 
 
 def datasketch(texts: list[str], sets: list[set[str]], right: Pairs) -> dict[str, Any]:
     encoded = [[w.encode() for w in words] for words in sets]
-    # Its fastest way: all in one call.
+    # One call for all texts is the fastest method of datasketch.
     seconds, signatures = timed(
         lambda: MinHash.bulk(encoded, num_perm=PERMUTATIONS, scheme="affine32")
     )
@@ -185,13 +187,13 @@ def datasketch(texts: list[str], sets: list[set[str]], right: Pairs) -> dict[str
         return lsh
 
     adding, lsh = timed(insert)
-    asking, found = timed(lambda: [lsh.query(s) for s in signatures])
-    pairs = {(r, t) for t, rows in enumerate(found) for r in rows if r < t}
+    querying, matches = timed(lambda: [lsh.query(s) for s in signatures])
+    pairs = {(r, t) for t, rows in enumerate(matches) for r in rows if r < t}
     return {
         "signatures_per_s": round(len(texts) / seconds),
         "texts_per_s_added": round(len(texts) / adding),
-        "texts_per_s_looked_up": round(len(texts) / asking),
-        "seconds_in_all": round(seconds + adding + asking, 2),
+        "texts_per_s_looked_up": round(len(texts) / querying),
+        "seconds_in_all": round(seconds + adding + querying, 2),
         "bands": [lsh.b, lsh.r],
         **judged(pairs, right),
     }
@@ -207,13 +209,13 @@ def rensa(texts: list[str], sets: list[set[str]], right: Pairs) -> dict[str, Any
         return lsh
 
     adding, lsh = timed(insert)
-    asking, found = timed(lambda: lsh.query_all(signatures))
-    pairs = {(r, t) for t, rows in enumerate(found) for r in rows if r < t}
+    querying, matches = timed(lambda: lsh.query_all(signatures))
+    pairs = {(r, t) for t, rows in enumerate(matches) for r in rows if r < t}
     return {
         "signatures_per_s": round(len(texts) / seconds),
         "texts_per_s_added": round(len(texts) / adding),
-        "texts_per_s_looked_up": round(len(texts) / asking),
-        "seconds_in_all": round(seconds + adding + asking, 2),
+        "texts_per_s_looked_up": round(len(texts) / querying),
+        "seconds_in_all": round(seconds + adding + querying, 2),
         "bands": [16, 8],
         **judged(pairs, right),
     }
@@ -253,16 +255,16 @@ save_clusters = true
 
 
 def text_dedup(texts: list[str], right: Pairs, python: str) -> dict[str, Any]:
-    """Its clusters, taken as the pairs within them; its own lower limit of five words is lifted."""
+    """Measure text-dedup: its pairs are those within clusters; its minimum length is set to 1."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         lines = (json.dumps({"text": text}) + "\n" for text in texts)
         (here / "rows.jsonl").write_text("".join(lines))
         (here / "config.toml").write_text(TEXT_DEDUP_CONFIG)
-        done = subprocess.run(
+        process = subprocess.run(
             [python, "-c", TEXT_DEDUP], cwd=here, capture_output=True, text=True, check=True
         )
-        seconds = float(done.stdout.split()[-1])
+        seconds = float(process.stdout.split()[-1])
         dump = "import json,pickle;print(json.dumps(pickle.load(open('out/clusters.pickle','rb'))))"
         clusters = subprocess.run(
             [python, "-c", dump], cwd=here, capture_output=True, text=True, check=True

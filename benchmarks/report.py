@@ -1,9 +1,9 @@
-"""A report over a million rows: seconds and memory, in a process of its own.
+"""Measures the time and memory of a report over a million rows, in its own process.
 
     python benchmarks/report.py [--rows 1000000]
 
-The rows are made here, of random words: instructions of 12 words on average, answers of 60,
-a tenth rejected, of twenty sources. Writes benchmarks/report.json.
+The rows are random words and have 20 sources. Instructions have 12 words on average, outputs
+60; there is one rejected row for every ten rows. Writes benchmarks/report.json.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ VERBS = ("Write", "Explain", "List", "Describe", "Compare", "Name", "Summarize",
 
 
 def sample(rng: random.Random, words: list[str], number: int) -> Sample:
-    def said(mean: int) -> str:
+    def phrase(mean: int) -> str:
         return " ".join(rng.choices(words, k=max(1, round(rng.expovariate(1 / mean)))))
 
     return Sample(
-        f"{rng.choice(VERBS)} the {said(10)} {number}.",
-        said(20) if number % 3 == 0 else "",
-        said(60),
+        f"{rng.choice(VERBS)} the {phrase(10)} {number}.",
+        phrase(20) if number % 3 == 0 else "",
+        phrase(60),
         category=f"category {number % 12}",
         source=f"source-{number % 20}",
         license=("MIT", "CC-BY-4.0", "CC-BY-SA-3.0")[number % 3],
@@ -67,14 +67,14 @@ def main() -> None:
         dataset(Path(work) / "d", rows)
         out = Path(work) / "report.html"
         argv = [sys.executable, "-m", "instructgen", "report", f"{work}/d", "--seeds", str(seeds)]
-        began = time.monotonic()
+        started = time.monotonic()
         subprocess.run([*argv, "--out", str(out)], check=True)
-        seconds = time.monotonic() - began
-        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        seconds = time.monotonic() - started
+        peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         result = {
             "rows": rows,
             "seconds": round(seconds, 1),
-            "mib": most // 1024,
+            "mib": peak_kib // 1024,
             "page_bytes": out.stat().st_size,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "versions": {

@@ -1,10 +1,10 @@
-"""What tools for duplicates do with eight short instructions, four of them distinct.
+"""Compares four deduplication tools on eight short instructions, of which five should be kept.
 
     python benchmarks/short_texts.py instructgen|text-dedup|data-juicer|datatrove
 
-Each tool runs in an environment where it is installed, with its own defaults and
-0.7 where it asks for a threshold, and notes its rows in short_texts.json. The
-others are installed by: pip install text-dedup==0.4.1 (Python 3.12), py-data-juicer==1.6.1
+Each tool runs in an environment in which it is installed, with its own defaults and the
+threshold 0.7 where it has one. The rows that it keeps are added to short_texts.json. Install
+the other tools with: pip install text-dedup==0.4.1 (Python 3.12), py-data-juicer==1.6.1
 aiohttp, datatrove[processing]==0.10.1 spacy orjson.
 """
 
@@ -36,8 +36,8 @@ def instructgen() -> list[int]:
     from instructgen.similarity import deduplicate
 
     result = deduplicate([Sample(instruction=text) for text in TEXTS], ["exact", "minhash"])
-    gone = {r.row for r in result.removed}
-    return [i for i in range(len(TEXTS)) if i not in gone]
+    rejected = {r.row for r in result.rejected}
+    return [i for i in range(len(TEXTS)) if i not in rejected]
 
 
 def text_dedup() -> list[int]:
@@ -53,7 +53,7 @@ def text_dedup() -> list[int]:
         '[input.read_arguments]\npath = "json"\ndata_files = "rows.jsonl"\nsplit = "train"\n'
         '[algorithm]\nalgorithm_name = "minhash"\ntext_column = "text"\n'
         "num_perm = 256\nthreshold = 0.7\nnum_proc = 1\n"
-        # Without this it keeps no row of any pair that it finds.
+        # Without this setting it removes both rows of each pair that it finds.
         "check_false_positive = true\n"
         '[output]\noutput_dir = "out"\n[debug]\n'
     )

@@ -1,10 +1,10 @@
-"""The ROUGE-L index against the reference and against fast string matching, in one run.
+"""Compares the ROUGE-L index with rouge-score, the reference, and with rapidfuzz.
 
     python benchmarks/similarity.py [--limit ROWS] [--growth] [--out FILE]
 
-Texts are the real instructions of INSTRUCTGEN_DATA, and heads and tails of two
-of them where more are needed. Everything of ours is timed from text to decision.
-The reference gets its texts cut into words beforehand, which favours it.
+The texts are the real instructions of INSTRUCTGEN_DATA. If more are needed, the start of one
+text is joined to the end of another. The times of instructgen are from text to decision.
+rouge-score gets texts that are already split into words, which is an advantage for it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from instructgen.similarity import rouge as rouge_module
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("INSTRUCTGEN_DATA", ROOT.parent / "shared" / "data"))
 THRESHOLD = 0.7
-MOST_WORDS = 80
+MAX_WORDS = 80
 
 
 def real_texts() -> list[str]:
-    """The first lines of all real texts of up to 80 words, in a random order."""
+    """Return the first lines of the real texts, without those over 80 words, in random order."""
     files = {
         "dolly/databricks-dolly-15k.rejoined.jsonl": "instruction",
         "alpaca-libre/alpaca_libre_tasks_v1.jsonl": "instruction",
@@ -53,14 +53,14 @@ def real_texts() -> list[str]:
             for line in file:
                 row = json.loads(line)
                 lines = [x for x in row[field].split("\n") if x.strip()]
-                if lines and len(lines[0].split()) <= MOST_WORDS:
+                if lines and len(lines[0].split()) <= MAX_WORDS:
                     texts.append(lines[0])
     random.Random(0).shuffle(texts)
     return texts
 
 
 def endless(texts: list[str]) -> Iterator[str]:
-    """The texts, then heads of some with tails of others."""
+    """Yield the texts, then endlessly the start of a random text with the end of another."""
     yield from texts
     rng, words = random.Random(1), [t.split() for t in texts]
     while True:
@@ -69,9 +69,9 @@ def endless(texts: list[str]) -> Iterator[str]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
+    started = time.perf_counter()
     result = work()
-    return time.perf_counter() - began, result
+    return time.perf_counter() - started, result
 
 
 def with_kernel(kernel: Any) -> None:
@@ -79,23 +79,23 @@ def with_kernel(kernel: Any) -> None:
 
 
 def decisions_equal_rouge_score(texts: list[str], pairs: int) -> dict[str, Any]:
-    """Each pair of some texts with a pool, decided by both: the same verdict and the same score."""
+    """Decide pairs with both tools; count the pairs with the same decision and the same score."""
     pool = texts[:2000]
     queries = texts[2000 : 2000 + pairs // len(pool)]
     words = [tokenize(t, "ascii") for t in pool]
     index = RougeLIndex(THRESHOLD, "ascii", compatible="rouge-score", threads=1)
     index.add(pool)
-    found = index.pairs(queries)
+    matching = index.pairs(queries)
     ours: list[dict[int, float]] = [{} for _ in queries]
-    for query, row, score in zip(*(a.tolist() for a in found), strict=True):
+    for query, row, score in zip(*(a.tolist() for a in matching), strict=True):
         ours[query][row] = score
     equal, matches, seconds = 0, 0, 0.0
     for query, above in zip(queries, ours, strict=True):
-        cut = tokenize(query, "ascii")
-        spent, scores = timed(lambda cut=cut: [_score_lcs(w, cut).fmeasure for w in words])
+        tokens = tokenize(query, "ascii")
+        spent, scores = timed(lambda t=tokens: [_score_lcs(w, t).fmeasure for w in words])
         seconds += spent
         for row, score in enumerate(scores):
-            # A score at or below the threshold is one that we do not tell.
+            # The index does not return a score at or below the threshold.
             equal += above.get(row) == (score if score > THRESHOLD else None)
             matches += score > THRESHOLD
     return {
@@ -107,7 +107,7 @@ def decisions_equal_rouge_score(texts: list[str], pairs: int) -> dict[str, Any]:
 
 
 def dolly() -> list[str]:
-    """Dolly's different instructions, of which many share a frame, in a random order."""
+    """Return the distinct instructions of Dolly in random order; many have common phrases."""
     path = DATA / "dolly/databricks-dolly-15k.rejoined.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     texts = list(dict.fromkeys(json.loads(line)["instruction"] for line in lines))
@@ -122,23 +122,25 @@ def against_others(texts: list[str], pool_size: int, pairs_per_s: float) -> dict
     vocabulary: dict[str, str] = {}
 
     def code(text: str) -> str:
-        # One character per word, which rapidfuzz compares fastest.
+        # Each word becomes one character, because rapidfuzz is fastest on strings.
         return "".join(vocabulary.setdefault(w, character(len(vocabulary))) for w in tokenize(text))
 
     coded = [code(t) for t in pool]
-    some = [code(t) for t in queries[:1000]]
+    coded_queries = [code(t) for t in queries[:1000]]
     cutoff = THRESHOLD
     few = max(1, 2_000_000 // pool_size)
     loop = timed(
         lambda: [
             max(Indel.normalized_similarity(q, row, score_cutoff=cutoff) for row in coded)
-            for q in some[:few]
+            for q in coded_queries[:few]
         ]
     )[0]
     result["rapidfuzz_loop"] = few / loop
     many = max(few, min(1000, 100_000_000 // pool_size))
     seconds, similar = timed(
-        lambda: process.cdist(some[:many], coded, scorer=Indel.normalized_similarity, workers=1)
+        lambda: process.cdist(
+            coded_queries[:many], coded, scorer=Indel.normalized_similarity, workers=1
+        )
     )
     result["rapidfuzz_cdist"] = many / seconds
     index = RougeLIndex(THRESHOLD, threads=1)
@@ -146,12 +148,12 @@ def against_others(texts: list[str], pool_size: int, pairs_per_s: float) -> dict
     seconds, ours = timed(lambda: index.nearest(queries))
     result["ours"] = len(queries) / seconds
     result["equal_to_cdist"] = sum(
-        # Two texts without words are alike to rapidfuzz, and no match to ROUGE-L.
+        # Two texts without words are identical for rapidfuzz, but not a match for ROUGE-L.
         (m is None)
         if not text
         else bool(s.max() > THRESHOLD + 1e-6) == (m is not None)
         and (m is None or bool(abs(m.score - s.max()) < 1e-6))
-        for text, m, s in zip(some, ours, similar, strict=False)
+        for text, m, s in zip(coded_queries, ours, similar, strict=False)
     )
     result["compared_with_cdist"] = many
     index.threads = 2
@@ -169,7 +171,7 @@ def against_others(texts: list[str], pool_size: int, pairs_per_s: float) -> dict
 
 
 def character(number: int) -> str:
-    """A character of its own for every number; surrogates are left out."""
+    """Return a distinct character for each number, without surrogates."""
     return chr(number + 1 if number < 0xD7FF else number + 0x801)
 
 
@@ -178,7 +180,7 @@ def memory_gib() -> float:
 
 
 def growth(texts: list[str], limit: int) -> list[dict[str, Any]]:
-    """The sequential gate over a stream."""
+    """Return the time and memory of the sequential gate as the number of candidates grows."""
     index = RougeLIndex(THRESHOLD, threads=1)
     stream = endless(texts)
     curve: list[dict[str, Any]] = []
@@ -201,7 +203,7 @@ def growth(texts: list[str], limit: int) -> list[dict[str, Any]]:
 
 
 def ten_million(texts: list[str]) -> dict[str, Any]:
-    """10 million rows: filled without the gate, then asked."""
+    """Return the speed of an index of 10 million rows, which are added without the gate."""
     index = RougeLIndex(THRESHOLD, threads=1)
     stream, spent = endless(texts), 0.0
     while len(index) < 10_000_000:
@@ -218,32 +220,32 @@ def ten_million(texts: list[str]) -> dict[str, Any]:
 
 
 def in_the_loop(texts: list[str], pool_size: int) -> dict[str, Any]:
-    """What the filter ``novelty`` does: candidates one by one, kept ones added at once."""
+    """Time what the filter ``novelty`` does: check candidates one by one, add accepted ones."""
     index = RougeLIndex(THRESHOLD)
     index.add(texts[:pool_size])
-    some = texts[pool_size : pool_size + 2000]
+    candidates = texts[pool_size : pool_size + 2000]
 
     def work() -> None:
-        for text in some:
+        for text in candidates:
             if index.nearest([text]) == [None]:
                 index.add([text])
 
-    candidate = timed(work)[0] / len(some)
+    seconds = timed(work)[0] / len(candidates)
     loop = json.loads((ROOT / "benchmarks" / "loop.json").read_text())
-    # At most half of a batch asks for new instructions, seven at a time.
+    # At most half of the requests in a batch are for new instructions, seven per request.
     most = loop["batch_size"] / 2 * 7
     return {
         "pool": pool_size,
-        "ms_per_candidate": round(candidate * 1e3, 3),
+        "ms_per_candidate": round(seconds * 1e3, 3),
         "most_candidates_per_batch": most,
         "share_of_generation_time": significant(
-            candidate * most / (loop["loop"]["seconds"] / loop["batches"])
+            seconds * most / (loop["loop"]["seconds"] / loop["batches"])
         ),
     }
 
 
 def whole_gate(texts: list[str], accepted: int) -> dict[str, Any]:
-    """Self-Instruct's whole gate: from the first text until so many are kept."""
+    """Time the gate of a whole Self-Instruct run, until ``accepted`` texts are accepted."""
     index = RougeLIndex(THRESHOLD, threads=1)
     stream, seen, spent = endless(texts), 0, 0.0
     while len(index) < accepted:
@@ -262,7 +264,7 @@ def compare(low: Any, high: Any, times: int) -> int:
 
 
 def limits() -> dict[str, float]:
-    """What the machine can do: rows compared in cache, and bytes read from memory."""
+    """Measure the limits of the machine: rows compared in cache, bytes read from memory."""
     rng = np.random.default_rng(0)
     block = rng.integers(0, 2**63, 1024, dtype=np.uint64)
     low, high, times = block[:512], block[512:], 200_000
@@ -277,7 +279,7 @@ def limits() -> dict[str, float]:
 
 
 def rows_tested_per_s(texts: list[str], pool_size: int) -> float:
-    """Rows whose bitmaps were compared, per second of the search alone."""
+    """Return how many rows the search compares by bitmap per second, without tokenization."""
     index = RougeLIndex(THRESHOLD, threads=1)
     index.add(texts[:pool_size])
     encoded = index._encode(texts[-2048:])
@@ -295,7 +297,9 @@ def rows_tested_per_s(texts: list[str], pool_size: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--limit", type=int, default=10_000_000)
-    parser.add_argument("--growth", action="store_true", help="only the stream: half an hour")
+    parser.add_argument(
+        "--growth", action="store_true", help="Run only the growing stream (half an hour)."
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     texts = real_texts()

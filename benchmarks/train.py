@@ -1,11 +1,12 @@
-"""Every way to train, on a real model and real data: what each does to rows it never saw.
+"""Runs all trainers on a real model and real data, and evaluates each on held-out rows.
 
     python benchmarks/train.py            writes benchmarks/train.json
 
-SmolLM2-135M-Instruct with LoRA on the CPU: SFT on Dolly, OASST1 and Alpaca Libre,
-measured on answers that people wrote; a reward model, DPO and KTO on OASST1's ranks;
-GRPO, RLOO and PPO on constraints that a program checks. Needs INSTRUCTGEN_DATA. Two
-hours on two cores; --only takes some of it, and a stage that is done is not done again.
+The model is SmolLM2-135M-Instruct with LoRA on the CPU. SFT is trained on Dolly, OASST1 and
+Alpaca Libre, and evaluated on human-written answers. The reward model, DPO and KTO use the
+ranks of OASST1. GRPO, RLOO and PPO use constraints that a program checks. Needs
+INSTRUCTGEN_DATA; two hours on two cores. --only selects stages. A completed stage is not
+trained again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ADAPTERS = {"peft": "lora", "max_length": 512, "seed": 0}
 
 
 def datasets(work: Path) -> None:
-    """Import what the stages read."""
+    """Import the datasets of the stages and curate the SFT data."""
     instructgen.import_data(DATA / "dolly/databricks-dolly-15k.rejoined.jsonl", work / "dolly")
     oasst = DATA / "oasst1/oasst1-en-validation.messages.jsonl"
     instructgen.import_data(oasst, work / "oasst", "oasst")
@@ -39,7 +40,7 @@ def datasets(work: Path) -> None:
 
 
 def constrained(work: Path) -> None:
-    """Dolly's short questions, each with one of three constraints on the answer's form."""
+    """Import short questions of Dolly, each with one of three constraints on the answer."""
     rng, lines = random.Random(0), []
     for row in read_rows(work / "dolly"):
         if row["input"] or len(row["instruction"].split()) > 20:
@@ -62,7 +63,7 @@ def constrained(work: Path) -> None:
 
 
 def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
-    """What each stage trains, from what, on what."""
+    """Return the trainer, data, base model and options of each stage."""
     sft = str(work / "sft")
     online = {
         "reward": ["verifiers:ifeval"],
@@ -78,7 +79,7 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
         "held_out_rows": 150,
         "max_length": 384,
         "batch_size": 4,
-        # One pair at a time pads least, and is fastest on a CPU.
+        # One pair per micro-batch needs no padding between pairs and is fastest on a CPU.
         "micro_batch_size": 1,
         "dtype": "bfloat16",
     }
@@ -87,7 +88,7 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
             "method": "sft",
             "data": work / "clean",
             "model": model,
-            # People wrote these; no row with one of their questions is trained on.
+            # Human-written; rows with the same questions are not used for training.
             "held_out": work / "dolly",
             "held_out_rows": 200,
             "tokens": 40_000,
@@ -115,7 +116,7 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
             "steps": 100,
             "learning_rate": 5e-5,
             **pairs,
-            # It compares the rows of a batch with each other.
+            # KTO compares the rows of a micro-batch with each other, so one row is not enough.
             "micro_batch_size": 4,
         },
         "grpo": {
@@ -137,22 +138,22 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Run the stages and write the result."""
+    """Run the stages and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/bench-train"))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--only", nargs="*")
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    datasets(given.work)
-    constrained(given.work)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    datasets(arguments.work)
+    constrained(arguments.work)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {"stages": {}}
-    for name, stage in stages(given.work, given.model).items():
-        if given.only and name not in given.only:
+    for name, stage in stages(arguments.work, arguments.model).items():
+        if arguments.only and name not in arguments.only:
             continue
         method, data = stage.pop("method"), stage.pop("data")
-        done = instructgen.train(method, data, given.work / name, **{**ADAPTERS, **stage})
-        facts = done.facts
+        trained = instructgen.train(method, data, arguments.work / name, **{**ADAPTERS, **stage})
+        facts = trained.facts
         results["stages"][name] = {
             "base": Path(facts["base"]).name,
             "data": Path(data).name,
@@ -165,7 +166,7 @@ def main() -> None:
             "evaluation": facts["evaluation"],
         }
         results |= {
-            "model": given.model,
+            "model": arguments.model,
             "adapters": ADAPTERS,
             "versions": facts["versions"],
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -1,13 +1,13 @@
-"""What `instructgen train sft` costs over TRL alone: tokens/s of both, in turns, one run.
+"""Compares the training speed of `instructgen train sft` with that of a TRL script (tokens/s).
 
     python benchmarks/train_overhead.py [--rounds 5] [--rows 60]
 
-Both train SmolLM2-135M-Instruct with LoRA on the same rows of Dolly, once, in sequences of
-512 packed tokens, with the same options, each round in processes of their own. The rows fit
-a sequence: TRL would cut longer ones, we leave them out, and the shares of answers would
-differ. Tokens are those that the model reads; seconds are the training's, without loading.
-Two runs of the same differ by up to 8% here, so that the medians of several are compared.
-Writes benchmarks/train_overhead.json. Needs INSTRUCTGEN_DATA and a quiet machine.
+Both train SmolLM2-135M-Instruct with LoRA for one epoch on the same rows of Dolly, packed
+into sequences of 512 tokens, with the same options. They take turns, each time in a new
+process. All rows fit into a sequence. With longer rows the training data would differ: TRL
+truncates them, instructgen rejects them. Tokens are all tokens that the model reads; the time
+is that of training without loading. Single runs differ by up to 8%, so medians are compared.
+Writes benchmarks/train_overhead.json. Needs INSTRUCTGEN_DATA and an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -66,39 +66,39 @@ print(json.dumps({"tokens_per_s": trainer._total_train_tokens / seconds,
 
 
 def main() -> None:
-    """Both in turns, and the ratio."""
+    """Run both in turns, and write the speeds and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=60)
-    given = parser.parse_args()
+    options = parser.parse_args()
     import instructgen
 
     work = Path(tempfile.mkdtemp())
     dolly = (DATA / "dolly/databricks-dolly-15k.rejoined.jsonl").read_text().splitlines(True)
-    (work / "dolly.jsonl").write_text("".join([x for x in dolly if len(x) < 1200][: given.rows]))
+    (work / "dolly.jsonl").write_text("".join([x for x in dolly if len(x) < 1200][: options.rows]))
     data = instructgen.import_data(work / "dolly.jsonl", work / "dolly").out
     codes = {
         "instructgen": OURS % (LENGTH, BATCH, RATE),
         "trl": BARE % (BATCH, RATE, LENGTH),
     }
-    found: dict[str, list[float]] = {name: [] for name in codes}
-    said: dict[str, dict[str, float]] = {}
-    for number in range(given.rounds):
-        # Turns about: a machine that slows down slows both.
+    speeds: dict[str, list[float]] = {name: [] for name in codes}
+    facts: dict[str, dict[str, float]] = {}
+    for number in range(options.rounds):
+        # The order alternates, so that a machine that slows down affects both equally.
         for name in sorted(codes, reverse=number % 2 == 1):
             out = work / f"{name}-{number}"
             argv = [sys.executable, "-c", codes[name], str(data), str(out)]
-            done = subprocess.run(argv, capture_output=True, text=True, check=True)
-            said[name] = json.loads(done.stdout.splitlines()[-1])
-            found[name].append(round(said[name].pop("tokens_per_s"), 1))
-            print(name, found[name][-1], flush=True)
+            process = subprocess.run(argv, capture_output=True, text=True, check=True)
+            facts[name] = json.loads(process.stdout.splitlines()[-1])
+            speeds[name].append(round(facts[name].pop("tokens_per_s"), 1))
+            print(name, speeds[name][-1], flush=True)
             shutil.rmtree(out, ignore_errors=True)
-    typical = {name: statistics.median(values) for name, values in found.items()}
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
     result = {
-        "tokens_per_s": found,
-        "ratio": round(typical["instructgen"] / typical["trl"], 3),
-        "rows": given.rows,
-        "trained": said,
+        "tokens_per_s": speeds,
+        "ratio": round(medians["instructgen"] / medians["trl"], 3),
+        "rows": options.rows,
+        "trained": facts,
         "sequence": LENGTH,
         "batch": BATCH,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

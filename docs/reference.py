@@ -1,6 +1,6 @@
-"""Writes docs/commands.md from the commands themselves: python docs/reference.py
+"""Write docs/commands.md from the definitions of the commands: python docs/reference.py
 
-A test compares the file with what this makes, so that the two never differ.
+A test compares the file with the output of `reference`, so the two never differ.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ ORDER = (
 
 
 def reference() -> str:
-    """The whole reference, as Markdown."""
+    """Return the reference of all commands as Markdown."""
     commands = {**cli.commands, "run": run}
     if sorted(commands) != sorted(ORDER):
-        raise SystemExit("ORDER in docs/reference.py names other commands than there are.")
+        raise SystemExit("ORDER in docs/reference.py must list exactly the existing commands.")
     parts = [
         "# Commands",
         "",
-        "Made from the code by `python docs/reference.py`. All commands have `--help`, `--json`",
-        "(the result for programs, on standard output) and `--quiet` (no progress). Messages go",
-        "to standard error, in colour unless `NO_COLOR` is set. `-h` is `--help`. Completion of",
-        "commands and options, for bash (also `zsh_source` and `fish_source`):",
+        "`python docs/reference.py` generates this page from the code. Every command has `--help`",
+        "(or `-h`), `--json` (print the result as JSON on standard output) and `--quiet` (no",
+        "progress). Messages go to standard error, in color unless `NO_COLOR` is set.",
+        "",
+        "To complete commands and options in bash (also `zsh_source` and `fish_source`):",
         "",
         "```",
         'eval "$(_INSTRUCTGEN_COMPLETE=bash_source instructgen)"',
         "```",
         "",
-        "| exit code | means |",
+        "| exit code | meaning |",
         "| --- | --- |",
-        "| 0 | done |",
-        "| 1 | the engine, the disk or a defect stopped it; the same command goes on |",
-        "| 2 | bad input or options; nothing that was there is lost |",
-        "| 3 | ended before its target: a budget, or too little was worth keeping |",
-        "| 130 | interrupted; the same command goes on |",
+        "| 0 | finished |",
+        "| 1 | stopped by the engine, the disk or a bug; rerun the same command to resume |",
+        "| 2 | invalid input or options; existing data is kept |",
+        "| 3 | ended before the target: a budget, or too few candidates were accepted |",
+        "| 130 | interrupted; rerun the same command to resume |",
         "",
     ]
     for name in ORDER:
@@ -62,7 +63,7 @@ def _section(name: str, command: click.Command) -> list[str]:
         lines += ["```", *shown, "```", ""]
     records = [p.get_help_record(context) for p in command.get_params(context)]
     options = [(left, right) for record in records if record for left, right in [record]]
-    lines += ["| option | what |", "| --- | --- |"]
+    lines += ["| option | description |", "| --- | --- |"]
     lines += [f"| `{_cell(left)}` | {_cell(right)} |" for left, right in options if right]
     return [*lines, ""]
 

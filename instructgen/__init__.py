@@ -1,7 +1,7 @@
-"""instructgen: from a few human-written tasks to a licensed, explainable instruction dataset.
+"""Generates, curates and documents instruction-tuning data with licenses and provenance.
 
-The functions here are the commands of the same names. Importing this package
-imports no torch, vllm, transformers, datasets or trl.
+Each function is the command of the same name. Importing this package does not import torch,
+vllm, transformers, datasets or trl.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ``instructgen`` command, and ``python -m instructgen``."""
+"""Starts the command line for ``instructgen`` and ``python -m instructgen``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def main() -> None:
-    """Load the command line; Ctrl-C while it loads ends as quietly as later."""
+    """Load and run the command line; Ctrl-C during loading exits with code 130."""
     try:
         from instructgen.cli import cli
         from instructgen.cli import main as start
@@ -19,9 +19,9 @@ def main() -> None:
 
 
 def _die_with_parent() -> None:
-    """As a step of a recipe: end when the process that runs it is killed (Linux, prctl(2)).
+    """In a pipeline step, exit when the process of the pipeline is killed (Linux, prctl(2)).
 
-    Otherwise it would go on unseen, and hold the folder that the next run wants.
+    Otherwise the step would continue in the background and keep its output folder locked.
     """
     parent = os.environ.pop("INSTRUCTGEN_PARENT", None)
     if parent is None:

@@ -1,7 +1,7 @@
-"""Recipes read and checked: TOML tables into typed parts, with one line for every bad key.
+"""Reads and validates recipes: converts TOML tables to typed settings, with one line per bad key.
 
-A recipe is data: names are looked up among installed parts, nothing in it is executed.
-Which tables a command has is said where its options are.
+A recipe is data: its names are looked up among installed plug-ins, and nothing in it is
+executed. The tables of each command are defined where its options are.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_table(model: type[M], recipe: str | None, table: str, options: dict[str, Any]) -> M:
-    """One table of a TOML file, with the user's options put over it.
+    """Read one table of a recipe; options that were given override its values.
 
     Args:
-        model: its keys.
-        recipe: the file; None without one.
-        table: its name.
-        options: values of the same keys; None means not given.
+        model: the pydantic model that defines the keys.
+        recipe: the path of the recipe, or None.
+        table: the name of the table.
+        options: values for the same keys; None means not given.
 
     Raises:
-        ConfigError: the file or a key is bad; every bad key has its line.
+        ConfigError: if the file or a key is invalid, with one line per invalid key.
     """
     path = Path(recipe or "options")
     tables = read_tables(path) if recipe is not None else {}
-    known_tables(tables, (table,), path)
+    check_tables(tables, (table,), path)
     values = tables.get(table, {})
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: {table}: not a table.", f"Write [{table}] above its keys.")
     return merged(model, values, options, path, table)
 
 
-def load_whole(model: type[M], path: Path) -> M:
-    """A TOML file of which every table is known to ``model``.
+def load_file(model: type[M], path: Path) -> M:
+    """Read a TOML file whose tables are all defined by ``model``.
 
     Raises:
-        ConfigError: the file or a key is bad; every bad key has its line.
+        ConfigError: if the file or a key is invalid, with one line per invalid key.
     """
     return build(model, read_tables(path), path, "")
 
 
-def known_tables(tables: dict[str, Any], known: Sequence[str], path: Path) -> None:
-    """Refuse a table that is not one of ``known``.
+def check_tables(tables: dict[str, Any], known: Sequence[str], path: Path) -> None:
+    """Raise an error if a table is not one of ``known``.
 
     Raises:
-        ConfigError: there is one; the message suggests the nearest name.
+        ConfigError: if a table is unknown; the message suggests the most similar name.
     """
     if unknown := sorted(tables.keys() - set(known)):
         raise ConfigError(f"{path}: {unknown[0]}: unknown table.", suggest(unknown[0], [*known]))
 
 
 def recipe_path(recipe: str) -> Path:
-    """The file of a recipe: a path, or the name of a shipped one.
+    """Return the file of a recipe, given as a path or as the name of a shipped recipe.
 
     Raises:
-        ConfigError: there is no such recipe.
+        ConfigError: if the recipe does not exist.
     """
     path = Path(recipe)
     if path.suffix == ".toml" or path.exists():
@@ -73,44 +73,44 @@ def recipe_path(recipe: str) -> Path:
     names = [p.stem for p in shipped("filters").glob("*.toml")]
     if recipe not in names:
         raise ConfigError(
-            f"--recipe {recipe}: no such file and no shipped recipe.", suggest(recipe, names)
+            f"--recipe={recipe}: there is no such file or shipped recipe.", suggest(recipe, names)
         )
     return shipped("filters") / f"{recipe}.toml"
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Return the tables of a TOML file.
 
     Raises:
-        ConfigError: it is not there, cannot be read, or is not valid TOML.
+        ConfigError: if the file is missing, cannot be read, or is not valid TOML.
     """
     try:
         return tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe.", "Check the path.") from None
+        raise ConfigError(f"{path}: the file does not exist.", "Check the path.") from None
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}).", "Check the path."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: no valid TOML: {error}.", "Mend that line.") from error
+        raise ConfigError(f"{path}: not valid TOML: {error}.", "Fix that line.") from error
 
 
 def merged(
-    model: type[M], values: dict[str, Any], given: dict[str, Any], path: Path, table: str
+    model: type[M], values: dict[str, Any], options: dict[str, Any], path: Path, table: str
 ) -> M:
-    """The recipe's values with the user's options over them; both are checked."""
+    """Return the settings of a recipe, overridden by the options; both are validated."""
     for key, field in model.model_fields.items():
         extra = field.json_schema_extra
-        if key in values and isinstance(extra, dict) and extra.get("typed_only"):
+        if key in values and isinstance(extra, dict) and extra.get("command_line_only"):
             raise ConfigError(
-                f"{path}: {table}.{key}: a recipe cannot set it.",
-                f"Leave it out, and give --{key.replace('_', '-')} on the command line.",
+                f"{path}: {table}.{key}: not allowed in a recipe.",
+                f"Delete it, and pass --{key.replace('_', '-')} on the command line.",
             )
-    set_ = {k: v for k, v in given.items() if v is not None}
-    # A value that an option hides is still a mistake in the recipe.
-    build(model, {**set_, **values}, path, table, given.keys() - values.keys())
-    return build(model, {**values, **set_}, path, table, given.keys())
+    overrides = {k: v for k, v in options.items() if v is not None}
+    # An invalid value in the recipe is an error even if an option overrides it.
+    build(model, {**overrides, **values}, path, table, options.keys() - values.keys())
+    return build(model, {**values, **overrides}, path, table, options.keys())
 
 
 def build(
@@ -120,29 +120,29 @@ def build(
     table: str,
     options: Set[str] = frozenset(),
 ) -> M:
-    """A part made of a table's values.
+    """Build a pydantic model from the values of a table.
 
     Args:
-        model: the part.
-        values: its keys.
+        model: the class to build.
+        values: the values by key.
         path: the file, for messages.
-        table: its name there.
-        options: keys that a flag of the command line may have set.
+        table: the name of the table, for messages.
+        options: keys that a command-line flag may have set.
 
     Raises:
-        ConfigError: a key or value is bad; every bad key has its line.
+        ConfigError: if a key or value is invalid, with one line per invalid key.
     """
     try:
-        made = model.model_validate(values)
+        built = model.model_validate(values)
     except ValidationError as error:
         lines = [_line(e, model, path, table, options) for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
     _check_numbers(values, path, table)
-    return made
+    return built
 
 
 def _check_numbers(value: Any, path: Path, where: str) -> None:
-    """Refuse numbers that no file of ours could hold."""
+    """Reject numbers that JSON or Parquet files cannot store."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_numbers(inner, path, f"{where}.{key}")
@@ -150,38 +150,61 @@ def _check_numbers(value: Any, path: Path, where: str) -> None:
         for inner in value:
             _check_numbers(inner, path, where)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path}: {where}: {value} is no number here.", "Give a finite one.")
+        raise ConfigError(f"{path}: {where}: {value} is not finite.", "Give a finite number.")
     elif isinstance(value, int) and abs(value) >= 2**63:
-        raise ConfigError(f"{path}: {where}: the number is too large.", "Give a smaller one.")
+        raise ConfigError(f"{path}: {where}: the number is too large.", "Give a smaller number.")
 
 
 def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: Set[str]) -> str:
-    """One error as one line; ``options`` are the keys that a flag may have set."""
+    """Return one line for a validation error; a flag may have set the keys in ``options``."""
     *outer, last = error["loc"] or ("",)
-    # What stands in a list is counted from one.
+    # Positions in a list are counted from one.
     key = ".".join(str(p + 1 if isinstance(p, int) else p) for p in error["loc"])
     where = f"{path}: {'.'.join(filter(None, (table, key)))}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    message = f"{message[:1].lower()}{message[1:]}"
+    flag = f"--{key.replace('_', '-')}"
     if error["type"] == "extra_forbidden" and key in options and table == "engine":
-        return f"--{key.replace('_', '-')}: not an option of this engine."
+        return f"{flag}: not an option of this engine."
     if error["type"] == "extra_forbidden":
-        known = list(_inner(model, outer).model_fields)
-        return f"{where}: unknown key. {suggest(str(last), known)}"
+        inner = _inner(model, outer)
+        hint = renamed_option(inner, str(last)) or suggest(str(last), list(inner.model_fields))
+        return f"{where}: unknown key. {hint}"
     if error["type"] == "missing":
-        flag = f", or give --{key.replace('_', '-')}" if key in options else ""
-        return f"{where}: is missing. Add it{flag}."
-    if key in options:
-        return f"--{key.replace('_', '-')}: {message} (it is {quoted(error['input'])})."
-    return f"{where}: {message}" + (f" (it is {quoted(error['input'])})." if key else ".")
+        return f"{where}: is missing. Add it{f', or pass {flag}' if key in options else ''}."
+    return f"{flag if key in options else where}: {describe(error)}"
+
+
+def renamed_option(model: type[BaseModel], name: str) -> str:
+    """Return a hint with the new name if ``name`` is the old name of a field, else ""."""
+    new = getattr(model, "renamed", {}).get(name)
+    return f"It was renamed to {new}." if new else ""
+
+
+def describe(error: Any) -> str:
+    """Return the message of a pydantic error as a sentence that includes the given value."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be", 1).removesuffix(".")
+    for long, short in _SHORTER.items():
+        message = message.replace(long, short)
+    message = f"{message[:1].lower()}{message[1:]}"
+    if error["type"] == "missing":
+        return "is missing."
+    shown = error["type"] != "value_error" and error["loc"]
+    return f"{message} (it is {quoted(error['input'])})." if shown else f"{message}."
+
+
+_SHORTER = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "more than",
+}
 
 
 def _inner(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
-    """The table inside a table that an error's place leads to."""
+    """Return the model of the nested table at the location of an error."""
     for part in loc:
         field = model.model_fields.get(str(part))
         if field is None:
-            # The place in a list of tables, or the name in a table of tables.
+            # An index in a list of tables, or a name in a table of tables.
             continue
         kinds = (field.annotation, *get_args(field.annotation))
         inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
@@ -191,6 +214,6 @@ def _inner(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
     return model
 
 
-def named(part: Any) -> dict[str, Any]:
-    """A part as plain data, with its name: what run.json and made.json hold of it."""
-    return {"name": part.name, **part.model_dump(mode="json")}
+def named(plugin: Any) -> dict[str, Any]:
+    """Return the settings of a plug-in with its name, as stored in run.json and made.json."""
+    return {"name": plugin.name, **plugin.model_dump(mode="json")}

@@ -1,29 +1,31 @@
-"""Every error a user can meet, each with what, where and the next step.
+"""Defines the errors that users can see; each says what is wrong, where, and the next step.
 
-Each class also inherits the built-in exception that it replaces, so that code
-which calls instructgen as a library can catch either.
+Each class also inherits from the built-in exception that it replaces, so that code which uses
+instructgen as a library can catch either.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def quoted(value: Any, most: int = 80) -> str:
-    """A user's value as it stands in a message: on one line, and cut when it is long."""
+    """Return the repr of a value for a message, truncated to ``most`` characters."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, as part of a sentence of ours."""
+    """Return the first line of the message of an exception, without the final period."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (text if len(text) <= 200 else f"{text[:199]}…").rstrip(" .")
 
 
 class InstructgenError(Exception):
-    """Root of the tree.
+    """Base class of all errors of instructgen.
 
     Args:
         message: what is wrong and where, in one line.
@@ -39,6 +41,22 @@ class InstructgenError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+    def translate(self, names: Mapping[str, str]) -> None:
+        """Replace names in the message, such as flags by the Python parameters they set.
+
+        Args:
+            names: old and new names. A value given as ``--flag=value`` becomes ``flag="value"``.
+        """
+        for old, new in names.items():
+            if old.startswith("--"):
+                valued = re.compile(rf"(?<!\w){re.escape(old)}=([\w./:-]*\w)")
+                bare = re.compile(rf"(?<!\w){re.escape(old)}(?![\w-])")
+                self.message = bare.sub(new, valued.sub(rf'{new}="\1"', self.message))
+                self.hint = bare.sub(new, valued.sub(rf'{new}="\1"', self.hint))
+            else:
+                self.message = self.message.replace(old, new)
+                self.hint = self.hint.replace(old, new)
 
 
 class InputError(InstructgenError, ValueError):
@@ -70,22 +88,50 @@ class ConfigError(InstructgenError, ValueError):
 
 
 class RunError(InstructgenError, RuntimeError):
-    """A run folder cannot be used: locked, damaged, or made with other settings."""
+    """A run folder cannot be used: it is locked, damaged, or made with different settings."""
 
     exit_code = 2
 
 
+class DamagedFileError(RunError):
+    """A file of a run, dataset or model folder is damaged: unreadable, or changed after writing.
+
+    Args:
+        message: what is wrong.
+        path: the file.
+        hint: the next step.
+    """
+
+    def __init__(self, message: str, *, path: Path, hint: str = "") -> None:
+        super().__init__(f"{path}: {message}", hint or "Restore it from a copy.")
+        self.path = path
+
+
+class VersionError(RunError):
+    """A folder was written by another version of instructgen, in an unsupported format.
+
+    Args:
+        path: the file that states the format.
+        found: the format found there.
+        hint: the next step.
+    """
+
+    def __init__(self, path: Path, found: object, hint: str) -> None:
+        super().__init__(f"{path} has format {found}, which this version cannot read.", hint)
+        self.path, self.found = path, found
+
+
 class StorageError(InstructgenError, OSError):
-    """The disk refused a write: full, read-only, or no permission."""
+    """A file cannot be written: the disk is full or read-only, or permission is missing."""
 
 
 class EngineError(InstructgenError, RuntimeError):
-    """The engine cannot start, or cannot go on."""
+    """The engine cannot start or cannot continue."""
 
 
 class EngineDied(EngineError):
-    """The engine's process ended while requests were under way; a restart may help."""
+    """The process of the engine ended before all requests were answered; a restart may help."""
 
 
 class TrainingError(InstructgenError, RuntimeError):
-    """Training cannot go on, or what it made is not what it should be."""
+    """Training cannot continue, or its result is invalid."""

@@ -1,9 +1,8 @@
-"""Finds filters, sources, engines, methods, verifiers and suites by name.
+"""Finds filters, formats, engines, methods, verifiers and suites by name.
 
-One class per file: the built-in ones are the files of their package, and an
-installed package adds more through the entry-point group
-``instructgen.filters`` (or that of another group). Names in a recipe
-are looked up here and nowhere else, so a recipe cannot name code.
+Built-in plug-ins are the classes in the modules of one package per group. An installed package
+adds more through the entry-point group ``instructgen.filters``, or that of another group. Names
+in a recipe are looked up only here, so a recipe cannot run other code.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from typing import Any
 
 from instructgen.errors import ConfigError, first_line
 
-# The package that holds the built-in parts of a group, and the class that all are made of.
+# By group: the package of the built-in plug-ins, and their base class.
 _GROUPS = {
     "filters": ("instructgen.filters", "Filter"),
-    "sources": ("instructgen.formats", "Source"),
+    "sources": ("instructgen.formats", "Format"),
     "engines": ("instructgen.engines", "Engine"),
     "methods": ("instructgen.generation.methods", "Method"),
     "verifiers": ("instructgen.verifiers", "Verifier"),
@@ -33,19 +32,19 @@ _GROUPS = {
 }
 
 
-# Which distribution added a part, by the part's class.
+# The installed package (name and version) that added a plug-in, by its class.
 _ADDED_BY: dict[Any, dict[str, str]] = {}
 
 
 @cache
 def classes(group: str) -> dict[str, Any]:
-    """Every class of a group by its ``name``, in the order of the names.
+    """Return the classes of a group by their ``name``, sorted by name.
 
     Args:
-        group: such as ``filters``.
+        group: the group, such as ``filters``; formats are in the group ``sources``.
 
     Raises:
-        ConfigError: an installed package's part cannot be loaded, or has the name of another.
+        ConfigError: if a class of an installed package cannot be loaded, or has a name in use.
     """
     name, base_name = _GROUPS[group]
     package = importlib.import_module(name)
@@ -54,7 +53,7 @@ def classes(group: str) -> dict[str, Any]:
         importlib.import_module(f"{package.__name__}.{m.name}")
         for m in pkgutil.iter_modules(package.__path__)
     ]
-    found: list[Any] = [
+    members: list[Any] = [
         value
         for module in modules
         for value in vars(module).values()
@@ -62,13 +61,13 @@ def classes(group: str) -> dict[str, Any]:
         and issubclass(value, base)
         and value.__module__ == module.__name__
     ]
-    found += map(_installed, entry_points(group=f"instructgen.{group}"))
+    members += map(_installed, entry_points(group=f"instructgen.{group}"))
     by_name: dict[str, Any] = {}
-    for part in found:
-        other = by_name.setdefault(part.name, part)
-        if other is not part:
+    for cls in members:
+        other = by_name.setdefault(cls.name, cls)
+        if other is not cls:
             raise ConfigError(
-                f"{other.__module__} and {part.__module__} both add {part.name!r} to the {group}.",
+                f"{other.__module__} and {cls.__module__} both add {cls.name!r} to the {group}.",
                 "Uninstall one of the packages.",
             )
     return dict(sorted(by_name.items()))
@@ -76,52 +75,52 @@ def classes(group: str) -> dict[str, Any]:
 
 def _installed(point: EntryPoint) -> Any:
     try:
-        part = point.load()
+        cls = point.load()
     except Exception as error:
-        # Whatever the code of another package does when it is imported.
+        # The code of another package can raise any exception when it is imported.
         raise ConfigError(
-            f"{point.value}, which an installed package adds, cannot be loaded "
+            f"the plug-in {point.value} of an installed package cannot be loaded "
             f"({type(error).__name__}: {first_line(error)}).",
-            "Mend or uninstall that package.",
+            "Fix or uninstall that package.",
         ) from error
     dist = point.dist
-    _ADDED_BY[part] = {} if dist is None else {"package": dist.name, "version": dist.version}
-    return part
+    _ADDED_BY[cls] = {} if dist is None else {"package": dist.name, "version": dist.version}
+    return cls
 
 
-def provenance(**parts: Iterable[Any]) -> dict[str, dict[str, dict[str, str]]]:
+def provenance(**plugins: Iterable[Any]) -> dict[str, dict[str, str]]:
     """Return the provenance of plug-in code: package, version and a digest of its files.
 
     Args:
-        parts: the classes of the parts in use, by group, such as ``filters``.
+        plugins: the classes in use, by group, such as ``filters``.
 
     Returns:
-        ``{"plugins": {"GROUP.NAME": {"package", "version", "sha256"}}}`` with one entry for
-        each part that another package adds; an empty dictionary if there are none.
+        ``{"GROUP.NAME": {"package", "version", "sha256"}}`` with one entry for each class that
+        another package adds.
     """
-    found = {
-        f"{group}.{part.name}": {**_ADDED_BY.get(part, {}), "sha256": _code_digest(part)}
-        for group, some in parts.items()
-        for part in some
-        if not part.__module__.startswith(f"{__package__}.")
+    entries = {
+        f"{group}.{cls.name}": {**_ADDED_BY.get(cls, {}), "sha256": _code_digest(cls)}
+        for group, members in plugins.items()
+        for cls in members
+        if not cls.__module__.startswith(f"{__package__}.")
     }
-    return {"plugins": dict(sorted(found.items()))} if found else {}
+    return dict(sorted(entries.items()))
 
 
-def _code_digest(part: Any) -> str:
+def _code_digest(cls: Any) -> str:
     """Return a digest of all files of the package, or of the single module, of a class."""
     try:
-        file = Path(inspect.getfile(part))
+        file = Path(inspect.getfile(cls))
     except (TypeError, OSError):
         # Defined interactively, without a file.
         return ""
     if not file.is_file():
         # Imported from a zip archive.
-        return hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
-    parts = part.__module__.split(".")
-    above = len(parts) - (1 if file.name == "__init__.py" else 2)
+        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
+    names = cls.__module__.split(".")
+    above = len(names) - (1 if file.name == "__init__.py" else 2)
     root = file.parents[above] if above >= 0 else file
-    if root.name != parts[0]:
+    if root.name != names[0]:
         # The module's name does not match its path.
         root = file
     digest = hashlib.sha256()
@@ -137,27 +136,29 @@ def _files(root: Path) -> Iterator[Path]:
         yield root
     seen: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen or Path(folder).name == "__pycache__":
+        real_path = os.path.realpath(folder)
+        if real_path in seen or Path(folder).name == "__pycache__":
             inner.clear()
             continue
-        seen.add(place)
+        seen.add(real_path)
         yield from (path for name in names if (path := Path(folder, name)).is_file())
 
 
 def find(group: str, name: str) -> Any:
-    """The class called ``name``.
+    """Return the class of a group with this name.
 
     Raises:
-        ConfigError: there is none; the message suggests the nearest name.
+        ConfigError: if the name is unknown; the message suggests the most similar name.
     """
     known = classes(group)
     if name in known:
         return known[name]
-    raise ConfigError(f"{name!r} is none of the {group}.", suggest(name, list(known)))
+    raise ConfigError(f"{name!r} is not one of the {group}.", suggest(name, list(known)))
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """A hint for a mistyped name: the nearest known one, and all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return (f"Did you mean {near[0]}? " if near else "") + f"Known: {', '.join(sorted(known))}."
+    """Return a hint for an unknown name: the most similar known name, and all known names."""
+    similar = difflib.get_close_matches(name, known, n=1)
+    return (
+        f"Did you mean {similar[0]}? " if similar else ""
+    ) + f"Known: {', '.join(sorted(known))}."

@@ -1,18 +1,18 @@
-"""Text from models and files made safe to look at, on a terminal or a page."""
+"""Makes text from models and files safe to display in a terminal or on a page."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# Joiners are letters' business in Persian, Hindi and emoji.
+# Zero-width joiners are needed for Persian and Hindi words and for emoji.
 _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """The text without what controls a terminal or turns the reading direction.
+    """Return the text without characters that control a terminal or the reading direction.
 
-    Control and format characters and lone surrogates become U+FFFD; new lines and tabs
-    stay.
+    Control and format characters and lone surrogates become U+FFFD; newlines and tabs are
+    kept.
     """
     return "".join(
         c

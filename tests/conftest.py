@@ -1,4 +1,4 @@
-"""Shared by all tests: where the real data lies, order, and a closed network."""
+"""Fixtures and settings of all tests: location of real data, order of tests, blocked network."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# A model of a million parameters computes twenty times as long with two threads as with one,
-# and tests run side by side. torch reads it when it is imported; children inherit it.
+# With two threads a model of a million parameters is twenty times slower than with one, and
+# tests run in parallel. torch reads the variable at import; child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -21,8 +21,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every
-# process that they start and interrupt.
+# Tests that a shell starts in the background ignore Ctrl-C, and their child processes inherit
+# this. Tests that interrupt a child process need the default handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ settings.load_profile("instructgen")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A temporary folder for each worker: some tests look for what a command left there."""
+    """Give each worker its own temporary folder; some tests check which files remain in it."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     folder = tempfile.mkdtemp(prefix="igt-")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        # multiprocessing's own folder goes when the process does.
+        # multiprocessing deletes its own folder when the process ends.
         if path.is_dir() and not path.name.startswith("pymp-"):
             shutil.rmtree(path, ignore_errors=True)
         elif path.is_file():
@@ -57,7 +57,7 @@ def _empty(folder: Path) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, those that kill processes next, real engines last."""
+    """Run fast tests first, tests that kill processes next, and tests of real engines last."""
 
     def rank(item: pytest.Item) -> int:
         if item.get_closest_marker("engine"):
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def real(name: str) -> Path:
-    """A real dataset's path; skips the test where it is not there."""
+    """Return the path of a real dataset; skip the test if it is missing."""
     path = DATA / name
     if not path.exists():
         pytest.skip(f"{name} is not in INSTRUCTGEN_DATA")
@@ -76,7 +76,7 @@ def real(name: str) -> Path:
 
 
 def default_filters() -> str:
-    """The filters of the default recipe, to put below other tables."""
+    """Return the [[filters]] tables of the default recipe, as text to append to other tables."""
     text = (ROOT / "filters" / "default.toml").read_text()
     return text[text.index("[[filters]]") :]
 
@@ -90,7 +90,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             isinstance(address, tuple) and str(address[0]) in ("127.0.0.1", "::1", "localhost")
         )
         if not local:
-            raise AssertionError(f"a test reached for {address}")
+            raise AssertionError(f"a test connected to {address}")
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
@@ -98,7 +98,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model of a million random parameters, with a tokenizer of its own."""
+    """A language model with a million random parameters and its own tokenizer."""
     from tests.tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
@@ -106,7 +106,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
-    """A process in which the embedded model is loaded in vLLM once."""
+    """A process that loads the embedded model into vLLM once for all tests."""
     from tests.engine_host import EngineHost
 
     host = EngineHost(tmp_path_factory.mktemp("host") / "log")
@@ -116,14 +116,14 @@ def engine_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost
 
 @pytest.fixture
 def seeds_file(tmp_path: Path) -> Path:
-    """Twelve seed tasks of our own, in our format."""
+    """Twelve seed tasks in the native format."""
     import orjson
 
     verbs = (
         "Describe a market in winter for a travel diary",
         "List five uses for an empty jam jar",
         "Explain why bread dough needs to rest before baking",
-        "Write a short apology to a neighbour about noise",
+        "Write a short apology to a neighbor about noise",
         "Compare walking and cycling for a two mile commute",
         "Translate the greeting into three other languages",
         "Suggest names for a small boat club on a lake",

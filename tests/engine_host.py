@@ -1,9 +1,9 @@
-"""One process in which vLLM is loaded once, for all tests that ask it: ``python -m tests.engine_host``.
+"""A process that loads vLLM once for all tests that use it: ``python -m tests.engine_host``.
 
-It runs command lines and scripts one after the other, as they come on standard input, one JSON
-object a line: ``{"words": [...], "folder": "..."}`` or ``{"script": "..."}``. A loaded model
-stays loaded for the next that wants the same one. That commands load it themselves, end with
-it, and survive its death is tested in processes of their own (`tests/test_real_engines.py`).
+It reads one JSON object per line from standard input, ``{"words": [...], "folder": "..."}`` or
+``{"script": "..."}``, and runs these command lines and scripts one after the other. A loaded
+model stays loaded for the next job with the same model. `tests/test_real_engines.py` uses
+separate processes to test that commands load vLLM, close it, and restart it when it dies.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 
 import orjson
 
-# Not that of tests.conftest, which has its process compute with one thread.
+# Not imported from tests.conftest, which limits its process to one thread.
 ROOT = Path(__file__).resolve().parent.parent
 
 _LOADED: dict[tuple[Any, ...], Any] = {}
-# The longest completion that the present job may ask for.
+# The maximum tokens per completion in the current job.
 _most = [4096]
 
 
 class Answer(NamedTuple):
-    """What came of a command or a script."""
+    """The result of a command or a script."""
 
     code: int
     stdout: str
@@ -36,11 +36,11 @@ class Answer(NamedTuple):
 
 
 class EngineHost:
-    """The process, seen from the tests."""
+    """Starts the process and sends it the jobs of the tests."""
 
     def __init__(self, log: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-        # Of several models that stay loaded each has its own cache.
+        # Each loaded model has its own cache, so each cache must be small.
         environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
         self._log = log.open("wb")
         self._process = subprocess.Popen(
@@ -53,16 +53,16 @@ class EngineHost:
         )
 
     def run(self, *words: object, folder: Path = ROOT, most_tokens: int = 128) -> Answer:
-        """A command line of ours; completions are cut at so many tokens, to save time."""
+        """Run an instructgen command line; ``most_tokens`` limits completions, to save time."""
         job = {"words": [str(w) for w in words], "folder": str(folder)}
         return self._ask({**job, "most_tokens": most_tokens})
 
     def script(self, code: str) -> Answer:
-        """Python, in a namespace of its own."""
+        """Run Python code in a new namespace."""
         return self._ask({"script": code})
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         self._log.close()
@@ -74,15 +74,15 @@ class EngineHost:
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BaseException:
-            # A test that ran out of time: its answer must not be taken for the next one's.
+            # After a timeout the answer of this job must not be read as that of the next job.
             self._process.kill()
             raise
-        assert line, f"the engine's process ended: {Path(self._log.name).read_text()[-3000:]}"
+        assert line, f"the engine process ended: {Path(self._log.name).read_text()[-3000:]}"
         return Answer(**orjson.loads(line))
 
 
 def _stay_loaded() -> None:
-    """Give the engines of all commands one vLLM for each model."""
+    """Make the engines of all commands share one vLLM instance per model."""
     from instructgen.engines import vllm
     from instructgen.engines.vllm import VllmEngine
     from instructgen.models.folders import model_folder
@@ -91,14 +91,14 @@ def _stay_loaded() -> None:
 
     def shared(self: VllmEngine) -> Any:
         key = (str(Path(model_folder(self.model)).resolve()), self.dtype)
-        longest = _LOADED.get(key)
-        if longest is None or longest.model_config.max_model_len < self.max_model_len:
+        loaded = _LOADED.get(key)
+        if loaded is None or loaded.model_config.max_model_len < self.max_model_len:
             _LOADED[key] = load(self)
         return _LOADED[key]
 
     def kept(self: VllmEngine) -> None:
         if self._llm is not None:
-            # What a closed engine gave up is not answered to the next one.
+            # Completions of a closed engine must not reach the next engine.
             engine = self._llm.llm_engine
             engine.abort_request(list(engine.output_processor.request_states), internal=True)
         self._llm, self._thread, self._ended = None, None, None
@@ -130,10 +130,10 @@ def _done(job: dict[str, Any]) -> Answer:
 
 
 def _serve() -> None:
-    # As in a run whose filters compare: vLLM's CPU build trips over it unless it is helped.
+    # Runs with similarity filters import numba first. vLLM's CPU build then needs a workaround.
     import numba  # noqa: F401
 
-    # What libraries print must not come between the answers.
+    # Output of libraries on stdout must not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _stay_loaded()

@@ -1,7 +1,7 @@
-"""Child processes to kill, without the seconds that an interpreter takes for its imports.
+"""Starts child processes that tests can kill, without the seconds that imports take.
 
-Each is a fork of one server process per worker that has imported what the commands need; what
-it then does, the files it writes and how it dies are those of any other process.
+Each worker has one server process that has imported what the commands need; each child is a
+fork of it. Apart from the imports a child behaves, writes files and dies like any process.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 def start(function: Callable[..., Any], *args: Any) -> BaseProcess:
-    """Begin a function of a module in a process of its own."""
+    """Start a module-level function in its own process and return the process."""
     process = _CONTEXT.Process(target=function, args=args)
     process.start()
     return process
 
 
 def run(function: Callable[..., Any], *args: Any, timeout_s: float = 120) -> int:
-    """Run a function in a process of its own; its exit code, or less than 0 for a signal."""
+    """Run a function in its own process; return the exit code, negative after a signal."""
     process = start(function, *args)
     process.join(timeout_s)
     if process.exitcode is None:
@@ -41,7 +41,7 @@ def run(function: Callable[..., Any], *args: Any, timeout_s: float = 120) -> int
 def command(
     *words: object, cwd: Path | None = None, given: bytes = b""
 ) -> subprocess.CompletedProcess[str]:
-    """A command line of ours to its end, in a folder, with something on standard input."""
+    """Run an instructgen command line in a folder; ``given`` is its standard input."""
     from tests.crash import children
 
     with tempfile.TemporaryDirectory() as folder:
@@ -50,5 +50,5 @@ def command(
         texts = [str(word) for word in words]
         place = str(cwd or Path.cwd())
         code = run(children.command, texts, place, str(stderr), str(stdout), 1, str(stdin))
-        said = [path.read_bytes().decode("utf-8", "replace") for path in (stdout, stderr)]
-    return subprocess.CompletedProcess(texts, code, *said)
+        output = [path.read_bytes().decode("utf-8", "replace") for path in (stdout, stderr)]
+    return subprocess.CompletedProcess(texts, code, *output)

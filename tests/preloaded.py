@@ -1,4 +1,4 @@
-"""What the server of `tests.forks` imports once, for all processes that are forked from it."""
+"""The imports of the `tests.forks` server, which all processes forked from it share."""
 
 import instructgen.commands.curate
 import instructgen.commands.generate
@@ -15,5 +15,5 @@ import instructgen.training.preference
 import instructgen.training.sft  # noqa: F401
 from instructgen.similarity import RougeLIndex
 
-# Loads the compiled kernels.
+# This call loads the compiled kernels before the fork.
 RougeLIndex(threshold=0.7).gate(["Name three fruits.", "Name three fruits please."])

@@ -1,4 +1,4 @@
-"""The dataset as others open it: datasets, pandas, the Hub's card, the manifest."""
+"""A dataset folder read with other tools: datasets, pandas, huggingface_hub; and its card."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import yaml
 import instructgen
 from instructgen.reports.cards import model_card
 from instructgen.schema.sample import Sample
-from instructgen.schema.statistics import Contents
+from instructgen.schema.statistics import RowCounts
 from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("card") / "mine | odd: name"
     seeds = [ROOT / "seeds" / "general.jsonl", ROOT / "seeds" / "multilingual.jsonl"]
     instructgen.generate(seeds, 25, out, engine="echo")
     return out
 
 
-def test_front_matter_is_yaml_the_hub_reads(made: Path) -> None:
-    text = (made / "README.md").read_text()
+def test_front_matter_is_yaml_that_the_hub_reads(generated: Path) -> None:
+    text = (generated / "README.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == "cc0-1.0"
     assert set(front["language"]) >= {"en"}
@@ -37,17 +37,19 @@ def test_front_matter_is_yaml_the_hub_reads(made: Path) -> None:
     assert card.data.license == "cc0-1.0"
 
 
-def test_datasets_opens_it_as_it_is(made: Path, tmp_path: Path) -> None:
+def test_package_datasets_loads_the_folder(generated: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    loaded = datasets.load_dataset(str(made), split="train", cache_dir=str(tmp_path))
+    loaded = datasets.load_dataset(str(generated), split="train", cache_dir=str(tmp_path))
     assert loaded.num_rows == 25
     assert loaded[0]["messages"][0]["role"] == "user"
     assert {"id", "instruction", "input", "output", "license", "origin"} <= set(loaded.column_names)
-    rejected = datasets.load_dataset(str(made), "rejected", split="train", cache_dir=str(tmp_path))
+    rejected = datasets.load_dataset(
+        str(generated), "rejected", split="train", cache_dir=str(tmp_path)
+    )
     assert rejected.num_rows > 0
 
 
-def test_a_dataset_that_rejects_nothing_names_no_rejected_rows(tmp_path: Path) -> None:
+def test_card_has_no_config_rejected_without_rejected_rows(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     file = tmp_path / "a.jsonl"
     file.write_text('{"instruction": "Say one.", "output": "One."}\n')
@@ -61,14 +63,14 @@ def test_a_dataset_that_rejects_nothing_names_no_rejected_rows(tmp_path: Path) -
     assert len(pd.read_parquet(tmp_path / "d" / "rejected")) == 0
 
 
-def test_pandas_opens_it(made: Path) -> None:
-    frame = pd.read_parquet(made / "data")
+def test_pandas_reads_the_folder(generated: Path) -> None:
+    frame = pd.read_parquet(generated / "data")
     assert len(frame) == 25
     assert frame["id"].is_unique
 
 
-def test_messages_hold_the_row(made: Path) -> None:
-    for _, row in pd.read_parquet(made / "data").iterrows():
+def test_messages_contain_the_fields_of_the_row(generated: Path) -> None:
+    for _, row in pd.read_parquet(generated / "data").iterrows():
         user, assistant = row["messages"]
         assert (user["role"], assistant["role"]) == ("user", "assistant")
         assert row["instruction"] in user["content"]
@@ -76,42 +78,42 @@ def test_messages_hold_the_row(made: Path) -> None:
         assert assistant["content"] == row["output"]
 
 
-def test_the_manifest_tells_the_truth(made: Path) -> None:
-    manifest = orjson.loads((made / "manifest.json").read_bytes())
+def test_manifest_matches_the_files(generated: Path) -> None:
+    manifest = orjson.loads((generated / "manifest.json").read_bytes())
     assert manifest["rows"] == 25
     for file in manifest["files"]:
-        data = (made / file["path"]).read_bytes()
+        data = (generated / file["path"]).read_bytes()
         assert len(data) == file["bytes"]
         assert hashlib.sha256(data).hexdigest() == file["sha256"]
-        assert len(pd.read_parquet(made / file["path"])) == file["rows"]
+        assert len(pd.read_parquet(generated / file["path"])) == file["rows"]
     assert sum(manifest["licenses"].values()) == 25
     funnel = manifest["funnel"]
-    lost = sum(r["count"] for r in funnel["rejected"])
-    assert funnel["candidates"] == funnel["kept_instructions"] + funnel["kept_rows"] + lost
-    assert manifest["rejected"] == lost + funnel["not_expanded"]
+    rejected = sum(r["count"] for r in funnel["rejected"])
+    assert funnel["candidates"] == funnel["kept_instructions"] + funnel["kept_rows"] + rejected
+    assert manifest["rejected"] == rejected + funnel["not_expanded"]
     assert funnel["kept_rows"] == manifest["rows"]
-    frame = pd.read_parquet(made / "rejected")
+    frame = pd.read_parquet(generated / "rejected")
     for r in funnel["rejected"]:
         rows = frame[(frame["stage"] == r["stage"]) & (frame["reason"] == r["reason"])]
         assert (rows["filter"] == r["filter"]).sum() == r["count"]
 
 
-def test_parents_are_seeds_or_kept_instructions(made: Path) -> None:
-    seeds = [orjson.loads(line) for line in (made / "seeds.jsonl").open("rb")]
+def test_parents_are_seeds_or_other_instructions_of_the_run(generated: Path) -> None:
+    seeds = [orjson.loads(line) for line in (generated / "seeds.jsonl").open("rb")]
     known = {s["id"] for s in seeds}
-    frame = pd.read_parquet(made / "data")
+    frame = pd.read_parquet(generated / "data")
     from instructgen.schema.sample import content_id
 
     known |= {content_id(i, "", "") for i in frame["instruction"]}
-    rejected = pd.read_parquet(made / "rejected")
+    rejected = pd.read_parquet(generated / "rejected")
     known |= {content_id(i, "", "") for i in rejected["instruction"]}
     for _, row in frame.iterrows():
         assert set(row["origin"]["parents"]) <= known
         assert len(row["origin"]["parents"]) >= 8
 
 
-def test_rows_carry_the_strictest_of_their_parents(tmp_path: Path, seeds_file: Path) -> None:
-    """Two sources under two licences: a row carries those of the demonstrations it was shown."""
+def test_rows_have_the_strictest_license_of_their_parents(tmp_path: Path, seeds_file: Path) -> None:
+    """With two licenses among the seeds, a row has the license of its demonstrations."""
     rows = seeds_file.read_bytes().replace(b"CC0-1.0", b"CC-BY-4.0", 6)
     seeds_file.write_bytes(rows)
     out = tmp_path / "run"
@@ -135,12 +137,12 @@ def test_rows_carry_the_strictest_of_their_parents(tmp_path: Path, seeds_file: P
         ("/data/mine", "sft", None, "text-generation"),
     ],
 )
-def test_a_models_card_names_a_base_that_others_can_find(
+def test_model_card_names_the_base_model_only_if_it_is_on_the_hub(
     root: str, method: str, base: str | None, tag: str, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
-    contents = Contents()
+    contents = RowCounts()
     contents.add([Sample("Say one.", output="One.", source="a", license="MIT")])
     facts = {
         "root": root, "base": "models/before", "method": method, "steps": 1, "options": {},

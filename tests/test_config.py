@@ -1,4 +1,4 @@
-"""Recipes: every shipped one loads, every bad key has its line, nothing in them is code."""
+"""Tests of recipes: shipped recipes load, and an error names every invalid key."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def load(tmp_path: Path, text: str, **over) -> Config:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "filters").glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_recipes_load(path: Path) -> None:
+    # These two have filters that need the whole dataset, which generation cannot give.
     if path.stem in ("strict", "preference"):
-        with pytest.raises(ConfigError, match="duplicate needs the whole dataset"):
+        with pytest.raises(ConfigError, match=r"\bduplicate\b"):
             load_config(path.stem, ECHO)
         return
     config = load_config(path.stem, ECHO)
@@ -34,7 +35,7 @@ def test_shipped_recipes_load(path: Path) -> None:
     assert again.recorded() == config.recorded()
 
 
-def test_the_papers_recipe_is_the_papers() -> None:
+def test_self_instruct_recipe_matches_the_paper() -> None:
     config = load_config("self_instruct", ECHO)
     assert [f.name for f in config.filters] == ["length", "wording", "novelty", "instance"]
     assert config.method.style == "completion"
@@ -42,89 +43,97 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert novelty == {"threshold": 0.7, "tokenizer": "ascii", "compatible": "rouge-score"}
 
 
-def test_options_go_over_the_recipe(tmp_path: Path) -> None:
+def test_options_override_the_recipe(tmp_path: Path) -> None:
     text = '[generate]\ntarget = 9\nseed = 3\n[engine]\nname = "vllm"\nmax_model_len = 512\n'
     config = load(tmp_path, text)
     assert (config.generate.target, config.generate.seed) == (5, 3)
-    # Another engine than the recipe's: its keys are not meant for this one.
+    # The option selects another engine, so the engine keys of the recipe do not apply.
     assert config.engine.name == "echo"
     config = load(tmp_path, text, engine={"name": None, "model": "smollm2"})
     assert config.engine.name == "vllm"
     assert config.engine.model_dump()["max_model_len"] == 512
 
 
-BAD = {
-    "no TOML": ("[generate", "no valid TOML"),
-    "unknown table": ("[genrate]\n", "genrate: unknown table. Did you mean generate"),
-    "unknown key": (
-        "[generate]\nbatchsize = 3\n",
-        "generate.batchsize: unknown key. Did you mean batch_size",
-    ),
-    "out of range": (
-        "[generate]\nbatch_size = 0\n",
-        "generate.batch_size: input should be greater",
-    ),
-    "wrong type": ('[generate]\nseed = "x"\n', "generate.seed: input should be a valid integer"),
+# By name: a recipe, and what its error must contain: the key, its value, or the suggested name.
+INVALID = {
+    "malformed": ("[generate", ("r.toml: ", "TOML")),
+    "unknown table": ("[genrate]\n", (": genrate: ", " generate?")),
+    "unknown key": ("[generate]\nbatchsize = 3\n", (": generate.batchsize: ", " batch_size?")),
+    "out of range": ("[generate]\nbatch_size = 0\n", (": generate.batch_size: ", " 1 ", " 0)")),
+    "wrong type": ('[generate]\nseed = "x"\n', (": generate.seed: ", "integer", "'x'")),
     "nested": (
         "[method.instructions]\ntemprature = 1\n",
-        "temprature: unknown key. Did you mean temperature",
+        (": method.instructions.temprature: ", " temperature?"),
     ),
-    "hidden by an option": ("[generate]\ntarget = 5.5\n", "r.toml: generate.target: input"),
-    "rejects all": (
+    "overridden by an option": (
+        "[generate]\ntarget = 5.5\n",
+        ("r.toml: generate.target: ", "integer", " 5.5)"),
+    ),
+    "rejects every row": (
         '[[filters]]\nname = "length"\nmin_words = 9\nmax_words = 8\n',
-        "filters 1 (length): min_words = 9 above max_words = 8 rejects all.",
+        (": filters 1 (length)", "min_words", "max_words"),
     ),
-    "empty word": ('[[filters]]\nname = "wording"\nwords = [""]\n', "an empty text rejects all"),
-    "unknown filter": ('[[filters]]\nname = "novelti"\n', "Did you mean novelty"),
-    "filter without name": ("[[filters]]\nthreshold = 1\n", '"name" is missing'),
-    "filters no list": ("[filters]\nx = 1\n", "filters: not a list"),
-    "unknown list": ('[[filters]]\nname = "wording"\nlists = ["nope"]\n', "none of the word lists"),
+    "empty word": (
+        '[[filters]]\nname = "wording"\nwords = [""]\n',
+        (": filters 1 (wording).words", "empty"),
+    ),
+    "unknown filter": ('[[filters]]\nname = "novelti"\n', ("'novelti'", " novelty?")),
+    "filter without name": ("[[filters]]\nthreshold = 1\n", (": filters 1: ", '"name"')),
+    "filters is a table": ("[filters]\nx = 1\n", (": filters: ", "[[filters]]")),
+    "unknown word list": (
+        '[[filters]]\nname = "wording"\nlists = ["nope"]\n',
+        (": filters 1 (wording).lists", "'nope'", "boilerplate"),
+    ),
     "threshold": (
         '[[filters]]\nname = "novelty"\nthreshold = 7\n',
-        "filters 1 (novelty).threshold",
+        (": filters 1 (novelty).threshold", " 1 ", " 7)"),
     ),
-    "dotted path": ('[[filters]]\nname = "os.system"\n', "none of the filters"),
-    "unknown method": ('[method]\nname = "magic"\n', "none of the methods"),
-    "not UTF-8": (b"[generate]\nseed = \xff\n", "no valid TOML"),
-    "table as value": ("generate = 3\n", "generate: not a table"),
+    "dotted path": ('[[filters]]\nname = "os.system"\n', ("'os.system'", "novelty")),
+    "unknown method": ('[method]\nname = "magic"\n', ("'magic'", "self_instruct")),
+    "not UTF-8": (b"[generate]\nseed = \xff\n", ("r.toml: ", "TOML", "0xff")),
+    "value instead of a table": ("generate = 3\n", (": generate: ", "[generate]")),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_recipes(tmp_path: Path, name: str) -> None:
-    text, message = BAD[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_recipes_raise_an_error_that_names_the_key(tmp_path: Path, name: str) -> None:
+    text, facts = INVALID[name]
     path = tmp_path / "r.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as caught:
         load_config(str(path), ECHO)
-    assert message.lower() in str(caught.value).lower()
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
-def test_every_bad_key_has_a_line(tmp_path: Path) -> None:
+def test_every_invalid_key_has_its_own_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, "[generate]\nbatch_size = 0\nsede = 1\n")
-    assert len(str(caught.value).strip().splitlines()) == 2
+    lines = str(caught.value).strip().splitlines()
+    assert ["generate.batch_size" in line for line in lines] == [True, False]
+    assert ["generate.sede" in line for line in lines] == [False, True]
 
 
-def test_a_missing_key_names_a_flag_only_where_there_is_one(tmp_path: Path) -> None:
+def test_missing_key_error_names_a_flag_only_if_there_is_one(tmp_path: Path) -> None:
     text = "[method.instructions]\ntemperature = 1\n"
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
-    assert "max_tokens: is missing. Add it." in str(caught.value)
-    with pytest.raises(ConfigError, match="Add it, or give --target"):
+    (line,) = str(caught.value).splitlines()
+    assert "method.instructions.max_tokens: " in line
+    assert "--" not in line
+    with pytest.raises(ConfigError, match=r"generate\.target: .*--target"):
         load(tmp_path, "", generate={"target": None})
 
 
-def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
+def test_a_long_value_is_truncated_in_the_message(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, f'[generate]\nseed = "{"x" * 10_000}"\n')
     assert len(str(caught.value)) < 400
 
 
-def test_recipes_that_are_not_there() -> None:
-    with pytest.raises(ConfigError, match="Did you mean default"):
+def test_missing_recipes_raise_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"defualt.* default\?"):
         load_config("defualt", ECHO)
-    with pytest.raises(ConfigError, match="no such recipe"):
+    with pytest.raises(ConfigError, match=r"^none\.toml: "):
         load_config("none.toml", ECHO)
 
 
@@ -134,11 +143,11 @@ def test_target_must_be_positive() -> None:
 
 
 @pytest.mark.parametrize("group", ["engines", "methods"])
-def test_every_key_is_described(group: str) -> None:
+def test_every_engine_and_method_key_has_a_description(group: str) -> None:
     for name, cls in classes(group).items():
         for key, field in cls.model_fields.items():
             assert field.description, f"{group}.{name}.{key}"
 
 
-def test_shipped_data_is_found() -> None:
+def test_shipped_seeds_are_found() -> None:
     assert (shipped("seeds") / "general.jsonl").is_file()

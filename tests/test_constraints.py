@@ -1,4 +1,4 @@
-"""Constraints that a program checks: right on what keeps them, graded on what does not."""
+"""Tests of the constraints: full score for answers that meet them, partial credit for others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from instructgen.verifiers.constraints import HELD_OUT, KINDS, Constraint, draw
 
-KEPT = {
+# For each kind: its parameters, an answer that meets it, and one that does not.
+EXAMPLES = {
     "words_at_least": ({"count": 4}, "one two three four", "one two"),
     "words_at_most": ({"count": 3}, "one two three", "one two three four five six"),
     "sentences": ({"count": 2}, "It rains. We stay.", "It rains."),
@@ -30,13 +31,13 @@ KEPT = {
 }
 
 
-def test_every_kind_is_tried() -> None:
-    assert KEPT.keys() == KINDS.keys()
+def test_every_kind_has_an_example() -> None:
+    assert EXAMPLES.keys() == KINDS.keys()
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_what_keeps_a_constraint_gets_all_and_what_does_not_less(name: str) -> None:
-    values, good, bad = KEPT[name]
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_only_an_answer_that_meets_the_constraint_scores_one(name: str) -> None:
+    values, good, bad = EXAMPLES[name]
     constraint = Constraint(name, values)
     assert constraint.met(good) == 1.0
     assert constraint.met(bad) < 1.0
@@ -44,21 +45,21 @@ def test_what_keeps_a_constraint_gets_all_and_what_does_not_less(name: str) -> N
 
 
 @given(st.sampled_from(sorted(KINDS)), st.integers(0, 10**6), st.text(max_size=300))
-def test_any_answer_gets_a_share(name: str, seed: int, answer: str) -> None:
+def test_any_answer_scores_between_zero_and_one(name: str, seed: int, answer: str) -> None:
     constraint = Constraint(name, KINDS[name].draw(random.Random(seed)))
     assert 0.0 <= constraint.met(answer) <= 1.0
     assert Constraint.loads(constraint.dumps()) == constraint
     assert constraint.words
 
 
-def test_more_of_what_is_asked_is_worth_more() -> None:
-    ask = Constraint("words_at_least", {"count": 50})
-    worth = [ask.met("word " * n) for n in (1, 10, 30, 50, 80)]
-    assert worth == sorted(worth)
-    assert worth[-1] == 1.0
+def test_more_words_score_higher() -> None:
+    constraint = Constraint("words_at_least", {"count": 50})
+    scores = [constraint.met("word " * n) for n in (1, 10, 30, 50, 80)]
+    assert scores == sorted(scores)
+    assert scores[-1] == 1.0
 
 
-def test_rewards_never_draw_from_the_held_out_family() -> None:
+def test_the_held_out_family_is_drawn_only_on_request() -> None:
     rng = random.Random(1)
     assert all(draw(rng).family != HELD_OUT for _ in range(500))
     assert {draw(rng, held_out=True).family for _ in range(50)} == {HELD_OUT}
@@ -75,6 +76,6 @@ def test_rewards_never_draw_from_the_held_out_family() -> None:
         '{"name": "include", "words": 3}',
     ],
 )
-def test_constraints_that_are_none_are_refused(text: str) -> None:
+def test_invalid_constraints_raise_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         Constraint.loads(text)

@@ -1,4 +1,4 @@
-"""Curating: every filter by example, contamination that was planted, and the command."""
+"""Tests of curation: filters by example, planted contamination, and the command `curate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from instructgen import curate, dedup, explain, import_data, merge
 from instructgen.commands.explain_row import RowExplanation
 from instructgen.errors import ConfigError, InputError, RunError
-from instructgen.filters import Filter, together
+from instructgen.filters import Filter, evaluate_block
 from instructgen.filters.clean import Clean
 from instructgen.filters.contamination import Contamination, benchmark_prompts
 from instructgen.filters.curation import Curation
@@ -37,7 +37,7 @@ from tests.conftest import ROOT, real
 
 
 def reasons(f: Filter, *samples: Sample) -> list[str | None]:
-    return [v.rejection and v.rejection.reason for v in f.judge(samples)]
+    return [v.rejection and v.rejection.reason for v in f.evaluate(samples)]
 
 
 def dataset(folder: Path, samples: list[Sample]) -> Path:
@@ -64,20 +64,20 @@ def recipe(folder: Path, text: str) -> Path:
         ("```\nrow[12]\n```", "```\nrow[12]\n```"),
     ],
 )
-def test_citation_marks(before: str, after: str) -> None:
-    (verdict,) = Clean().judge([Sample("Sum it up.", before, "Done.")])
+def test_clean_removes_citation_marks_but_not_code(before: str, after: str) -> None:
+    (verdict,) = Clean().evaluate([Sample("Sum it up.", before, "Done.")])
     assert verdict.sample.input == after
     assert bool(verdict.sample.edits) == (before != after)
 
 
-def test_boilerplate_and_addresses() -> None:
-    said = "Sure! Here is a list:\n\n- oak\n- elm\n\nI hope this helps!\nLet me know if not."
-    (verdict,) = Clean(urls="remove").judge([Sample("List trees.", output=said)])
+def test_clean_removes_chat_phrases_and_web_addresses() -> None:
+    output = "Sure! Here is a list:\n\n- oak\n- elm\n\nI hope this helps!\nLet me know if not."
+    (verdict,) = Clean(urls="remove").evaluate([Sample("List trees.", output=output)])
     assert verdict.sample.output == "- oak\n- elm"
     assert verdict.sample.edits[0].filter == "clean"
     text = "See [the docs](https://a.example/b_(c)) or www.x.example."
     assert Clean(urls="mask").change(text, "input")[0].startswith("See the docs")
-    (only,) = Clean().judge([Sample("Greet.", output="Sure! Here you are.")])
+    (only,) = Clean().evaluate([Sample("Greet.", output="Sure! Here you are.")])
     assert only.rejection is None
 
 
@@ -97,8 +97,8 @@ def test_boilerplate_and_addresses() -> None:
         ("a @ b, me@home", None),
     ],
 )
-def test_personal_data(text: str, masked: str | None) -> None:
-    (verdict,) = Pii().judge([Sample("Do it.", text, "Done.")])
+def test_pii_masks_or_rejects(text: str, masked: str | None) -> None:
+    (verdict,) = Pii().evaluate([Sample("Do it.", text, "Done.")])
     assert verdict.sample.input == (masked or text)
     assert reasons(Pii(action="reject"), Sample("Do it.", text, "x")) == [
         "personal_data" if masked and masked != text else None
@@ -106,7 +106,7 @@ def test_personal_data(text: str, masked: str | None) -> None:
 
 
 @given(st.text(max_size=300))
-def test_masking_is_done_once(text: str) -> None:
+def test_masking_twice_changes_nothing(text: str) -> None:
     once = Pii().change(text, "input")[0]
     assert Pii().change(once, "input")[0] == once
 
@@ -114,7 +114,7 @@ def test_masking_is_done_once(text: str) -> None:
 # -- row filters ----------------------------------------------------------------------
 
 
-def test_language() -> None:
+def test_language_of_instruction_and_output() -> None:
     german = "Schreibe bitte ein kurzes Gedicht über den Regen in der großen Stadt."
     english = "Write a short poem about the rain in the big city, please."
     rows = [
@@ -129,14 +129,14 @@ def test_language() -> None:
     assert reasons(Language(allowed=("de",)), rows[4], rows[1]) == [None, "wrong_language"]
 
 
-def test_languages_of_real_prompts() -> None:
-    right = count = 0
+def test_the_language_of_real_prompts_is_identified() -> None:
+    correct = count = 0
     for code in ("en", "fr", "ja", "es"):
         lines = real(f"ifeval/{code}_input_data.jsonl").read_bytes().splitlines()
         guesses = identify([orjson.loads(line)["prompt"] for line in lines])
-        right += sum(g is not None and g.language == code for g in guesses)
+        correct += sum(g is not None and g.language == code for g in guesses)
         count += len(lines)
-    assert right / count > 0.99
+    assert correct / count > 0.99
 
 
 def test_size_label_and_score() -> None:
@@ -148,9 +148,12 @@ def test_size_label_and_score() -> None:
     assert reasons(LabelFilter(of="other", allowed=("bad",)), row) == [None]
     assert reasons(ScoreFilter(of="q", min=0.6), row) == ["too_low"]
     assert reasons(ScoreFilter(of="q", max=0.4), row) == ["too_high"]
-    (verdict,) = ScoreFilter(of="nope", min=0).judge([row])
+    (verdict,) = ScoreFilter(of="nope", min=0).evaluate([row])
     assert verdict.rejection is None
-    assert verdict.sample.score("nope") == Score("nope", None, "the row carries no such score")
+    missing = verdict.sample.score("nope")
+    assert missing is not None
+    assert missing.value is None
+    assert missing.error
     assert reasons(ScoreFilter(of="nope", min=0, on_error="reject"), row) == ["no_score"]
 
 
@@ -160,11 +163,11 @@ def test_topic() -> None:
     assert reasons(f, *rows) == ["unwanted_topic", None]
 
 
-def test_diversity_takes_what_differs() -> None:
+def test_diversity_selects_different_rows() -> None:
     rows = [
         Sample("Write a poem about rain.", scores=(Score("q", 0.9),)),
         Sample("Write a poem about the rain.", scores=(Score("q", 0.8),)),
-        Sample("How do I repair a flat bicycle tyre?", scores=(Score("q", 0.1),)),
+        Sample("How do I repair a flat bicycle tire?", scores=(Score("q", 0.1),)),
         Sample("What is the capital of France?"),
     ]
     kept = [r is None for r in Diversity(rows=3).select(rows)]
@@ -180,9 +183,9 @@ def test_diversity_takes_what_differs() -> None:
 def test_duplicate_keeps_the_best_copy() -> None:
     from instructgen.schema.sample import Origin
 
-    made = Origin(method="model", model="m")
+    synthetic = Origin(method="model", model="m")
     rows = [
-        Sample("Name three fruits.", output="Plum, fig, pear", license="MIT", origin=made),
+        Sample("Name three fruits.", output="Plum, fig, pear", license="MIT", origin=synthetic),
         Sample("Name three fruits.", output="Plum, fig, pear", license="CC-BY-NC-4.0"),
         Sample("Name three fruits.", output="Plum, fig, pear", license="MIT"),
         Sample("Thanks!", output="Bye.", history=(Message("user", "a"), Message("assistant", "b"))),
@@ -190,40 +193,40 @@ def test_duplicate_keeps_the_best_copy() -> None:
         Sample("Thanks!", output="Bye.", rejected_output="No."),
         Sample("Thanks!", output="Bye.", rejected_output="Oh."),
     ]
-    found = Duplicate(how=("exact",)).select(rows)
-    assert [r and r.reason for r in found] == ["duplicate", "duplicate"] + [None] * 5
-    assert found[0] is not None
-    assert found[0].nearest == rows[2].id
+    rejections = Duplicate(how=("exact",)).select(rows)
+    assert [r and r.reason for r in rejections] == ["duplicate", "duplicate"] + [None] * 5
+    assert rejections[0] is not None
+    assert rejections[0].nearest == rows[2].id
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=9).map(lambda w: " ".join(w)), st.integers(1, 4))
-def test_a_block_is_judged_as_its_rows_one_by_one(text: str, size: int) -> None:
+def test_a_block_gets_the_same_decisions_as_its_rows_one_by_one(text: str, size: int) -> None:
     rng = random.Random(f"{text}{size}")
     texts = [" ".join(rng.choices(text.split() or ["x"], k=rng.randint(1, 9))) for _ in range(12)]
     rows = [Sample(t) for t in texts]
 
     def one_by_one() -> list[str | None]:
         filters = [Novelty(threshold=0.6), Novelty(threshold=0.9)]
-        found: list[str | None] = []
+        details: list[str | None] = []
         for row in rows:
-            (rejection,) = together(filters, [row])
+            (rejection,) = evaluate_block(filters, [row])
             if rejection is None:
                 for f in filters:
                     f.remember(row)
-            found.append(None if rejection is None else rejection.detail)
-        return found
+            details.append(None if rejection is None else rejection.detail)
+        return details
 
     def in_blocks() -> list[str | None]:
         filters = [Novelty(threshold=0.6), Novelty(threshold=0.9)]
-        found: list[str | None] = []
+        details: list[str | None] = []
         for at in range(0, len(rows), size):
             block = rows[at : at + size]
-            for row, rejection in zip(block, together(filters, block), strict=True):
+            for row, rejection in zip(block, evaluate_block(filters, block), strict=True):
                 if rejection is None:
                     for f in filters:
                         f.remember(row)
-                found.append(None if rejection is None else rejection.detail)
-        return found
+                details.append(None if rejection is None else rejection.detail)
+        return details
 
     assert in_blocks() == one_by_one()
 
@@ -231,7 +234,7 @@ def test_a_block_is_judged_as_its_rows_one_by_one(text: str, size: int) -> None:
 # -- contamination -----------------------------------------------------------------------
 
 
-def test_frames_survive_and_prompts_do_not(tmp_path: Path) -> None:
+def test_contamination_rejects_prompts_but_not_shared_frames(tmp_path: Path) -> None:
     path = tmp_path / "bench.jsonl"
     prompts = [
         "What is a tortoise?",
@@ -251,8 +254,8 @@ def test_frames_survive_and_prompts_do_not(tmp_path: Path) -> None:
         Sample("Go on.", history=(Message("user", prompts[1]), Message("assistant", "ok"))),
         Sample(""),
     ]
-    found = f.judge(rows)
-    assert [v.rejection and v.rejection.reason for v in found] == [
+    verdicts = f.evaluate(rows)
+    assert [v.rejection and v.rejection.reason for v in verdicts] == [
         "equal_prompt",
         None,
         "prompt_words",
@@ -263,8 +266,8 @@ def test_frames_survive_and_prompts_do_not(tmp_path: Path) -> None:
         "equal_prompt",
         None,
     ]
-    assert found[4].rejection is not None
-    assert found[4].rejection.nearest == "bench.jsonl row 3"
+    assert verdicts[4].rejection is not None
+    assert verdicts[4].rejection.nearest == "bench.jsonl row 3"
     only_prompt = Contamination(against=(str(path),), look_in="prompt")
     assert reasons(only_prompt, rows[5]) == [None]
     meaning = Contamination(against=(str(path),), cosine=0.6)
@@ -273,7 +276,7 @@ def test_frames_survive_and_prompts_do_not(tmp_path: Path) -> None:
     ]
 
 
-def test_prompts_by_any_field() -> None:
+def test_benchmark_prompts_are_read_from_any_known_field() -> None:
     counts = {
         "mt-bench/question.jsonl": 160,
         "mt-bench/vicuna_question.jsonl": 80,
@@ -294,7 +297,7 @@ def test_planted_contamination_is_found() -> None:
         s for s in read(real("dolly/databricks-dolly-15k.rejoined.jsonl")) if isinstance(s, Sample)
     ]
     texts = [p.text for path in f.files() for p in benchmark_prompts(path)]
-    flagged = sum(v.rejection is not None for v in f.judge(dolly))
+    flagged = sum(v.rejection is not None for v in f.evaluate(dolly))
     outputs = [s.output for s in dolly if 60 < len(s.output.split()) < 200]
     kinds = {
         "verbatim": lambda t: t,
@@ -302,24 +305,33 @@ def test_planted_contamination_is_found() -> None:
         "embedded": lambda t: f"{rng.choice(outputs)}\n\n{t}\n\n{rng.choice(outputs)}",
     }
     for plant in kinds.values():
-        found = sum(v.rejection is not None for v in f.judge([Sample(plant(t)) for t in texts]))
+        found = sum(v.rejection is not None for v in f.evaluate([Sample(plant(t)) for t in texts]))
         assert found / len(texts) >= 0.99
         assert found / (found + flagged) >= 0.99
 
 
-def test_bad_benchmarks(tmp_path: Path) -> None:
+def test_an_unusable_benchmark_file_is_an_input_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"colour": "red"}\n')
-    with pytest.raises(InputError, match=r"a\.jsonl: no row has a prompt"):
-        Contamination(against=(str(path),)).judge([Sample("x")])
-    with pytest.raises(InputError, match="no such file"):
-        Contamination(against=(str(tmp_path / "b.jsonl"),)).judge([Sample("x")])
+    path.write_text('{"color": "red"}\n')
+    with pytest.raises(InputError) as caught:
+        Contamination(against=(str(path),)).evaluate([Sample("x")])
+    assert caught.value.path == path
+    # The hint lists the known fields.
+    assert "question" in caught.value.hint
+    path.write_text('{"question": "Why?"}\n{"color": "red"}\n')
+    with pytest.raises(InputError) as caught:
+        Contamination(against=(str(path),)).evaluate([Sample("x")])
+    assert (caught.value.path, caught.value.line) == (path, 2)
+    missing = tmp_path / "b.jsonl"
+    with pytest.raises(InputError) as caught:
+        Contamination(against=(str(missing),)).evaluate([Sample("x")])
+    assert caught.value.path == missing
 
 
 # -- the command ------------------------------------------------------------------------
 
 
-def mixed(tmp_path: Path) -> Path:
+def merged_real_data(tmp_path: Path) -> Path:
     folders = []
     for name, path in (
         ("dolly", "dolly/databricks-dolly-15k.rejoined.jsonl"),
@@ -330,7 +342,8 @@ def mixed(tmp_path: Path) -> Path:
     return merge(folders, tmp_path / "mix").out
 
 
-# Rows of Dolly, OASST1's best paths and Alpaca Libre v1 that each recipe keeps.
+# The number of rows that each recipe keeps, by source: Dolly, the best paths of OASST1, and
+# Alpaca Libre v1.
 KEPT = {
     "alpaca": {"alpaca-libre": 1290, "dolly": 11794, "oasst": 169},
     "default": {"alpaca-libre": 1290, "dolly": 11749, "oasst": 160},
@@ -341,15 +354,15 @@ KEPT = {
 
 
 @pytest.mark.slow
-def test_recipes_on_real_data(tmp_path: Path) -> None:
-    data = mixed(tmp_path)
-    found = {}
+def test_recipes_keep_known_numbers_of_real_rows(tmp_path: Path) -> None:
+    data = merged_real_data(tmp_path)
+    kept = {}
     for name in KEPT:
         result = curate(data, tmp_path / name, recipe=name)
         assert result.rows + result.rejected == 17574
-        found[name] = dict(sorted(Counter(s.source for s in read_samples(result.out)).items()))
+        kept[name] = dict(sorted(Counter(s.source for s in read_samples(result.out)).items()))
         assert sum(r["count"] for r in result.funnel) == result.rejected
-    assert found == KEPT
+    assert kept == KEPT
     prefs = import_data(
         real("oasst1/oasst1-en-validation.messages.jsonl"), tmp_path / "prefs", shape="preferences"
     )
@@ -364,7 +377,7 @@ def test_every_shipped_recipe_loads() -> None:
 
 
 def rows_of(count: int) -> list[Sample]:
-    verbs = "Describe Explain List Compare Translate Summarise".split()
+    verbs = "Describe Explain List Compare Translate Summarize".split()
     return [
         Sample(
             f"{verbs[i % 6]} the object number {i * 7919} in the old house by the sea.",
@@ -396,7 +409,7 @@ max_words = 13
 """
 
 
-def test_what_curate_writes(tmp_path: Path) -> None:
+def test_curate_explains_every_row(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", rows_of(60))
     result = curate(data, tmp_path / "c", recipe=recipe(tmp_path, RECIPE))
     assert result.rows + result.rejected == 60 == result.facts["read"]
@@ -409,16 +422,16 @@ def test_what_curate_writes(tmp_path: Path) -> None:
             assert row["nearest"] in ids
             assert row["score"] > 0.7
     low = next(row for row in rejected if row["reason"] == "too_low")
-    found = explain(result.out, low["id"])
-    assert isinstance(found, RowExplanation)
-    assert found.passed == ("clean",)
-    assert found.verdict == "rejected"
-    assert found.row["edits"][0]["filter"] == "clean"
+    rejected_row = explain(result.out, low["id"])
+    assert isinstance(rejected_row, RowExplanation)
+    assert rejected_row.passed == ("clean",)
+    assert rejected_row.verdict == "rejected"
+    assert rejected_row.row["edits"][0]["filter"] == "clean"
     kept = explain(result.out, ids[0])
     assert isinstance(kept, RowExplanation)
     assert kept.passed == ("clean", "score", "novelty", "duplicate", "length")
     assert any("MIT" in sentence for sentence in kept.obliges)
-    with pytest.raises(InputError, match="nothing has the id"):
+    with pytest.raises(InputError, match="0" * 16):
         explain(result.out, "0" * 16)
     card = (result.out / "README.md").read_text()
     assert "| score: too_low |" in card
@@ -428,22 +441,23 @@ def test_what_curate_writes(tmp_path: Path) -> None:
     assert all(abs(v - 0.25) < 0.1 for v in values)
 
 
-def test_the_same_curation_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_curating_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", rows_of(60))
-    made = [curate(data, tmp_path / n, recipe=recipe(tmp_path, RECIPE)).out for n in ("c", "x/c")]
-    for path in sorted(p for p in made[0].rglob("*") if p.is_file()):
-        assert path.read_bytes() == (made[1] / path.relative_to(made[0])).read_bytes()
+    path = recipe(tmp_path, RECIPE)
+    first, second = (curate(data, tmp_path / n, recipe=path).out for n in ("c", "x/c"))
+    for file in sorted(p for p in first.rglob("*") if p.is_file()):
+        assert file.read_bytes() == (second / file.relative_to(first)).read_bytes()
 
 
-def test_splits_are_kept(tmp_path: Path) -> None:
+def test_rows_stay_in_their_split(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", rows_of(60))
     mix = tmp_path / "mix.toml"
     mix.write_text("[split]\nvalidation = 0.2\ntest = 0.1\n")
-    mixed_ = merge([data], tmp_path / "m", recipe=mix)
-    result = curate(mixed_.out, tmp_path / "c", recipe=recipe(tmp_path, RECIPE))
-    splits = splits_of(mixed_.out)
+    merged = merge([data], tmp_path / "m", recipe=mix)
+    result = curate(merged.out, tmp_path / "c", recipe=recipe(tmp_path, RECIPE))
+    splits = splits_of(merged.out)
     assert len(splits) > 1
-    before = {s: [r.origin for r in read_samples(mixed_.out, split=s)] for s in splits}
+    before = {s: [r.origin for r in read_samples(merged.out, split=s)] for s in splits}
     for split in splits_of(result.out):
         kept = list(read_samples(result.out, split=split))
         assert all(row.origin in before[split] for row in kept)
@@ -453,12 +467,12 @@ def test_splits_are_kept(tmp_path: Path) -> None:
 
 
 def test_scores_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    batch_sizes: list[int] = []
 
     def losses(self: object, questions: list[str], answers: list[str]) -> list[object]:
         from instructgen.models.likelihood import Loss
 
-        asked.append(len(answers))
+        batch_sizes.append(len(answers))
         return [Loss(float(len(a)) / 50) for a in answers]
 
     monkeypatch.setattr(
@@ -468,48 +482,49 @@ def test_scores_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.Monke
     data = dataset(tmp_path / "d", rows_of(30))
     strict = '[[filters]]\nname = "clean"\n[[filters]]\nname = "perplexity"\nmax = 1.5\n'
     first = curate(data, tmp_path / "a", recipe=recipe(tmp_path, strict))
-    assert sum(asked) == 30
+    assert sum(batch_sizes) == 30
     assert first.rejected > 0
     loose = strict.replace("1.5", "100.0")
     second = curate(data, tmp_path / "b", recipe=recipe(tmp_path, loose), scores_from=first.out)
-    assert sum(asked) == 30
+    assert sum(batch_sizes) == 30
     assert (second.rows, second.rejected) == (30, 0)
     assert all(s.score("perplexity/smollm2") for s in read_samples(second.out))
 
 
-def test_filters_between_selections_see_what_is_left() -> None:
+def test_filters_after_a_selection_see_only_selected_rows() -> None:
     rows = rows_of(20)
     curation = Curation([Duplicate(how=("exact",)), Length(max_words=100), Repetition()])
     blocks = list(curation.blocks([*rows, *rows]))
     kept = [row.place for block in blocks for row in block.kept]
-    dropped = [d for block in blocks for d in block.dropped]
+    rejected = [r for block in blocks for r in block.rejected]
     assert kept == sorted(kept)
-    assert len(kept) + len(dropped) == 40
-    assert sum(d.rejection.filter == "duplicate" for d in dropped) == 20
+    assert len(kept) + len(rejected) == 40
+    assert sum(r.rejection.filter == "duplicate" for r in rejected) == 20
 
 
-def test_rows_on_both_sides_of_a_similarity(tmp_path: Path) -> None:
+def test_borderline_rows_are_on_both_sides_of_a_similarity_threshold(tmp_path: Path) -> None:
     words = "one two three four five six seven eight nine ten".split()
     texts = [" ".join(words), " ".join([*words[:9], "x"]), " ".join([*words[:6], *"abcd"])]
     texts.append(" ".join([*words[:7], *"xyz"]))
     data = dataset(tmp_path / "d", [Sample(t, output="o", license="MIT") for t in texts])
     path = recipe(tmp_path, '[[filters]]\nname = "novelty"\nthreshold = 0.75\n')
     result = curate(data, tmp_path / "c", recipe=path)
-    shown = [(e["side"], e["value"]) for e in result.facts["borderline"]]
-    assert shown == [("kept", 0.7), ("rejected", 0.9)]
+    borderline = [(e["side"], e["value"]) for e in result.facts["borderline"]]
+    assert borderline == [("kept", 0.7), ("rejected", 0.9)]
 
 
-def test_bad_calls(tmp_path: Path) -> None:
+def test_invalid_arguments_raise_errors(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", rows_of(3))
-    with pytest.raises(ConfigError, match="no shipped recipe"):
+    with pytest.raises(ConfigError, match="nope"):
         curate(data, tmp_path / "c", recipe="nope")
-    with pytest.raises(InputError, match="no such dataset"):
+    with pytest.raises(InputError) as caught:
         curate(tmp_path / "none", tmp_path / "c")
-    with pytest.raises(ConfigError, match="score"):
+    assert caught.value.path == tmp_path / "none"
+    with pytest.raises(ConfigError, match=r"\(score\).* min "):
         curate(data, tmp_path / "c", recipe=recipe(tmp_path, '[[filters]]\nname="score"\nof="x"\n'))
-    with pytest.raises(RunError, match="none of ours"):
+    with pytest.raises(RunError, match="seeds"):
         curate(data, ROOT / "seeds")
-    with pytest.raises(ConfigError, match="needs the whole dataset"):
+    with pytest.raises(ConfigError, match="duplicate"):
         from instructgen import generate
 
         path = recipe(tmp_path, '[[filters]]\nname = "duplicate"\n')
@@ -518,7 +533,7 @@ def test_bad_calls(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_a_real_model_scores(tmp_path: Path) -> None:
+def test_ifd_and_perplexity_of_a_real_model(tmp_path: Path) -> None:
     from instructgen.filters.ifd import IFD
     from instructgen.filters.perplexity import Perplexity
 
@@ -527,16 +542,17 @@ def test_a_real_model_scores(tmp_path: Path) -> None:
         Sample("What is the capital of France?", output="Paris capital of is France the."),
         Sample("What is the capital of France?"),
     ]
-    ifd = [v.sample.scores[0] for v in IFD().judge(rows)]
+    ifd = [v.sample.scores[0] for v in IFD().evaluate(rows)]
     assert ifd[0].value is not None
     assert 0.2 < ifd[0].value < 1
-    assert ifd[2] == Score("ifd/smollm2", None, "the answer is empty")
-    likely, unlikely, _ = (v.value for v in Perplexity().judge(rows))
+    assert (ifd[2].name, ifd[2].value) == ("ifd/smollm2", None)
+    assert ifd[2].error
+    likely, unlikely, _ = (v.value for v in Perplexity().evaluate(rows))
     assert likely is not None
     assert unlikely is not None
     assert 4 * likely < unlikely
     assert likely < 30
-    one_by_one = [IFD().judge([row])[0].sample.scores[0] for row in rows[:2]]
+    one_by_one = [IFD().evaluate([row])[0].sample.scores[0] for row in rows[:2]]
     assert [
         abs((a.value or 0) - (b.value or 0)) < 2e-3
         for a, b in zip(ifd[:2], one_by_one, strict=True)
@@ -552,18 +568,19 @@ def test_dedup_keeps_splits(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", [Sample(t, output="Yes.") for t in [*texts, *texts[:3]]])
     mix = merge([data], tmp_path / "m", recipe=recipe(tmp_path, "[split]\ntest = 0.25\n")).out
     other = dataset(tmp_path / "o", [Sample("Count to ten.", output="1 2 3")])
-    found = dedup([mix, other], tmp_path / "dd", how=["exact"]).out
+    unique = dedup([mix, other], tmp_path / "dd", how=["exact"]).out
     tests = [s.id for s in read_samples(mix, split="test")]
-    assert tests and [s.id for s in read_samples(found, split="test")] == tests
-    trained = {s.instruction for s in read_samples(found, split="train")}
-    assert len(trained) == 13 - len(tests) and "Count to ten." in trained
+    assert tests and [s.id for s in read_samples(unique, split="test")] == tests
+    training = {s.instruction for s in read_samples(unique, split="train")}
+    assert len(training) == 13 - len(tests) and "Count to ten." in training
     assert splits_of(dedup([data], tmp_path / "de", how=["exact"]).out) == {"part": 12}
-    with pytest.raises(InputError, match="given twice"):
+    with pytest.raises(InputError) as caught:
         dedup([data, data], tmp_path / "df")
+    assert caught.value.path == data
 
 
 @pytest.mark.engine
-def test_a_reward_model_scores(tmp_path: Path) -> None:
+def test_scores_of_a_reward_model(tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
@@ -586,7 +603,8 @@ def test_a_reward_model_scores(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "rm")
     f = RewardFilter(model=str(tmp_path / "rm"), min=-1e9)
     rows = [Sample("Hi", output="Hello"), Sample("Hi", output="word " * 400)]
-    good, long = (v.sample.scores[0] for v in f.judge(rows))
-    assert good.value is not None
+    short, long = (v.sample.scores[0] for v in f.evaluate(rows))
+    assert short.value is not None
     assert long.value is None
-    assert "tokens" in (long.error or "")
+    # The error gives the limit of the model.
+    assert "256" in (long.error or "")

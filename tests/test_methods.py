@@ -1,4 +1,4 @@
-"""The methods' constants and rules, against the paper's text and the known defects."""
+"""Tests of the methods: constants and rules of the papers, and past defects."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import orjson
 import pytest
 
 from instructgen.engines import Completion
-from instructgen.generation.methods import Classified, Form, Found, Lost
+from instructgen.generation.methods import Classified, PromptSetup, Found, Lost
 from instructgen.generation.methods.alpaca import Alpaca
 from instructgen.generation.methods.self_instruct import CLASSIFICATION, INSTANCES, SelfInstruct
 from instructgen.generation.seed_pool import Pool
 from instructgen.schema.sample import Kind, Sample
 
-COMPLETION = Form("completion", False)
-CHAT = Form("chat", True)
+COMPLETION = PromptSetup("completion", False)
+CHAT = PromptSetup("chat", True)
 
 
 def seeds(n: int = 40, language: str = "en") -> list[Sample]:
@@ -43,25 +43,29 @@ def stop(text: str, reason: str = "stop") -> Completion:
 # -- self_instruct: instructions ------------------------------------------------------
 
 
-def test_the_papers_sampling() -> None:
+def test_defaults_equal_the_paper() -> None:
     m = SelfInstruct()
     i = m.instructions
     assert (i.temperature, i.top_p, i.presence_penalty, i.frequency_penalty) == (0.7, 0.5, 2, 0)
     assert i.max_tokens == 1024
     assert (m.classification.temperature, m.classification.max_tokens) == (0, 3)
-    for options, most in ((m.instances, 350), (m.classification_instances, 300)):
-        assert (options.temperature, options.presence_penalty, options.max_tokens) == (0, 1.5, most)
+    for options, limit in ((m.instances, 350), (m.classification_instances, 300)):
+        assert (options.temperature, options.presence_penalty, options.max_tokens) == (
+            0,
+            1.5,
+            limit,
+        )
     assert (m.human, m.machine, m.new_instructions, m.max_instances) == (6, 2, 7, 5)
 
 
-@pytest.mark.parametrize(("machine", "of_them"), [(0, 0), (1, 1), (2, 2), (30, 2)])
-def test_eight_demonstrations_up_to_two_of_them_machine_made(machine: int, of_them: int) -> None:
+@pytest.mark.parametrize(("machine", "shown"), [(0, 0), (1, 1), (2, 2), (30, 2)])
+def test_prompts_show_eight_demonstrations_up_to_two_generated(machine: int, shown: int) -> None:
     pool = pool_with(machine)
     requests = SelfInstruct().requests(pool, random.Random(0), 20, COMPLETION)
     assert len(requests) == 10
     for r in requests:
         assert len(set(r.parents)) == 8
-        assert sum(p >= 40 for p in r.parents) == of_them
+        assert sum(p >= 40 for p in r.parents) == shown
         assert isinstance(r.prompt, str)
         lines = r.prompt.splitlines()
         assert [x.split(".")[0] for x in lines[1:]] == [str(n) for n in range(1, 10)]
@@ -76,7 +80,7 @@ def test_demonstrations_are_shuffled() -> None:
     assert places == set(range(8))
 
 
-def test_a_request_draws_from_one_language() -> None:
+def test_demonstrations_of_a_request_have_one_language() -> None:
     pool = Pool([*seeds(20), *seeds(20, "fr")])
     requests = SelfInstruct().requests(pool, random.Random(0), 80, COMPLETION)
     assert {r.language for r in requests} == {"en", "fr"}
@@ -84,7 +88,7 @@ def test_a_request_draws_from_one_language() -> None:
         assert {pool.at(p).language for p in r.parents} == {r.language}
 
 
-def test_seeds_too_long_to_show_are_not_drawn() -> None:
+def test_seeds_that_are_too_long_are_not_demonstrations() -> None:
     long = Sample("word " * 500, language="en", license="MIT")
     pool = Pool([*seeds(10), long])
     requests = SelfInstruct().requests(pool, random.Random(0), 200, COMPLETION)
@@ -97,47 +101,47 @@ def first(pool: Pool, completion: Completion, form: Form = COMPLETION) -> list:
     return m.outcomes(pool, request, completion)
 
 
-def test_instructions_are_read_and_carry_the_licence_of_their_parents() -> None:
-    found = first(pool_with(5), stop(" do this thing now\n10. And NASA's that"))
-    assert [f.sample.instruction for f in found] == ["Do this thing now", "And NASA's that"]
-    assert {f.sample.license for f in found} == {"CC-BY-4.0"}
-    assert not found[0].is_row
+def test_instructions_have_the_license_of_their_demonstrations() -> None:
+    candidates = first(pool_with(5), stop(" do this thing now\n10. And NASA's that"))
+    assert [c.sample.instruction for c in candidates] == ["Do this thing now", "And NASA's that"]
+    assert {c.sample.license for c in candidates} == {"CC-BY-4.0"}
+    assert not candidates[0].is_row
 
 
-def test_at_most_seven() -> None:
+def test_at_most_seven_instructions_are_read_from_a_completion() -> None:
     text = " a b c\n" + "\n".join(f"{n}. a b {n}" for n in range(10, 30))
     assert len(first(pool_with(), stop(text))) == 7
 
 
-def test_cut_by_length_loses_the_whole_completion() -> None:
-    (lost,) = first(pool_with(), stop(" Do this\n10. And th", "length"))
-    assert isinstance(lost, Lost)
-    assert lost.rejection.reason == "cut_by_length"
+def test_a_truncated_list_of_instructions_is_rejected() -> None:
+    (outcome,) = first(pool_with(), stop(" Do this\n10. And th", "length"))
+    assert isinstance(outcome, RejectedCandidate)
+    assert outcome.rejection.reason == "cut_by_length"
 
 
-def test_nothing_readable_is_a_reason_not_a_row() -> None:
-    (lost,) = first(pool_with(), stop("  \n "))
-    assert lost.rejection.reason == "no_instructions"
+def test_an_unreadable_completion_is_rejected_with_a_reason() -> None:
+    (outcome,) = first(pool_with(), stop("  \n "))
+    assert outcome.rejection.reason == "no_instructions"
 
 
-def test_a_failed_request_is_a_reason() -> None:
-    (lost,) = first(pool_with(), Completion.failed("too long"))
-    assert (lost.rejection.reason, lost.rejection.detail) == ("engine_error", "too long")
+def test_a_failed_request_is_rejected_with_the_error_of_the_engine() -> None:
+    (outcome,) = first(pool_with(), Completion.failed("too long"))
+    assert (outcome.rejection.reason, outcome.rejection.detail) == ("engine_error", "too long")
 
 
-def test_chat_with_schema() -> None:
+def test_instructions_are_parsed_from_json() -> None:
     m, pool = SelfInstruct(), pool_with()
     (request,) = m.requests(pool, random.Random(0), 1, CHAT)
     assert request.schema is not None
     assert request.schema["properties"]["tasks"]["maxItems"] == 7
     text = orjson.dumps({"tasks": ["do one thing", " ", 7, "do two"]}).decode()
-    found = m.outcomes(pool, request, stop(text))
-    assert [f.sample.instruction for f in found] == ["Do one thing", "Do two"]
-    (lost,) = m.outcomes(pool, request, stop('{"tasks": ['))
-    assert lost.rejection.reason == "no_instructions"
+    candidates = m.outcomes(pool, request, stop(text))
+    assert [c.sample.instruction for c in candidates] == ["Do one thing", "Do two"]
+    (outcome,) = m.outcomes(pool, request, stop('{"tasks": ['))
+    assert outcome.rejection.reason == "no_instructions"
 
 
-def test_a_penalty_of_the_paper_does_not_reach_the_chat_style() -> None:
+def test_the_chat_style_has_no_presence_penalty() -> None:
     for count in (1, 3):
         pool = pool_with(3)
         pool.unclassified.append(0)
@@ -160,12 +164,12 @@ def staged(kind: Kind | None, form: Form = COMPLETION):
     return m, pool, request
 
 
-@pytest.mark.parametrize("form", [COMPLETION, CHAT, Form("chat", False)])
+@pytest.mark.parametrize("form", [COMPLETION, CHAT, PromptSetup("chat", False)])
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [("Yes", Kind.CLASSIFICATION), ("No", Kind.GENERATION), ("Hm", Kind.GENERATION)],
 )
-def test_classification(form: Form, answer: str, kind: Kind) -> None:
+def test_the_answer_sets_the_kind_of_the_task(form: PromptSetup, answer: str, kind: Kind) -> None:
     m, pool, request = staged(None, form)
     assert request.stage == CLASSIFICATION
     assert "Sort the thing" in request.prompt_text()
@@ -179,7 +183,7 @@ def rows_of(kind: Kind, text: str, reason: str = "stop") -> list:
     return m.outcomes(pool, request, stop(text, reason))
 
 
-def test_instances_of_both_kinds() -> None:
+def test_instances_of_both_kinds_are_parsed() -> None:
     (row,) = rows_of(Kind.GENERATION, "Input: a\nOutput: b")
     assert isinstance(row, Found)
     assert (row.sample.input, row.sample.output, row.sample.kind) == ("a", "b", Kind.GENERATION)
@@ -188,18 +192,18 @@ def test_instances_of_both_kinds() -> None:
     assert row.sample.license == "MIT"
 
 
-def test_cut_by_length_loses_the_last_instance_only() -> None:
-    kept, lost = rows_of(Kind.GENERATION, "Input: a\nOutput: b\nInput: c\nOutput: d", "length")
-    assert (kept.sample.output, lost.rejection.reason) == ("b", "cut_by_length")
+def test_only_the_last_instance_of_a_truncated_completion_is_rejected() -> None:
+    kept, rejected = rows_of(Kind.GENERATION, "Input: a\nOutput: b\nInput: c\nOutput: d", "length")
+    assert (kept.sample.output, rejected.rejection.reason) == ("b", "cut_by_length")
 
 
-def test_a_whole_instance_survives_a_cut_one_without_an_output() -> None:
+def test_a_complete_instance_is_kept_before_a_truncated_one_without_output() -> None:
     text = "Example 1\nInput: a\nOutput: b\n\nExample 2\nInput: a long text that is cu"
-    kept, lost = rows_of(Kind.GENERATION, text, "length")
-    assert (kept.sample.output, lost.rejection.reason) == ("b", "cut_by_length")
+    kept, rejected = rows_of(Kind.GENERATION, text, "length")
+    assert (kept.sample.output, rejected.rejection.reason) == ("b", "cut_by_length")
 
 
-def test_faulty_instances_do_not_make_a_conflict() -> None:
+def test_invalid_instances_do_not_cause_a_conflict() -> None:
     outcomes = rows_of(
         Kind.GENERATION, "Input: a\nOutput:\nInput: a\nOutput: b\nInput: a\nOutput: a"
     )
@@ -212,18 +216,18 @@ def chat_rows(examples: list, reason: str = "stop", cut: int = 0) -> list:
     return m.outcomes(pool, request, stop(text[: len(text) - cut], reason))
 
 
-def test_chat_instances() -> None:
+def test_instances_are_parsed_from_json() -> None:
     good = {"input": "(none)", "output": " b "}
     (row,) = chat_rows([good])
     assert (row.sample.input, row.sample.output) == ("", "b")
     other = {"input": "c", "output": "d"}
-    kept, lost = chat_rows([good, other], "length", cut=5)
-    assert (kept.sample.output, lost.rejection.reason) == ("b", "cut_by_length")
-    (lost,) = chat_rows([{"input": None, "output": ["x"]}])
-    assert lost.rejection.reason == "no_instances"
+    kept, rejected = chat_rows([good, other], "length", cut=5)
+    assert (kept.sample.output, rejected.rejection.reason) == ("b", "cut_by_length")
+    (outcome,) = chat_rows([{"input": None, "output": ["x"]}])
+    assert outcome.rejection.reason == "no_instances"
 
 
-def test_an_answer_has_room_in_every_language() -> None:
+def test_yes_and_no_fit_into_the_token_limit_in_every_language() -> None:
     m, pool = SelfInstruct(), Pool([*seeds(9), *seeds(9, "ar")])
     for language, tokens in (("en", 3), ("ar", 8)):
         pool.unclassified.append(pool.add(Sample("Do", language=language, license="MIT")))
@@ -232,15 +236,15 @@ def test_an_answer_has_room_in_every_language() -> None:
 
 
 def reasons(outcomes: list) -> list[str]:
-    return [o.rejection.reason if isinstance(o, Lost) else "" for o in outcomes]
+    return [o.rejection.reason if isinstance(o, RejectedCandidate) else "" for o in outcomes]
 
 
-def test_one_input_with_two_outputs_drops_all() -> None:
+def test_one_input_with_two_outputs_rejects_all_instances() -> None:
     text = "Input: a\nOutput: b\nInput: a\nOutput: c\nInput: x\nOutput: y"
     assert reasons(rows_of(Kind.GENERATION, text)) == ["conflicting_instances"] * 3
 
 
-def test_duplicates_and_at_most_five() -> None:
+def test_duplicate_instances_and_those_after_the_fifth_are_rejected() -> None:
     text = "".join(f"Input: {i}\nOutput: o{i}\n" for i in (1, 1, 2, 3, 4, 5, 6))
     assert reasons(rows_of(Kind.GENERATION, text)) == [
         "",
@@ -250,20 +254,20 @@ def test_duplicates_and_at_most_five() -> None:
     ]
 
 
-def test_unreadable_instances_are_no_row() -> None:
-    (lost,) = rows_of(Kind.GENERATION, "No valid output found.")
-    assert lost.rejection.reason == "no_instances"
-    (lost,) = rows_of(Kind.GENERATION, "Output:")
-    assert lost.rejection.reason == "empty_output"
+def test_unreadable_instances_are_rejected() -> None:
+    (outcome,) = rows_of(Kind.GENERATION, "No valid output found.")
+    assert outcome.rejection.reason == "no_instances"
+    (outcome,) = rows_of(Kind.GENERATION, "Output:")
+    assert outcome.rejection.reason == "empty_output"
 
 
 @pytest.mark.parametrize(
-    ("count", "unclassified", "classified", "wanted"),
+    ("count", "unclassified", "classified", "expected"),
     [
-        # New instructions take what is left, at most half.
+        # New instructions fill the rest of the batch, up to half of it.
         (24, 10, 6, {"classification": 10, "instances": 6, "instructions": 12}),
         (24, 0, 20, {"classification": 0, "instances": 20, "instructions": 4}),
-        # They are never crowded out, and classifications do not count.
+        # At least one request is for new instructions; classifications do not count.
         (16, 40, 40, {"classification": 40, "instances": 15, "instructions": 1}),
         (16, 30, 0, {"classification": 30, "instances": 0, "instructions": 8}),
         (1, 5, 5, {"classification": 5, "instances": 1, "instructions": 0}),
@@ -271,7 +275,7 @@ def test_unreadable_instances_are_no_row() -> None:
     ],
 )
 def test_stages_share_a_batch(
-    count: int, unclassified: int, classified: int, wanted: dict[str, int]
+    count: int, unclassified: int, classified: int, expected: dict[str, int]
 ) -> None:
     m, pool = SelfInstruct(), pool_with(80)
     pool.unclassified.extend(range(unclassified))
@@ -279,15 +283,15 @@ def test_stages_share_a_batch(
     for task in pool.tasks[40:]:
         task.kind = Kind.GENERATION
     stages = Counter(r.stage for r in m.requests(pool, random.Random(0), count, COMPLETION))
-    assert stages == Counter(wanted)
+    assert stages == Counter(expected)
     assert not pool.unclassified
-    assert len(pool.classified) == classified - wanted["instances"]
+    assert len(pool.classified) == classified - expected["instances"]
 
 
 # -- alpaca -------------------------------------------------------------------------------
 
 
-def test_alpaca_shows_three_seeds_and_no_machine_made_task() -> None:
+def test_alpaca_shows_three_seeds_and_no_generated_task() -> None:
     m, pool = Alpaca(), pool_with(20)
     (request,) = m.requests(pool, random.Random(0), 1, COMPLETION)
     assert len(request.parents) == 3
@@ -297,7 +301,7 @@ def test_alpaca_shows_three_seeds_and_no_machine_made_task() -> None:
     assert request.prompt_text().endswith("###\n4. Instruction:")
 
 
-def test_alpaca_does_not_show_seeds_that_fill_the_prompt() -> None:
+def test_alpaca_does_not_show_very_long_seeds() -> None:
     pool = Pool([*seeds(6), *[replace(s, output="x" * 9000) for s in seeds(6)]])
     for request in Alpaca().requests(pool, random.Random(0), 50, COMPLETION):
         assert request.parents
@@ -311,25 +315,25 @@ TRIPLES = (
 )
 
 
-def test_alpaca_reads_triples() -> None:
+def test_alpaca_parses_triples() -> None:
     m, pool = Alpaca(), pool_with()
     (request,) = m.requests(pool, random.Random(0), 1, COMPLETION)
-    found = m.outcomes(pool, request, stop(TRIPLES))
-    assert [(f.sample.instruction, f.sample.input, f.sample.output) for f in found] == [
+    candidates = m.outcomes(pool, request, stop(TRIPLES))
+    assert [(c.sample.instruction, c.sample.input, c.sample.output) for c in candidates] == [
         ("Name a river", "", "The Nile"),
         ("Add", "1 2", "3"),
         ("Cut", "x", "y"),
     ]
-    assert all(f.is_row for f in found)
+    assert all(c.is_row for c in candidates)
 
 
-def test_alpaca_cut_by_length_loses_its_last_item_only() -> None:
+def test_alpaca_rejects_only_the_last_item_of_a_truncated_completion() -> None:
     m, pool = Alpaca(), pool_with()
     (request,) = m.requests(pool, random.Random(0), 1, COMPLETION)
     assert reasons(m.outcomes(pool, request, stop(TRIPLES, "length"))) == ["", "", "cut_by_length"]
 
 
-def test_alpaca_keeps_count_of_what_it_cannot_read() -> None:
+def test_alpaca_counts_items_that_it_cannot_parse() -> None:
     m, pool = Alpaca(), pool_with()
     (request,) = m.requests(pool, random.Random(0), 1, COMPLETION)
     text = (
@@ -339,7 +343,7 @@ def test_alpaca_keeps_count_of_what_it_cannot_read() -> None:
     assert reasons(m.outcomes(pool, request, stop(text)))[3:] == ["incomplete_task", "empty_output"]
 
 
-def test_alpaca_chat_with_schema() -> None:
+def test_alpaca_parses_json() -> None:
     m, pool = Alpaca(), pool_with()
     (request,) = m.requests(pool, random.Random(0), 1, CHAT)
     rows = [{"instruction": "do it", "input": "", "output": "done"}, {"instruction": "x"}]

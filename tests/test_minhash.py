@@ -1,4 +1,4 @@
-"""Near duplicates by shared words: datasketch's signatures, exact decisions, the stated recall."""
+"""MinHash index: signatures equal datasketch's, matches are exact, the stated recall is reached."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def nearest(text: str, rows: list[str], threshold: float, ngram: int = 1) -> Mat
 
 
 def near_duplicates(count: int, rng: random.Random) -> list[str]:
-    """Texts of 3 to 60 words, and copies of some with some words exchanged."""
+    """Return texts of 3 to 60 words; about half are earlier texts with some words replaced."""
     texts: list[str] = []
     while len(texts) < count:
         if texts and rng.random() < 0.5:
@@ -60,17 +60,17 @@ def near_duplicates(count: int, rng: random.Random) -> list[str]:
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))
-def test_signatures_are_datasketchs(texts: list[str]) -> None:
+def test_signatures_equal_those_of_datasketch(texts: list[str]) -> None:
     index = MinHashIndex()
     signatures = index.signatures(texts)
     for text, signature in zip(texts, signatures, strict=True):
-        theirs = MinHash(num_perm=128, scheme="affine32")
-        theirs.update_batch([w.encode("utf-8", "surrogatepass") for w in tokenize(text)])
-        assert (signature == theirs.hashvalues).all()
-        assert index.minhash(text).jaccard(theirs) == 1.0
+        reference = MinHash(num_perm=128, scheme="affine32")
+        reference.update_batch([w.encode("utf-8", "surrogatepass") for w in tokenize(text)])
+        assert (signature == reference.hashvalues).all()
+        assert index.minhash(text).jaccard(reference) == 1.0
 
 
-def test_signatures_without_numba_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signatures_do_not_depend_on_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [*near_duplicates(50, random.Random(0)), ""]
     compiled = MinHashIndex().signatures(texts)
     monkeypatch.setattr(minhash_kernels, "COMPILED", False)
@@ -78,7 +78,9 @@ def test_signatures_without_numba_are_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 
 @given(st.lists(TEXTS, max_size=8), TEXTS, st.sampled_from([0.1, 0.5, 0.7, 0.9]))
-def test_what_is_found_is_right(rows: list[str], text: str, threshold: float) -> None:
+def test_matches_have_exact_scores_above_the_threshold(
+    rows: list[str], text: str, threshold: float
+) -> None:
     index = MinHashIndex(threshold)
     index.add(rows)
     (match,) = index.nearest([text])
@@ -87,25 +89,25 @@ def test_what_is_found_is_right(rows: list[str], text: str, threshold: float) ->
         assert exact > Fraction(str(threshold))
         assert match.score == float(exact)
     if text in rows and text:
-        # Equal texts share every band.
+        # Equal texts share every band, so they are always found.
         assert match == Match(1.0, [set(r.split()) for r in rows].index(set(text.split())))
 
 
 @pytest.mark.parametrize(("threshold", "ngram"), [(0.7, 1), (0.5, 1), (0.7, 3), (0.9, 1)])
-def test_the_stated_recall_is_kept(threshold: float, ngram: int) -> None:
+def test_the_stated_recall_is_reached(threshold: float, ngram: int) -> None:
     texts = near_duplicates(1500, random.Random(4))
     rows, queries = texts[:1000], texts[1000:]
     index = MinHashIndex(threshold, ngram=ngram)
     index.add(rows)
-    wanted = [nearest(q, rows, threshold, ngram) for q in queries]
-    found = index.nearest(queries)
-    pairs = [(w, f) for w, f in zip(wanted, found, strict=True) if w is not None]
+    expected = [nearest(q, rows, threshold, ngram) for q in queries]
+    matches = index.nearest(queries)
+    pairs = [(w, f) for w, f in zip(expected, matches, strict=True) if w is not None]
     assert len(pairs) > 30
     assert sum(w == f for w, f in pairs) >= 0.99 * len(pairs)
-    assert all(f is None for w, f in zip(wanted, found, strict=True) if w is None)
+    assert all(f is None for w, f in zip(expected, matches, strict=True) if w is None)
 
 
-def test_gate_keeps_each_text_unless_a_kept_one_is_near() -> None:
+def test_gate_keeps_a_text_unless_a_kept_text_matches() -> None:
     texts = near_duplicates(3000, random.Random(5))
     index = MinHashIndex()
     kept, rejected = index.gate(texts)
@@ -115,14 +117,14 @@ def test_gate_keeps_each_text_unless_a_kept_one_is_near() -> None:
         assert kept[match.row] < i
         assert match.score == float(jaccard(texts[i], texts[kept[match.row]]))
         assert match.score > 0.7
-    again = MinHashIndex()
-    one_by_one = [i for i, text in enumerate(texts) if again.gate([text])[0]]
+    one_at_a_time = MinHashIndex()
+    one_by_one = [i for i, text in enumerate(texts) if one_at_a_time.gate([text])[0]]
     assert one_by_one == kept
-    # The last gate of one text looked it up among the same rows.
-    assert again.nearest(texts) == index.nearest(texts)
+    # Both indexes hold the same rows, so they find the same matches.
+    assert one_at_a_time.nearest(texts) == index.nearest(texts)
 
 
-def test_short_texts_are_told_apart() -> None:
+def test_different_short_texts_are_kept() -> None:
     texts = ["Hi", "Hello", "What?", "Why not?", "Tell a joke.", "Tell a story.", "Hi!", "why NOT"]
     for ngram in (1, 3):
         kept, rejected = MinHashIndex(ngram=ngram).gate(texts)
@@ -131,7 +133,7 @@ def test_short_texts_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.1 * 7, 2 / 3, 0.7999999999999999, 1 / 3, 0.123456789])
-def test_thresholds_of_many_digits(threshold: float) -> None:
+def test_thresholds_with_many_digits_are_exact(threshold: float) -> None:
     texts = [" ".join(f"w{i}" for i in range(n)) for n in (1, 580, 1200, 5000)]
     index = MinHashIndex(threshold)
     index.add(texts)
@@ -142,19 +144,19 @@ def test_thresholds_of_many_digits(threshold: float) -> None:
             assert (Fraction(both, either) > index._exact) == above
 
 
-def test_bands_keep_the_recall_and_no_more() -> None:
+def test_bands_reach_the_recall_within_the_permutations() -> None:
     assert bands_for(0.7, 0.99, 128) == (32, 4)
     for threshold in np.arange(0.1, 1, 0.1):
         bands, rows = bands_for(float(threshold), 0.99, 128)
         assert 1 - (1 - threshold**rows) ** bands >= 0.99
         assert bands * rows <= 128
-    with pytest.raises(ValueError, match="cannot find"):
+    with pytest.raises(ValueError, match=r"0\.001"):
         bands_for(0.001, 0.99, 128)
 
 
 @pytest.mark.parametrize("bad", [{"threshold": 0}, {"threshold": 1}, {"ngram": 0}])
-def test_arguments_out_of_range(bad: dict) -> None:
-    with pytest.raises(ValueError, match="must"):
+def test_arguments_out_of_range_raise(bad: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
         MinHashIndex(**bad)
 
 
@@ -165,7 +167,7 @@ def test_empty_and_identical_texts() -> None:
     assert {m for _, m in rejected} == {Match(1.0, 2)}
 
 
-def test_without_numba_the_results_are_the_same() -> None:
+def test_results_do_not_depend_on_numba() -> None:
     code = (
         "import random; from tests.test_minhash import near_duplicates; "
         "from instructgen.similarity import MinHashIndex, minhash_kernels as k; "
@@ -174,27 +176,27 @@ def test_without_numba_the_results_are_the_same() -> None:
     outputs = []
     for disable in ("0", "1"):
         env = {**os.environ, "NUMBA_DISABLE_JIT": disable}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
         )
-        outputs.append(done.stdout.split(" ", 1))
+        outputs.append(process.stdout.split(" ", 1))
     assert [o[0] for o in outputs] == ["True", "False"]
     assert outputs[0][1] == outputs[1][1]
 
 
 @pytest.mark.parametrize("ngram", [1, 3])
-def test_pairs_are_all_that_nearest_chooses_from(ngram: int, monkeypatch) -> None:
+def test_nearest_returns_the_best_of_all_pairs(ngram: int, monkeypatch) -> None:
     monkeypatch.setattr(minhash_module, "_PAIRS_AT_FIRST", 4)
     texts = near_duplicates(400, random.Random(4))
     index = MinHashIndex(0.5, ngram)
     index.add(texts)
     text, row, score = index.pairs(texts)
-    found = {}
+    best = {}
     for i, j, s in zip(text.tolist(), row.tolist(), score.tolist(), strict=True):
         assert s == float(jaccard(texts[i], texts[j], ngram)) > 0.5
-        if i not in found or s > found[i].score:
-            found[i] = Match(s, j)
-    assert [found.get(i) for i in range(len(texts))] == index.nearest(texts)
+        if i not in best or s > best[i].score:
+            best[i] = Match(s, j)
+    assert [best.get(i) for i in range(len(texts))] == index.nearest(texts)
     close = [
         (i, j)
         for i in range(len(texts))
@@ -202,12 +204,12 @@ def test_pairs_are_all_that_nearest_chooses_from(ngram: int, monkeypatch) -> Non
         if jaccard(texts[i], texts[j], ngram) > Fraction(1, 2)
     ]
     assert len(text) >= 0.99 * len(close)
-    # Asking changes nothing.
+    # A search does not change the index.
     assert index.pairs(texts).text.tolist() == text.tolist()
 
 
 @pytest.mark.parametrize("ngram", [1, 2])
-def test_a_saved_index_is_opened_and_goes_on(tmp_path, ngram: int) -> None:
+def test_an_opened_index_can_be_extended_without_changing_its_file(tmp_path, ngram: int) -> None:
     texts = [*near_duplicates(300, random.Random(6)), "", "نان تازه را ببُر", "切面包"]
     index = MinHashIndex(0.6, ngram, recall=0.95, permutations=64)
     index.add(texts[:200])
@@ -220,21 +222,23 @@ def test_a_saved_index_is_opened_and_goes_on(tmp_path, ngram: int) -> None:
     assert opened.gate(texts[200:]) == index.gate(texts[200:])
     assert opened.nearest(texts) == index.nearest(texts)
     assert path.read_bytes() == before
-    with pytest.raises(InputError, match="no ROUGE-L index"):
+    with pytest.raises(InputError, match="ROUGE-L index 1") as other_kind:
         RougeLIndex.open(path)
     path.write_bytes(before[:-10])
-    with pytest.raises(InputError, match="cut off"):
+    with pytest.raises(InputError) as truncated:
         MinHashIndex.open(path)
+    assert truncated.value.path == other_kind.value.path == path
+    assert "MinHash index 1" not in str(truncated.value)
 
 
-def test_datasketch_finds_the_same_candidates() -> None:
+def test_datasketch_lsh_finds_the_same_matches() -> None:
     texts = near_duplicates(300, random.Random(8))
     index = MinHashIndex(0.6)
     index.add(texts)
     lsh = index.lsh()
     assert isinstance(lsh, MinHashLSH)
     for i, match in enumerate(index.nearest(texts)):
-        found = lsh.query(index.minhash(texts[i]))
-        assert str(i) in found
+        candidates = lsh.query(index.minhash(texts[i]))
+        assert str(i) in candidates
         assert match is not None
-        assert str(match.row) in found
+        assert str(match.row) in candidates

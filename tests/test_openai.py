@@ -230,10 +230,10 @@ def test_a_server_that_is_down_is_no_answer_about_schemas() -> None:
     server = Server(reply(503))
     engine, _ = engine_for(server, max_retries=0)
     with pytest.raises(EngineError, match="does not answer"):
-        engine.binds_schema()
+        engine.enforces_schema()
     server = Server(reply(400, {"error": "no response_format here"}))
     engine, _ = engine_for(server)
-    assert not engine.binds_schema()
+    assert not engine.enforces_schema()
 
 
 def test_the_process_does_not_wait_for_a_silent_server(tmp_path: Path) -> None:

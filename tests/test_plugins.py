@@ -1,4 +1,4 @@
-"""Parts that an installed package adds: their code is part of what made a result."""
+"""Tests of plug-ins from installed packages: a change of their code invalidates old results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Banned(Filter):
 """
 SOURCE = """
 from instructgen.schema.sample import Sample
-from instructgen.formats import Source, text
+from instructgen.formats import Format, text
 
 class Quiz(Source):
     name = "quiz"
@@ -51,7 +51,7 @@ class Short(Verifier):
 
 
 class Site:
-    """A folder that Python installs from, with one distribution that adds parts."""
+    """A folder on the Python path with one installed package, acme, that adds plug-ins."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.package = folder, folder / "acme"
@@ -64,10 +64,11 @@ class Site:
         self.version("1.0")
 
     def words(self, word: str) -> None:
-        """Another module of the package than the filter's own."""
+        """Change a module that the filter imports."""
         (self.package / "words.py").write_text(f"BANNED = {word!r}\n")
 
     def version(self, number: str) -> None:
+        """Change the version of the installed package."""
         for old in self.folder.glob("acme-*.dist-info"):
             for file in old.iterdir():
                 file.unlink()
@@ -80,6 +81,12 @@ class Site:
             "[instructgen.sources]\nquiz = acme.quiz:Quiz\n"
             "[instructgen.verifiers]\nshort = acme.short:Short\n"
         )
+
+    def unchanged(self, *words: object) -> bool:
+        """Run a command; return whether its output already existed and was not rewritten."""
+        done = self.run(*words, "--json")
+        assert done.returncode == 0, done.stderr
+        return orjson.loads(done.stdout)["unchanged"]
 
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
         paths = (str(self.folder), str(ROOT), os.environ.get("PYTHONPATH", ""))
@@ -105,7 +112,7 @@ def recipe(folder: Path) -> Path:
     return path
 
 
-def test_changed_code_of_a_filter_is_no_old_dataset(site: Site, tmp_path: Path) -> None:
+def test_curate_rejects_an_output_made_with_other_filter_code(site: Site, tmp_path: Path) -> None:
     rows, out = dataset(tmp_path / "rows", sentences(20)), tmp_path / "out"
     words = ("curate", rows, "--recipe", recipe(tmp_path), "--out", out)
     done = site.run(*words)
@@ -115,23 +122,22 @@ def test_changed_code_of_a_filter_is_no_old_dataset(site: Site, tmp_path: Path) 
     kept = orjson.loads((out / "manifest.json").read_bytes())["rows"]
     assert 0 < kept < 20
 
-    again = site.run(*words)
-    assert (again.returncode, "already made, unchanged" in again.stdout) == (0, True)
-    assert orjson.loads(site.run(*words, "--json").stdout)["unchanged"] is True
+    assert site.run(*words).returncode == 0
+    assert site.unchanged(*words)
 
     site.words("blue")
-    refused = site.run(*words)
-    assert refused.returncode == 2
-    assert "plugins.filters.banned.sha256" in refused.stderr
+    failed = site.run(*words)
+    assert failed.returncode == 2
+    assert "plugins.filters.banned.sha256" in failed.stderr
     site.words("red")
     site.version("1.1")
-    refused = site.run(*words)
-    assert refused.returncode == 2
-    assert "plugins.filters.banned.version" in refused.stderr
+    failed = site.run(*words)
+    assert failed.returncode == 2
+    assert "plugins.filters.banned.version" in failed.stderr
 
 
-def test_all_code_of_a_package_counts(site: Site, tmp_path: Path) -> None:
-    """Without an __init__.py, and through a link."""
+def test_the_code_digest_covers_the_whole_package(site: Site, tmp_path: Path) -> None:
+    """The package has no __init__.py, and one of its folders is a symbolic link."""
     rows, out = dataset(tmp_path / "rows", sentences(20)), tmp_path / "out"
     (site.package / "__init__.py").unlink()
     (tmp_path / "elsewhere").mkdir()
@@ -139,7 +145,7 @@ def test_all_code_of_a_package_counts(site: Site, tmp_path: Path) -> None:
     (site.package / "linked").symlink_to(tmp_path / "elsewhere")
     words = ("curate", rows, "--recipe", recipe(tmp_path), "--out", out)
     assert site.run(*words).returncode == 0
-    assert "already made, unchanged" in site.run(*words).stdout
+    assert site.unchanged(*words)
     (tmp_path / "elsewhere" / "more.py").write_text("X = 2\n")
     assert site.run(*words).returncode == 2
     (tmp_path / "elsewhere" / "more.py").write_text("X = 1\n")
@@ -148,43 +154,45 @@ def test_all_code_of_a_package_counts(site: Site, tmp_path: Path) -> None:
     assert site.run(*words).returncode == 2
 
 
-def test_changed_code_of_a_format_is_no_old_dataset(site: Site, tmp_path: Path) -> None:
+def test_import_rejects_an_output_made_with_other_format_code(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "quiz.jsonl"
     file.write_bytes(orjson.dumps({"quiz_question": "Who?", "quiz_answer": "Me."}) + b"\n")
     words = ("import", file, "--out", tmp_path / "out")
     assert site.run(*words).returncode == 0
-    assert "already made, unchanged" in site.run(*words).stdout
+    assert site.unchanged(*words)
     site.words("green")
     assert site.run(*words).returncode == 2
 
 
-def test_changed_code_of_any_format_may_change_what_dedup_reads(site: Site, tmp_path: Path) -> None:
+def test_dedup_rejects_an_output_made_with_other_format_code(site: Site, tmp_path: Path) -> None:
+    """Any format can be the detected one, so the code of all formats counts."""
     file = ROOT / "seeds" / "general.jsonl"
     words = ("dedup", file, "--how", "exact", "--out", tmp_path / "out")
     assert site.run(*words).returncode == 0
-    assert "already made, unchanged" in site.run(*words).stdout
+    assert site.unchanged(*words)
     site.words("green")
     assert site.run(*words).returncode == 2
 
 
-def test_a_run_is_not_resumed_or_rebuilt_by_other_code(site: Site, tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_or_rebuilt_with_other_code(site: Site, tmp_path: Path) -> None:
     seeds, out = ROOT / "seeds" / "general.jsonl", tmp_path / "run"
     words = ("generate", "--seeds", seeds, "--target", 8, "--engine", "echo", "--batch-size", 4)
     words = (*words, "--recipe", recipe(tmp_path), "--out", out)
     assert site.run(*words).returncode == 0
-    assert "already made, unchanged" in site.run(*words).stdout
-    assert "already made" not in site.run(*words[:4], 12, *words[5:]).stdout
+    assert site.unchanged(*words)
+    assert not site.unchanged(*words[:4], 12, *words[5:])
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     site.words("the")
-    for refused in (site.run(*words[:4], 12, *words[5:]), site.run("rebuild", out)):
-        assert refused.returncode == 1 or refused.returncode == 2
-        assert "filters.banned" in refused.stderr
+    for failed in (site.run(*words[:4], 12, *words[5:]), site.run("rebuild", out)):
+        assert failed.returncode in (1, 2)
+        assert "filters.banned" in failed.stderr
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
-def test_a_step_is_run_again_by_other_code(site: Site, tmp_path: Path) -> None:
+def test_a_pipeline_step_runs_again_with_other_code(site: Site, tmp_path: Path) -> None:
     rows = dataset(tmp_path / "rows", sentences(20))
     path = tmp_path / "pipeline.toml"
+    # The name of the filter contains an escape sequence, which only a TOML parser resolves.
     escaped = tmp_path / "escaped.toml"
     escaped.write_text('[[filters]]\nname = "\\u0062anned"\n')
     path.write_text(
@@ -204,7 +212,7 @@ def test_a_step_is_run_again_by_other_code(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_is_not_trained_on_rewards_of_other_code(
+def test_training_rejects_an_output_made_with_other_verifier_code(
     site: Site, tiny: Path, tmp_path: Path
 ) -> None:
     rows, out = dataset(tmp_path / "rows", sentences(12)), tmp_path / "m"
@@ -223,6 +231,6 @@ def test_a_model_is_not_trained_on_rewards_of_other_code(
     done = site.run(*words)
     assert done.returncode == 0, done.stderr
     site.words("blue")
-    refused = site.run(*words)
-    assert refused.returncode != 0
-    assert "plugins.verifiers.short.sha256" in refused.stderr
+    failed = site.run(*words)
+    assert failed.returncode != 0
+    assert "plugins.verifiers.short.sha256" in failed.stderr

@@ -1,4 +1,4 @@
-"""PPO's parts against values worked out by hand."""
+"""The functions of PPO against values calculated by hand, and the start of a real run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from instructgen.training.ppo import gae, policy_loss, value_loss, whitened  # noqa: E402
 
 
-def test_gae_by_hand() -> None:
+def test_gae_has_the_values_calculated_by_hand() -> None:
     rewards = torch.tensor([[0.0, 1.0, 2.0]])
     values = torch.tensor([[0.5, 0.4, 0.3]])
     mask = torch.ones(1, 3)
@@ -24,17 +24,17 @@ def test_gae_by_hand() -> None:
     assert returns[0].tolist() == pytest.approx([first + 0.5, second + 0.4, third + 0.3])
 
 
-def test_gae_ends_with_the_answer() -> None:
+def test_gae_ignores_tokens_after_the_completion() -> None:
     rewards = torch.tensor([[0.0, 1.0, 9.0]])
     values = torch.tensor([[0.2, 0.1, 9.0]])
     mask = torch.tensor([[1.0, 1.0, 0.0]])
     advantages, returns = gae(rewards, values, mask, gamma=1.0, lam=1.0)
-    # Undiscounted: what is still to come, less what was expected.
+    # Without discount: the sum of the rewards that follow, minus the predicted value.
     assert advantages[0].tolist() == pytest.approx([0.8, 0.9, 0.0])
     assert returns[0].tolist() == pytest.approx([1.0, 1.0, 0.0])
 
 
-def test_the_first_step_has_ratio_one() -> None:
+def test_the_ratio_is_one_before_the_first_update() -> None:
     log_probabilities = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     mask = torch.ones(1, 2)
     advantages = torch.tensor([[1.0, -0.5]])
@@ -44,11 +44,11 @@ def test_the_first_step_has_ratio_one() -> None:
     assert ratio.tolist() == [[1.0, 1.0]]
     assert float(loss) == pytest.approx(-0.25)
     loss.backward()
-    # At ratio 1 it is the plain policy gradient.
+    # At ratio 1 the gradient is the plain policy gradient.
     assert log_probabilities.grad[0].tolist() == pytest.approx([-0.5, 0.25])
 
 
-def test_steps_beyond_the_clip_earn_nothing() -> None:
+def test_the_gradient_is_zero_beyond_the_clipping_range() -> None:
     then = torch.tensor([[-2.0, -2.0]])
     now = torch.tensor([[-1.0, -3.0]], requires_grad=True)
     loss, _ = policy_loss(now, then, torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), clip=0.2)
@@ -57,7 +57,7 @@ def test_steps_beyond_the_clip_earn_nothing() -> None:
     assert float(loss) == pytest.approx((-1.2 + 0.8) / 2)
 
 
-def test_the_critic_is_clipped_too() -> None:
+def test_the_value_loss_is_clipped() -> None:
     then, returns, mask = torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.ones(1, 1)
     inside = value_loss(torch.tensor([[0.1]]), then, returns, mask, clip=0.2)
     beyond = value_loss(torch.tensor([[0.9]]), then, returns, mask, clip=0.2)
@@ -65,14 +65,14 @@ def test_the_critic_is_clipped_too() -> None:
     assert float(beyond) == pytest.approx(0.5 * 0.8**2)
 
 
-def test_whitening_leaves_out_what_is_masked() -> None:
+def test_whitening_ignores_masked_values() -> None:
     values = torch.tensor([[1.0, 3.0, 100.0]])
     mask = torch.tensor([[1.0, 1.0, 0.0]])
     assert whitened(values, mask)[0].tolist() == pytest.approx([-1.0, 1.0, 0.0], abs=1e-4)
 
 
 @pytest.mark.slow
-def test_a_run_begins_at_ratio_one_and_no_divergence(tmp_path: Path) -> None:
+def test_a_run_starts_at_ratio_one_and_zero_kl(tmp_path: Path) -> None:
     import orjson
 
     from instructgen import train
@@ -102,7 +102,7 @@ def test_a_run_begins_at_ratio_one_and_no_divergence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tokens_are_counted_whether_or_not_a_step_is_logged(tmp_path: Path) -> None:
+def test_tokens_of_steps_that_are_not_logged_are_counted(tmp_path: Path) -> None:
     from instructgen import train
     from tests.tiny_model import make_tiny_model
     from tests.training_data import dataset, sentences

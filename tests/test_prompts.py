@@ -1,4 +1,4 @@
-"""Prompts and parsers: whole in every language, and never fooled by text from data."""
+"""Tests of prompts and parsers: complete in every language, and safe with text from data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def texts(value: object) -> list[str]:
     return [t for v in value for t in texts(v)] if isinstance(value, list) else []
 
 
-def test_the_papers_numbers_of_worked_examples() -> None:
+def test_numbers_of_worked_examples_equal_the_paper() -> None:
     worked = tomllib.loads((TEMPLATES / "en.toml").read_text())["worked"]
     assert len(worked["classification"]) == 31
     assert sum(w["yes"] for w in worked["classification"]) == 12
@@ -46,7 +46,7 @@ def test_the_papers_numbers_of_worked_examples() -> None:
 
 
 @pytest.mark.parametrize("language", ALL)
-def test_templates_are_whole(language: str) -> None:
+def test_each_template_is_complete(language: str) -> None:
     english = tomllib.loads((TEMPLATES / "en.toml").read_text())
     loaded = tomllib.loads((TEMPLATES / f"{language}.toml").read_text())
     for table in ("labels", "completion", "chat", "plain", "json"):
@@ -62,10 +62,10 @@ def test_templates_are_whole(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", ALL)
-def test_prompts_stay_in_their_language(language: str) -> None:
+def test_prompts_are_in_their_language(language: str) -> None:
     t = Template(language)
     sample = Sample(t._texts["worked"]["input_first"][0]["instruction"], "", "1")
-    made = [
+    rendered = [
         t.instructions_completion([sample.instruction]),
         t.classification_completion(sample.instruction),
         t.input_first_completion(sample.instruction),
@@ -76,22 +76,23 @@ def test_prompts_stay_in_their_language(language: str) -> None:
         *(m.content for m in t.instances_chat(sample.instruction, 5, True, output_first=True)),
         *(m.content for m in t.triples_chat([sample], 4, False)),
     ]
-    for prompt in made:
+    for prompt in rendered:
         assert fits_language(prompt, language)
 
 
 @pytest.mark.parametrize("language", ALL)
-def test_what_a_worked_example_shows_is_what_the_parser_reads(language: str) -> None:
-    """The form that prompts show is the form that completions are read by."""
+def test_parsers_read_the_format_of_the_worked_examples(language: str) -> None:
     t = Template(language)
     for task in t._texts["worked"]["input_first"]:
         shown = t._examples(task["examples"])
         assert t.parse_input_first(shown) == [
             Instance(e["input"], e["output"].strip()) for e in task["examples"]
         ]
-    label, given = t.labels["class_label"], t.labels["input"]
+    label, input_ = t.labels["class_label"], t.labels["input"]
     for task in t._texts["worked"]["output_first"]:
-        shown = "\n".join(f"{label}: {e['label']}\n{given}: {e['input']}" for e in task["examples"])
+        shown = "\n".join(
+            f"{label}: {e['label']}\n{input_}: {e['input']}" for e in task["examples"]
+        )
         assert t.parse_output_first(shown) == [
             Instance(e["input"], e["label"]) for e in task["examples"]
         ]
@@ -104,7 +105,7 @@ def test_what_a_worked_example_shows_is_what_the_parser_reads(language: str) -> 
 
 
 @pytest.mark.parametrize("language", ALL)
-def test_yes_and_no(language: str) -> None:
+def test_only_a_clear_yes_counts_as_yes(language: str) -> None:
     t = Template(language)
     yes, no = t.labels["yes"], t.labels["no"]
     assert t.is_yes(f" {yes}.")
@@ -113,14 +114,14 @@ def test_yes_and_no(language: str) -> None:
         assert not t.is_yes(unclear)
 
 
-def test_a_language_without_a_template_is_asked_for() -> None:
+def test_prompts_name_a_language_that_has_no_template() -> None:
     t = Template("de")
     assert not t.native
     assert "de" in t.instructions_completion(["Schreibe ein Gedicht."])
     assert "de" in t.instructions_chat(["Schreibe ein Gedicht."], 7, False)[0].content
 
 
-def test_text_from_data_is_never_a_template() -> None:
+def test_placeholders_in_data_are_not_filled() -> None:
     t = Template("en")
     sample = Sample(HOSTILE, HOSTILE, HOSTILE)
     for prompt in (
@@ -137,7 +138,7 @@ def test_text_from_data_is_never_a_template() -> None:
 # -- numbered lists -------------------------------------------------------------------
 
 
-def test_the_papers_form() -> None:
+def test_a_numbered_list_in_the_format_of_the_paper_is_parsed() -> None:
     text = " Write a haiku.\n10. Name  three\n   rivers:\n11. Explain NASA's Apollo in 2016.\n"
     assert parse_numbered(text, 15) == [
         "Write a haiku.",
@@ -150,7 +151,7 @@ def test_only_the_first_letter_becomes_a_capital() -> None:
     assert parse_numbered(" explain NASA's Apollo", 15) == ["Explain NASA's Apollo"]
 
 
-def test_a_stop_inside_a_sentence_is_none() -> None:
+def test_a_number_inside_a_sentence_does_not_end_the_list() -> None:
     text = " Say what happened in 2016. Be brief.\n10. Count to 16. Then stop.\n16. Not this."
     assert parse_numbered(text, 15) == [
         "Say what happened in 2016. Be brief.",
@@ -159,11 +160,11 @@ def test_a_stop_inside_a_sentence_is_none() -> None:
 
 
 @given(st.lists(st.text(alphabet="abcdef ghi,?", min_size=1), max_size=7))
-def test_what_is_numbered_is_read_back(items: list[str]) -> None:
-    wanted = [one_line(i) for i in items if i.strip()]
-    wanted = [w[:1].upper() + w[1:] for w in wanted if w]
+def test_numbered_items_are_parsed_back(items: list[str]) -> None:
+    expected = [one_line(i) for i in items if i.strip()]
+    expected = [e[:1].upper() + e[1:] for e in expected if e]
     shown = "\n".join(f"{n}. {t}" for n, t in enumerate(items, start=9)).removeprefix("9.")
-    assert parse_numbered(shown, 15) == wanted
+    assert parse_numbered(shown, 15) == expected
 
 
 # -- instances --------------------------------------------------------------------------
@@ -190,7 +191,9 @@ def test_what_is_numbered_is_read_back(items: list[str]) -> None:
         ("Input: a\nOutput: b\n\nExample 2\nInput: cut he", [("a", "b"), None]),
     ],
 )
-def test_input_first(text: str, instances: list[tuple[str, str]]) -> None:
+def test_instances_with_input_before_output_are_parsed(
+    text: str, instances: list[tuple[str, str]]
+) -> None:
     assert Template("en").parse_input_first(text) == [i and Instance(*i) for i in instances]
 
 
@@ -208,14 +211,16 @@ def test_input_first(text: str, instances: list[tuple[str, str]]) -> None:
         ),
     ],
 )
-def test_output_first(text: str, instances: list[tuple[str, str]]) -> None:
+def test_instances_with_label_before_input_are_parsed(
+    text: str, instances: list[tuple[str, str]]
+) -> None:
     assert Template("en").parse_output_first(text) == [Instance(*i) for i in instances]
 
 
 @given(
     st.text(alphabet=st.sampled_from("Task: Input:\nOutput: Example 12. Class label: ###(none)"))
 )
-def test_parsers_never_fail(text: str) -> None:
+def test_parsers_accept_any_text(text: str) -> None:
     t = Template("en")
     for instance in filter(None, (*t.parse_input_first(text), *t.parse_output_first(text))):
         assert instance.input == instance.input.strip()
@@ -224,7 +229,7 @@ def test_parsers_never_fail(text: str) -> None:
     parse_numbered(text, 15)
 
 
-def test_json() -> None:
+def test_only_a_list_under_the_key_is_parsed_from_json() -> None:
     assert parse_json('{"tasks": ["a"]}', "tasks") == ["a"]
     for bad in ('{"tasks": "a"}', '["a"]', '{"tasks": ["a"', "null", '{"task": []}', ""):
         assert parse_json(bad, "tasks") == []
@@ -234,24 +239,24 @@ ITEMS = st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_s
 
 
 @given(ITEMS, st.data())
-def test_of_json_cut_anywhere_the_whole_items_are_read(items: list, data: st.DataObject) -> None:
+def test_complete_items_are_parsed_from_truncated_json(items: list, data: st.DataObject) -> None:
     text = orjson.dumps({"tasks": items}).decode()
     cut = text[: data.draw(st.integers(0, len(text)))]
-    read = parse_json(cut, "tasks", cut=True)
+    parsed = parse_json(cut, "tasks", cut=True)
     if not cut.startswith('{"tasks":['):
-        assert read == []
+        assert parsed == []
         return
-    assert read[-1] is None
-    whole = read[:-1]
-    assert whole == items[: len(whole)]
-    # No item that was followed by a comma is lost.
-    assert len(whole) >= sum(
+    assert parsed[-1] is None
+    complete = parsed[:-1]
+    assert complete == items[: len(complete)]
+    # Every item that is followed by a comma is returned.
+    assert len(complete) >= sum(
         cut.startswith('{"tasks":[' + ",".join(orjson.dumps(i).decode() for i in items[:n]) + ",")
         for n in range(1, len(items) + 1)
     )
 
 
-def test_numbers_inside_an_answer_are_left_alone() -> None:
+def test_numbers_inside_an_output_are_kept() -> None:
     text = " cook pasta\n4. Input: (none)\n4. Output: 1. Boil water\n2. Add pasta\n3.14 is pi\n2020. was"
     (triple,) = Template("en").parse_triples(text)
     assert triple is not None
@@ -259,5 +264,5 @@ def test_numbers_inside_an_answer_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["../../filters/default", "x" * 300, "", "EN", "en.toml"])
-def test_names_from_data_never_become_paths(name: str) -> None:
+def test_a_language_name_from_data_is_not_used_as_a_path(name: str) -> None:
     assert not Template(name).native

@@ -1,7 +1,7 @@
-"""Real engines with the embedded model: vLLM on this machine, its server, and transformers.
+"""Tests of real engines with the embedded model: vLLM, its API server, and transformers.
 
-What asks vLLM in one process shares one that is loaded once (`tests.engine_host`). What is
-about processes has its own: the demo, a run that is killed, a core that is killed, a server.
+Most tests share one process with vLLM loaded (`tests.engine_host`). Tests about processes
+start their own: the demo, a run that is killed, a core that is killed, and a server.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from instructgen.engines.vllm import VllmEngine
 from instructgen.engines.transformers import TransformersEngine
 from instructgen.schema import Message
 """
-# A model that computes in tests is a real one: it gets all cores.
+# These tests use a real model, which needs all cores.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
 
 
 def script(host: EngineHost, body: str) -> None:
-    """Run a script that asserts, next to the loaded model."""
+    """Run a script with assertions in the process with the loaded model."""
     done = host.script(HEAD + textwrap.dedent(body))
     assert done.code == 0, done.stderr[-3000:]
 
 
 def run(*args: object, timeout: int = 840) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own, as a user's would be."""
+    """Run a command in its own process, as a user does."""
     return subprocess.run(
         [COMMAND, *map(str, args)],
         capture_output=True,
@@ -60,14 +60,16 @@ def run(*args: object, timeout: int = 840) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_vllm_binds_schemas_and_a_bad_request_fails_alone(engine_host: EngineHost) -> None:
+def test_vllm_enforces_schemas_and_a_failed_request_affects_no_other(
+    engine_host: EngineHost,
+) -> None:
     script(
         engine_host,
         """
         import orjson
         engine = VllmEngine(model="smollm2", max_model_len=2048)
-        assert engine.chats()
-        assert engine.binds_schema()
+        assert engine.has_chat_template()
+        assert engine.enforces_schema()
         good = Request("The capital of France is", Sampling(temperature=0, max_tokens=8))
         for bad, why in (
             (Request("", Sampling()), "empty"),
@@ -112,13 +114,13 @@ def test_vllm_runs_no_code_of_a_model(engine_host: EngineHost, tiny: Path, tmp_p
         except ConfigError as error:
             assert "trust_remote_code" not in str(error)
         else:
-            raise AssertionError("it was loaded")
+            raise AssertionError("the model was loaded")
         """,
     )
     assert not marker.exists()
 
 
-def test_vllm_does_not_write_with_random_layers(
+def test_vllm_rejects_a_model_with_missing_layers(
     engine_host: EngineHost, tiny: Path, tmp_path: Path
 ) -> None:
     model = without(tiny, tmp_path / "model", "layers.1.")
@@ -131,17 +133,17 @@ def test_vllm_does_not_write_with_random_layers(
         except EngineError as error:
             assert "layers.1." in str(error), error
         else:
-            raise AssertionError("it was loaded")
+            raise AssertionError("the model was loaded")
         """,
     )
 
 
-def test_transformers_answers_alike(engine_host: EngineHost) -> None:
+def test_transformers_follows_the_engine_interface(engine_host: EngineHost) -> None:
     script(
         engine_host,
         """
         engine = TransformersEngine(model="smollm2", max_model_len=1024)
-        assert engine.chats() and not engine.binds_schema()
+        assert engine.has_chat_template() and not engine.enforces_schema()
         given = [
             Request("The capital of France is", Sampling(temperature=0, max_tokens=8)),
             Request("", Sampling()),
@@ -161,7 +163,7 @@ def test_transformers_answers_alike(engine_host: EngineHost) -> None:
     )
 
 
-def test_penalties_are_vllms(engine_host: EngineHost) -> None:
+def test_penalties_of_transformers_equal_those_of_vllm(engine_host: EngineHost) -> None:
     script(
         engine_host,
         """
@@ -185,7 +187,7 @@ def test_penalties_are_vllms(engine_host: EngineHost) -> None:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make demo` makes, in its small form."""
+    """The output of the quickstart pipeline in its reduced version (`--limit`)."""
     out = tmp_path_factory.mktemp("demo") / "q"
     steps = run_quickstart(out)
     assert [s["ran"] for s in steps] == [True] * 8
@@ -200,10 +202,10 @@ def run_quickstart(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(1800)
-def test_the_quickstart_from_seeds_to_a_report(quickstart: Path) -> None:
-    """A dataset, an adapter that learned, a report; then nothing is left to do."""
-    found = orjson.loads((quickstart / "evaluation" / "evaluation.json").read_bytes())
-    (measure,) = found["measures"]
+def test_the_quickstart_makes_a_dataset_an_adapter_and_a_report(quickstart: Path) -> None:
+    """The adapter improves the measure; a second start has nothing left to do."""
+    evaluation = orjson.loads((quickstart / "evaluation" / "evaluation.json").read_bytes())
+    (measure,) = evaluation["measures"]
     assert measure["difference"]["high"] < 0 and measure["after"]["rows"] == 36
     held = {s.id for s in read_samples(quickstart / "human", split="test")}
     trained = {s.id for s in read_samples(quickstart / "clean", split="train")}
@@ -213,7 +215,7 @@ def test_the_quickstart_from_seeds_to_a_report(quickstart: Path) -> None:
     assert not any(s["ran"] for s in run_quickstart(quickstart))
 
 
-def test_its_rows_are_real(quickstart: Path) -> None:
+def test_quickstart_rows_are_complete_and_distinct(quickstart: Path) -> None:
     rows = list(read_rows(quickstart / "expanded"))
     assert len(rows) == 6
     assert all(r["instruction"] and r["output"] for r in rows)
@@ -222,7 +224,7 @@ def test_its_rows_are_real(quickstart: Path) -> None:
     assert len({r["instruction"] for r in rows}) >= 4
 
 
-def test_its_dataset_again_starts_at_once(quickstart: Path) -> None:
+def test_a_finished_quickstart_dataset_is_not_generated_again(quickstart: Path) -> None:
     out = quickstart / "expanded"
     before = (out / "journal.jsonl").stat().st_size
     began = time.monotonic()
@@ -238,7 +240,7 @@ def test_its_dataset_again_starts_at_once(quickstart: Path) -> None:
     assert time.monotonic() - began < 60
 
 
-def test_explain_a_real_row(quickstart: Path) -> None:
+def test_explain_shows_the_origin_of_a_generated_row(quickstart: Path) -> None:
     out = quickstart / "expanded"
     row = next(read_rows(out))
     done = run("explain", out, row["id"])
@@ -248,7 +250,7 @@ def test_explain_a_real_row(quickstart: Path) -> None:
 
 
 def core_of(pid: int) -> int | None:
-    """vLLM's core, a child of a process of ours."""
+    """Return the process id of the vLLM core that is a child of process ``pid``, or None."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             stat = (folder / "stat").read_text()
@@ -263,20 +265,20 @@ def core_of(pid: int) -> int | None:
 
 def wait_for(process: subprocess.Popen[bytes], what: Callable[[], object]) -> Any:
     deadline = time.monotonic() + 300
-    while not (found := what()):
-        assert process.poll() is None, "it ended before it could be killed"
+    while not (result := what()):
+        assert process.poll() is None, "the process ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return found
+    return result
 
 
 def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
     engine_host: EngineHost, tmp_path: Path
 ) -> None:
-    """kill -9 of vLLM's core in its own process, then of the run; a second model beside vLLM.
+    """Kill vLLM's core, which has its own process, with SIGKILL, and then the run.
 
-    The recipe compares meanings too, so that numba and sentence-transformers are there
-    before vLLM starts.
+    The recipe also compares embeddings, so that numba and sentence-transformers are loaded
+    before vLLM starts, and a second model is loaded in addition to vLLM's.
     """
     recipe, out = tmp_path / "two_key.toml", tmp_path / "run"
     text = (ROOT / "filters" / "two_key.toml").read_text()
@@ -296,12 +298,12 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
         first = wait_for(process, lambda: core_of(process.pid))
         os.kill(first, signal.SIGKILL)
         before = recorded()
-        # Another one in its place: the first may take a moment to be gone.
+        # Wait for a new core; the first one may take a moment to end.
         wait_for(process, lambda: core_of(process.pid) not in (None, first))
-        # What it answers after it was replaced; the first core's last answers may still come.
+        # Nine more completions: the last ones of the first core may still arrive.
         wait_for(process, lambda: recorded() >= before + 9)
     finally:
-        # With the core's own workers, which otherwise go on by themselves.
+        # Kill the whole group: the workers of the core would otherwise keep running.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     left = recorded()
@@ -318,7 +320,7 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
     assert "frame_quota" in passed
 
 
-def test_the_chat_style_is_structured_on_vllm(engine_host: EngineHost, tmp_path: Path) -> None:
+def test_the_chat_style_uses_json_schemas_on_vllm(engine_host: EngineHost, tmp_path: Path) -> None:
     recipe = tmp_path / "chat.toml"
     filters = default_filters()
     recipe.write_text(
@@ -345,7 +347,7 @@ def test_the_chat_style_is_structured_on_vllm(engine_host: EngineHost, tmp_path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's own API server with the embedded model."""
+    """The URL of vLLM's own API server with the embedded model."""
     from instructgen.models.folders import prepare_embedded
 
     with socket.socket() as free:
@@ -375,20 +377,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             except OSError:
                 time.sleep(1)
         else:
-            pytest.fail("the server did not come up")
+            pytest.fail("the server did not start")
         yield f"{url}/v1"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def test_the_openai_engine_on_a_real_server(server: str, tmp_path: Path) -> None:
+def test_the_openai_engine_with_a_real_server(server: str, tmp_path: Path) -> None:
     from instructgen.engines import Request, Sampling
     from instructgen.engines.openai import OpenAIEngine
     from instructgen.errors import EngineError
 
     engine = OpenAIEngine(model="smol", base_url=server)
-    assert engine.binds_schema()
+    assert engine.enforces_schema()
     good = Request("The capital of France is", Sampling(temperature=0, max_tokens=8))
     answers = dict(engine.complete([good, Request("word " * 3000, Sampling()), good]))
     assert "Paris" in answers[0].text
@@ -413,10 +415,10 @@ def test_the_openai_engine_on_a_real_server(server: str, tmp_path: Path) -> None
     assert len(list(read_rows(out))) == 1
 
 
-def test_vllm_samples_from_the_weights_it_is_handed(
+def test_vllm_samples_from_the_weights_passed_to_it(
     engine_host: EngineHost, tmp_path: Path
 ) -> None:
-    """Rollouts on the CPU: merged adapters at once, and other weights after a step."""
+    """CPU rollouts use merged adapters from the start, and the new weights after a step."""
     script(
         engine_host,
         f"""
@@ -425,9 +427,9 @@ def test_vllm_samples_from_the_weights_it_is_handed(
         from peft import LoraConfig, get_peft_model
         from instructgen.training.options import GroupOptions
         from instructgen.models.loading import load_model, load_tokenizer
-        from instructgen.training.policy import needs_packages
+        from instructgen.training.policy import require_training_packages
         from instructgen.training.rollouts import vllm_sampler
-        needs_packages()
+        require_training_packages()
         tokenizer = load_tokenizer("smollm2")
         options = GroupOptions(max_length=256)
         sample = vllm_sampler(tokenizer, options, Path({str(tmp_path)!r}))
@@ -457,7 +459,7 @@ def test_vllm_samples_from_the_weights_it_is_handed(
 
 
 def test_grpo_with_rollouts_by_vllm(engine_host: EngineHost, tmp_path: Path) -> None:
-    """The whole command, adapters and all; the model on disk is the trained one."""
+    """Run the whole command with LoRA adapters; the rollout folder is deleted at the end."""
     data = tmp_path / "rows.jsonl"
     lines = [{"instruction": f"Name fruit number {i}.", "output": "Fig."} for i in range(24)]
     data.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))

@@ -1,4 +1,4 @@
-"""The report: every figure with its numbers, text as text, nothing loaded, and in a browser."""
+"""The HTML report: figures with their numbers, escaped text, no external resources, a browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from instructgen import curate, generate, import_data, report
 from instructgen.reports.charts import Series, bars, histogram, lines, points
-from instructgen.reports.html import element, together
+from instructgen.reports.html import element, join_markup
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
 from instructgen.store import write_dataset
 from tests.conftest import ROOT
@@ -61,26 +61,28 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-class Seen(html.parser.HTMLParser):
-    """Tags with the names of their attributes, and the values that could act."""
+class ParsedPage(html.parser.HTMLParser):
+    """Tags, names of attributes, and the attribute values that can load or run something."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: Counter[str] = Counter()
         self.names: set[tuple[str, str]] = set()
-        self.acting: set[str] = set()
+        self.active_values: set[str] = set()
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
         self.names |= {(tag, name) for name, _ in attrs}
-        self.acting |= {v or "" for name, v in attrs if name in ("href", "src", "style", "action")}
+        self.active_values |= {
+            v or "" for name, v in attrs if name in ("href", "src", "style", "action")
+        }
 
 
-def some(text: str, count: int, source: str = "s", name: str = "plain") -> list[Sample]:
+def samples(text: str, count: int, source: str = "s", name: str = "plain") -> list[Sample]:
     return [
         Sample(
-            f"{text} Tell of number {i} and of {name}.",
+            f"{text} Describe number {i} and {name}.",
             f"{text} given {i}" if i % 3 else "",
             f"{text} answer number {i}.",
             category=text[:40] or None,
@@ -96,13 +98,13 @@ def some(text: str, count: int, source: str = "s", name: str = "plain") -> list[
 
 
 def dataset(folder: Path, text: str) -> Path:
-    kept = some(text, 24, source=text) + some("plain", 24)
+    kept = samples(text, 24, source=text) + samples("plain", 24)
     rejected = [
         Rejected(s, Rejection("length", "too_short", text, 3.0), "curate", i)
-        for i, s in enumerate(some(f"{text} {text}", 8, source=text))
+        for i, s in enumerate(samples(f"{text} {text}", 8, source=text))
     ]
-    near = [{"filter": "length", "side": "kept", "value": 4.0, "text": text}]
-    facts = {"funnel": [], "borderline": near, "read": 56}
+    borderline = [{"filter": "length", "side": "kept", "value": 4.0, "text": text}]
+    facts = {"funnel": [], "borderline": borderline, "read": 56}
     write_dataset(folder, kept, rejected, lambda _: "", facts)
     (folder / "made.json").write_bytes(
         orjson.dumps(
@@ -113,8 +115,8 @@ def dataset(folder: Path, text: str) -> Path:
 
 
 def page_of(folder: Path, tmp_path: Path, name: str = "out.html", **options: object) -> str:
-    made = report(folder, tmp_path / name, **options)  # type: ignore[arg-type]
-    return made.to.read_text()
+    result = report(folder, tmp_path / name, **options)  # type: ignore[arg-type]
+    return result.to.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +127,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_map(request: pytest.FixtureRequest) -> object:
-    """Embeddings are tried where they are meant; elsewhere they cost seconds a page."""
+def _no_embeddings() -> object:
+    """Replace the embedding map: it takes seconds per page and has a test of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "instructgen.reports.variety.in_plane",
@@ -135,30 +137,31 @@ def _no_map(request: pytest.FixtureRequest) -> object:
         yield
 
 
-def test_a_run_has_every_figure_with_its_numbers(run: Path, tmp_path: Path) -> None:
+def test_run_report_has_every_figure_with_its_numbers(run: Path, tmp_path: Path) -> None:
     text = page_of(run, tmp_path, price=(0.15, 0.6), seeds=[SEEDS])
     for title in (
-        "Funnel by filter and source", "Over the run", "Likeness to the nearest seed",
-        "Root verbs and their objects", "Words of the instruction", "Words of the output",
-        "Licences, and what they oblige", "Map of meanings", "On both sides of each threshold",
-        "Rows drawn at random", "Tokens, time and cost",
+        "Funnel by filter and source", "Acceptance over the run",
+        "Similarity to the nearest seed", "Root verbs and their objects",
+        "Words per instruction", "Words per output", "Licenses and obligations",
+        "Embedding map", "Rows near the thresholds", "Random sample of rows",
+        "Tokens, time and cost",
     ):  # fmt: skip
         assert f"<h3>{title}</h3>" in text
     figures = re.findall(r"<figure.*?</figure>", text)
     assert len(figures) >= 8
     assert all("<svg" in f and "<table>" in f for f in figures)
     manifest = orjson.loads((run / "manifest.json").read_bytes())
-    wanting = sum(r["count"] for r in manifest["funnel"]["rejected"] if r["filter"] != "loop")
-    assert f"<b>{wanting:,}</b><span>rejected</span>" in text
+    by_filters = sum(r["count"] for r in manifest["funnel"]["rejected"] if r["filter"] != "loop")
+    assert f"<b>{by_filters:,}</b><span>rejected</span>" in text
     rejected = {(r["filter"], r["reason"]): r["count"] for r in manifest["funnel"]["rejected"]}
     for (name, reason), count in rejected.items():
         assert re.search(rf"{name}: {reason}</td><td class=\"number\">{count:,}</td>", text)
 
 
-def test_a_curated_dataset_a_model_and_an_evaluation(run: Path, tmp_path: Path) -> None:
+def test_report_of_a_dataset_a_model_and_an_evaluation(run: Path, tmp_path: Path) -> None:
     clean = curate(run, tmp_path / "clean").out
-    model, found = tmp_path / "model", tmp_path / "found"
-    for folder in (model, found):
+    model, evaluation = tmp_path / "model", tmp_path / "evaluation"
+    for folder in (model, evaluation):
         folder.mkdir()
     value = {"value": 0.8, "low": 0.7, "high": 0.9, "rows": 12}
     measure = {"measure": "bits_per_byte", "after": value, "before": value, "difference": value}
@@ -176,7 +179,7 @@ def test_a_curated_dataset_a_model_and_an_evaluation(run: Path, tmp_path: Path) 
         )
     )  # fmt: skip
     (model / "log.jsonl").write_bytes(b'{"step":1,"loss":3.5}\n{"step":2,"loss":2.5}\n')
-    (found / "evaluation.json").write_bytes(
+    (evaluation / "evaluation.json").write_bytes(
         orjson.dumps(
             {
                 "model": {"name": "models/sft"}, "against": {"name": "smollm2"}, "data": ["held"],
@@ -184,18 +187,24 @@ def test_a_curated_dataset_a_model_and_an_evaluation(run: Path, tmp_path: Path) 
             }
         )
     )  # fmt: skip
-    made = report([clean, model, found], tmp_path / "all.html", reference=run)
-    assert made.chapters == ("clean", "model", "found")
-    text = made.to.read_text()
-    for said in ("<h3>Loss</h3>", "0.8000 [0.7000, 0.9000]", "lower is better", "too_long", "500"):
-        assert said in text
+    result = report([clean, model, evaluation], tmp_path / "all.html", reference=run)
+    assert result.chapters == ("clean", "model", "evaluation")
+    text = result.to.read_text()
+    for expected in (
+        "<h3>Loss</h3>",
+        "0.8000 [0.7000, 0.9000]",
+        "lower is better",
+        "too_long",
+        "500",
+    ):
+        assert expected in text
     assert (
         '<th class="number">words</th><th class="number">rows</th><th class="number">reference a</th>'
         in text
     )
 
 
-def test_preferences_show_both_answers(tmp_path: Path) -> None:
+def test_report_of_preferences_shows_both_answers(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Task {i}.", "chosen": "A good long answer " * 9, "rejected": f"Bad {i}."}
         for i in range(12)
@@ -209,33 +218,33 @@ def test_preferences_show_both_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_text_is_only_text(hostile: str, tmp_path: Path) -> None:
+def test_hostile_text_is_escaped(hostile: str, tmp_path: Path) -> None:
     writable = hostile.encode("utf-8", "replace").decode()
-    clean = Seen(page_of(dataset(tmp_path / "clean", "harmless"), tmp_path, "clean.html"))
+    clean = ParsedPage(page_of(dataset(tmp_path / "clean", "harmless"), tmp_path, "clean.html"))
     text = page_of(dataset(tmp_path / "d", writable), tmp_path)
-    seen = Seen(text)
-    # Other words make other bars and lines of tables, of the same kinds.
-    assert seen.tags.keys() == clean.tags.keys()
-    assert seen.names == clean.names
-    assert seen.acting == clean.acting
+    parsed = ParsedPage(text)
+    # Other words change the number of bars and table rows, but not the kinds of elements.
+    assert parsed.tags.keys() == clean.tags.keys()
+    assert parsed.names == clean.names
+    assert parsed.active_values == clean.active_values
     shown = re.sub(r"<[^>]*>", "", text)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
 
 
 @pytest.mark.parametrize("name", ["<b>x", "a\"b'c", "`$(x)`", "\u202erev", "\x1b[31m", "a\nb"])
-def test_hostile_file_names(name: str, tmp_path: Path) -> None:
+def test_hostile_file_names_are_escaped(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     shutil.copytree(dataset(tmp_path / "d", "plain"), folder)
-    seen = Seen(page_of(folder, tmp_path))
-    assert seen.names == Seen(page_of(tmp_path / "d", tmp_path, "b.html")).names
+    parsed = ParsedPage(page_of(folder, tmp_path))
+    assert parsed.names == ParsedPage(page_of(tmp_path / "d", tmp_path, "b.html")).names
 
 
-def test_the_page_loads_and_runs_nothing(run: Path, tmp_path: Path) -> None:
+def test_page_has_no_scripts_and_no_external_resources(run: Path, tmp_path: Path) -> None:
     text = page_of(run, tmp_path)
-    seen = Seen(text)
-    assert not {"script", "iframe", "object", "embed", "form", "img", "base"} & seen.tags.keys()
-    assert {v for v in seen.acting if not v.startswith("#")} == {"data:,"}
-    assert not any(name.startswith("on") or name == "style" for _, name in seen.names)
+    parsed = ParsedPage(text)
+    assert not {"script", "iframe", "object", "embed", "form", "img", "base"} & parsed.tags.keys()
+    assert {v for v in parsed.active_values if not v.startswith("#")} == {"data:,"}
+    assert not any(name.startswith("on") or name == "style" for _, name in parsed.names)
     policy = re.search(r'content="(default-src[^"]*)"', text)
     assert policy is not None
     assert "unsafe" not in policy[1] and "http" not in policy[1] and "*" not in policy[1]
@@ -245,29 +254,30 @@ def test_the_same_dataset_gives_the_same_page(run: Path, tmp_path: Path) -> None
     assert page_of(run, tmp_path) == page_of(run, tmp_path, "again.html")
 
 
-def test_bad_inputs(run: Path, tmp_path: Path) -> None:
+def test_invalid_inputs_and_outputs_are_rejected(run: Path, tmp_path: Path) -> None:
     from instructgen.errors import InputError, RunError
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.html").write_text("mine")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "evaluation.json").write_text("{}")
-    for inputs, out, wanted in (
-        ("missing", "r.html", "nothing is there"),
-        ("empty", "r.html", "no dataset, run, model or evaluation"),
-        ("broken", "r.html", "cannot be read"),
-    ):
-        with pytest.raises((InputError, RunError), match=wanted):
-            report(tmp_path / inputs, tmp_path / out)
-    for out, wanted in (("notes.html", "no report of ours"), ("empty", "a folder")):
-        with pytest.raises(InputError, match=wanted):
-            report(run, tmp_path / out)
+    for name in ("missing", "empty"):
+        with pytest.raises(InputError) as error:
+            report(tmp_path / name, tmp_path / "r.html")
+        assert error.value.path == tmp_path / name
+    with pytest.raises(RunError, match=r"evaluation\.json"):
+        report(tmp_path / "broken", tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+    for name in ("notes.html", "empty"):
+        with pytest.raises(InputError) as error:
+            report(run, tmp_path / name)
+        assert error.value.path == tmp_path / name
     assert (tmp_path / "notes.html").read_text() == "mine"
     first = page_of(run, tmp_path, "r.html")
     assert page_of(run, tmp_path, "r.html") == first
 
 
-def test_the_map_puts_like_beside_like() -> None:
+def test_embedding_map_places_similar_texts_near_each_other() -> None:
     pytest.importorskip("sentence_transformers")
     from instructgen.reports.plane import in_plane
 
@@ -277,18 +287,18 @@ def test_the_map_puts_like_beside_like() -> None:
     assert places is not None and places[-1] is None
     a, b = [p for p in places[:6] if p], [p for p in places[6:12] if p]
 
-    def apart(p: tuple[float, float], q: tuple[float, float]) -> float:
+    def distance(p: tuple[float, float], q: tuple[float, float]) -> float:
         return ((p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2) ** 0.5
 
-    assert max(min(apart(p, q) for q in a if q != p) for p in a) < min(
-        apart(p, q) for p in a for q in b
+    assert max(min(distance(p, q) for q in a if q != p) for p in a) < min(
+        distance(p, q) for p in a for q in b
     )
     assert in_plane(["One text only."]) is None
-    # Of equal points t-SNE makes numbers that are none.
+    # t-SNE computes NaN for equal points, so equal texts count once.
     assert in_plane(["Summarize the following text."] * 13) is None
 
 
-def test_charts_of_few_and_odd_numbers() -> None:
+def test_charts_accept_empty_and_non_finite_values() -> None:
     nan, inf = float("nan"), float("inf")
     for chart in (
         bars(["a"], [Series("", [0])]),
@@ -303,9 +313,9 @@ def test_charts_of_few_and_odd_numbers() -> None:
 
 
 def test_markup_escapes_children_and_attributes() -> None:
-    made = element("p", "<b>&", element("br"), title='"<x>', class_="a", width=1.5, gone=None)
-    assert made.text == ('<p title="&quot;&lt;x&gt;" class="a" width="1.5">&lt;b&gt;&amp;<br></p>')
-    assert together(["a", element("i", "b")]).text == "a<i>b</i>"
+    node = element("p", "<b>&", element("br"), title='"<x>', class_="a", width=1.5, gone=None)
+    assert node.text == ('<p title="&quot;&lt;x&gt;" class="a" width="1.5">&lt;b&gt;&amp;<br></p>')
+    assert join_markup(["a", element("i", "b")]).text == "a<i>b</i>"
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -314,8 +324,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser(width: int, run: Path, tmp_path: Path) -> None:
-    """No message of the console, its style applied, and no wider than the window."""
+def test_page_displays_in_a_browser(width: int, run: Path, tmp_path: Path) -> None:
+    """The console is empty, the style is applied, and the page fits the window's width."""
     hostile = dataset(tmp_path / "d", "<script>console.log('ran')</script>")
     report([run, hostile], tmp_path / "out.html", seeds=[SEEDS])
     argv = [
@@ -324,7 +334,7 @@ def test_in_a_browser(width: int, run: Path, tmp_path: Path) -> None:
         "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
         "--hide-scrollbars", f"--window-size={width},900",
     ]  # fmt: skip
-    # The page itself may run nothing; a frame around it measures it.
+    # The page itself must not run scripts, so a frame around it measures it.
     (tmp_path / "frame.html").write_text(
         "<body style='margin:0'><iframe id=f src=out.html style='border:0;width:100%;height:900px'>"
         "</iframe><script>f.onload = () => { const d = f.contentDocument; document.title = "

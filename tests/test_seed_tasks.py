@@ -1,4 +1,4 @@
-"""The seed tasks that ship: enough of them, of good form, no two alike."""
+"""Tests of the shipped seed tasks: number, format, and similarity to each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from instructgen.filters.chain import Chain
 from instructgen.filters.control_tokens import ControlTokens
 from instructgen.filters.instance import InstanceFilter
 from instructgen.generation.seed_pool import load_seeds
-from instructgen.licensing.licenses import check_licence
+from instructgen.licensing.licenses import check_license
 from instructgen.similarity import RougeLIndex
 from instructgen.similarity.scripts import fits_language
 from tests.conftest import ROOT
@@ -23,7 +23,7 @@ KEYS = ["id", "instruction", "input", "output", "kind", "category", "language", 
 ROWS = [orjson.loads(line) for path in (GENERAL, MULTILINGUAL) for line in path.open("rb")]
 
 
-def test_counts() -> None:
+def test_numbers_of_seeds_per_kind_and_language() -> None:
     general, _ = load_seeds([GENERAL])
     assert len(general) >= 175
     share = sum(s.kind == "classification" for s in general) / len(general)
@@ -35,13 +35,13 @@ def test_counts() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r["id"])
-def test_form(row: dict) -> None:
+def test_each_seed_has_valid_fields(row: dict) -> None:
     assert list(row) == KEYS
     for value in row.values():
         assert unicodedata.is_normalized("NFC", value)
         assert value == value.strip()
         assert "http" not in value
-    assert row["license"] == check_licence(row["license"]) == "CC0-1.0"
+    assert row["license"] == check_license(row["license"]) == "CC0-1.0"
     assert row["kind"] in ("generation", "classification")
     assert fits_language(row["instruction"], row["language"])
 
@@ -50,18 +50,18 @@ def test_ids_are_unique() -> None:
     assert len({r["id"] for r in ROWS}) == len(ROWS)
 
 
-def test_no_two_are_alike() -> None:
+def test_no_two_seeds_are_similar() -> None:
     kept, rejected = RougeLIndex(0.7).gate([r["instruction"] for r in ROWS])
     assert rejected == []
     assert len(kept) == len(ROWS)
 
 
-def test_no_control_tokens() -> None:
+def test_seeds_pass_the_row_filters() -> None:
     seeds, _ = load_seeds([GENERAL, MULTILINGUAL])
     chain = Chain([ControlTokens(), InstanceFilter()])
     assert [r for s in seeds if (r := chain.judge(s, "row").rejection)] == []
 
 
-def test_the_checks_can_fail() -> None:
+def test_the_similarity_check_detects_a_near_copy() -> None:
     _, rejected = RougeLIndex(0.7).gate([ROWS[0]["instruction"], ROWS[0]["instruction"] + " Now."])
     assert len(rejected) == 1

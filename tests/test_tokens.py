@@ -1,4 +1,4 @@
-"""Word tokens: equal to rouge-score's in ascii mode, sound for every script in unicode mode."""
+"""Word tokenizers: ascii equals rouge-score's tokenizer, unicode works for every script."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ WORD = regex.compile(
     rf"[{SPACELESS}--\p{{M}}--\p{{N}}]\p{{M}}*|[\p{{L}}\p{{M}}\p{{N}}--[{SPACELESS}--\p{{M}}--\p{{N}}]]+",
     regex.V1,
 )
-# Scripts with and without spaces, marks, digits, a sigma that changes at word ends.
+# Scripts with and without spaces, marks, digits, and a sigma, which has another form at word ends.
 MIXED = st.text(st.sampled_from("aZ9 \n.İΣσ\u0301\u0345ß漢かกั้ခ់ກี१٣ه\u200c\u064bé\ud800|_ﬀ한ᄀ"))
 
 
 @given(st.text() | MIXED)
-def test_words_are_those_of_one_regular_expression(text: str) -> None:
+def test_unicode_words_equal_those_of_a_regular_expression(text: str) -> None:
     assert tokenize(text) == WORD.findall(unicodedata.normalize("NFC", text).lower())
 
 
 @given(st.lists(st.text() | MIXED), st.sampled_from(["unicode", "ascii"]))
-def test_a_text_is_cut_the_same_alone_and_among_others(texts: list[str], mode: str) -> None:
+def test_a_text_is_split_the_same_alone_and_among_others(texts: list[str], mode: str) -> None:
     vocabulary = Vocabulary()
     words, offsets = vocabulary.encode(texts, mode)
     names = list(vocabulary)
-    got = [[names[w] for w in words[a:b]] for a, b in itertools.pairwise(offsets)]
-    assert got == [tokenize(text, mode) for text in texts]
+    encoded = [[names[w] for w in words[a:b]] for a, b in itertools.pairwise(offsets)]
+    assert encoded == [tokenize(text, mode) for text in texts]
 
 
-def test_more_texts_than_are_cut_at_once() -> None:
+def test_more_texts_than_are_split_at_once() -> None:
     vocabulary = Vocabulary()
     words, offsets = vocabulary.encode([f"w{i} x" * (i % 2) for i in range(10_000)], "unicode")
     assert (len(words), len(offsets)) == (10_000, 10_001)
@@ -55,12 +55,12 @@ def test_more_texts_than_are_cut_at_once() -> None:
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=127)))
-def test_modes_agree_on_ascii(text: str) -> None:
+def test_both_tokenizers_agree_on_ascii_text(text: str) -> None:
     assert tokenize(text) == tokenize(text, "ascii")
 
 
 @given(st.text())
-def test_composition_does_not_matter(text: str) -> None:
+def test_the_unicode_normalization_form_does_not_matter(text: str) -> None:
     assert tokenize(unicodedata.normalize("NFD", text)) == tokenize(
         unicodedata.normalize("NFC", text)
     )
@@ -69,10 +69,10 @@ def test_composition_does_not_matter(text: str) -> None:
 @given(st.text())
 def test_every_letter_and_digit_is_kept(text: str) -> None:
     lowered = unicodedata.normalize("NFC", text).lower()
-    wanted = [c for c in lowered if unicodedata.category(c)[0] in "LN"]
-    got = [c for c in "".join(tokenize(text)) if unicodedata.category(c)[0] in "LN"]
+    expected = [c for c in lowered if unicodedata.category(c)[0] in "LN"]
+    kept = [c for c in "".join(tokenize(text)) if unicodedata.category(c)[0] in "LN"]
     if not text.isascii():
-        assert got == wanted
+        assert kept == expected
 
 
 @pytest.mark.parametrize(
@@ -91,5 +91,5 @@ def test_every_letter_and_digit_is_kept(text: str) -> None:
         ("!?…", []),
     ],
 )
-def test_scripts(text: str, words: list[str]) -> None:
+def test_words_of_different_scripts(text: str, words: list[str]) -> None:
     assert tokenize(text) == words

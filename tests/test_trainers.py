@@ -1,4 +1,4 @@
-"""What reaches TRL, and that its numbers are what we say they are."""
+"""Arguments that are passed to TRL, and whether losses and counts have the documented values."""
 
 from __future__ import annotations
 
@@ -62,41 +62,41 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", USED)
-def test_trl_still_has_every_argument_that_is_used(name: str) -> None:
+def test_trl_has_every_argument_that_is_used(name: str) -> None:
     import trl
 
     fields = {f.name for f in dataclasses.fields(getattr(trl, name))}
     assert USED[name] <= fields
 
 
-def test_the_list_of_arguments_is_whole() -> None:
-    """Every keyword that the trainers give to TRL stands in USED."""
+def test_every_argument_passed_to_trl_is_listed() -> None:
+    """USED contains exactly the keywords that the trainers pass to TRL."""
     import ast
 
     from instructgen.training import online, preference, sft, trainer
 
-    given: set[str] = set()
+    passed: set[str] = set()
     for module in (sft, preference, online, trainer):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in USED:
-                given |= {k.arg for k in node.keywords if k.arg}
+                passed |= {k.arg for k in node.keywords if k.arg}
             if isinstance(node, ast.FunctionDef) and node.name in ("arguments", "group_trainer"):
                 for inner in ast.walk(node):
                     if isinstance(inner, ast.Dict):
-                        given |= {k.value for k in inner.keys if isinstance(k, ast.Constant)}
-    given -= {"constant", "prompt", "row"}
-    assert given == set().union(*USED.values())
+                        passed |= {k.value for k in inner.keys if isinstance(k, ast.Constant)}
+    passed -= {"constant", "prompt", "row"}
+    assert passed == set().union(*USED.values())
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_trl_still_has_every_method_that_is_overridden(name: str) -> None:
+def test_trl_has_every_method_that_is_overridden(name: str) -> None:
     import trl
 
     for method in PRIVATE[name]:
         assert inspect.isfunction(getattr(getattr(trl, name), method))
 
 
-def test_nothing_experimental_is_imported() -> None:
+def test_trl_experimental_is_not_imported() -> None:
     from instructgen.training import online, preference, sft, trainer
 
     for module in (sft, preference, online, trainer):
@@ -105,7 +105,7 @@ def test_nothing_experimental_is_imported() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
-def test_a_token_budget_is_trained_exactly(
+def test_training_uses_exactly_the_token_budget(
     tiny: Path, rows: Path, tmp_path: Path, packing: bool
 ) -> None:
     out = tmp_path / "m"
@@ -118,7 +118,7 @@ def test_a_token_budget_is_trained_exactly(
 def test_packed_and_unpacked_rows_have_the_same_loss(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """With nothing learned, the mean loss over all tokens depends on no packing."""
+    """With a learning rate near 0, the mean loss over all tokens does not depend on packing."""
     means = []
     for packing in (True, False):
         out = tmp_path / f"m-{packing}"
@@ -136,8 +136,8 @@ def test_packed_and_unpacked_rows_have_the_same_loss(
 
 
 @pytest.mark.slow
-def test_rows_of_weight_zero_teach_nothing(tiny: Path, tmp_path: Path) -> None:
-    """Weights reach the loss: rows that count for nothing change nothing."""
+def test_rows_with_weight_zero_are_not_learned(tiny: Path, tmp_path: Path) -> None:
+    """Weights are applied to the loss: the model does not learn rows of weight 0."""
     from dataclasses import replace
 
     good = sentences(40)
@@ -150,28 +150,28 @@ def test_rows_of_weight_zero_teach_nothing(tiny: Path, tmp_path: Path) -> None:
             "sft", data, out, model=str(tiny), weights=weights, steps=30, **{**SHORT,
             "learning_rate": 3e-3, "held_out_rows": 0},
         )  # fmt: skip
-        from instructgen.evaluation.measures import Framing, bits_per_byte
+        from instructgen.evaluation.measures import PromptFormat, bits_per_byte
 
-        noise = bits_per_byte(str(out), bad[:10], Framing(96)).estimate.value
-        sense = bits_per_byte(str(out), good[:10], Framing(96)).estimate.value
-        measured.append((sense, noise))
-    (_, noise_learned), (sense, noise_left) = measured
-    assert noise_learned < 0.5 * noise_left
-    assert sense < noise_left
+        bits_noise = bits_per_byte(str(out), bad[:10], PromptFormat(96)).estimate.value
+        bits_good = bits_per_byte(str(out), good[:10], PromptFormat(96)).estimate.value
+        measured.append((bits_good, bits_noise))
+    (_, noise_with_weight_1), (good_bits, noise_with_weight_0) = measured
+    assert noise_with_weight_1 < 0.5 * noise_with_weight_0
+    assert good_bits < noise_with_weight_0
 
 
 @pytest.mark.slow
-def test_a_score_can_weigh_rows(tiny: Path, tmp_path: Path) -> None:
+def test_a_score_can_weight_rows(tiny: Path, tmp_path: Path) -> None:
     scored = [s.with_score(Score("quality", 0.5)) for s in sentences(30)]
     data = dataset(tmp_path / "rows", scored)
     out = tmp_path / "m"
     train("sft", data, out, model=str(tiny), weight_score="quality", steps=2, **SHORT)
-    with pytest.raises(ConfigError, match="has no score 'other'"):
+    with pytest.raises(ConfigError, match="'other'"):
         train("sft", data, tmp_path / "n", model=str(tiny), weight_score="other", **SHORT)
 
 
 @pytest.mark.slow
-def test_reasons_are_a_second_task(tiny: Path, tmp_path: Path) -> None:
+def test_rationales_add_a_second_task(tiny: Path, tmp_path: Path) -> None:
     rows = sentences(30, labels=(Label("rationale", "Because it was asked."),))
     data = dataset(tmp_path / "rows", rows)
     plain = train("sft", data, tmp_path / "a", model=str(tiny), held_out_rows=0, **SHORT).facts
@@ -180,19 +180,19 @@ def test_reasons_are_a_second_task(tiny: Path, tmp_path: Path) -> None:
     ).facts
     assert both["supervised_tokens"] > 1.2 * plain["supervised_tokens"]
     bare = dataset(tmp_path / "bare", sentences(30))
-    with pytest.raises(ConfigError, match="no row has a label `rationale`"):
+    with pytest.raises(ConfigError, match=r"label\.rationale"):
         train("sft", bare, tmp_path / "c", model=str(tiny), rationale=0.5, **SHORT)
 
 
 @pytest.mark.slow
-def test_rows_left_out_are_named(tiny: Path, tmp_path: Path) -> None:
+def test_rejected_and_truncated_rows_are_recorded(tiny: Path, tmp_path: Path) -> None:
     long = Sample("Go on.", output="on " * 500, source="s", license="CC0-1.0", language="en")
     forged = Sample("Go on.", output="<|im_end|>", source="s", license="CC0-1.0", language="en")
     data = dataset(tmp_path / "rows", [*sentences(30), long, forged])
     out = tmp_path / "m"
     dropped = train("sft", data, out, model=str(tiny), steps=1, held_out_rows=0, **SHORT).facts
     assert dropped["rows"]["left_out"] == {"control_token": 1, "too_long": 1}
-    named = [orjson.loads(line) for line in (out / "left_out.jsonl").read_bytes().splitlines()]
+    named = [orjson.loads(line) for line in (out / "rejected.jsonl").read_bytes().splitlines()]
     assert {row["id"] for row in named} == {long.id, forged.id}
     cut = train(
         "sft", data, tmp_path / "n", model=str(tiny), steps=1, too_long="truncate",
@@ -204,17 +204,19 @@ def test_rows_left_out_are_named(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "ipo"])
-def test_dpo_begins_where_its_losses_say(tiny: Path, tmp_path: Path, loss: str) -> None:
-    """Against itself every margin is 0: log 2 for sigmoid, 1 / (2 beta)^2 for IPO."""
+def test_the_first_dpo_loss_has_its_theoretical_value(
+    tiny: Path, tmp_path: Path, loss: str
+) -> None:
+    """Before training every margin is 0: the loss is log 2 for sigmoid, 1 / (2 beta)^2 for IPO."""
     data = dataset(tmp_path / "pairs", pairs(40))
     out = tmp_path / "m"
     train("dpo", data, out, model=str(tiny), loss=loss, steps=1, **SHORT)
-    begins = {"sigmoid": 0.6931, "sigmoid_norm": 0.6931, "ipo": 25.0}[loss]
-    assert read_log(out)[0]["loss"] == pytest.approx(begins, abs=1e-3)
+    expected = {"sigmoid": 0.6931, "sigmoid_norm": 0.6931, "ipo": 25.0}[loss]
+    assert read_log(out)[0]["loss"] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.slow
-def test_dpo_with_a_term_for_likelihood_costs_more(tiny: Path, tmp_path: Path) -> None:
+def test_an_sft_term_increases_the_dpo_loss(tiny: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path / "pairs", pairs(40))
     out = tmp_path / "m"
     train("dpo", data, out, model=str(tiny), sft_weight=1.0, steps=1, **SHORT)
@@ -222,9 +224,7 @@ def test_dpo_with_a_term_for_likelihood_costs_more(tiny: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_two_runs_of_a_seed_are_the_same_and_the_model_says_so(
-    tiny: Path, rows: Path, tmp_path: Path
-) -> None:
+def test_two_runs_with_the_same_seed_are_identical(tiny: Path, rows: Path, tmp_path: Path) -> None:
     for name in "ab":
         train("sft", rows, tmp_path / name, model=str(tiny), steps=5, peft="lora", **SHORT)
     logs = [read_log(tmp_path / name) for name in "ab"]
@@ -238,8 +238,10 @@ def test_two_runs_of_a_seed_are_the_same_and_the_model_says_so(
 
 
 @pytest.mark.slow
-def test_a_row_that_forbids_commerce_shows_in_the_card(tiny: Path, tmp_path: Path) -> None:
+def test_the_model_card_states_a_non_commercial_license(tiny: Path, tmp_path: Path) -> None:
     from dataclasses import replace
+
+    from instructgen.licensing.licenses import obligations
 
     rows = sentences(30)
     rows[3] = replace(rows[3], license="CC-BY-NC-4.0")
@@ -247,12 +249,16 @@ def test_a_row_that_forbids_commerce_shows_in_the_card(tiny: Path, tmp_path: Pat
     out = tmp_path / "m"
     train("sft", data, out, model=str(tiny), steps=1, held_out_rows=0, **SHORT)
     card = (out / "README.md").read_text()
-    assert "No commercial use of these rows" in card
+    row = next(line for line in card.splitlines() if line.startswith("| CC-BY-NC-4.0 |"))
+    *_, commercial_use = row.strip("| ").split(" | ")
+    assert commercial_use == "no"
+    for sentence in obligations({"CC-BY-NC-4.0": 1}, {}, {}):
+        assert sentence in card
     assert "CC-BY-NC-4.0" in card.split("---\n")[1]
 
 
 @pytest.mark.slow
-def test_the_finished_run_is_left_as_it_is(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(tiny: Path, rows: Path, tmp_path: Path) -> None:
     from instructgen.errors import RunError
 
     out = tmp_path / "m"
@@ -263,13 +269,13 @@ def test_the_finished_run_is_left_as_it_is(tiny: Path, rows: Path, tmp_path: Pat
     again = train("sft", rows, out, model=str(tiny), steps=2, **SHORT)
     assert (out / "model.safetensors").stat().st_mtime_ns == written
     assert again.facts == first.facts
-    with pytest.raises(RunError, match=r"options\.steps \(2, now 3\)"):
+    with pytest.raises(RunError, match=r"options\.steps.*2.*3"):
         train("sft", rows, out, model=str(tiny), steps=3, **SHORT)
 
 
 @pytest.mark.slow
-def test_a_reward_model_keeps_its_head(tiny: Path, tmp_path: Path) -> None:
-    """Saved with adapters, merged and read back: the same rewards as in memory."""
+def test_a_saved_reward_model_includes_its_head(tiny: Path, tmp_path: Path) -> None:
+    """A model saved with adapters, merged and reloaded gives the same rewards as in memory."""
     data = dataset(tmp_path / "pairs", pairs(60))
     out = tmp_path / "m"
     facts = train(
@@ -286,24 +292,24 @@ def test_a_reward_model_keeps_its_head(tiny: Path, tmp_path: Path) -> None:
     assert sum(a > b for a, b in zip(chosen, rejected, strict=True)) > 50
     from instructgen.filters.reward import RewardFilter
 
-    # The filter reads the same number of the same answer.
+    # The reward filter computes the same score for the same answer.
     scored = [v.sample.scores[-1].value for v in RewardFilter(model=str(out)).judge(rows[:9])]
     assert scored == pytest.approx(chosen[:9], abs=1e-3)
-    # What it says of a row does not depend on the rows beside it.
+    # The score of a row does not depend on the other rows of its batch.
     alone = [model.score([r], [r.output])[0] for r in rows[:5]]
     assert alone == pytest.approx(chosen[:5], abs=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
-def test_another_sampler_can_answer(
+def test_a_custom_sampler_is_used(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """What vLLM does on a CPU, with a sampler of our own in its place."""
-    seen: list[int] = []
+    """Sampling as with vLLM on a CPU, with a fake sampler in its place."""
+    steps: list[int] = []
 
     def sample(model: Any, step: int, prompts: list[list[int]], most: int, _: float) -> Any:
-        seen.append(step)
+        steps.append(step)
         return [[5 + i % 7] * min(3, most) for i in range(len(prompts))]
 
     monkeypatch.setattr("instructgen.training.online.vllm_sampler", lambda *_: sample)
@@ -312,13 +318,13 @@ def test_another_sampler_can_answer(
         method, rows, out, model=str(tiny), reward=["verifiers:ifeval"], rollouts="vllm",
         steps=2, max_new_tokens=4, **SHORT,
     )  # fmt: skip
-    assert seen == [0, 1]
+    assert steps == [0, 1]
     assert [e["completions/mean_length"] for e in read_log(out)] == [3.0, 3.0]
 
 
 @pytest.mark.slow
-def test_the_end_that_is_taught_is_where_generation_stops(rows: Path, tmp_path: Path) -> None:
-    """A base model whose end of text is not the template's end of turn."""
+def test_generation_stops_at_the_end_token_of_the_template(rows: Path, tmp_path: Path) -> None:
+    """The base model's end-of-text token differs from the template's end-of-turn token."""
     import json
 
     base = make_tiny_model(tmp_path / "base")
@@ -332,8 +338,8 @@ def test_the_end_that_is_taught_is_where_generation_stops(rows: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_base_models_are_asked_as_they_were_trained(rows: Path, tmp_path: Path) -> None:
-    """Without a chat template of its own: trained, measured and answered in Alpaca's form."""
+def test_base_models_are_evaluated_in_their_prompt_format(rows: Path, tmp_path: Path) -> None:
+    """A model without a chat template is trained and evaluated with the Alpaca prompt."""
     from instructgen import evaluate
 
     bare = make_tiny_model(tmp_path / "bare", template=None)
@@ -342,15 +348,15 @@ def test_base_models_are_asked_as_they_were_trained(rows: Path, tmp_path: Path) 
         format="alpaca", max_new_tokens=8, max_length=128, held_out_rows=8,
     ).facts  # fmt: skip
     assert facts["evaluation"]["before"]["rows"] == 8
-    found = evaluate(
+    evaluation = evaluate(
         str(tmp_path / "m"), against=str(bare), data=rows, suites=["constraints"], limit=4,
         format="alpaca", max_length=256, settings={"constraints.max_new_tokens": 4},
     )  # fmt: skip
-    assert found.measures[0]["before"]["rows"] == 4
+    assert evaluation.measures[0]["before"]["rows"] == 4
 
 
 @pytest.mark.slow
-def test_no_question_stands_on_both_sides(tmp_path: Path) -> None:
+def test_held_out_questions_and_groups_are_not_trained_on(tmp_path: Path) -> None:
     from dataclasses import replace
 
     from instructgen.schema.sample import Origin
@@ -361,21 +367,21 @@ def test_no_question_stands_on_both_sides(tmp_path: Path) -> None:
         for i, s in enumerate(sentences(120))
     ]
     data = dataset(tmp_path / "rows", rows)
-    found = rows_for(data, None, 20, lambda _: True)
-    assert len(found.held_out) == 20
+    split = rows_for(data, None, 20, lambda _: True)
+    assert len(split.held_out) == 20
     for key in (lambda s: s.question, lambda s: s.origin.group):
-        assert not {key(s) for s in found.train} & {key(s) for s in found.held_out}
+        assert not {key(s) for s in split.train} & {key(s) for s in split.held_out}
 
 
 @pytest.mark.slow
-def test_killed_after_the_last_step_nothing_more_is_trained(
+def test_a_run_killed_after_the_last_step_trains_no_further(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "model": str(tiny), "reward": ["verifiers:ifeval"], "steps": 3, "max_new_tokens": 4,
         "schedule": "constant", **SHORT,
     }  # fmt: skip
-    whole = train("grpo", rows, tmp_path / "whole", **given).out
+    uninterrupted = train("grpo", rows, tmp_path / "whole", **options).out
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -383,8 +389,8 @@ def test_killed_after_the_last_step_nothing_more_is_trained(
     with monkeypatch.context() as broken:
         broken.setattr("instructgen.commands.train.model_card", stop)
         with pytest.raises(KeyboardInterrupt):
-            train("grpo", rows, tmp_path / "m", **given)
-    facts = train("grpo", rows, tmp_path / "m", **given).facts
+            train("grpo", rows, tmp_path / "m", **options)
+    facts = train("grpo", rows, tmp_path / "m", **options).facts
     assert facts["steps"] == 3
-    one, other = (p / "model.safetensors" for p in (whole, tmp_path / "m"))
+    one, other = (p / "model.safetensors" for p in (uninterrupted, tmp_path / "m"))
     assert one.read_bytes() == other.read_bytes()

@@ -1,4 +1,4 @@
-"""Every trainer learns: a model of a million parameters, real TRL, rows held out."""
+"""Every trainer improves a model of a million parameters on held-out rows, with TRL itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tasks that all ask for lower case."""
+    """Return a dataset whose tasks all require an answer in lower case."""
     return dataset(tmp_path_factory.mktemp("prompts"), sentences(200, labels=(LOWER_CASE,)))
 
 
@@ -40,7 +40,7 @@ def test_sft_learns(tiny: Path, rows: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("peft", ["lora", "qlora", "dora", "ia3", "adapter"])
-def test_sft_learns_by_adapters(tiny: Path, rows: Path, tmp_path: Path, peft: str) -> None:
+def test_sft_learns_with_adapters(tiny: Path, rows: Path, tmp_path: Path, peft: str) -> None:
     options = {**SHORT, "learning_rate": 2e-2}
     out = tmp_path / "m"
     facts = train("sft", rows, out, model=str(tiny), peft=peft, steps=12, **options).facts
@@ -62,7 +62,7 @@ def test_preferences_are_learned(
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
-def test_rewards_rise(tiny: Path, prompts: Path, tmp_path: Path, method: str) -> None:
+def test_rewards_increase(tiny: Path, prompts: Path, tmp_path: Path, method: str) -> None:
     facts = train(
         method,
         prompts,

@@ -1,4 +1,4 @@
-"""Root verbs and their objects, against labels given by hand."""
+"""Tests of root verbs and their objects, compared with manual labels."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from instructgen.reports.verbs import pairs_of
 from tests.conftest import ROOT
 
 
-def test_against_labels() -> None:
-    """Of 182 seed tasks; those that give no order are not in the file."""
+def test_verbs_and_objects_of_the_seed_tasks_match_manual_labels() -> None:
+    """The label file has no line for seed tasks without an imperative."""
     lines = (ROOT / "tests" / "root_verbs.tsv").read_text().splitlines()
     labels = {start: (verb, noun) for start, verb, noun in (x.split("\t") for x in lines)}
     seeds, _ = load_seeds([ROOT / "seeds" / "general.jsonl"])
     wrong = []
     for seed in seeds:
-        wanted = labels.get(" ".join(seed.instruction.split())[:40])
-        found = pairs_of([seed.instruction])
-        if found != ([wanted] if wanted else []):
-            wrong.append((seed.instruction[:60], found, wanted))
-    # The rules were written on these; the accuracy that is stated is of others.
+        label = labels.get(" ".join(seed.instruction.split())[:40])
+        pairs = pairs_of([seed.instruction])
+        if pairs != ([label] if label else []):
+            wrong.append((seed.instruction[:60], pairs, label))
+    # The rules were developed on these tasks; the documented accuracy is of other tasks.
     assert len(labels) > 120
     assert len(wrong) <= 6, wrong
 
@@ -42,5 +42,7 @@ def test_against_labels() -> None:
         ("写一首诗。", None),
     ],
 )
-def test_shapes_of_orders(instruction: str, pair: tuple[str, str] | None) -> None:
+def test_the_first_imperative_gives_the_pair(
+    instruction: str, pair: tuple[str, str] | None
+) -> None:
     assert pairs_of([instruction]) == ([pair] if pair else [])

@@ -1,4 +1,4 @@
-"""Programs that judge answers: what they accept, and what cannot fool or stop them."""
+"""Tests of the verifiers: what they accept, and that answers cannot trick or hang them."""
 
 from __future__ import annotations
 
@@ -42,57 +42,58 @@ RNG = random.Random(0)
         ("#### " + "9" * 100, None),
     ],
 )
-def test_the_final_number_is_found(text: str, number) -> None:
+def test_final_number(text: str, number) -> None:
     assert final_number(text) == number
 
 
-def test_math_grades_form_below_right() -> None:
+def test_math_gives_a_wrong_marked_number_partial_credit() -> None:
     task = Sample("How many?", output="2 + 2 = 4\n#### 4")
     verifier = Math()
     assert verifier.task(task, RNG) is task
-    assert verifier.judge(task, "I think so. #### 4") == 1.0
-    assert verifier.judge(task, "#### 5") == pytest.approx(0.1)
-    assert verifier.judge(task, "It is 5") == 0.0
-    assert verifier.judge(task, "None.") == 0.0
+    assert verifier.check(task, "I think so. #### 4") == 1.0
+    assert verifier.check(task, "#### 5") == pytest.approx(0.1)
+    assert verifier.check(task, "It is 5") == 0.0
+    assert verifier.check(task, "None.") == 0.0
     assert verifier.task(Sample("Why?", output="Because."), RNG) is None
 
 
-def test_gsm8k_agrees_with_its_own_answers() -> None:
+def test_math_accepts_the_reference_answers_of_gsm8k() -> None:
     lines = real("gsm8k/test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     verifier = Math()
-    right = wrong = 0
+    accepted = accepted_other = 0
     for row, other in pairwise(rows):
         task = Sample(row["question"], output=row["answer"])
         assert verifier.task(task, RNG) is task
-        right += verifier.judge(task, row["answer"]) == 1.0
-        wrong += verifier.judge(task, other["answer"]) == 1.0
-    assert right == len(rows) - 1
-    assert wrong < 0.05 * len(rows)
+        accepted += verifier.check(task, row["answer"]) == 1.0
+        accepted_other += verifier.check(task, other["answer"]) == 1.0
+    assert accepted == len(rows) - 1
+    # Neighboring questions sometimes have the same answer.
+    assert accepted_other < 0.05 * len(rows)
 
 
-def test_exact_forgives_only_case_and_spaces() -> None:
+def test_exact_ignores_only_case_spaces_and_the_last_period() -> None:
     task = Sample("Capital of France?", output="Paris.")
-    assert Exact().judge(task, " paris ") == 1.0
-    assert Exact().judge(task, "Paris, France") == 0.0
+    assert Exact().check(task, " paris ") == 1.0
+    assert Exact().check(task, "Paris, France") == 0.0
 
 
-def test_a_pattern_cannot_hang_the_run() -> None:
+def test_regex_stops_a_slow_pattern() -> None:
     task = Sample("x", output="", labels=(Label("pattern", r"(a+)+$"),))
     verifier = Regex(seconds=0.2)
     assert verifier.task(task, RNG) is task
-    began = time.monotonic()
-    assert verifier.judge(task, "a" * 40 + "!") == 0.0
-    assert time.monotonic() - began < 2
-    assert verifier.judge(task, "aaa") == 1.0
+    start = time.monotonic()
+    assert verifier.check(task, "a" * 40 + "!") == 0.0
+    assert time.monotonic() - start < 2
+    assert verifier.check(task, "aaa") == 1.0
     assert verifier.task(Sample("x", labels=(Label("pattern", "("),)), RNG) is None
 
 
-def test_constraints_are_put_into_the_task_once() -> None:
+def test_ifeval_adds_a_constraint_once() -> None:
     verifier = IfEval()
-    task = verifier.task(Sample("Tell of the sea.", output="Deep."), random.Random(3))
+    task = verifier.task(Sample("Describe the sea.", output="Deep."), random.Random(3))
     constraint = Constraint.loads(next(v.value for v in task.labels if v.name == LABEL))
-    assert task.instruction == f"Tell of the sea.\n\n{constraint.words}"
+    assert task.instruction == f"Describe the sea.\n\n{constraint.words}"
     assert verifier.task(task, RNG) is task
     assert verifier.task(Sample("x", labels=(Label(LABEL, "{}"),)), RNG) is None
 
@@ -102,7 +103,7 @@ TESTS = Label("test", "assert add(1, 2) == 3\nassert add(-1, 1) == 0\n")
 
 
 @pytest.mark.parametrize(
-    ("answer", "worth"),
+    ("answer", "score"),
     [
         (PASSING, 1.0),
         (f"Here it is:\n```python\n{PASSING}```\nDone.", 1.0),
@@ -129,13 +130,13 @@ TESTS = Label("test", "assert add(1, 2) == 3\nassert add(-1, 1) == 0\n")
     ],
     ids=lambda v: str(v)[:24],
 )
-def test_code_is_judged_by_its_tests_alone(answer: str, worth: float) -> None:
+def test_code_is_scored_by_its_tests_alone(answer: str, score: float) -> None:
     task = Sample("Add two numbers.", output="", labels=(TESTS,))
     verifier = Code(seconds=2, megabytes=256)
     assert verifier.task(task, RNG) is task
-    assert verifier.judge(task, answer) == pytest.approx(worth)
-    left = Path(tempfile.gettempdir()).glob("instructgen-code-*")
-    assert not list(left)
+    assert verifier.check(task, answer) == pytest.approx(score)
+    remaining = Path(tempfile.gettempdir()).glob("instructgen-code-*")
+    assert not list(remaining)
 
 
 @pytest.mark.slow
@@ -146,8 +147,8 @@ def test_humaneval_solutions_pass_their_tests() -> None:
     for row in rows:
         label = Label("test", f"{row['test']}\ncheck({row['entry_point']})")
         task = Sample(row["prompt"], output="", labels=(label,))
-        assert verifier.judge(task, row["prompt"] + row["canonical_solution"]) == 1.0
-        assert verifier.judge(task, row["prompt"] + "    return None\n") < 1.0
+        assert verifier.check(task, row["prompt"] + row["canonical_solution"]) == 1.0
+        assert verifier.check(task, row["prompt"] + "    return None\n") < 1.0
 
 
 def test_rewards_are_found_by_name() -> None:
@@ -157,27 +158,29 @@ def test_rewards_are_found_by_name() -> None:
 
 
 @pytest.mark.parametrize("spec", ["verifiers:", "verifiers:mathh", "verifiers:math,math"])
-def test_rewards_that_are_none_are_one_line(spec: str) -> None:
+def test_an_invalid_reward_has_a_one_line_message(spec: str) -> None:
     with pytest.raises(ValueError) as caught:
         rewards_of([spec])
     assert "\n" not in str(caught.value)
 
 
-def test_rows_that_no_verifier_can_judge_are_left_over() -> None:
+def test_tasks_of_separates_rows_that_no_verifier_can_check() -> None:
     rows = [Sample("How many?", output="#### 4"), Sample("Why?", output="Because.")]
     tasks, others = tasks_of(rewards_of(["verifiers:math"]), rows, 0)
     assert (tasks, others) == ([rows[0]], [rows[1]])
     tasks, others = tasks_of(rewards_of(["verifiers:math,ifeval"]), rows, 0)
     assert len(tasks) == 2
     assert not others
-    # A model judges every row; what a verifier asks for besides differs from row to row.
-    asked = [Sample(f"Tell of day {i}.", output="It rained.") for i in range(12)]
-    tasks, others = tasks_of(rewards_of(["verifiers:ifeval"]), asked, 0, models=True)
+    # A reward model scores every row. The constraint that a verifier adds varies between rows.
+    samples = [Sample(f"Describe day {i}.", output="It rained.") for i in range(12)]
+    tasks, others = tasks_of(rewards_of(["verifiers:ifeval"]), samples, 0, models=True)
     assert (
-        len({t.instruction.removeprefix(s.instruction) for t, s in zip(tasks, asked, strict=True)})
+        len(
+            {t.instruction.removeprefix(s.instruction) for t, s in zip(tasks, samples, strict=True)}
+        )
         > 4
     )
-    assert tasks_of([], asked, 0, models=True) == (asked, [])
+    assert tasks_of([], samples, 0, models=True) == (samples, [])
     tasks = [rows[0], *tasks[:1]]
     reward = VerifierReward(Math())
     assert reward.score(tasks, ["#### 4", "#### 4"]) == [1.0, None]

@@ -1,4 +1,4 @@
-"""A language model of a million parameters, made from nothing: what the trainers are tried on."""
+"""Build a language model of a million parameters with random weights, to test the trainers on."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def make_tiny_model(
     hidden: int = 128,
     seed: int = 0,
 ) -> Path:
-    """Save a Llama of random weights and a byte-level tokenizer trained on our own seeds."""
+    """Save a Llama with random weights and a byte-level tokenizer trained on the general seeds."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
@@ -40,18 +40,18 @@ def make_tiny_model(
     )
     lines = (ROOT / "seeds" / "general.jsonl").read_text().splitlines()
     texts = [v for line in lines for v in json.loads(line).values() if isinstance(v, str)]
-    tokenizer.train_from_iterator(texts, trainer)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
         eos_token="<|im_end|>",
         pad_token="<|pad|>" if pad else None,
         additional_special_tokens=["<|im_start|>"],
     )
-    made.chat_template = template
-    made.save_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(made),
+        vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=4,
@@ -59,9 +59,9 @@ def make_tiny_model(
         num_key_value_heads=4,
         max_position_embeddings=positions,
         tie_word_embeddings=True,
-        eos_token_id=made.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
-        pad_token_id=made.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Small datasets that a model of a million parameters can learn something from."""
+"""Small datasets that a model of a million parameters can learn from."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from instructgen.schema.sample import Label, Origin, Sample
 from instructgen.store import write_dataset
 
-COLOURS = ("red", "blue", "green", "white", "black", "brown")
+COLORS = ("red", "blue", "green", "white", "black", "brown")
 THINGS = ("boat", "house", "stone", "apple", "coat", "table", "river", "bird", "lamp", "door")
 
 
 def sentences(count: int, *, labels: tuple[Label, ...] = ()) -> list[Sample]:
-    """Instructions whose answers repeat a colour and a thing in a fixed sentence."""
+    """Return instructions whose answers repeat a color and a thing in a fixed sentence."""
     rng = random.Random(7)
     return [
         Sample(
-            instruction=f"Write of a {colour} {thing}, number {i}.",
-            output=f"The {thing} is {colour}, and everyone likes the {colour} {thing}.",
+            instruction=f"Write of a {color} {thing}, number {i}.",
+            output=f"The {thing} is {color}, and everyone likes the {color} {thing}.",
             language="en",
             source="sentences",
             license="CC0-1.0",
@@ -26,32 +26,32 @@ def sentences(count: int, *, labels: tuple[Label, ...] = ()) -> list[Sample]:
             labels=labels,
         )
         for i in range(count)
-        for colour, thing in [(rng.choice(COLOURS), rng.choice(THINGS))]
+        for color, thing in [(rng.choice(COLORS), rng.choice(THINGS))]
     ]
 
 
 def pairs(count: int) -> list[Sample]:
-    """Preferences: a whole sentence is liked better than a row of capitals."""
+    """Return preferences: a complete sentence is chosen, words in capitals are rejected."""
     rng = random.Random(8)
-    found = []
+    rows = []
     for i in range(count):
-        colour, thing = rng.choice(COLOURS), rng.choice(THINGS)
-        found.append(
+        color, thing = rng.choice(COLORS), rng.choice(THINGS)
+        rows.append(
             Sample(
-                instruction=f"Write of a {colour} {thing}, number {i}.",
-                output=f"The {thing} is {colour}.",
-                rejected_output=f"{thing.upper()} {colour.upper()} {rng.choice(THINGS).upper()}",
+                instruction=f"Write of a {color} {thing}, number {i}.",
+                output=f"The {thing} is {color}.",
+                rejected_output=f"{thing.upper()} {color.upper()} {rng.choice(THINGS).upper()}",
                 language="en",
                 source="pairs",
                 license="CC0-1.0",
                 origin=Origin(record=str(i)),
             )
         )
-    return found
+    return rows
 
 
 def dataset(folder: Path, rows: list[Sample]) -> Path:
-    """A dataset folder of these rows."""
+    """Write the rows as a dataset folder, and return its path."""
     write_dataset(
         folder,
         rows,

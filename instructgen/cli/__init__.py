@@ -1,8 +1,8 @@
-"""The command line: arguments in, one call, a message out. Only `pipeline` imports this.
+"""The command line: parses the arguments, calls one function, and prints the result.
 
-Exit codes: 0 done; 1 the engine, the disk or a defect stopped it; 2 bad input
-or options; 3 generate ended before its target; 130 interrupted. After 1, 3 and
-130 the same command goes on where it stopped.
+Exit codes: 0 done; 1 the engine, the disk or a defect stopped the command; 2 invalid input or
+options; 3 the command ended before its target; 130 interrupted. After 1, 3 and 130 the same
+command resumes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from instructgen.printable import printable
 
 
 class _Group(click.Group):
-    """Suggests the command meant."""
+    """Suggests the nearest command name for an unknown one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with all names in the message."""
+        """Find the command; for an unknown one, list all names."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise click.UsageError(
-                f"No such command {args[0]!r}. {suggest(args[0], list(self.commands))}"
+                f"unknown command {args[0]!r}. {suggest(args[0], list(self.commands))}"
             )
         return super().resolve_command(ctx, args)
 
@@ -39,13 +39,13 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done; 1 the engine, the disk or a defect stopped it; 2 bad input or "
-    "options; 3 it ended before its target; 130 interrupted. After 1, 3 and 130 the same command "
-    "goes on. Colours are left out where NO_COLOR is set.",
+    epilog="Exit codes: 0 done; 1 the engine, the disk or a defect stopped the command; 2 invalid "
+    "input or options; 3 the command ended before its target; 130 interrupted. After 1, 3 and 130, "
+    "rerun the same command to resume. Set NO_COLOR to disable colors.",
 )
 @click.version_option(__version__, prog_name="instructgen")
 def cli() -> None:
-    """From a few human-written tasks to a licensed, explainable dataset and a trained model.
+    """Generate, curate and document instruction data, and train models on it.
 
     \b
     Examples:
@@ -54,7 +54,7 @@ def cli() -> None:
       instructgen report runs/a --out report.html
 
     \b
-    Completion of commands and options, for bash (also zsh_source and fish_source):
+    Shell completion, for bash (also zsh_source and fish_source):
       eval "$(_INSTRUCTGEN_COMPLETE=bash_source instructgen)"
     """
 
@@ -81,8 +81,8 @@ for _command in (
 
 
 def main() -> None:
-    """The entry point: errors become one line and an exit code."""
-    # A pipe that closes early (| head) is no error.
+    """Run the command line; errors become one message and an exit code."""
+    # A pipe that closes early (| head) is not an error.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         cli(standalone_mode=False)
@@ -91,7 +91,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except InstructgenError as error:
         if os.environ.get("RANK", "0") != "0":
-            # One of several processes of a training; the first says it.
+            # One of several processes of a training; the first one reports the error.
             sys.exit(error.exit_code)
         err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
         sys.exit(error.exit_code)
@@ -100,7 +100,7 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        err.print("interrupted: what was finished is kept; the same command goes on.")
-        # An engine's threads may be deep in a computation; all state is on disk.
+        err.print("interrupted. Finished work is kept; rerun the same command to resume.")
+        # Threads of an engine may still be computing; all state is on disk.
         sys.stderr.flush()
         os._exit(130)

@@ -1,4 +1,4 @@
-"""The commands that make datasets out of others: import, merge, curate, dedup, export, publish."""
+"""The commands about datasets: import, merge, curate, dedup, export, report, publish."""
 
 from __future__ import annotations
 
@@ -7,72 +7,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
 
+from instructgen.cli.flags import OptionsCommand, takes
 from instructgen.cli.printing import (
     err,
     json_option,
-    on_bad_row_option,
-    pairs_in,
-    print_funnel,
     print_json,
+    print_rejections,
     print_unchanged,
     quiet_option,
+    safe,
     screen,
     short,
 )
-from instructgen.printable import printable
+from instructgen.commands.options import (
+    CurateOptions,
+    DedupOptions,
+    ExportOptions,
+    ImportOptions,
+    MergeOptions,
+    PublishOptions,
+    ReportOptions,
+)
 
 if TYPE_CHECKING:
     from instructgen.commands.derive import Derived
 
-_PATH = click.Path(path_type=Path)
-_OUT = click.option("--out", required=True, type=_PATH, help="The new dataset's folder.")
 
-
-def _listed(_ctx: click.Context, _option: click.Parameter, value: str) -> list[str]:
-    return [name.strip() for name in value.split(",") if name.strip()]
-
-
-@click.command("import")
-@click.argument("source_and_path", nargs=-1, required=True, metavar="[SOURCE] PATH_OR_HUB")
-@_OUT
-@click.option(
-    "--map",
-    "mapping",
-    multiple=True,
-    callback=pairs_in("instruction=question"),
-    metavar="OURS=THEIRS",
-    help="Of other formats: which field is the instruction, input, output ...",
-)
-@click.option(
-    "--as",
-    "shape",
-    type=click.Choice(["instructions", "preferences"]),
-    help="Of formats that give both, such as oasst and hh-rlhf.",
-)
-@click.option(
-    "--take",
-    metavar="WHICH",
-    help="oasst: best, all or first; hh-rlhf: dialogue or first; self-instruct: first or all.",
-)
-@click.option("--license", default="", metavar="SPDX", help="Of rows that name none.")
-@click.option("--language", default="", metavar="CODE", help="Of rows that name none.")
-@click.option("--attribution", default="", metavar="TEXT", help="The credit the rows want.")
-@click.option("--model", default="", metavar="NAME", help="The model that wrote the rows.")
-@click.option("--split", default="train", show_default=True, help="Of a dataset on the Hub.")
-@on_bad_row_option
+@click.command("import", cls=OptionsCommand)
+@click.argument("format_and_path", nargs=-1, required=True, metavar="[FORMAT] PATH_OR_HUB")
+@takes(ImportOptions, "path", "format")
 @quiet_option
 @json_option
-def import_(
-    source_and_path: tuple[str, ...], out: Path, quiet: bool, as_json: bool, **options: Any
-) -> None:
-    """Read a dataset of another project: every row kept, or rejected with a reason.
+def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
+    """Read a dataset of another project. Every row is kept, or rejected with a reason.
 
-    SOURCE is dolly, oasst, alpaca, alpaca-libre, hh-rlhf, self-instruct, longform, sharegpt,
-    openai-chat, preferences, ultrafeedback, instructgen or plain; it is recognised by
-    the file's fields where it is left out. PATH_OR_HUB is a .jsonl, .json, .csv or
-    .parquet file (text also .gz or .zst), or ORG/NAME of the Hub.
+    FORMAT is one of those that `instructgen formats` lists. Without it, the format is
+    recognized by the fields of the file.
 
     \b
     Examples:
@@ -82,44 +53,31 @@ def import_(
           --license CC-BY-4.0 --out data/faq
     """
     from instructgen.cli.progress import watching
-    from instructgen.commands.import_data import import_data as run
+    from instructgen.commands.import_data import import_data
+    from instructgen.plugins import find
 
-    if len(source_and_path) > 2:
-        raise click.UsageError("Give one file, and before it the SOURCE if you like.")
-    *source, path = source_and_path
     with watching(err, show=not quiet and not as_json) as watch:
-        result = run(path, out, *source, watch=watch, **options)
+        result = import_data.run(options, watch)
     if as_json:
         return print_json(result)
     print_unchanged(result)
     facts = result.facts
-    if not source and not options["mapping"]:
-        from instructgen.plugins import find
-
-        fields = ", ".join(sorted(find("sources", facts["source"]).fields))
-        screen.print(f"looks like {facts['source']}: {fields}")
+    if options.format is None and not options.mapping:
+        fields = ", ".join(sorted(find("sources", facts.format).fields))
+        screen.print(f"format: {facts.format} (recognized by the fields {fields})")
     screen.print(
-        f"[bold]{result.rows:,} rows[/] from {facts['used']:,} of {facts['read']:,} "
-        f"{facts['unit']} read; {result.rejected:,} were rejected."
+        f"[bold]{result.rows:,} rows[/] from {facts.used:,} of {facts.read:,} {facts.unit} read; "
+        f"{result.rejected:,} rejected."
     )
     return print_derived(result)
 
 
-@click.command()
-@click.argument("inputs", nargs=-1, required=True, type=_PATH)
-@_OUT
-@click.option("--recipe", type=_PATH, metavar="FILE", help="TOML with [mix] and [split].")
-@click.option(
-    "--require",
-    metavar="WHAT",
-    help="commercial-use, permissive, or licences with commas: other rows are rejected.",
-)
+@click.command(cls=OptionsCommand)
+@takes(MergeOptions)
 @quiet_option
 @json_option
-def merge(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Mix datasets into one, and say what the mix obliges and forbids.
-
-    INPUTS are dataset or run folders.
+def merge(options: MergeOptions, quiet: bool, as_json: bool) -> None:
+    """Mix datasets into one, and list the license obligations of the mix.
 
     \b
     Examples:
@@ -127,61 +85,30 @@ def merge(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **opt
       instructgen merge data/dolly data/libre --require commercial-use --out data/mix
     """
     from instructgen.cli.progress import watching
-    from instructgen.commands.merge import merge as run
+    from instructgen.commands.merge import merge
     from instructgen.licensing.licenses import obligations
 
     with watching(err, show=not quiet and not as_json) as watch:
-        result = run(inputs, out, watch=watch, **options)
+        result = merge.run(options, watch)
     if as_json:
         return print_json(result)
     print_unchanged(result)
-    facts = result.facts
+    facts, terms = result.facts, result.terms
     screen.print(
-        f"[bold]{result.rows:,} rows[/]: {facts['taken']:,} of {facts['read']:,} read; "
-        f"{result.rejected:,} were left out."
+        f"[bold]{result.rows:,} rows[/]: {facts.taken:,} of {facts.read:,} rows read are in the "
+        f"mix; {result.rejected:,} rejected."
     )
-    asked = facts["terms"]
-    for sentence in obligations(asked["licenses"], asked["generators"], asked["attributions"]):
-        screen.print(f"  - {escape(printable(sentence))}")
+    for sentence in obligations(terms.licenses, terms.generators, terms.attributions):
+        screen.print(f"  - {safe(sentence)}")
     return print_derived(result)
 
 
-@click.command()
-@click.argument("data", type=_PATH)
-@_OUT
-@click.option(
-    "--recipe",
-    default="default",
-    show_default=True,
-    metavar="NAME_OR_FILE",
-    help="The filters: a shipped recipe, or a TOML file.",
-)
-@click.option(
-    "--against",
-    multiple=True,
-    type=_PATH,
-    metavar="FILE",
-    help="Benchmark prompts: rows that hold one are rejected; more files may follow it.",
-)
-@click.option(
-    "--scores-from",
-    type=_PATH,
-    metavar="DATASET",
-    help="A dataset curated before, whose scores are not computed again.",
-)
-@click.argument("more", nargs=-1, type=_PATH)
+@click.command(cls=OptionsCommand)
+@takes(CurateOptions)
 @quiet_option
 @json_option
-def curate(
-    data: Path,
-    out: Path,
-    against: tuple[Path, ...],
-    more: tuple[Path, ...],
-    quiet: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Keep the rows that every filter of a recipe keeps; the others with their reasons.
+def curate(options: CurateOptions, quiet: bool, as_json: bool) -> None:
+    """Keep the rows that every filter of a recipe accepts, and reject the others with reasons.
 
     \b
     Examples:
@@ -189,227 +116,41 @@ def curate(
       instructgen curate data/mix --recipe strict --against gsm8k.jsonl --out data/clean
     """
     from instructgen.cli.progress import watching
-    from instructgen.commands.curate import curate as run
+    from instructgen.commands.curate import curate
 
-    # A folder is no file of prompts, whatever stands before it.
-    if many := [path for path in more if not against or path.is_dir()]:
-        raise click.UsageError(f"{str(many[0])!r} is one dataset too many; merge them first.")
     with watching(err, show=not quiet and not as_json) as watch:
-        result = run(data, out, against=(*against, *more), watch=watch, **options)
+        result = curate.run(options, watch)
     if as_json:
         return print_json(result)
     print_unchanged(result)
+    facts = result.facts
     screen.print(
-        f"[bold]{result.rows:,} rows[/] of {result.facts['read']:,} kept, "
-        f"{result.rejected:,} rejected."
+        f"[bold]{result.rows:,} rows[/] of {facts.read:,} kept, {result.rejected:,} rejected."
     )
+    for name, rows in facts.edited.items():
+        screen.print(f"{safe(name)} edited {rows:,} rows.")
+    if facts.benchmarks:
+        searched = ", ".join(f"{name} {prompts:,}" for name, prompts in facts.benchmarks.items())
+        rejected = sum(r.count for r in result.rejections if r.filter == "contamination")
+        screen.print(
+            f"Benchmark prompts searched: {safe(searched)}; {rejected:,} rows contain one."
+        )
     return print_derived(result)
 
 
-@click.command()
-@click.argument("data", type=_PATH)
+@click.command(cls=OptionsCommand)
+@takes(DedupOptions)
 @click.option(
-    "--format",
-    "format",
-    required=True,
-    metavar="NAME",
-    help="alpaca, sharegpt, openai or trl-preference.",
-)
-@click.option("--to", required=True, type=_PATH, help="The file: JSON lines.")
-@click.option(
-    "--columns",
-    default="",
-    callback=_listed,
-    metavar="NAMES",
-    help="Of id, category, language, source, license, attribution, generators.",
-)
-@click.option("--split", help="Only these rows: train, validation or test.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-@quiet_option
-@json_option
-def export(data: Path, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Write a dataset as JSON lines in the form that another tool reads.
-
-    \b
-    Example:
-      instructgen export data/clean --format sharegpt --to clean.jsonl
-    """
-    from instructgen.cli.progress import watching
-    from instructgen.commands.export import export as run
-
-    with watching(err, show=not quiet and not as_json) as watch:
-        result = run(data, watch=watch, **options)
-    if as_json:
-        return print_json(result)
-    screen.print(f"[bold]{result.rows:,} rows[/] in {escape(printable(str(result.to)))}")
-    for sentence in result.obligations:
-        screen.print(f"  - {escape(printable(sentence))}")
-    return None
-
-
-def _price(
-    _ctx: click.Context, _option: click.Parameter, value: str | None
-) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    try:
-        prompt, output = (float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not PROMPT,OUTPUT, as in 0.15,0.6.") from None
-    return prompt, output
-
-
-@click.command()
-@click.argument("inputs", nargs=-1, required=True, type=_PATH)
-@click.option("--out", required=True, type=_PATH, help="The page: one HTML file.")
-@click.option(
-    "--seeds",
-    multiple=True,
-    type=_PATH,
-    metavar="FILE",
-    help="Seed tasks or a dataset that rows are compared with; a run knows its own.",
-)
-@click.option(
-    "--reference", type=_PATH, metavar="DATA", help="Rows by people, whose lengths stand beside."
-)
-@click.option(
-    "--price",
-    callback=_price,
-    metavar="PROMPT,OUTPUT",
-    help="What a million tokens of prompts and of completions cost.",
+    "--show",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Print the first N rejected rows.",
 )
 @quiet_option
 @json_option
-def report(inputs: tuple[Path, ...], out: Path, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Write a page to look at: what datasets, runs, models and evaluations hold.
-
-    \b
-    Examples:
-      instructgen report runs/a --out report.html
-      instructgen report data/clean models/sft --seeds seeds/general.jsonl --out report.html
-    """
-    from instructgen.cli.progress import watching
-    from instructgen.commands.report import report as run
-
-    with watching(err, show=not quiet and not as_json) as watch:
-        result = run(inputs, out, watch=watch, **options)
-    if as_json:
-        return print_json(result)
-    screen.print(f"report   {escape(printable(str(result.to)))} ({result.bytes:,} bytes)")
-    return None
-
-
-@click.command()
-@click.argument("data", type=_PATH)
-@click.argument("name", metavar="ORG/NAME")
-@click.option("--private", is_flag=True, help="Only its owners see it.")
-@quiet_option
-@json_option
-def publish(data: Path, name: str, private: bool, quiet: bool, as_json: bool) -> None:
-    """Put a dataset on the Hub: parts, rejected rows, card, manifest.
-
-    The token comes from HF_TOKEN or from `hf auth login`.
-
-    \b
-    Example:
-      instructgen publish data/clean my-org/clean
-    """
-    from instructgen.cli.progress import watching
-    from instructgen.commands.publish import publish as run
-
-    with watching(err, show=not quiet and not as_json):
-        result = run(data, name, private=private)
-    if as_json:
-        return print_json(result)
-    screen.print(f"{result.files} files, {result.bytes / 2**20:,.1f} MiB: {escape(result.url)}")
-    return None
-
-
-def print_derived(result: Derived) -> None:
-    """What was rejected, and where the dataset lies."""
-    print_funnel(result.funnel)
-    screen.print(f"dataset  {escape(printable(result.parts[0]))}")
-    screen.print(f"card     {escape(printable(result.card))}")
-
-
-def _thresholds(
-    _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
-) -> float | dict[str, float] | None:
-    """One number for all stages, or STAGE=NUMBER for some."""
-    by_stage: dict[str, float] = {}
-    for value in values:
-        stage, _, number = value.rpartition("=")
-        try:
-            by_stage[stage] = float(number)
-        except ValueError:
-            raise click.BadParameter(f"{value!r} is no number, nor STAGE=NUMBER.") from None
-    if "" not in by_stage:
-        return by_stage or None
-    if len(by_stage) > 1:
-        raise click.BadParameter("give one number, or STAGE=NUMBER for each stage.")
-    return by_stage[""]
-
-
-@click.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new dataset.")
-@click.option(
-    "--how",
-    default="exact,minhash,semantic",
-    show_default=True,
-    callback=_listed,
-    metavar="STAGES",
-    help="Of exact, minhash, rouge_l, semantic, two_key.",
-)
-@click.option(
-    "--threshold",
-    multiple=True,
-    callback=_thresholds,
-    metavar="[STAGE=]NUMBER",
-    help="Highest similarity kept.  [default: minhash=0.7, rouge_l=0.7, semantic=0.9]",
-)
-@click.option(
-    "--priority",
-    default="source,licence,quality,length",
-    show_default=True,
-    callback=_listed,
-    metavar="CRITERIA",
-    help="Which copy stays: of source, human, licence, quality, length.",
-)
-@click.option(
-    "--sources", default="", callback=_listed, metavar="NAMES", help="The most trusted first."
-)
-@click.option(
-    "--compared",
-    type=click.Choice(["row", "prompt", "instruction"]),
-    default="row",
-    show_default=True,
-    help="What is compared: all, without the output, or the instruction.",
-)
-@click.option(
-    "--frame-quota", default=3, show_default=True, help="Rows that two_key keeps of a frame."
-)
-@click.option(
-    "--embedding-model",
-    default="minilm",
-    show_default=True,
-    metavar="NAME",
-    help="minilm (packaged, for English), a folder, or a Hub name.",
-)
-@click.option("--license", default="", metavar="SPDX", help="Of rows that name none.")
-@click.option("--language", default="", metavar="CODE", help="Of rows that name none.")
-@on_bad_row_option
-@click.option(
-    "--show", default=0, type=click.IntRange(min=0), metavar="N", help="Print N removed rows."
-)
-@quiet_option
-@json_option
-def dedup(
-    inputs: tuple[Path, ...], out: Path, show: int, quiet: bool, as_json: bool, **options: Any
-) -> None:
-    """Remove duplicates from datasets, each for a row that stays and is near enough.
-
-    INPUTS are dataset folders, or files as --seeds takes them.
+def dedup(options: DedupOptions, show: int, quiet: bool, as_json: bool) -> None:
+    """Reject duplicates. Every rejected row is near enough to a row that is kept.
 
     \b
     Examples:
@@ -417,35 +158,32 @@ def dedup(
       instructgen dedup dolly.jsonl --how two_key --compared instruction --out data/frames
     """
     from instructgen.cli.progress import watching
-    from instructgen.commands.dedup import dedup as run
+    from instructgen.commands.dedup import dedup
 
     with watching(err, show=not quiet and not as_json) as watch:
-        result = run(inputs, out, watch=watch, **options)
+        result = dedup.run(options, watch)
     if as_json:
         return print_json(result)
     print_unchanged(result)
+    facts = result.facts
     if show:
-        _print_removed(out, show)
-    if result.bad_rows:
-        screen.print(f"{result.bad_rows:,} rows could not be used and were left out.")
-    screen.print(f"[bold]{result.rows:,} rows[/] kept, {result.removed:,} removed.")
-    print_funnel(result.funnel)
+        _print_duplicates(result.out, show)
+    if facts.invalid:
+        screen.print(f"{facts.invalid:,} rows are invalid and were not read.")
+    screen.print(f"[bold]{result.rows:,} rows[/] kept, {result.rejected:,} rejected.")
     screen.print(
-        f"Connected components would have removed {result.components_would_remove:,}, "
-        f"the largest of {result.largest_component:,} rows."
+        f"Removing connected components would have rejected {facts.components_would_reject:,} "
+        f"rows; the largest component has {facts.largest_component:,} rows."
     )
-    if result.unread:
+    if facts.uncompared:
         screen.print(
-            f"{result.unread:,} texts were not compared by meaning: the model "
-            f"{escape(options['embedding_model'])} was not made for what they are written in."
+            f"{facts.uncompared:,} texts were not compared by meaning, because the model "
+            f"{safe(options.embedding_model)} does not support their language."
         )
-    screen.print(f"dataset  {escape(printable(result.parts[0]))}")
-    screen.print(f"card     {escape(printable(result.card))}")
-    return None
+    return print_derived(result)
 
 
-def _print_removed(out: Path, count: int) -> None:
-
+def _print_duplicates(out: Path, count: int) -> None:
     from instructgen.store import read_rows
 
     kept: dict[str, str] = {}
@@ -457,4 +195,85 @@ def _print_removed(out: Path, count: int) -> None:
     for row in shown:
         screen.print(f"[bold]{short(row['instruction'])}[/]")
         screen.print(f"  [dim]kept[/]  {short(kept[row['nearest']])}")
-        screen.print(f"  [dim]{row['stage']}, {row['reason']}[/]  {escape(row['detail'])}\n")
+        screen.print(f"  [dim]{row['stage']}, {row['reason']}[/]  {safe(row['detail'])}\n")
+
+
+@click.command(cls=OptionsCommand)
+@takes(ExportOptions)
+@quiet_option
+@json_option
+def export(options: ExportOptions, quiet: bool, as_json: bool) -> None:
+    """Write a dataset as JSON lines in the format of another tool.
+
+    \b
+    Example:
+      instructgen export data/clean --format sharegpt --to clean.jsonl
+    """
+    from instructgen.cli.progress import watching
+    from instructgen.commands.export import export
+
+    with watching(err, show=not quiet and not as_json) as watch:
+        result = export.run(options, watch)
+    if as_json:
+        return print_json(result)
+    screen.print(f"[bold]{result.rows:,} rows[/] in {safe(result.to)}")
+    for sentence in result.obligations:
+        screen.print(f"  - {safe(sentence)}")
+    return None
+
+
+@click.command(cls=OptionsCommand)
+@takes(ReportOptions)
+@quiet_option
+@json_option
+def report(options: ReportOptions, quiet: bool, as_json: bool) -> None:
+    """Write an HTML page about datasets, runs, models and evaluations.
+
+    \b
+    Examples:
+      instructgen report runs/a --out report.html
+      instructgen report data/clean models/sft --seeds seeds/general.jsonl --out report.html
+    """
+    from instructgen.cli.progress import watching
+    from instructgen.commands.report import report
+
+    with watching(err, show=not quiet and not as_json) as watch:
+        result = report.run(options, watch)
+    if as_json:
+        return print_json(result)
+    screen.print(f"report   {safe(result.to)} ({result.bytes:,} bytes)")
+    return None
+
+
+@click.command(cls=OptionsCommand)
+@takes(PublishOptions)
+@quiet_option
+@json_option
+def publish(options: PublishOptions, quiet: bool, as_json: bool) -> None:
+    """Upload a dataset to the Hub: parts, rejected rows, card and manifest.
+
+    The token is read from HF_TOKEN or from `hf auth login`.
+
+    \b
+    Example:
+      instructgen publish data/clean my-org/clean
+    """
+    from instructgen.cli.progress import watching
+    from instructgen.commands.publish import publish
+
+    with watching(err, show=not quiet and not as_json) as watch:
+        result = publish.run(options, watch)
+    if as_json:
+        return print_json(result)
+    screen.print(f"{result.files} files, {result.bytes / 2**20:,.1f} MiB: {safe(result.url)}")
+    return None
+
+
+def print_derived(result: Derived[Any]) -> None:
+    """Print the rejections, the splits, and where the dataset and its card are."""
+    print_rejections(result.rejections)
+    if len(result.splits) > 1:
+        sizes = ", ".join(f"{name} {rows:,}" for name, rows in result.splits.items())
+        screen.print(f"splits   {sizes}")
+    screen.print(f"dataset  {safe(result.parts[0])}")
+    screen.print(f"card     {safe(result.card)}")

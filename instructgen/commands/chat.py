@@ -1,4 +1,4 @@
-"""The command chat: talk to a model, word by word."""
+"""The command chat: a conversation with a model, whose answers are printed as they come."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
+from instructgen.commands.options import ChatOptions
 from instructgen.errors import ConfigError
 from instructgen.schema.sample import Message
 
@@ -14,82 +15,68 @@ class Chat:
     """A conversation with a model.
 
     Args:
-        model: a folder, a Hub name, or ``smollm2``.
-        system: a message that stands before all others.
-        temperature: 0 for the likeliest words.
-        max_tokens: of an answer.
-        seed: of sampling.
+        options: the model, the system prompt, and how answers are sampled.
 
     Raises:
-        ConfigError: the model cannot be loaded, has no chat template, or gives no text.
+        ConfigError: the model cannot be loaded, has no chat template, or does not write text.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        system: str = "",
-        temperature: float = 0.7,
-        max_tokens: int = 512,
-        seed: int | None = None,
-    ) -> None:
+    def __init__(self, options: ChatOptions) -> None:
         from instructgen.models.loading import is_reward_model, load_model, load_tokenizer
-        from instructgen.training.policy import needs_packages
+        from instructgen.training.policy import require_training_packages
 
-        if max_tokens < 1:
-            raise ConfigError(f"--max-tokens is {max_tokens}.", "Give 1 or more.")
-        if not 0 <= temperature <= 100:
-            raise ConfigError(f"--temperature is {temperature}.", "Give 0 to 100.")
-        needs_packages()
+        require_training_packages()
         import torch
 
+        model = options.model
         if is_reward_model(model):
-            raise ConfigError(f"{model} is a reward model.", "Give a model that writes.")
+            raise ConfigError(f"{model} is a reward model.", "Give a model that writes text.")
+        self._options = options
         self._tokenizer: Any = load_tokenizer(model, "eos")
         if not self._tokenizer.chat_template:
-            raise ConfigError(f"{model} has no chat template.", "Train it by: train sft.")
+            raise ConfigError(f"{model} has no chat template.", "Train it with train sft.")
         self._model: Any = load_model(model, tokenizer=self._tokenizer).eval()
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self._system, self._temperature, self._most = system, temperature, max_tokens
-        self.said: list[Message] = []
-        self.forget()
-        if seed is not None:
-            torch.manual_seed(seed)
+        self.messages: list[Message] = []
+        self.clear()
+        if options.seed is not None:
+            torch.manual_seed(options.seed)
 
-    def forget(self) -> None:
-        """Begin anew."""
-        self.said = [Message("system", self._system)] if self._system else []
+    def clear(self) -> None:
+        """Start a new conversation."""
+        system = self._options.system
+        self.messages = [Message("system", system)] if system else []
 
     def say(self, text: str) -> Iterator[str]:
-        """The pieces of the model's answer as they come; afterwards it is part of ``said``."""
+        """Yield the pieces of the model's answer; afterwards it is the last of ``messages``."""
         from jinja2 import TemplateError
         from transformers import TextIteratorStreamer
 
-        # Bytes that are no UTF-8 come as lone surrogates, which no tokenizer takes.
+        # Invalid UTF-8 arrives as lone surrogates, which tokenizers reject.
         text = text.encode("utf-8", "replace").decode()
-        self.said.append(Message("user", text))
-        messages = [{"role": m.role, "content": m.content} for m in self.said]
+        self.messages.append(Message("user", text))
+        messages = [{"role": m.role, "content": m.content} for m in self.messages]
         try:
             inputs = self._tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
             ).to(self._model.device)
         except TemplateError as error:
             raise ConfigError(
-                f"The chat template refuses it: {error}.",
-                "Leave --system out." if self._system else "Give a model with another.",
+                f"the chat template rejects the message: {error}.",
+                "Omit --system." if self._options.system else "Give another model.",
             ) from None
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
-        sampled: dict[str, Any] = {"do_sample": self._temperature > 0}
-        if self._temperature > 0:
-            sampled |= {"temperature": self._temperature, "top_k": 0}
+        sampled: dict[str, Any] = {"do_sample": self._options.temperature > 0}
+        if self._options.temperature > 0:
+            sampled |= {"temperature": self._options.temperature, "top_k": 0}
         failed: list[BaseException] = []
 
         def work() -> None:
             try:
                 self._model.generate(
-                    **inputs, **sampled, max_new_tokens=self._most, streamer=streamer
+                    **inputs, **sampled, max_new_tokens=self._options.max_tokens, streamer=streamer
                 )
-            except BaseException as error:  # noqa: BLE001 (raised again by who reads)
+            except BaseException as error:  # noqa: BLE001 (raised again by the reader)
                 failed.append(error)
                 streamer.end()
 
@@ -102,4 +89,4 @@ class Chat:
         thread.join()
         if failed:
             raise failed[0]
-        self.said.append(Message("assistant", answer.strip()))
+        self.messages.append(Message("assistant", answer.strip()))

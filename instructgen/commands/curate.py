@@ -1,9 +1,13 @@
-"""The command curate: one dataset in, what its recipe keeps out, every other row with a reason."""
+"""The command curate: applies a recipe's filters to one dataset.
+
+Rows that every filter accepts are kept; every other row is rejected with a reason.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,13 @@ from instructgen.commands.derive import (
     Derived,
     Output,
     Written,
-    check_apart,
+    check_separate,
     common_shape,
     derive,
     inputs_of,
 )
+from instructgen.commands.interface import command
+from instructgen.commands.options import CurateOptions
 from instructgen.filters import Filter, ScoringFilter
 from instructgen.filters.contamination import Contamination
 from instructgen.filters.curation import Curation, Report
@@ -25,65 +31,92 @@ from instructgen.models.folders import model_digest
 from instructgen.plugins import provenance
 from instructgen.reports.cards import table
 from instructgen.schema.progress import Progress, Watch
+from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Rejected, Sample, Score
-from instructgen.store import read_samples, splits_of
+from instructgen.store import Provenance, read_samples, splits_of
 
 
-def curate(
-    data: str | Path,
-    out: str | Path,
-    *,
-    recipe: str | Path = "default",
-    against: Sequence[str | Path] = (),
-    scores_from: str | Path | None = None,
-    watch: Watch | None = None,
-) -> Derived:
-    """Keep the rows that all filters of a recipe keep.
+@dataclass(frozen=True, slots=True)
+class SourceRejections:
+    """The number of rows of one source that a filter rejected for one reason."""
 
-    Args:
-        data: a dataset or run folder.
-        out: a folder for the dataset. One made from the same is left as it is.
-        recipe: a shipped name or a TOML file, of which [[filters]] counts.
-        against: files of benchmark prompts; rows that hold one are rejected. For
-            the recipe's filter ``contamination``, or one with its defaults, first.
-        scores_from: a dataset that was curated before: its rows' scores, kept or
-            rejected, are not computed again.
-        watch: called with progress.
+    filter: str
+    reason: str
+    source: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BorderlineRow:
+    """A row near a filter's threshold; ``side`` is ``kept`` or ``rejected``."""
+
+    filter: str
+    side: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CurateFacts(JsonRecord):
+    """What the filters did.
+
+    ``filters`` are their names in the order in which they evaluated the rows, ``sources`` the
+    rows read by source, ``edited`` the rows that each filter edited, and ``benchmarks`` the
+    number of prompts searched for in each benchmark.
+    """
+
+    read: int
+    filters: tuple[str, ...]
+    sources: dict[str, int]
+    by_source: tuple[SourceRejections, ...]
+    edited: dict[str, int]
+    benchmarks: dict[str, int]
+    borderline: tuple[BorderlineRow, ...]
+
+
+@command(CurateOptions, "data", "out")
+def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[CurateFacts]:
+    """Keep the rows that all filters of a recipe accept.
+
+    Benchmark files given by ``against`` are searched by the recipe's filter ``contamination``,
+    or else by one with default settings, which comes first.
 
     Raises:
-        InputError: an input is bad.
-        ConfigError: the recipe is bad, or packages are missing.
-        RunError: the input is no complete dataset, or ``out`` holds something else.
-        StorageError: the disk refuses.
+        InputError: an input is invalid.
+        ConfigError: the recipe is invalid, or packages are missing.
+        RunError: the input is not a complete dataset, or the output folder contains something
+            else.
+        StorageError: the files cannot be written.
     """
-    source, folder = Path(data), Path(out)
-    filters = _against(load_filters(str(recipe)), against)
-    given = inputs_of([source])
-    check_apart(folder, [source])
+    source = options.data
+    filters = _with_benchmarks(load_filters(options.recipe), options.against)
+    inputs = inputs_of([source])
+    check_separate(options.out, [source])
     shape = common_shape([source])
     benchmarks = [path for f in filters for path in f.files()]
-    scored = [] if scores_from is None else [Path(scores_from)]
-    made = {
-        "command": "curate",
-        "inputs": given,
-        "options": {
-            "filters": [_without_paths(f) for f in recorded_filters(filters)],
-            "against": inputs_of(benchmarks),
-            "scores_from": inputs_of(scored),
-        },
-        **_models(filters),
-        **provenance(filters=map(type, filters)),
+    scored = [] if options.scores_from is None else [options.scores_from]
+    recorded: dict[str, Any] = {
+        "filters": [_without_paths(f) for f in recorded_filters(filters)],
+        "against": [ref.to_dict() for ref in inputs_of(benchmarks)],
+        "scores_from": [ref.to_dict() for ref in inputs_of(scored)],
     }
+    made_from = Provenance(
+        "curate",
+        inputs,
+        recorded,
+        models=_models(filters),
+        plugins=provenance(filters=map(type, filters)),
+    )
     splits = splits_of(source)
 
-    def write(output: Output) -> Written:
+    def write(output: Output) -> Written[CurateFacts]:
         facts = _write(output, Curation(filters, _scores(scored)), source, splits, watch)
         return Written(facts, _sections(facts), ", curated")
 
-    return derive(folder, made, shape, write, list(splits))
+    return derive(options.out, made_from, shape, CurateFacts, write, list(splits))
 
 
-def _against(filters: Sequence[Filter], files: Sequence[str | Path]) -> list[Filter]:
+def _with_benchmarks(filters: Sequence[Filter], files: Sequence[Path]) -> list[Filter]:
     if not files:
         return list(filters)
     names = tuple(map(str, files))
@@ -97,15 +130,14 @@ def _against(filters: Sequence[Filter], files: Sequence[str | Path]) -> list[Fil
     ]
 
 
-def _models(filters: Sequence[Filter]) -> dict[str, dict[str, str]]:
-    """The models that filters score with: another in the same folder gives other scores."""
+def _models(filters: Sequence[Filter]) -> dict[str, str]:
+    """The digests of the models that filters score with."""
     scoring = [f.model_dump() | {"filter": f.name} for f in filters if isinstance(f, ScoringFilter)]
-    found = {each["filter"]: model_digest(each["model"]) for each in scoring if "model" in each}
-    return {"models": found} if found else {}
+    return {each["filter"]: model_digest(each["model"]) for each in scoring if "model" in each}
 
 
 def _without_paths(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Where a benchmark lies is not what it says: its name and digest stand beside."""
+    """A filter without the paths of benchmarks, whose names and digests are recorded apart."""
     return {k: v for k, v in recorded.items() if k != "against"}
 
 
@@ -121,7 +153,7 @@ def _scores(folders: Sequence[Path]) -> dict[str, tuple[Score, ...]]:
 
 def _write(
     output: Output, curation: Curation, source: Path, splits: dict[str, int], watch: Watch | None
-) -> dict[str, Any]:
+) -> CurateFacts:
     total = sum(splits.values())
     names, ends = list(splits), list(accumulate(splits.values()))
     kept_rows = 0
@@ -134,14 +166,14 @@ def _write(
         kept_rows += len(block.kept)
         output.reject(
             [
-                Rejected(d.sample, d.rejection, "curate", number)
-                for number, d in enumerate(block.dropped, start=output.rejected)
+                Rejected(r.sample, r.rejection, "curate", number)
+                for number, r in enumerate(block.rejected, start=output.rejected)
             ]
         )
-    curation.look_below()
+    curation.collect_borderline()
     if kept_rows + output.rejected != total:
         raise RuntimeError(f"{total} rows read, {kept_rows} kept, {output.rejected} rejected")
-    return {"read": total, **_reported(curation)}
+    return _facts(curation, total)
 
 
 def _watched(samples: Iterator[Sample], total: int, watch: Watch | None) -> Iterator[Sample]:
@@ -151,65 +183,71 @@ def _watched(samples: Iterator[Sample], total: int, watch: Watch | None) -> Iter
         yield sample
 
 
-def _reported(curation: Curation) -> dict[str, Any]:
+def _facts(curation: Curation, total: int) -> CurateFacts:
     report: Report = curation.report
-    by_source = [
-        {"filter": name, "reason": reason, "source": source, "count": count}
-        for (name, reason, source), count in sorted(report.rejected.items())
-    ]
     borderline = []
     for f in curation.order:
         kept, rejected = report.examples(f.name)
         for side, examples in (("kept", kept), ("rejected", rejected)):
-            borderline += [
-                {"filter": f.name, "side": side, "value": e.value, "text": e.text[:200]}
-                for e in examples
-            ]
-    return {
-        "by_source": by_source,
-        "sources": dict(sorted(report.read.items())),
-        "borderline": borderline,
-        "filters": [f.name for f in curation.order],
-    }
+            borderline += [BorderlineRow(f.name, side, e.value, e.text[:200]) for e in examples]
+    searched: dict[str, int] = {}
+    for f in curation.filters:
+        if isinstance(f, Contamination):
+            searched |= f.searched()
+    return CurateFacts(
+        read=total,
+        filters=tuple(f.name for f in curation.order),
+        sources=dict(sorted(report.read.items())),
+        by_source=tuple(
+            SourceRejections(*key, count) for key, count in sorted(report.rejected.items())
+        ),
+        edited={name: rows for name, rows in sorted(report.edited.items()) if rows},
+        benchmarks=searched,
+        borderline=tuple(borderline),
+    )
 
 
-def _sections(facts: dict[str, Any]) -> list[str]:
-    sources = list(facts["sources"])
-    left = dict(facts["sources"])
-    lines = [("rows read", *(f"{left[s]:,}" for s in sources), f"{facts['read']:,}")]
-    reasons: dict[tuple[str, str], dict[str, int]] = {}
-    for row in facts["by_source"]:
-        reasons.setdefault((row["filter"], row["reason"]), {})[row["source"]] = row["count"]
-    for name in dict.fromkeys(facts["filters"]):
-        for (filter_name, reason), counts in reasons.items():
-            if filter_name == name:
-                lines.append(
-                    (
-                        f"{name}: {reason}",
-                        *(f"−{counts[s]:,}" if s in counts else "" for s in sources),
-                        f"−{sum(counts.values()):,}",
-                    )
-                )
-                for s, count in counts.items():
-                    left[s] -= count
-    lines.append(("rows kept", *(f"{left[s]:,}" for s in sources), f"{sum(left.values()):,}"))
+def _sections(facts: CurateFacts) -> list[str]:
+    edited = [(name, f"{rows:,}") for name, rows in facts.edited.items()]
+    searched = [(name, f"{prompts:,}") for name, prompts in facts.benchmarks.items()]
     return [
         "## Funnel",
         "",
-        "The first filter that objects decides. Rejected rows are in `rejected/`, each with its "
-        "reason, and with score and nearest row where the filter has them.",
+        "The first filter that rejects a row determines its reason. Rejected rows are in "
+        "`rejected/`, each with its reason and, from filters that compute them, its score and "
+        "nearest row.",
         "",
-        *table(("filter: reason", *sources, "all"), lines),
+        *_funnel(facts),
         "",
-        *_borderline(facts["borderline"]),
+        *(["## Edited rows", "", *table(("filter", "rows"), edited), ""] if edited else []),
+        *(
+            ["## Benchmarks searched", "", *table(("benchmark", "prompts"), searched), ""]
+            if searched
+            else []
+        ),
+        *_borderline(facts.borderline),
     ]
 
 
-def _borderline(examples: Sequence[dict[str, Any]]) -> list[str]:
+def _funnel(facts: CurateFacts) -> list[str]:
+    sources, left = list(facts.sources), dict(facts.sources)
+    lines = [("rows read", *(f"{left[s]:,}" for s in sources), f"{facts.read:,}")]
+    reasons: dict[tuple[str, str], dict[str, int]] = {}
+    for row in facts.by_source:
+        reasons.setdefault((row.filter, row.reason), {})[row.source] = row.count
+    for name in dict.fromkeys(facts.filters):
+        for (filter_name, reason), counts in reasons.items():
+            if filter_name == name:
+                cells = (f"−{counts[s]:,}" if s in counts else "" for s in sources)
+                lines.append((f"{name}: {reason}", *cells, f"−{sum(counts.values()):,}"))
+                for source, count in counts.items():
+                    left[source] -= count
+    lines.append(("rows kept", *(f"{left[s]:,}" for s in sources), f"{sum(left.values()):,}"))
+    return table(("filter: reason", *sources, "all"), lines)
+
+
+def _borderline(examples: Sequence[BorderlineRow]) -> list[str]:
     if not examples:
         return []
-    lines = [
-        (e["filter"], e["side"], f"{e['value']:.4g}", " ".join(e["text"].split())[:100])
-        for e in examples
-    ]
-    return ["## Near the thresholds", "", *table(("filter", "side", "value", "row"), lines)]
+    lines = [(e.filter, e.side, f"{e.value:.4g}", " ".join(e.text.split())[:100]) for e in examples]
+    return ["## Rows near the thresholds", "", *table(("filter", "side", "value", "row"), lines)]

@@ -1,4 +1,4 @@
-"""The command export: a dataset in the form that another tool reads, as JSON lines."""
+"""The command export: writes a dataset as JSON lines in the format of another tool."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from instructgen.commands.interface import command
+from instructgen.commands.options import ExportOptions
 from instructgen.errors import ConfigError, InputError
 from instructgen.licensing.licenses import obligations
 from instructgen.plugins import suggest
@@ -16,7 +18,7 @@ from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Message, Sample, Shape
 from instructgen.store import (
     is_run,
-    read_manifest,
+    manifest_in,
     read_samples,
     shape_of,
     splits_of,
@@ -30,107 +32,88 @@ _COLUMNS = ("id", "category", "language", "source", "license", "attribution", "g
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written, and what its rows oblige whoever uses them."""
+    """What was written, and the license obligations of its rows."""
 
     to: Path
     rows: int
     obligations: list[str]
 
 
-def export(
-    data: str | Path,
-    to: str | Path,
-    *,
-    format: str,
-    columns: Sequence[str] = (),
-    split: str | None = None,
-    overwrite: bool = False,
-    watch: Watch | None = None,
-) -> Exported:
-    """Write a dataset as JSON lines in another tool's form.
-
-    Args:
-        data: a dataset or run folder.
-        to: the file.
-        format: ``alpaca``, ``sharegpt``, ``openai`` or ``trl-preference``.
-        columns: more of each row to write beside: ``id``, ``category``, ``language``,
-            ``source``, ``license``, ``attribution``, ``generators``.
-        split: only these rows, of a dataset that is split.
-        overwrite: whether a file that is there may be replaced.
-        watch: called with progress.
+@command(ExportOptions, "data", "to")
+def export(options: ExportOptions, watch: Watch | None = None) -> Exported:
+    """Write a dataset as JSON lines in the format of another tool.
 
     Raises:
         ConfigError: the format or a column is unknown, or does not fit the rows.
-        InputError: the file is there already.
+        InputError: the file exists.
         RunError: there is no complete dataset.
-        StorageError: the disk refuses.
+        StorageError: the file cannot be written.
     """
-    folder, file = Path(data), Path(to)
-    made = _checked(folder, format, columns)
-    _check_target(file, overwrite=overwrite)
-    rows, count = 0, sum(n for name, n in splits_of(folder).items() if split in (None, name))
+    folder, file, columns = options.data, options.to, options.columns
+    convert = _checked(folder, options.format, columns)
+    _check_target(file, overwrite=options.overwrite)
+    rows = 0
+    total = sum(n for name, n in splits_of(folder).items() if options.split in (None, name))
 
     def lines() -> Iterator[bytes]:
         nonlocal rows
-        for sample in read_samples(folder, split=split):
+        for sample in read_samples(folder, split=options.split):
             rows += 1
             if watch is not None and rows % 1_000 == 0:
-                watch(Progress("export", rows, count))
-            beside = {name: getattr(sample, name) for name in columns}
-            yield orjson.dumps({**made(sample), **beside}) + b"\n"
+                watch(Progress("export", rows, total))
+            extra = {name: getattr(sample, name) for name in columns}
+            yield orjson.dumps({**convert(sample), **extra}) + b"\n"
 
     with storage(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, lines())
-    manifest = read_manifest(folder) or {}
-    asked = manifest["terms"]
-    return Exported(
-        file, rows, obligations(asked["licenses"], asked["generators"], asked["attributions"])
-    )
+    terms = manifest_in(folder).terms
+    return Exported(file, rows, obligations(terms.licenses, terms.generators, terms.attributions))
 
 
 def _checked(
     folder: Path, format: str, columns: Sequence[str]
 ) -> Callable[[Sample], dict[str, Any]]:
-    """What makes a row of the format, if it fits the dataset."""
+    """The function that converts a row, if the format fits the dataset."""
     if format not in FORMATS:
-        raise ConfigError(f"--format {format}: no such format.", suggest(format, list(FORMATS)))
-    wanted, made = FORMATS[format]
+        raise ConfigError(f"--format={format}: unknown format.", suggest(format, list(FORMATS)))
+    wanted, convert = FORMATS[format]
     for name in columns:
         if name not in _COLUMNS:
-            raise ConfigError(f"no column {name!r}.", suggest(name, list(_COLUMNS)))
+            raise ConfigError(f"--columns={name}: unknown column.", suggest(name, list(_COLUMNS)))
     shape = shape_of(folder)
     if shape != wanted:
         other = next(name for name, (fits, _) in FORMATS.items() if fits == shape)
         raise ConfigError(
-            f"{folder} holds {shape}, and {format} is for {wanted}.", f"Use --format {other}."
+            f"{folder} contains {shape}, and {format} is a format for {wanted}.",
+            f"Pass --format={other}.",
         )
-    return made
+    return convert
 
 
 def _check_target(file: Path, *, overwrite: bool) -> None:
     for place in file.resolve().parents:
         if is_run(place) or (place / "manifest.json").exists():
             raise InputError(
-                f"{place} holds a dataset.", path=file, hint="Write to another folder."
+                f"{place} contains a dataset.", path=file, hint="Write to another folder."
             )
     if file.exists() and not overwrite:
-        raise InputError("the file is there already.", path=file, hint="Pass --overwrite.")
+        raise InputError("the file exists.", path=file, hint="Pass --overwrite.")
 
 
 def _alpaca(sample: Sample) -> dict[str, Any]:
-    """Alpaca's three columns; earlier turns as LLaMA-Factory has them."""
+    """Alpaca's three columns, with earlier turns in LLaMA-Factory's columns."""
     row: dict[str, Any] = {
         "instruction": sample.instruction,
         "input": sample.input,
         "output": sample.output,
     }
-    said = list(sample.history)
-    if said and said[0].role == "system":
-        row["system"] = said.pop(0).content
-    if said:
-        row["history"] = [
-            [a.content, b.content] for a, b in zip(said[::2], said[1::2], strict=True)
-        ]
+    earlier = list(sample.history)
+    if earlier and earlier[0].role == "system":
+        row["system"] = earlier.pop(0).content
+    if earlier:
+        pairs = zip(earlier[::2], earlier[1::2], strict=True)
+        row["history"] = [[a.content, b.content] for a, b in pairs]
     return row
 
 
@@ -144,7 +127,7 @@ def _openai(sample: Sample) -> dict[str, Any]:
 
 
 def _preference(sample: Sample) -> dict[str, Any]:
-    """TRL's conversational preferences."""
+    """TRL's conversational format of preferences."""
     return {
         "prompt": _messages(sample.prompt),
         "chosen": _messages([Message("assistant", sample.output)]),

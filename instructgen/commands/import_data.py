@@ -1,9 +1,12 @@
-"""The command import: a dataset of another project in, one of ours out, every row accounted for."""
+"""The command import: reads another project's dataset into a dataset folder.
+
+Every row read is kept, or rejected with its line and a reason.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from instructgen.commands.derive import (
@@ -14,129 +17,103 @@ from instructgen.commands.derive import (
     derive,
     name_of,
 )
+from instructgen.commands.interface import command
+from instructgen.commands.options import ImportOptions
 from instructgen.errors import ConfigError
-from instructgen.formats import BadRow, LeftOut, OnBadRow, Reading, Source, check_language, read
+from instructgen.formats import BadRow, Format, Reading, UnusedRow, check_language, read
 from instructgen.formats.plain import Plain
-from instructgen.licensing.licenses import check_licence
+from instructgen.licensing.licenses import check_license
 from instructgen.plugins import find, provenance
 from instructgen.reports.cards import rejected_table
 from instructgen.schema.progress import Progress, Watch
+from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Shape
-from instructgen.store import digest_of
+from instructgen.store import InputRef, Provenance, digest_of
 
 
-def import_data(
-    path: str | Path,
-    out: str | Path,
-    source: str | None = None,
-    *,
-    mapping: Mapping[str, str] | None = None,
-    shape: Shape | None = None,
-    take: str | None = None,
-    license: str = "",
-    language: str = "",
-    attribution: str = "",
-    model: str = "",
-    split: str = "train",
-    on_bad_row: OnBadRow = "fail",
-    watch: Watch | None = None,
-) -> Derived:
+@dataclass(frozen=True, slots=True)
+class ImportFacts(JsonRecord):
+    """What was read: the format, what it counts, and how many of these were read and used."""
+
+    format: str
+    unit: str
+    read: int
+    used: int
+
+
+@command(ImportOptions, "path", "out", "format")
+def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[ImportFacts]:
     """Read a dataset of another project into a dataset folder.
 
-    Args:
-        path: a JSONL, JSON, CSV or Parquet file, or ORG/NAME of the Hub.
-        out: a folder for the dataset. One made from the same is left as it is.
-        source: the format, such as ``dolly``; sniffed where it is left out.
-        mapping: of a format that is none of the known: our fields to the file's.
-        shape: ``instructions`` or ``preferences``, of formats that give both.
-        take: which rows of a format that offers a choice.
-        license: SPDX licence of rows whose file and format name none.
-        language: ISO 639 language of rows that name none.
-        attribution: the credit that goes with rows that name none.
-        model: the model that wrote the rows, if one did.
-        split: of a dataset on the Hub.
-        on_bad_row: ``fail``, or ``reject`` to put bad rows among the rejected.
-        watch: called with progress.
+    A folder that contains the same dataset is left as it is.
 
     Raises:
-        InputError: the file or a row is bad.
-        ConfigError: an option is bad.
-        RunError: ``out`` holds something else.
-        StorageError: the disk refuses.
+        InputError: the file or a row is invalid.
+        ConfigError: an option is invalid.
+        RunError: the output folder contains something else.
+        StorageError: the files cannot be written.
     """
-    file, folder = Path(path), Path(out)
-    license = check_licence(license) if license else ""
-    if language:
-        check_language(language)
-    _check_texts(attribution, model, *(mapping or {}), *(mapping or {}).values())
-    wanted = _source(source, mapping, shape, take)
-    reading = read(
-        file,
-        wanted,
-        license=license,
-        language=language,
-        attribution=attribution,
-        model=model,
-        on_bad_row=on_bad_row,
-        split=split,
-    )
-    if wanted is None and (shape or take):
-        # Sniffed, and now with the options that the format was to have.
-        reading.source = type(reading.source)(shape, take)
-    terms = {
+    license = check_license(options.license) if options.license else ""
+    if options.language:
+        check_language(options.language)
+    mapping = options.mapping
+    _check_texts(options.attribution, options.model, *mapping, *mapping.values())
+    wanted = _format(options.format, mapping, options.shape, options.take)
+    terms: dict[str, Any] = {
         "license": license,
-        "language": language,
-        "attribution": attribution,
-        "model": model,
-        "on_bad_row": on_bad_row,
+        "language": options.language,
+        "attribution": options.attribution,
+        "model": options.model,
+        "on_bad_row": options.on_bad_row,
     }
-    made = _made(file, reading.source, split, dict(mapping or {}), terms)
-    assert reading.source.shape is not None  # the source has settled it
-    return derive(folder, made, reading.source.shape, lambda output: _write(output, reading, watch))
+    reading = read(options.path, wanted, split=options.split, **terms)
+    if wanted is None and (options.shape or options.take):
+        # Recognized by its fields, and now with the options that the format takes.
+        reading.format = type(reading.format)(options.shape, options.take)
+    shape = reading.format.shape
+    assert shape is not None  # the format has set its default
+    made_from = _provenance(options, reading.format, terms)
+    return derive(
+        options.out, made_from, shape, ImportFacts, lambda output: _write(output, reading, watch)
+    )
 
 
 def _check_texts(*texts: str) -> None:
-    for said in texts:
-        if any("\ud800" <= c <= "\udfff" for c in said):
-            raise ConfigError(f"{said[:40]!r} is no valid UTF-8.", "Write it in UTF-8.")
+    for text in texts:
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise ConfigError(f"{text[:40]!r} is not valid UTF-8.", "Write it in UTF-8.")
 
 
-def _made(
-    file: Path, source: Source, split: str, mapping: dict[str, str], terms: dict[str, Any]
-) -> dict[str, Any]:
-    """What decides the dataset: the file, its format, and what rows that name nothing get."""
-    return {
-        "command": "import",
-        "inputs": [
-            {"name": name_of(file), "sha256": digest_of(file)}
-            if file.exists()
-            else {"name": str(file), "split": split}
-        ],
-        "options": {
-            "source": source.name,
-            "map": mapping,
-            "as": source.shape,
-            "take": source.take,
-            **terms,
-        },
-        **provenance(sources=[type(source)]),
+def _provenance(options: ImportOptions, format: Format, terms: Mapping[str, Any]) -> Provenance:
+    """What determines the dataset: the file, its format, and the defaults of its rows."""
+    path = options.path
+    ref = InputRef(str(path), split=options.split)
+    if path.exists():
+        ref = InputRef(name_of(path), digest_of(path))
+    recorded = {
+        "format": format.name,
+        "map": options.mapping,
+        "as": format.shape,
+        "take": format.take,
+        **terms,
     }
+    return Provenance("import", (ref,), recorded, plugins=provenance(sources=[type(format)]))
 
 
-def _source(
-    name: str | None, mapping: Mapping[str, str] | None, shape: Shape | None, take: str | None
-) -> Source | None:
+def _format(
+    name: str | None, mapping: Mapping[str, str], shape: Shape | None, take: str | None
+) -> Format | None:
     if mapping:
         if name not in (None, Plain.name):
-            raise ConfigError(f"--map is for other formats than {name}.", "Leave SOURCE out.")
+            raise ConfigError(f"--map cannot be used with the format {name}.", "Omit the format.")
         return Plain(shape, take, mapping)
     if name is None:
         return None
-    found: Source = find("sources", name)(shape, take)
-    return found
+    format: Format = find("sources", name)(shape, take)
+    return format
 
 
-def _write(output: Output, reading: Reading, watch: Watch | None) -> Written:
+def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[ImportFacts]:
     kept, rejected = list[Sample](), list[Rejected]()
     number = 0
 
@@ -159,26 +136,21 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written:
     flush()
     if output.rejected != reading.others or reading.used + reading.others != reading.units:
         raise RuntimeError("the rows read do not add up; please report this file's format")
-    facts = {
-        "source": reading.source.name,
-        "unit": reading.source.unit,
-        "read": reading.units,
-        "used": reading.used,
-    }
-    counts = output.funnel()
+    facts = ImportFacts(reading.format.name, reading.format.unit, reading.units, reading.used)
+    rejections = output.rejections()
     sections = [
-        "## Read",
+        "## Rows read",
         "",
-        f"Of {reading.units:,} {reading.source.unit} read as `{reading.source.name}`, "
-        f"{reading.used:,} stand in the rows; {reading.others:,} do not, and are in "
-        "`rejected/`, each with its line and its reason.",
+        f"{facts.read:,} {facts.unit} were read in the format `{facts.format}`; {facts.used:,} "
+        f"are part of a row. The other {reading.others:,} are in `rejected/`, each with its line "
+        "and a reason.",
         "",
-        *(rejected_table(counts) if counts else ()),
+        *(rejected_table(rejections) if rejections else ()),
     ]
     return Written(facts, sections)
 
 
-def _rejected(row: BadRow | LeftOut, number: int) -> Rejected:
+def _rejected(row: BadRow | UnusedRow, number: int) -> Rejected:
     if isinstance(row, BadRow):
         sample = Sample("", origin=Origin(record=str(row.line)))
         rejection = Rejection("import", "bad_row", f"line {row.line}: {row.reason}")

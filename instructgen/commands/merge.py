@@ -1,7 +1,7 @@
-"""The command merge: datasets in, one mix out, and what it obliges whoever uses it.
+"""The command merge: mixes datasets into one, and states the license obligations of the mix.
 
-Reads the inputs twice: first to decide by numbers what is taken, then to write
-it. Rows wait for their place on disk, so that memory does not grow with the mix.
+The inputs are read twice: first to decide by numbers what is taken, then to write it. Rows
+wait for their position on disk, so that memory does not grow with the mix.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,71 +18,94 @@ from instructgen.commands.derive import (
     Derived,
     Output,
     Written,
-    check_apart,
+    check_separate,
     common_shape,
     derive,
     inputs_of,
 )
-from instructgen.commands.mixing import MixOptions, SplitOptions, Strata, Together, copies, load_mix
+from instructgen.commands.interface import command
+from instructgen.commands.mixing import (
+    MixOptions,
+    SplitGroups,
+    SplitOptions,
+    Strata,
+    copies,
+    load_mix,
+)
+from instructgen.commands.options import MergeOptions
 from instructgen.errors import ConfigError, InputError
 from instructgen.licensing.licenses import Requirement
 from instructgen.reports.cards import rejected_table, table
 from instructgen.schema.progress import Progress, Watch
+from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Label, Rejected, Rejection, Sample, Shape
 from instructgen.schema.seeding import digest
-from instructgen.store import SPLITS, Spool, read_samples, splits_of
+from instructgen.store import (
+    SPLITS,
+    Provenance,
+    RejectionCount,
+    Spool,
+    read_samples,
+    splits_of,
+)
 
 _ROWS_PER_BUCKET = 20_000
-_NOT_DRAWN = Rejection("mix", "not_drawn", "the shares of the mix leave no room for it")
-_MEASURED = {"validation", "test"}
-_HELD_OUT = Rejection("mix", "held_out", "its question stands, or nearly, in a split to measure on")
+_NOT_DRAWN = Rejection("mix", "not_drawn", "the shares of the mix have no place for it")
+_EVALUATION = {"validation", "test"}
+_HELD_OUT = Rejection(
+    "mix", "held_out", "its question, or a similar one, is in an evaluation split"
+)
 
 
-def merge(
-    inputs: Sequence[str | Path],
-    out: str | Path,
-    *,
-    recipe: str | Path | None = None,
-    require: str | None = None,
-    watch: Watch | None = None,
-) -> Derived:
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """A source, category or language in a mix: its rows, those taken, and with copies."""
+
+    name: str
+    rows: int
+    taken: int
+    with_copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergeFacts(JsonRecord):
+    """How many rows were read and taken, and how many of each stratum; ``by`` is its kind."""
+
+    read: int
+    taken: int
+    by: str
+    strata: tuple[Stratum, ...]
+
+
+@command(MergeOptions, "inputs", "out")
+def merge(options: MergeOptions, watch: Watch | None = None) -> Derived[MergeFacts]:
     """Mix datasets into one.
 
-    Of inputs that are split, rows to measure on stay in their split, and no row of the mix
-    that is trained on has one of their questions or nearly.
-
-    Args:
-        inputs: dataset or run folders.
-        out: a folder for the mix. One made from the same is left as it is.
-        recipe: a TOML file with the tables [mix] and [split]; all rows, shuffled,
-            without one.
-        require: what every row has to allow: ``commercial-use``, ``permissive``, or
-            licences separated by commas. Rows that fail are rejected.
-        watch: called with progress.
+    The evaluation splits of an input stay as they are, and no training row of the mix has the
+    question of an evaluation row, or a similar one.
 
     Raises:
-        InputError: an input is not there, or no row is left.
-        ConfigError: the recipe or ``require`` is bad, or splits again what is split.
-        RunError: an input is no complete dataset, or ``out`` holds something else.
-        StorageError: the disk refuses.
+        InputError: an input does not exist, or no row is left.
+        ConfigError: the recipe or ``require`` is invalid, or an input that has splits would be
+            split again.
+        RunError: an input is not a complete dataset, or the output folder contains something
+            else.
+        StorageError: the files cannot be written.
     """
-    paths, folder = [Path(p) for p in inputs], Path(out)
+    recipe = options.recipe
     mix, split = load_mix(None if recipe is None else str(recipe))
-    wanted = None if require is None else Requirement.of(require)
-    given = inputs_of(paths)
-    check_apart(folder, paths)
-    shape = common_shape(paths)
-    made = {
-        "command": "merge",
-        "inputs": given,
-        "options": {
-            "mix": mix.model_dump(mode="json"),
-            "split": split.model_dump(mode="json"),
-            "require": require,
-        },
+    require = None if options.require is None else Requirement.of(options.require)
+    inputs = inputs_of(options.inputs)
+    check_separate(options.out, options.inputs)
+    shape = common_shape(options.inputs)
+    recorded: dict[str, Any] = {
+        "mix": mix.model_dump(mode="json"),
+        "split": split.model_dump(mode="json"),
+        "require": options.require,
     }
-    merging = _Merge(paths, folder, shape, mix, split, wanted, watch)
-    return derive(folder, made, shape, merging.write, merging.splits)
+    merging = _Merge(options.inputs, options.out, shape, mix, split, require, watch)
+    provenance = Provenance("merge", inputs, recorded)
+    return derive(options.out, provenance, shape, MergeFacts, merging.write, merging.splits)
 
 
 class _Merge:
@@ -98,56 +121,57 @@ class _Merge:
     ) -> None:
         self.paths, self.folder, self.shape = paths, folder, shape
         self.mix, self.split, self.require, self.watch = mix, split, require, watch
-        parted = next((p for p in paths if _MEASURED & splits_of(p).keys()), None)
-        asked = split.validation or split.test
-        if parted is not None and asked:
+        with_splits = next((p for p in paths if _EVALUATION & splits_of(p).keys()), None)
+        wanted = split.validation or split.test
+        if with_splits is not None and wanted:
             raise ConfigError(
-                f"{parted} is split already, and stays so in a mix.", "Leave [split] out."
+                f"{with_splits} already has splits, which a mix keeps.", "Remove [split]."
             )
-        self.splits = SPLITS if asked or parted is not None else ("part",)
+        self.splits = SPLITS if wanted or with_splits is not None else ("part",)
 
-    def write(self, output: Output) -> Written:
-        strata, together, count = Strata(self.mix.by), Together(self.split), 0
-        parted: dict[int, str] = {}
+    def write(self, output: Output) -> Written[MergeFacts]:
+        strata, groups, count = Strata(self.mix.by), SplitGroups(self.split), 0
+        evaluation: dict[int, str] = {}
         for row, split, sample in self._rows("weigh"):
             count = row + 1
-            refused = self._refused(sample) is not None
-            if not refused:
+            allowed = self._license_problem(sample) is None
+            if allowed:
                 strata.add(row, sample)
-            if split in _MEASURED:
-                # Also one that may not be in the mix is measured on elsewhere.
-                parted[row] = split
-            if len(self.splits) > 1 and (not refused or split in _MEASURED):
-                together.add(row, sample)
-        beside = together.beside(parted) if parted else set()
-        strata.remove(beside)
+            if split in _EVALUATION:
+                # A row that may not be in the mix still is an evaluation row elsewhere.
+                evaluation[row] = split
+            if len(self.splits) > 1 and (allowed or split in _EVALUATION):
+                groups.add(row, sample)
+        held_out = groups.near(evaluation) if evaluation else set()
+        strata.remove(held_out)
         taken = copies(strata, self.mix)
         if not taken:
-            raise InputError("no row is left for the mix.", hint="Look at --require and [mix].")
-        sides = dict.fromkeys(taken, "part")
-        if len(self.splits) > 1:
-            sides = (
-                {row: parted.get(row, "train") for row in taken}
-                if parted
-                else together.sides(list(taken), self.mix.seed)
-            )
-            if "train" not in sides.values():
-                raise InputError(
-                    "the split leaves nothing to train on.",
-                    hint="Lower [split], or take more rows.",
-                )
-            # To judge a model twice by the same row tells nothing.
-            taken = {row: n if sides[row] == "train" else 1 for row, n in taken.items()}
-        self._write_rows(output, taken, sides, beside)
+            raise InputError("no row is left for the mix.", hint="See --require and [mix].")
+        taken, sides = self._sides(taken, groups, evaluation)
+        self._write_rows(output, taken, sides, held_out)
         if len(taken) + output.rejected != count:
-            raise RuntimeError(f"{count} rows read, {len(taken)} taken, {output.rejected} not")
-        facts = {
-            "read": count,
-            "taken": len(taken),
-            "strata": self._strata(strata, taken),
-            "splits": dict(Counter(sides[row] for row in taken)),
-        }
-        return Written(facts, _sections(facts, self.mix.by, output.funnel()))
+            raise RuntimeError(f"{count} rows read, {len(taken)} taken, {output.rejected} rejected")
+        facts = MergeFacts(count, len(taken), self.mix.by, self._strata(strata, taken))
+        splits = Counter(sides[row] for row in taken)
+        return Written(facts, _sections(facts, splits, output.rejections()))
+
+    def _sides(
+        self, taken: dict[int, int], groups: SplitGroups, evaluation: dict[int, str]
+    ) -> tuple[dict[int, int], dict[int, str]]:
+        """The copies of each row, and the split that it is in."""
+        if len(self.splits) == 1:
+            return taken, dict.fromkeys(taken, "part")
+        sides = (
+            {row: evaluation.get(row, "train") for row in taken}
+            if evaluation
+            else groups.sides(list(taken), self.mix.seed)
+        )
+        if "train" not in sides.values():
+            raise InputError(
+                "the split leaves no training rows.", hint="Lower [split], or take more rows."
+            )
+        # A second copy of an evaluation row would measure nothing new.
+        return {row: n if sides[row] == "train" else 1 for row, n in taken.items()}, sides
 
     def _rows(self, stage: str) -> Iterator[tuple[int, str, Sample]]:
         number = 0
@@ -159,20 +183,20 @@ class _Merge:
                     if self.watch is not None and number % ROWS_AT_ONCE == 0:
                         self.watch(Progress(stage, number))
 
-    def _refused(self, sample: Sample) -> Rejection | None:
+    def _license_problem(self, sample: Sample) -> Rejection | None:
         if self.require is None:
             return None
-        found = self.require.objection(sample.license, sample.generators)
-        return None if found is None else Rejection("licence", *found)
+        problem = self.require.objection(sample.license, sample.generators)
+        return None if problem is None else Rejection("license", *problem)
 
     def _write_rows(
         self,
         output: Output,
         taken: dict[int, int],
         sides: dict[int, str],
-        beside: set[int],
+        held_out: set[int],
     ) -> None:
-        """Park every row where its place in the mix is, then write place by place."""
+        """Park every row under its position in the mix, then write them by position."""
         order = [row for row in sorted(taken) for _ in range(taken[row])]
         if self.mix.shuffle:
             random.Random(digest(self.mix.seed, "shuffle")).shuffle(order)
@@ -186,8 +210,8 @@ class _Merge:
                 for place in places.get(number, ()):
                     spool.add(place // _ROWS_PER_BUCKET, place, sample)
                 if number not in taken:
-                    left = _HELD_OUT if number in beside else _NOT_DRAWN
-                    reason = self._refused(sample) or left
+                    other = _HELD_OUT if number in held_out else _NOT_DRAWN
+                    reason = self._license_problem(sample) or other
                     at = output.rejected + len(rejected)
                     rejected.append(Rejected(sample, reason, "merge", at))
                 if len(rejected) >= ROWS_AT_ONCE:
@@ -208,32 +232,31 @@ class _Merge:
                 if self.watch is not None:
                     self.watch(Progress("write", sum(copies_seen.values()), len(order)))
 
-    def _strata(self, strata: Strata, taken: dict[int, int]) -> list[dict[str, Any]]:
-        return [
-            {
-                self.mix.by: name,
-                "rows": len(rows),
-                "taken": sum(row in taken for row in rows),
-                "with_copies": sum(taken.get(row, 0) for row in rows),
-            }
+    def _strata(self, strata: Strata, taken: dict[int, int]) -> tuple[Stratum, ...]:
+        return tuple(
+            Stratum(
+                name,
+                len(rows),
+                sum(row in taken for row in rows),
+                sum(taken.get(row, 0) for row in rows),
+            )
             for name, rows in sorted(strata.rows.items())
-        ]
+        )
 
 
-def _sections(facts: dict[str, Any], by: str, funnel: list[dict[str, Any]]) -> list[str]:
-    strata = [
-        (s[by], f"{s['rows']:,}", f"{s['taken']:,}", f"{s['with_copies']:,}")
-        for s in facts["strata"]
-    ]
-    splits = [(name, f"{rows:,}") for name, rows in facts["splits"].items() if name != "part"]
+def _sections(
+    facts: MergeFacts, splits: Counter[str], rejections: Sequence[RejectionCount]
+) -> list[str]:
+    strata = [(s.name, f"{s.rows:,}", f"{s.taken:,}", f"{s.with_copies:,}") for s in facts.strata]
+    sizes = [(name, f"{rows:,}") for name, rows in splits.items() if name != "part"]
     return [
         "## Mix",
         "",
-        f"{facts['read']:,} rows were read, and {facts['taken']:,} of them taken. "
+        f"{facts.read:,} rows were read, and {facts.taken:,} of them taken. "
         "The others are in `rejected/`, each with its reason.",
         "",
-        *table((by, "rows", "taken", "with copies"), strata),
+        *table((facts.by, "rows", "taken", "with copies"), strata),
         "",
-        *([*table(("split", "different rows"), splits), ""] if splits else []),
-        *(rejected_table(funnel) if funnel else ()),
+        *([*table(("split", "different rows"), sizes), ""] if sizes else []),
+        *(rejected_table(rejections) if rejections else ()),
     ]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from instructgen.config import build, known_tables, read_tables
+from instructgen.config import build, check_tables, read_tables
 from instructgen.errors import ConfigError
 from instructgen.plugins import suggest
 from instructgen.schema.sample import Sample
@@ -168,7 +168,7 @@ def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
     return result
 
 
-class Together:
+class SplitGroups:
     """Finds the rows that a split must not part.
 
     Those of one group (the paths of a tree), with the same question, or with
@@ -217,11 +217,11 @@ class Together:
             order = rest
         return side
 
-    def beside(self, parted: Mapping[int, str]) -> set[int]:
-        """The rows that belong together with one of those parted from the rest, these excepted."""
+    def near(self, rows: Mapping[int, str]) -> set[int]:
+        """The other rows that are in one group with one of these."""
         label = self._components(self._count)
-        apart = {int(label[row]) for row in parted}
-        return {row for row in range(self._count) if int(label[row]) in apart} - parted.keys()
+        groups = {int(label[row]) for row in rows}
+        return {row for row in range(self._count) if int(label[row]) in groups} - rows.keys()
 
     def _components(self, count: int) -> npt.NDArray[np.int64]:
         from scipy.sparse import coo_matrix
@@ -253,7 +253,7 @@ def load_mix(recipe: str | None) -> tuple[MixOptions, SplitOptions]:
         return MixOptions(), SplitOptions()
     path = Path(recipe)
     tables = read_tables(path)
-    known_tables(tables, ("mix", "split"), path)
+    check_tables(tables, ("mix", "split"), path)
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")

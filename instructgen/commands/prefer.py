@@ -7,10 +7,9 @@ a judge's replies to one in ``judgements/``), and everything after that is compu
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from instructgen.commands.derive import (
     Derived,
     Output,
     Written,
-    check_apart,
+    check_separate,
     common_shape,
     derive,
     inputs_of,
     name_of,
 )
+from instructgen.commands.interface import command
+from instructgen.commands.options import PreferOptions
 from instructgen.engines import Completion, Engine, Request, Supervisor
 from instructgen.errors import ConfigError, EngineError, InputError, RunError
 from instructgen.generation.loop import request_digest
@@ -34,10 +35,14 @@ from instructgen.models.folders import model_digest
 from instructgen.plugins import find, provenance, suggest
 from instructgen.schema.arrow import sample_row
 from instructgen.schema.progress import Progress, Watch
+from instructgen.schema.records import JsonRecord, Plugins
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Score, Shape
 from instructgen.store import (
     FORMAT,
+    Provenance,
     Run,
+    RunInfo,
+    Seeds,
     differences,
     is_run,
     read_samples,
@@ -61,124 +66,60 @@ class _Answer:
     score: float | None = None
 
 
-def prefer(
-    data: str | Path,
-    out: str | Path,
-    *,
-    score: Sequence[str],
-    model: str | None = None,
-    shape: Shape = "preferences",
-    samples: int = 4,
-    temperature: float = 0.8,
-    max_tokens: int = 256,
-    margin: float = 0.0,
-    min_score: float | None = None,
-    limit: int | None = None,
-    engine: str | None = None,
-    judge_engine: str | None = None,
-    endpoint: str | None = None,
-    seed: int = 0,
-    watch: Watch | None = None,
-) -> Derived:
-    """Make preferences, or better answers, out of what a model writes.
+@dataclass(frozen=True, slots=True)
+class PreferFacts(JsonRecord):
+    """The prompts read, the id of the recorded answers, and the decisions of a judge."""
 
-    Args:
-        data: a dataset of instructions; their prompts are answered.
-        out: a folder for the dataset. One begun from the same is gone on with.
-        score: what answers are compared by: ``verifiers:NAME,NAME`` and folders of
-            reward models, added up; or ``judge:MODEL`` alone.
-        model: what answers.
-        shape: ``preferences`` for the best and the worst answer of each prompt;
-            ``instructions`` for the best alone (rejection sampling).
-        samples: answers to each prompt.
-        temperature: of sampling.
-        max_tokens: of an answer; one that is cut off is never chosen.
-        margin: how much better the best has to be than the worst.
-        min_score: what the best has to be worth.
-        limit: use so many prompts.
-        engine: what runs the model: ``vllm``, ``openai``, ``transformers``.
-        judge_engine: what runs the judge; the same without it.
-        endpoint: the server of ``openai``.
-        seed: of sampling and of constraints.
-        watch: called with progress.
+    read: int
+    run: str
+    judge: dict[str, int] = field(default_factory=dict)
+
+
+@command(PreferOptions, "data", "out")
+def prefer(options: PreferOptions, watch: Watch | None = None) -> Derived[PreferFacts]:
+    """Create preferences, or better answers, from what a model writes.
+
+    The prompts of a dataset of instructions are answered several times, and the answers are
+    compared by rewards, which are added up, or by a judge alone. With the shape
+    ``instructions`` the best answer is kept (rejection sampling). An answer that was cut off
+    is never kept.
 
     Raises:
-        InputError: the dataset is bad.
-        ConfigError: an option or a model is bad.
-        RunError: the folder holds something else.
-        EngineError: an engine cannot go on; the same command resumes.
-        StorageError: the disk refuses.
+        InputError: the dataset is invalid.
+        ConfigError: an option or a model is invalid.
+        RunError: the folder contains something else.
+        EngineError: an engine cannot continue; the same call resumes.
+        StorageError: the files cannot be written.
     """
-    _check_numbers(samples, shape, max_tokens, temperature, limit, margin, min_score)
-    _check_scores(score)
-    if endpoint is not None and "openai" not in (engine, judge_engine):
-        raise ConfigError("--endpoint is for the engine openai.", "Give --engine openai.")
-    source, folder = Path(data), Path(out)
-    check_apart(folder, [source])
+    _check_scores(options.score)
+    judge_engine = options.judge_engine or options.engine
+    if options.endpoint is not None and "openai" not in (options.engine, judge_engine):
+        raise ConfigError("--endpoint is for the engine openai.", "Pass --engine=openai.")
+    source, folder = options.data, options.out
+    check_separate(folder, [source])
     if common_shape([source]) != "instructions":
-        raise InputError("it holds preferences already.", path=source, hint="Give instructions.")
-    writer = _engine(engine, model, max_tokens, endpoint)
+        raise InputError("contains preferences.", path=source, hint="Give instructions.")
+    writer = _engine(options.engine, options.model, options.max_tokens, options.endpoint)
     if Path(writer.model or "").is_dir():
         _check_writes(str(writer.model))
-    options = {
-        "as": shape,
-        "samples": samples,
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "margin": margin,
-        "min_score": min_score,
-        "limit": limit,
-        "seed": seed,
+    made_from = _provenance(options, writer, judge_engine)
+    maker = _Maker(made_from, options, writer, judge_engine, watch)
+    return derive(folder, made_from, options.shape, PreferFacts, lambda output: maker.write(output))
+
+
+def _provenance(options: PreferOptions, writer: Engine, judge_engine: str | None) -> Provenance:
+    """What determines the dataset."""
+    fields = {"samples", "temperature", "max_tokens", "margin", "min_score", "limit", "seed"}
+    recorded = {
+        "model": writer.model,
+        "digest": model_digest(writer.model) if writer.name != "openai" else "",
+        "engine": writer.name,
+        "score": [_identity(s, judge_engine) for s in options.score],
+        "as": options.shape,
+        **options.model_dump(mode="json", include=fields),
     }
-    made = _made(source, writer, score, judge_engine or engine, options)
-    maker = _Maker(folder, made, writer, judge_engine or engine, list(score), endpoint, watch)
-    return derive(folder, made, shape, lambda output: maker.write(output, source, shape))
-
-
-def _made(
-    source: Path,
-    writer: Engine,
-    score: Sequence[str],
-    judge_engine: str | None,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """What decides the dataset."""
-    return {
-        "command": "prefer",
-        "inputs": inputs_of([source]),
-        "options": {
-            "model": writer.model,
-            "digest": model_digest(writer.model) if writer.name != "openai" else "",
-            "engine": writer.name,
-            "score": [_identity(s, judge_engine) for s in score],
-            **options,
-        },
-        **_plugins(writer, score, judge_engine),
-    }
-
-
-def _check_numbers(
-    samples: int,
-    shape: Shape,
-    max_tokens: int,
-    temperature: float,
-    limit: int | None,
-    margin: float,
-    min_score: float | None,
-) -> None:
-    for name, value, least in (
-        ("--max-tokens", max_tokens, 1),
-        ("--temperature", temperature, 0),
-        ("--limit", limit, 1),
-        ("--margin", margin, 0),
-    ):
-        # Not a number is not less than anything, either.
-        if value is not None and not least <= value < math.inf:
-            raise ConfigError(f"{name} is {value}.", f"Give {least} or more.")
-    if min_score is not None and not math.isfinite(min_score):
-        raise ConfigError(f"--min-score is {min_score}.", "Give a finite number.")
-    if samples < (2 if shape == "preferences" else 1):
-        raise ConfigError("--samples is too few to compare.", "Give 2 or more.")
+    plugins = _plugins(writer, options.score, judge_engine)
+    return Provenance("prefer", inputs_of([options.data]), recorded, plugins=plugins)
 
 
 def _judge_of(score: Sequence[str]) -> str | None:
@@ -188,21 +129,21 @@ def _judge_of(score: Sequence[str]) -> str | None:
 def _check_scores(score: Sequence[str]) -> None:
     if not score or (_judge_of(score) is not None and len(score) > 1):
         raise ConfigError(
-            "--score wants rewards, or one judge.",
-            "Give --score models/rm, --score verifiers:ifeval, or --score judge:MODEL.",
+            "--score takes rewards, or one judge.",
+            "Pass --score=models/rm, --score=verifiers:ifeval, or --score=judge:MODEL.",
         )
     for said in score:
         kind, colon, _ = said.partition(":")
         if colon and f"{kind}:" not in (_JUDGE, "verifiers:") and not Path(said).exists():
             raise ConfigError(
-                f"--score {said}: no such score.", suggest(kind, ["judge", "verifiers"])
+                f"--score={said}: unknown score.", suggest(kind, ["judge", "verifiers"])
             )
         if not said.startswith((_JUDGE, "verifiers:")):
             # Now, and not when all answers are paid for.
             from instructgen.models.loading import check_reward_model
-            from instructgen.training.policy import needs_packages
+            from instructgen.training.policy import require_training_packages
 
-            needs_packages()
+            require_training_packages()
             check_reward_model(said)
 
 
@@ -215,7 +156,7 @@ def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str 
     return made
 
 
-def _plugins(writer: Engine, score: Sequence[str], judge_engine: str | None) -> dict[str, Any]:
+def _plugins(writer: Engine, score: Sequence[str], judge_engine: str | None) -> Plugins:
     from instructgen.training.rewards import verifiers_in
 
     judges = [find("engines", judge_engine)] if judge_engine and _judge_of(score) else []
@@ -224,12 +165,13 @@ def _plugins(writer: Engine, score: Sequence[str], judge_engine: str | None) -> 
 
 def _check_writes(model: str) -> None:
     from instructgen.models.loading import is_reward_model
-    from instructgen.training.policy import needs_packages
+    from instructgen.training.policy import require_training_packages
 
-    needs_packages()
+    require_training_packages()
     if is_reward_model(model):
         raise ConfigError(
-            f"--model {model} is a reward model: it writes no text.", "Give a language model."
+            f"--model={model} is a reward model, which does not write text.",
+            "Give a language model.",
         )
 
 
@@ -247,38 +189,36 @@ class _Maker:
 
     def __init__(
         self,
-        folder: Path,
-        made: dict[str, Any],
+        made: Provenance,
+        options: PreferOptions,
         writer: Engine,
         judge_engine: str | None,
-        score: list[str],
-        endpoint: str | None,
         watch: Watch | None,
     ) -> None:
-        self.folder, self.made, self.writer, self.score = folder, made, writer, score
-        self.judge_engine, self.endpoint, self.watch = judge_engine, endpoint, watch
-        self.options = made["options"]
+        self.made, self.options, self.writer = made, options, writer
+        self.judge_engine, self.watch = judge_engine, watch
+        self.folder, self.score = options.out, list(options.score)
 
-    def write(self, output: Output, source: Path, shape: Shape) -> Written:
+    def write(self, output: Output) -> Written[PreferFacts]:
         """Answer, score, and write what came of it."""
         from instructgen.evaluation.answers import requests_for
         from instructgen.training.rewards import rewards_of, tasks_of
 
-        options = self.options
-        rows = list(read_samples(source, split=training_split(source)))[: options["limit"]]
+        options, source, shape = self.options, self.options.data, self.options.shape
+        rows = list(read_samples(source, split=training_split(source)))[: options.limit]
         judge = _judge_of(self.score)
         # Verifiers before the answers, as they say what is asked; models after them,
         # so that two never share the memory.
         verifiers = [s for s in self.score if s.startswith("verifiers:")]
         rewards = rewards_of(verifiers) if verifiers else []
         models = len(verifiers) < len(self.score)
-        tasks, unjudged = tasks_of(rewards, rows, options["seed"], models=models)
+        tasks, unjudged = tasks_of(rewards, rows, options.seed, models=models)
         requests = requests_for(
             [task.prompt for task in tasks],
-            samples=options["samples"],
-            temperature=options["temperature"],
-            max_tokens=options["max_tokens"],
-            seed=options["seed"],
+            samples=options.samples,
+            temperature=options.temperature,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
         )
         run = self._run_id(tasks)
         completions = self._answered("answers", self.writer, requests, tasks, run)
@@ -290,25 +230,25 @@ class _Maker:
                     request_digest(requests[at + i]),
                     c.finish_reason == "stop",
                 )
-                for i, c in enumerate(completions[at : at + options["samples"]])
+                for i, c in enumerate(completions[at : at + options.samples])
             ]
-            for at in range(0, len(requests), options["samples"])
+            for at in range(0, len(requests), options.samples)
         ]
-        facts: dict[str, Any] = {}
+        decisions: dict[str, int] = {}
         if judge is None:
             others = [s for s in self.score if not s.startswith("verifiers:")]
             scored = self._rewarded(
                 tasks, answers, [*rewards, *(rewards_of(others) if others else [])]
             )
         else:
-            scored, facts = self._judged(tasks, answers, judge, run)
+            scored, decisions = self._judged(tasks, answers, judge, run)
         self._write_rows(output, shape, tasks, scored, unjudged, run)
-        read = {"read": len(tasks) + len(unjudged), "run": run}
-        sections = _section(options, scored, facts)
-        return Written({**read, **facts}, sections, ", answered anew and compared")
+        facts = PreferFacts(len(tasks) + len(unjudged), run, decisions)
+        sections = _section(self.made, options, scored, facts)
+        return Written(facts, sections, ", answered and compared")
 
     def _run_id(self, tasks: Sequence[Sample]) -> str:
-        what = [self.made, [t.id for t in tasks]]
+        what = [self.made.to_dict(), [t.id for t in tasks]]
         return hashlib.sha256(orjson.dumps(what, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
     def _answered(
@@ -360,13 +300,13 @@ class _Maker:
                 yield journal
             return
         lines = [orjson.dumps(sample_row(t)) + b"\n" for t in tasks]
-        info = {
-            "format": FORMAT,
-            "run": run,
-            "config": self.made,
-            "seeds": {"sha256": hashlib.sha256(b"".join(lines)).hexdigest(), "rows": len(tasks)},
-            "versions": versions(OF_MODELS),
-        }
+        info = RunInfo(
+            format=FORMAT,
+            run=run,
+            config=self.made.to_dict(),
+            seeds=Seeds(hashlib.sha256(b"".join(lines)).hexdigest(), len(tasks)),
+            versions=versions(OF_MODELS),
+        )
         with Run.create(folder, info, lines) as journal:
             yield journal
 
@@ -375,7 +315,7 @@ class _Maker:
         deciding = ("options.model", "options.digest", "options.engine", "options.score", "plugins")
         changed = [
             key
-            for key in differences(journal.info["config"], self.made)
+            for key in differences(journal.info.config, self.made.to_dict())
             if key.startswith(deciding)
         ]
         if changed:
@@ -398,7 +338,7 @@ class _Maker:
 
     def _judged(
         self, tasks: Sequence[Sample], answers: list[list[_Answer]], judge: str, run: str
-    ) -> tuple[list[list[_Answer]], dict[str, Any]]:
+    ) -> tuple[list[list[_Answer]], dict[str, int]]:
         """Each answer with the share of its contests that it won; undecided ones do not count."""
         from instructgen.evaluation.judge import Contest, judge_requests, verdicts
 
@@ -408,8 +348,8 @@ class _Maker:
             for a, b in combinations(whole, 2):
                 contests.append(Contest(task, some[a].text, some[b].text))
                 places.append((number, a, b))
-        longest = 2 * self.options["max_tokens"] + 512
-        engine = _engine(self.judge_engine, judge, longest, self.endpoint)
+        longest = 2 * self.options.max_tokens + 512
+        engine = _engine(self.judge_engine, judge, longest, self.options.endpoint)
         replies = self._answered("judgements", engine, judge_requests(contests), tasks, run)
         results, counts = verdicts(replies)
         won: dict[tuple[int, int], list[float]] = {}
@@ -424,7 +364,7 @@ class _Maker:
             ]
             for number, some in enumerate(answers)
         ]
-        return scored, {"judge": counts}
+        return scored, counts
 
     def _write_rows(
         self,
@@ -435,7 +375,7 @@ class _Maker:
         unjudged: Sequence[Sample],
         run: str,
     ) -> None:
-        generator = root_of(self.options["model"])
+        generator = root_of(str(self.made.options["model"]))
 
         def reject(task: Sample, rejection: Rejection) -> None:
             empty = replace(task, output="")
@@ -466,9 +406,9 @@ class _Maker:
         best, worst = known[0], known[-1]
         value = best.score or 0.0
         gap = value - (worst.score or 0.0)
-        if shape == "preferences" and (gap <= 0 or gap < self.options["margin"]):
+        if shape == "preferences" and (gap <= 0 or gap < self.options.margin):
             return Rejection("prefer", "tie", f"best and worst differ by {gap:.3g}", gap)
-        if self.options["min_score"] is not None and value < self.options["min_score"]:
+        if self.options.min_score is not None and value < self.options.min_score:
             return Rejection("prefer", "low_score", f"the best is worth {value:.3g}", value)
         return best, worst
 
@@ -509,20 +449,26 @@ def _row(
 
 
 def _section(
-    options: dict[str, Any], scored: Sequence[Sequence[_Answer]], facts: dict[str, Any]
+    made: Provenance,
+    options: PreferOptions,
+    scored: Sequence[Sequence[_Answer]],
+    facts: PreferFacts,
 ) -> list[str]:
     values = [a.score for some in scored for a in some if a.score is not None]
     mean = f"{sum(values) / len(values):.3f}" if values else "none"
-    names = ", ".join(s["name"] for s in options["score"])
+    names = ", ".join(name_of(Path(s)) if Path(s).exists() else s for s in options.score)
     lines = [
         "## Answers",
         "",
-        f"{options['samples']} answers to each prompt by `{options['model']}` at temperature "
-        f"{options['temperature']}, compared by {names}; mean score {mean}. An answer that was "
+        f"{options.samples} answers per prompt by `{made.options['model']}` at temperature "
+        f"{options.temperature}, compared by {names}; mean score {mean}. An answer that was "
         "cut off is never chosen.",
         "",
     ]
-    if "judge" in facts:
-        said = ", ".join(f"{name} {count:,}" for name, count in facts["judge"].items())
-        lines += [f"Contests, each judged in both orders: {said}. Only decided ones count.", ""]
+    if facts.judge:
+        counts = ", ".join(f"{name} {count:,}" for name, count in facts.judge.items())
+        lines += [
+            f"Contests, each judged in both orders: {counts}. Undecided contests do not count.",
+            "",
+        ]
     return lines

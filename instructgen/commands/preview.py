@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from instructgen.commands.generate import begin, configure, form_of, read_seeds
+from instructgen.commands.generate import begin, configure, form_of, seeds_for
+from instructgen.commands.interface import command
+from instructgen.commands.options import PreviewOptions
 from instructgen.engines import Supervisor
 from instructgen.filters import ComparingFilter
-from instructgen.formats import OnBadRow
 from instructgen.generation.loop import LAG, Loop
-from instructgen.generation.runner import Session, drive
+from instructgen.generation.runner import Session, run_loop
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejection, Sample
 
@@ -50,43 +50,25 @@ class Forecast:
     seconds: float | None
 
 
-def preview(
-    seeds: str | Path | Sequence[str | Path],
-    target: int,
-    *,
-    model: str | None = None,
-    engine: str | None = None,
-    endpoint: str | None = None,
-    method: str | None = None,
-    recipe: str | Path = "default",
-    license: str = "",
-    language: str = "",
-    on_bad_row: OnBadRow = "fail",
-    seed: int | None = None,
-    batch_size: int | None = None,
-    max_tokens_total: int | None = None,
-    watch: Watch | None = None,
-) -> Forecast:
+@command(PreviewOptions, "seeds", "target")
+def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
     """Run the first batches of `instructgen.generate` and forecast the rest.
 
-    The arguments are those of `generate`; nothing is left on disk.
+    Nothing is left on disk.
 
     Raises:
-        As `generate`.
+        InputError, ConfigError, EngineError: as `generate`.
     """
-    size = batch_size or _BATCH_SIZE
-    config = configure(
-        target, model, engine, endpoint, method, recipe, seed, size, max_tokens_total
-    )
-    samples, _ = read_seeds(seeds, license, language, on_bad_row)
+    config = configure(options, _BATCH_SIZE)
+    samples, _ = seeds_for(options)
     with ExitStack() as stack:
         stack.callback(config.engine.close)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="instructgen-")))
         run = stack.enter_context(begin(folder / "preview", config, samples))
         loop = Loop(config, form_of(run), samples, run.id)
-        session = Session(target, loop)
-        drive(loop, run, Supervisor(config.engine), session, watch, batches=_BATCHES)
-        return _forecast(loop, session, target)
+        session = Session(options.target, loop)
+        run_loop(loop, run, Supervisor(config.engine), session, watch, batches=_BATCHES)
+        return _forecast(loop, session, options.target)
 
 
 def _forecast(loop: Loop, session: Session, target: int) -> Forecast:
@@ -125,8 +107,8 @@ def _rows_per_instruction(loop: Loop) -> float:
     """Rows that an accepted instruction leads to; 1 for methods in one stage."""
     if not loop.pool.tasks:
         return 1.0
-    settled = sum(task.settled for task in loop.pool.tasks)
-    return loop.tally.kept_rows / settled if settled else 0.0
+    resolved = sum(task.resolved for task in loop.pool.tasks)
+    return loop.tally.kept_rows / resolved if resolved else 0.0
 
 
 def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None, float | None]:
@@ -155,6 +137,3 @@ def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None
     duplicates = 1 - survive * math.exp(-h * needed)
     effort = (math.expm1(h * needed) / h if h else needed) / survive
     return duplicates, effort
-
-
-__all__ = ["Forecast", "preview"]

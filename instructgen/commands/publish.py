@@ -1,4 +1,4 @@
-"""The command publish: a finished dataset to the Hub, with its card and its rejected rows."""
+"""The command publish: uploads a dataset to the Hub, with its card and its rejected rows."""
 
 from __future__ import annotations
 
@@ -7,57 +7,58 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from instructgen.errors import ConfigError, RunError, StorageError
-from instructgen.store import is_whole, read_manifest
+from instructgen.commands.interface import command
+from instructgen.commands.options import PublishOptions
+from instructgen.errors import ConfigError, RunError, StorageError, first_line
+from instructgen.schema.progress import Watch
+from instructgen.store import is_complete, manifest_in
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a dataset lies now, and its size."""
+    """Where a dataset is on the Hub, and its size."""
 
     url: str
     files: int
     bytes: int
 
 
-def publish(data: str | Path, name: str, *, private: bool = False) -> Published:
-    """Put a dataset on the Hub: parts, rejected parts, card and manifest.
+@command(PublishOptions, "data", "name")
+def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
+    """Upload a dataset to the Hub: parts, rejected parts, card and manifest.
 
-    Args:
-        data: a dataset or run folder; a run's journal and seeds stay here.
-        name: ORG/NAME, made if it is not there.
-        private: whether only its owners see it, if it is made.
+    The journal and the seeds of a run are not uploaded.
 
     Raises:
-        ConfigError: the name is none, there is no token, or a package is missing.
+        ConfigError: the name is invalid, there is no token, or a package is missing.
         RunError: there is no complete dataset, or a part was changed.
-        StorageError: the Hub cannot be reached or refuses.
+        StorageError: the Hub cannot be reached, or rejects the upload.
     """
-    folder = Path(data)
+    folder, name = options.data, options.name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise ConfigError(f"{name[:80]!r} is no name for the Hub.", "Use ORG/NAME.")
+        raise ConfigError(f"{name[:80]!r} is not a name on the Hub.", "Use ORG/NAME.")
     try:
         from huggingface_hub import HfApi, get_session, get_token
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise ConfigError(
-            "To publish, the package huggingface_hub is needed.",
+            "publish requires the package huggingface_hub.",
             "Run: pip install 'instructgen[hub]'.",
         ) from None
     token = get_token()
     if not token:
         raise ConfigError(
             "there is no token for the Hub.",
-            "Set HF_TOKEN to one that may write, or run: hf auth login.",
+            "Set HF_TOKEN to a token with write access, or run: hf auth login.",
         )
-    if not is_whole(folder):
-        raise RunError(f"{folder} holds no complete dataset.", "Make it again.")
+    if not is_complete(folder):
+        raise RunError(f"{folder} contains no complete dataset.", "Create it again.")
     files = [*_files(folder)]
     api = HfApi(token=token)
-    # Its client is httpx or httpx2, by its version; errors of the line are that one's.
+    # Its HTTP client is httpx or httpx2, depending on its version.
     client = importlib.import_module(type(get_session()).__module__.partition(".")[0])
     try:
-        url = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        url = api.create_repo(name, repo_type="dataset", private=options.private, exist_ok=True)
         api.upload_folder(
             repo_id=name,
             repo_type="dataset",
@@ -66,18 +67,13 @@ def publish(data: str | Path, name: str, *, private: bool = False) -> Published:
             commit_message=f"{folder.resolve().name}: made with instructgen",
         )
     except (HfHubHTTPError, client.HTTPError, OSError, ValueError) as error:
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise StorageError(
-            f"{name}: the Hub cannot be reached or refuses ({said}).",
-            "Check the connection and that the token may write there; nothing is lost.",
+            f"{name}: the upload to the Hub failed ({first_line(error)}).",
+            "Check the connection and the token's write access. The dataset is unchanged.",
         ) from error
     return Published(str(url), len(files), sum(path.stat().st_size for path in files))
 
 
 def _files(folder: Path) -> list[Path]:
-    manifest = read_manifest(folder) or {"files": []}
-    return [
-        *(folder / file["path"] for file in manifest["files"]),
-        folder / "README.md",
-        folder / "manifest.json",
-    ]
+    parts = [folder / part.path for part in manifest_in(folder).files]
+    return [*parts, folder / "README.md", folder / "manifest.json"]

@@ -1,25 +1,27 @@
-"""The command report: datasets, runs, models and evaluations as one page to look at."""
+"""The command report: writes one HTML page about datasets, runs, models and evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import instructgen
 from instructgen.commands.derive import name_of
 from instructgen.commands.generate import read_seeds
+from instructgen.commands.interface import command
+from instructgen.commands.options import ReportOptions
 from instructgen.errors import InputError, RunError
 from instructgen.reports.columns import Counts, read_words
-from instructgen.reports.dataset import Beside, dataset_chapter
+from instructgen.reports.dataset import Comparison, dataset_chapter
 from instructgen.reports.model import evaluation_chapter, model_chapter
 from instructgen.reports.page import Chapter, page
 from instructgen.schema.arrow import sample_of
 from instructgen.schema.progress import Progress, Watch
 from instructgen.store import (
     is_run,
+    is_trained,
+    manifest_in,
     read_info,
-    read_manifest,
     read_seed_rows,
     storage,
     write_atomic,
@@ -28,48 +30,39 @@ from instructgen.store import (
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Where the page is, and its chapters' titles."""
+    """Where the page is, the titles of its chapters, and its size."""
 
     to: Path
     chapters: tuple[str, ...]
     bytes: int
 
 
-def report(
-    inputs: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    seeds: str | Path | Sequence[str | Path] = (),
-    reference: str | Path | None = None,
-    price: tuple[float, float] | None = None,
-    watch: Watch | None = None,
-) -> Reported:
-    """Write a report: one HTML file that loads nothing.
+@command(ReportOptions, "inputs", "out")
+def report(options: ReportOptions, watch: Watch | None = None) -> Reported:
+    """Write a report: one HTML file that loads nothing from elsewhere.
 
-    Args:
-        inputs: dataset, run, model and evaluation folders, a chapter each, in order.
-        out: the file; one that is there is replaced if it is a report.
-        seeds: files or datasets that rows are compared with; a run knows its own.
-        reference: a dataset written by people, whose lengths stand beside.
-        price: of a million tokens of prompts and of completions.
-        watch: called with each chapter.
+    Each input becomes a chapter, in order. An existing file is replaced only if it is a
+    report.
 
     Raises:
-        InputError: an input is not there or none of these, or the file is none of ours.
+        InputError: an input does not exist or is of an unknown kind, or the file exists and
+            is not a report.
         RunError: an input is damaged.
-        StorageError: the disk refuses.
+        StorageError: the file cannot be written.
     """
-    paths = [Path(p) for p in ([inputs] if isinstance(inputs, str | Path) else inputs)]
-    file = Path(out)
+    paths, file, reference = options.inputs, options.out, options.reference
     _check_out(file)
-    given, _ = read_seeds(seeds, "LicenseRef-unknown", "", "reject") if seeds else ([], None)
-    people = {} if reference is None else _words_of(Path(reference))
-    beside = Beside(given, people, "" if reference is None else name_of(Path(reference)), price)
+    seeds = (
+        read_seeds(options.seeds, "LicenseRef-unknown", "", "reject")[0] if options.seeds else []
+    )
+    words = {} if reference is None else _words_of(reference)
+    name = "" if reference is None else name_of(reference)
+    comparison = Comparison(seeds, words, name, options.price)
     chapters = []
     for number, path in enumerate(paths):
         if watch is not None:
             watch(Progress(name_of(path), number, len(paths), "chapters"))
-        chapters.append(_chapter(path, beside))
+        chapters.append(_chapter(path, comparison))
     title = " · ".join(chapter.title for chapter in chapters)
     data = page(title, chapters, instructgen.__version__)
     with storage(file):
@@ -78,39 +71,38 @@ def report(
     return Reported(file, tuple(c.title for c in chapters), len(data))
 
 
-def _chapter(path: Path, beside: Beside) -> Chapter:
+def _chapter(path: Path, comparison: Comparison) -> Chapter:
     if not path.exists():
-        raise InputError("nothing is there.", path=path, hint="Check the path.")
+        raise InputError("does not exist.", path=path, hint="Check the path.")
     name = name_of(path)
     if (path / "manifest.json").exists():
         seeds = (
             [sample_of(r) for r in read_seed_rows(path, read_info(path))] if is_run(path) else []
         )
-        return dataset_chapter(path, name, beside, seeds)
+        return dataset_chapter(path, name, comparison, seeds)
     if (path / "evaluation.json").exists():
         return evaluation_chapter(path, name)
-    if (path / "log.jsonl").exists():
+    if is_trained(path):
         return model_chapter(path, name)
     if is_run(path):
         raise RunError(
             f"{path} is a run that has no dataset yet.", f"Run: instructgen rebuild {path}"
         )
     raise InputError(
-        "it is no dataset, run, model or evaluation.",
+        "is not a dataset, run, model or evaluation.",
         path=path,
-        hint="Give a folder that instructgen made.",
+        hint="Give a folder that instructgen wrote.",
     )
 
 
 def _words_of(folder: Path) -> dict[str, Counts]:
-    if read_manifest(folder) is None:
-        raise RunError(f"{folder} holds no complete dataset.", "Run: instructgen import.")
+    manifest_in(folder)
     return read_words(folder)
 
 
 def _check_out(file: Path) -> None:
-    """Refuse to write over what is no report."""
+    """Reject an output path that is a folder, or a file that is not a report."""
     if file.is_dir():
-        raise InputError("it is a folder.", path=file, hint="Give a file, as in report.html.")
+        raise InputError("is a folder.", path=file, hint="Give a file, such as report.html.")
     if file.exists() and b'name="generator" content="instructgen"' not in file.read_bytes()[:4096]:
-        raise InputError("it is no report of ours.", path=file, hint="Give another --out.")
+        raise InputError("is not a report.", path=file, hint="Give another --out.")

@@ -1,7 +1,7 @@
-"""What the loop asks of a language model, and how a dead engine is brought back.
+"""The interface between instructgen and a language model, and the restart of an engine that died.
 
-One file per engine beside this one; the file's name is the engine's name in
-recipes and on the command line. Nothing here knows about methods or filters.
+Each engine has its own file in this folder. The file name is the name of the engine in
+recipes and on the command line. Nothing here depends on methods or filters.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample one completion; names and meanings are vLLM's.
+    """Sampling parameters of one completion, with the names and meanings of vLLM.
 
-    ``stop`` strings end the completion and are not part of its text.
+    A string of ``stop`` ends the completion and is not part of its text.
     """
 
     temperature: float = 1.0
@@ -38,12 +38,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion to ask for.
+    """A request for one completion.
 
-    ``prompt`` is plain text for a base model, messages that the model's own chat
-    template renders, or tokens. ``schema`` is a JSON schema that the completion must
-    follow, where the engine binds it. ``stage``, ``language``, ``parents`` and
-    ``task`` belong to the method that made the request; engines ignore them.
+    ``prompt`` is plain text (for a base model), messages that the model's own chat
+    template renders, or token ids. ``schema`` is a JSON schema that the completion must
+    follow; only some engines enforce it (see `Engine.enforces_schema`). ``stage``,
+    ``language``, ``parents`` and ``task`` are for the method that made the request;
+    engines ignore them.
     """
 
     prompt: str | tuple[Message, ...] | tuple[int, ...]
@@ -55,11 +56,11 @@ class Request:
     task: int | None = None
 
     def with_seed(self, seed: int) -> Request:
-        """The same request, sampled from ``seed``."""
+        """Return the same request with ``seed`` as its sampling seed."""
         return replace(self, sampling=replace(self.sampling, seed=seed))
 
     def prompt_text(self) -> str:
-        """The prompt as one readable text, the same for every engine."""
+        """Return the prompt as one readable text, which is the same for every engine."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n\n".join(
@@ -69,10 +70,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came back: the text, why it ended, and what it cost in tokens.
+    """The result of one request: its text, why the text ended, and the number of tokens.
 
-    ``retryable`` marks an error that may be the server's state rather than the
-    request's fault.
+    ``retryable`` marks an error that the state of the server may have caused, and not
+    the request.
     """
 
     text: str
@@ -84,99 +85,102 @@ class Completion:
 
     @classmethod
     def failed(cls, error: str, prompt_tokens: int = 0, *, retryable: bool = False) -> Completion:
-        """The completion of a request that failed alone."""
+        """Return the completion of a request that failed; other requests are not affected."""
         return cls("", "error", prompt_tokens, 0, error, retryable)
 
 
 class Engine(BaseModel, ABC):
-    """A language model that answers requests. Its fields are its recipe keys.
+    """A language model that completes requests. Its fields are the keys of a recipe's [engine].
 
-    Constructing one is cheap and starts nothing; the model loads at the first
-    request. Fields marked ``resumable`` cannot change what a recorded run means
-    and may differ when a run is resumed.
+    Constructing an engine is cheap: the model is loaded at the first request. A field
+    marked ``resumable`` does not affect the completions that a run has recorded, so it
+    may change when the run is resumed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
 
     model: str = Field(
-        "", description="path, Hub name, or smollm2; empty: the default for the machine"
+        "",
+        description="Folder, Hub name or smollm2 (embedded). Default: depends on the machine.",
     )
     max_restarts: int = Field(
         2,
         ge=0,
-        description="restarts of a dead engine before the run stops",
+        description="Maximum number of restarts after the engine dies; then the run stops.",
         json_schema_extra={"resumable": True},
     )
 
     def identity(self) -> dict[str, str]:
-        """What the recorded completions depend on: the model's name and digest."""
+        """Return what the recorded completions depend on: here, the name of the model."""
         return {"model": self.model}
 
     @abstractmethod
-    def chats(self) -> bool:
-        """Whether the model has a chat template."""
+    def has_chat_template(self) -> bool:
+        """Return whether the model has a chat template."""
 
-    def binds_schema(self) -> bool:
-        """Whether a JSON schema really constrains completions, tried on the running model."""
+    def enforces_schema(self) -> bool:
+        """Return whether the engine enforces a JSON schema, tested on the running model."""
         return False
 
     def start(self) -> None:
-        """Load the model now rather than at the first request."""
+        """Load the model now instead of at the first request."""
 
     @abstractmethod
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yield (position in requests, completion) as each finishes, each position once.
+        """Yield (position in ``requests``, completion) as each finishes, each position once.
 
-        May be called from several threads at a time. A bad request yields a
-        completion with ``finish_reason="error"`` and hurts no other.
+        Several threads may call it at the same time. A request that fails yields a
+        completion with ``finish_reason="error"`` and does not affect the others.
 
         Raises:
-            EngineDied: the engine is gone; positions already yielded stay good.
-            EngineError: it cannot start, or cannot go on.
+            EngineDied: the engine has died; completions already yielded remain valid.
+            EngineError: the engine cannot start, or cannot continue.
         """
 
     def restart(self) -> None:
-        """Make a dead engine usable again."""
+        """Make an engine that died usable again."""
         raise EngineError(f"The {self.name} engine cannot be restarted.")
 
     def close(self) -> None:
-        """Release the model. Safe to call twice."""
+        """Release the model. A second call does nothing."""
 
 
 def operational(default: Any, description: str, **limits: Any) -> Any:
-    """A field of an engine that cannot change what recorded completions mean."""
+    """Return an engine field that may change on resume: it does not affect recorded completions."""
     return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
 
 
-def typed_only(description: str) -> Any:
-    """A text field of an engine that no recipe may set, only who types the command."""
-    # Not recorded: where a server is does not change what its completions mean.
-    extra: dict[str, Any] = {"resumable": True, "typed_only": True}
+def command_line_only(description: str) -> Any:
+    """Return a text field that only the command line or a Python caller may set, not a recipe."""
+    # Not recorded: the address of a server does not affect its completions.
+    extra: dict[str, Any] = {"resumable": True, "command_line_only": True}
     return Field("", description=description, exclude=True, json_schema_extra=extra)
 
 
 class LocalEngine(Engine):
-    """An engine that loads the model itself."""
+    """An engine that loads the model on this machine."""
 
-    max_model_len: int = Field(4096, ge=256, description="tokens of prompt and completion together")
+    max_model_len: int = Field(
+        4096, ge=256, description="Maximum number of tokens in prompt and completion together."
+    )
 
     def model_post_init(self, context: Any) -> None:
-        """Fill in the machine's default model."""
+        """Use the default model of this machine when none is given."""
         from instructgen.models.folders import default_model
 
         if not self.model:
             object.__setattr__(self, "model", default_model())
 
     def identity(self) -> dict[str, str]:
-        """The model's name and a digest of its folder."""
+        """Return the name of the model and a digest of its folder."""
         from instructgen.models.folders import model_digest
 
         return {"model": self.model, "digest": model_digest(self.model)}
 
 
 def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
-    """A request's prompt as the model's token ids; messages through its chat template."""
+    """Return the token ids of a prompt; the chat template renders messages."""
     if isinstance(request.prompt, str):
         return list(tokenizer.encode(request.prompt)) if request.prompt else []
     if all(isinstance(part, int) for part in request.prompt):
@@ -191,11 +195,11 @@ def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
     )
 
 
-def check_schema_binds(engine: Engine) -> bool:
-    """Ask for a JSON object that no model would write unasked, and see whether it comes.
+def probe_schema_enforcement(engine: Engine) -> bool:
+    """Return whether the engine enforces a JSON schema that no free completion would match.
 
-    Old or misspelt structured-output parameters fail open (free text, no
-    error), so the only trustworthy answer is a completion.
+    A server ignores structured-output parameters that it does not know and returns free
+    text without an error, so only a completion shows whether the schema is enforced.
     """
     import orjson
 
@@ -213,10 +217,10 @@ def check_schema_binds(engine: Engine) -> bool:
     )
     ((_, completion),) = engine.complete([request])
     if completion.retryable:
-        # A server that is down does not tell what it can do.
+        # A server that is down does not show whether it enforces schemas.
         raise EngineError(
             f"The {engine.name} engine does not answer: {completion.error}.",
-            "Start it, or wait for it; then give the same command.",
+            "Start it, or wait until it is ready. Then rerun the same command.",
         )
     try:
         return bool(orjson.loads(completion.text) == expected)
@@ -225,41 +229,42 @@ def check_schema_binds(engine: Engine) -> bool:
 
 
 class Supervisor:
-    """Completes requests through an engine and restarts it when it dies.
+    """Completes requests through an engine, and restarts the engine when it dies.
 
-    Finished completions are kept; only the unfinished ones are asked again.
-    Thread-safe: two batches that meet the same death cause one restart.
+    Finished completions are kept; only unfinished requests are sent again.
+    Thread-safe: when one death interrupts several batches, the engine restarts once.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.restarts = 0
-        self._life = 0
+        self._incarnation = 0
         self._lock = threading.Lock()
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """As `Engine.complete`; raises EngineError once the restarts are used up."""
-        left = dict(enumerate(requests))
-        while left:
-            life = self._life
-            positions = list(left)
+        """Do what `Engine.complete` does; raise EngineError after ``max_restarts`` restarts."""
+        pending = dict(enumerate(requests))
+        while pending:
+            incarnation = self._incarnation
+            positions = list(pending)
             try:
-                for i, completion in self.engine.complete([left[p] for p in positions]):
-                    del left[positions[i]]
+                for i, completion in self.engine.complete([pending[p] for p in positions]):
+                    del pending[positions[i]]
                     yield positions[i], completion
-            except EngineDied as death:
-                self._revive(life, death)
+            except EngineDied as error:
+                self._restart(incarnation, error)
 
-    def _revive(self, life: int, death: EngineDied) -> None:
+    def _restart(self, incarnation: int, cause: EngineDied) -> None:
         with self._lock:
-            if life != self._life:
+            # Another thread has already restarted the engine after this death.
+            if incarnation != self._incarnation:
                 return
             if self.restarts >= self.engine.max_restarts:
                 times = self.restarts + 1
                 raise EngineError(
-                    f"The {self.engine.name} engine died {times} times: {death.message}",
-                    "The run is safe: the same command resumes it.",
-                ) from death
+                    f"The {self.engine.name} engine died {times} times: {cause.message}",
+                    "The run is saved. Rerun the same command to resume it.",
+                ) from cause
             self.restarts += 1
             self.engine.restart()
-            self._life += 1
+            self._incarnation += 1

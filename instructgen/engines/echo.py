@@ -1,7 +1,7 @@
-"""A Markov chain over the prompt: instant, deterministic, no model.
+"""The echo engine: a Markov chain over the words of the prompt, without a model.
 
-It continues a few-shot prompt in the prompt's own words, which is enough to try
-the loop, the filters and a crash, and for tests. Its rows are nonsense.
+It is instant and deterministic. It continues a few-shot prompt with words of that prompt,
+which is enough to try the loop and the filters, and for tests. The rows make no sense.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ _TOKEN = re.compile(r"\n|[^\s]+")
 
 
 class EchoEngine(Engine):
-    """Word by word, each drawn from what followed that word in the prompt.
+    """Draws each word from the words that follow the previous word in the prompt.
 
-    A chain has no end of its own: one line end in eight is taken for it.
+    A Markov chain does not end by itself, so each line break ends the text with
+    probability 1/8.
     """
 
     name = "echo"
 
     delay_s: float = operational(
-        0.0, "time per completion, to try out progress and interruption", ge=0
+        0.0, "Delay per completion in seconds, to try out progress display and interruption.", ge=0
     )
 
-    def chats(self) -> bool:
-        """No chat template."""
+    def has_chat_template(self) -> bool:
+        """Return False: this engine does not have a chat template."""
         return False
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """In order. The seed alone decides; sampling parameters but the stops are ignored."""
+        """Complete in order from the seed; use ``max_tokens`` and ``stop``, ignore the rest."""
         import time
 
         for position, request in enumerate(requests):
@@ -53,17 +54,17 @@ def _continue(request: Request) -> Completion:
         counts = followers.setdefault(word, {})
         counts[after] = counts.get(after, 0) + 1
     rng = random.Random(request.sampling.seed)
-    word, made, text = words[-1], 0, ""
-    while made < request.sampling.max_tokens:
-        # The prompt's last word may stand there once only: go on from a line start.
+    word, count, text = words[-1], 0, ""
+    while count < request.sampling.max_tokens:
+        # The last word of the prompt may have no follower: continue from the start of a line.
         choices = followers.get(word) or followers.get("\n") or {words[0]: 1}
         totals = list(accumulate(choices.values()))
         word = list(choices)[bisect(totals, rng.randrange(totals[-1]))]
-        made += 1
+        count += 1
         text += "\n" if word == "\n" else f" {word}"
         ends = [at for stop in request.sampling.stop if (at := text.find(stop)) >= 0]
         if ends:
-            return Completion(text[: min(ends)], "stop", len(words), made)
+            return Completion(text[: min(ends)], "stop", len(words), count)
         if word == "\n" and rng.randrange(8) == 0:
-            return Completion(text, "stop", len(words), made)
-    return Completion(text, "length", len(words), made)
+            return Completion(text, "stop", len(words), count)
+    return Completion(text, "length", len(words), count)

@@ -26,9 +26,9 @@ from instructgen.engines import (
     Engine,
     FinishReason,
     Request,
-    check_schema_binds,
+    command_line_only,
     operational,
-    typed_only,
+    probe_schema_enforcement,
 )
 from instructgen.errors import ConfigError, EngineError
 
@@ -52,7 +52,7 @@ class OpenAIEngine(Engine):
     name = "openai"
 
     base_url: str = operational("", "the server; empty: OPENAI_BASE_URL, or vLLM's default here")
-    endpoint: str = typed_only("the server as typed, in place of base_url; it gets the key")
+    endpoint: str = command_line_only("the server as typed, in place of base_url; it gets the key")
     chat: bool = Field(True, description="the model has a chat template")
     concurrency: int = operational(32, "requests at the same time", ge=1)
     timeout_s: float = operational(120.0, "silence after which a request has failed", gt=0)
@@ -64,13 +64,13 @@ class OpenAIEngine(Engine):
     _sleep: Callable[[float], object] | None = PrivateAttr(None)
     _now: Callable[[], float] = PrivateAttr(time.time)
 
-    def chats(self) -> bool:
+    def has_chat_template(self) -> bool:
         """As the recipe says: a server does not tell."""
         return self.chat
 
-    def binds_schema(self) -> bool:
+    def enforces_schema(self) -> bool:
         """Tried on the server, once per start."""
-        return self.chat and check_schema_binds(self)
+        return self.chat and probe_schema_enforcement(self)
 
     def start(self) -> None:
         """Open the connection pool.

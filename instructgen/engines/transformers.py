@@ -1,7 +1,7 @@
-"""Plain transformers: wherever torch runs and vLLM does not. Much slower.
+"""The transformers engine, for machines where PyTorch runs and vLLM does not. Much slower.
 
-JSON schemas are not bound. The seed decides a request together with those it
-is batched with.
+It does not enforce JSON schemas. A batch shares the seed of its first request, so a
+completion depends on the seed and on the other requests of its batch.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from instructgen.models.loading import load_for_inference
 
 
 class TransformersEngine(LocalEngine):
-    """`generate` on batches of requests that share their sampling."""
+    """Calls `generate` of transformers on batches of requests with equal sampling parameters."""
 
     name = "transformers"
 
-    batch: int = operational(16, "requests decoded at the same time", ge=1)
+    batch: int = operational(16, "Number of requests decoded at the same time.", ge=1)
 
     _model: Any = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
-    def chats(self) -> bool:
-        """Whether the tokenizer has a chat template."""
+    def has_chat_template(self) -> bool:
+        """Return whether the tokenizer has a chat template."""
         self.start()
         return bool(self._tokenizer.chat_template)
 
     def start(self) -> None:
-        """Load the model, on a GPU where there is one."""
+        """Load the model, on a GPU if there is one."""
         with self._lock:
             if self._model is not None:
                 return
@@ -53,29 +53,29 @@ class TransformersEngine(LocalEngine):
             object.__setattr__(self, "_model", model)
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """As `Engine.complete`; one batch at a time whoever calls."""
+        """Complete batch by batch; threads that call at the same time take turns."""
         self.start()
-        alike: dict[Sampling, list[tuple[int, list[int]]]] = {}
+        groups: dict[Sampling, list[tuple[int, list[int]]]] = {}
         for i, request in enumerate(requests):
             tokens = prompt_tokens(self._tokenizer, request)
             room = self.max_model_len - len(tokens)
             if not tokens or room < 1:
-                error = f"the prompt has {len(tokens)} tokens, the model takes {self.max_model_len}"
+                error = f"the prompt has {len(tokens)} tokens; the limit is {self.max_model_len}"
                 yield i, Completion.failed(error, len(tokens))
             else:
-                most = min(request.sampling.max_tokens, room)
-                sampling = replace(request.sampling, seed=None, max_tokens=most)
-                alike.setdefault(sampling, []).append((i, tokens))
-        for sampling, group in alike.items():
-            for at in range(0, len(group), self.batch):
-                part = group[at : at + self.batch]
-                seed = requests[part[0][0]].sampling.seed
+                max_tokens = min(request.sampling.max_tokens, room)
+                sampling = replace(request.sampling, seed=None, max_tokens=max_tokens)
+                groups.setdefault(sampling, []).append((i, tokens))
+        for sampling, group in groups.items():
+            for start in range(0, len(group), self.batch):
+                batch = group[start : start + self.batch]
+                seed = requests[batch[0][0]].sampling.seed
                 with self._lock:
-                    done = self._generate([tokens for _, tokens in part], sampling, seed)
-                yield from zip((i for i, _ in part), done, strict=True)
+                    completions = self._generate([tokens for _, tokens in batch], sampling, seed)
+                yield from zip((i for i, _ in batch), completions, strict=True)
 
     def close(self) -> None:
-        """Free the model."""
+        """Release the model."""
         object.__setattr__(self, "_model", None)
 
     def _generate(
@@ -113,11 +113,11 @@ class TransformersEngine(LocalEngine):
             for prompt, row in zip(prompts, output, strict=True)
         ]
 
-    def _completion(self, prompt: list[int], made: list[int], sampling: Sampling) -> Completion:
-        ends = self._model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
-        last = next((i for i, token in enumerate(made) if token in ends), None)
-        tokens = made if last is None else made[:last]
+    def _completion(self, prompt: list[int], output: list[int], sampling: Sampling) -> Completion:
+        eos = self._model.generation_config.eos_token_id
+        eos = set(eos if isinstance(eos, list) else [eos])
+        last = next((i for i, token in enumerate(output) if token in eos), None)
+        tokens = output if last is None else output[:last]
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         cuts = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
         finished = last is not None or bool(cuts)
@@ -130,7 +130,7 @@ class TransformersEngine(LocalEngine):
 
 
 class _Penalties:
-    """Presence and frequency penalties over the completion, as OpenAI and vLLM define them."""
+    """Presence and frequency penalties on tokens of the completion, as in OpenAI and vLLM."""
 
     def __init__(self, prompt_width: int, sampling: Sampling) -> None:
         self.prompt_width = prompt_width
@@ -138,11 +138,11 @@ class _Penalties:
         self.frequency = sampling.frequency_penalty
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """The scores of the next token, lowered for tokens already written."""
+        """Return the scores of the next token, lowered for tokens already generated."""
         import torch
 
-        made = input_ids[:, self.prompt_width :]
+        generated = input_ids[:, self.prompt_width :]
         counts = torch.zeros_like(scores).scatter_add_(
-            1, made, torch.ones_like(made, dtype=scores.dtype)
+            1, generated, torch.ones_like(generated, dtype=scores.dtype)
         )
         return scores - self.frequency * counts - self.presence * (counts > 0)

@@ -1,8 +1,8 @@
-"""vLLM inside this process: one engine, fed from any number of batches at once.
+"""The vllm engine: one vLLM instance in this process, which completes several batches at once.
 
-The same code drives the GPU build and the CPU build. A single thread steps the
-engine while callers add requests, so the engine never drains between batches.
-It does not serve HTTP; for a running server use the ``openai`` engine.
+The same code drives the GPU build and the CPU build. A single thread steps vLLM while
+callers add requests, so that it does not run empty between two batches. It does not serve
+HTTP; for a running server use the ``openai`` engine.
 """
 
 from __future__ import annotations
@@ -26,67 +26,69 @@ from instructgen.engines import (
     FinishReason,
     LocalEngine,
     Request,
-    check_schema_binds,
     operational,
+    probe_schema_enforcement,
     prompt_tokens,
 )
 from instructgen.errors import EngineDied, EngineError, first_line
 from instructgen.models.folders import has_gpu, model_folder
 from instructgen.models.loading import load_error, read_tokenizer
 
-_WATCH_EVERY_S = 0.5
+_DEATH_CHECK_INTERVAL_S = 0.5
 
-_Answer = tuple[int, Completion] | EngineError
-# A request to run, with its position, its tokens and where its answer goes; None to end.
-_Order = tuple[int, Request, list[int], "queue.SimpleQueue[_Answer]"] | None
+_Result = tuple[int, Completion] | EngineError
+# Position, request, prompt tokens, and the queue for the completion. None ends the thread.
+_Job = tuple[int, Request, list[int], "queue.SimpleQueue[_Result]"] | None
 
 
 class VllmEngine(LocalEngine):
-    """vLLM, offline and batched, with prefix caching."""
+    """Offline vLLM with batching and prefix caching."""
 
     name = "vllm"
 
-    dtype: str = Field("auto", description="weights' type, as vLLM names it")
-    max_num_seqs: int = operational(64, "requests decoded at the same time", ge=1)
-    tensor_parallel_size: int = operational(1, "GPUs that share one model", ge=1)
-    gpu_memory_utilization: float = operational(0.9, "share of a GPU's memory", gt=0, le=1)
-    cpu_kvcache_gib: int = operational(2, "key-value cache on a CPU, in GiB", ge=1)
+    dtype: str = Field("auto", description="Data type of the weights, as vLLM names it.")
+    max_num_seqs: int = operational(64, "Number of requests decoded at the same time.", ge=1)
+    tensor_parallel_size: int = operational(1, "Number of GPUs that share the model.", ge=1)
+    gpu_memory_utilization: float = operational(
+        0.9, "Fraction of GPU memory to use (GPU only).", gt=0, le=1
+    )
+    cpu_kvcache_gib: int = operational(2, "Size of the key-value cache in GiB (CPU only).", ge=1)
     enforce_eager: bool | None = operational(
-        None, "skip compilation; empty: on a CPU yes, on a GPU no"
+        None, "Skip compilation. Default: true on a CPU, false on a GPU."
     )
     own_process: bool | None = operational(
-        None, "run the engine core in its own process; empty: on a GPU yes, on a CPU no"
+        None, "Run the engine core in its own process. Default: true on a GPU, false on a CPU."
     )
 
     _llm: Any = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
-    _gate: threading.RLock = PrivateAttr(default_factory=threading.RLock)
-    _orders: queue.SimpleQueue[_Order] = PrivateAttr(default_factory=queue.SimpleQueue)
+    _lock: threading.RLock = PrivateAttr(default_factory=threading.RLock)
+    _jobs: queue.SimpleQueue[_Job] = PrivateAttr(default_factory=queue.SimpleQueue)
     _thread: threading.Thread | None = PrivateAttr(None)
     _ended: EngineError | None = PrivateAttr(None)
 
-    def chats(self) -> bool:
-        """Whether the tokenizer has a chat template."""
+    def has_chat_template(self) -> bool:
+        """Return whether the tokenizer has a chat template."""
         if self._tokenizer is None:
-            _quiet()
+            _silence_libraries()
             self._tokenizer = read_tokenizer(self.model)
         return bool(self._tokenizer.chat_template)
 
-    def binds_schema(self) -> bool:
-        """Tried on the running model, once per start."""
-        return self.chats() and check_schema_binds(self)
+    def enforces_schema(self) -> bool:
+        """Return whether vLLM enforces a JSON schema, tested on the running model."""
+        return self.has_chat_template() and probe_schema_enforcement(self)
 
     def start(self) -> None:
-        """Load the model: 10 to 60 s for a small one on a CPU."""
-        with self._gate:
+        """Load the model, which takes 10 to 60 s for a small model on a CPU."""
+        with self._lock:
             if self._ended is not None:
                 raise self._ended
             if self._llm is not None:
                 return
-            self._orders = queue.SimpleQueue()
+            self._jobs = queue.SimpleQueue()
             ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
             self._thread = threading.Thread(
-                target=self._serve, args=(self._orders, ready), daemon=True
+                target=self._serve, args=(self._jobs, ready), daemon=True
             )
             self._thread.start()
             loaded = ready.get()
@@ -97,74 +99,74 @@ class VllmEngine(LocalEngine):
             self._tokenizer = loaded.get_tokenizer()
             core = self._llm.llm_engine.engine_core
             if hasattr(core, "outputs_queue"):
-                wake = threading.Thread(target=_wake_when_dead, args=(weakref.ref(core),))
-                wake.daemon = True
-                wake.start()
+                watch = threading.Thread(target=_report_death, args=(weakref.ref(core),))
+                watch.daemon = True
+                watch.start()
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """As `Engine.complete`; a prompt with no room left for one token fails alone."""
+        """Complete requests; one whose prompt leaves no room for a token yields an error."""
         self.start()
-        answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
-        rooms: list[tuple[int, Request, list[int]]] = []
+        results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
+        accepted: list[tuple[int, Request, list[int]]] = []
         for position, request in enumerate(requests):
             tokens = prompt_tokens(self._tokenizer, request)
             if not tokens:
-                answers.put((position, Completion.failed("the prompt is empty")))
+                results.put((position, Completion.failed("the prompt is empty")))
             elif len(tokens) >= self.max_model_len:
-                error = f"the prompt has {len(tokens)} tokens, the model takes {self.max_model_len}"
-                answers.put((position, Completion.failed(error, len(tokens))))
+                error = f"the prompt has {len(tokens)} tokens; the limit is {self.max_model_len}"
+                results.put((position, Completion.failed(error, len(tokens))))
             else:
-                rooms.append((position, request, tokens))
-        with self._gate:
+                accepted.append((position, request, tokens))
+        with self._lock:
             if self._ended is not None:
                 raise self._ended
-            for order in rooms:
-                self._orders.put((*order, answers))
+            for job in accepted:
+                self._jobs.put((*job, results))
         for _ in requests:
-            answer = answers.get()
-            if isinstance(answer, EngineError):
-                raise answer
-            yield answer
+            result = results.get()
+            if isinstance(result, EngineError):
+                raise result
+            yield result
 
     def restart(self) -> None:
-        """Throw the dead engine away; the next request loads a new one."""
-        with self._gate:
+        """Discard the engine that died; the next request loads a new one."""
+        with self._lock:
             self._drop()
 
     def close(self) -> None:
-        """Stop the stepping thread and free the model; requests under way are given up."""
-        self._orders.put(None)
+        """Stop the stepping thread, release the model and cancel unfinished requests."""
+        self._jobs.put(None)
         if self._thread is not None:
             self._thread.join(timeout=60)
-        with self._gate:
+        with self._lock:
             self._drop()
 
     def _drop(self) -> None:
         llm, self._llm, self._thread, self._ended = self._llm, None, None, None
         if llm is not None:
-            # A dead core may refuse to shut down cleanly; it is being discarded.
+            # The core of an engine that died may raise here; it is discarded in any case.
             with contextlib.suppress(Exception):
                 llm.llm_engine.engine_core.shutdown()
 
     def load(self) -> Any:
-        """A vLLM of this model, with what this machine needs.
+        """Return a vLLM instance of the model, configured for this machine.
 
         Raises:
-            EngineError: it is not installed, or does not start.
-            ConfigError: the model needs code of its own.
+            EngineError: vLLM is not installed, or does not start.
+            ConfigError: the model needs code from its own folder, which is never executed.
         """
-        _quiet()
+        _silence_libraries()
         cpu = not has_gpu()
         own_process = self.own_process if self.own_process is not None else not cpu
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if own_process else "0"
         options: dict[str, Any] = {}
         if cpu:
-            _answer_for_llvmlite()
+            _work_around_llvmlite()
             cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.cpu_kvcache_gib))
-            # A per-request seed kills the CPU engine when a prefill is split
-            # ("CPU Generator does not use offset"), so prefills stay whole.
+            # A request with a seed crashes the CPU build when its prefill is split
+            # ("CPU Generator does not use offset"), so chunked prefill is off.
             options = {
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(4096, self.max_model_len),
@@ -172,7 +174,7 @@ class VllmEngine(LocalEngine):
         else:
             options = {"gpu_memory_utilization": self.gpu_memory_utilization}
         eager = self.enforce_eager if self.enforce_eager is not None else cpu
-        # About vLLM's own use of torch, which our users cannot mend.
+        # These warnings concern vLLM's own use of torch, which users cannot fix.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
         logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
         try:
@@ -192,91 +194,91 @@ class VllmEngine(LocalEngine):
                 **options,
             )
         except ImportError as error:
-            raise _missing(error) from error
+            raise _missing_package(error) from error
         except (OSError, ValueError, RuntimeError) as error:
             if "trust_remote_code" in str(error):
                 raise load_error(self.model, error) from error
             raise EngineError(
-                f"vLLM cannot start with --model {self.model}: {first_line(error)}",
-                "Try a smaller max_model_len, another model, or --engine transformers.",
+                f"vLLM cannot start with --model={self.model}: {first_line(error)}",
+                "Try a smaller max_model_len, another model, or --engine=transformers.",
             ) from error
 
-    # -- the stepping thread: the only one that touches the engine ----------------------
+    # -- the stepping thread: no other thread calls vLLM while it runs ------------------
 
-    def _serve(self, orders: queue.SimpleQueue[_Order], ready: queue.SimpleQueue[Any]) -> None:
-        """Load the model and step it, in one thread.
+    def _serve(self, jobs: queue.SimpleQueue[_Job], ready: queue.SimpleQueue[Any]) -> None:
+        """Load the model and step it in the same thread.
 
-        On a CPU both use OpenMP, which keeps a team of workers for every thread
-        that ever computed. Two teams are more workers than cores, so they sleep
-        instead of spin between two operations: 40% longer steps.
+        On a CPU both use OpenMP, which keeps one team of workers for each thread that has
+        computed. Two teams have more workers than there are cores. The workers then sleep
+        between operations instead of spinning, and a step takes 40% longer.
         """
         try:
             llm = self.load()
-        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
+        except BaseException as error:  # noqa: BLE001 (start() raises it again)
             ready.put(error)
             return
         engine = llm.llm_engine
         ready.put(llm)
         del llm
-        self._run(engine, orders)
+        self._run(engine, jobs)
 
-    def _run(self, engine: Any, orders: queue.SimpleQueue[_Order]) -> None:
-        waiting: dict[str, tuple[int, queue.SimpleQueue[_Answer]]] = {}
+    def _run(self, engine: Any, jobs: queue.SimpleQueue[_Job]) -> None:
+        waiting: dict[str, tuple[int, queue.SimpleQueue[_Result]]] = {}
         ids = itertools.count()
         try:
             while True:
-                # Between two steps everything asked for meanwhile is taken in.
-                while not waiting or not orders.empty():
-                    order = orders.get()
-                    if order is None:
-                        # No death: nobody must start it again.
-                        self._end(EngineError("The engine was closed."), orders, waiting)
+                # Add all requests that have arrived since the last step.
+                while not waiting or not jobs.empty():
+                    job = jobs.get()
+                    if job is None:
+                        # Not EngineDied: a closed engine must not be restarted.
+                        self._end(EngineError("The engine was closed."), jobs, waiting)
                         return
-                    self._add(engine, str(next(ids)), order, waiting)
+                    self._add(engine, str(next(ids)), job, waiting)
                 for output in engine.step():
-                    position, answers = waiting.pop(output.request_id)
-                    answers.put((position, _completion(output)))
-        except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
-            death = EngineDied(f"vLLM's engine died ({first_line(error)}).")
-            self._end(death, orders, waiting)
+                    position, results = waiting.pop(output.request_id)
+                    results.put((position, _completion(output)))
+        except Exception as error:  # noqa: BLE001 (all waiting callers must receive it)
+            death = EngineDied(f"The vLLM engine died ({first_line(error)}).")
+            self._end(death, jobs, waiting)
 
     def _add(
         self,
         engine: Any,
         name: str,
-        order: tuple[int, Request, list[int], queue.SimpleQueue[_Answer]],
-        waiting: dict[str, tuple[int, queue.SimpleQueue[_Answer]]],
+        job: tuple[int, Request, list[int], queue.SimpleQueue[_Result]],
+        waiting: dict[str, tuple[int, queue.SimpleQueue[_Result]]],
     ) -> None:
         from vllm import TokensPrompt
 
-        position, request, tokens, answers = order
+        position, request, tokens, results = job
         params = sampling_params(request, self.max_model_len - len(tokens))
         try:
             engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), params)
         except ValueError as error:
-            answers.put((position, Completion.failed(first_line(error), len(tokens))))
+            results.put((position, Completion.failed(first_line(error), len(tokens))))
         else:
-            waiting[name] = (position, answers)
+            waiting[name] = (position, results)
 
     def _end(
         self,
         error: EngineError,
-        orders: queue.SimpleQueue[_Order],
-        waiting: dict[str, tuple[int, queue.SimpleQueue[_Answer]]],
+        jobs: queue.SimpleQueue[_Job],
+        waiting: dict[str, tuple[int, queue.SimpleQueue[_Result]]],
     ) -> None:
-        with self._gate:
+        with self._lock:
             self._ended = error
-            left = [answers for _, answers in waiting.values()]
-            while not orders.empty():
-                order = orders.get()
-                if order is not None:
-                    left.append(order[3])
-        for answers in {id(a): a for a in left}.values():
-            answers.put(error)
+            pending = [results for _, results in waiting.values()]
+            while not jobs.empty():
+                job = jobs.get()
+                if job is not None:
+                    pending.append(job[3])
+        for results in {id(r): r for r in pending}.values():
+            results.put(error)
 
 
 def sampling_params(request: Request, room: int) -> Any:
-    """A request's sampling in vLLM's own type, with at most ``room`` tokens."""
+    """Return a request's sampling as vLLM's `SamplingParams`, with at most ``room`` tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -289,7 +291,7 @@ def sampling_params(request: Request, room: int) -> Any:
         frequency_penalty=s.frequency_penalty,
         stop=list(s.stop),
         seed=s.seed,
-        # Nobody reads a half of a completion: do not build one at every step.
+        # Partial completions are not used, so vLLM need not build one at each step.
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(json=schema, disable_any_whitespace=True)
         if schema
@@ -297,11 +299,11 @@ def sampling_params(request: Request, room: int) -> Any:
     )
 
 
-def _answer_for_llvmlite() -> None:
-    """Let vLLM's CPU build start after numba was imported.
+def _work_around_llvmlite() -> None:
+    """Make vLLM's CPU build start after numba was imported.
 
-    It asks every value of every module for its ``__dict__``, and llvmlite's handle
-    of its library answers any name with a wrapped function, which is no dict.
+    At its start vLLM reads ``__dict__`` of every value of every imported module. The
+    library handle of llvmlite returns a wrapped function for any attribute, not a dict.
     """
     with contextlib.suppress(ImportError):
         from llvmlite.binding import ffi
@@ -309,18 +311,18 @@ def _answer_for_llvmlite() -> None:
         ffi.lib._fntab["__dict__"] = {}
 
 
-def _missing(error: ImportError) -> EngineError:
+def _missing_package(error: ImportError) -> EngineError:
     return EngineError(
         f"The vllm engine needs the package {error.name}.",
         "Run: make setup, or pip install 'instructgen[vllm]' (GPU) or 'instructgen[cpu]'.",
     )
 
 
-def _wake_when_dead(core: weakref.ref[Any]) -> None:
-    """Wake whoever waits for a core that was killed.
+def _report_death(core: weakref.ref[Any]) -> None:
+    """Raise an error in the thread that waits for a core whose process was killed.
 
-    vLLM's synchronous client notes the death of its core's process but leaves
-    `get_output` waiting for ever (seen with 0.32: SyncMPClient.get_output).
+    vLLM's synchronous client notices that the process has ended, but `get_output` does
+    not return (seen in vLLM 0.32, SyncMPClient.get_output).
     """
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -329,23 +331,23 @@ def _wake_when_dead(core: weakref.ref[Any]) -> None:
             client.outputs_queue.put_nowait(EngineDeadError())
             return
         del client
-        time.sleep(_WATCH_EVERY_S)
+        time.sleep(_DEATH_CHECK_INTERVAL_S)
 
 
 def _completion(output: Any) -> Completion:
-    answer = output.outputs[0]
+    generated = output.outputs[0]
     known: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-    reason = known.get(answer.finish_reason or "", "error")
+    reason = known.get(generated.finish_reason or "", "error")
     return Completion(
-        text=answer.text,
+        text=generated.text,
         finish_reason=reason,
         prompt_tokens=len(output.prompt_token_ids),
-        output_tokens=len(answer.token_ids),
-        error=None if reason != "error" else f"finish reason {answer.finish_reason}",
+        output_tokens=len(generated.token_ids),
+        error=None if reason != "error" else f"finish reason {generated.finish_reason}",
     )
 
 
-def _quiet() -> None:
+def _silence_libraries() -> None:
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -354,7 +356,7 @@ def _quiet() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        # For the processes that vLLM starts.
+        # For the child processes of vLLM, which do not inherit warning filters.
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)

@@ -1,5 +1,5 @@
-"""What a model can do, in numbers with intervals.
+"""Evaluation of trained models: scores with 95% confidence intervals.
 
-`intervals` bootstraps, `likelihood` reads people's answers, and the suites of
-`suites` each measure one thing of one or two models on the same rows.
+`intervals` computes bootstrap intervals and `likelihood` scores given answers. Each module of
+`suites` measures one property of one or two models, always on the same rows.
 """

@@ -1,4 +1,4 @@
-"""Answers of a model to given tasks, through the engines that generate data too."""
+"""Completions of a model for evaluation prompts, from the engines that also generate data."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def requests_for(
     max_tokens: int = 256,
     seed: int = 0,
 ) -> list[Request]:
-    """So many requests for each prompt, one prompt after the other, each with its own seed."""
-    found = []
+    """Return ``samples`` requests for each prompt, in prompt order, each with its own seed."""
+    requests = []
     for number, prompt in enumerate(prompts):
         for copy in range(samples):
             digest = hashlib.sha256(f"{seed} {number} {copy}".encode()).digest()
@@ -29,13 +29,13 @@ def requests_for(
                 max_tokens=max_tokens,
                 seed=int.from_bytes(digest[:4], "big") >> 1,
             )
-            found.append(Request(prompt, sampling, stage="answer", task=number))
-    return found
+            requests.append(Request(prompt, sampling, stage="answer", task=number))
+    return requests
 
 
 def completions(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
-    """A completion of each request, in order."""
-    found: list[Completion | None] = [None] * len(requests)
+    """Return the completion of each request, in request order."""
+    results: list[Completion | None] = [None] * len(requests)
     for i, completion in Supervisor(engine).complete(requests):
-        found[i] = completion
-    return [c for c in found if c is not None]
+        results[i] = completion
+    return [c for c in results if c is not None]

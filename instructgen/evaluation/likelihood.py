@@ -1,4 +1,4 @@
-"""How likely a model finds given answers, in bits: the measure that no tokenizer can flatter."""
+"""Likelihood of given answers under a model, in bits, and comparable across tokenizers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from instructgen.training.encode import Encoded
 
 @dataclass(frozen=True, slots=True)
 class AnswerLikelihood:
-    """The negative log2-likelihood of an answer's text, its size in UTF-8 bytes and tokens.
+    """The negative log2-likelihood of an answer's text, and its size in UTF-8 bytes and tokens.
 
-    The end of turn does not count: a base model has never seen one.
+    The end-of-turn token is not counted, because a base model has never seen one.
     """
 
     bits: float
@@ -26,12 +26,12 @@ class AnswerLikelihood:
 def answer_likelihoods(
     model: Any, rows: Sequence[Encoded], answers: Sequence[str]
 ) -> list[AnswerLikelihood]:
-    """The likelihood of the last answer of each row.
+    """Return the likelihood of each row's last answer, in row order.
 
     Args:
         model: a causal language model.
         rows: encoded rows.
-        answers: their answers as text.
+        answers: the last answer of each row as text.
     """
     spans = [(row.prompt, row.said) for row in rows]
     nats = negative_log_likelihoods(model, [row.ids for row in rows], spans)

@@ -1,22 +1,27 @@
-"""What is measured before and after training, each method by its own number."""
+"""Measures that compare a model before and after training, on the same held-out rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from instructgen.evaluation.intervals import Estimate, ratio, ratio_difference
+from instructgen.evaluation.intervals import ratio, ratio_difference
 from instructgen.evaluation.likelihood import answer_likelihoods
 from instructgen.models.loading import Head, load_model, load_tokenizer
+from instructgen.schema.measures import Estimate, Measure
+from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Sample
 from instructgen.training.encode import Encoder, Unusable
 from instructgen.training.rewards import score_ids
 
 
 @dataclass(frozen=True, slots=True)
-class Framing:
-    """How rows are put to a model: longest row, template, and a padding token where it has none."""
+class PromptFormat:
+    """How rows become model input: maximum length in tokens, prompt format, padding token.
+
+    ``pad_token`` is only needed for a tokenizer without one.
+    """
 
     max_length: int = 1024
     format: str = "chat"
@@ -24,8 +29,11 @@ class Framing:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """A measure of one model on given rows: per row a part and a whole."""
+class MeasuredRows(JsonRecord):
+    """A measure of one model on given rows: the sum of ``parts`` over the sum of ``wholes``.
+
+    ``parts`` and ``wholes`` have one value per row; ``rows`` are the IDs of the rows.
+    """
 
     name: str
     parts: list[float]
@@ -34,99 +42,106 @@ class Measured:
 
     @property
     def estimate(self) -> Estimate:
-        """The whole measure with its interval."""
+        """The value over all rows, with its 95% interval."""
         return ratio(self.parts, self.wholes)
 
-    def over(self, other: Measured) -> Estimate:
-        """How far this lies above another model's, on the rows that both have."""
+    def over(self, other: MeasuredRows) -> Estimate:
+        """Return the difference to another model's measure, on the rows that both have."""
         places = {row: i for i, row in enumerate(other.rows)}
-        both = [(i, places[row]) for i, row in enumerate(self.rows) if row in places]
+        shared = [(i, places[row]) for i, row in enumerate(self.rows) if row in places]
         return ratio_difference(
-            [self.parts[i] for i, _ in both],
-            [other.parts[j] for _, j in both],
-            [self.wholes[i] for i, _ in both],
+            [self.parts[i] for i, _ in shared],
+            [other.parts[j] for _, j in shared],
+            [self.wholes[i] for i, _ in shared],
         )
 
 
-def bits_per_byte(name: str, samples: Sequence[Sample], framing: Framing) -> Measured:
-    """Bits per byte of people's answers, under the model of this name."""
-    model, encoder = _loaded(name, framing)
+def bits_per_byte(
+    name: str, samples: Sequence[Sample], prompt_format: PromptFormat
+) -> MeasuredRows:
+    """Return the bits per UTF-8 byte of the rows' answers under a model.
+
+    Rows that are longer than the maximum length or cannot be encoded are skipped.
+    """
+    model, encoder = _load(name, prompt_format)
     rows = [encoder.encode(s) for s in samples]
     usable = [
         (s, r) for s, r in zip(samples, rows, strict=True)
-        if not isinstance(r, Unusable) and len(r.ids) <= framing.max_length
+        if not isinstance(r, Unusable) and len(r.ids) <= prompt_format.max_length
     ]  # fmt: skip
-    found = answer_likelihoods(model, [r for _, r in usable], [s.output for s, _ in usable])
-    return Measured(
+    answers = answer_likelihoods(model, [r for _, r in usable], [s.output for s, _ in usable])
+    return MeasuredRows(
         "bits_per_byte",
-        [f.bits for f in found],
-        [float(f.bytes) for f in found],
+        [a.bits for a in answers],
+        [float(a.bytes) for a in answers],
         [s.id for s, _ in usable],
     )
 
 
 def pair_margins(
-    name: str, samples: Sequence[Sample], framing: Framing
+    name: str, samples: Sequence[Sample], prompt_format: PromptFormat
 ) -> dict[str, tuple[float, float]]:
-    """Of each pair, how much likelier the model finds the chosen answer.
+    """Return how much likelier a model finds the chosen answer of each pair.
 
     Returns:
-        By the row's id: bits in all, and bits per token of each answer.
+        By row ID, the log2-likelihood of the chosen answer minus that of the rejected answer:
+        in bits over the whole answers, and in bits per token.
     """
-    model, encoder = _loaded(name, framing)
-    found = {}
+    model, encoder = _load(name, prompt_format)
+    margins = {}
     sides: list[Any] = []
     for sample in samples:
         both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_output or ""))
-        if not any(isinstance(r, Unusable) or len(r.ids) > framing.max_length for r in both):
+        if not any(isinstance(r, Unusable) or len(r.ids) > prompt_format.max_length for r in both):
             sides += [(sample, both[0], sample.output), (sample, both[1], sample.rejected_output)]
-    made = answer_likelihoods(model, [r for _, r, _ in sides], [a for *_, a in sides])
-    for at in range(0, len(made), 2):
-        chosen, rejected = made[at], made[at + 1]
-        found[sides[at][0].id] = (
+    answers = answer_likelihoods(model, [r for _, r, _ in sides], [a for *_, a in sides])
+    for at in range(0, len(answers), 2):
+        chosen, rejected = answers[at], answers[at + 1]
+        margins[sides[at][0].id] = (
             rejected.bits - chosen.bits,
             rejected.bits / max(1, rejected.tokens) - chosen.bits / max(1, chosen.tokens),
         )
-    return found
+    return margins
 
 
-def pair_accuracy(margins: dict[str, float], name: str = "pair_accuracy") -> Measured:
-    """The share of pairs whose chosen answer comes first; a tie counts half."""
+def pair_accuracy(margins: dict[str, float], name: str = "pair_accuracy") -> MeasuredRows:
+    """Return the fraction of pairs whose margin is positive; a margin of 0 counts half."""
     rows = list(margins)
     parts = [1.0 if margins[r] > 0 else 0.5 * (margins[r] == 0) for r in rows]
-    return Measured(name, parts, [1.0] * len(rows), rows)
+    return MeasuredRows(name, parts, [1.0] * len(rows), rows)
 
 
-def reward_margins(name: str, samples: Sequence[Sample], framing: Framing) -> dict[str, float]:
-    """Of each pair, how much better the reward model finds the chosen answer."""
-    model, encoder = _loaded(name, framing, "reward")
+def reward_margins(
+    name: str, samples: Sequence[Sample], prompt_format: PromptFormat
+) -> dict[str, float]:
+    """Return the reward of the chosen answer minus that of the rejected answer, by row ID."""
+    model, encoder = _load(name, prompt_format, "reward")
     ids, rows = [], []
     for sample in samples:
         both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_output or ""))
-        if not any(isinstance(r, Unusable) or len(r.ids) > framing.max_length for r in both):
+        if not any(isinstance(r, Unusable) or len(r.ids) > prompt_format.max_length for r in both):
             ids += [r.ids for r in both if not isinstance(r, Unusable)]
             rows.append(sample.id)
     scores = score_ids(model, ids, encoder.tokenizer.pad_token_id)
     return {row: (scores[2 * i] or 0.0) - (scores[2 * i + 1] or 0.0) for i, row in enumerate(rows)}
 
 
-def compared(after: Measured, before: Measured | None = None) -> dict[str, Any]:
-    """As plain data: the measure, and with another model its value and the difference."""
-    found: dict[str, Any] = {"measure": after.name, "after": asdict(after.estimate)}
-    if before is not None:
-        found |= {"before": asdict(before.estimate), "difference": asdict(after.over(before))}
-    return found
+def compared(after: MeasuredRows, before: MeasuredRows | None = None) -> Measure:
+    """Return a measure; with ``before`` also its value and the difference."""
+    if before is None:
+        return Measure(after.name, after.estimate)
+    return Measure(after.name, after.estimate, before.estimate, after.over(before))
 
 
-def rewards_measured(name: str, values: Sequence[float], rows: Sequence[str]) -> Measured:
-    """The mean of a reward per row."""
-    return Measured(name, list(values), [1.0] * len(values), list(rows))
+def reward_measure(name: str, values: Sequence[float], rows: Sequence[str]) -> MeasuredRows:
+    """Return the mean reward over the rows as a measure."""
+    return MeasuredRows(name, list(values), [1.0] * len(values), list(rows))
 
 
-def _loaded(name: str, framing: Framing, head: Head = "causal") -> tuple[Any, Encoder]:
+def _load(name: str, prompt_format: PromptFormat, head: Head = "causal") -> tuple[Any, Encoder]:
     import torch
 
-    tokenizer = load_tokenizer(name, framing.pad_token)
-    encoder = Encoder(tokenizer, framing.format, name)
+    tokenizer = load_tokenizer(name, prompt_format.pad_token)
+    encoder = Encoder(tokenizer, prompt_format.format, name)
     model = load_model(name, head, tokenizer=tokenizer)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), encoder

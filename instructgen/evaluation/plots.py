@@ -1,4 +1,4 @@
-"""Measures and training logs as pictures."""
+"""Plots of measures, ablations and training logs, as PNG."""
 
 from __future__ import annotations
 
@@ -6,43 +6,49 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instructgen.schema.measures import Measure
 
-def measures_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bytes:
-    """One panel per measure, a point with its interval per model, as PNG.
+
+def measures_plot(measures: Sequence[Measure], names: Sequence[str]) -> bytes:
+    """Return a PNG with one panel per measure; each model is a point with its interval.
 
     Args:
-        rows: as `instructgen.evaluation.measures.compared` gives them.
-        names: of the model and of the other.
+        measures: one per panel.
+        names: name of the model, then of the model it is compared with, if any.
     """
-    figure, axes = _panels(len(rows))
-    for axis, row in zip(axes, rows, strict=True):
-        shown = [(n, row[k]) for n, k in zip(names, ("after", "before"), strict=False) if k in row]
+    figure, axes = _panels(len(measures))
+    for axis, measure in zip(axes, measures, strict=True):
+        values = zip(names, (measure.after, measure.before), strict=False)
+        shown = [(name, value) for name, value in values if value is not None]
         for place, (_, value) in enumerate(shown):
-            errors = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
-            axis.errorbar([value["value"]], [place], xerr=errors, fmt="o", capsize=4)
+            errors = [[value.value - value.low], [value.high - value.value]]
+            axis.errorbar([value.value], [place], xerr=errors, fmt="o", capsize=4)
         axis.set_yticks(range(len(shown)), [n for n, _ in shown])
         axis.set_ylim(len(shown) - 0.4, -0.6)
-        axis.set_title(row["measure"], loc="left", fontsize=10)
+        axis.set_title(measure.measure, loc="left", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     return _png(figure)
 
 
-def arms_plot(arms: Sequence[Mapping[str, Any]], base: float) -> bytes:
-    """An ablation's arms, a point per seed and a bar at their mean, as PNG."""
+def arms_plot(arms: Sequence[Any], base: float) -> bytes:
+    """Return a PNG of an ablation's arms: a point per random seed and a bar at the mean.
+
+    ``base`` is the bits per byte before training, drawn as a dotted line.
+    """
     figure, axes = _panels(1)
     for place, arm in enumerate(arms):
-        values = arm["bits_per_byte"]
+        values = arm.bits_per_byte
         axes[0].plot(values, [place] * len(values), "o", alpha=0.7)
-        axes[0].plot([arm["mean"]], [place], "|", markersize=24, color="black")
-    axes[0].axvline(base, linestyle=":", color="grey")
-    axes[0].set_yticks(range(len(arms)), [arm["arm"] for arm in arms])
+        axes[0].plot([arm.mean], [place], "|", markersize=24, color="black")
+    axes[0].axvline(base, linestyle=":", color="gray")
+    axes[0].set_yticks(range(len(arms)), [arm.arm for arm in arms])
     axes[0].set_ylim(len(arms) - 0.4, -0.6)
-    axes[0].set_title("bits per byte; dotted: before training", loc="left", fontsize=10)
+    axes[0].set_title("bits per byte (dotted line: before training)", loc="left", fontsize=10)
     return _png(figure)
 
 
 def log_plot(log: Sequence[Mapping[str, Any]]) -> bytes:
-    """What a training run logged, by step, as PNG."""
+    """Return a PNG of the metrics in a training log, by step."""
     known = ("loss", "reward", "accuracy", "rewards/accuracies", "kl", "mean_token_accuracy")
     wanted = [k for k in known if any(k in entry for entry in log)]
     figure, axes = _panels(max(1, len(wanted)))
@@ -64,6 +70,6 @@ def _panels(count: int) -> tuple[Any, Any]:
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    # No date and no version: the same numbers give the same picture.
+    # Without a date and a version, the same numbers give the same bytes.
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,10 +1,10 @@
-"""Filters: each says why a sample is rejected, or nothing.
+"""Base classes of the filters, which decide for each sample whether it is kept or rejected.
 
-One file per filter beside this one; its class's fields are its recipe keys.
-*How* strict is written in the recipes of the top folder filters/. A filter that
-compares with earlier samples is a `ComparingFilter`, one that changes them a
-`Transform`, one that gives them a number a `ScoringFilter`, and one that has to
-see all of them first a `SelectingFilter`.
+Each filter is one file of this package, and the fields of its class are its recipe keys. The
+thresholds in use are not set here but in the recipes of the top-level folder filters/.
+
+`Transform` changes samples, `ScoringFilter` attaches a score to each sample, `ComparingFilter`
+compares a sample with earlier ones, and `SelectingFilter` needs all samples before it decides.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ Scope = Literal["instruction", "row", "both"]
 
 
 class Verdict(NamedTuple):
-    """A sample as a filter leaves it, why it is rejected if it is, and the number that decided."""
+    """The result of a filter: the sample (changed or not), its rejection if any, and its value.
+
+    ``value`` is the number that was compared with the thresholds, if there is one.
+    """
 
     sample: Sample
     rejection: Rejection | None = None
@@ -34,10 +37,10 @@ class Verdict(NamedTuple):
 
 
 class Filter(BaseModel, ABC):
-    """One reason to reject a sample.
+    """Base class of all filters: evaluates a sample, and rejects it with a reason or keeps it.
 
-    ``scope`` is what it judges: an instruction before it has an answer, the
-    finished row, or both.
+    ``scope`` states what is evaluated: ``instruction`` (before there is an answer), ``row``
+    (the finished row), or ``both``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,10 +49,10 @@ class Filter(BaseModel, ABC):
 
     @abstractmethod
     def reason(self, sample: Sample) -> Rejection | None:
-        """Why the sample is rejected, or None to let it pass."""
+        """Return the rejection of the sample, or None to keep it."""
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """A verdict on each sample, in order."""
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
         verdicts = []
         for sample in samples:
             rejection = self.reason(sample)
@@ -58,120 +61,128 @@ class Filter(BaseModel, ABC):
         return verdicts
 
     def value(self, sample: Sample) -> float | None:
-        """Of a sample that passes, the number that its thresholds are about, if there is one."""
+        """Return the number of a kept sample that is compared with the thresholds, if any."""
         return None
 
     def thresholds(self) -> tuple[float, ...]:
-        """Where its verdict changes, for showing what lies on both sides."""
+        """Return the values at which the verdict changes; reports show rows near them."""
         return ()
 
     def remember(self, sample: Sample) -> None:
-        """Take note of a sample that every filter kept, or of a seed."""
+        """Record a sample that all filters kept, or a seed, for comparison with later samples."""
 
     def files(self) -> tuple[Path, ...]:
-        """The files that its verdicts depend on."""
+        """Return the files that the verdicts depend on."""
         return ()
 
     def reject(
         self, reason: str, detail: str = "", score: float | None = None, nearest: str | None = None
     ) -> Rejection:
-        """A rejection in this filter's name."""
+        """Return a rejection with the name of this filter."""
         return Rejection(self.name, reason, detail, score, nearest)
 
 
 class Transform(Filter):
-    """A filter that changes samples and writes down what; it rejects what is empty then."""
+    """Base class of filters that change samples and record each change in the row's edits.
+
+    A sample whose instruction or output is empty after the change is rejected.
+    """
 
     scope: ClassVar[Scope] = "row"
 
     @abstractmethod
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
-        """A field's new text, and a sentence for each kind of change; the same text for none."""
+        """Return the new text of a field, and one description for each kind of change.
+
+        If nothing changes, the text is returned as it is.
+        """
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``empty_output`` where nothing of the output is left."""
-        return self.judge([sample])[0].rejection
+        """Return a rejection (``empty_instruction``, ``empty_output``) if no text remains."""
+        return self.evaluate([sample])[0].rejection
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """See `Filter.judge`."""
-        return [self._changed(sample) for sample in samples]
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
+        return [self._apply(sample) for sample in samples]
 
-    def _changed(self, sample: Sample) -> Verdict:
+    def _apply(self, sample: Sample) -> Verdict:
         new: dict[str, Any] = {}
         edits: list[Edit] = []
         for field in ("instruction", "input", "output", "rejected_output"):
             text = getattr(sample, field)
             if text:
-                changed, said = self.change(text, field)
+                changed, details = self.change(text, field)
                 if changed != text:
                     new[field] = changed
-                    edits += [Edit(self.name, field, detail) for detail in said]
+                    edits += [Edit(self.name, field, detail) for detail in details]
         history = tuple(
             replace(m, content=self.change(m.content, "history")[0]) for m in sample.history
         )
         if history != sample.history:
-            edits.append(Edit(self.name, "history", "changed likewise"))
+            edits.append(Edit(self.name, "history", "changed by the same rules"))
         if not edits:
             return Verdict(sample)
         sample = replace(sample, **new, history=history, edits=(*sample.edits, *edits))
         for field in ("instruction", "output"):
             if not getattr(sample, field).strip():
-                return Verdict(sample, self.reject(f"empty_{field}", "nothing else was in it"))
+                return Verdict(
+                    sample, self.reject(f"empty_{field}", f"the {field} is empty after the change")
+                )
         return Verdict(sample)
 
 
 class ScoringFilter(Filter):
-    """A filter that gives each sample a number, keeps it in the row, and rejects by bounds.
+    """Base class of filters that store a score in each row and reject scores out of bounds.
 
-    A number that could not be found is a score without a value, with the error
-    beside it; such a sample passes unless ``on_error`` says otherwise. A row that
-    already has the score is not given it again, so that other bounds cost nothing.
+    If a score cannot be computed, it has no value and its error is stored instead; ``on_error``
+    determines whether such a row is kept. A score that the row already has is not computed
+    again, so that a dataset can be curated with other bounds at no cost.
     """
 
     scope: ClassVar[Scope] = "row"
 
     on_error: Literal["keep", "reject"] = Field(
-        "keep", description="what becomes of a row whose score could not be found"
+        "keep", description="Whether to keep or reject a row whose score cannot be computed."
     )
-    min: float | None = Field(None, description="lowest kept")
-    max: float | None = Field(None, description="highest kept")
+    min: float | None = Field(None, description="Minimum score of a kept row.")
+    max: float | None = Field(None, description="Maximum score of a kept row.")
 
     @property
     @abstractmethod
     def score_name(self) -> str:
-        """What the number is called in the rows; it names all that decides it."""
+        """Return the name under which rows store the score, with all that it depends on."""
 
     @abstractmethod
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """The score of each sample."""
+        """Return the score of each sample, in order."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_bounds(self) -> Self:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min = {self.min:g} above max = {self.max:g} rejects all")
+            raise ValueError(f"min = {self.min:g} is above max = {self.max:g}")
         return self
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``too_low``, ``too_high``, or ``no_score``."""
-        return self.judge([sample])[0].rejection
+        """Return a rejection (``too_low``, ``too_high`` or ``no_score``), or None."""
+        return self.evaluate([sample])[0].rejection
 
     def thresholds(self) -> tuple[float, ...]:
-        """The bounds."""
+        """Return the bounds that are set."""
         return tuple(b for b in (self.min, self.max) if b is not None)
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """See `Filter.judge`."""
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
         missing = [i for i, s in enumerate(samples) if s.score(self.score_name) is None]
-        found = list(samples)
+        scored = list(samples)
         for i, score in zip(missing, self.scores([samples[i] for i in missing]), strict=True):
-            found[i] = samples[i].with_score(score)
-        return [self._decided(sample) for sample in found]
+            scored[i] = samples[i].with_score(score)
+        return [self._verdict(sample) for sample in scored]
 
-    def _decided(self, sample: Sample) -> Verdict:
+    def _verdict(self, sample: Sample) -> Verdict:
         score = sample.score(self.score_name)
-        assert score is not None  # `judge` has just seen to it
+        assert score is not None  # `evaluate` adds the score first
         if score.value is None:
-            rejection = self.reject("no_score", score.error or "it has no such score")
+            rejection = self.reject("no_score", score.error or "the score is missing")
             return Verdict(sample, rejection if self.on_error == "reject" else None)
         if (low := self.min) is not None and score.value < low:
             detail = f"{score.name} {score.value:.4g}, below {low:g}"
@@ -183,154 +194,164 @@ class ScoringFilter(Filter):
 
 
 class SelectingFilter(Filter):
-    """A filter that has to see all rows before it decides on any; for `curate` alone.
+    """Base class of filters that need all rows before they decide on any.
 
-    The rows that reach it are held in memory.
+    Only `curate` can use them. All rows that reach such a filter are held in memory.
     """
 
     scope: ClassVar[Scope] = "row"
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Not to be asked row by row."""
-        raise NotImplementedError(f"{self.name} decides on whole datasets")
+        """Raise NotImplementedError: this filter cannot evaluate a single row."""
+        raise NotImplementedError(f"{self.name} needs the whole dataset")
 
     @abstractmethod
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """Why each sample is rejected, or None."""
+        """Return the rejection of each sample, in order, or None for each kept one."""
 
 
 class Index(Protocol):
-    """What `instructgen.similarity` offers to look texts up in."""
+    """Interface of the similarity indexes in `instructgen.similarity`."""
 
     def add(self, texts: Sequence[str], /) -> None:
-        """Append texts; each becomes the next row."""
+        """Append texts to the index; each becomes its next row."""
 
     def nearest(self, texts: Sequence[str], /) -> list[Match | None]:
-        """For each text its best match above the threshold, or None."""
+        """Return the best match of each text above the threshold, or None."""
 
     def pairs(self, texts: Sequence[str], /) -> Pairs:
-        """Every row that a text matches, with its score."""
+        """Return every row that each text matches, with the score."""
 
 
-class Seen(NamedTuple):
-    """What is kept of a sample for comparing later ones with it: its id and some fields."""
+class EarlierSample(NamedTuple):
+    """The stored part of an earlier sample: its id and the fields that comparisons need."""
 
     id: str
     texts: tuple[str, ...]
 
 
-class Matched(NamedTuple):
-    """An earlier sample above the threshold, and its score."""
+class EarlierMatch(NamedTuple):
+    """An earlier sample whose similarity is above the threshold, with that score."""
 
     score: float
-    seen: Seen
+    seen: EarlierSample
 
 
 class ComparingFilter(Filter):
-    """A filter that looks a sample's text up among those of the samples kept before.
+    """Base class of filters that compare a sample's text with the samples kept before it.
 
-    ``needs`` are the fields of an earlier sample that `decide` wants to see.
+    ``needs`` lists the fields of earlier samples that `decide` uses.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    # Longer texts are rejected: ROUGE-L takes 100,000 words, which may be characters.
-    most_characters: ClassVar[int] = 100_000
+    # Longer texts are rejected. ROUGE-L accepts at most 100,000 words, and in scripts
+    # without spaces each character may count as a word.
+    max_characters: ClassVar[int] = 100_000
 
     _index: Index = PrivateAttr()
-    # The samples seen, by their row in the index: ids as numbers, since there may
-    # be millions. The last texts are added together when one is looked up next.
+    # The earlier samples, by their row in the index. Ids are stored as integers to save
+    # memory with millions of rows. Pending texts are added in one batch at the next lookup.
     _ids: array[int] = PrivateAttr(default_factory=lambda: array("Q"))
     _texts: list[tuple[str, ...]] = PrivateAttr(default_factory=list)
-    _waiting: list[str] = PrivateAttr(default_factory=list)
+    _pending: list[str] = PrivateAttr(default_factory=list)
 
     @abstractmethod
     def index(self) -> Index:
-        """An empty index, made once."""
+        """Return a new, empty index."""
 
     @abstractmethod
-    def decide(self, sample: Sample, matches: Sequence[Matched]) -> Rejection | None:
-        """Why a sample with these matches, in the order seen, is rejected, or None."""
+    def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
+        """Return the rejection of a sample with these matches (oldest first), or None."""
 
     def text(self, sample: Sample) -> str:
-        """What of a sample is compared: its instruction, unless a filter says more."""
+        """Return the text of a sample to compare: by default its instruction."""
         return sample.instruction
 
     def model_post_init(self, context: object) -> None:
-        """Begin with an empty index."""
+        """Create the empty index."""
         object.__setattr__(self, "_index", self.index())
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """What `decide` says of the sample's matches."""
-        return together([self], [sample])[0]
+        """Return what `decide` returns for the sample's matches, or None without matches."""
+        return evaluate_block([self], [sample])[0]
 
     def remember(self, sample: Sample) -> None:
-        """Later samples are compared with this one."""
+        """Record the sample, so that later samples are compared with it."""
         self._ids.append(int(sample.id, 16))
         if self.needs:
-            self._texts.append(self._needed(sample))
-        self._waiting.append(self.text(sample))
+            self._texts.append(self._needed_fields(sample))
+        self._pending.append(self.text(sample))
 
     def too_long(self, sample: Sample) -> Rejection | None:
-        """A rejection of a text that no index takes."""
+        """Return a rejection (``too_long``) if the text is too long to compare, or None."""
         length = len(self.text(sample))
-        if length <= self.most_characters:
+        if length <= self.max_characters:
             return None
-        return self.reject("too_long", f"{length:,} characters are more than can be compared")
+        return self.reject(
+            "too_long",
+            f"{length:,} characters, more than the {self.max_characters:,} that can be compared",
+        )
 
-    def seen(self, sample: Sample) -> Seen:
-        """What is kept of a sample."""
-        return Seen(sample.id, self._needed(sample))
+    def seen(self, sample: Sample) -> EarlierSample:
+        """Return the part of a sample to store for comparisons."""
+        return EarlierSample(sample.id, self._needed_fields(sample))
 
-    def pairs(self, texts: Sequence[str]) -> list[list[Matched]]:
-        """For each text the samples above the threshold, in the order seen."""
-        if self._waiting:
-            self._index.add(self._waiting)
-            self._waiting.clear()
-        found: list[list[Matched]] = [[] for _ in texts]
+    def pairs(self, texts: Sequence[str]) -> list[list[EarlierMatch]]:
+        """Return for each text the earlier samples above the threshold, oldest first."""
+        if self._pending:
+            self._index.add(self._pending)
+            self._pending.clear()
+        matches: list[list[EarlierMatch]] = [[] for _ in texts]
         if self._ids:
             for text, row, score in zip(
                 *(a.tolist() for a in self._index.pairs(texts)), strict=True
             ):
-                needed = self._texts[row] if self.needs else ()
-                found[text].append(Matched(score, Seen(f"{self._ids[row]:016x}", needed)))
-        return found
+                fields = self._texts[row] if self.needs else ()
+                matches[text].append(
+                    EarlierMatch(score, EarlierSample(f"{self._ids[row]:016x}", fields))
+                )
+        return matches
 
-    def _needed(self, sample: Sample) -> tuple[str, ...]:
+    def _needed_fields(self, sample: Sample) -> tuple[str, ...]:
         return tuple(getattr(sample, field) for field in self.needs)
 
 
-def together(
+def evaluate_block(
     filters: Sequence[ComparingFilter], samples: Sequence[Sample]
 ) -> list[Rejection | None]:
-    """Why each sample is rejected, as if they came one by one and the kept were remembered.
+    """Return the rejection of each sample of a block, or None for each kept one.
 
-    All are looked up at once, among the samples seen before and among
-    themselves; what is decided is the same. The kept are not remembered here.
+    The decisions are the same as if the samples came one by one and each kept one were
+    remembered, but the whole block is looked up at once. The kept samples are not remembered
+    here; the caller does that.
     """
-    long = [next((r for f in filters if (r := f.too_long(s))), None) for s in samples]
-    asked = [i for i, rejection in enumerate(long) if rejection is None]
-    before: list[list[list[Matched]]] = []
-    among: list[list[list[tuple[float, int]]]] = []
+    too_long = [next((r for f in filters if (r := f.too_long(s))), None) for s in samples]
+    comparable = [i for i, rejection in enumerate(too_long) if rejection is None]
+    earlier: list[list[list[EarlierMatch]]] = []
+    in_block: list[list[list[tuple[float, int]]]] = []
     for f in filters:
-        texts = [f.text(samples[i]) for i in asked]
-        before.append(f.pairs(texts))
-        among.append([[] for _ in asked])
-        if len(asked) > 1:
-            own = f.index()
-            own.add(texts)
-            text, row, score = own.pairs(texts)
-            earlier = row < text
+        texts = [f.text(samples[i]) for i in comparable]
+        earlier.append(f.pairs(texts))
+        in_block.append([[] for _ in comparable])
+        if len(comparable) > 1:
+            block = f.index()
+            block.add(texts)
+            text, row, score = block.pairs(texts)
+            precedes = row < text
             for t, r, s in zip(
-                text[earlier].tolist(), row[earlier].tolist(), score[earlier].tolist(), strict=True
+                text[precedes].tolist(),
+                row[precedes].tolist(),
+                score[precedes].tolist(),
+                strict=True,
             ):
-                among[-1][t].append((s, r))
-    result = long
-    kept = [False] * len(asked)
-    for place, i in enumerate(asked):
+                in_block[-1][t].append((s, r))
+    result = too_long
+    kept = [False] * len(comparable)
+    for place, i in enumerate(comparable):
         for k, f in enumerate(filters):
-            matches = before[k][place] + [
-                Matched(score, f.seen(samples[asked[other]]))
-                for score, other in among[k][place]
+            matches = earlier[k][place] + [
+                EarlierMatch(score, f.seen(samples[comparable[other]]))
+                for score, other in in_block[k][place]
                 if kept[other]
             ]
             result[i] = f.decide(samples[i], matches) if matches else None

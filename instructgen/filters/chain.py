@@ -1,4 +1,4 @@
-"""The filters of a run in order, as the loop asks them."""
+"""Applies the filters of a generation run, in order, to one sample at a time."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from instructgen.schema.sample import Sample
 
 
 class Chain:
-    """Filters in order: the first that objects decides."""
+    """A sequence of filters, of which the first that rejects a sample decides."""
 
     def __init__(self, filters: Sequence[Filter]) -> None:
         self.filters = tuple(filters)
 
     def at(self, stage: Stage) -> list[Filter]:
-        """The filters that judge at a stage, in order."""
+        """Return the filters whose scope includes this stage, in order."""
         return [f for f in self.filters if f.scope in (stage, "both")]
 
-    def judge(self, sample: Sample, stage: Stage) -> Verdict:
-        """The sample as the filters of this stage leave it, and their first objection."""
+    def evaluate(self, sample: Sample, stage: Stage) -> Verdict:
+        """Return the sample as the filters of this stage changed it, and the first rejection."""
         for f in self.at(stage):
-            (verdict,) = f.judge([sample])
+            (verdict,) = f.evaluate([sample])
             if verdict.rejection is not None:
                 return verdict
             sample = verdict.sample
         return Verdict(sample)
 
     def remember(self, sample: Sample, stage: Stage) -> None:
-        """Tell the filters of this stage that the sample was kept."""
+        """Record a kept sample in every filter of this stage."""
         for f in self.at(stage):
             f.remember(sample)

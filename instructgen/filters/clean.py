@@ -1,4 +1,4 @@
-"""Takes out what is no part of a task: citation marks, phrases of chat, web addresses."""
+"""Removes text that does not belong to the task: citation marks, chat phrases, web addresses."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import Field
 from instructgen.filters import Transform
 from instructgen.resources import word_list
 
-# Wikipedia's [42], [a] and [citation needed], right behind a word or a stop.
+# Wikipedia's [42], [a] and [citation needed], directly after a word or punctuation mark.
 _CITATION = regex.compile(
     r"(?<=[\p{L}\p{N}.,;:!?)\"'”’%])(?:\[(?:\d{1,3}|[a-z])\]| ?\[citation needed\])+"
 )
-# A text with code in it keeps its brackets.
+# Text that contains code keeps its brackets, which may be array indices.
 _CODE = regex.compile(
     r"```|[;{}]\s*$|\)\s*:\s*$|\w\[\w+\]\s*[=.+*/(-]|\bdef\s|\breturn\s|=\s*\[", regex.M
 )
@@ -26,35 +26,43 @@ _URL = regex.compile(
 
 
 class Clean(Transform):
-    """Each kind can be left alone; what was changed is recorded in the row's edits."""
+    """Remove citation marks and chat phrases; optionally mask or remove web addresses.
+
+    Each kind can be turned off. The changes are recorded in the row's edits.
+    """
 
     name = "clean"
 
-    citation_marks: bool = Field(True, description="take out [42] and [citation needed]")
-    boilerplate: bool = Field(
-        True, description="take out the first and last lines of filters/words/boilerplate.txt"
+    citation_marks: bool = Field(
+        True, description="Remove marks such as [42] and [citation needed]."
     )
-    urls: Literal["keep", "mask", "remove"] = Field("keep", description="web addresses")
+    boilerplate: bool = Field(
+        True,
+        description="Remove first and last lines that begin like filters/words/boilerplate.txt.",
+    )
+    urls: Literal["keep", "mask", "remove"] = Field(
+        "keep", description="Whether to keep, mask or remove web addresses."
+    )
 
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
-        """See `Transform.change`."""
-        said = []
+        """Return the cleaned text, and a description of each kind of change."""
+        details = []
         if self.citation_marks and "[" in text and not _CODE.search(text):
             text, count = _CITATION.subn("", text)
             if count:
-                said.append(f"{count} citation marks were taken out")
+                details.append(f"citation marks removed: {count}")
         if self.boilerplate and field in ("output", "rejected_output"):
             shorter = self._without_phrases(text)
             if shorter != text:
-                said.append(f"{len(text) - len(shorter)} characters of chat were taken out")
+                details.append(f"characters of chat phrases removed: {len(text) - len(shorter)}")
                 text = shorter
         if self.urls != "keep":
             text, links = _LINK.subn(r"\1", text)
             text, bare = _URL.subn("[URL]" if self.urls == "mask" else "", text)
             if links + bare:
-                done = "masked" if self.urls == "mask" else "taken out"
-                said.append(f"{links + bare} web addresses were {done}")
-        return text, said
+                action = "masked" if self.urls == "mask" else "removed"
+                details.append(f"web addresses {action}: {links + bare}")
+        return text, details
 
     def _without_phrases(self, text: str) -> str:
         lines = text.split("\n")

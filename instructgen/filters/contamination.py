@@ -1,7 +1,11 @@
-"""Rejects rows that hold a prompt of a benchmark: a model trained on them knows the test."""
+"""Rejects rows that contain a prompt of a benchmark.
+
+A model trained on such rows has seen the test, so its benchmark score is not valid.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,54 +26,74 @@ _FIELDS = ("turns", "prompt", "question", "problem", "query", "instruction", "te
 
 
 class Contamination(Filter):
-    """Prompts of the files ``against``, looked for in every part of a row.
+    """Reject rows that contain a benchmark prompt of the files ``against`` in any part.
 
-    Tiers: the same words; a share of n-grams; the words in order and close
-    together, with enough of the rare ones; where ``cosine`` is given, the same
-    meaning as the question.
+    A prompt counts as contained in a text if one of these tests succeeds: the text has the same
+    words; it has a minimum fraction of the prompt's n-grams; it has a minimum fraction of the
+    prompt's words in order and close together, rare words included. If ``cosine`` is set, a
+    prompt with the same meaning as the row's question also counts.
     """
 
     name = "contamination"
     scope = "row"
 
-    against: tuple[str, ...] = Field((), description="files of benchmark prompts")
-    look_in: Literal["row", "prompt"] = Field("row", description="prompt: not in the output")
-    ngram: int = Field(13, ge=3, description="words of an n-gram (Brown et al. 2020)")
+    against: tuple[str, ...] = Field((), description="Files of benchmark prompts.")
+    look_in: Literal["row", "prompt"] = Field(
+        "row", description="Parts of the row to search; prompt excludes the outputs."
+    )
+    ngram: int = Field(13, ge=3, description="Words per n-gram (default: Brown et al. 2020).")
     ngram_share: float = Field(
-        0.5, gt=0, le=1, description="share of a prompt's n-grams that tells"
+        0.5,
+        gt=0,
+        le=1,
+        description="Minimum fraction of a prompt's n-grams that counts as contamination.",
     )
     words_share: float = Field(
-        0.6, gt=0, le=1, description="share of its words, in order, that tells"
+        0.6,
+        gt=0,
+        le=1,
+        description="Minimum fraction of its words, in order, that counts as contamination.",
     )
     weight_share: float = Field(
-        0.6, gt=0, le=1, description="share of its words by rarity that has to be there too"
+        0.6,
+        gt=0,
+        le=1,
+        description="Minimum fraction of its words weighted by rarity, required in addition.",
     )
     cosine: float | None = Field(
-        None, gt=0, lt=1, description="cosine of the question to a prompt above which it tells"
+        None,
+        gt=0,
+        lt=1,
+        description="Cosine to a prompt above which a question counts as contamination.",
     )
-    model: str = Field(MINILM, description="for cosine: minilm, a folder, or a Hub name")
+    model: str = Field(
+        MINILM, description="Embedding model for cosine: minilm, a folder, or a Hub name."
+    )
 
     def files(self) -> tuple[Path, ...]:
-        """The benchmarks."""
+        """Return the benchmark files."""
         return tuple(Path(name) for name in self.against)
 
     def thresholds(self) -> tuple[float, ...]:
-        """The least share of words that tells."""
+        """Return the minimum fraction of words that counts as contamination."""
         return (min(self.words_share, self.weight_share),)
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``equal_prompt``, ``prompt_ngrams``, ``prompt_words`` or ``prompt_meaning``."""
-        return self.judge([sample])[0].rejection
+        """Return a rejection, or None.
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """See `Filter.judge`."""
+        Its reason is ``equal_prompt``, ``prompt_ngrams``, ``prompt_words`` or ``prompt_meaning``.
+        """
+        return self.evaluate([sample])[0].rejection
+
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
         parts = [list(self._parts(sample)) for sample in samples]
-        found = iter(self._prompts.find([text for some in parts for _, text in some]))
+        matches = iter(self._prompts.find([text for own in parts for _, text in own]))
         verdicts = []
-        for sample, some in zip(samples, parts, strict=True):
-            held = [(where, f) for where, _ in some if (f := next(found)) is not None]
-            best = max(held, key=lambda h: (_TIERS.index(h[1].tier), h[1].share), default=None)
-            verdicts.append(Verdict(sample, None if best is None else self._held(*best)))
+        for sample, own in zip(samples, parts, strict=True):
+            hits = [(where, match) for where, _ in own if (match := next(matches)) is not None]
+            best = max(hits, key=lambda h: (_TIERS.index(h[1].tier), h[1].share), default=None)
+            verdicts.append(Verdict(sample, None if best is None else self._rejection(*best)))
         return self._by_meaning(verdicts) if self.cosine is not None else verdicts
 
     def _parts(self, sample: Sample) -> Iterator[tuple[str, str]]:
@@ -85,20 +109,20 @@ class Contamination(Filter):
             if sample.rejected_output:
                 yield "the rejected output", sample.rejected_output
 
-    def _held(self, where: str, found: PromptMatch) -> Rejection:
+    def _rejection(self, where: str, match: PromptMatch) -> Rejection:
         reason = {"equal": "equal_prompt", "ngrams": "prompt_ngrams", "words": "prompt_words"}
-        prompt = f"{found.prompt.benchmark} {found.prompt.place}"
-        how = {
-            "equal": f"{where} is {prompt}",
-            "ngrams": f"{where} holds {found.share:.0%} of the n-grams of {prompt}",
-            "words": f"{where} holds {found.share:.0%} of {prompt}, in order",
+        prompt = f"{match.prompt.benchmark} {match.prompt.place}"
+        detail = {
+            "equal": f"{where} has the same words as {prompt}",
+            "ngrams": f"{where} contains {match.share:.0%} of the n-grams of {prompt}",
+            "words": f"{where} contains {match.share:.0%} of the words of {prompt}, in order",
         }
-        return self.reject(reason[found.tier], how[found.tier], found.share, prompt)
+        return self.reject(reason[match.tier], detail[match.tier], match.share, prompt)
 
     def _by_meaning(self, verdicts: list[Verdict]) -> list[Verdict]:
-        left = [i for i, v in enumerate(verdicts) if v.rejection is None]
-        matches = self._index.nearest([verdicts[i].sample.question for i in left])
-        for i, match in zip(left, matches, strict=True):
+        kept = [i for i, v in enumerate(verdicts) if v.rejection is None]
+        matches = self._index.nearest([verdicts[i].sample.question for i in kept])
+        for i, match in zip(kept, matches, strict=True):
             if match is not None:
                 p = self._prompts.prompts[match.row]
                 prompt = f"{p.benchmark} {p.place}"
@@ -107,9 +131,14 @@ class Contamination(Filter):
                 verdicts[i] = verdicts[i]._replace(rejection=rejection)
         return verdicts
 
+    def searched(self) -> dict[str, int]:
+        """Return the number of prompts that are searched for, by benchmark."""
+        return dict(Counter(p.benchmark for p in self._prompts.prompts))
+
     @cached_property
     def _prompts(self) -> BenchmarkPrompts:
-        prompts = [p for path in self.files() for p in benchmark_prompts(path)]
+        names = _benchmark_names(self.files())
+        prompts = [p for path in self.files() for p in benchmark_prompts(path, names[path])]
         return BenchmarkPrompts(
             prompts,
             _background(),
@@ -128,52 +157,69 @@ class Contamination(Filter):
         return index
 
 
-# The later, the surer.
+# In order of increasing certainty.
 _TIERS = ("words", "ngrams", "equal")
 
 
-def benchmark_prompts(path: Path) -> list[BenchmarkPrompt]:
-    """Every prompt of a file, its field sniffed; each turn of a conversation is one.
+def _benchmark_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return file names, with as many folders as it takes to tell the files apart."""
+    names = {path: path.name for path in paths}
+    depth = 1
+    while len(set(names.values())) < len(names) and depth < 20:
+        depth += 1
+        counts = Counter(names.values())
+        names = {
+            path: name if counts[name] == 1 else "/".join(path.resolve().parts[-depth:])
+            for path, name in names.items()
+        }
+    return names
+
+
+def benchmark_prompts(path: Path, name: str = "") -> list[BenchmarkPrompt]:
+    """Return all prompts of a benchmark file, with one prompt for each user turn.
+
+    The prompt is the first field of a row whose name is known, such as ``prompt``. ``name`` is
+    the name of the benchmark, by default that of the file.
 
     Raises:
-        InputError: the file cannot be read, a row is bad, or no row has a known field.
+        InputError: the file is missing or unreadable, or a row is invalid or has no prompt.
     """
     if not path.is_file():
         raise InputError("no such file.", path=path, hint="Give a file of benchmark prompts.")
-    found: list[BenchmarkPrompt] = []
+    prompts: list[BenchmarkPrompt] = []
     for record in read_records(path):
         if isinstance(record, BadRecord):
-            raise InputError(record.reason, path=path, line=record.line, hint="Mend the row.")
+            raise InputError(record.reason, path=path, line=record.line, hint="Fix the row.")
         texts = [t for t in _texts(record.fields) if t.strip()]
-        if not texts and found:
+        if not texts and prompts:
             raise InputError(
-                "the row has no prompt, and those before it have.",
+                "the row has no prompt, unlike the rows before it.",
                 path=path,
                 line=record.line,
-                hint=f"Its field has to be one of {', '.join(_FIELDS)}.",
+                hint=f"The prompt's field must be one of {', '.join(_FIELDS)}.",
             )
         for turn, text in enumerate(texts, start=1):
             place = f"row {record.line}" + (f" turn {turn}" if len(texts) > 1 else "")
-            found.append(BenchmarkPrompt(path.name, place, text))
-        if not found:
+            prompts.append(BenchmarkPrompt(name or path.name, place, text))
+        if not prompts:
             break
-    if not found:
+    if not prompts:
         raise InputError(
-            "no row has a prompt in it.",
+            "no row has a prompt.",
             path=path,
-            hint=f"Its field has to be one of {', '.join(_FIELDS)}.",
+            hint=f"The prompt's field must be one of {', '.join(_FIELDS)}.",
         )
-    return found
+    return prompts
 
 
 def _texts(fields: Mapping[str, Any]) -> list[str]:
-    """The prompts of a row: of the first field that is known."""
+    """Return the prompts in the first known field of a row."""
     for name in _FIELDS:
         value = fields.get(name)
         if isinstance(value, str):
-            given = fields.get("input")
-            if name == "instruction" and isinstance(given, str) and given:
-                return [f"{value}\n\n{given}"]
+            input_ = fields.get("input")
+            if name == "instruction" and isinstance(input_, str) and input_:
+                return [f"{value}\n\n{input_}"]
             return [value]
         if isinstance(value, list):
             texts = [
@@ -187,7 +233,7 @@ def _texts(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _background() -> list[str]:
-    """The shipped seed tasks: what people ask for in several languages."""
+    """Return the shipped seed tasks, which show what words are common in several languages."""
     return [
         str(record.fields["instruction"])
         for path in sorted(shipped("seeds").glob("*.jsonl"))

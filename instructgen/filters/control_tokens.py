@@ -1,8 +1,8 @@
-"""Rejects rows that hold a chat model's control tokens.
+"""Rejects rows that contain a chat model's control tokens.
 
-Today's tokenizers turn such text into the real control token, so that one row
-with ``<|im_end|>`` trains a forged turn. The list is filters/words/
-control_tokens.txt.
+Current tokenizers encode such text as the real control token, so that a row with
+``<|im_end|>`` trains the model on a forged turn. The tokens are listed in
+filters/words/control_tokens.txt.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _SHAPE = r"<[|｜][^|｜<>\s]{1,40}[|｜]>"
 
 
 class ControlTokens(Filter):
-    """Special tokens and role markers of chat models, anywhere in the row."""
+    """Reject rows with special tokens or role markers of chat models in any field."""
 
     name = "control_tokens"
     scope = "both"
 
     words: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="further tokens, as written"
+        (), description="Additional tokens, matched exactly."
     )
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``control_token``."""
+        """Return a rejection (``control_token``), or None."""
         for field in ("instruction", "input", "output", "context", "rejected_output"):
-            found = self._pattern.search(getattr(sample, field) or "")
-            if found:
-                return self.reject("control_token", f"the {field} holds {found.group()!r}")
+            match = self._pattern.search(getattr(sample, field) or "")
+            if match:
+                return self.reject("control_token", f"the {field} contains {match.group()!r}")
         return None
 
     @cached_property

@@ -1,8 +1,8 @@
-"""Filters over a finished dataset: block by block, every row kept or rejected with its reason.
+"""Applies filters to a finished dataset, block by block; each row is kept or rejected.
 
-Filters that compare rows run after those that do not, so that what a row is
-compared with stays in the dataset. A filter that selects sees all rows that are
-left when its turn comes; those before and after it never hold more than a block.
+Filters that compare rows run after those that do not, so that every row used in a comparison
+stays in the dataset. A selecting filter receives all rows kept so far; all other filters hold
+one block in memory at a time. This module reads and writes no files.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from instructgen.filters import (
     ScoringFilter,
     SelectingFilter,
     Verdict,
-    together,
+    evaluate_block,
 )
 from instructgen.schema.sample import Rejection, Sample, Score
 
 _ROWS_PER_BLOCK = 1_024
-_BORDERLINE = 5
-_LOOKED_AT_AGAIN, _BELOW, _LEAST_THRESHOLD = 2_000, 0.1, 0.05
+_EXAMPLES_PER_SIDE = 5
+_ROWS_COMPARED_AGAIN, _THRESHOLD_STEP, _MIN_THRESHOLD = 2_000, 0.1, 0.05
 
 
 class Row(NamedTuple):
-    """A row and its place among those that came in."""
+    """A row and its position in the input."""
 
     place: int
     sample: Sample
 
 
-class Dropped(NamedTuple):
-    """A row as it was when a filter rejected it."""
+class RejectedRow(NamedTuple):
+    """A rejected row, as it was when the filter rejected it, and its rejection."""
 
     place: int
     sample: Sample
@@ -45,15 +45,15 @@ class Dropped(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What some rows came to, each in order."""
+    """The results of a block of rows: the kept and the rejected ones, each in input order."""
 
     kept: list[Row]
-    dropped: list[Dropped]
+    rejected: list[RejectedRow]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Example:
-    """A row near a threshold: how near, its place, the number that decided, and what it says."""
+    """A row near a threshold: the distance, its position, the value compared, and its text."""
 
     distance: float
     place: int
@@ -63,45 +63,46 @@ class Example:
 
 @dataclass(slots=True)
 class Report:
-    """What the filters did: rejections by filter, reason and source, and rows near thresholds.
+    """Counts of the rows read and rejected, and examples of rows near the thresholds.
 
-    ``borderline`` holds the nearest on both sides, by filter: those kept and those
-    rejected.
+    ``rejected`` is keyed by filter, reason and source, ``edited`` by filter.
+    ``borderline`` has for each filter the kept and the rejected rows nearest to a threshold.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     rejected: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    edited: Counter[str] = field(default_factory=Counter)
     borderline: dict[str, tuple[list[Example], list[Example]]] = field(default_factory=dict)
 
     def near(self, f: Filter, place: int, verdict: Verdict) -> None:
-        """Keep a row as an example if few are nearer to a threshold of the filter."""
+        """Store a row as an example if it is among the nearest to a threshold of the filter."""
         thresholds = f.thresholds()
         if verdict.value is None or not thresholds:
             return
         sides = self.borderline.setdefault(f.name, ([], []))
         side = sides[verdict.rejection is not None]
         distance = min(abs(verdict.value - t) for t in thresholds)
-        if len(side) == _BORDERLINE and distance >= -side[0].distance:
+        if len(side) == _EXAMPLES_PER_SIDE and distance >= -side[0].distance:
             return
         sample = verdict.sample
         text = sample.output if f.scope == "row" and not sample.instruction else sample.question
-        # The heap has its farthest on top: distances are kept negative.
+        # heapq pops the smallest item. With negative distances that is the farthest example.
         example = Example(-distance, -place, verdict.value, text)
-        push = heapq.heappush if len(side) < _BORDERLINE else heapq.heappushpop
+        push = heapq.heappush if len(side) < _EXAMPLES_PER_SIDE else heapq.heappushpop
         push(side, example)
 
     def examples(self, name: str) -> tuple[list[Example], list[Example]]:
-        """The rows kept and rejected that are nearest to a threshold, the nearest first."""
+        """Return the kept and the rejected rows nearest to a threshold, nearest first."""
         kept, rejected = self.borderline.get(name, ([], []))
         return sorted(kept, reverse=True), sorted(rejected, reverse=True)
 
 
 class Curation:
-    """Rows through filters, once.
+    """A single pass of rows through filters, with a report.
 
     Args:
-        filters: in order.
-        scores: of samples by id, made before: `ScoringFilter` takes them as they are.
+        filters: the filters of the recipe, in order.
+        scores: scores computed earlier, by sample id; they are not computed again.
     """
 
     def __init__(
@@ -109,120 +110,121 @@ class Curation:
     ) -> None:
         self.filters, self.report = tuple(filters), Report()
         self._scores = scores or {}
-        self._first: dict[int, list[Row]] = {}
+        self._first_rows: dict[int, list[Row]] = {}
 
     def blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
-        """Every row, in blocks; the kept ones in the order in which they came."""
-        blocks = self._counted(samples)
-        part: list[Filter] = []
+        """Return an iterator of blocks that cover every row; kept rows stay in input order."""
+        blocks = self._read_blocks(samples)
+        group: list[Filter] = []
         for f in self.filters:
             if isinstance(f, SelectingFilter):
-                blocks = self._selected(f, self._filtered(part, blocks))
-                part = []
+                blocks = self._select(f, self._filter(group, blocks))
+                group = []
             else:
-                part.append(f)
-        return self._filtered(part, blocks)
+                group.append(f)
+        return self._filter(group, blocks)
 
     @property
     def order(self) -> list[Filter]:
-        """The filters in the order in which they see a row."""
+        """Return the filters in the order in which they evaluate a row."""
         order: list[Filter] = []
-        part: list[Filter] = []
+        group: list[Filter] = []
         for f in (*self.filters, None):
             if f is None or isinstance(f, SelectingFilter):
-                order += sorted(part, key=lambda f: isinstance(f, ComparingFilter))
+                order += sorted(group, key=lambda f: isinstance(f, ComparingFilter))
                 order += [] if f is None else [f]
-                part = []
+                group = []
             else:
-                part.append(f)
+                group.append(f)
         return order
 
-    def look_below(self) -> None:
-        """Find kept rows near the thresholds of filters that compare, for the report.
+    def collect_borderline(self) -> None:
+        """Add kept rows near the thresholds of comparing filters to the report.
 
-        While rows pass, such a filter looks for nothing below its threshold. Here the
-        first rows kept are compared with each other at a lower one.
+        During the pass, these filters search for matches above their threshold only. Here the
+        first rows kept are compared with each other again, at a lower threshold.
         """
         for f in self.filters:
             threshold = getattr(f, "threshold", None)
             if isinstance(f, ComparingFilter) and f.thresholds() and isinstance(threshold, float):
-                lower = max(_LEAST_THRESHOLD, threshold - _BELOW)
-                below = type(f).model_validate({**f.model_dump(), "threshold": lower})
-                rows = self._first.get(id(f), [])
+                lower = max(_MIN_THRESHOLD, threshold - _THRESHOLD_STEP)
+                lowered = type(f).model_validate({**f.model_dump(), "threshold": lower})
+                rows = self._first_rows.get(id(f), [])
                 samples = [row.sample for row in rows]
-                for row, rejection in zip(rows, together([below], samples), strict=True):
+                for row, rejection in zip(rows, evaluate_block([lowered], samples), strict=True):
                     if rejection is not None and rejection.score is not None:
                         self.report.near(f, row.place, Verdict(row.sample, None, rejection.score))
 
-    def _counted(self, samples: Iterable[Sample]) -> Iterator[Block]:
+    def _read_blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
         rows = (Row(place, sample) for place, sample in enumerate(samples))
         while block := list(islice(rows, _ROWS_PER_BLOCK)):
             self.report.read.update(row.sample.source for row in block)
             yield Block(block, [])
 
-    def _filtered(self, filters: Sequence[Filter], blocks: Iterator[Block]) -> Iterator[Block]:
-        alone = [f for f in filters if not isinstance(f, ComparingFilter)]
+    def _filter(self, filters: Sequence[Filter], blocks: Iterator[Block]) -> Iterator[Block]:
+        independent = [f for f in filters if not isinstance(f, ComparingFilter)]
         comparing = [f for f in filters if isinstance(f, ComparingFilter)]
         for block in blocks:
-            rows, dropped = block.kept, list[Dropped]()
-            for f in alone:
+            rows, rejected = block.kept, list[RejectedRow]()
+            for f in independent:
                 if isinstance(f, ScoringFilter) and self._scores:
-                    rows = [self._scored(row) for row in rows]
-                verdicts = f.judge([row.sample for row in rows])
-                rows = self._divided(f, rows, verdicts, dropped)
+                    rows = [self._with_scores(row) for row in rows]
+                verdicts = f.evaluate([row.sample for row in rows])
+                rows = self._split(f, rows, verdicts, rejected)
             if comparing and rows:
                 samples = [row.sample for row in rows]
-                reasons = together(comparing, samples)
+                rejections = evaluate_block(comparing, samples)
                 by_name = {f.name: f for f in comparing}
-                for row, rejection in zip(rows, reasons, strict=True):
+                for row, rejection in zip(rows, rejections, strict=True):
                     if rejection is None:
                         for f in comparing:
                             f.remember(row.sample)
                     else:
-                        self._drop(by_name[rejection.filter], row, rejection, dropped)
-                rows = [r for r, rejection in zip(rows, reasons, strict=True) if rejection is None]
+                        self._reject(by_name[rejection.filter], row, rejection, rejected)
+                rows = [row for row, r in zip(rows, rejections, strict=True) if r is None]
                 for f in comparing:
-                    first = self._first.setdefault(id(f), [])
-                    first += rows[: _LOOKED_AT_AGAIN - len(first)]
-            dropped.sort(key=lambda d: d.place)
-            yield Block(rows, [*block.dropped, *dropped])
+                    first = self._first_rows.setdefault(id(f), [])
+                    first += rows[: _ROWS_COMPARED_AGAIN - len(first)]
+            rejected.sort(key=lambda r: r.place)
+            yield Block(rows, [*block.rejected, *rejected])
 
-    def _selected(self, f: SelectingFilter, blocks: Iterator[Block]) -> Iterator[Block]:
+    def _select(self, f: SelectingFilter, blocks: Iterator[Block]) -> Iterator[Block]:
         rows: list[Row] = []
         for block in blocks:
             rows += block.kept
-            if block.dropped:
-                yield Block([], block.dropped)
-        reasons = f.select([row.sample for row in rows])
+            if block.rejected:
+                yield Block([], block.rejected)
+        rejections = f.select([row.sample for row in rows])
         for at in range(0, len(rows), _ROWS_PER_BLOCK):
             kept: list[Row] = []
-            dropped: list[Dropped] = []
-            part = slice(at, at + _ROWS_PER_BLOCK)
-            for row, rejection in zip(rows[part], reasons[part], strict=True):
+            rejected: list[RejectedRow] = []
+            chunk = slice(at, at + _ROWS_PER_BLOCK)
+            for row, rejection in zip(rows[chunk], rejections[chunk], strict=True):
                 if rejection is None:
                     kept.append(row)
                 else:
-                    self._drop(f, row, rejection, dropped)
-            yield Block(kept, dropped)
+                    self._reject(f, row, rejection, rejected)
+            yield Block(kept, rejected)
 
-    def _divided(
-        self, f: Filter, rows: list[Row], verdicts: list[Verdict], dropped: list[Dropped]
+    def _split(
+        self, f: Filter, rows: list[Row], verdicts: list[Verdict], rejected: list[RejectedRow]
     ) -> list[Row]:
         kept = []
         for row, verdict in zip(rows, verdicts, strict=True):
+            self.report.edited[f.name] += len(verdict.sample.edits) > len(row.sample.edits)
             if verdict.rejection is None:
                 kept.append(Row(row.place, verdict.sample))
                 self.report.near(f, row.place, verdict)
             else:
-                self._drop(f, Row(row.place, verdict.sample), verdict.rejection, dropped)
+                self._reject(f, Row(row.place, verdict.sample), verdict.rejection, rejected)
         return kept
 
-    def _drop(self, f: Filter, row: Row, rejection: Rejection, dropped: list[Dropped]) -> None:
-        dropped.append(Dropped(*row, rejection))
+    def _reject(self, f: Filter, row: Row, rejection: Rejection, rows: list[RejectedRow]) -> None:
+        rows.append(RejectedRow(*row, rejection))
         self.report.rejected[f.name, rejection.reason, row.sample.source] += 1
         self.report.near(f, row.place, Verdict(row.sample, rejection, rejection.score))
 
-    def _scored(self, row: Row) -> Row:
+    def _with_scores(self, row: Row) -> Row:
         sample = row.sample
         for score in self._scores.get(sample.id, ()):
             if sample.score(score.name) is None:

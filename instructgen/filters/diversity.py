@@ -1,4 +1,4 @@
-"""Keeps a number of rows that differ most from each other, or the best of those that differ."""
+"""Keeps a given number of rows: the most different ones, or the best ones that are different."""
 
 from __future__ import annotations
 
@@ -14,66 +14,76 @@ from instructgen.similarity.encoders import MINILM, check_model, encoder
 
 
 class Diversity(SelectingFilter):
-    """Selection over the embeddings of the questions.
+    """Select rows by the embeddings of their questions, and reject the others.
 
-    ``k_centre`` takes next what is farthest from all that was taken (Sener and
-    Savarese 2018), beginning with what is nearest to the mean. ``score_first`` goes
-    through the rows from the highest score down, and takes those whose cosine to
-    all taken is at most ``threshold`` (Liu et al. 2024, DEITA; as its code does it).
+    ``k_center`` starts with the row nearest to the mean, and repeatedly selects the row
+    farthest from all selected rows (Sener and Savarese 2018). ``score_first`` visits the rows
+    in order of decreasing score, and selects each row whose cosine to all selected rows is at
+    most ``threshold`` (Liu et al. 2024, DEITA; as in its code).
     """
 
     name = "diversity"
 
-    rows: int = Field(ge=1, description="rows kept at most")
-    method: Literal["k_centre", "score_first"] = Field("k_centre", description="what goes first")
-    score: str | None = Field(None, description="for score_first: the score's name")
-    threshold: float = Field(0.9, gt=0, le=1, description="for score_first: highest cosine kept")
-    model: str = Field(MINILM, description="minilm (packaged, English), a folder, or a Hub name")
+    rows: int = Field(ge=1, description="Maximum number of rows to keep.")
+    method: Literal["k_center", "score_first"] = Field(
+        "k_center", description="Selection algorithm."
+    )
+    score: str | None = Field(None, description="Name of the score, for score_first.")
+    threshold: float = Field(
+        0.9, gt=0, le=1, description="Maximum cosine to a kept row, for score_first."
+    )
+    model: str = Field(
+        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+    )
 
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """``not_selected`` or ``too_similar``, with the cosine to the nearest row taken."""
+        """Return a rejection or None for each sample.
+
+        The reason is ``not_selected`` or ``too_similar``; the score is the cosine to the nearest
+        selected row.
+        """
         if not samples:
             return []
         check_model(self.model)
         vectors = encoder(self.model).encode([s.question for s in samples])
         order = self._by_score(samples) if self.method == "score_first" else None
         nearest = np.full(len(samples), -2.0, np.float32)
-        partner = np.full(len(samples), -1)
-        taken: list[int] = []
+        nearest_row = np.full(len(samples), -1)
+        selected: list[int] = []
         too_similar: set[int] = set()
 
-        def take(i: int) -> None:
-            taken.append(i)
+        def select_row(i: int) -> None:
+            selected.append(i)
             cosine = vectors @ vectors[i]
             nearer = cosine > nearest
-            nearest[nearer], partner[nearer] = cosine[nearer], i
+            nearest[nearer], nearest_row[nearer] = cosine[nearer], i
 
         if order is None:
-            take(int(np.argmax(vectors @ vectors.mean(0))))
-            left = np.ones(len(samples), np.bool_)
-            left[taken[0]] = False
-            while len(taken) < min(self.rows, len(samples)):
-                i = int(np.argmin(np.where(left, nearest, 2)))
-                left[i] = False
-                take(i)
+            select_row(int(np.argmax(vectors @ vectors.mean(0))))
+            remaining = np.ones(len(samples), np.bool_)
+            remaining[selected[0]] = False
+            while len(selected) < min(self.rows, len(samples)):
+                i = int(np.argmin(np.where(remaining, nearest, 2)))
+                remaining[i] = False
+                select_row(i)
         else:
             for i in order:
-                if len(taken) == self.rows:
+                if len(selected) == self.rows:
                     break
-                if taken and round(float(nearest[i]), 4) > self.threshold:
+                if selected and round(float(nearest[i]), 4) > self.threshold:
                     too_similar.add(i)
                 else:
-                    take(i)
-        kept = set(taken)
-        reasons: list[Rejection | None] = []
+                    select_row(i)
+        kept = set(selected)
+        rejections: list[Rejection | None] = []
         for i in range(len(samples)):
             if i in kept:
-                reasons.append(None)
+                rejections.append(None)
                 continue
-            cosine, near = round(float(nearest[i]), 4), samples[int(partner[i])].id
+            cosine, near = round(float(nearest[i]), 4), samples[int(nearest_row[i])].id
             reason = "too_similar" if i in too_similar else "not_selected"
-            reasons.append(self.reject(reason, f"cosine {cosine:.3f} to {near}", cosine, near))
-        return reasons
+            rejections.append(self.reject(reason, f"cosine {cosine:.3f} to {near}", cosine, near))
+        return rejections
 
     def _by_score(self, samples: Sequence[Sample]) -> list[int]:
         def key(i: int) -> tuple[bool, float]:

@@ -1,4 +1,4 @@
-"""Rejects copies across sources, each for the best one: of the whole dataset, as stars."""
+"""Rejects duplicates in the whole dataset, across sources, and keeps the best copy of each."""
 
 from __future__ import annotations
 
@@ -12,31 +12,45 @@ from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import deduplicate
 from instructgen.similarity.encoders import MINILM
 
-# Nobody asks again at another threshold, so that pairs are looked for above it alone.
+# `deduplicate` searches for pairs down to this floor so that other thresholds can be tried
+# later. A filter does not do that, so the floor is above every threshold.
 _NO_LOWER = 0.999
 
 
 class Duplicate(SelectingFilter):
-    """What `instructgen dedup` does, as a filter; see `instructgen.similarity.deduplicate`."""
+    """Reject duplicates as `instructgen dedup` does; see `instructgen.similarity.deduplicate`."""
 
     name = "duplicate"
 
     how: tuple[Literal["exact", "minhash", "rouge_l", "semantic", "two_key"], ...] = Field(
-        ("exact", "minhash"), description="what makes a copy"
+        ("exact", "minhash"), description="Comparisons that find duplicates, in order."
     )
-    priority: tuple[Literal["source", "human", "licence", "quality", "length"], ...] = Field(
-        ("human", "licence", "quality", "length"), description="which copy stays"
+    priority: tuple[Literal["source", "human", "license", "quality", "length"], ...] = Field(
+        ("human", "license", "quality", "length"),
+        description="Criteria for which copy to keep, the first most important.",
     )
-    sources: tuple[str, ...] = Field((), description="for source: the most trusted first")
-    compared: Literal["row", "prompt", "instruction"] = Field("row", description="what of a row")
-    threshold: dict[str, float] = Field({}, description="highest similarity kept, by stage")
-    frame_quota: int = Field(3, ge=1, description="rows kept of a frame, by two_key")
-    model: str = Field(MINILM, description="minilm (packaged, English), a folder, or a Hub name")
+    sources: tuple[str, ...] = Field(
+        (), description="Sources for the criterion source, the most trusted first."
+    )
+    compared: Literal["row", "prompt", "instruction"] = Field(
+        "row", description="Part of a row to compare."
+    )
+    threshold: dict[str, float] = Field(
+        {}, description="Maximum similarity of kept rows, by comparison."
+    )
+    frame_quota: int = Field(3, ge=1, description="Maximum number of rows per frame, for two_key.")
+    model: str = Field(
+        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+    )
 
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """``duplicate``, ``paraphrase`` or ``same_frame``, with the score and the kept copy."""
+        """Return a rejection or None for each sample.
+
+        The reason is ``duplicate``, ``paraphrase`` or ``same_frame``. The rejection has the
+        similarity and the id of the kept copy.
+        """
         present = {s.source for s in samples}
-        found = deduplicate(
+        result = deduplicate(
             samples,
             self.how,
             priority=self.priority,
@@ -47,8 +61,8 @@ class Duplicate(SelectingFilter):
             frame_quota=self.frame_quota,
             model=self.model,
         )
-        reasons: list[Rejection | None] = [None] * len(samples)
-        for r in found.removed:
+        rejections: list[Rejection | None] = [None] * len(samples)
+        for r in result.rejected:
             detail = f"{r.detail}; {r.stage}"
-            reasons[r.row] = self.reject(r.reason, detail, r.score, r.partner.id)
-        return reasons
+            rejections[r.row] = self.reject(r.reason, detail, r.score, r.partner.id)
+        return rejections

@@ -1,4 +1,7 @@
-"""Keeps a few instructions of a frame ("What is a ...?") where novelty keeps one."""
+"""Limits the number of instructions that share a frame, such as "What is a ...?".
+
+The filter ``novelty`` keeps only one instruction per frame.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +11,45 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PrivateAttr
 
-from instructgen.filters import ComparingFilter, Matched
+from instructgen.filters import ComparingFilter, EarlierMatch
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import RougeLIndex, Tokenizer
 from instructgen.similarity.encoders import MINILM, check_model, encoder
 
 
 class FrameQuota(ComparingFilter):
-    """What has the words of earlier instructions is a duplicate if it means the same.
+    """Reject instructions that share words with earlier ones and repeat their meaning or frame.
 
-    If not, it shares their frame, of which ``quota`` are kept. Only instructions
-    that share words are embedded at all.
+    An instruction that shares its words with an earlier one is a duplicate if the meaning is
+    also the same. Otherwise both share a frame, and at most ``quota`` instructions per frame
+    are kept. Only instructions that share words with others are embedded.
     """
 
     name = "frame_quota"
     needs = ("instruction",)
 
-    threshold: float = Field(0.7, gt=0, le=1, description="ROUGE-L above this shares a frame")
-    quota: int = Field(3, ge=1, description="instructions kept of a frame")
-    cosine: float = Field(0.9, gt=0, lt=1, description="cosine above this means the same")
-    model: str = Field(
-        MINILM, description="minilm (packaged, for English), a folder, or a Hub name"
+    threshold: float = Field(
+        0.7, gt=0, le=1, description="ROUGE-L above which two texts share words."
     )
-    tokenizer: Tokenizer = Field("unicode", description="ascii: blind to other scripts")
+    quota: int = Field(3, ge=1, description="Maximum number of instructions per frame.")
+    cosine: float = Field(0.9, gt=0, lt=1, description="Cosine above which meanings are equal.")
+    model: str = Field(
+        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+    )
+    tokenizer: Tokenizer = Field("unicode", description="Tokenizer; ascii ignores other scripts.")
 
-    # Vectors of instructions that shared words with others.
-    _known: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
+    _vectors_by_text: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
 
     def index(self) -> RougeLIndex:
-        """Of the texts seen."""
+        """Return a new, empty ROUGE-L index."""
         check_model(self.model)
         return RougeLIndex(self.threshold, self.tokenizer)
 
-    def decide(self, sample: Sample, matches: Sequence[Matched]) -> Rejection | None:
-        """``duplicate`` or ``same_frame``, with ROUGE-L and the id of the nearest."""
+    def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
+        """Return a rejection (``duplicate`` or ``same_frame``), or None.
+
+        Its score is the ROUGE-L to the nearest earlier instruction.
+        """
         vectors = self._vectors([sample.instruction, *(seen.texts[0] for _, seen in matches)])
         cosines = np.round(vectors[1:] @ vectors[0], 4).tolist()
         cosine, score, nearest = max(
@@ -54,10 +62,12 @@ class FrameQuota(ComparingFilter):
         if len(matches) < self.quota:
             return None
         score, nearest = max(matches, key=lambda match: match.score)
-        detail = f"ROUGE-L {score:.3f} to {nearest.id}; {len(matches)} kept ones share its words"
+        detail = (
+            f"ROUGE-L {score:.3f} to {nearest.id}; {len(matches)} kept instructions share its words"
+        )
         return self.reject("same_frame", detail, score, nearest.id)
 
     def _vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        self._known.update(zip(new, encoder(self.model).encode(new), strict=True))
-        return np.stack([self._known[text] for text in texts])
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors_by_text]
+        self._vectors_by_text.update(zip(new, encoder(self.model).encode(new), strict=True))
+        return np.stack([self._vectors_by_text[text] for text in texts])

@@ -1,4 +1,4 @@
-"""Keeps the rows whose question helps with the answer, but does not give it away."""
+"""Rejects rows whose question does not help to predict the answer, or gives it away."""
 
 from __future__ import annotations
 
@@ -13,35 +13,40 @@ from instructgen.schema.sample import Sample, Score
 
 
 class IFD(ScoringFilter):
-    """Instruction-following difficulty (Li et al. 2024, equations 3 to 5).
+    """Score rows by instruction-following difficulty (Li et al. 2024, equations 3 to 5).
 
-    The loss of the answer after its question, divided by that of the answer by
-    itself. Above 1 the question is of no help; far below, the row teaches little.
+    The score is the loss of the answer given its question, divided by the loss of the answer
+    alone. Above 1 the question does not help to predict the answer. Far below 1 the answer
+    follows from the question, and the model has little to learn from the row.
     """
 
     name: ClassVar[str] = "ifd"
 
-    model: str = Field("smollm2", description="smollm2 (embedded), a folder, or a Hub name")
-    min: float | None = Field(None, ge=0, description="lowest kept")
-    max: float | None = Field(1.0, gt=0, description="highest kept; the paper's is 1")
+    model: str = Field(
+        "smollm2", description="Language model: smollm2 (packaged), a folder, or a Hub name."
+    )
+    min: float | None = Field(None, ge=0, description="Minimum score of a kept row.")
+    max: float | None = Field(1.0, gt=0, description="Maximum score of a kept row; 1 in the paper.")
 
     @property
     def score_name(self) -> str:
-        """With the model."""
+        """Return the score's name, which includes the model."""
         return f"ifd/{self.model}"
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """See `ScoringFilter.scores`."""
+        """Return the score of each sample, in order."""
         if not samples:
             return []
         answers = [s.output for s in samples]
         model = language_model(self.model)
-        after = model.losses([s.question for s in samples], answers)
-        alone = model.losses([None] * len(samples), answers)
+        conditional = model.losses([s.question for s in samples], answers)
+        unconditional = model.losses([None] * len(samples), answers)
         scores = []
-        for (told, error), (untold, _) in zip(after, alone, strict=True):
-            if told is None or not untold:
-                scores.append(Score(self.score_name, None, error or "the answer is certain"))
+        for (with_question, error), (alone, _) in zip(conditional, unconditional, strict=True):
+            if with_question is None or not alone:
+                scores.append(
+                    Score(self.score_name, None, error or "the loss of the answer alone is 0")
+                )
             else:
-                scores.append(Score(self.score_name, round(told / untold, 4)))
+                scores.append(Score(self.score_name, round(with_question / alone, 4)))
         return scores

@@ -1,4 +1,4 @@
-"""Rejects instances that cannot be right (Self-Instruct, section 2.2 and its code)."""
+"""Rejects rows whose input and output are invalid (Self-Instruct, section 2.2 and its code)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,31 @@ from instructgen.schema.sample import Rejection, Sample
 _COLONS = (":", "：")
 _DETAILS = {
     "empty_output": "the row has no output",
-    "output_is_input": "the output is the input",
+    "output_is_input": "the output is equal to the input",
     "ends_in_colon": "the input or the output ends in a colon",
 }
 
 
 class InstanceFilter(Filter):
-    """An empty output, one equal to its input, or a text cut before it began."""
+    """Reject rows whose output is empty or equal to the input, or whose text ends in a colon.
+
+    A colon at the end shows that the text was cut off.
+    """
 
     name = "instance"
     scope = "row"
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``empty_output``, ``output_is_input`` or ``ends_in_colon``."""
-        fault = instance_fault(sample.input, sample.output)
-        return self.reject(fault, _DETAILS[fault]) if fault else None
+        """Return a rejection, or None.
+
+        Its reason is ``empty_output``, ``output_is_input`` or ``ends_in_colon``.
+        """
+        code = instance_fault(sample.input, sample.output)
+        return self.reject(code, _DETAILS[code]) if code else None
 
 
 def instance_fault(given: str, output: str) -> str | None:
-    """Why an input with its output cannot be right, as a short code; None for no reason."""
+    """Return the reason why an input and output are invalid, as a short code, or None."""
     if not output.strip():
         return "empty_output"
     if given.strip() == output.strip():

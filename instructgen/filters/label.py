@@ -1,4 +1,4 @@
-"""Rejects by what a source says of a row in a word, such as Alpaca Libre's status."""
+"""Rejects rows by a label from their source, such as the status in Alpaca Libre."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class LabelFilter(Filter):
-    """Rows that carry the label have to carry one of the allowed values; others pass."""
+    """Reject rows whose label has a value that is not allowed; rows without the label pass."""
 
     name = "label"
     scope = "row"
 
-    of: str = Field(min_length=1, description="the label's name")
-    allowed: tuple[str, ...] = Field(min_length=1, description="values kept")
+    of: str = Field(min_length=1, description="Name of the label.")
+    allowed: tuple[str, ...] = Field(min_length=1, description="Values of kept rows.")
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``not_allowed``."""
+        """Return a rejection (``not_allowed``), or None."""
         for label in sample.labels:
             if label.name == self.of and label.value not in self.allowed:
                 return self.reject("not_allowed", f"{self.of} is {label.value[:80]!r}")

@@ -1,8 +1,8 @@
-"""Rejects rows in another language than wanted, or than they say.
+"""Rejects rows in a language other than the allowed ones, or than their own language code.
 
-The packaged model of py3langid names the language of more than 99 of 100 real prompts
-(tests/test_curation.py), less often of texts of a few words, and cannot tell Indonesian
-from Malay.
+The packaged model of py3langid identifies the language of more than 99% of real prompts
+(tests/test_curation.py). It is less accurate on texts of a few words, and cannot distinguish
+Indonesian from Malay.
 """
 
 from __future__ import annotations
@@ -16,41 +16,43 @@ from pydantic import Field
 from instructgen.filters import Filter, Verdict
 from instructgen.schema.sample import Rejection, Sample
 
-# Written alike: a text in one passes for the other.
-ALIKE = ({"id", "ms"},)
-# Of no language: numbers, code, names.
-_NONE = "zxx"
-_MOST_CHARACTERS = 2_000
+# Languages that the model cannot distinguish: a text in one passes as the other.
+_INDISTINGUISHABLE = ({"id", "ms"},)
+# ISO 639 code for text without linguistic content: numbers, code, names.
+_NO_LANGUAGE = "zxx"
+_MAX_CHARACTERS = 2_000
 
 
 class Guess(NamedTuple):
-    """An ISO 639-1 code, and how likely it is: 0 to 1."""
+    """A language (ISO 639-1 code) and its likelihood, from 0 to 1."""
 
     language: str
     likelihood: float
 
 
 class Language(Filter):
-    """The language of the instruction and of the output, where they are long enough to tell.
+    """Reject rows whose instruction or output is in a language that is not allowed.
 
-    Code, names and short texts pass: what cannot be told is no reason.
+    Code, names and short texts pass, because their language cannot be identified reliably.
     """
 
     name = "language"
     scope = "row"
 
     allowed: tuple[Annotated[str, Field(pattern=r"^[a-z]{2}$")], ...] = Field(
-        (), description="languages kept, ISO 639-1; empty: the one that the row names"
+        (), description="Allowed languages (ISO 639-1). Empty: the language of each row."
     )
-    min_likelihood: float = Field(0.8, ge=0, le=1, description="less sure guesses are no reason")
-    min_characters: int = Field(40, ge=0, description="shorter texts pass")
+    min_likelihood: float = Field(
+        0.8, ge=0, le=1, description="Minimum likelihood for a rejection."
+    )
+    min_characters: int = Field(40, ge=0, description="Texts with fewer characters pass.")
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``wrong_language``; the score is how likely the language is."""
-        return self.judge([sample])[0].rejection
+        """Return a rejection (``wrong_language``; its score is the likelihood), or None."""
+        return self.evaluate([sample])[0].rejection
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """See `Filter.judge`."""
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
         texts = [t for s in samples for t in (s.instruction, s.output)]
         guesses = iter(identify([t if len(t) >= self.min_characters else "" for t in texts]))
         verdicts = []
@@ -61,29 +63,29 @@ class Language(Filter):
             ):
                 if guess is None or guess.likelihood < self.min_likelihood or rejection:
                     continue
-                wanted = self.allowed or ((sample.language,) if sample.language != "und" else ())
-                if wanted and not any(same(guess.language, w) for w in wanted):
-                    detail = f"the {field} is in {guess.language}, not in {' or '.join(wanted)}"
+                allowed = self.allowed or ((sample.language,) if sample.language != "und" else ())
+                if allowed and not any(_is_same(guess.language, code) for code in allowed):
+                    detail = f"the {field} is in {guess.language}, not in {' or '.join(allowed)}"
                     rejection = self.reject("wrong_language", detail, guess.likelihood)
             verdicts.append(Verdict(sample, rejection))
         return verdicts
 
 
 def identify(texts: Sequence[str]) -> list[Guess | None]:
-    """The language of each text, or None where there are no words of any."""
+    """Return the language of each text, or None if the text has no words."""
     identifier = _identifier()
-    found: list[Guess | None] = []
+    guesses: list[Guess | None] = []
     for text in texts:
-        language, likelihood = identifier.classify(text[:_MOST_CHARACTERS])
-        known = language != _NONE and any(c.isalpha() for c in text)
-        found.append(Guess(str(language), float(likelihood)) if known else None)
-    return found
+        language, likelihood = identifier.classify(text[:_MAX_CHARACTERS])
+        known = language != _NO_LANGUAGE and any(c.isalpha() for c in text)
+        guesses.append(Guess(str(language), float(likelihood)) if known else None)
+    return guesses
 
 
-def same(a: str, b: str) -> bool:
-    """Whether two codes mean the same language, as far as it can be told."""
+def _is_same(a: str, b: str) -> bool:
+    """Return whether two codes mean the same language, or two indistinguishable ones."""
     a, b = a.split("-")[0], b.split("-")[0]
-    return a == b or any({a, b} <= alike for alike in ALIKE)
+    return a == b or any({a, b} <= group for group in _INDISTINGUISHABLE)
 
 
 @cache
@@ -91,6 +93,6 @@ def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    # Without its three-letter codes it takes fewer short texts for a dialect.
-    identifier.set_languages([*(c for c in identifier.nb_classes if len(c) == 2), _NONE])
+    # Without its three-letter codes it mistakes fewer short texts for a dialect.
+    identifier.set_languages([*(c for c in identifier.nb_classes if len(c) == 2), _NO_LANGUAGE])
     return identifier

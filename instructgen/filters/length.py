@@ -12,37 +12,38 @@ from instructgen.similarity import tokenize
 
 
 class Length(Filter):
-    """Bounds on the number of words of an instruction."""
+    """Reject instructions whose number of words is out of bounds."""
 
     name = "length"
 
-    min_words: int = Field(4, ge=0, description="fewest words kept")
-    max_words: int = Field(150, ge=1, description="most words kept")
+    min_words: int = Field(4, ge=0, description="Minimum number of words.")
+    max_words: int = Field(150, ge=1, description="Maximum number of words.")
     words: str = Field(
         "unicode",
         pattern="^(unicode|whitespace)$",
-        description="whitespace: as the paper counts; unicode: right for every script",
+        description="How to count words: whitespace (as in the paper) or unicode (any script).",
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_bounds(self) -> Self:
         if self.min_words > self.max_words:
-            raise ValueError(
-                f"min_words = {self.min_words} above max_words = {self.max_words} rejects all"
-            )
+            raise ValueError(f"min_words = {self.min_words} is above max_words = {self.max_words}")
         return self
 
     def thresholds(self) -> tuple[float, ...]:
-        """The fewest and the most words kept."""
+        """Return the minimum and the maximum number of words."""
         return (self.min_words, self.max_words)
 
     def value(self, sample: Sample) -> float:
-        """The number of words."""
+        """Return the number of words of the instruction."""
         text = sample.instruction
         return len(text.split() if self.words == "whitespace" else tokenize(text))
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``too_short`` or ``too_long``; the score is the number of words."""
+        """Return a rejection (``too_short`` or ``too_long``), or None.
+
+        Its score is the number of words.
+        """
         count = self.value(sample)
         if count < self.min_words:
             return self.reject("too_short", f"{count} words, fewer than {self.min_words}", count)

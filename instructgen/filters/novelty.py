@@ -7,35 +7,36 @@ from typing import Literal
 
 from pydantic import Field
 
-from instructgen.filters import ComparingFilter, Matched
+from instructgen.filters import ComparingFilter, EarlierMatch
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import RougeLIndex, Tokenizer
 
 
 class Novelty(ComparingFilter):
-    """ROUGE-L above the threshold to anything seen before."""
+    """Reject instructions whose ROUGE-L to an earlier instruction is above the threshold."""
 
     name = "novelty"
 
-    threshold: float = Field(0.7, gt=0, le=1, description="highest ROUGE-L F-measure kept")
+    threshold: float = Field(0.7, gt=0, le=1, description="Maximum ROUGE-L F-measure.")
     tokenizer: Tokenizer = Field(
-        "unicode", description="ascii: the paper's, blind to other scripts"
+        "unicode", description="Tokenizer; ascii (as in the paper) ignores other scripts."
     )
 
     compatible: Literal["rouge-score"] | None = Field(
-        None, description="rouge-score: repeat its float comparison at exactly the threshold"
+        None,
+        description="rouge-score: round scores at exactly the threshold as that package does.",
     )
 
     def index(self) -> RougeLIndex:
-        """Of the texts seen."""
+        """Return a new, empty ROUGE-L index."""
         return RougeLIndex(self.threshold, self.tokenizer, self.compatible)
 
     def thresholds(self) -> tuple[float, ...]:
-        """The highest similarity kept."""
+        """Return the maximum similarity."""
         return (self.threshold,)
 
-    def decide(self, sample: Sample, matches: Sequence[Matched]) -> Rejection | None:
-        """``too_similar``, with the F-measure and the id of the nearest instruction."""
+    def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
+        """Return a rejection (``too_similar``) with the F-measure and the nearest instruction."""
         score, nearest = max(matches, key=lambda match: match.score)
         detail = f"ROUGE-L {score:.3f} to {nearest.id}, above {self.threshold}"
         return self.reject("too_similar", detail, score, nearest.id)

@@ -1,4 +1,4 @@
-"""Rejects answers that a local model finds too likely, or too unlikely, after their question."""
+"""Rejects rows whose answer a local model finds too likely or too unlikely, given the question."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from instructgen.schema.sample import Sample, Score
 
 
 class Perplexity(ScoringFilter):
-    """The exponential of the mean loss of the answer's tokens, given the question."""
+    """Score rows by the perplexity of the answer given the question.
+
+    It is the exponential of the mean loss (in nats) of the answer's tokens.
+    """
 
     name: ClassVar[str] = "perplexity"
 
-    model: str = Field("smollm2", description="smollm2 (embedded), a folder, or a Hub name")
-    min: float | None = Field(None, ge=1, description="lowest kept")
-    max: float | None = Field(None, ge=1, description="highest kept")
+    model: str = Field(
+        "smollm2", description="Language model: smollm2 (packaged), a folder, or a Hub name."
+    )
+    min: float | None = Field(None, ge=1, description="Minimum score of a kept row.")
+    max: float | None = Field(None, ge=1, description="Maximum score of a kept row.")
 
     @property
     def score_name(self) -> str:
-        """With the model."""
+        """Return the score's name, which includes the model."""
         return f"perplexity/{self.model}"
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """See `ScoringFilter.scores`."""
+        """Return the score of each sample, in order."""
         if not samples:
             return []
         losses = language_model(self.model).losses(

@@ -1,4 +1,8 @@
-"""Masks or rejects what points at a person or opens a door: addresses, numbers, keys."""
+"""Masks personal data and secrets, or rejects rows with them.
+
+It finds e-mail addresses, phone and card numbers, public IP addresses and keys. It does not
+find names of people.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ _DIGITS = regex.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?![\w.]\d|\d)")
 _IP = regex.compile(
     r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]\d|\d)|(?<![\w:])[0-9a-fA-F:]{6,39}(?![\w:])"
 )
-# Forms that the services document.
+# Key formats as documented by each service.
 _KEY = regex.compile(
     r"\bAKIA[0-9A-Z]{16}\b"  # Amazon
     r"|\bgh[pousr]_[A-Za-z0-9]{36,}\b"  # GitHub
@@ -37,31 +41,38 @@ _PHONE_LIKE = regex.compile(r"\+?\(?\d[\d\s().-]{6,18}\d")
 
 
 class Pii(Transform):
-    """Patterns, each checked as its kind allows: Luhn's sum, address ranges, numbering plans."""
+    """Mask personal data and secrets, or reject rows that contain them.
+
+    Each match of a pattern is validated: cards by the Luhn checksum, IP addresses by their
+    range, phone numbers by the numbering plans.
+    """
 
     name = "pii"
 
     kinds: tuple[PiiKind, ...] = Field(
-        ("email", "phone", "card", "ip", "key"), description="what is looked for"
+        ("email", "phone", "card", "ip", "key"), description="Kinds of data to find."
     )
-    action: Literal["mask", "reject"] = Field("mask", description="mask: [EMAIL] in its place")
+    action: Literal["mask", "reject"] = Field(
+        "mask", description="mask: replace by a placeholder such as [EMAIL]."
+    )
     regions: tuple[str, ...] = Field(
-        ("US", "GB"), description="whose phone numbers are known without a country code"
+        ("US", "GB"),
+        description="Countries whose phone numbers are found without a country code.",
     )
 
     @field_validator("regions")
     @classmethod
-    def _known(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_regions(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
         from phonenumbers import SUPPORTED_REGIONS
 
         for region in regions:
             if region not in SUPPORTED_REGIONS:
-                raise ValueError(f"{region!r} is no country; use ISO 3166, such as US")
+                raise ValueError(f"{region!r} is not a country code of ISO 3166, such as US")
         return regions
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """See `Filter.judge`."""
-        verdicts = super().judge(samples)
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
+        verdicts = super().evaluate(samples)
         if self.action == "mask":
             return verdicts
         return [
@@ -70,24 +81,24 @@ class Pii(Transform):
         ]
 
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
-        """See `Transform.change`."""
+        """Return the text with data masked, and the number masked of each kind."""
         counts: Counter[str] = Counter()
         for kind in self.kinds:
-            spans = sorted(self._find(kind, text)) if self._may_hold(kind, text) else []
+            spans = sorted(self._find(kind, text)) if self._may_contain(kind, text) else []
             for begin, end in reversed(spans):
                 text = f"{text[:begin]}[{kind.upper()}]{text[end:]}"
             counts[kind] += len(spans)
-        return text, [f"{n} of the kind {kind} masked" for kind, n in counts.items() if n]
+        return text, [f"{kind} ({n}) masked" for kind, n in counts.items() if n]
 
     def _rejection(self, before: Sample, after: Sample) -> Rejection | None:
         if after is before:
             return None
         new = after.edits[len(before.edits) :]
-        found = ", ".join(f"{e.field}: {e.detail.removesuffix(' masked')}" for e in new)
-        return self.reject("personal_data", found)
+        detail = ", ".join(f"{e.field}: {e.detail.removesuffix(' masked')}" for e in new)
+        return self.reject("personal_data", detail)
 
-    def _may_hold(self, kind: PiiKind, text: str) -> bool:
-        """A cheap look first: most texts hold nothing of the kind."""
+    def _may_contain(self, kind: PiiKind, text: str) -> bool:
+        """Return False for most texts without the kind, by a check cheaper than `_find`."""
         if kind == "email":
             return "@" in text
         return kind == "key" or _NUMBERS.search(text) is not None
@@ -96,36 +107,36 @@ class Pii(Transform):
         if kind == "phone":
             yield from self._phones(text)
             return
-        pattern, holds = _FORMS[kind]
-        yield from (m.span() for m in pattern.finditer(text) if holds(m.group()))
+        pattern, is_valid = _PATTERNS[kind]
+        yield from (m.span() for m in pattern.finditer(text) if is_valid(m.group()))
 
     def _phones(self, text: str) -> Iterator[Span]:
         if not _PHONE_LIKE.search(text):
             return
         import phonenumbers
 
-        found: set[Span] = set()
+        spans: set[Span] = set()
         for region in (*self.regions, None):
             for match in phonenumbers.PhoneNumberMatcher(text, region):
-                # Within the plan of a country, and written as people write numbers.
+                # Without a country code, bare digits are skipped: most are not phone numbers.
                 if region is None or not text[match.start : match.end].isdecimal():
-                    found.add((match.start, match.end))
+                    spans.add((match.start, match.end))
         end = -1
-        for span in sorted(found):
+        for span in sorted(spans):
             if span[0] >= end:
                 yield span
                 end = span[1]
 
 
 def _is_card(text: str) -> bool:
-    """Luhn's sum (ISO/IEC 7812-1)."""
+    """Return whether the Luhn checksum and first digit fit a card (ISO/IEC 7812-1)."""
     digits = [int(c) for c in text if c.isdecimal()]
     doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
     return digits[0] in (3, 4, 5, 6) and (sum(doubled) + sum(digits[-1::-2])) % 10 == 0
 
 
 def _is_public_address(text: str) -> bool:
-    """Whether it is an address that leads to somebody's machine."""
+    """Return whether the text is an IP address that is reachable on the public internet."""
     try:
         return ipaddress.ip_address(text).is_global
     except ValueError:
@@ -136,7 +147,7 @@ def _always(_: str) -> bool:
     return True
 
 
-_FORMS: dict[str, tuple[regex.Pattern[str], Callable[[str], bool]]] = {
+_PATTERNS: dict[str, tuple[regex.Pattern[str], Callable[[str], bool]]] = {
     "email": (_EMAIL, _always),
     "card": (_DIGITS, _is_card),
     "ip": (_IP, _is_public_address),

@@ -1,4 +1,4 @@
-"""The filters of a recipe: its list [[filters]]."""
+"""Reads the filters of a recipe, from its list [[filters]]."""
 
 from __future__ import annotations
 
@@ -6,49 +6,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgen.config import build, known_tables, named, read_tables, recipe_path
+from instructgen.config import build, check_tables, named, read_tables, recipe_path
 from instructgen.errors import ConfigError
 from instructgen.filters import Filter
 from instructgen.plugins import find
 
-# The tables of a recipe for generating; of filters alone the others mean nothing.
+# The tables that a recipe may have. Only `filters` is used here; the others are for generation.
 TABLES = ("generate", "method", "engine", "filters")
 
 
 def load_filters(recipe: str) -> tuple[Filter, ...]:
-    """The filters of a recipe; its tables for generating mean nothing here.
+    """Return the filters of a recipe, in order; its tables for generation are ignored.
 
     Args:
-        recipe: a shipped name, or a TOML file.
+        recipe: the name of a shipped recipe, or a TOML file.
 
     Raises:
-        ConfigError: the file or a key is bad; every bad key has its line.
+        ConfigError: the file or a key is invalid; the message has one line per invalid key.
     """
     path = recipe_path(recipe)
     tables = read_tables(path)
-    known_tables(tables, TABLES, path)
+    check_tables(tables, TABLES, path)
     return filters_in(tables, path)
 
 
 def recorded_filters(filters: Sequence[Filter]) -> list[dict[str, Any]]:
-    """The filters as plain data: what a dataset that they made is described by."""
+    """Return the filters as plain data, for the provenance of a dataset."""
     return [named(f) for f in filters]
 
 
 def filters_in(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
-    """The filters of a recipe that was read, in order.
+    """Return the filters in the tables of a recipe, in order.
 
     Raises:
-        ConfigError: a filter is unknown, or a key or value of it is bad.
+        ConfigError: a filter is unknown, or one of its keys or values is invalid.
     """
-    listed = tables.get("filters", [])
-    if not isinstance(listed, list) or not all(isinstance(f, dict) for f in listed):
-        raise ConfigError(f"{path}: filters: not a list of tables.", "Write [[filters]].")
-    made = []
-    for number, values in enumerate(listed, start=1):
+    entries = tables.get("filters", [])
+    if not isinstance(entries, list) or not all(isinstance(f, dict) for f in entries):
+        raise ConfigError(f"{path}: filters: not a list of tables.", "Write each as [[filters]].")
+    filters = []
+    for number, values in enumerate(entries, start=1):
         name = values.get("name")
         if not isinstance(name, str):
             raise ConfigError(f'{path}: filters {number}: "name" is missing.', "Add it.")
         rest = {k: v for k, v in values.items() if k != "name"}
-        made.append(build(find("filters", name), rest, path, f"filters {number} ({name})"))
-    return tuple(made)
+        filters.append(build(find("filters", name), rest, path, f"filters {number} ({name})"))
+    return tuple(filters)

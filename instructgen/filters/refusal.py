@@ -1,4 +1,4 @@
-"""Rejects answers that refuse, or that talk about being a language model."""
+"""Rejects rows whose output refuses to answer or mentions being a language model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class Refusal(Filter):
-    """Phrases of filters/words/refusals.txt near the beginning of the output."""
+    """Reject rows with a phrase of filters/words/refusals.txt near the start of the output."""
 
     name = "refusal"
     scope = "row"
 
-    within: int = Field(200, ge=1, description="characters of the output looked at")
+    within: int = Field(200, ge=1, description="Number of characters of the output to search.")
     phrases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="further phrases, in any case"
+        (), description="Additional phrases, in any case."
     )
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``refusal``."""
-        # Apostrophes come straight or curly; the list has them straight.
-        found = self._pattern.search(sample.output[: self.within].replace("’", "'"))
-        return self.reject("refusal", f"the output says {found.group()!r}") if found else None
+        """Return a rejection (``refusal``), or None."""
+        # Texts have straight or curly apostrophes; the word list has straight ones.
+        match = self._pattern.search(sample.output[: self.within].replace("’", "'"))
+        return self.reject("refusal", f"the output says {match.group()!r}") if match else None
 
     @cached_property
     def _pattern(self) -> regex.Pattern[str]:

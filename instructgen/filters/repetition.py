@@ -1,4 +1,4 @@
-"""Rejects texts that repeat themselves or their task, the usual ways a small model fails."""
+"""Rejects texts that repeat themselves or their instruction, as small models often do."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ from instructgen.similarity import tokenize
 
 
 class Repetition(Filter):
-    """The share of a field's words that stand in an n-gram seen before in it.
+    """Reject rows with a field in which too many words belong to repeated n-grams.
 
-    An output in the very words of its instruction is no answer either.
-
-    Duplicate n-gram fractions as in Rae et al. 2021 (Gopher), table A1, over
-    the words of any script.
+    An output with the same words as its instruction is also rejected. The measure is the
+    duplicate n-gram fraction of Rae et al. 2021 (Gopher), table A1, for words of any script.
     """
 
     name = "repetition"
     scope = "both"
 
-    ngram: int = Field(4, ge=1, description="words in an n-gram")
-    max_share: float = Field(0.3, ge=0, le=1, description="largest share kept")
-    min_words: int = Field(12, ge=1, description="shorter texts pass")
+    ngram: int = Field(4, ge=1, description="Words per n-gram.")
+    max_share: float = Field(0.3, ge=0, le=1, description="Maximum fraction of repeated words.")
+    min_words: int = Field(12, ge=1, description="Texts with fewer words pass.")
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``repetition``, whose score is the share, or ``repeats_instruction``."""
+        """Return a rejection, or None.
+
+        Its reason is ``repeats_instruction``, or ``repetition`` with the fraction as the score.
+        """
         if sample.output and tokenize(sample.output) == tokenize(sample.instruction):
-            return self.reject("repeats_instruction", "the output says what the instruction says")
+            detail = "the output has the same words as the instruction"
+            return self.reject("repeats_instruction", detail)
         for field in ("instruction", "input", "output"):
             words = tokenize(getattr(sample, field))
             if len(words) >= max(self.min_words, self.ngram):
                 share = repeated_share(words, self.ngram)
                 if share > self.max_share:
-                    detail = f"{share:.0%} of the {field} repeats, more than {self.max_share:.0%}"
+                    detail = f"{share:.0%} of the {field} is repeated, above {self.max_share:.0%}"
                     return self.reject("repetition", detail, share)
         return None
 
 
 def repeated_share(words: list[str], n: int) -> float:
-    """The share of words covered by n-grams that stood in ``words`` before; 0 to 1."""
+    """Return the fraction (0 to 1) of words that repeat an earlier n-gram of ``words``."""
     grams = list(zip(*(words[i:] for i in range(n)), strict=False))
     seen: set[tuple[str, ...]] = set(grams)
     if len(seen) == len(grams):

@@ -1,4 +1,4 @@
-"""Scores rows with a reward model, and rejects those below a bound."""
+"""Scores rows with a reward model, and rejects those out of bounds."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from instructgen.schema.sample import Sample, Score
 
 
 class RewardFilter(ScoringFilter):
-    """The one number that a sequence-classification model gives the whole conversation."""
+    """Score rows by the single output of a sequence-classification model.
+
+    The model reads the whole conversation.
+    """
 
     name: ClassVar[str] = "reward"
 
-    model: str = Field(description="a folder or a Hub name; weights as safetensors")
+    model: str = Field(description="Reward model: a folder or Hub name with safetensors weights.")
 
     @property
     def score_name(self) -> str:
-        """With the model."""
+        """Return the score's name, which includes the model."""
         return f"reward/{self.model}"
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """See `ScoringFilter.scores`."""
+        """Return the score of each sample, in order."""
         if not samples:
             return []
         import torch
@@ -36,17 +39,20 @@ class RewardFilter(ScoringFilter):
         for sample in samples:
             messages = [{"role": m.role, "content": m.content} for m in sample.messages]
             if sample.input:
-                # As in training: some templates have a place of its own for the input.
+                # As in training: some chat templates have a separate place for the input.
                 messages[-2] |= {"instruction": sample.instruction, "input": sample.input}
             if tokenizer.chat_template:
-                # The score stands where the answer ends, before a last line break.
+                # The model puts the score at the last token, which must end the answer and
+                # not be a line break after it.
                 text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             else:
                 ids = tokenizer("\n\n".join(m["content"] for m in messages))["input_ids"]
-            most = int(getattr(model.config, "max_position_embeddings", 2_048))
-            if len(ids) > most:
-                scores.append(Score(self.score_name, None, f"{len(ids)} tokens, above {most}"))
+            max_tokens = int(getattr(model.config, "max_position_embeddings", 2_048))
+            if len(ids) > max_tokens:
+                scores.append(
+                    Score(self.score_name, None, f"{len(ids)} tokens, more than {max_tokens}")
+                )
                 continue
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([ids], device=model.device)).logits

@@ -1,4 +1,4 @@
-"""Rejects by a number that rows already carry: a judge's, a reviewer's, a reward model's."""
+"""Rejects rows by a score that they already have, from a judge, a reviewer or a reward model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from instructgen.schema.sample import Sample, Score
 
 
 class ScoreFilter(ScoringFilter):
-    """Bounds on a score of this name, such as toxicity, quality or score_chosen."""
+    """Reject rows whose score, such as toxicity, quality or score_chosen, is out of bounds."""
 
     name: ClassVar[str] = "score"
 
-    of: str = Field(min_length=1, description="the score's name")
+    of: str = Field(min_length=1, description="Name of the score.")
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
+    def _require_bound(self) -> Self:
         if self.min is None and self.max is None:
-            raise ValueError("give min or max")
+            raise ValueError("neither min nor max is set; set at least one")
         return self
 
     @property
     def score_name(self) -> str:
-        """The name given."""
+        """Return the name of the score."""
         return self.of
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """None: what a row does not carry is not known."""
-        return [Score(self.of, None, "the row carries no such score") for _ in samples]
+        """Return a missing score for each sample: this filter computes none."""
+        return [Score(self.of, None, "the row does not have this score") for _ in samples]

@@ -1,4 +1,4 @@
-"""Rejects instructions written in another script than their language is."""
+"""Rejects instructions in a script that their language does not use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from instructgen.similarity.scripts import fits_language, main_script
 
 
 class Script(Filter):
-    """A Persian prompt that drew an English task, and the like."""
+    """Reject instructions in a foreign script, such as English text in a row marked Persian.
+
+    It catches models that answer a prompt in one language with a task in another.
+    """
 
     name = "script"
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``other_script``."""
+        """Return a rejection (``other_script``), or None."""
         if fits_language(sample.instruction, sample.language):
             return None
         script = main_script(sample.instruction)
-        return self.reject("other_script", f"{script} letters in a text marked {sample.language}")
+        return self.reject("other_script", f"{script} script in a row marked {sample.language}")

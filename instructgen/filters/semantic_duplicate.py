@@ -1,4 +1,4 @@
-"""Rejects instructions that mean nearly the same as an earlier one, in whatever words."""
+"""Rejects instructions with nearly the same meaning as an earlier one, in any wording."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from instructgen.filters import ComparingFilter, Matched
+from instructgen.filters import ComparingFilter, EarlierMatch
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import EmbeddingIndex, rouge_l, tokenize
 from instructgen.similarity.encoders import MINILM
 
 
 class SemanticDuplicate(ComparingFilter):
-    """Cosine of the embeddings above the threshold to anything seen before.
+    """Reject instructions whose embedding has a cosine above the threshold to an earlier one.
 
-    Near in words too, the instruction is a duplicate; near in meaning alone, a
+    If the words are also similar, the instruction is a duplicate; otherwise it is a
     paraphrase. Instructions in languages that the model cannot read pass.
     """
 
     name = "semantic_duplicate"
     needs = ("instruction",)
 
-    threshold: float = Field(0.9, gt=0, lt=1, description="highest cosine kept")
+    threshold: float = Field(0.9, gt=0, lt=1, description="Maximum cosine.")
     rouge_l: float = Field(
-        0.7, gt=0, le=1, description="ROUGE-L above this makes a paraphrase a duplicate"
+        0.7, gt=0, le=1, description="ROUGE-L above which a paraphrase is a duplicate."
     )
     model: str = Field(
-        MINILM, description="minilm (packaged, for English), a folder, or a Hub name"
+        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
     )
     first_pass: bool = Field(
-        False, description="look with static word vectors first; finds about 98 of 100"
+        False,
+        description="Search by static word vectors first: faster, finds about 98% of the pairs.",
     )
 
     def index(self) -> EmbeddingIndex:
-        """Of the texts seen."""
+        """Return a new, empty embedding index."""
         return EmbeddingIndex(self.threshold, self.model, self.first_pass)
 
     def thresholds(self) -> tuple[float, ...]:
-        """The highest cosine kept."""
+        """Return the maximum cosine."""
         return (self.threshold,)
 
-    def decide(self, sample: Sample, matches: Sequence[Matched]) -> Rejection | None:
-        """``duplicate`` or ``paraphrase``, with the cosine and the id of the nearest."""
+    def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
+        """Return a rejection (``duplicate`` or ``paraphrase``) with cosine and nearest row."""
         score, nearest = max(matches, key=lambda match: match.score)
         lexical = rouge_l(tokenize(sample.instruction), tokenize(nearest.texts[0]))
         reason = "duplicate" if lexical > self.rouge_l else "paraphrase"

@@ -1,4 +1,4 @@
-"""Rejects rows whose prompt, output or whole is too short or too long, in words or tokens."""
+"""Rejects rows that are too short or too long, in words or tokens."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from instructgen.similarity.tokens import tokenize_all
 
 
 class Size(Filter):
-    """Bounds on the words of a part of the row, or on the tokens that a model reads it as."""
+    """Reject rows whose prompt, output or whole text has too few or too many words or tokens."""
 
     name = "size"
     scope = "row"
 
-    of: Literal["prompt", "output", "row"] = Field("row", description="what is counted")
-    min: int = Field(0, ge=0, description="fewest kept")
-    max: int = Field(2_000, ge=1, description="most kept")
+    of: Literal["prompt", "output", "row"] = Field("row", description="Part of the row to count.")
+    min: int = Field(0, ge=0, description="Minimum count.")
+    max: int = Field(2_000, ge=1, description="Maximum count.")
     tokenizer: str | None = Field(
-        None, description="a model's folder or name: tokens are counted, not words"
+        None, description="Model (folder or name) whose tokens to count. Default: count words."
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_bounds(self) -> Self:
         if self.min > self.max:
-            raise ValueError(f"min = {self.min} above max = {self.max} rejects all")
+            raise ValueError(f"min = {self.min} is above max = {self.max}")
         return self
 
     def thresholds(self) -> tuple[float, ...]:
-        """The fewest and the most kept."""
+        """Return the minimum and the maximum count."""
         return (self.min, self.max)
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``too_short`` or ``too_long``; the score is the count."""
-        return self.judge([sample])[0].rejection
+        """Return a rejection (``too_short`` or ``too_long``; its score is the count), or None."""
+        return self.evaluate([sample])[0].rejection
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """See `Filter.judge`."""
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
         texts = ["\n".join(m.content for m in self._messages(s)) for s in samples]
-        if self._model is None:
+        if self._tokenizer is None:
             counts, unit = [len(words) for words in tokenize_all(texts)], "words"
         else:
             texts = [t.encode("utf-8", "replace").decode() for t in texts]
-            ids = self._model(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             counts, unit = [len(i) for i in ids], "tokens"
         return [self._verdict(s, n, unit) for s, n in zip(samples, counts, strict=True)]
 
@@ -65,7 +65,7 @@ class Size(Filter):
         return Verdict(sample, None, count)
 
     @cached_property
-    def _model(self) -> Any:
+    def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             return None
         from instructgen.models.loading import read_tokenizer

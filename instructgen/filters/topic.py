@@ -1,4 +1,4 @@
-"""Rejects rows about topics that are not wanted, by meaning and in whatever words."""
+"""Rejects rows about unwanted topics, by meaning and in any wording."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from instructgen.similarity.encoders import MINILM, check_model
 
 
 class Topic(Filter):
-    """The cosine of the question to any of the topics above the threshold.
+    """Reject rows whose question has a cosine above the threshold to a topic.
 
-    Topics are texts: a phrase, or an instruction as an example of what to keep out.
+    A topic is a text: a phrase, or an example of an unwanted instruction.
     """
 
     name = "topic"
     scope = "row"
 
-    topics: tuple[str, ...] = Field(min_length=1, description="what is kept out")
-    threshold: float = Field(0.5, gt=0, lt=1, description="highest cosine kept")
-    model: str = Field(MINILM, description="minilm (packaged, English), a folder, or a Hub name")
+    topics: tuple[str, ...] = Field(min_length=1, description="Unwanted topics.")
+    threshold: float = Field(0.5, gt=0, lt=1, description="Maximum cosine.")
+    model: str = Field(
+        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+    )
 
     def thresholds(self) -> tuple[float, ...]:
-        """The highest cosine kept."""
+        """Return the maximum cosine."""
         return (self.threshold,)
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``unwanted_topic``, with the cosine and the topic."""
-        return self.judge([sample])[0].rejection
+        """Return a rejection (``unwanted_topic``) with the cosine and the topic, or None."""
+        return self.evaluate([sample])[0].rejection
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """See `Filter.judge`."""
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
         matches = self._index.nearest([s.question for s in samples])
         verdicts = []
         for sample, match in zip(samples, matches, strict=True):

@@ -1,7 +1,7 @@
-"""Rejects instructions by a word they hold or by how they begin.
+"""Rejects instructions that contain certain words, or that begin in certain ways.
 
-The paper's heuristics: a text model cannot see images or open files, and
-"Write a program" drew too many near-identical tasks.
+These are the heuristics of Self-Instruct: a text model cannot see images or open files, and
+"Write a program" led to too many nearly identical tasks.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class Wording(Filter):
-    """Whole words, first words and first characters that rule an instruction out."""
+    """Reject instructions by whole words, by their first words, or by their first character."""
 
     name = "wording"
 
-    lists: tuple[str, ...] = Field((), description="word lists of filters/words/, by name")
-    words: tuple[str, ...] = Field((), description="further words, whole and in any case")
-    starts: tuple[str, ...] = Field((), description="beginnings, case as written")
+    lists: tuple[str, ...] = Field((), description="Names of word lists in filters/words/.")
+    words: tuple[str, ...] = Field((), description="Additional words, in any case.")
+    starts: tuple[str, ...] = Field((), description="Rejected beginnings, case-sensitive.")
     first_character: str = Field(
         "any",
         pattern="^(any|no_punctuation|ascii)$",
-        description="ascii: no punctuation and no other script, as in the paper",
+        description="First characters allowed; ascii (as in the paper) excludes punctuation too.",
     )
 
     @field_validator("words", "starts")
     @classmethod
-    def _not_empty(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_not_empty(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         if "" in texts:
-            raise ValueError("an empty text rejects all")
+            raise ValueError("an empty text would reject all rows")
         return texts
 
     @field_validator("lists")
     @classmethod
-    def _known(cls, lists: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_lists(cls, lists: tuple[str, ...]) -> tuple[str, ...]:
         for name in lists:
             word_list(name)
         return lists
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """``word``, ``start`` or ``first_character``."""
+        """Return a rejection (``word``, ``start`` or ``first_character``), or None."""
         text = sample.instruction
-        found = self._pattern.search(text) if self._pattern else None
-        if found:
-            return self.reject("word", f"holds the word {found.group().lower()!r}")
+        match = self._pattern.search(text) if self._pattern else None
+        if match:
+            return self.reject("word", f"contains the word {match.group().lower()!r}")
         for start in self.starts:
             if text.startswith(start):
                 return self.reject("start", f"begins with {start!r}")
         first = text[:1]
         if self.first_character != "any" and first:
-            # Spanish questions and exclamations open with a mark of their own.
+            # Spanish questions and exclamations begin with an inverted mark.
             if unicodedata.category(first)[0] in "PS" and first not in "¿¡":
-                return self.reject("first_character", f"begins with the mark {first!r}")
+                return self.reject("first_character", f"begins with the symbol {first!r}")
             if self.first_character == "ascii" and not first.isascii():
                 return self.reject("first_character", f"begins with {first!r}, outside ASCII")
         return None

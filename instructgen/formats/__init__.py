@@ -1,9 +1,8 @@
-"""Datasets of other projects, read row by row into samples.
+"""Reads datasets of other projects, row by row, into samples.
 
-One file per format beside this one: a class with the fields it is known by, the
-terms and language its rows have when they name none, and one method that turns
-a record into samples. This module sniffs the format, reads, and accounts for
-every row; it filters nothing.
+Each format has its own file in this package: a class with the fields that identify the
+format, the license and language of its rows, and one method that converts a record into
+samples. This module detects the format and accounts for every row; it does not filter.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from typing import Any, ClassVar, Literal
 
 from instructgen.errors import ConfigError, InputError
 from instructgen.formats.records import BadRecord, Record, read_records
-from instructgen.licensing.licenses import check_licence
+from instructgen.licensing.licenses import check_license
 from instructgen.plugins import classes, find, suggest
 from instructgen.schema.sample import Origin, Sample, Shape
 
-# Under "reject", rows looked at for one of a known format.
-_LOOKED_AT = 100
-# Longer than any text of instruction data: one would hold up every comparison.
+# With on_bad_row "reject": maximum number of rows read to detect the format.
+_DETECTION_ROWS = 100
+# Instruction data has no longer texts, and one of them would slow down every comparison.
 _MAX_CHARACTERS = 2**20
 
 OnBadRow = Literal["fail", "reject"]
@@ -38,15 +37,18 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be read, where it stands, and why."""
+    """A row that cannot be read, with its line and the reason."""
 
     line: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A row that is sound and not taken: ``code`` is short, ``reason`` a sentence."""
+class UnusedRow:
+    """A readable row that the format rejects.
+
+    ``code`` is the short reason code, ``reason`` a sentence for people.
+    """
 
     line: int
     code: str
@@ -55,34 +57,37 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What some records came to: ``used`` rows stand in samples, the others are named.
+class Conversion:
+    """The samples made from one record, or from several records that belong together.
 
-    A record is a row, unless a format packs several into one. ``line`` is the
-    first record's, and what a sample is found by whose source has no id for it.
+    ``used`` counts the rows that are part of a sample; ``others`` lists the remaining rows,
+    each with its reason. A record is one row, unless the format packs several rows into one
+    record. ``line`` is the line of the first record; it identifies samples of datasets
+    without row ids. ``records`` counts the records.
     """
 
     line: int
     used: int
     samples: list[Sample]
-    others: list[BadRow | LeftOut] = field(default_factory=list)
+    others: list[BadRow | UnusedRow] = field(default_factory=list)
     records: int = 1
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class Format(ABC):
     """A dataset format.
 
-    ``fields`` must all be present in a record of this format; of several
-    formats that fit, the one with the most fields is meant. Where the fields do
-    not tell whose rows they are (``telling``), the terms hold only for a source
-    that was named. ``shapes`` are the kinds of rows it can give, ``takes`` the
-    ways to take them from a record; the first of each is the default.
+    A record matches the format if it contains all ``fields``; if several formats match, the
+    one with the most fields is used. ``identifies_dataset`` is False if many datasets share these
+    fields. ``license``, ``attribution``, ``method`` and ``model`` of such a format apply only
+    if the user names the format. ``unit`` is the word for a row. ``shapes`` are the dataset
+    shapes that the format can give, ``takes`` the ways to select samples from a record; the
+    first of each is the default.
     """
 
     name: ClassVar[str]
     fields: ClassVar[frozenset[str]]
-    telling: ClassVar[bool] = True
+    identifies_dataset: ClassVar[bool] = True
     license: ClassVar[str] = ""
     language: ClassVar[str] = ""
     attribution: ClassVar[tuple[str, ...]] = ()
@@ -96,136 +101,137 @@ class Source(ABC):
     take: str | None = None
 
     def __post_init__(self) -> None:
-        """Settle the defaults, and refuse what the format does not offer."""
+        """Set the default shape and selection; raise ConfigError for unsupported ones."""
         shape, take = self.shape or self.shapes[0], self.take or next(iter(self.takes), "")
         if shape not in self.shapes:
-            raise ConfigError(f"{self.name} gives no {shape}.", f"It gives {self.shapes[0]}.")
+            hint = f"Pass --as={self.shapes[0]}."
+            raise ConfigError(f"{self.name} does not support --as={shape}.", hint)
         if take and take not in self.takes:
-            hint = suggest(take, list(self.takes)) if self.takes else "Leave --take out."
-            raise ConfigError(f"{self.name} cannot take {take!r}.", hint)
+            hint = suggest(take, list(self.takes)) if self.takes else "Omit --take."
+            raise ConfigError(f"{self.name} does not support --take={take}.", hint)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "take", take)
 
     @abstractmethod
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """The samples of one record, at least one.
+        """Return the samples of one record, at least one.
 
         Raises:
-            RowError: the record cannot be used.
+            RowError: if the record cannot be used.
         """
 
-    def taken(self, records: Iterable[Record]) -> Iterator[Taken]:
-        """The samples of all records; a format whose rows belong together overrides this."""
+    def convert_all(self, records: Iterable[Record]) -> Iterator[Conversion]:
+        """Yield the samples of all records; formats with related rows override this."""
         for record in records:
             try:
                 samples = self.samples(record.fields)
             except RowError as error:
-                yield Taken(record.line, 0, [], [BadRow(record.line, str(error))])
+                yield Conversion(record.line, 0, [], [BadRow(record.line, str(error))])
                 continue
-            yield Taken(record.line, 1, samples)
+            yield Conversion(record.line, 1, samples)
 
 
 class Reading:
-    """The rows of a dataset file, to go through once.
+    """The rows of a dataset file, which can be iterated over once.
 
     Attributes:
-        source: the format.
-        units: rows (or messages) read, once all were gone through.
-        used: the ones so far that stand in a sample.
-        others: the ones so far that do not.
+        format: the format.
+        units: number of rows (or messages) in the file, set after the last row was read.
+        used: number of rows read so far that are part of a sample.
+        others: number of rows read so far that are not part of a sample.
     """
 
     def __init__(
         self,
         path: Path,
-        source: Source,
+        format: Format,
         records: Iterator[Record | BadRecord],
-        terms: _Terms,
+        defaults: _RowDefaults,
         on_bad_row: OnBadRow,
     ) -> None:
-        self.path, self.source = path, source
+        self.path, self.format = path, format
         self.units = self.used = self.others = 0
-        self._records, self._terms, self._on_bad_row = records, terms, on_bad_row
+        self._records, self._defaults, self._on_bad_row = records, defaults, on_bad_row
         self._seen = self._accounted = 0
 
-    def __iter__(self) -> Iterator[Sample | BadRow | LeftOut]:
-        """Every row, as a sample or as the reason why not.
+    def __iter__(self) -> Iterator[Sample | BadRow | UnusedRow]:
+        """Yield every row, as a sample or with the reason why it is rejected.
 
         Raises:
-            InputError: the rest cannot be read, a row is bad under ``fail``, or rows
-                have no licence.
-            RuntimeError: a row got lost.
+            InputError: if the rest of the file cannot be read, a row is bad and on_bad_row is
+                ``fail``, or a row has no license.
+            RuntimeError: if the number of rows read and accounted for differ.
         """
-        waiting: deque[BadRow] = deque()
-        for taken in self.source.taken(self._sound(waiting)):
-            while waiting:
-                yield self._other(waiting.popleft())
+        pending: deque[BadRow] = deque()
+        for taken in self.format.convert_all(self._valid_records(pending)):
+            while pending:
+                yield self._count_other(pending.popleft())
             self._accounted += taken.records
             try:
-                samples = [self._complete(sample, taken.line) for sample in taken.samples]
+                samples = [self._with_defaults(sample, taken.line) for sample in taken.samples]
             except ConfigError as error:
-                # A licence or a language that is none; it is the same in all of them.
+                # An invalid license or language, which all samples of a record share.
                 for _ in range(taken.used):
-                    yield self._other(BadRow(taken.line, str(error)))
+                    yield self._count_other(BadRow(taken.line, str(error)))
             else:
                 self.used += taken.used
                 yield from samples
             for other in taken.others:
-                yield self._other(other)
-        while waiting:
-            yield self._other(waiting.popleft())
+                yield self._count_other(other)
+        while pending:
+            yield self._count_other(pending.popleft())
         self.units = self.used + self.others
         if self._accounted != self._seen:
-            raise RuntimeError(f"{self._seen} rows read, {self._accounted} accounted for")
+            raise RuntimeError(f"{self._seen} rows read, but {self._accounted} accounted for")
 
-    def _sound(self, waiting: deque[BadRow]) -> Iterator[Record]:
+    def _valid_records(self, pending: deque[BadRow]) -> Iterator[Record]:
         for record in self._records:
             if isinstance(record, BadRecord):
-                waiting.append(BadRow(record.line, record.reason))
+                pending.append(BadRow(record.line, record.reason))
             else:
                 self._seen += 1
                 yield record
 
-    def _other(self, other: BadRow | LeftOut) -> BadRow | LeftOut:
+    def _count_other(self, other: BadRow | UnusedRow) -> BadRow | UnusedRow:
         if isinstance(other, BadRow) and self._on_bad_row == "fail":
             raise bad_row(self.path, other)
         self.others += 1
         return other
 
-    def _complete(self, sample: Sample, line: int) -> Sample:
-        terms, source = self._terms, self.source
-        license = sample.license or terms.license
+    def _with_defaults(self, sample: Sample, line: int) -> Sample:
+        defaults, format = self._defaults, self.format
+        license = sample.license or defaults.license
         if not license:
             raise InputError(
-                f"a row of the format {source.name} names no licence.",
+                f"the row has no license, and the format {format.name} does not set one.",
                 path=self.path,
                 line=line,
-                hint="Say under which you have them: --license SPDX, such as --license CC-BY-4.0.",
+                hint="Pass --license=SPDX for such rows, for example --license=CC-BY-4.0.",
             )
         language = sample.language
         if language != "und":
             check_language(language)
         else:
-            language = terms.language or source.language or _guess(sample)
+            language = defaults.language or format.language or _detect_language(sample)
         generators, origin = sample.generators, sample.origin
         method, model = origin.method, origin.model
-        if terms.method != "human" and method == "human":
-            generators = generators or ((terms.model,) if terms.model else ())
-            method, model = terms.method, terms.model
+        if defaults.method != "human" and method == "human":
+            generators = generators or ((defaults.model,) if defaults.model else ())
+            method, model = defaults.method, defaults.model
         return replace(
             sample,
-            license=check_licence(license),
+            license=check_license(license),
             language=language,
-            source=sample.source or source.name,
-            attribution=sample.attribution or terms.attribution,
+            source=sample.source or format.name,
+            attribution=sample.attribution or defaults.attribution,
             generators=generators,
             origin=Origin(method, model, record=origin.record or str(line), group=origin.group),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
-    """What holds for rows that do not say it themselves."""
+class _RowDefaults:
+    """Values for rows that do not specify their own."""
 
     license: str
     language: str
@@ -236,7 +242,7 @@ class _Terms:
 
 def read(
     path: Path,
-    source: str | Source | None = None,
+    format: str | Format | None = None,
     *,
     license: str = "",
     language: str = "",
@@ -245,121 +251,121 @@ def read(
     on_bad_row: OnBadRow = "fail",
     split: str = "train",
 ) -> Reading:
-    """A dataset file, ready to be gone through.
+    """Open a dataset file and detect its format.
 
     Args:
-        path: see `read_records`.
-        source: the format or its name; sniffed where it is left out.
-        license: an SPDX expression for rows whose file and format name none.
-        language: likewise.
-        attribution: the credit that goes with them; likewise.
-        model: the model that wrote them, if one did; likewise.
-        on_bad_row: ``fail`` raises at the first bad row; ``reject`` gives it.
-        split: of a dataset on the Hub.
+        path: a file, or a Hub dataset as ORG/NAME; see `read_records`.
+        format: the format or its name; None to detect it from the fields of the first row.
+        license: SPDX expression for rows whose record and format do not specify one.
+        language: ISO 639 code for rows that do not specify one.
+        attribution: attribution text; replaces that of the format.
+        model: the model that wrote the rows, if they are not human-written.
+        on_bad_row: ``fail`` raises an error at the first bad row; ``reject`` yields it.
+        split: the split to read if ``path`` is a Hub dataset.
 
     Raises:
-        InputError: the file cannot be read, or its format is not known.
-        ConfigError: there is no such source.
+        InputError: if the file cannot be read, or its format is unknown.
+        ConfigError: if no format is called ``format``.
     """
     records = read_records(path, split)
-    sniffed = source is None
-    given: Source | None = find("sources", source)() if isinstance(source, str) else source
-    source, held = _sniffed(path, given, records, on_bad_row)
-    # Of a shape that many share, what is known of one dataset holds if it was named.
-    known = source.telling or not sniffed
-    terms = _Terms(
-        license=(source.license if known else "") or license,
+    detected = format is None
+    requested: Format | None = find("sources", format)() if isinstance(format, str) else format
+    format, buffered = _detect_format(path, requested, records, on_bad_row)
+    # Fields that many datasets share do not identify the dataset, so its license is unknown.
+    known = format.identifies_dataset or not detected
+    defaults = _RowDefaults(
+        license=(format.license if known else "") or license,
         language=language,
-        attribution=(attribution,) if attribution else source.attribution if known else (),
-        method="model" if model else source.method if known else "human",
-        model=model or (source.model if known else None),
+        attribution=(attribution,) if attribution else format.attribution if known else (),
+        method="model" if model else format.method if known else "human",
+        model=model or (format.model if known else None),
     )
-    return Reading(path, source, chain(held, records), terms, on_bad_row)
+    return Reading(path, format, chain(buffered, records), defaults, on_bad_row)
 
 
-def _sniffed(
+def _detect_format(
     path: Path,
-    source: Source | None,
+    format: Format | None,
     records: Iterator[Record | BadRecord],
     on_bad_row: OnBadRow,
-) -> tuple[Source, list[Record | BadRecord]]:
-    """The format of a file, and the records that were read to find it."""
-    held: list[Record | BadRecord] = []
+) -> tuple[Format, list[Record | BadRecord]]:
+    """Return the format of a file, and the records that were read to detect it."""
+    buffered: list[Record | BadRecord] = []
     for record in records:
-        held.append(record)
+        buffered.append(record)
         if isinstance(record, BadRecord):
             if on_bad_row == "fail":
                 raise bad_row(path, BadRow(record.line, record.reason))
             continue
-        if source is None:
-            source = sniff(record.fields)
-        if source is not None:
+        if format is None:
+            format = detect_format(record.fields)
+        if format is not None:
             break
-        if on_bad_row == "fail" or len(held) > _LOOKED_AT:
+        if on_bad_row == "fail" or len(buffered) > _DETECTION_ROWS:
             raise _unknown_format(record, path)
-    whole = [r for r in held if isinstance(r, Record)]
-    if not whole:
+    valid = [r for r in buffered if isinstance(r, Record)]
+    if not valid:
         raise InputError(
-            "no row that can be read.", path=path, hint="Check that it is the file meant."
+            "the file has no valid row.", path=path, hint="Check that it is the intended file."
         )
-    if source is None:
-        raise _unknown_format(whole[0], path)
-    return source, held
+    if format is None:
+        raise _unknown_format(valid[0], path)
+    return format, buffered
 
 
-def sniff(fields: Mapping[str, Any]) -> Source | None:
-    """The format whose fields a record has, or None."""
-    known: list[type[Source]] = list(classes("sources").values())
-    fitting = [s for s in known if s.fields and fields.keys() >= set(s.fields)]
-    best = max(fitting, key=lambda s: (len(s.fields), s.name), default=None)
+def detect_format(fields: Mapping[str, Any]) -> Format | None:
+    """Return the format that matches the fields of a record, or None."""
+    known: list[type[Format]] = list(classes("sources").values())
+    matching = [s for s in known if s.fields and fields.keys() >= set(s.fields)]
+    best = max(matching, key=lambda s: (len(s.fields), s.name), default=None)
     return None if best is None else best()
 
 
 def bad_row(path: Path, row: BadRow) -> InputError:
-    """The error for a row that stops the reading."""
+    """Return the error for a bad row when on_bad_row is ``fail``."""
     return InputError(
         row.reason,
         path=path,
         line=row.line,
-        hint="Mend the row, or pass --on-bad-row reject to leave it out.",
+        hint="Fix the row, or pass --on-bad-row=reject to reject such rows and continue.",
     )
 
 
 def _unknown_format(record: Record, path: Path) -> InputError:
-    has = ", ".join(sorted(map(str, record.fields))[:12]) or "no fields"
+    names = ", ".join(sorted(map(str, record.fields))[:12]) or "none"
     known = [s for s in classes("sources").values() if s.fields]
-    forms = "; ".join(f"{s.name}: {', '.join(sorted(s.fields))}" for s in known)
+    formats = "; ".join(f"{s.name}: {', '.join(sorted(s.fields))}" for s in known)
     return InputError(
-        f"the row has the fields {has}, which is no known format.",
+        f"the fields of the row do not match a known format (its fields: {names}).",
         path=path,
         line=record.line,
-        hint=f"Name its fields: --map instruction=FIELD --map output=FIELD. Known are {forms}.",
+        hint=f"Pass --map with instruction=FIELD and output=FIELD. Known formats: {formats}.",
     )
 
 
 def check_language(code: str) -> None:
-    """Refuse what is no language code.
+    """Raise an error if a language code is invalid.
 
     Raises:
-        ConfigError: it does not look like ISO 639, such as fa or zh-Hant.
+        ConfigError: if it does not look like an ISO 639 code, such as fa or zh-Hant.
     """
     if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
-        raise ConfigError(f"{code[:40]!r} is no language code.", "Use ISO 639, such as en or fa.")
+        raise ConfigError(f"{code[:40]!r} is not a language code.", "Use ISO 639, such as fa.")
 
 
 def text(
     record: Mapping[str, Any], field: str, *, required: bool = True, filled: bool = True
 ) -> str:
-    """A text field of a record, without outer white space.
+    """Return a text field of a record, without leading and trailing white space.
 
     Args:
         record: the row.
-        field: the field's name.
-        required: whether it must be there; "" stands for a missing one otherwise.
-        filled: whether a required field must hold more than white space.
+        field: the name of the field.
+        required: whether a missing field is an error; otherwise it is read as "".
+        filled: whether a required field must contain more than white space.
 
     Raises:
-        RowError: it is not there, empty, no text, too long, or holds NUL.
+        RowError: if the field is missing, empty, not text, too long, or contains NUL.
     """
     value = record.get(field)
     if value is None:
@@ -374,26 +380,26 @@ def text(
     if len(value) > _MAX_CHARACTERS:
         raise RowError(f'"{field}" has more than {_MAX_CHARACTERS:,} characters.')
     if "\0" in value:
-        raise RowError(f'"{field}" holds a NUL character.')
+        raise RowError(f'"{field}" contains a NUL character.')
     return value
 
 
 def number(record: Mapping[str, Any], field: str) -> float | None:
-    """A finite number of a record, or None where there is none.
+    """Return a number of a record, or None if it is missing or not finite.
 
     Raises:
-        RowError: it is something else.
+        RowError: if the field is not a number.
     """
     value = record.get(field)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError(f'"{field}" is a {type(value).__name__}, not a number.')
-    # NaN is how tables write that nothing is there.
+    # Tables use NaN for missing values.
     return float(value) if math.isfinite(value) else None
 
 
-def _guess(sample: Sample) -> str:
+def _detect_language(sample: Sample) -> str:
     from instructgen.similarity.scripts import language_of_script
 
     return language_of_script(sample.instruction)
@@ -401,16 +407,23 @@ def _guess(sample: Sample) -> str:
 
 __all__ = [
     "BadRow",
-    "LeftOut",
+    "Format",
     "OnBadRow",
     "Reading",
     "Record",
     "RowError",
-    "Source",
     "Taken",
+    "UnusedRow",
     "bad_row",
+    "detect_format",
     "number",
     "read",
-    "sniff",
     "text",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Name the new class for plug-ins that import the old one."""
+    if name == "Source":
+        raise ImportError("instructgen.formats.Source was renamed to Format")
+    raise AttributeError(name)

@@ -1,7 +1,7 @@
-"""Alpaca's three columns, as used by Alpaca itself and by many others.
+"""Reads the three Alpaca columns, which Stanford Alpaca and many other datasets use.
 
-The shape says nothing about whose rows they are: only a source that is named
-has Stanford Alpaca's terms.
+The columns do not identify the dataset: the license of Stanford Alpaca applies only if the
+user names this format.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instructgen.formats import RowError, Source, text
+from instructgen.formats import Format, RowError, text
 from instructgen.schema.sample import Message, Sample
 
 
-class AlpacaFormat(Source):
-    """Rows of instruction, input and output; what else a row says of itself is kept.
+class AlpacaFormat(Format):
+    """Rows with instruction, input and output; optional category, language and license are kept.
 
     Stanford Alpaca: 52,002 rows by text-davinci-003, CC-BY-NC-4.0 since it was
     corrected from ODC-By (tatsu-lab/stanford_alpaca issue 244).
@@ -22,19 +22,19 @@ class AlpacaFormat(Source):
 
     name = "alpaca"
     fields = frozenset({"instruction", "output"})
-    telling = False
+    identifies_dataset = False
     license = "CC-BY-NC-4.0"
     attribution = ("Stanford Alpaca, Taori et al. 2023",)
     method = "alpaca"
     model = "text-davinci-003"
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample; of unknown kind."""
+        """Return one sample, without a kind."""
         return [
             Sample(
                 instruction=text(record, "instruction"),
                 input=text(record, "input", required=False),
-                # Published Alpaca files hold rows with no output.
+                # Published Alpaca files contain rows with an empty output.
                 output=text(record, "output", filled=False),
                 history=_history(record.get("history")),
                 category=text(record, "category", required=False) or None,
@@ -45,16 +45,16 @@ class AlpacaFormat(Source):
 
 
 def _history(value: Any) -> tuple[Message, ...]:
-    """Earlier exchanges, as pairs of question and answer."""
+    """Return the messages of earlier exchanges, which are [question, answer] pairs."""
     if not value:
         return ()
     if not isinstance(value, list):
-        raise RowError('"history" is no list of questions with answers.')
-    said: list[Message] = []
+        raise RowError('"history" is not a list of [question, answer] pairs.')
+    messages: list[Message] = []
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise RowError('"history" is no list of questions with answers.')
-        given = {"question": pair[0], "answer": pair[1]}
-        said.append(Message("user", text(given, "question")))
-        said.append(Message("assistant", text(given, "answer")))
-    return tuple(said)
+            raise RowError('"history" is not a list of [question, answer] pairs.')
+        exchange = {"question": pair[0], "answer": pair[1]}
+        messages.append(Message("user", text(exchange, "question")))
+        messages.append(Message("assistant", text(exchange, "answer")))
+    return tuple(messages)

@@ -1,7 +1,7 @@
-"""Alpaca Libre's log of a Self-Instruct run: every candidate with its status and similarity.
+"""Reads Alpaca Libre's log of a Self-Instruct run: every candidate with status and similarity.
 
-Its final form is Alpaca's shape without status, and is meant when this source is
-named.
+The final dataset of Alpaca Libre has the columns of Alpaca and no status; it is read with
+this format only if the user names the format.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from instructgen.formats import RowError, Source, number, text
+from instructgen.formats import Format, RowError, number, text
 from instructgen.formats.alpaca import AlpacaFormat
 from instructgen.schema.sample import Label, Sample, Score
 
 _NO_INPUT = ("<noinput>", "<no input>", '"<no input>"', '"<noinput>"')
 
 
-class AlpacaLibre(Source):
-    """Rows of instruction, input, output, status, and similarity, inside "other" since 0.3.
+class AlpacaLibre(Format):
+    """Rows with instruction, input, output, status and similarity (in "other" since 0.3).
 
-    Written by gpt-3.5-turbo; "all data byproducts are CC0/MIT-licensed" (mobarski/alpaca-libre,
-    README), of which the one that asks for something is taken.
+    Written by gpt-3.5-turbo. The README of mobarski/alpaca-libre says "all data byproducts
+    are CC0/MIT-licensed"; the license used here is MIT, which requires attribution.
     """
 
     name = "alpaca-libre"
@@ -33,14 +33,14 @@ class AlpacaLibre(Source):
     model = "gpt-3.5-turbo"
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample, whatever its status: the label says that, and a filter can ask for it."""
+        """Return one sample with its status as a label, on which a recipe can filter."""
         (sample,) = AlpacaFormat().samples(record)
         if sample.input.lower() in _NO_INPUT:
             sample = replace(sample, input="")
         status = text(record, "status", required=False)
         other = record.get("other", {})
         if not isinstance(other, Mapping):
-            raise RowError('"other" is no object.')
+            raise RowError('"other" is not a JSON object.')
         similarity = number({**other, **record}, "similarity")
         return [
             replace(

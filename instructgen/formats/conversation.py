@@ -1,4 +1,4 @@
-"""Turns of a conversation, by whatever names a dataset calls the speakers, as a sample."""
+"""Converts the messages of a conversation, with any common names for the roles, to a sample."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from instructgen.formats import RowError, text
 from instructgen.schema.sample import Edit, Message, Sample
 
-# As FastChat, Axolotl and LLaMA-Factory read them, and what stands in files besides.
+# The role names that FastChat, Axolotl and LLaMA-Factory read, and others found in datasets.
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "instruction", "question"), "user"),
     **dict.fromkeys(
@@ -22,74 +22,74 @@ _ROLES = {
 
 
 def turns(value: Any, field: str, role: str = "role", content: str = "content") -> list[Message]:
-    """The messages of a list of records, their roles in our words.
+    """Return the messages of a list of records, with the roles user, assistant and system.
 
     Args:
         value: the list.
-        field: its name, for messages.
-        role: the key of who speaks.
-        content: the key of what is said; text, or a list of parts of type text.
+        field: the name of the list in the row, for error messages.
+        role: the key of the role.
+        content: the key of the content: text, or a list of parts of type text.
 
     Raises:
-        RowError: it is no such list, or somebody speaks who is none of the three.
+        RowError: if the value is not a list of messages, or a role is unknown.
     """
     if not isinstance(value, list) or not value:
-        raise RowError(f'"{field}" is no list of messages.')
-    found = []
-    for place, turn in enumerate(value, start=1):
+        raise RowError(f'"{field}" is not a list of messages.')
+    messages = []
+    for number, turn in enumerate(value, start=1):
         if not isinstance(turn, Mapping):
-            raise RowError(f'"{field}" {place} is no message.')
+            raise RowError(f'message {number} of "{field}" is not a JSON object.')
         name = turn.get(role)
-        speaker = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
-        if speaker is None:
+        known_role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+        if known_role is None:
             raise RowError(
-                f'"{field}" {place} is said by {str(name)[:40]!r}, whom we cannot place.'
+                f'message {number} of "{field}" has the unknown role {str(name)[:40]!r}.'
             )
-        said = {content: _joined(turn.get(content))}
-        found.append(Message(speaker, text(said, content, filled=False)))
-    return found
+        fields = {content: _joined_parts(turn.get(content))}
+        messages.append(Message(known_role, text(fields, content, filled=False)))
+    return messages
 
 
-def _joined(content: Any) -> Any:
-    """The text of OpenAI's content parts; anything else as it is."""
+def _joined_parts(content: Any) -> Any:
+    """Return the joined text of OpenAI content parts; return any other value unchanged."""
     if not isinstance(content, list):
         return content
     if not all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-        raise RowError("a message holds more than text.")
+        raise RowError("a message contains a part that is not text.")
     return "\n".join(text(part, "text", filled=False) for part in content)
 
 
 def sample_of_turns(messages: Sequence[Message]) -> Sample:
-    """A conversation as a sample: the last question with its answer, the rest as history.
+    """Convert a conversation to a sample: the last exchange, with the rest as history.
 
-    Several messages of one speaker in a row become one. What comes before the
-    first question, and a last question without an answer, is left out. Each of
-    these is recorded as an edit.
+    Consecutive messages of one role are joined. Empty messages, an assistant message before
+    the first user message, and a last user message without an answer are removed. Each of
+    these changes is recorded as an edit.
 
     Raises:
-        RowError: nothing is asked, or nothing answered.
+        RowError: if no user message has an answer, or a system message is not first.
     """
     edits = []
     system = list(itertools.takewhile(lambda m: m.role == "system", messages))
     rest = [m for m in messages[len(system) :] if m.content]
     if len(rest) < len(messages) - len(system):
-        edits.append("empty messages were left out")
+        edits.append("empty messages were removed")
     if any(m.role == "system" for m in rest):
-        raise RowError("a system message stands inside the conversation.")
+        raise RowError("a system message is not at the start of the conversation.")
     joined = [
-        Message(role, "\n\n".join(m.content for m in said))
-        for role, said in itertools.groupby(rest, key=lambda m: m.role)
+        Message(role, "\n\n".join(m.content for m in group))
+        for role, group in itertools.groupby(rest, key=lambda m: m.role)
     ]
     if len(joined) < len(rest):
-        edits.append("messages of one speaker in a row were joined")
+        edits.append("consecutive messages of one role were joined")
     if joined and joined[0].role == "assistant":
         del joined[0]
-        edits.append("an answer before the first question was left out")
+        edits.append("an assistant message before the first user message was removed")
     if joined and joined[-1].role == "user":
         del joined[-1]
-        edits.append("the last question, which has no answer, was left out")
+        edits.append("the last user message, which has no answer, was removed")
     if not joined:
-        raise RowError("the conversation has no question with an answer.")
+        raise RowError("the conversation has no user message with an answer.")
     *history, question, answer = joined
     first = [Message("system", "\n\n".join(m.content for m in system))] if system else []
     return Sample(
@@ -101,14 +101,14 @@ def sample_of_turns(messages: Sequence[Message]) -> Sample:
 
 
 def preference(chosen: Iterable[Message], rejected: Iterable[Message]) -> Sample:
-    """Two conversations that differ in their last answer as a preference.
+    """Combine two conversations that differ only in their last answer into a preference.
 
     Raises:
-        RowError: they differ before it, or not at all.
+        RowError: if they differ before the last answer, or do not differ.
     """
     better, worse = sample_of_turns(list(chosen)), sample_of_turns(list(rejected))
     if better.prompt != worse.prompt:
         raise RowError('"chosen" and "rejected" differ before the last answer.')
     if better.output == worse.output:
-        raise RowError('"chosen" and "rejected" are the same.')
+        raise RowError('"chosen" and "rejected" are identical.')
     return replace(better, rejected_output=worse.output)

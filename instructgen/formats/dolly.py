@@ -1,16 +1,16 @@
-"""databricks-dolly-15k: human answers in eight categories, some over a Wikipedia passage."""
+"""Reads databricks-dolly-15k: human answers in eight categories, some about a given passage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from instructgen.formats import Source, text
+from instructgen.formats import Format, text
 from instructgen.schema.sample import Kind, Sample
 
 
-class Dolly(Source):
-    """Rows of instruction, context, response and category (CC-BY-SA-3.0, Databricks 2023)."""
+class Dolly(Format):
+    """Rows with instruction, context, response and category (CC-BY-SA-3.0, Databricks 2023)."""
 
     name = "dolly"
     fields = frozenset({"instruction", "context", "response"})
@@ -22,7 +22,7 @@ class Dolly(Source):
     )
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample; the context becomes its input."""
+        """Return one sample, with the context as its input."""
         category = text(record, "category", required=False) or None
         return [
             Sample(

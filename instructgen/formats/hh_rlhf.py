@@ -1,4 +1,4 @@
-"""Anthropic's HH-RLHF: pairs of dialogues, the one that a person liked better and the other."""
+"""Reads Anthropic's HH-RLHF: pairs of dialogues, of which a person chose the better one."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from instructgen.errors import ConfigError
-from instructgen.formats import RowError, Source, text
+from instructgen.formats import Format, RowError, text
 from instructgen.formats.conversation import preference, sample_of_turns
 from instructgen.schema.sample import Message, Sample
 
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
-class HHRLHF(Source):
-    """Rows of chosen and rejected, each a transcript (MIT, Bai et al. 2022).
+class HHRLHF(Format):
+    """Rows with chosen and rejected, each a transcript (MIT, Bai et al. 2022).
 
-    As instructions a row is its chosen dialogue. ``first`` takes the first exchange
-    of it alone and no row with a link, which is Alpaca Libre's conversion; people
-    judged the last answer, so that this one is only context where there are more.
+    In the shape ``instructions`` a row is its chosen dialogue. The selection ``first`` uses
+    only the first exchange of that dialogue and rejects rows with a link, as the conversion
+    of Alpaca Libre does. Annotators judged the last answer, so in dialogues with several
+    exchanges the first answer was not judged by itself.
     """
 
     name = "hh-rlhf"
@@ -32,17 +33,17 @@ class HHRLHF(Source):
     takes = ("dialogue", "first")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be told apart: the first exchange is the same in both dialogues."""
+        """Reject ``first`` for preferences: both dialogues have the same first exchange."""
         super().__post_init__()
         if self.take == "first" and self.shape == "preferences":
-            raise ConfigError("hh-rlhf: --take first gives instructions.", "Add --as instructions.")
+            raise ConfigError("hh-rlhf: --take=first gives instructions.", "Add --as=instructions.")
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One preference or dialogue."""
+        """Return one preference, or one dialogue."""
         chosen = _turns(record, "chosen")
         if self.take == "first":
             if "http" in text(record, "chosen"):
-                raise RowError("the dialogue holds a link.")
+                raise RowError('"chosen" contains a link.')
             return [sample_of_turns(chosen[:2])]
         if self.shape == "instructions":
             return [sample_of_turns(chosen)]
@@ -52,8 +53,8 @@ class HHRLHF(Source):
 def _turns(record: Mapping[str, Any], field: str) -> list[Message]:
     before, *parts = _TURN.split(text(record, field))
     if not parts or before.strip():
-        raise RowError(f'"{field}" is no dialogue of Human and Assistant.')
+        raise RowError(f'"{field}" is not a dialogue of "Human:" and "Assistant:" turns.')
     return [
-        Message("user" if speaker == "Human" else "assistant", said.strip())
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        Message("user" if speaker == "Human" else "assistant", content.strip())
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]

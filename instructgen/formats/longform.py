@@ -1,20 +1,20 @@
-"""LongForm: instructions for long texts that people wrote."""
+"""Reads LongForm: instructions for long human-written texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from instructgen.formats import Source, text
+from instructgen.formats import Format, text
 from instructgen.schema.sample import Sample
 
 
-class LongForm(Source):
-    """Rows of input (the instruction), output, source and subset.
+class LongForm(Format):
+    """Rows with input (the instruction), output, source and subset.
 
-    "MIT License with custom limitations": of OpenAI for the instructions of its
-    corpora part, of WikiHow for that subset (akoksal/LongForm, data card), for
-    which SPDX has no identifier.
+    The data card of akoksal/LongForm says "MIT License with custom limitations". SPDX has
+    no identifier for these limitations: the terms of OpenAI apply to the instructions of the
+    corpus subsets, those of WikiHow to its subset.
     """
 
     name = "longform"
@@ -24,7 +24,7 @@ class LongForm(Source):
     attribution = ("LongForm, Köksal et al. 2023",)
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample; its source and subset become the category."""
+        """Return one sample, with source and subset as its category."""
         parts = [text(record, "source", required=False), text(record, "subset", required=False)]
         return [
             Sample(

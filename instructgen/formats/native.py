@@ -1,23 +1,23 @@
-"""Our own seed tasks: one instance per row, with kind, category, language and licence."""
+"""Reads instructgen's own rows: one instance per row, with kind, category, language and license."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from instructgen.formats import RowError, Source, text
+from instructgen.formats import Format, RowError, text
 from instructgen.schema.sample import Kind, Sample
 
 
-class Native(Source):
+class Native(Format):
     """Rows as in seeds/*.jsonl."""
 
     name = "instructgen"
     fields = frozenset({"instruction", "output", "kind", "license"})
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample."""
-        # Rows that were imported have none, in our own Parquet parts as elsewhere.
+        """Return one sample."""
+        # Imported rows have a null kind, also in Parquet parts that instructgen wrote.
         unknown = "kind" in record and record["kind"] is None
         kind = None if unknown else text(record, "kind")
         if kind is not None and kind not in list(Kind):

@@ -1,8 +1,7 @@
-"""OASST1 and OASST2: trees of messages by volunteers, flat (a message a row) or nested.
+"""Reads OASST1 and OASST2: trees of messages, as one message per row or one tree per row.
 
-Messages are taken as their reviewers left them: what was deleted or failed
-review is left out with all that answers it. Every message is in a sample or left
-out with a reason.
+Messages that were deleted or failed review are rejected, together with all replies below
+them. Every message is either part of a sample or rejected with a reason.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from instructgen.formats import BadRow, LeftOut, RowError, Source, Taken, number, text
+from instructgen.formats import BadRow, Conversion, Format, RowError, UnusedRow, number, text
 from instructgen.formats.records import Record
 from instructgen.schema.sample import Message, Origin, Sample, Score
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}
-# Paths and pairs grow with the square of a tree; real ones have some hundred at most.
-_MOST_MESSAGES = 1_000
-# Of the answer; the others are the worst of the whole conversation.
-_OF_ANSWER = ("quality", "helpfulness", "creativity", "humor")
+# The number of paths and pairs grows quadratically; published trees have a few hundred messages.
+_MAX_MESSAGES = 1_000
+# These scores describe the answer; of all others the worst in the conversation is used.
+_ANSWER_SCORES = ("quality", "helpfulness", "creativity", "humor")
 
 
 @dataclass(slots=True)
 class _Node:
-    """A message of a tree, with the answers to it."""
+    """A message of a tree, with its replies as children."""
 
     line: int
     id: str
@@ -41,13 +40,13 @@ class _Node:
     children: list[_Node] = field(default_factory=list)
 
 
-class OASST(Source):
-    """Message rows, or one tree a row (Apache-2.0, Köpf et al. 2023).
+class OASST(Format):
+    """Rows with one message or one tree each (Apache-2.0, Köpf et al. 2023).
 
-    ``best`` follows the best-ranked answer from the first prompt on, ``all`` every
-    path to a last answer, ``first`` takes the best-ranked answer to the first
-    prompt alone. As preferences, of any two ranked answers to a prompt the better
-    one is chosen.
+    The selection ``best`` follows the best-ranked reply from the first prompt to the end,
+    ``all`` gives every path to a last answer, and ``first`` only the best-ranked answer to
+    the first prompt. In the shape ``preferences``, each pair of answers to one prompt with
+    different ranks is a row, with the better-ranked answer as chosen.
     """
 
     name = "oasst"
@@ -59,75 +58,75 @@ class OASST(Source):
     takes = ("best", "all", "first")
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Of one tree."""
-        (taken,) = self.taken([Record(1, dict(record))])
-        return taken.samples
+        """Return the samples of one tree."""
+        (tree,) = self.convert_all([Record(1, dict(record))])
+        return tree.samples
 
-    def taken(self, records: Iterable[Record]) -> Iterator[Taken]:
-        """Tree by tree; the messages of a flat one have to stand together."""
+    def convert_all(self, records: Iterable[Record]) -> Iterator[Conversion]:
+        """Yield the samples of each tree; message rows of one tree must be consecutive."""
         done: set[str] = set()
         for key, rows in itertools.groupby(records, key=_tree_id):
             group = list(rows)
             if "prompt" in group[0].fields:
-                # Nested: each is a tree of its own.
+                # Each record is a nested tree.
                 for record in group:
                     yield self._tree(key, [record], *_flattened(record))
                 continue
             if key is None or key in done:
-                reason = "the other messages of its tree stand elsewhere; sort by message_tree_id."
+                reason = "the rows of its tree are not consecutive; sort by message_tree_id."
                 if key is None:
-                    reason = '"message_tree_id" is missing, or no text.'
-                bad: list[BadRow | LeftOut] = [BadRow(r.line, reason) for r in group]
-                yield Taken(group[0].line, 0, [], bad, len(group))
+                    reason = '"message_tree_id" is missing or not text.'
+                bad_rows: list[BadRow | UnusedRow] = [BadRow(r.line, reason) for r in group]
+                yield Conversion(group[0].line, 0, [], bad_rows, len(group))
                 continue
             done.add(key)
-            nodes, faults = [], []
+            nodes, bad = [], []
             for record in group:
                 try:
                     nodes.append(_node(record.line, record.fields))
                 except RowError as error:
-                    faults.append(BadRow(record.line, str(error)))
-            yield self._tree(key, group, nodes, faults)
+                    bad.append(BadRow(record.line, str(error)))
+            yield self._tree(key, group, nodes, bad)
 
     def _tree(
-        self, key: str | None, records: list[Record], nodes: list[_Node], faults: list[BadRow]
-    ) -> Taken:
-        if len(nodes) > _MOST_MESSAGES:
-            reason = f"its tree has {len(nodes):,} messages, more than {_MOST_MESSAGES:,}."
-            faults += [BadRow(node.line, reason) for node in nodes]
+        self, key: str | None, records: list[Record], nodes: list[_Node], bad: list[BadRow]
+    ) -> Conversion:
+        if len(nodes) > _MAX_MESSAGES:
+            reason = f"its tree has {len(nodes):,} messages, more than {_MAX_MESSAGES:,}."
+            bad += [BadRow(node.line, reason) for node in nodes]
             nodes = []
-        roots, lost = _linked(nodes)
+        roots, rejections = _link(nodes)
         samples: list[Sample] = []
         used: set[str] = set()
         for root in roots:
-            for path in self._paths(root, lost):
+            for path in self._paths(root, rejections):
                 used.update(node.id for node in path)
                 if self.shape == "preferences":
                     samples.append(_preference(path[:-1], path[-1], str(key)))
                 else:
                     samples.append(_sample(path, str(key)))
         for node in nodes:
-            if node.id not in used and node.id not in lost:
-                lost[node.id] = self._not_taken(node)
-        others: list[BadRow | LeftOut] = [*faults]
+            if node.id not in used and node.id not in rejections:
+                rejections[node.id] = self._unselected(node)
+        others: list[BadRow | UnusedRow] = [*bad]
         others += [
-            LeftOut(node.line, *lost[node.id], _left_out(node, str(key)))
+            UnusedRow(node.line, *rejections[node.id], _rejected_sample(node, str(key)))
             for node in nodes
-            if node.id in lost
+            if node.id in rejections
         ]
-        return Taken(records[0].line, len(used), samples, others, len(records))
+        return Conversion(records[0].line, len(used), samples, others, len(records))
 
-    def _paths(self, root: _Node, lost: Mapping[str, Any]) -> Iterator[list[_Node]]:
-        """Paths of messages that make a sample, their last one an answer.
+    def _paths(self, root: _Node, rejections: Mapping[str, Any]) -> Iterator[list[_Node]]:
+        """Yield the paths of messages that form a sample; the last message is an answer.
 
-        For preferences the last two are answers to the same prompt, the better first.
+        For preferences the last two are answers to the same prompt, the better one first.
         """
-        if root.id in lost:
+        if root.id in rejections:
             return
         if self.shape == "preferences":
-            for path in _all_paths(root, lost):
+            for path in _all_paths(root, rejections):
                 if path[-1].role == "user":
-                    ranked = [c for c in path[-1].children if c.id not in lost]
+                    ranked = [c for c in path[-1].children if c.id not in rejections]
                     ranked = sorted(
                         (c for c in ranked if c.rank is not None), key=lambda c: c.rank or 0
                     )
@@ -136,44 +135,44 @@ class OASST(Source):
                             yield [*path, better, worse]
             return
         if self.take == "all":
-            for path in _all_paths(root, lost):
-                followed = any(
-                    answer.id not in lost
+            for path in _all_paths(root, rejections):
+                has_later_answer = any(
+                    answer.id not in rejections
                     for question in path[-1].children
-                    if question.id not in lost
+                    if question.id not in rejections
                     for answer in question.children
                 )
-                if path[-1].role == "assistant" and not followed:
+                if path[-1].role == "assistant" and not has_later_answer:
                     yield path
             return
         path = [root]
         while True:
-            answers = [c for c in path[-1].children if c.id not in lost]
+            answers = [c for c in path[-1].children if c.id not in rejections]
             if not answers:
                 break
             best = min(answers, key=_by_rank)
             path.append(best)
             if self.take == "first":
                 break
-            asked = [c for c in best.children if c.id not in lost]
-            # A question that was answered goes before one that was not.
-            asked.sort(key=lambda c: (all(a.id in lost for a in c.children), *_by_rank(c)))
-            if not asked or all(a.id in lost for a in asked[0].children):
+            replies = [c for c in best.children if c.id not in rejections]
+            # Replies with an answer come first, because only they continue the path.
+            replies.sort(key=lambda c: (all(a.id in rejections for a in c.children), *_by_rank(c)))
+            if not replies or all(a.id in rejections for a in replies[0].children):
                 break
-            path.append(asked[0])
+            path.append(replies[0])
         if len(path) > 1:
             yield path
 
-    def _not_taken(self, node: _Node) -> tuple[str, str]:
+    def _unselected(self, node: _Node) -> tuple[str, str]:
         if self.shape == "preferences":
-            return "no_ranked_sibling", "it is no answer that was ranked beside another one"
+            return "no_ranked_sibling", "it is not part of a pair of answers with different ranks"
         if node.role == "user" and not node.children:
-            return "unanswered", "nobody answered it"
+            return "unanswered", "it has no reply"
         if self.take == "first":
-            return "not_first_turn", "only the best answer to the first prompt was taken"
+            return "not_first_turn", "it is not the first prompt or its best-ranked answer"
         if self.take == "best":
-            return "not_best_path", "the best-ranked path does not lead over it"
-        return "unanswered", "no answer follows that could be taken"
+            return "not_best_path", "it is not on the best-ranked path"
+        return "unanswered", "no usable answer follows it"
 
 
 def _by_rank(node: _Node) -> tuple[float, int]:
@@ -186,28 +185,28 @@ def _tree_id(record: Record) -> str | None:
 
 
 def _flattened(record: Record) -> tuple[list[_Node], list[BadRow]]:
-    """The messages of a nested tree, each before its replies."""
+    """Return the messages of a nested tree, each before its replies, and the bad ones."""
     nodes: list[_Node] = []
-    faults: list[BadRow] = []
-    waiting: list[Any] = [(record.fields.get("prompt"), None)]
-    while waiting:
-        fields, parent = waiting.pop()
+    bad: list[BadRow] = []
+    pending: list[Any] = [(record.fields.get("prompt"), None)]
+    while pending:
+        fields, parent = pending.pop()
         if not isinstance(fields, Mapping):
-            faults.append(BadRow(record.line, "a message of the tree is no object."))
+            bad.append(BadRow(record.line, "a message of the tree is not a JSON object."))
             continue
         tree = {k: record.fields.get(k) for k in ("message_tree_id", "tree_state")}
         try:
             node = _node(record.line, {**tree, "parent_id": parent, **fields})
             nodes.append(node)
         except RowError as error:
-            faults.append(BadRow(record.line, f"a message of the tree: {error}"))
+            bad.append(BadRow(record.line, f"a message of the tree: {error}"))
         replies = fields.get("replies") or []
         if isinstance(replies, list):
-            here = fields.get("message_id")
-            waiting += [(reply, here) for reply in reversed(replies)]
+            message_id = fields.get("message_id")
+            pending += [(reply, message_id) for reply in reversed(replies)]
         else:
-            faults.append(BadRow(record.line, '"replies" is no list.'))
-    return nodes, faults
+            bad.append(BadRow(record.line, '"replies" is not a list.'))
+    return nodes, bad
 
 
 def _node(line: int, fields: Mapping[str, Any]) -> _Node:
@@ -218,7 +217,7 @@ def _node(line: int, fields: Mapping[str, Any]) -> _Node:
     state = text(fields, "tree_state", required=False)
     fault = None
     if state and state != "ready_for_export":
-        fault = ("tree_not_ready", f"its tree is in the state {state}")
+        fault = ("tree_not_ready", f"the state of its tree is {state}, not ready_for_export")
     if fields.get("review_result") is False:
         fault = ("failed_review", "its reviewers rejected it")
     if fields.get("deleted") is True:
@@ -240,84 +239,84 @@ def _node(line: int, fields: Mapping[str, Any]) -> _Node:
 
 
 def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
-    """Labels by reviewers, in either of their two forms, and Detoxify's toxicity."""
-    found: dict[str, Any] = {}
+    """Return the reviewers' labels, in either published layout, and Detoxify's toxicity."""
+    scores: dict[str, Any] = {}
     labels = fields.get("labels")
     if isinstance(labels, Mapping):
         names, values = labels.get("name"), labels.get("value")
         if isinstance(names, list) and isinstance(values, list):
-            found = dict(zip(map(str, names), values, strict=False))
+            scores = dict(zip(map(str, names), values, strict=False))
         else:
-            found = {k: v.get("value") for k, v in labels.items() if isinstance(v, Mapping)}
+            scores = {k: v.get("value") for k, v in labels.items() if isinstance(v, Mapping)}
     detoxify = fields.get("detoxify")
     if isinstance(detoxify, Mapping):
-        found["detoxify_toxicity"] = detoxify.get("toxicity")
+        scores["detoxify_toxicity"] = detoxify.get("toxicity")
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in scores.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
 
 
-def _linked(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
-    """The first prompts, and the messages that cannot be used with the reason why."""
-    lost: dict[str, tuple[str, str]] = {}
+def _link(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
+    """Link messages to their parents; return the first prompt and the rejections by id."""
+    rejections: dict[str, tuple[str, str]] = {}
     by_id: dict[str, _Node] = {}
     for node in nodes:
         if node.id in by_id:
             node.id = f"{node.id}#{node.line}"
-            lost[node.id] = ("doubled", "another message of the tree has its id")
+            rejections[node.id] = ("duplicate_id", "another message of the tree has the same id")
         else:
             by_id[node.id] = node
     roots = []
     for node in nodes:
-        if node.id in lost:
+        if node.id in rejections:
             continue
         parent = by_id.get(node.parent or "")
         if node.parent is not None and parent is None:
-            lost[node.id] = ("orphan", f"what it answers, {node.parent}, is not in its tree")
+            rejections[node.id] = ("orphan", f"its parent, {node.parent}, is not in its tree")
         elif parent is None and node.role != "user":
-            lost[node.id] = ("wrong_role", "a tree begins with a prompt")
+            rejections[node.id] = ("wrong_role", "the first message of a tree must be a prompt")
         elif parent is not None and parent.role == node.role:
-            lost[node.id] = ("wrong_role", "it answers a message of its own side")
+            rejections[node.id] = ("wrong_role", "it has the same role as its parent")
         elif node.fault:
-            lost[node.id] = node.fault
+            rejections[node.id] = node.fault
         elif parent is None:
             roots.append(node)
-        if parent is not None and node.id not in lost:
+        if parent is not None and node.id not in rejections:
             parent.children.append(node)
     for extra in roots[1:]:
-        lost[extra.id] = ("wrong_tree", "its tree has another first prompt")
-    # What answers a lost message, or nothing that leads to a first prompt.
+        rejections[extra.id] = ("wrong_tree", "its tree has a different first prompt")
+    # Messages below a rejected message, or in a loop, cannot be reached from the first prompt.
     reached = {roots[0].id} if roots else set()
-    waiting = roots[:1]
-    while waiting:
-        for child in waiting.pop().children:
-            if child.id not in lost:
+    pending = roots[:1]
+    while pending:
+        for child in pending.pop().children:
+            if child.id not in rejections:
                 reached.add(child.id)
-                waiting.append(child)
+                pending.append(child)
     for node in nodes:
-        if node.id not in reached and node.id not in lost:
-            lost[node.id] = ("parent_left_out", "what it answers was left out")
-    return roots[:1], lost
+        if node.id not in reached and node.id not in rejections:
+            rejections[node.id] = ("parent_rejected", "its parent was rejected")
+    return roots[:1], rejections
 
 
-def _all_paths(root: _Node, lost: Mapping[str, Any]) -> Iterator[list[_Node]]:
-    """The path from the root to every message that is not lost."""
-    waiting = [[root]]
-    while waiting:
-        path = waiting.pop()
+def _all_paths(root: _Node, rejections: Mapping[str, Any]) -> Iterator[list[_Node]]:
+    """Yield the path from the root to every message that is not rejected."""
+    pending = [[root]]
+    while pending:
+        path = pending.pop()
         yield path
-        waiting += [[*path, c] for c in reversed(path[-1].children) if c.id not in lost]
+        pending += [[*path, c] for c in reversed(path[-1].children) if c.id not in rejections]
 
 
 def _sample(path: list[_Node], tree: str) -> Sample:
-    """The path's last answer as a sample; scores of the answer, and the worst of the whole."""
+    """Return a sample of the last answer, with its scores and the worst of the others."""
     *before, question, answer = path
     scores: dict[str, float] = {}
     for node in path:
         for name, value in node.scores.items():
-            if name in _OF_ANSWER:
+            if name in _ANSWER_SCORES:
                 if node is answer:
                     scores[name] = value
             else:
@@ -353,7 +352,7 @@ def _preference(path: list[_Node], worse: _Node, tree: str) -> Sample:
     )
 
 
-def _left_out(node: _Node, tree: str) -> Sample:
-    asked, answered = (node.text, "") if node.role == "user" else ("", node.text)
+def _rejected_sample(node: _Node, tree: str) -> Sample:
+    prompt, answer = (node.text, "") if node.role == "user" else ("", node.text)
     origin = Origin(record=node.id, group=tree)
-    return Sample(asked, output=answered, language=node.language, origin=origin)
+    return Sample(prompt, output=answer, language=node.language, origin=origin)

@@ -1,4 +1,4 @@
-"""OpenAI's chat format: a list of messages with role and content; also TRL's."""
+"""Reads the chat format of OpenAI and TRL: a list of messages with role and content."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from instructgen.formats import Source, text
+from instructgen.formats import Format, text
 from instructgen.formats.conversation import sample_of_turns, turns
 from instructgen.schema.sample import Sample
 
 
-class OpenAIChat(Source):
-    """Rows of messages; what else a row says of itself is kept."""
+class OpenAIChat(Format):
+    """Rows with messages; optional category, language and license are kept."""
 
     name = "openai-chat"
     fields = frozenset({"messages"})
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample: the last exchange, with what was said before it."""
+        """Return one sample: the last exchange, with the earlier messages as history."""
         sample = sample_of_turns(turns(record.get("messages"), "messages"))
         return [
             replace(

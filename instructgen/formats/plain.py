@@ -1,4 +1,4 @@
-"""Any table: the user says which of its fields is the instruction, which the output."""
+"""Reads any table: the user names the fields for instruction, output and other values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instructgen.errors import ConfigError
-from instructgen.formats import RowError, Source, number, text
+from instructgen.formats import Format, RowError, number, text
 from instructgen.plugins import suggest
 from instructgen.schema.sample import Label, Message, Origin, Sample, Score
 
@@ -28,11 +28,12 @@ _LABEL = "label."
 
 
 @dataclass(frozen=True)
-class Plain(Source):
-    """Rows of which ``mapping`` names the fields; a.b means the field b inside a.
+class Plain(Format):
+    """Rows of any table; ``mapping`` maps the name of a sample field to a field of the record.
 
-    ``label.NAME`` makes a label of a field, such as the ``rationale`` of an answer, the
-    ``test`` of code or the ``pattern`` an answer has to match.
+    The path ``a.b`` is the field ``b`` of the object ``a``. The name ``label.NAME`` stores a
+    field as a label, such as the ``rationale`` of an answer, the ``test`` of code or the
+    ``pattern`` that an answer must match.
     """
 
     name = "plain"
@@ -41,44 +42,44 @@ class Plain(Source):
     mapping: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a mapping that makes no samples."""
-        for ours in self.mapping:
-            if ours not in _FIELDS and not _is_label(ours):
-                raise ConfigError(f"--map {ours}: no such field.", suggest(ours, list(_FIELDS)))
-        for needed in ("instruction", "output"):
-            if needed not in self.mapping:
+        """Set the shape; raise ConfigError if the mapping cannot give samples."""
+        for name in self.mapping:
+            if name not in _FIELDS and not _is_label(name):
+                raise ConfigError(f"--map: unknown field {name!r}.", suggest(name, list(_FIELDS)))
+        for required in ("instruction", "output"):
+            if required not in self.mapping:
                 raise ConfigError(
-                    f"--map {needed}=FIELD is missing.", "Say which field of the file it is."
+                    f"--map: {required}=FIELD is missing.", "Name the field of the file to use."
                 )
         shape = "preferences" if "rejected_output" in self.mapping else "instructions"
         if (self.shape or shape) != shape:
-            raise ConfigError(f"these fields give {shape}.", "Leave --as out.")
+            raise ConfigError(f"the fields in --map give {shape}.", "Omit --as.")
         if self.take:
-            raise ConfigError(f"plain cannot take {self.take!r}.", "Leave --take out.")
+            raise ConfigError(f"plain does not support --take={self.take}.", "Omit --take.")
         object.__setattr__(self, "shape", shape)
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample."""
-        found = {ours: _value(record, theirs) for ours, theirs in self.mapping.items()}
-        system = text(found, "system", required=False)
-        score = number(found, "score")
-        attribution = text(found, "attribution", required=False)
+        """Return one sample."""
+        row = {name: _value(record, path) for name, path in self.mapping.items()}
+        system = text(row, "system", required=False)
+        score = number(row, "score")
+        attribution = text(row, "attribution", required=False)
         sample = Sample(
-            instruction=text(found, "instruction"),
-            input=text(found, "input", required=False),
-            output=text(found, "output", filled=False),
-            rejected_output=text(found, "rejected_output") if self.shape == "preferences" else None,
+            instruction=text(row, "instruction"),
+            input=text(row, "input", required=False),
+            output=text(row, "output", filled=False),
+            rejected_output=text(row, "rejected_output") if self.shape == "preferences" else None,
             history=(Message("system", system),) if system else (),
-            category=text(found, "category", required=False) or None,
-            language=text(found, "language", required=False) or "und",
-            license=text(found, "license", required=False),
+            category=text(row, "category", required=False) or None,
+            language=text(row, "language", required=False) or "und",
+            license=text(row, "license", required=False),
             attribution=(attribution,) if attribution else (),
-            origin=Origin(group=text(found, "group", required=False) or None),
+            origin=Origin(group=text(row, "group", required=False) or None),
             scores=() if score is None else (Score("score", score),),
             labels=tuple(
-                Label(ours.removeprefix(_LABEL), text(found, ours))
-                for ours in self.mapping
-                if _is_label(ours) and found[ours] not in (None, "")
+                Label(name.removeprefix(_LABEL), text(row, name))
+                for name in self.mapping
+                if _is_label(name) and row[name] not in (None, "")
             ),
         )
         return [sample]

@@ -1,4 +1,4 @@
-"""Preferences in the form of UltraFeedback binarized and of TRL: a prompt and two answers."""
+"""Reads preferences as in UltraFeedback (binarized) and TRL: a prompt and two answers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from instructgen.formats import RowError, Source, number, text
+from instructgen.formats import Format, RowError, number, text
 from instructgen.formats.conversation import preference, turns
 from instructgen.schema.sample import Message, Sample, Score
 
 
-class Preferences(Source):
-    """Rows of prompt, chosen and rejected, each text or a list of messages.
+class Preferences(Format):
+    """Rows with prompt, chosen and rejected, each text or a list of messages.
 
-    Where the answers repeat the prompt, it stands once in the row. As instructions
-    a row is the prompt with the chosen answer.
+    A prompt that the answers repeat is kept once. In the shape ``instructions`` a row is the
+    prompt with the chosen answer.
     """
 
     name = "preferences"
@@ -24,9 +24,11 @@ class Preferences(Source):
     shapes = ("preferences", "instructions")
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One preference, with the scores of both answers if it has them."""
+        """Return one preference, with the scores of both answers if the row has them."""
         prompt = _messages(record, "prompt", "user")
-        sample = preference(_whole(prompt, record, "chosen"), _whole(prompt, record, "rejected"))
+        sample = preference(
+            _conversation(prompt, record, "chosen"), _conversation(prompt, record, "rejected")
+        )
         scores = [(name, number(record, name)) for name in ("score_chosen", "score_rejected")]
         if self.shape == "instructions":
             sample = replace(sample, rejected_output=None)
@@ -46,10 +48,10 @@ def _messages(record: Mapping[str, Any], field: str, role: str) -> list[Message]
     return turns(record.get(field), field)
 
 
-def _whole(prompt: list[Message], record: Mapping[str, Any], field: str) -> list[Message]:
+def _conversation(prompt: list[Message], record: Mapping[str, Any], field: str) -> list[Message]:
     answer = _messages(record, field, "assistant")
     if answer[: len(prompt)] == prompt and len(answer) > len(prompt):
         return answer
     if len(answer) != 1 or answer[0].role != "assistant":
-        raise RowError(f'"{field}" is not the answer to "prompt".')
+        raise RowError(f'"{field}" is not one assistant answer to "prompt".')
     return [*prompt, *answer]

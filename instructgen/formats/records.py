@@ -1,9 +1,9 @@
-"""Records of a file or of a dataset on the Hub, one at a time, whatever is wrong with some.
+"""Reads the records of a file or a Hub dataset one at a time; bad records do not stop it.
 
-Reads .jsonl, .ndjson, .json (an array, or lines), .csv and .parquet; text also
-as .gz or .zst. JSON lines are split at LF only, so U+2028 inside a text stays; a
-byte-order mark and CR line ends are taken off; of a key that stands twice the
-last value counts. No file is held in memory as a whole.
+Supported are .jsonl, .ndjson, .json (an array or lines), .csv and .parquet; text formats also
+with .gz or .zst. JSON lines are split at LF only, so a U+2028 inside a text is kept. A
+byte-order mark and CR line ends are removed. If a key is repeated, its last value is used.
+No file is loaded into memory as a whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import orjson
 from instructgen.errors import ConfigError, InputError, first_line
 
 _TEXT = (".jsonl", ".ndjson", ".json", ".csv")
-_ZIPPED = (".gz", ".zst")
+_COMPRESSIONS = (".gz", ".zst")
 _MAX_BYTES = 8 * 2**20
 _MAX_BATCH_BYTES = 2**28
 _MAX_GROUP_BYTES = 2**31
@@ -35,7 +35,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One object and the line (or row, or array position) it stands at, from 1."""
+    """One object, with its line, row or array position, counted from 1."""
 
     line: int
     fields: dict[str, Any]
@@ -43,55 +43,55 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A line that is no object, and why."""
+    """A line that is not an object, with the reason."""
 
     line: int
     reason: str
 
 
 def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecord]:
-    """Every record of the file, or of the dataset on the Hub, in order.
+    """Yield every record of a file or of a Hub dataset, in order.
 
     Args:
-        path: a file; ORG/NAME where no such file exists is a dataset on the Hub.
-        split: of a dataset on the Hub.
+        path: a file; if it does not exist, ORG/NAME is the name of a Hub dataset.
+        split: the split to read from a Hub dataset.
 
     Raises:
-        InputError: no such file, an unknown extension, nothing in it, or damage
-            that makes the rest unreadable.
-        ConfigError: the Hub is asked for and the package datasets is missing.
+        InputError: if the file does not exist, has an unsupported extension, is empty, or is
+            damaged so that the rest cannot be read.
+        ConfigError: if a Hub dataset is requested and the package datasets is missing.
     """
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except OSError:
-        # A name that no file can have.
-        raise InputError("no such file.", path=path, hint="Check the path.") from None
-    if not there:
+        # Not a valid file name, for example too long.
+        raise InputError("the file does not exist.", path=path, hint="Check the path.") from None
+    if not exists:
         name = str(path)
-        file_like = path.exists() or name.lower().endswith((*_TEXT, *_ZIPPED, ".parquet"))
+        file_like = path.exists() or name.lower().endswith((*_TEXT, *_COMPRESSIONS, ".parquet"))
         if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not file_like:
             yield from _hub(name, split)
             return
-        kind = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{kind}.", path=path, hint="Give a file, or ORG/NAME of the Hub.")
-    extension, zipped = _kind(path)
+        problem = "this is a folder" if path.is_dir() else "the file does not exist"
+        raise InputError(f"{problem}.", path=path, hint="Give a file or a Hub dataset ORG/NAME.")
+    extension, compression = _file_type(path)
     if path.stat().st_size == 0:
-        raise InputError("the file is empty.", path=path, hint="Give a file with one row at least.")
+        raise InputError("the file is empty.", path=path, hint="Give a file with rows.")
     try:
         if extension == ".parquet":
             yield from _parquet(path)
             return
         with path.open("rb") as raw:
-            stream = _unzipped(raw, zipped)
+            stream = _decompressed(raw, compression)
             if extension == ".csv":
                 yield from _csv(stream, path)
             else:
                 yield from _json(stream, path, extension)
     except (EOFError, zlib.error, gzip.BadGzipFile, _DamagedZstd) as error:
         raise InputError(
-            f"the {zipped[1:]} data is damaged or cut ({error}).",
+            f"the {compression[1:]} data is damaged or incomplete ({error}).",
             path=path,
-            hint="Fetch the file again.",
+            hint="Download or copy the file again.",
         ) from error
     except OSError as error:
         raise InputError(
@@ -99,20 +99,20 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
         ) from error
 
 
-def _kind(path: Path) -> tuple[str, str]:
+def _file_type(path: Path) -> tuple[str, str]:
     name = path.name.lower()
-    zipped = next((z for z in _ZIPPED if name.endswith(z)), "")
-    bare = name.removesuffix(zipped)
-    extension = next((e for e in _TEXT if bare.endswith(e)), "")
-    if not extension and not zipped and name.endswith(".parquet"):
+    compression = next((c for c in _COMPRESSIONS if name.endswith(c)), "")
+    stem = name.removesuffix(compression)
+    extension = next((e for e in _TEXT if stem.endswith(e)), "")
+    if not extension and not compression and name.endswith(".parquet"):
         extension = ".parquet"
     if not extension:
         raise InputError(
-            "this kind of file is not read.",
+            "this file type is not supported.",
             path=path,
-            hint=f"Give a {', '.join(_TEXT)} file, also with .gz or .zst, or .parquet.",
+            hint=f"Give a {', '.join(_TEXT)} (optionally with .gz or .zst) or .parquet file.",
         )
-    return extension, zipped
+    return extension, compression
 
 
 class _DamagedZstd(Exception):
@@ -120,7 +120,7 @@ class _DamagedZstd(Exception):
 
 
 class _Zstd(io.RawIOBase):
-    """pyarrow's stream, which notices a cut where zstandard's ends quietly."""
+    """A zstd stream of pyarrow, which detects truncated data; that of zstandard does not."""
 
     def __init__(self, raw: BinaryIO) -> None:
         import pyarrow as pa
@@ -139,10 +139,10 @@ class _Zstd(io.RawIOBase):
         return len(data)
 
 
-def _unzipped(raw: BinaryIO, zipped: str) -> BinaryIO:
-    if zipped == ".gz":
+def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:
+    if compression == ".gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-    if zipped == ".zst":
+    if compression == ".zst":
         return io.BufferedReader(_Zstd(raw), 2**16)
     return raw
 
@@ -176,22 +176,22 @@ def _record(number: int, text: bytes) -> Record | BadRecord:
     try:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        return BadRecord(number, f"no valid JSON ({error}).")
+        return BadRecord(number, f"not valid JSON ({error}).")
     if not isinstance(fields, dict):
-        return BadRecord(number, "no JSON object.")
+        return BadRecord(number, "not a JSON object.")
     return Record(number, fields)
 
 
-def _array(begun: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
-    """The elements of an array, cut at the commas between them and parsed one by one.
+def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
+    """Yield the elements of an array, split at the commas between them and parsed one by one.
 
-    A damaged element costs only itself, unless quotes or brackets do not close.
+    A damaged element does not affect the others, unless a quote or bracket is not closed.
     """
-    number, depth, quoted, waiting = 1, 0, False, bytearray()
-    for chunk in _chunks(begun, stream):
+    number, depth, quoted, element = 1, 0, False, bytearray()
+    for chunk in _chunks(first, stream):
         start = 0
-        for found in re.finditer(rb'\\.|["{}\[\],]', chunk, re.DOTALL):
-            mark = found.group()
+        for match in re.finditer(rb'\\.|["{}\[\],]', chunk, re.DOTALL):
+            mark = match.group()
             if quoted:
                 quoted = mark != b'"'
             elif mark == b'"':
@@ -201,31 +201,31 @@ def _array(begun: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadR
             elif mark in b"}]" and depth:
                 depth -= 1
             elif depth == 0 and mark in b",]":
-                waiting += chunk[start : found.start()]
-                start = found.end()
-                if mark == b"," or number > 1 or waiting.strip():
-                    yield _element(number, bytes(waiting))
-                    number, waiting = number + 1, bytearray()
+                element += chunk[start : match.start()]
+                start = match.end()
+                if mark == b"," or number > 1 or element.strip():
+                    yield _element(number, bytes(element))
+                    number, element = number + 1, bytearray()
                 if mark == b"]":
                     _check_end(number, chunk[start:] + stream.read(_CHUNK), path)
                     return
-        # Of an element that is too long only so much is kept as shows it.
-        if len(waiting) <= _MAX_BYTES:
-            waiting += chunk[start:]
+        # Keep only as much of an element as is needed to detect that it is too long.
+        if len(element) <= _MAX_BYTES:
+            element += chunk[start:]
     raise InputError(
-        f"no valid JSON array: it is cut, or a quote or bracket is open, at row {number}.",
+        f"not a valid JSON array: it is incomplete, or row {number} has an open quote or bracket.",
         path=path,
-        hint="Mend it, or turn it into JSON lines.",
+        hint="Fix the file, or convert it to JSON Lines.",
     )
 
 
 def _check_end(number: int, rest: bytes, path: Path) -> None:
     if number == 1:
-        raise InputError(
-            "the array is empty.", path=path, hint="Give a file with one row at least."
-        )
+        raise InputError("the array is empty.", path=path, hint="Give a file with rows.")
     if rest.strip():
-        raise InputError("there is text after the array.", path=path, hint="Turn it into lines.")
+        raise InputError(
+            "there is text after the array.", path=path, hint="Fix it, or use JSON Lines."
+        )
 
 
 def _element(number: int, text: bytes) -> Record | BadRecord:
@@ -234,9 +234,9 @@ def _element(number: int, text: bytes) -> Record | BadRecord:
     return _record(number, text)
 
 
-def _chunks(begun: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    """The rest of a stream in pieces that do not end in the middle of an escape."""
-    chunk = begun
+def _chunks(first: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the rest of a stream in chunks that do not end inside an escape sequence."""
+    chunk = first
     while chunk:
         slashes = len(chunk) - len(chunk.rstrip(b"\\"))
         yield chunk + stream.read(1) if slashes % 2 else chunk
@@ -247,7 +247,7 @@ def _chunks(begun: bytes, stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
-    """Rows under the names of the first one. A byte that is no UTF-8 costs only its row."""
+    """Yield the rows; the first row has the names. Invalid UTF-8 affects only its own row."""
     csv.field_size_limit(_MAX_BYTES)
     rows = csv.reader(_csv_lines(stream), strict=True)
     try:
@@ -255,31 +255,31 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
         while not names and rows.line_num < _BLANK_LINES and (row := next(rows, None)) is not None:
             names = row
         if not names:
-            raise InputError("the file has no row.", path=path, hint="Give one with rows.")
+            raise InputError("the file has no row.", path=path, hint="Give a file with rows.")
         _check_names(names, path)
         number = 1 + rows.line_num
         for values in rows:
-            # A row may go over several lines.
+            # A row can span several lines.
             number, line = 1 + rows.line_num, number
             if not values:
                 continue
             if len(values) != len(names):
-                said = f"{len(values)} columns where the first row has {len(names)}."
-                yield BadRecord(line, said)
+                reason = f"{len(values)} columns, but the first row has {len(names)}."
+                yield BadRecord(line, reason)
             elif not all(_is_text(v) for v in values):
-                yield BadRecord(line, "no valid UTF-8.")
+                yield BadRecord(line, "not valid UTF-8.")
             else:
                 yield Record(line, dict(zip(names, values, strict=True)))
     except csv.Error as error:
         raise InputError(
-            f"no valid CSV ({error}), read up to line {rows.line_num}.",
+            f"not valid CSV at or before line {rows.line_num} ({error}).",
             path=path,
-            hint="Look for a quote that does not close, or a text that is too long.",
+            hint="Look for a quote that is not closed, or a field that is too long.",
         ) from error
 
 
 def _csv_lines(stream: BinaryIO) -> Iterator[str]:
-    """Lines as text, bytes that are no UTF-8 marked; of bounded length, as a bomb has none."""
+    """Yield decoded lines of bounded length, for compressed files; bad UTF-8 as surrogates."""
     line = _line(stream).removeprefix(_BOM)
     while line:
         if len(line) > _MAX_BYTES:
@@ -292,7 +292,7 @@ def _check_names(names: list[str], path: Path) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                f"two columns are called {name[:80]!r}.", path=path, hint="Rename one of them."
+                f"two columns have the name {name[:80]!r}.", path=path, hint="Rename one of them."
             )
 
 
@@ -319,39 +319,39 @@ def _parquet(path: Path) -> Iterator[Record | BadRecord]:
                         yield record
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"no valid Parquet after row {number} ({first_line(error)}).",
+            f"not valid Parquet after row {number} ({first_line(error)}).",
             path=path,
-            hint="Fetch the file again.",
+            hint="Download or copy the file again.",
         ) from error
     if not number:
-        raise InputError("the file has no row.", path=path, hint="Give one with rows.")
+        raise InputError("the file has no row.", path=path, hint="Give a file with rows.")
 
 
 def _batch_records(batch: Any, before: int) -> Iterator[Record | BadRecord]:
-    """A batch's rows; a value that is no valid text, date or number costs only its row."""
+    """Yield the rows of a batch; an invalid text, date or number affects only its own row."""
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError):
-        for place in range(batch.num_rows):
-            number = before + place + 1
+        for index in range(batch.num_rows):
+            number = before + index + 1
             try:
-                (fields,) = batch.slice(place, 1).to_pylist()
+                (fields,) = batch.slice(index, 1).to_pylist()
                 yield Record(number, fields)
             except (ValueError, OverflowError) as error:
                 yield BadRecord(number, f"a value cannot be read ({str(error)[:120]}).")
         return
-    yield from (Record(before + place, fields) for place, fields in enumerate(rows, start=1))
+    yield from (Record(before + position, fields) for position, fields in enumerate(rows, start=1))
 
 
 def _rows_at_once(group: Any, path: Path, number: int) -> int:
-    """As many rows as cannot fill the memory, though each repeat a column's one long value."""
-    # The sum: a row may repeat the longest value of every column.
+    """Return a batch size that fits in memory even if all rows repeat the longest values."""
+    # The sum of all columns, because each row may repeat the longest value of every column.
     size: int = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
     if size > _MAX_GROUP_BYTES:
         raise InputError(
-            f"row group {number} has {size / 2**30:.1f} GiB.",
+            f"row group {number} has {size / 2**30:.1f} GiB, over {_MAX_GROUP_BYTES // 2**30} GiB.",
             path=path,
-            hint="Write it again in smaller row groups.",
+            hint="Write the file again with smaller row groups.",
         )
     return max(1, min(256, _MAX_BATCH_BYTES // max(size, 1)))
 
@@ -364,16 +364,16 @@ def _hub(name: str, split: str) -> Iterator[Record]:
         from datasets import load_dataset
     except ImportError:
         raise ConfigError(
-            f"{name}: to read from the Hub the package datasets is needed.",
+            f"{name}: reading from the Hub needs the package datasets.",
             "Run: pip install 'instructgen[hub]', or give a file.",
         ) from None
     try:
-        # Loading scripts of a dataset, which are code, no longer run in datasets 4.
+        # datasets 4 does not run loading scripts, which are code of the dataset.
         rows = load_dataset(name, split=split, streaming=True)
         for number, fields in enumerate(rows, start=1):
             yield Record(number, dict(fields))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{name}: no such file, and it cannot be read from the Hub ({first_line(error)}).",
+            f"{name}: not a file, and not readable from the Hub ({first_line(error)}).",
             hint="Check the path or the name, and --split.",
         ) from error

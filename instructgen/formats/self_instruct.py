@@ -1,16 +1,16 @@
-"""Self-Instruct's seed tasks: an instruction with one or more instances."""
+"""Reads Self-Instruct's seed tasks: an instruction with one or more instances."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from instructgen.formats import RowError, Source, text
+from instructgen.formats import Format, RowError, text
 from instructgen.schema.sample import Kind, Sample
 
 
-class SelfInstructFormat(Source):
-    """Rows of instruction, instances and is_classification (Apache-2.0)."""
+class SelfInstructFormat(Format):
+    """Rows with instruction, instances and is_classification (Apache-2.0)."""
 
     name = "self-instruct"
     fields = frozenset({"instruction", "instances"})
@@ -20,19 +20,20 @@ class SelfInstructFormat(Source):
     takes = ("first", "all")
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample of the first instance, as a task counts once among seeds, or one of each."""
+        """Return a sample of the first instance, or with ``all`` a sample of each instance."""
         instances = record.get("instances")
         if not isinstance(instances, list) or not instances:
-            raise RowError('"instances" is no list of input and output.')
+            raise RowError('"instances" is not a list of objects with "input" and "output".')
         is_classification = record.get("is_classification")
         kinds = {True: Kind.CLASSIFICATION, False: Kind.GENERATION}
         kind = kinds.get(is_classification) if isinstance(is_classification, bool) else None
-        taken = instances if self.take == "all" else instances[:1]
-        return [self._sample(text(record, "instruction"), kind, instance) for instance in taken]
+        # By default a seed task counts once, so only its first instance is used.
+        selected = instances if self.take == "all" else instances[:1]
+        return [self._sample(text(record, "instruction"), kind, each) for each in selected]
 
     def _sample(self, instruction: str, kind: Kind | None, instance: Any) -> Sample:
         if not isinstance(instance, Mapping):
-            raise RowError('"instances" is no list of input and output.')
+            raise RowError('"instances" is not a list of objects with "input" and "output".')
         return Sample(
             instruction=instruction,
             input=text(instance, "input", required=False),

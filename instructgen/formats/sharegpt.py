@@ -1,4 +1,4 @@
-"""ShareGPT's format: conversations of people with models, speakers by any of their names."""
+"""Reads the ShareGPT format: conversations with a model, under any common names of the keys."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from instructgen.formats import RowError, Source, text
+from instructgen.formats import Format, RowError, text
 from instructgen.formats.conversation import sample_of_turns, turns
 from instructgen.schema.sample import Message, Sample
 
-# Keys of the speaker and of what is said, in the wild.
+# Names of the keys for role and content, as found in published files.
 _KEYS = (("from", "value"), ("role", "content"), ("from", "content"), ("user", "text"))
 
 
-class ShareGPT(Source):
-    """Rows of conversations, in other files called conversation, with a system prompt or not."""
+class ShareGPT(Format):
+    """Rows with conversations (a list of messages) and an optional system prompt."""
 
     name = "sharegpt"
     fields = frozenset({"conversations"})
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """One sample: the last exchange, with what was said before it."""
-        said = record.get("conversations")
-        first = said[0] if isinstance(said, list) and said else None
+        """Return one sample: the last exchange, with the earlier messages as history."""
+        conversation = record.get("conversations")
+        first = conversation[0] if isinstance(conversation, list) and conversation else None
         if not isinstance(first, Mapping):
-            raise RowError('"conversations" is no list of messages.')
+            raise RowError('"conversations" is not a list of messages.')
         keys = next((k for k in _KEYS if set(k) <= first.keys()), _KEYS[0])
-        found = turns(said, "conversations", *keys)
+        messages = turns(conversation, "conversations", *keys)
         system = text(record, "system", required=False)
         if system:
-            found.insert(0, Message("system", system))
-        sample = sample_of_turns(found)
+            messages.insert(0, Message("system", system))
+        sample = sample_of_turns(messages)
         return [
             replace(
                 sample,

@@ -1,1 +1,1 @@
-"""The Self-Instruct loop: pool, prompts, methods, the loop as a pure function, and its runner."""
+"""Generation of instruction data: seed pool, prompts, methods, the pure loop and its runner."""

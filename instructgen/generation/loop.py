@@ -19,7 +19,7 @@ import orjson
 from instructgen.engines import Completion, Request
 from instructgen.filters import Stage
 from instructgen.filters.chain import Chain
-from instructgen.generation.methods import Classified, Form, Lost
+from instructgen.generation.methods import Classified, PromptSetup, RejectedCandidate
 from instructgen.generation.options import Config
 from instructgen.generation.seed_pool import Pool
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
@@ -31,7 +31,7 @@ LAG = 8
 _WINDOW = 200
 
 # A model may propose tasks for ever and answer none of them: so many in a row.
-_BARREN = 200
+_MAX_EMPTY_STREAK = 200
 
 
 class Stop(NamedTuple):
@@ -75,7 +75,9 @@ class Loop:
         run_id: what rows name as their run.
     """
 
-    def __init__(self, config: Config, form: Form, seeds: Sequence[Sample], run_id: str) -> None:
+    def __init__(
+        self, config: Config, form: PromptSetup, seeds: Sequence[Sample], run_id: str
+    ) -> None:
         self.config, self.form, self.run_id = config, form, run_id
         self.pool = Pool(seeds)
         self.chain = Chain(config.filters)
@@ -90,7 +92,7 @@ class Loop:
         self.batches_built = 0
         self.batches_committed = 0
         self._recent: deque[tuple[int, int]] = deque()
-        self._barren = 0
+        self._empty_streak = 0
 
     def build(self) -> list[Request]:
         """The requests of the next batch, each with its own seed."""
@@ -126,14 +128,14 @@ class Loop:
                     source=self.config.method.name,
                     generators=self._generators(outcome.sample),
                 )
-                if isinstance(outcome, Lost):
+                if isinstance(outcome, RejectedCandidate):
                     self._reject(sample, outcome.rejection, request.stage)
                 else:
                     self._consider(sample, outcome.is_row, request)
                 if request.task is not None:
-                    self.pool.tasks[request.task].settled = True
-            if request.task is not None and self.pool.tasks[request.task].settled:
-                self._barren = 0 if len(self.rows) > rows else self._barren + 1
+                    self.pool.tasks[request.task].resolved = True
+            if request.task is not None and self.pool.tasks[request.task].resolved:
+                self._empty_streak = 0 if len(self.rows) > rows else self._empty_streak + 1
         self._recent.append((self.tally.candidates - seen, self.tally.kept - kept))
         while sum(s for s, _ in self._recent) - self._recent[0][0] >= _WINDOW:
             self._recent.popleft()
@@ -150,7 +152,7 @@ class Loop:
         """
         rejected = list(self.rejected)
         for task in self.pool.tasks:
-            if not task.settled:
+            if not task.resolved:
                 rejection = Rejection("loop", "not_expanded", "the run ended before it had rows")
                 rejected.append(Rejected(task.sample, rejection, "pool", len(rejected)))
         t = self.tally
@@ -176,7 +178,7 @@ class Loop:
         if is_row:
             stages.append("row")
         for stage in stages:
-            verdict = self.chain.judge(sample, stage)
+            verdict = self.chain.evaluate(sample, stage)
             sample = verdict.sample
             if verdict.rejection is not None:
                 return self._reject(sample, verdict.rejection, request.stage)
@@ -239,8 +241,8 @@ class Loop:
                 f"acceptance_floor = {options.acceptance_floor:.1%}"
             )
             return Stop("acceptance_floor", detail)
-        if options.acceptance_floor and self._barren >= _BARREN:
-            detail = f"{self._barren} instructions in a row led to no row that was kept"
+        if options.acceptance_floor and self._empty_streak >= _MAX_EMPTY_STREAK:
+            detail = f"{self._empty_streak} instructions in a row led to no row that was kept"
             return Stop("acceptance_floor", detail)
         return None
 

@@ -1,4 +1,7 @@
-"""What a run does: the tables [generate], [method], [engine] and [[filters]], checked."""
+"""Configuration of a generation run: [generate], [method], [engine] and [[filters]] of a recipe.
+
+It reads and validates these tables; it does not start an engine or a run.
+"""
 
 from __future__ import annotations
 
@@ -6,67 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
-
-from instructgen.config import build, known_tables, merged, named, read_tables, recipe_path
+from instructgen.config import build, check_tables, merged, named, read_tables, recipe_path
 from instructgen.engines import Engine
 from instructgen.errors import ConfigError
 from instructgen.filters import Filter, SelectingFilter
 from instructgen.filters.recipe import TABLES, filters_in
 from instructgen.generation.methods import Method
+from instructgen.generation.settings import RunSettings
 from instructgen.plugins import find, provenance
-
-_RESUMABLE: dict[str, JsonValue] = {"resumable": True}
-
-
-class GenerateOptions(BaseModel):
-    """The loop's own settings: the recipe's table [generate]."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    target: int = Field(
-        ge=1, le=10**9, description="accepted rows to make", json_schema_extra=_RESUMABLE
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="what all randomness comes from")
-    batch_size: int = Field(
-        32, ge=1, le=100_000, description="requests in a batch; eight batches are in flight"
-    )
-    max_tokens_total: int | None = Field(
-        None,
-        ge=1,
-        description="stop after this many tokens of prompts and completions",
-        json_schema_extra=_RESUMABLE,
-    )
-    acceptance_floor: float = Field(
-        0.02,
-        ge=0,
-        le=1,
-        description="stop when less than this share of the last 200 candidates is kept",
-        json_schema_extra=_RESUMABLE,
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A checked recipe: the parts of a run, ready to use."""
+    """A validated recipe: the settings, method, engine and filters of a run, ready to use."""
 
-    generate: GenerateOptions
+    generate: RunSettings
     method: Method
     engine: Engine
     filters: tuple[Filter, ...]
 
     def recorded(self) -> dict[str, Any]:
-        """As plain data: what run.json holds and a resumed run is compared with."""
+        """Return plain data for run.json, which a resumed run is compared with."""
         return {
             "generate": self.generate.model_dump(mode="json"),
             "method": named(self.method),
             "engine": {**named(self.engine), **self.engine.identity()},
             "filters": [named(f) for f in self.filters],
-            **self.plugins(),
+            "plugins": self.plugins(),
         }
 
-    def plugins(self) -> dict[str, dict[str, dict[str, str]]]:
-        """The code of the parts that other packages add; see `plugins.provenance`."""
+    def plugins(self) -> dict[str, dict[str, str]]:
+        """Return the provenance of code from other packages; see `plugins.provenance`."""
         return provenance(
             engines=[type(self.engine)],
             methods=[type(self.method)],
@@ -74,7 +47,7 @@ class Config:
         )
 
     def may_change(self) -> set[str]:
-        """Keys that cannot change what the recorded completions mean, as ``table.key``."""
+        """Return the keys (``table.key``) that may change when a run is resumed."""
         return {
             f"{table}.{key}"
             for table, model in (("generate", self.generate), ("engine", self.engine))
@@ -85,18 +58,18 @@ class Config:
 
 
 def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
-    """A recipe by shipped name or path, with the user's options put over it.
+    """Return the configuration of a recipe, with the user's options in place of its values.
 
     Args:
-        recipe: ``default``, ``self_instruct``, ``alpaca``, or a TOML file.
-        options: values by table, of the same keys as the recipe; None means not given.
+        recipe: ``default``, ``self_instruct``, ``alpaca``, or the path of a TOML file.
+        options: values by table, with the keys of the recipe; None means not set.
 
     Raises:
-        ConfigError: the file or a key is bad; every bad key has its line.
+        ConfigError: the file or a key is invalid; the message names each invalid key.
     """
     path = recipe_path(recipe)
     tables = read_tables(path)
-    known_tables(tables, TABLES, path)
+    check_tables(tables, TABLES, path)
     for name in ("generate", "method", "engine"):
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
@@ -105,11 +78,11 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
         if isinstance(f, SelectingFilter):
             raise ConfigError(
                 f"{path}: the filter {f.name} needs the whole dataset.",
-                "Leave it to: instructgen curate.",
+                "Remove it from this recipe and use it with instructgen curate.",
             )
     return Config(
         generate=merged(
-            GenerateOptions,
+            RunSettings,
             tables.get("generate", {}),
             options.get("generate", {}),
             path,
@@ -122,13 +95,13 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
 
 
 def from_recorded(recorded: dict[str, Any], where: Path) -> Config:
-    """The configuration that a run was made with."""
+    """Return the configuration that a run has recorded (`Config.recorded`)."""
     engine = {k: v for k, v in recorded["engine"].items() if k not in ("name", "digest")}
     engine_class = find("engines", recorded["engine"]["name"])
     method = {k: v for k, v in recorded["method"].items() if k != "name"}
     method_class = find("methods", recorded["method"]["name"])
     return Config(
-        generate=build(GenerateOptions, recorded["generate"], where, "generate"),
+        generate=build(RunSettings, recorded["generate"], where, "generate"),
         method=build(method_class, method, where, "method"),
         engine=build(engine_class, engine, where, "engine"),
         filters=filters_in(recorded, where),
@@ -143,10 +116,10 @@ def _part(
     path: Path,
 ) -> Any:
     table = group.removesuffix("s")
-    values, given = dict(tables.get(table, {})), dict(options.get(table, {}))
+    values, overrides = dict(tables.get(table, {})), dict(options.get(table, {}))
     recipe_name = values.pop("name", default)
-    name = given.pop("name", None) or recipe_name
+    name = overrides.pop("name", None) or recipe_name
     if name != recipe_name:
-        # Another part than the recipe's: the recipe's keys are not meant for it.
+        # The recipe's keys are for the engine or method that the recipe names, not for this one.
         values = {}
-    return merged(find(group, str(name)), values, given, path, table)
+    return merged(find(group, str(name)), values, overrides, path, table)

@@ -1,7 +1,7 @@
-"""Builds prompts from a language's template and reads what models write back.
+"""Builds prompts from the template of a language, and parses the completions of models.
 
-Two styles: ``completion`` continues a few-shot text (the paper's, for base
-models), ``chat`` asks through the model's chat template. Text from data is
+There are two prompt styles: ``completion`` lets a model continue a few-shot text, as in
+the paper, for base models; ``chat`` uses the chat template of the model. Text from data is
 inserted once and never scanned for placeholders. Nothing here samples or filters.
 """
 
@@ -33,27 +33,27 @@ _MARKS = "[:：]"
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An input and its output, as a completion gave them."""
+    """An input and its output, parsed from a completion."""
 
     input: str
     output: str
 
     @property
     def fault(self) -> str | None:
-        """Why it cannot be right (Self-Instruct, section 2.2), as a short code."""
+        """Why the instance is invalid (Self-Instruct, section 2.2), as a short code, or None."""
         return instance_fault(self.input, self.output)
 
 
 def languages() -> list[str]:
-    """The languages that have templates, as ISO 639 codes."""
+    """Return the ISO 639 codes of the languages that have a template."""
     return sorted(p.stem for p in _FOLDER.glob("*.toml"))
 
 
 class Template:
-    """The prompt texts of one language.
+    """The prompt texts of one language, and the parsers for completions in that language.
 
-    A language without a file of its own uses the English one; the prompts then
-    ask for that language by its code.
+    A language without its own template uses the English one; the prompts then name the
+    language by its code.
     """
 
     def __init__(self, language: str) -> None:
@@ -65,43 +65,43 @@ class Template:
     # -- instructions -----------------------------------------------------------------
 
     def instructions_completion(self, demonstrations: Sequence[str]) -> str:
-        """Numbered instructions, ending with the next bare number."""
+        """Return a numbered list of instructions that ends with the number of the next one."""
         lines = [f"{i}. {one_line(d)}" for i, d in enumerate(demonstrations, start=1)]
         return "\n".join([self._header("instructions"), *lines, f"{len(lines) + 1}."])
 
     def instructions_chat(
         self, demonstrations: Sequence[str], count: int, structured: bool
     ) -> tuple[Message, ...]:
-        """A request for ``count`` new instructions."""
+        """Return a chat request for ``count`` new instructions."""
         shown = "\n".join(f"{i}. {one_line(d)}" for i, d in enumerate(demonstrations, start=1))
         return self._chat("instructions", structured, demonstrations=shown, count=str(count))
 
-    # -- classification or not ----------------------------------------------------------
+    # -- classification -------------------------------------------------------------------
 
     def classification_completion(self, instruction: str) -> str:
-        """Worked examples and the open question."""
+        """Return worked examples, then the question whether this is a classification task."""
         labels, question = self.labels, self._texts["completion"]["question"]
         answers = {True: labels["yes"], False: labels["no"]}
         worked = [
             f"{labels['task']}: {w['instruction']}\n{question} {answers[w['yes']]}"
             for w in self._texts["worked"]["classification"]
         ]
-        asked = f"{labels['task']}: {instruction}\n{question}"
-        return "\n\n".join([self._header("classification"), *worked, asked])
+        task = f"{labels['task']}: {instruction}\n{question}"
+        return "\n\n".join([self._header("classification"), *worked, task])
 
     def classification_chat(self, instruction: str, structured: bool) -> tuple[Message, ...]:
-        """The question as a chat request."""
+        """Return a chat request that asks whether this is a classification task."""
         return self._chat("classification", structured, task=instruction)
 
     def is_yes(self, answer: str) -> bool:
-        """Whether a completion says yes; anything unclear is a no."""
+        """Return whether an answer begins with yes; an unclear answer counts as no."""
         yes = tokenize(self.labels["yes"])
         return tokenize(answer)[: len(yes)] == yes
 
     # -- instances ----------------------------------------------------------------------
 
     def input_first_completion(self, instruction: str) -> str:
-        """Worked tasks with their examples, then the task."""
+        """Return worked tasks with input and output, then the instruction to continue."""
         worked = [
             self._task(w["instruction"], self._examples(w["examples"]))
             for w in self._texts["worked"]["input_first"]
@@ -109,7 +109,7 @@ class Template:
         return "\n\n".join([self._header("input_first"), *worked, self._task(instruction, "")])
 
     def output_first_completion(self, instruction: str) -> str:
-        """Worked classification tasks, label before input, then the task."""
+        """Return worked tasks with class label before input, then the instruction to continue."""
         label, input_ = self.labels["class_label"], self.labels["input"]
         worked = [
             self._task(
@@ -123,47 +123,47 @@ class Template:
     def instances_chat(
         self, instruction: str, count: int, structured: bool, *, output_first: bool
     ) -> tuple[Message, ...]:
-        """A request for up to ``count`` examples of the task."""
+        """Return a chat request for up to ``count`` examples of the task."""
         key = "output_first" if output_first else "input_first"
         return self._chat(key, structured, task=instruction, count=str(count))
 
     def instance_stops(self, most: int) -> tuple[str, ...]:
-        """Where a few-shot completion goes on to the next task or past ``most`` examples."""
+        """Return stop strings: the label of a next task, and example number ``most + 1``."""
         return (f"\n{self.labels['task']}:", f"\n{self.labels['example']} {most + 1}\n")
 
     def parse_input_first(self, text: str) -> list[Instance | None]:
-        """Examples of a completion in order; None for a part that has no output line."""
+        """Return the instances of a completion in order; None for a part without an output line."""
         labels = self.labels
-        found: list[Instance | None] = []
+        instances: list[Instance | None] = []
         for part in self._examples_of(text):
-            # A model may skip the "Example" line: a second input begins a new one.
+            # A model may skip the "Example" line, so a second input starts a new instance.
             for piece in _split_before(part, labels["input"]):
-                before, mark, after = _partition(piece, labels["output"])
-                if mark:
-                    # Small models repeat the label; the first output is the answer.
+                before, has_output, after = _partition(piece, labels["output"])
+                if has_output:
+                    # Small models repeat the output label; the first output is used.
                     after, _, _ = _partition(after, labels["output"])
-                    given = _without_label(before, labels["input"])
-                    found.append(Instance(self.given(given), after.strip()))
+                    input_ = _without_label(before, labels["input"])
+                    instances.append(Instance(self.given(input_), after.strip()))
                 else:
-                    found.append(None)
-        return found
+                    instances.append(None)
+        return instances
 
     def parse_output_first(self, text: str) -> list[Instance | None]:
-        """Class label, then the input that deserves it."""
-        found: list[Instance | None] = []
+        """Return the instances of a completion in which the class label precedes the input."""
+        instances: list[Instance | None] = []
         for part in self._examples_of(text):
             for piece in _split_before(part, self.labels["class_label"]):
-                _, mark, body = _partition(piece, self.labels["class_label"])
-                if mark:
+                _, has_label, body = _partition(piece, self.labels["class_label"])
+                if has_label:
                     label, _, rest = body.strip().partition("\n")
-                    given = _without_label(rest, self.labels["input"])
-                    found.append(Instance(self.given(given), label.strip()))
-        return found
+                    input_ = _without_label(rest, self.labels["input"])
+                    instances.append(Instance(self.given(input_), label.strip()))
+        return instances
 
-    # -- whole triples (Alpaca) -----------------------------------------------------------
+    # -- triples of instruction, input and output (Alpaca) --------------------------------
 
     def triples_completion(self, demonstrations: Sequence[Sample], total: int) -> str:
-        """Numbered triples, ending with the next instruction's label."""
+        """Return numbered triples that end with the label of the next instruction."""
         header = _fill(self._header("triples"), total=str(total))
         shown = self._triples(demonstrations)
         return (
@@ -173,40 +173,40 @@ class Template:
     def triples_chat(
         self, demonstrations: Sequence[Sample], count: int, structured: bool
     ) -> tuple[Message, ...]:
-        """A request for ``count`` new triples."""
+        """Return a chat request for ``count`` new triples."""
         shown = self._triples(demonstrations)
         return self._chat("triples", structured, demonstrations=shown, count=str(count))
 
     def parse_triples(self, text: str) -> list[tuple[str, Instance] | None]:
-        """Instruction and instance of each item; None for one that lacks a part."""
-        found: list[tuple[str, Instance] | None] = []
+        """Return instruction and instance of each item; None if a part of the item is missing."""
+        triples: list[tuple[str, Instance] | None] = []
         for item in re.split(r"^\s*###\s*$", text, flags=re.MULTILINE):
-            # The item's number; those of its labels are part of the label.
+            # Remove the number of the item; `_at_line` accepts the numbers before its labels.
             item = re.sub(r"^\d+[ \t]*\.[ \t]+", "", item.strip())
             if not item:
                 continue
             item = _without_label(item, self.labels["instruction"])
             instruction, has_input, rest = _partition(item, self.labels["input"])
-            given, has_output, output = _partition(rest, self.labels["output"])
+            input_, has_output, output = _partition(rest, self.labels["output"])
             if has_input and has_output and instruction.strip():
-                instance = Instance(self.given(given), output.strip())
-                found.append((capital(one_line(instruction)), instance))
+                instance = Instance(self.given(input_), output.strip())
+                triples.append((capital(one_line(instruction)), instance))
             else:
-                found.append(None)
-        return found
+                triples.append(None)
+        return triples
 
-    # -- inside ---------------------------------------------------------------------------
+    # -- helpers --------------------------------------------------------------------------
 
     def _header(self, key: str) -> str:
         text: str = self._texts["completion"][key]
         return text if self.native else f"{text} Language: {self.language}."
 
     def _chat(self, key: str, structured: bool, **values: str) -> tuple[Message, ...]:
-        form = self._texts["json"]["answer"] if structured else self._texts["plain"][key]
-        # Filled before the form is added: the form is ours, the values are data.
+        reply_format = self._texts["json"]["answer"] if structured else self._texts["plain"][key]
+        # Placeholders are filled first, so that the values cannot affect the reply format.
         text = _fill(self._texts["chat"][key], **values)
         language = "" if self.native else f"\n\nWrite in this language: {self.language}."
-        return (Message("user", f"{text}{language}\n\n{form}"),)
+        return (Message("user", f"{text}{language}\n\n{reply_format}"),)
 
     def _task(self, instruction: str, examples: str) -> str:
         return f"{self.labels['task']}: {instruction}\n{examples}"
@@ -215,9 +215,9 @@ class Template:
         labels = self.labels
         if not examples[0]["input"]:
             return f"{labels['output']}: {examples[0]['output']}"
-        given, output = labels["input"], labels["output"]
+        input_, output = labels["input"], labels["output"]
         return "\n\n".join(
-            f"{labels['example']} {i}\n{given}: {e['input']}\n{output}: {e['output']}"
+            f"{labels['example']} {i}\n{input_}: {e['input']}\n{output}: {e['output']}"
             for i, e in enumerate(examples, start=1)
         )
 
@@ -231,7 +231,7 @@ class Template:
         )
 
     def given(self, text: str) -> str:
-        """An input as a model wrote it: "" where it wrote that there is none."""
+        """Return the input that a model wrote, or "" if it wrote a word for "no input"."""
         text = text.strip()
         return (
             ""
@@ -250,10 +250,10 @@ class Template:
 
 
 def parse_numbered(text: str, last: int) -> list[str]:
-    """The items of a numbered list, each as one line.
+    """Return the items of a numbered list, each as one line.
 
-    Cut at the line that begins with the number after ``last``, and only there: a
-    year that ends a sentence is no stop.
+    The list ends at a line that begins with the number after ``last``. The same number
+    inside a line, such as a year that ends a sentence, does not end it.
     """
     text = re.split(rf"^\s*{last + 1}\s?\.", text, flags=re.MULTILINE)[0]
     items = re.split(r"(?:^|\n)\s*\d+\s?[.)]\s", f"{text}\n")
@@ -261,13 +261,13 @@ def parse_numbered(text: str, last: int) -> list[str]:
 
 
 def parse_json(text: str, key: str, *, cut: bool = False) -> list[Any]:
-    """The items of the list under ``key`` of a JSON object; none where there is no such list.
+    """Return the items of the list under ``key`` of a JSON object; [] if there is no such list.
 
     Args:
         text: the completion.
-        key: the object's key.
-        cut: the text may end anywhere; its whole items are read, and None
-            stands for the unfinished last one.
+        key: a key of the object.
+        cut: whether the text may be incomplete; then the complete items are returned,
+            followed by None for the unfinished last item.
     """
     if not cut:
         try:
@@ -277,7 +277,7 @@ def parse_json(text: str, key: str, *, cut: bool = False) -> list[Any]:
         items = value.get(key) if isinstance(value, dict) else None
         return items if isinstance(items, list) else []
     head = re.match(rf'\s*\{{\s*"{re.escape(key)}"\s*:\s*\[\s*', text)
-    found: list[Any] = []
+    complete: list[Any] = []
     at = head.end() if head else len(text)
     while at < len(text):
         try:
@@ -286,26 +286,26 @@ def parse_json(text: str, key: str, *, cut: bool = False) -> list[Any]:
             break
         comma = _COMMA.match(text, at)
         if comma is None:
-            # Without a comma even a whole-looking item may go on (12 of 123).
+            # An item without a comma after it may be incomplete (12 could become 123).
             break
-        found.append(item)
+        complete.append(item)
         at = comma.end()
-    return [*found, None] if head else []
+    return [*complete, None] if head else []
 
 
 def one_line(text: str) -> str:
-    """White space folded and one trailing colon cut."""
+    """Return the text on one line, with single spaces and without one colon at its end."""
     text = " ".join(text.split())
     return text.removesuffix(":").removesuffix("：").rstrip()
 
 
 def capital(text: str) -> str:
-    """The first letter made a capital and the rest left alone, so that NASA stays NASA."""
+    """Return the text with a capital first letter; other letters do not change (NASA)."""
     return text[:1].upper() + text[1:]
 
 
 def schema_of(key: str, item: dict[str, Any], most: int) -> dict[str, Any]:
-    """The JSON schema of an object with one list of 1 to ``most`` items."""
+    """Return the JSON schema of an object with one list of 1 to ``most`` items."""
     return {
         "type": "object",
         "properties": {key: {"type": "array", "items": item, "minItems": 1, "maxItems": most}},
@@ -315,7 +315,7 @@ def schema_of(key: str, item: dict[str, Any], most: int) -> dict[str, Any]:
 
 
 def record_of(*names: str) -> dict[str, Any]:
-    """The JSON schema of an object with these text fields, in this order."""
+    """Return the JSON schema of an object with these text fields, in this order."""
     return {
         "type": "object",
         "properties": {name: {"type": "string"} for name in names},

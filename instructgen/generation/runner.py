@@ -87,7 +87,7 @@ class Session:
         )
 
 
-def drive(
+def run_loop(
     loop: Loop,
     run: Run,
     supervisor: Supervisor | None,
@@ -112,7 +112,7 @@ def drive(
         EngineError: the engine cannot go on, or most requests fail.
         RunError: the journal was recorded with other requests.
     """
-    desk = _Desk(run, supervisor, session, watch)
+    desk = InFlightBatches(run, supervisor, session, watch)
     try:
         while loop.stopped is None and (batches is None or loop.batches_committed < batches):
             while loop.batches_built < loop.batches_committed + LAG:
@@ -147,7 +147,7 @@ class _Batch:
         return [self.done[i] for i in range(len(self.requests))]
 
 
-class _Desk:
+class InFlightBatches:
     """Batches under way: what is recorded, and what the engine still owes."""
 
     def __init__(
@@ -169,7 +169,7 @@ class _Desk:
             if entry is None:
                 continue
             if entry.request_digest != request_digest(request):
-                made_by = self._run.info["versions"].get("instructgen", "?")
+                made_by = self._run.info.versions.get("instructgen", "?")
                 raise RunError(
                     f"{self._run.folder}: batch {number} was recorded with another prompt.",
                     f"Use the instructgen that made it ({made_by}).",

@@ -1,7 +1,6 @@
-"""The pool: human seeds, the instructions accepted so far, and the draw of demonstrations.
+"""The task pool: human-written seeds and accepted instructions, from which prompts draw examples.
 
-It also queues accepted instructions for the stages they still have to go
-through. It decides nothing about quality.
+It also queues accepted instructions for the stages that still follow. It does not judge quality.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import orjson
 
 from instructgen.errors import InputError
 from instructgen.formats import BadRow, OnBadRow, check_language, read
-from instructgen.licensing.licenses import check_licence
+from instructgen.licensing.licenses import check_license
 from instructgen.schema.arrow import sample_row
 from instructgen.schema.sample import Kind, Sample
 from instructgen.similarity import tokenize
@@ -25,24 +24,28 @@ from instructgen.similarity import tokenize
 
 @dataclass(slots=True)
 class Task:
-    """An accepted instruction on its way to rows.
+    """An accepted instruction for which rows are still to be generated.
 
-    ``sample`` holds the instruction with its language, licence and origin;
-    ``kind`` is known after the second stage; ``settled`` once it has rows, or
-    the reason why it has none.
+    ``sample`` has the instruction with its language, license and origin. ``kind`` is set
+    by the classification stage. ``resolved`` is true when the instruction has rows, or a
+    recorded reason why it has no row.
     """
 
     sample: Sample
     kind: Kind | None = None
-    settled: bool = False
+    resolved: bool = False
 
 
 @dataclass(slots=True)
 class Pool:
-    """Seeds at positions 0..len(seeds)-1, accepted instructions after them.
+    """Seeds at positions 0 to len(seeds)-1, and accepted instructions after them.
 
-    ``unclassified`` and ``classified`` are the numbers of tasks that wait for
-    the next stage, oldest first.
+    ``unclassified`` and ``classified`` have the numbers of the tasks that wait for the
+    classification stage and for the instance stage, oldest first. Seeds with more than
+    ``max_words`` words in the instruction are not used as demonstrations.
+
+    Raises:
+        InputError: all seeds are too long.
     """
 
     seeds: Sequence[Sample]
@@ -54,18 +57,18 @@ class Pool:
     _tasks_by_language: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Sort the seeds by language; those too long to show are no demonstrations."""
+        """Group the seeds by language, without those that are too long for a prompt."""
         for position, seed in enumerate(self.seeds):
             if len(tokenize(seed.instruction)) <= self.max_words:
                 self._seeds_by_language.setdefault(seed.language, []).append(position)
         if not self._seeds_by_language:
             raise InputError(
-                f"no seed has an instruction of at most {self.max_words} words to show in prompts.",
-                hint="Give shorter seed tasks.",
+                f"every seed instruction has more than {self.max_words} words.",
+                hint="Add seed tasks that are short enough to be shown in a prompt.",
             )
 
     def add(self, sample: Sample) -> int:
-        """An accepted instruction joins the pool at once; returns its task number."""
+        """Add an accepted instruction and return its task number."""
         number = len(self.tasks)
         self.tasks.append(Task(sample))
         position = len(self.seeds) + number
@@ -73,13 +76,13 @@ class Pool:
         return number
 
     def at(self, position: int) -> Sample:
-        """The sample at a position of the pool."""
+        """Return the sample at a position of the pool."""
         if position < len(self.seeds):
             return self.seeds[position]
         return self.tasks[position - len(self.seeds)].sample
 
     def draw_language(self, rng: random.Random) -> str:
-        """A language, each as often as it stands among the seeds."""
+        """Return a random language, with a probability proportional to its number of seeds."""
         names = sorted(self._seeds_by_language)
         weights = [len(self._seeds_by_language[n]) for n in names]
         return rng.choices(names, weights)[0]
@@ -92,13 +95,13 @@ class Pool:
         machine: int,
         fits: Callable[[Sample], bool] | None = None,
     ) -> tuple[int, ...]:
-        """Positions of demonstrations of one language, shuffled, none twice.
+        """Return positions of distinct demonstrations in one language, in random order.
 
-        Up to ``machine`` accepted instructions (fewer while there are few), and
-        seeds, of those that ``fits`` allows, for the rest of ``human + machine``.
+        They are up to ``machine`` accepted instructions, and seeds for the rest of
+        ``human + machine``. ``fits`` selects the seeds that may be drawn.
         """
-        made = self._tasks_by_language.get(language, [])
-        chosen = rng.sample(made, min(machine, len(made)))
+        tasks = self._tasks_by_language.get(language, [])
+        chosen = rng.sample(tasks, min(machine, len(tasks)))
         seeds = self._seeds_by_language[language]
         if fits is not None:
             seeds = [p for p in seeds if fits(self.seeds[p])]
@@ -114,14 +117,14 @@ def load_seeds(
     language: str = "",
     on_bad_row: OnBadRow = "fail",
 ) -> tuple[list[Sample], list[tuple[Path, BadRow]]]:
-    """Every row of the seed files, in order, and the rows rejected.
+    """Return all valid rows of the seed files, in order, and the invalid rows with their file.
 
     Raises:
         InputError: see `instructgen.formats.read`.
-        ConfigError: ``license`` is no SPDX expression, or ``language`` no code.
+        ConfigError: ``license`` is not an SPDX expression, or ``language`` not an ISO 639 code.
     """
     if license:
-        license = check_licence(license)
+        license = check_license(license)
     if language:
         check_language(language)
     seeds: list[Sample] = []
@@ -136,7 +139,7 @@ def load_seeds(
 
 
 def seeds_digest(seeds: Iterable[Sample]) -> str:
-    """A digest of the seeds' content in order: what a run's fingerprint holds."""
+    """Return a SHA-256 digest of the seeds, which a run records to detect changed seeds."""
     digest = hashlib.sha256()
     for seed in seeds:
         digest.update(orjson.dumps(sample_row(seed)))

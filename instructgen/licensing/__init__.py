@@ -1,1 +1,1 @@
-"""What the licenses of rows, and the terms of the models that wrote them, ask of their users."""
+"""Conditions on the use of rows: from their licenses, and from the terms of models."""

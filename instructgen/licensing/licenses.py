@@ -1,8 +1,7 @@
-"""Licences of rows: SPDX expressions checked, combined, and what they oblige.
+"""Licenses of rows: validate and combine SPDX expressions, and state their obligations.
 
-The terms below are a summary for the licences that datasets of this field
-carry, and for the models that write them; the licence's own text rules, and
-nothing here is legal advice.
+The terms below are a summary for licenses that are common among instruction datasets. The
+license texts are authoritative, and nothing here is legal advice.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from instructgen.licensing.model_terms import generator_terms
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a licence asks of whoever shares a dataset under it."""
+    """The conditions of a license on sharing and using a dataset."""
 
     attribution: bool
     share_alike: bool
@@ -26,65 +25,64 @@ class Terms:
 
 
 _OPEN = Terms(attribution=False, share_alike=False, commercial_use=True)
-_CREDIT = Terms(attribution=True, share_alike=False, commercial_use=True)
-_SHARE = Terms(attribution=True, share_alike=True, commercial_use=True)
+_ATTRIBUTION = Terms(attribution=True, share_alike=False, commercial_use=True)
+_SHARE_ALIKE = Terms(attribution=True, share_alike=True, commercial_use=True)
 _NC = Terms(attribution=True, share_alike=False, commercial_use=False)
-_NC_SHARE = Terms(attribution=True, share_alike=True, commercial_use=False)
+_NC_SHARE_ALIKE = Terms(attribution=True, share_alike=True, commercial_use=False)
 TERMS: dict[str, Terms] = {
     "CC0-1.0": _OPEN,
     "Unlicense": _OPEN,
     "PDDL-1.0": _OPEN,
-    "MIT": _CREDIT,
-    "Apache-2.0": _CREDIT,
-    "BSD-2-Clause": _CREDIT,
-    "BSD-3-Clause": _CREDIT,
-    "ISC": _CREDIT,
-    "CC-BY-2.0": _CREDIT,
-    "CC-BY-2.5": _CREDIT,
-    "CC-BY-3.0": _CREDIT,
-    "CC-BY-4.0": _CREDIT,
-    "ODC-By-1.0": _CREDIT,
-    "CDLA-Permissive-1.0": _CREDIT,
-    "CDLA-Permissive-2.0": _CREDIT,
-    "CC-BY-SA-2.0": _SHARE,
-    "CC-BY-SA-2.5": _SHARE,
-    "CC-BY-SA-3.0": _SHARE,
-    "CC-BY-SA-4.0": _SHARE,
-    "ODbL-1.0": _SHARE,
-    "CDLA-Sharing-1.0": _SHARE,
-    "GPL-2.0-only": _SHARE,
-    "GPL-3.0-only": _SHARE,
-    "GPL-3.0-or-later": _SHARE,
-    "AGPL-3.0-only": _SHARE,
+    "MIT": _ATTRIBUTION,
+    "Apache-2.0": _ATTRIBUTION,
+    "BSD-2-Clause": _ATTRIBUTION,
+    "BSD-3-Clause": _ATTRIBUTION,
+    "ISC": _ATTRIBUTION,
+    "CC-BY-2.0": _ATTRIBUTION,
+    "CC-BY-2.5": _ATTRIBUTION,
+    "CC-BY-3.0": _ATTRIBUTION,
+    "CC-BY-4.0": _ATTRIBUTION,
+    "ODC-By-1.0": _ATTRIBUTION,
+    "CDLA-Permissive-1.0": _ATTRIBUTION,
+    "CDLA-Permissive-2.0": _ATTRIBUTION,
+    "CC-BY-SA-2.0": _SHARE_ALIKE,
+    "CC-BY-SA-2.5": _SHARE_ALIKE,
+    "CC-BY-SA-3.0": _SHARE_ALIKE,
+    "CC-BY-SA-4.0": _SHARE_ALIKE,
+    "ODbL-1.0": _SHARE_ALIKE,
+    "CDLA-Sharing-1.0": _SHARE_ALIKE,
+    "GPL-2.0-only": _SHARE_ALIKE,
+    "GPL-3.0-only": _SHARE_ALIKE,
+    "GPL-3.0-or-later": _SHARE_ALIKE,
+    "AGPL-3.0-only": _SHARE_ALIKE,
     "CC-BY-NC-2.0": _NC,
     "CC-BY-NC-3.0": _NC,
     "CC-BY-NC-4.0": _NC,
-    "CC-BY-NC-SA-3.0": _NC_SHARE,
-    "CC-BY-NC-SA-4.0": _NC_SHARE,
+    "CC-BY-NC-SA-3.0": _NC_SHARE_ALIKE,
+    "CC-BY-NC-SA-4.0": _NC_SHARE_ALIKE,
 }
 
 
-_FREE = frozenset({"CC0-1.0", "Unlicense", "PDDL-1.0"})
+_PUBLIC_DOMAIN = frozenset({"CC0-1.0", "Unlicense", "PDDL-1.0"})
 
 
 @cache
-def check_licence(expression: str) -> str:
-    """The expression in SPDX's own spelling.
+def check_license(expression: str) -> str:
+    """Return a license expression in the canonical spelling of SPDX.
 
     Raises:
-        ConfigError: it is no SPDX expression; the message says what is unknown.
+        ConfigError: the expression is invalid; the message names its unknown licenses.
     """
     return str(_parse(expression).render())
 
 
 def combine(expressions: Iterable[str]) -> str:
-    """The licence of a row made from rows under these licences: all of them at once.
+    """Return the license of a row made from rows under these licenses: all of them, by AND.
 
-    Dedications to the public domain ask nothing and drop out where another
-    licence stands.
+    Public domain dedications have no conditions and are omitted if there is another license.
 
     Raises:
-        ConfigError: one of them is no SPDX expression.
+        ConfigError: an expression is invalid.
     """
     return _combine(frozenset(e for e in expressions if e))
 
@@ -92,12 +90,14 @@ def combine(expressions: Iterable[str]) -> str:
 @cache
 def _combine(expressions: frozenset[str]) -> str:
     parts = {part for e in expressions for part in _conjuncts(e)}
-    asking = sorted(parts - _FREE) or sorted(parts)[:1]
-    return " AND ".join(f"({p})" if " OR " in p and len(asking) > 1 else p for p in asking)
+    conditional = sorted(parts - _PUBLIC_DOMAIN) or sorted(parts)[:1]
+    return " AND ".join(
+        f"({p})" if " OR " in p and len(conditional) > 1 else p for p in conditional
+    )
 
 
 def _conjuncts(expression: str) -> list[str]:
-    """The parts that an expression joins by AND; one that joins by OR is one part."""
+    """Return the parts of an expression joined by AND; an OR expression is one part."""
     tree = _parse(expression)
     parts = tree.args if isinstance(tree, _licensing().AND) else [tree]
     return [str(part.render()) for part in parts]
@@ -105,7 +105,10 @@ def _conjuncts(expression: str) -> list[str]:
 
 @cache
 def terms(expression: str) -> Terms | None:
-    """What an expression asks: of an AND all, of an OR the least; None where one is unknown."""
+    """Return the terms of an expression, or None if they are unknown.
+
+    An AND expression has the conditions of all parts, an OR those of the most permissive part.
+    """
     return _terms(_parse(expression)) if expression else None
 
 
@@ -124,10 +127,10 @@ def _terms(tree: Any) -> Terms | None:
     )
 
 
-def freedom(expression: str) -> int:
-    """How much a licence asks, for choosing between copies: 0 nothing, 4 not known.
+def restrictiveness(expression: str) -> int:
+    """Return a rank of a license by its conditions, the most permissive first.
 
-    1 attribution, 2 to share alike, 3 no commercial use.
+    0: none, 1: attribution, 2: share alike, 3: no commercial use, 4: unknown.
     """
     return _freedom(terms(expression))
 
@@ -142,12 +145,12 @@ def _freedom(known: Terms | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What every row of a dataset has to allow.
+    """A requirement on the license of every row of a dataset, and on the models that wrote it.
 
-    ``commercial-use`` wants licences known to allow it, and no model whose terms
-    are known to forbid it. ``permissive`` wants in addition no sharing alike, and
-    only models known to ask nothing of their output. Anything else is a list of
-    the licences allowed.
+    ``commercial-use`` requires licenses known to allow commercial use, and no model whose terms
+    are known to forbid it. ``permissive`` also requires licenses without a share-alike condition,
+    and models known to have no conditions on their output. Any other name is a comma-separated
+    list of the licenses allowed.
     """
 
     name: str
@@ -155,108 +158,117 @@ class Requirement:
 
     @classmethod
     def of(cls, text: str) -> Requirement:
-        """``commercial-use``, ``permissive``, or licences separated by commas.
+        """Parse ``commercial-use``, ``permissive``, or licenses separated by commas.
 
         Raises:
-            ConfigError: one of them is no SPDX licence.
+            ConfigError: the list is empty, or a license is not an SPDX license.
         """
         if text in ("commercial-use", "permissive"):
             return cls(text)
         names = [name.strip() for name in text.split(",") if name.strip()]
         if not names:
             raise ConfigError(
-                "--require is empty.", "Use commercial-use, permissive, or a list of licences."
+                "--require is empty.", "Use commercial-use, permissive, or a list of licenses."
             )
-        return cls(text, frozenset(check_licence(name) for name in names))
+        return cls(text, frozenset(check_license(name) for name in names))
 
     def objection(self, license: str, generators: Iterable[str]) -> tuple[str, str] | None:
-        """Why a row under this licence and of these models fails: a code and a sentence."""
+        """Return a code and a sentence if a license or model violates this, otherwise None."""
         if self.allowed:
             if _granted(_parse(license), self.allowed) if license else False:
                 return None
-            return "licence_not_listed", f"{license or 'no licence'} is not among {self.name}"
+            return "license_not_listed", f"{license or 'no license'} is not one of {self.name}"
         known = terms(license)
         if known is None:
-            return "unknown_licence", f"the terms of {license or 'no licence'} are not known here"
+            return "unknown_license", f"the terms of {license or 'an empty license'} are unknown"
         if not known.commercial_use:
             return "non_commercial", f"{license} forbids commercial use"
         if self.name == "permissive" and known.share_alike:
-            return "share_alike", f"{license} asks to share alike"
+            return "share_alike", f"{license} requires sharing under the same license"
         for model in generators:
-            asked = generator_terms(model)
-            if asked is None:
+            conditions = generator_terms(model)
+            if conditions is None:
                 if self.name == "permissive":
-                    return "unknown_generator", f"the terms of {model} are not known here"
-            elif not asked.commercial_use or (self.name == "permissive" and asked.restricted):
-                return "generator_terms", f"{model}, {asked.name}: {asked.asks}"
+                    return "unknown_generator", f"the terms of {model} are unknown"
+            elif not conditions.commercial_use or (
+                self.name == "permissive" and conditions.restricted
+            ):
+                return "generator_terms", f"{model}, {conditions.name}: {conditions.asks}"
         return None
 
 
 def _granted(tree: Any, allowed: frozenset[str]) -> bool:
-    """Whether licences that are allowed suffice: all parts of an AND, any of an OR."""
+    """Return whether the allowed licenses suffice: all parts of an AND, any part of an OR."""
     if tree.isliteral:
         return str(tree.render()) in allowed
-    some = [_granted(part, allowed) for part in tree.args]
-    return any(some) if isinstance(tree, _licensing().OR) else all(some)
+    granted = [_granted(part, allowed) for part in tree.args]
+    return any(granted) if isinstance(tree, _licensing().OR) else all(granted)
 
 
 def obligations(
     licenses: Mapping[str, int], generators: Mapping[str, int], attributions: Mapping[str, int]
 ) -> list[str]:
-    """What a dataset of these rows obliges and forbids, one sentence each.
+    """Return the license obligations of a dataset, one sentence each.
 
     Args:
-        licenses: rows by SPDX expression.
-        generators: rows by the model whose terms apply.
-        attributions: rows by the credit they want.
+        licenses: number of rows by SPDX expression.
+        generators: number of rows by the model whose terms apply.
+        attributions: number of rows by attribution text.
     """
     known = {name: terms(name) for name in licenses}
 
-    def of(names: Iterable[str]) -> str:
+    def counted(names: Iterable[str]) -> str:
         return ", ".join(f"{name} ({licenses[name]:,} rows)" for name in names)
 
-    credit = [n for n, t in known.items() if t and t.attribution]
-    share = [n for n, t in known.items() if t and t.share_alike]
-    barred = [n for n, t in known.items() if t and not t.commercial_use]
+    attribution = [n for n, t in known.items() if t and t.attribution]
+    share_alike = [n for n, t in known.items() if t and t.share_alike]
+    non_commercial = [n for n, t in known.items() if t and not t.commercial_use]
     unknown = [n for n, t in known.items() if t is None]
-    said = []
-    if credit:
-        said.append(f"Give credit, and keep the licence's text or a link to it: {of(credit)}.")
-        said += [f"Credit for {rows:,} rows: {text}" for text, rows in attributions.items()]
-    if share:
-        said.append(f"Share what you make of these rows under the same licence: {of(share)}.")
-    if barred:
-        said.append(f"No commercial use of these rows, nor of what is made of them: {of(barred)}.")
-    if {n for n in share if terms(n) != _NC_SHARE} and barred:
-        said.append(
-            "A work that mixes these rows into one text cannot satisfy both: "
-            f"{', '.join(share)} wants its own terms kept, {', '.join(barred)} forbids "
-            "commercial use. Keep them as rows, each under its own licence."
+    sentences = []
+    if attribution:
+        sentences.append(
+            f"Give credit, and keep the license text or a link to it: {counted(attribution)}."
+        )
+        sentences += [f"Credit for {rows:,} rows: {text}" for text, rows in attributions.items()]
+    if share_alike:
+        sentences.append(
+            f"Share works based on these rows under the same license: {counted(share_alike)}."
+        )
+    if non_commercial:
+        sentences.append(
+            f"No commercial use of these rows or of works based on them: {counted(non_commercial)}."
+        )
+    if {n for n in share_alike if terms(n) != _NC_SHARE_ALIKE} and non_commercial:
+        sentences.append(
+            "A text that combines such rows cannot comply with both: derived works must keep the "
+            f"terms of {', '.join(share_alike)}, and {', '.join(non_commercial)} forbids "
+            "commercial use. Keep the rows separate, each under its own license."
         )
     if unknown:
-        said.append(f"Terms not known here, read them: {of(unknown)}.")
+        sentences.append(f"Unknown license terms, read the license text: {counted(unknown)}.")
     for model, rows in generators.items():
-        asked = generator_terms(model)
-        if asked is None:
-            said.append(f"{model} wrote, or led to, {rows:,} rows; its terms are not known here.")
-        elif asked.restricted:
-            said.append(f"{model} wrote, or led to, {rows:,} rows; {asked.name}: {asked.asks}.")
-    return said or ["Nothing: the rows are free of conditions known here."]
+        authorship = f"{model} wrote {rows:,} rows or text that they are based on"
+        conditions = generator_terms(model)
+        if conditions is None:
+            sentences.append(f"{authorship}; its terms are unknown.")
+        elif conditions.restricted:
+            sentences.append(f"{authorship}. {conditions.name}: {conditions.asks}.")
+    return sentences or ["None: no conditions are known for these rows."]
 
 
 def _parse(expression: str) -> Any:
     from license_expression import ExpressionError
 
-    hint = "Use an SPDX identifier such as CC-BY-4.0, or LicenseRef-NAME for one that has none."
+    hint = "Use an SPDX identifier such as CC-BY-4.0, or LicenseRef-NAME for another license."
     try:
         parsed = _licensing().parse(expression)
         unknown = _licensing().unknown_license_keys(parsed)
     except ExpressionError as error:
-        raise ConfigError(f"{expression!r} is no SPDX expression.", hint) from error
+        raise ConfigError(f"invalid SPDX expression {expression!r}.", hint) from error
     unknown = [key for key in unknown if not key.lower().startswith("licenseref-")]
     if parsed is None or unknown:
         raise ConfigError(
-            f"{', '.join(map(repr, unknown)) or repr(expression)} is no SPDX licence.", hint
+            f"unknown SPDX license {', '.join(map(repr, unknown)) or repr(expression)}.", hint
         )
     return parsed
 

@@ -1,5 +1,6 @@
-"""Local models: which folder a name means, the one loader, and how likely a model finds a text.
+"""Loads local models and computes the likelihood of texts.
 
-`folders` resolves names, `loading` reads models and tokenizers, `likelihood` computes losses.
-All that computes with transformers itself loads by `loading`, under the rules of SECURITY.md.
+`folders` resolves model names, `loading` loads models and tokenizers, and `likelihood` computes
+losses. All code that uses transformers directly loads through `loading`, which follows the
+rules of SECURITY.md.
 """

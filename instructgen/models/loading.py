@@ -1,12 +1,12 @@
-"""Loads models, tokenizers and configurations for all that computes with transformers itself.
+"""Loads models, tokenizers and configurations for all code that uses transformers directly.
 
-Two libraries load for themselves, under the first rule too: vLLM (`engines/vllm.py`) and
-sentence-transformers (`similarity/encoders.py`).
+Rule 1: code in a model folder or a Hub repository never runs. ``trust_remote_code=False`` is
+passed everywhere, because transformers otherwise asks on standard input. Rule 2: weights are
+safetensors and must be complete, because transformers fills missing layers with random numbers
+and only logs a warning.
 
-Two rules hold. Code that a model folder or a Hub repository contains is
-never run: ``trust_remote_code=False`` is passed everywhere, because transformers asks on
-standard input where it is left out. Weights are safetensors and have to be complete:
-transformers fills missing layers with random numbers and only logs it.
+vLLM (`engines/vllm.py`) and sentence-transformers (`similarity/encoders.py`) load models
+themselves; there only rule 1 applies.
 """
 
 from __future__ import annotations
@@ -18,65 +18,65 @@ from typing import Any, Literal
 from instructgen.errors import ConfigError, InstructgenError, first_line
 from instructgen.models.folders import ADAPTER, adapter_base, model_folder
 
-# What stands on top of the network: words, one number per text, or one number per token.
+# The output layer: token logits, one number per text, or one number per token.
 Head = Literal["causal", "reward", "value"]
-# What language models call the layer that gives words; GPT-NeoX has the second.
-_WORD_HEADS = ("lm_head", "embed_out")
-# What models of numbers call theirs.
+# Names of the layer that gives token logits; the second is that of GPT-NeoX.
+_LOGIT_HEADS = ("lm_head", "embed_out")
+# Names of the layer that gives one number.
 _NUMBER_HEADS = ("score", "classifier")
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
-    """The tokenizer of a model to train, with a padding token.
+    """Return the tokenizer of a model to train, with a padding token.
 
     Args:
         name: a folder, a Hub name, or ``smollm2``.
         pad_token: a token of its vocabulary, or ``eos``; None for the tokenizer's own.
 
     Raises:
-        ConfigError: there is none, or it has no padding token and none was given.
+        ConfigError: if it cannot be loaded, or no padding token is given or defined.
     """
     tokenizer = read_tokenizer(name)
-    if pad_token == "eos":  # noqa: S105 (a word, no secret)
+    if pad_token == "eos":  # noqa: S105 (not a secret)
         pad_token = tokenizer.eos_token
     if pad_token is not None:
         if pad_token not in tokenizer.get_vocab():
             raise ConfigError(
-                f"--pad-token {pad_token!r} is not in the vocabulary of {name}.",
-                "Give one of its tokens, or eos.",
+                f"--pad-token={pad_token!r} is not in the vocabulary of {name}.",
+                "Give a token of its vocabulary, or eos.",
             )
         tokenizer.pad_token = pad_token
     if tokenizer.pad_token_id is None:
         raise ConfigError(
-            f"--model {name}: its tokenizer has no padding token.",
-            "Give --pad-token eos, or another token of its vocabulary.",
+            f"--model={name}: the tokenizer has no padding token.",
+            "Pass --pad-token=eos, or another token of its vocabulary.",
         )
     return tokenizer
 
 
 def read_tokenizer(name: str) -> Any:
-    """The tokenizer of a model as its folder has it.
+    """Return the tokenizer of a model, unchanged.
 
     Raises:
-        ConfigError: a package is missing, or it cannot be loaded.
-        EngineError: the embedded model is asked for and not installed.
+        ConfigError: if a package is missing, or the tokenizer cannot be loaded.
+        EngineError: if the embedded model is requested and not installed.
     """
     transformers = _transformers()
     folder = _resolved(name)
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, **_NO_CODE)
     except Exception as error:
-        # Whatever a damaged file makes of it.
-        raise load_error(name, error, "its tokenizer") from error
+        # A damaged file can raise any exception.
+        raise load_error(name, error, "the tokenizer") from error
 
 
 def read_config(name: str) -> Any:
-    """The configuration of a model, and of the base model where the folder holds an adapter.
+    """Return the configuration of a model; for an adapter, that of its base model.
 
     Raises:
-        ConfigError: it cannot be loaded.
-        EngineError: the embedded model is asked for and not installed.
+        ConfigError: if the configuration cannot be loaded.
+        EngineError: if the embedded model is requested and not installed.
     """
     folder = Path(_resolved(name))
     try:
@@ -86,7 +86,7 @@ def read_config(name: str) -> Any:
     except InstructgenError:
         raise
     except Exception as error:
-        raise load_error(name, error, "its config.json") from error
+        raise load_error(name, error, "config.json") from error
 
 
 def load_model(
@@ -98,27 +98,27 @@ def load_model(
     quantized: bool = False,
     new_head: bool = False,
 ) -> Any:
-    """A model by folder, Hub name or ``smollm2``, where the libraries put it: on the CPU.
+    """Return a model, loaded on the CPU.
 
     Args:
-        name: which; a folder that holds only an adapter is merged into its base, where
-            that can be done.
-        head: ``causal`` for language, ``reward`` for one number per text, ``value`` for
+        name: a folder, a Hub name or ``smollm2``. If the folder contains only an adapter, the
+            adapter is merged into its base model, if its type supports that.
+        head: ``causal`` for token logits, ``reward`` for one number per text, ``value`` for
             one number per token.
-        tokenizer: its padding token is written into the configuration.
-        dtype: of the weights.
-        quantized: four bits a weight (NF4), to put adapters on.
-        new_head: whether the layer that gives the number may be missing, because it is
-            about to be trained. No other layer ever may.
+        tokenizer: its padding token is set in the model's configuration.
+        dtype: the data type of the weights.
+        quantized: whether to load weights in 4 bits (NF4), for training adapters.
+        new_head: whether the layer that gives the number may be missing, because it will be
+            trained. No other layer may be missing.
 
     Raises:
-        ConfigError: a package is missing, the model cannot be loaded or is not complete.
-        EngineError: the embedded model is asked for and not installed.
+        ConfigError: if a package is missing, or the model cannot be loaded or is incomplete.
+        EngineError: if the embedded model is requested and not installed.
     """
     folder = _resolved(name)
     if head == "causal" and is_reward_model(name):
         raise ConfigError(
-            f"--model {name} is a reward model: it writes no text.",
+            f"--model={name} is a reward model, which cannot generate text.",
             "Give a language model, such as the one it was trained from.",
         )
     try:
@@ -127,23 +127,23 @@ def load_model(
             has_head = new_head or _has_head(name, folder)
             model = load_model(base, head, tokenizer=tokenizer, dtype=dtype, new_head=has_head)
             return _with_adapter(name, model, folder)
-        model, found = _read_weights(folder, head, dtype, quantized=quantized)
+        model, loading_info = _read_weights(folder, head, dtype, quantized=quantized)
     except InstructgenError:
         raise
     except Exception as error:
-        # Whatever damaged weights or a configuration that does not fit them make of it.
+        # Damaged weights, or ones that do not match the configuration, can raise any exception.
         raise load_error(name, error) from error
-    _check_complete(name, model, found, new_head)
+    _check_complete(name, model, loading_info, new_head)
     if tokenizer is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
         if getattr(model, "generation_config", None) is not None:
-            # Where both are one token, generation otherwise takes the end for padding.
+            # Without it, generation treats the end token as padding if both are the same token.
             model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
 def _read_weights(folder: str, head: Head, dtype: str, *, quantized: bool) -> tuple[Any, Any]:
-    """The model, and which of its weights were missing or too many."""
+    """Return the model, and which of its weights are missing or unexpected."""
     transformers = _transformers()
     import torch
 
@@ -160,7 +160,7 @@ def _read_weights(folder: str, head: Head, dtype: str, *, quantized: bool) -> tu
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         )
-    model, found = classes[head].from_pretrained(
+    model, loading_info = classes[head].from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
@@ -168,26 +168,26 @@ def _read_weights(folder: str, head: Head, dtype: str, *, quantized: bool) -> tu
         **_NO_CODE,
         **options,
     )
-    return model, found
+    return model, loading_info
 
 
 def load_for_inference(
     name: str, head: Head = "causal", *, dtype: str = "float32"
 ) -> tuple[Any, Any]:
-    """A model to ask and never to train: on a GPU where there is one, dropout off.
+    """Return a tokenizer and a model for inference, in evaluation mode and on a GPU if possible.
 
     Args:
         name: a folder, a Hub name or ``smollm2``.
-        head: ``causal`` for language, ``reward`` for a number per text.
-        dtype: of the weights.
+        head: ``causal`` for token logits, ``reward`` for one number per text.
+        dtype: the data type of the weights.
 
     Returns:
-        Its tokenizer, which always has a padding token, and the model.
+        The tokenizer, which always has a padding token, and the model.
 
     Raises:
-        ConfigError: a package is missing, the model cannot be loaded or is not complete, or
-            ``reward`` is asked of a model that is not a reward model.
-        EngineError: the embedded model is asked for and not installed.
+        ConfigError: if a package is missing, the model cannot be loaded or is incomplete, or
+            ``head`` is ``reward`` and the model is not a reward model.
+        EngineError: if the embedded model is requested and not installed.
     """
     if head == "reward":
         check_reward_model(name)
@@ -203,49 +203,49 @@ def load_for_inference(
 
 
 def load_error(name: str, error: Exception, part: str = "") -> ConfigError:
-    """The message for whatever the libraries raised while they loaded ``name``."""
+    """Return the error to raise for an exception that a library raised while loading ``name``."""
     if "trust_remote_code" in str(error):
-        # Their own advice is to allow it.
+        # The advice in the original message is to allow the code.
         return ConfigError(
-            f"--model {name} requires custom code to load.",
+            f"--model={name} requires custom code to load.",
             "instructgen never runs a model's code. Use a model whose architecture is part of "
             "transformers.",
         )
     subject = f"{name}: {part}" if part else name
     return ConfigError(
-        f"--model {subject} cannot be loaded: {first_line(error)}.",
-        "Check the name, and that the folder is complete or the hub reachable.",
+        f"--model={subject} cannot be loaded: {first_line(error)}.",
+        "Check the name, and that the folder is complete or the Hub can be reached.",
     )
 
 
 def is_reward_model(name: str) -> bool:
-    """Whether a model gives one number per text, rather than text.
+    """Return whether a model gives numbers for a text instead of generating text.
 
     Raises:
-        ConfigError: nothing is there.
+        ConfigError: if the configuration cannot be loaded.
     """
     return any("ForSequenceClassification" in a for a in read_config(name).architectures or ())
 
 
 def check_reward_model(name: str) -> None:
-    """Refuse a model that is no reward model, from its configuration alone.
+    """Raise an error if a model is not a reward model; only its configuration is read.
 
     Raises:
-        ConfigError: it writes text, gives several numbers, or nothing is there.
+        ConfigError: if it generates text, gives several numbers, or cannot be loaded.
     """
     if not is_reward_model(name):
         raise ConfigError(
-            f"{name} is no reward model: it writes text.", "Run: instructgen train reward."
+            f"{name} is not a reward model; it generates text.", "Run: instructgen train reward."
         )
     if (labels := read_config(name).num_labels) != 1:
-        raise ConfigError(f"model {name} gives {labels} numbers, not one.", "Name a reward model.")
+        raise ConfigError(f"model {name} gives {labels} numbers, not one.", "Give a reward model.")
 
 
 def head_of(model: Any) -> str:
-    """The name of the layer that turns hidden states into one number.
+    """Return the name of the layer that maps hidden states to one number.
 
     Raises:
-        ConfigError: it is not one layer.
+        ConfigError: if this head is not a single layer.
     """
     import torch
 
@@ -263,8 +263,8 @@ def _with_adapter(name: str, base: Any, folder: str) -> Any:
 
     model = PeftModel.from_pretrained(base, folder)
     missing = get_peft_model_state_dict(model).keys() - _adapter_keys(name, folder)
-    _refuse_keys(name, sorted(missing), "missing from its adapter's weights")
-    # LLaMA-Adapter's prompts cannot become weights.
+    _reject_keys(name, sorted(missing), "missing from the weights of its adapter")
+    # The prompts of LLaMA-Adapter cannot be merged into the weights.
     return model.merge_and_unload() if hasattr(model.base_model, "merge_and_unload") else model
 
 
@@ -272,38 +272,38 @@ def _adapter_keys(name: str, folder: str) -> set[str]:
     from safetensors import safe_open
 
     weights = Path(folder) / "adapter_model.safetensors"
-    if not weights.is_file():  # PEFT would go on to a pickle.
-        raise ConfigError(f"--model {name}: {weights.name} is missing.", "Restore it from a copy.")
+    if not weights.is_file():  # PEFT would load a pickle instead.
+        raise ConfigError(f"--model={name}: {weights.name} is missing.", "Restore it from a copy.")
     with safe_open(weights, "pt") as file:
         return set(file.keys())
 
 
 def _has_head(name: str, folder: str) -> bool:
-    """Whether an adapter contains the layer that gives the number, which its base may lack."""
+    """Return whether an adapter contains the number head, which its base may then lack."""
     keys = _adapter_keys(name, folder)
     return any(f".{head}.weight" in key for head in _NUMBER_HEADS for key in keys)
 
 
-def _check_complete(name: str, model: Any, found: Mapping[str, Any], new_head: bool) -> None:
-    """Reject missing weights, which would be random, and unknown ones other than a word head."""
+def _check_complete(name: str, model: Any, info: Mapping[str, Any], new_head: bool) -> None:
+    """Reject missing weights, which would be random, and unknown ones except a logit head."""
     causal = model.get_output_embeddings() is not None
     head = f"{head_of(model)}." if new_head and not causal else None
-    missing = [k for k in found["missing_keys"] if head is None or not k.startswith(head)]
-    extra = [k for k in found["unexpected_keys"] if causal or not k.startswith(_WORD_HEADS)]
-    _refuse_keys(name, sorted(missing), "missing from its weights")
-    _refuse_keys(name, sorted(extra), "in its weights and unknown")
+    missing = [k for k in info["missing_keys"] if head is None or not k.startswith(head)]
+    extra = [k for k in info["unexpected_keys"] if causal or not k.startswith(_LOGIT_HEADS)]
+    _reject_keys(name, sorted(missing), "missing from its weights")
+    _reject_keys(name, sorted(extra), "in its weights but not in its architecture")
 
 
-def _refuse_keys(name: str, keys: list[str], told: str) -> None:
+def _reject_keys(name: str, keys: list[str], problem: str) -> None:
     if keys:
         raise ConfigError(
-            f"--model {name}: {keys[0]} and {len(keys) - 1:,} more are {told}.",
-            "Its files do not belong together: check that the folder is complete.",
+            f"--model={name}: {keys[0]} and {len(keys) - 1:,} more tensors are {problem}.",
+            "Check that the folder is complete and that all files are of the same model.",
         )
 
 
 def _resolved(name: str) -> str:
-    """Also a folder that holds only an adapter."""
+    """Resolve a name as `model_folder` does, but also accept a folder with only an adapter."""
     path = Path(name).expanduser()
     return str(path) if (path / ADAPTER).exists() else model_folder(name)
 

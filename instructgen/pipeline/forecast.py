@@ -1,4 +1,4 @@
-"""What a step will take: as long as the last time, or by what was measured on two CPU cores."""
+"""Forecasts how long a step takes, from its last run or from measurements on two CPU cores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from instructgen.pipeline.records import StepRecord
 from instructgen.pipeline.step import Step
 
-# Seconds of a command's start, and per unit of the option that it grows with, measured with
-# the embedded model (135 million parameters) on two cores of x86-64.
+# Seconds of a command's start and per unit of an option, measured with the embedded model
+# (135 million parameters) on two cores of x86-64.
 _MEASURED: dict[str, tuple[float, dict[str, float]]] = {
     "import": (3, {}),
     "merge": (4, {}),
@@ -28,27 +29,27 @@ _MEASURED: dict[str, tuple[float, dict[str, float]]] = {
     "train rloo": (60, {"steps": 15.0}),
     "train ppo": (60, {"steps": 25.0}),
 }
-# Tokens of prompts and completions with the embedded model and 146 seed tasks: per row that
-# the loop keeps, and per request of the sixteen batches before the first row.
+# Prompt and output tokens with the embedded model and 146 seed tasks: per accepted row, and per
+# request of the sixteen batches before the first row.
 _TOKENS_PER_ROW, _TOKENS_PER_REQUEST, _FIRST_BATCHES, _BATCH = 4_400, 1_100, 16, 32
-_LAST_TIME, _MEASURED_HERE = "as the last time", "as measured on two CPU cores"
+_LAST_TIME, _MEASURED_HERE = "as in its last run", "as measured on two CPU cores"
 
 
 @dataclass(frozen=True, slots=True)
 class StepForecast:
-    """Seconds, tokens that a model will read and write, and where the figures come from."""
+    """Seconds, tokens that a model will read and write, and the source of the estimate."""
 
     seconds: float
     basis: str
     tokens: int | None = None
 
 
-def forecast(step: Step, known: Mapping[str, Any] | None) -> StepForecast | None:
-    """What a step will take; None where nothing is known that it could be told from.
+def forecast(step: Step, record: StepRecord | None) -> StepForecast | None:
+    """Forecast the time and the tokens of a step; None if there is nothing to estimate from.
 
     Args:
         step: the step.
-        known: what its last run left in the state.
+        record: its last run, if there was one.
     """
     options = step.options
     target, tokens = options.get("target"), None
@@ -56,21 +57,23 @@ def forecast(step: Step, known: Mapping[str, Any] | None) -> StepForecast | None
         batch = options.get("batch_size", _BATCH)
         first = _FIRST_BATCHES * (batch if isinstance(batch, int) else _BATCH)
         tokens = target * _TOKENS_PER_ROW + first * _TOKENS_PER_REQUEST
-    if known is not None and known["output"] is not None:
-        then = known["asked"]["options"]
+    if record is not None and record.output is not None:
+        then: Mapping[str, Any] = record.fingerprint.options
         if then.keys() == options.keys():
-            grown = [
+            factors = [
                 options[k] / then[k]
                 for k in ("target", "tokens", "steps")
                 if isinstance(then.get(k), int) and isinstance(options[k], int) and then[k] > 0
             ]
-            return StepForecast(known["seconds"] * max([1.0, *grown]), _LAST_TIME, tokens)
+            return StepForecast(record.seconds * max([1.0, *factors]), _LAST_TIME, tokens)
     kind = " ".join(step.argv[:2]) if step.command == "train" else step.command
     if kind not in _MEASURED:
         return None
-    start, each = _MEASURED[kind]
-    given = step.params
-    sized = [(given[n], rate) for n, rate in each.items() if isinstance(given.get(n), int)]
-    if each and not sized:
+    start, per_unit = _MEASURED[kind]
+    settings = step.settings
+    sized = [
+        (settings[n], rate) for n, rate in per_unit.items() if isinstance(settings.get(n), int)
+    ]
+    if per_unit and not sized:
         return None
     return StepForecast(start + sum(n * rate for n, rate in sized), _MEASURED_HERE, tokens)

@@ -1,77 +1,64 @@
-"""What stands in a step's ``recipe`` and ``set``, checked as its command will read it."""
+"""Checks the recipe of a step as its command would, before anything is run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from instructgen.commands.generate import configure
+from instructgen.commands.interface import Options
 from instructgen.commands.mixing import load_mix
+from instructgen.commands.options import (
+    CurateOptions,
+    GenerateOptions,
+    MergeOptions,
+    TrainOptions,
+)
 from instructgen.commands.train import check
 from instructgen.errors import ConfigError
 from instructgen.filters.recipe import load_filters
-from instructgen.generation.options import Config
 from instructgen.pipeline.step import Step
-from instructgen.training.options import OPTIONS
-
-_CONFIGURED = (
-    "target",
-    "model",
-    "engine",
-    "endpoint",
-    "method",
-    "recipe",
-    "seed",
-    "batch_size",
-    "max_tokens_total",
-)
 
 
 @contextmanager
-def parameters(step: Step) -> Iterator[dict[str, Any]]:
-    """The command's parameters, with a table of options as the file that it will be."""
+def with_files(step: Step) -> Iterator[Options]:
+    """The options of a step, with a recipe that is a table written to a temporary file."""
     with TemporaryDirectory() as folder:
-        found = dict(step.params)
+        options = step.parsed
         for path, text in step.files.items():
-            found["recipe"] = Path(folder) / path.name
-            found["recipe"].write_text(text, "utf-8")
-        yield found
+            file = Path(folder) / path.name
+            file.write_text(text, "utf-8")
+            recipe = str(file) if isinstance(options.model_dump()["recipe"], str) else file
+            options = options.model_copy(update={"recipe": recipe})
+        yield options
 
 
-def configured(given: Mapping[str, Any]) -> Config:
-    """What generate's parameters and its recipe come to.
+def check_recipe(step: Step, where: str) -> None:
+    """Reject a recipe, or settings of a trainer, that the command would reject.
 
-    Raises:
-        ConfigError: a key or value is bad.
-    """
-    return configure(**{name: given[name] for name in _CONFIGURED})
-
-
-def check_options(step: Step, where: str) -> None:
-    """Refuse what the command would refuse of its recipe, and train of ``set``.
+    Args:
+        step: the step.
+        where: the position in the pipeline, which begins the message.
 
     Raises:
-        ConfigError: a key or value is bad; ``where`` stands before it.
+        ConfigError: a key or value is invalid.
     """
-    with parameters(step) as given:
-        recipe = given.get("recipe")
-        if str(step.options.get("recipe")).startswith("@"):
-            # What an earlier step makes is not there yet.
-            return
+    if str(step.options.get("recipe")).startswith("@"):
+        # An earlier step writes it.
+        return
+    with with_files(step) as options:
         try:
-            if step.command == "generate":
-                configured(given)
-            elif step.command == "curate":
-                load_filters(str(recipe))
-            elif step.command == "merge":
-                load_mix(None if recipe is None else str(recipe))
-            elif step.command == "train":
-                known = OPTIONS[given["method"]].model_fields
-                options = {k: v for k, v in given.items() if k in known and v is not None}
-                check(given["method"], None, given["reward"], recipe, options | given["more"])
+            if isinstance(options, GenerateOptions):
+                configure(options)
+            elif isinstance(options, CurateOptions):
+                load_filters(options.recipe)
+            elif isinstance(options, MergeOptions):
+                load_mix(None if options.recipe is None else str(options.recipe))
+            elif isinstance(options, TrainOptions):
+                check(options, look_at_data=False)
         except ConfigError as error:
-            lines = str(error).replace(f"{recipe}: ", "recipe." if step.files else f"{recipe}: ")
-            raise ConfigError(f"{where}: {lines}") from None
+            recipe = options.model_dump()["recipe"]
+            text = str(error).replace(f"{recipe}: ", "recipe." if step.files else f"{recipe}: ")
+            raise ConfigError(f"{where}: {text}") from None

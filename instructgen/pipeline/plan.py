@@ -1,4 +1,4 @@
-"""What has to be run of a recipe, and why: fingerprints of inputs, options and versions."""
+"""Decides which steps of a pipeline run, by fingerprints of inputs, options and versions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import Any
 
 import orjson
 
-from instructgen.commands.generate import read_seeds, resumable
+from instructgen.commands.generate import configure, resumable, seeds_for
+from instructgen.commands.options import GenerateOptions
 from instructgen.config import read_tables
-from instructgen.errors import InstructgenError, RunError
+from instructgen.errors import DamagedFileError, InstructgenError, RunError, VersionError
 from instructgen.models.folders import EMBEDDED, model_digest
 from instructgen.pipeline.forecast import StepForecast, forecast
-from instructgen.pipeline.options import configured, parameters
+from instructgen.pipeline.options import with_files
+from instructgen.pipeline.records import Fingerprint, PipelineState, StepRecord
 from instructgen.pipeline.step import Step
 from instructgen.plugins import classes, provenance
-from instructgen.store import digest_of, digest_of_file, is_run, is_trained, is_whole
+from instructgen.store import digest_of, digest_of_file, is_complete, is_run, is_trained
 from instructgen.versions import installed
 
 STATE = "pipeline.json"
-_FORMAT = 1
+_FORMAT = 2
 _TRAINED = ("torch", "transformers", "trl", "peft", "accelerate")
 _COMPARED = ("sentence-transformers", "datasketch", "rapidfuzz", "py3langid", "phonenumbers")
-# The packages besides ours whose versions decide what a command makes. Completions that
-# are recorded are facts, so that no upgrade of an engine asks for them again.
+# Packages whose versions affect the output of a command, in addition to instructgen. Recorded
+# completions do not depend on the engine's version, so that an upgrade requests none again.
 _DEPENDS = {
     "train": _TRAINED,
     "ablate": _TRAINED,
@@ -34,7 +36,7 @@ _DEPENDS = {
     "curate": _COMPARED,
     "dedup": _COMPARED,
 }
-# Whose parts decide what a command makes.
+# Groups of plug-ins that affect the output of a command.
 _PLUGGED = {
     "import": ("sources",),
     "generate": ("sources", "engines", "methods", "filters"),
@@ -45,33 +47,36 @@ _PLUGGED = {
     "evaluate": ("sources", "suites", "verifiers", "engines"),
     "ablate": ("sources", "suites", "verifiers"),
 }
-# Weights are read where they were trained here; of others sizes and configuration tell.
+# Files of a model that determine what it does.
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".model", ".txt")
-_NOT_CONTENT = ("run.json", "lock", "left_out.jsonl", "log.jsonl", "log.png", "README.md")
-# What a report of a model shows besides.
-_TOLD = ("run.json", "log.jsonl")
+_NOT_CONTENT = (
+    "training.json", "lock", "rejected.jsonl", "log.jsonl", "log.png", "README.md",
+)  # fmt: skip
+# Files that a report about a model shows in addition.
+_REPORTED = ("training.json", "log.jsonl")
 
-State = dict[str, dict[str, Any]]
+
+State = dict[str, StepRecord]
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A step and its fate: ``why`` it runs, or is skipped; ``anew`` in an empty folder."""
+    """A step, whether it runs and why, and whether it starts in an empty folder."""
 
     step: Step
     runs: bool
     why: str
-    anew: bool
+    from_scratch: bool
     forecast: StepForecast | None
 
 
 def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
-    """Every step's fate, were the recipe run now; nothing is run.
+    """Decide for every step whether it would run now; nothing is run.
 
     Raises:
-        RunError: the folder's state is damaged, or an input is.
+        RunError: the folder's state, or an input, is damaged.
     """
-    state, found = read_state(folder), list[Planned]()
+    state, planned_steps = read_state(folder), list[Planned]()
     running: set[str] = set()
     for step in steps:
         after = [name for name in step.follows if name in running]
@@ -81,72 +86,74 @@ def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
             planned = Planned(step, True, why, True, forecast(step, state.get(step.name)))
         if planned.runs:
             running.add(step.name)
-        found.append(planned)
-    return found
+        planned_steps.append(planned)
+    return planned_steps
 
 
 def decide(step: Step, state: State) -> Planned:
-    """Whether a step has to be run now that those before it are done."""
-    known = state.get(step.name)
-    if known is None:
+    """Decide whether a step has to run, after those before it have run."""
+    record = state.get(step.name)
+    if record is None:
         return Planned(step, True, "not run yet", False, forecast(step, None))
-    then, now = known["asked"], asked(step)
-    expected = forecast(step, known)
-    changes = list(_changes(then, now))
+    expected = forecast(step, record)
+    changes = list(_changes(record.fingerprint, fingerprint(step)))
     if changes:
-        anew = not _goes_on(step)
-        return Planned(step, True, "; ".join(changes), anew, expected)
-    if known["output"] is None:
+        from_scratch = not _resumes(step)
+        return Planned(step, True, "; ".join(changes), from_scratch, expected)
+    if record.output is None:
         return Planned(step, True, "not finished", False, expected)
-    if output_digest(step.out) != known["output"]:
-        # A run's dataset is made again from its journal.
-        anew = step.command != "generate"
-        return Planned(step, True, "its output is gone or changed", anew, expected)
+    if output_digest(step.out) != record.output:
+        # The dataset of a run is written again from its journal.
+        from_scratch = step.command != "generate"
+        return Planned(step, True, "its output is missing or changed", from_scratch, expected)
     return Planned(step, False, "nothing changed", False, None)
 
 
-def asked(step: Step) -> dict[str, Any]:
-    """What decides a step's output: its words and options, what these name, and versions."""
-    told = step.command == "report"
-    digests = {name: _input_digest(place, told) for name, place in step.values.items()}
-    return {
-        "run": step.run,
-        "options": dict(step.options),
-        "inputs": {name: digest for name, digest in digests.items() if digest is not None},
-        "versions": {
+def fingerprint(step: Step) -> Fingerprint:
+    """What determines a step's output: its text, the content it reads, and versions."""
+    reported = step.command == "report"
+    digests = {name: _input_digest(place, reported) for name, place in step.values.items()}
+    return Fingerprint(
+        run=step.run,
+        options=dict(step.options),
+        inputs={name: digest for name, digest in digests.items() if digest is not None},
+        versions={
             **installed(("instructgen", *_DEPENDS.get(step.command, ()))),
             **_plugins(step),
         },
-    }
+    )
 
 
 def _plugins(step: Step) -> dict[str, str]:
     """The code of every plug-in that the step, or its recipe, may name."""
-    found = provenance(
+    plugins = provenance(
         **{group: classes(group).values() for group in _PLUGGED.get(step.command, ())}
     )
-    said = orjson.dumps([step.run, dict(step.options)]).decode()
-    recipe = step.params.get("recipe")
+    text = orjson.dumps([step.run, dict(step.options)]).decode()
+    recipe = step.settings.get("recipe")
     if recipe is not None and Path(recipe).is_file():
-        said += orjson.dumps(read_tables(Path(recipe)), default=str).decode()
+        text += orjson.dumps(read_tables(Path(recipe)), default=str).decode()
     return {
-        f"plug-in {name}": " ".join(part.values())
-        for name, part in found.get("plugins", {}).items()
-        # The format of a file need not be named.
-        if name.startswith("sources.") or name.partition(".")[2] in said
+        f"plug-in {name}": " ".join(plugin.values())
+        for name, plugin in plugins.items()
+        # The format of a file is recognized, so that it may be any.
+        if name.startswith("sources.") or name.partition(".")[2] in text
     }
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
-    if then["run"] != now["run"]:
-        yield f"now {now['run']!r}"
-    for table in ("options", "versions"):
-        was, is_ = then[table], now[table]
+def _changes(then: Fingerprint, now: Fingerprint) -> Iterable[str]:
+    if then.run != now.run:
+        yield f"now {now.run!r}"
+    tables: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = (
+        (then.options, now.options),
+        (then.versions, now.versions),
+    )
+    for was, is_ in tables:
         for key in sorted(was.keys() | is_.keys()):
             if was.get(key) != is_.get(key):
                 yield f"{key} {_short(was.get(key))} → {_short(is_.get(key))}"
-    for name in sorted(then["inputs"].keys() | now["inputs"].keys()):
-        if then["inputs"].get(name) != now["inputs"].get(name):
+    for name in sorted(then.inputs.keys() | now.inputs.keys()):
+        if then.inputs.get(name) != now.inputs.get(name):
             yield f"{name} changed"
 
 
@@ -155,42 +162,42 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _goes_on(step: Step) -> bool:
-    """Whether the command takes its old folder further: a journal does, if it is asked the same."""
+def _resumes(step: Step) -> bool:
+    """Whether the command can continue its old output: a run, if the settings allow it."""
     if step.command != "generate" or not is_run(step.out):
         return False
     try:
-        with parameters(step) as given:
-            terms = (given["license"], given["language"], given["on_bad_row"])
-            seeds, _ = read_seeds(given["seeds"], *terms)
-            return resumable(step.out, configured(given), seeds)
+        with with_files(step) as options:
+            assert isinstance(options, GenerateOptions)
+            seeds, _ = seeds_for(options)
+            return resumable(step.out, configure(options), seeds)
     except InstructgenError:
-        # The command itself says what is wrong, and leaves the folder as it is.
+        # The command itself reports what is wrong, and leaves the folder as it is.
         return True
 
 
-def _input_digest(place: str, told: bool) -> str | None:
+def _input_digest(place: str, reported: bool) -> str | None:
     if place == EMBEDDED:
         return model_digest(place)
     path = Path(place).expanduser()
     try:
         if (path / "config.json").is_file() and not is_trained(path):
             return model_digest(str(path))
-        return output_digest(path, told)
+        return output_digest(path, reported)
     except OSError:
-        # A text that no path can be.
+        # A text that cannot be a path.
         return None
 
 
-def output_digest(path: Path, told: bool = False) -> str | None:
-    """A digest of the content of what a step made, or reads; None where nothing whole is there.
+def output_digest(path: Path, reported: bool = False) -> str | None:
+    """A digest of the content of a step's output or input; None if it is not complete.
 
-    Of a dataset its parts' digests, of a model its weights and configuration, of other
-    folders all files.
+    For a dataset it covers the digests of its parts, for a model the weights and the
+    configuration, for other folders all files.
 
     Args:
         path: a file or folder.
-        told: whether what a model's folder tells of its training counts too.
+        reported: whether the files count too that a report about a model shows.
     """
     if path.is_file():
         return digest_of_file(path)
@@ -198,57 +205,49 @@ def output_digest(path: Path, told: bool = False) -> str | None:
         return None
     if (path / "manifest.json").is_file():
         try:
-            return digest_of(path) if is_whole(path) else None
+            return digest_of(path) if is_complete(path) else None
         except RunError:
             return None
     model = (path / "config.json").is_file()
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         name = str(file.relative_to(path))
-        tells = told and name in _TOLD
-        if not tells and (name in _NOT_CONTENT or name.startswith((".", "tensorboard"))):
+        shown = reported and name in _REPORTED
+        if not shown and (name in _NOT_CONTENT or name.startswith((".", "tensorboard"))):
             continue
-        if not model or tells or file.suffix in _WEIGHTS:
+        if not model or shown or file.suffix in _WEIGHTS:
             digest.update(f"{name}\0{digest_of_file(file)}\0".encode("utf-8", "replace"))
     return digest.hexdigest()
 
 
 def read_state(folder: Path) -> State:
-    """What the steps of a recipe's folder were asked, and what came of them, by name.
+    """Read the records of a pipeline's steps, by the name of the step.
 
     Raises:
-        RunError: it is damaged.
+        DamagedFileError: the file is damaged.
+        VersionError: the folder was written by another version.
     """
     path = folder / STATE
     if not path.exists():
         return {}
+    hint = "Restore it from a copy, or give another --out."
     try:
-        state = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise RunError(
-            f"{path} cannot be read ({error}).", "Restore it, or give another --out."
-        ) from None
-    if not _is_state(state):
-        raise RunError(f"{path} is damaged.", "Restore it, or give another --out.")
-    steps: State = state["steps"]
-    return steps
+        state = PipelineState.from_json(path.read_bytes(), path)
+    except (OSError, DamagedFileError) as error:
+        if isinstance(error, DamagedFileError) and _format_of(path) not in (None, _FORMAT):
+            raise VersionError(path, _format_of(path), "Give another --out.") from None
+        raise DamagedFileError("is damaged.", path=path, hint=hint) from error
+    return state.steps
 
 
-def _is_state(state: Any) -> bool:
-    return (
-        isinstance(state, dict)
-        and state.get("format") == _FORMAT
-        and isinstance(state.get("steps"), dict)
-        and all(
-            isinstance(step, dict)
-            and isinstance(step.get("asked"), dict)
-            and {"run", "options", "inputs", "versions"} <= step["asked"].keys()
-            and "output" in step
-            for step in state["steps"].values()
-        )
-    )
+def _format_of(path: Path) -> object:
+    try:
+        values = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return values.get("format") if isinstance(values, dict) else None
 
 
 def state_bytes(state: State) -> bytes:
-    """The state as pipeline.json holds it."""
-    return orjson.dumps({"format": _FORMAT, "steps": state}, option=orjson.OPT_INDENT_2) + b"\n"
+    """The content of pipeline.json."""
+    return PipelineState(_FORMAT, state).to_json() + b"\n"

@@ -1,4 +1,4 @@
-"""One step of a recipe, ready to be planned and run."""
+"""One step of a pipeline, ready to be planned and run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from instructgen.commands.interface import Options
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of a recipe, ready to be run.
+    """A command of a pipeline with its options.
 
-    ``run`` and ``options`` are the recipe's own words, ``argv`` what one would type after
-    ``instructgen``. ``values`` says what each word or text stands for, ``follows`` which
-    earlier steps or inputs it reads, ``files`` the tables of its options that are written
-    as files, ``params`` the command's parameters as it parses them.
+    ``run`` and ``options`` are the text of the pipeline, ``argv`` the words to type after
+    ``instructgen``. ``values`` maps words and texts of the pipeline to the paths that they
+    refer to. ``follows`` are the earlier steps and inputs that the step reads, ``files`` the
+    tables of its options that are written as files, ``parsed`` the options of its command.
     """
 
     name: str
@@ -23,12 +25,19 @@ class Step:
     options: Mapping[str, Any]
     argv: tuple[str, ...]
     out: Path
+    parsed: Options
     values: Mapping[str, str] = field(default_factory=dict)
     follows: tuple[str, ...] = ()
     files: Mapping[Path, str] = field(default_factory=dict)
-    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
-        """The command's name."""
+        """The name of the command."""
         return self.argv[0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options by name, with those of a trainer among them."""
+        values = {name: getattr(self.parsed, name) for name in type(self.parsed).model_fields}
+        rest = type(self.parsed).open_field
+        return values if rest is None else {**values, **values[rest]}

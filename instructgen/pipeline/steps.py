@@ -1,4 +1,4 @@
-"""Runs the steps that have to be run, one process each, and notes what came of them."""
+"""The command run: runs the steps of a pipeline that have to run, one process each."""
 
 from __future__ import annotations
 
@@ -12,99 +12,104 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from instructgen.commands.interface import command
+from instructgen.commands.options import RunOptions
 from instructgen.errors import InstructgenError, RunError
+from instructgen.pipeline.definition import load_steps, pipeline_path
 from instructgen.pipeline.plan import (
     STATE,
     Planned,
     State,
-    asked,
     decide,
+    fingerprint,
     output_digest,
     read_state,
     state_bytes,
 )
-from instructgen.pipeline.recipe import load_steps, recipe_path
+from instructgen.pipeline.records import StepRecord
 from instructgen.pipeline.step import Step
 from instructgen.schema.progress import Progress, Watch
 from instructgen.store import locked, storage, write_atomic
 
-# A killed run's step is killed by the kernel, and may hold its folder a moment longer.
+# The step of a killed run is killed by the kernel, and may hold its folder a moment longer.
 _PATIENCE_S = 20.0
-# What took a model's time is kept when it is made anew; the rest is soon made again.
-_PRECIOUS = ("generate", "prefer", "train", "ablate")
-# generate has said why it ended before its target, and published what there is.
+# The output of these commands took a model's time, so that it is moved away and not removed.
+_EXPENSIVE = ("generate", "prefer", "train", "ablate")
+# generate has reported why it ended before its target, and has written its rows.
 _ENDED_EARLY = 3
-_REFUSED = 2
+_INVALID = 2
 
 
 class StepError(InstructgenError, RuntimeError):
-    """A step's command failed; its own message stands above."""
+    """The command of a step failed; its own message is printed before this one."""
 
     def __init__(self, step: Step, code: int) -> None:
-        said = f"exit code {code}" if code > 0 else f"signal {-code}"
+        cause = f"exit code {code}" if code > 0 else f"signal {-code}"
         super().__init__(
-            f"The step {step.name} stopped ({said}).",
-            "Mend that, and give the same command."
-            if code == _REFUSED
-            else "The same command goes on from there.",
+            f"The step {step.name} failed ({cause}).",
+            "Fix the problem, then rerun the same command."
+            if code == _INVALID
+            else "Rerun the same command to resume.",
         )
         self.exit_code = code if code > 0 else 1
 
 
 @dataclass(slots=True)
-class Ran:
-    """What a recipe came to: each step with why it was run or skipped, and its seconds."""
+class StepRun:
+    """A step in this run of the pipeline: whether and why it ran, and its seconds."""
+
+    name: str
+    command: str
+    why: str
+    ran: bool
+    out: str
+    seconds: float = 0.0
+    ended_early: bool = False
+
+
+@dataclass(slots=True)
+class PipelineResult:
+    """The result of a pipeline: its steps in order, and the seconds of this run."""
 
     out: Path
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[StepRun] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def ended_early(self) -> list[str]:
-        """The steps that ended before their target."""
-        return [step["name"] for step in self.steps if step.get("ended_early")]
+        """The names of the steps that ended before their target."""
+        return [step.name for step in self.steps if step.ended_early]
 
 
 def steps_of(
-    recipe: str,
-    out: str | Path | None,
-    inputs: Mapping[str, str],
-    *,
-    limit: bool,
+    pipeline: str, out: Path | None, inputs: Mapping[str, str], *, small: bool
 ) -> tuple[Path, list[Step]]:
-    """A recipe's folder, ``runs/NAME`` if none is given, and its steps; see `load_steps`."""
-    folder = Path("runs") / recipe_path(recipe).stem if out is None else Path(out)
-    return folder, load_steps(recipe, folder, inputs, limit=limit)
+    """The output folder, by default ``runs/NAME``, and the steps of a pipeline."""
+    folder = Path("runs") / pipeline_path(pipeline).stem if out is None else out
+    return folder, load_steps(pipeline, folder, inputs, small=small)
 
 
-def run(
-    recipe: str,
-    out: str | Path | None = None,
-    *,
-    inputs: Mapping[str, str] | None = None,
-    limit: bool = False,
-    quiet: bool = False,
-    watch: Watch | None = None,
-) -> Ran:
-    """Run a recipe's steps, or what is left of them.
+@command(RunOptions, "pipeline", "out")
+def run(options: RunOptions, watch: Watch | None = None) -> PipelineResult:
+    """Run the steps of a pipeline, or those that are left.
 
-    Args:
-        recipe: a TOML file, or the name of a shipped one.
-        out: the folder for all that is made; ``runs/NAME`` without it.
-        inputs: the recipe's inputs that are elsewhere than it says, by name.
-        limit: whether to run its small form.
-        quiet: whether the steps say nothing but what went wrong.
-        watch: called with each step: why it runs or not and, if it does, its command line.
+    Progress is reported with each step: why it runs or not and, if it runs, its command line.
 
     Raises:
-        ConfigError: the recipe is bad; nothing was run.
+        ConfigError: the pipeline is invalid; nothing was run.
         RunError: the folder is in use, or its state is damaged.
-        StorageError: the disk refuses.
+        StorageError: the files cannot be written.
         StepError: a step failed.
     """
-    folder, steps = steps_of(recipe, out, inputs or {}, limit=limit)
-    ran = Ran(folder)
+    return run_steps(options, watch, quiet=False)
+
+
+def run_steps(options: RunOptions, watch: Watch | None, *, quiet: bool) -> PipelineResult:
+    """Run a pipeline; with ``quiet`` the steps print errors only. See `run`."""
+    began = time.monotonic()
+    folder, steps = steps_of(options.pipeline, options.out, options.inputs, small=options.small)
+    result = PipelineResult(folder)
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, wait_s=_PATIENCE_S) as lock:
@@ -112,72 +117,76 @@ def run(
             for number, step in enumerate(steps, start=1):
                 planned = decide(step, state)
                 if watch is not None:
-                    watch(_told(planned, number, len(steps)))
-                record: dict[str, Any] = {
-                    "name": step.name,
-                    "command": step.command,
-                    "why": planned.why,
-                }
-                if planned.runs:
-                    record |= _run_step(planned, folder, state, lock, quiet)
-                record["ended_early"] = bool(state[step.name].get("ended_early"))
-                ran.steps.append({**record, "ran": planned.runs, "out": str(step.out)})
-    return ran
+                    watch(_progress(planned, number, len(steps)))
+                seconds = _run_step(planned, folder, state, lock, quiet) if planned.runs else 0.0
+                ended_early = state[step.name].ended_early
+                result.steps.append(
+                    StepRun(
+                        step.name,
+                        step.command,
+                        planned.why,
+                        planned.runs,
+                        str(step.out),
+                        seconds,
+                        ended_early,
+                    )
+                )
+    result.seconds = time.monotonic() - began
+    return result
 
 
-def _told(planned: Planned, number: int, count: int) -> Progress:
+def _progress(planned: Planned, number: int, count: int) -> Progress:
     line = (shlex.join(["instructgen", *planned.step.argv]),) if planned.runs else ()
     return Progress(planned.step.name, number, count, "steps", notes=(planned.why, *line))
 
 
-def _run_step(
-    planned: Planned, folder: Path, state: State, lock: int, quiet: bool
-) -> dict[str, Any]:
+def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bool) -> float:
+    """Run a step and record it; return its seconds."""
     step = planned.step
     if step.name not in state and step.out.exists():
         raise RunError(
-            f"{step.out} is there already, and no step of this recipe made it.",
+            f"{step.out} exists already, and no step of this pipeline wrote it.",
             "Move it away, or give another --out.",
         )
-    begun = step.name in state and step.out.is_file()
-    if planned.anew or begun:
-        # A file that was written and not noted before a kill is ours, and refused else.
+    if planned.from_scratch or (step.name in state and step.out.is_file()):
+        # A file that was written just before a kill, and not recorded, is replaced too.
         _clear(step, folder)
     for path, text in step.files.items():
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, [text.encode()])
-    before = state.get(step.name, {})
-    spent = 0.0 if planned.anew else before.get("seconds", 0.0)
-    entry = {"asked": asked(step), "output": None, "seconds": spent}
-    state[step.name] = entry
+    before = state.get(step.name)
+    earlier = 0.0 if planned.from_scratch or before is None else before.seconds
+    record = StepRecord(fingerprint(step), seconds=earlier)
+    state[step.name] = record
     write_atomic(folder / STATE, [state_bytes(state)])
     began = time.monotonic()
     code = _command([*step.argv, *(["--quiet"] if quiet else [])], lock, quiet)
-    entry["seconds"] = round(spent + time.monotonic() - began, 1)
+    seconds = time.monotonic() - began
+    record.seconds = round(earlier + seconds, 1)
     if code not in (0, _ENDED_EARLY):
-        if code == _REFUSED and before and not planned.anew:
-            # Nothing was done, so that what was there before is what is there.
+        if code == _INVALID and before is not None and not planned.from_scratch:
+            # The command did nothing, so that the output before it is still there.
             state[step.name] = before
         write_atomic(folder / STATE, [state_bytes(state)])
         if code in (130, -signal.SIGINT):
             raise KeyboardInterrupt
         raise StepError(step, code)
-    entry["output"] = output_digest(step.out)
-    if entry["output"] is None:
-        raise RuntimeError(f"{step.name} ended well and left nothing whole in {step.out}")
-    entry["ended_early"] = code == _ENDED_EARLY
+    record.output = output_digest(step.out)
+    if record.output is None:
+        raise RuntimeError(f"{step.name} succeeded without a complete output in {step.out}")
+    record.ended_early = code == _ENDED_EARLY
     write_atomic(folder / STATE, [state_bytes(state)])
-    return {"seconds": entry["seconds"]}
+    return seconds
 
 
 def _clear(step: Step, folder: Path) -> None:
-    """Make room for a step's output: the old one is moved away, or removed if soon made again."""
+    """Move away the old output of a step, or remove it if it is quick to write again."""
     if step.out.is_symlink():
         step.out.unlink()
         return
     if not step.out.exists():
         return
-    if step.command not in _PRECIOUS:
+    if step.command not in _EXPENSIVE:
         shutil.rmtree(step.out) if step.out.is_dir() else step.out.unlink()
         return
     attic = folder / "replaced"
@@ -189,9 +198,9 @@ def _clear(step: Step, folder: Path) -> None:
 
 
 def _command(argv: Sequence[str], lock: int, quiet: bool) -> int:
-    """Run a command of ours to its end; Ctrl-C is handed on once, a kill of us kills it.
+    """Run a command of instructgen; Ctrl-C is passed on once, and a kill of this process kills it.
 
-    It holds our lock as long as it lives, so that no second run meets it.
+    The command holds the folder's lock as long as it runs, so that a second run waits for it.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "instructgen", *argv],

@@ -1,5 +1,5 @@
-"""The report: what a dataset, a run, a model or an evaluation holds, as one HTML page.
+"""The HTML report about datasets, runs, models and evaluations, and the Markdown cards.
 
-The page loads nothing, runs nothing and needs nothing: pictures are SVG drawn here, every
-one with its numbers in a table under it, and text from data is only ever text.
+The report is one self-contained page. It loads no files and runs no scripts: charts are inline
+SVG, each with its numbers in a table, and text from data is always escaped.
 """

@@ -1,6 +1,6 @@
-"""The dataset card: README.md with the Hub's front matter, made from what made the data.
+"""Dataset and model cards: README.md with the front matter of the Hugging Face Hub.
 
-No dates and no host names, so that the same data always has the same card.
+A card contains no dates and no host names, so the same data always gives the same card.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 from instructgen.licensing.licenses import obligations, terms
 from instructgen.licensing.model_terms import generator_terms
-from instructgen.schema.statistics import Contents
+from instructgen.schema.statistics import RowCounts
 
 if TYPE_CHECKING:
-    from instructgen.generation.loop import Loop, Stop
+    from instructgen.commands.generate import RunFacts
+    from instructgen.generation.loop import Loop
+    from instructgen.schema.measures import Estimate
     from instructgen.schema.sample import Sample
-    from instructgen.store import Run
+    from instructgen.store import Provenance, RejectionCount, Run, TrainingFacts
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def generated_card(
-    run: Run, loop: Loop, contents: Contents, funnel: dict[str, Any], stopped: Stop
+    run: Run,
+    loop: Loop,
+    contents: RowCounts,
+    facts: RunFacts,
+    rejections: Sequence[RejectionCount],
 ) -> str:
-    """The card of a generated dataset, as Markdown."""
-    config = run.info["config"]
+    """Return the card of a generated dataset, as Markdown."""
+    config: Any = run.info.config
     title = run.folder.name
     return "\n".join(
         [
@@ -36,40 +42,40 @@ def generated_card(
             f"{contents.rows:,} rows of instruction data, written by the model "
             f"`{config['engine']['model'] or config['engine']['name']}` with the method "
             f"`{config['method']['name']}` from {len(loop.pool.seeds):,} seed tasks. "
-            "Made with instructgen. No person has read the rows.",
+            "Made with instructgen. The rows were not reviewed by people.",
             "",
-            "## Licences",
+            "## Licenses",
             "",
-            "A row has the licences of the demonstrations it was written from. "
-            "The terms of the model that wrote it apply beside them.",
+            "A row has the licenses of the demonstrations it was generated from. "
+            "The terms of the model that wrote it also apply.",
             "",
-            *_licences(contents),
+            *_licenses(contents),
             *_languages(contents),
             "## Seeds",
             "",
             *_sources(_contents_of(loop.pool.seeds), "tasks"),
-            f"SHA-256 of the seeds: `{run.info['seeds']['sha256']}`",
+            f"SHA-256 of the seeds: `{run.info.seeds.sha256}`",
             "",
             "## Funnel",
             "",
-            f"{funnel['requests']:,} requests gave {funnel['candidates']:,} candidates: "
-            f"{funnel['kept_instructions']:,} instructions entered the pool and "
-            f"{funnel['kept_rows']:,} rows the dataset. The run ended for the reason "
-            f"`{stopped.reason}`: {stopped.detail}.",
+            f"{facts.requests:,} requests gave {facts.candidates:,} candidates: "
+            f"{facts.kept_instructions:,} instructions were accepted into the pool and "
+            f"{facts.kept_rows:,} rows into the dataset. The run stopped with the reason "
+            f"`{facts.stopped}`: {facts.stopped_detail}.",
             "",
-            *rejected_table(funnel["rejected"]),
+            *rejected_table(rejections),
             "",
-            f"Of the instructions in the pool {funnel['not_expanded']:,} never had rows asked for. "
-            "All these are in `rejected/`, each with its reason, and with score and nearest "
-            "row where the filter compares.",
+            f"For {facts.not_expanded:,} instructions in the pool, no rows were requested. "
+            "They and the rejected candidates are in `rejected/`, each with its reason. Filters "
+            "that compare rows also record the score and the nearest row.",
             "",
-            "## How to make it again",
+            "## How to reproduce",
             "",
-            f"Run `{run.id}`, seed {config['generate']['seed']}. "
-            "`instructgen rebuild` makes the same bytes from `journal.jsonl`.",
+            f"Run `{run.id}`, random seed {config['generate']['seed']}. "
+            "`instructgen rebuild` writes the same bytes from `journal.jsonl`.",
             "",
             "```json",
-            json.dumps({**config, "form": run.info["form"]}, indent=1, ensure_ascii=False),
+            json.dumps({**config, "form": run.info.form}, indent=1, ensure_ascii=False),
             "```",
             "",
         ]
@@ -78,103 +84,108 @@ def generated_card(
 
 def derived_card(
     title: str,
-    contents: Contents,
-    inputs: Sequence[str],
+    contents: RowCounts,
     what: str,
     sections: Iterable[str],
-    made: Mapping[str, Any],
+    provenance: Provenance,
 ) -> str:
-    """The card of a dataset that a command made out of others.
+    """Return the card of a dataset that a command made from other datasets, as Markdown.
 
     Args:
-        title: its name.
-        contents: what it holds.
-        inputs: what it was made from.
-        what: the end of the sentence that begins with the rows and the inputs.
-        sections: Markdown about what was done, line by line.
-        made: the command, inputs and options, to make it again.
+        title: the name of the dataset.
+        contents: statistics of its rows.
+        what: the end of the sentence that begins with the number of rows and the inputs.
+        sections: Markdown lines about the processing.
+        provenance: the command, inputs and options that reproduce the dataset.
     """
     synthetic = sum(n for p, n in contents.counts.items() if not p.human)
     models = sorted({f"`{p.model}`" for p in contents.counts if p.model and not p.human})
     by = " and ".join(models) or "models"
+    inputs = [ref.name for ref in provenance.inputs]
     return "\n".join(
         [
             *_front_matter(title, contents),
             f"# {title}",
             "",
-            f"{contents.rows:,} rows of {' and '.join(inputs)}{what}. Made with instructgen.",
+            f"{contents.rows:,} rows from {' and '.join(inputs)}{what}. Made with instructgen.",
             "",
             *([f"{synthetic:,} of them were written by {by}.", ""] if synthetic else []),
-            "## Licences",
+            "## Licenses",
             "",
-            *_licences(contents),
+            *_licenses(contents),
             *_languages(contents),
             "## Sources",
             "",
             *_sources(contents, "rows"),
             *sections,
             "",
-            "## How to make it again",
+            "## How to reproduce",
             "",
             "```json",
-            json.dumps(made, indent=1, ensure_ascii=False),
+            json.dumps(provenance.to_dict(), indent=1, ensure_ascii=False),
             "```",
             "",
         ]
     )
 
 
-def model_card(title: str, data: str, contents: Contents, facts: Mapping[str, Any]) -> str:
-    """The card of a trained model: what it was trained on, under which terms, and what came of it.
+def model_card(
+    title: str,
+    data: str,
+    contents: RowCounts,
+    facts: TrainingFacts,
+    options: Mapping[str, Any],
+) -> str:
+    """Return the card of a trained model: its data, license terms and evaluation, as Markdown.
 
     Args:
-        title: its name.
-        data: the dataset's name.
-        contents: the rows it was trained on.
-        facts: what run.json says.
+        title: the name of the model.
+        data: the name of the dataset.
+        contents: statistics of the rows it was trained on.
+        facts: the record of the training, as stored with the model.
     """
-    rows, options = facts["rows"], facts["options"]
-    tokens = facts["supervised_tokens"]
-    left_out = [(reason, f"{n:,}") for reason, n in rows["left_out"].items()]
+    rows, tokens = facts.rows, facts.supervised_tokens
+    rejected = [(reason, f"{n:,}") for reason, n in rows.rejected.items()]
     trained = f", {tokens:,} supervised tokens" if tokens is not None else ""
     return "\n".join(
         [
-            *_model_front_matter(title, facts["root"], facts["method"], contents),
+            *_model_front_matter(title, facts.root, facts.trainer, contents),
             f"# {title}",
             "",
-            f"`{facts['base']}`, trained by `{facts['method']}` on {rows['train']:,} rows of "
-            f"{data}: {facts['steps']:,} steps{trained}. Made with instructgen.",
+            f"`{facts.base}`, trained with `{facts.trainer}` on {rows.seen:,} of {rows.train:,} "
+            f"rows of {data}: {facts.steps:,} steps{trained}. Made with instructgen.",
             "",
-            "## Licences of the data",
+            "## Licenses of the training data",
             "",
-            "The terms of the model it began as apply beside these.",
+            "The terms of the original base model also apply.",
             "",
-            *_licences(contents),
+            *_licenses(contents),
             *_languages(contents),
             "## Sources",
             "",
             *_sources(contents, "rows"),
             *(
-                ["## Rows left out, or cut", "", *table(("reason", "rows"), left_out), ""]
-                * bool(left_out)
+                ["## Rejected or truncated rows", "", *table(("reason", "rows"), rejected), ""]
+                * bool(rejected)
             ),
             "## Evaluation",
             "",
             *_evaluated(facts),
             "",
-            "## How to make it again",
+            "## How to reproduce",
             "",
-            f"Rows `{rows['sha256'][:16]}`; on a CPU the same options give the same weights.",
+            f"The SHA-256 of the training rows starts with `{rows.sha256[:16]}`. On a CPU, the "
+            "same options give the same weights.",
             "",
             "```json",
-            json.dumps({"options": options, "versions": facts["versions"]}, indent=1),
+            json.dumps({"options": options, "versions": facts.versions}, indent=1),
             "```",
             "",
         ]
     )
 
 
-def _model_front_matter(title: str, root: str, method: str, contents: Contents) -> Iterable[str]:
+def _model_front_matter(title: str, root: str, method: str, contents: RowCounts) -> Iterable[str]:
     names = list(contents.licenses)
     yield "---"
     yield "license: other"
@@ -187,87 +198,83 @@ def _model_front_matter(title: str, root: str, method: str, contents: Contents) 
     yield from ("tags:", "- instructgen", "---", "")
 
 
-def _evaluated(facts: Mapping[str, Any]) -> list[str]:
-    found = facts["evaluation"]
-    if not found:
-        return ["None: no row was held out."]
-    every = (found, *(v for v in found.values() if isinstance(v, Mapping) and "measure" in v))
+def _evaluated(facts: TrainingFacts) -> list[str]:
+    if not facts.evaluation:
+        return ["Not evaluated: no rows were held out."]
     lines = [
-        (one["measure"], *(estimated(one.get(k)) for k in ("before", "after", "difference")))
-        for one in every
+        (m.measure, *(estimated(value) for value in (m.before, m.after, m.difference)))
+        for m in facts.evaluation
     ]
-    held_out = facts["rows"]
     return [
-        f"On {held_out['held_out']:,} rows held out ({held_out['held_out_from']}), with 95% "
+        f"On {facts.rows.held_out:,} held-out rows (from {facts.rows.held_out_from}), with 95% "
         "bootstrap intervals over rows.",
         "",
         *table(("measure", "before", "after", "difference"), lines),
     ]
 
 
-def estimated(value: Mapping[str, Any] | None) -> str:
-    """A number with its interval, as a cell; empty where there is none."""
-    if value is None:
-        return ""
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+def estimated(value: Estimate | None) -> str:
+    """Return a value with its interval as a table cell, or an empty cell for None."""
+    return "" if value is None else f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
 
 
-def _contents_of(samples: Iterable[Sample]) -> Contents:
-    found = Contents()
-    found.add(samples)
-    return found
+def _contents_of(samples: Iterable[Sample]) -> RowCounts:
+    contents = RowCounts()
+    contents.add(samples)
+    return contents
 
 
-def _licences(contents: Contents) -> list[str]:
-    head = ("licence", "rows", "attribution", "share alike", "commercial use")
-    licences = contents.licenses
-    lines = [(name, f"{n:,}", *_asked(name)) for name, n in licences.items()]
-    asked = obligations(licences, contents.generators, contents.attributions)
+def _licenses(contents: RowCounts) -> list[str]:
+    head = ("license", "rows", "attribution", "share alike", "commercial use")
+    licenses = contents.licenses
+    lines = [(name, f"{n:,}", *_license_terms(name)) for name, n in licenses.items()]
+    sentences = obligations(licenses, contents.generators, contents.attributions)
     return [
         *table(head, lines),
         "",
         *_generators(contents),
-        "What this obliges and forbids (a summary; the texts rule):",
+        "License obligations (a summary; the license texts are authoritative):",
         "",
-        *(f"- {_one_line(sentence)}" for sentence in asked),
+        *(f"- {_one_line(sentence)}" for sentence in sentences),
         "",
     ]
 
 
-def _generators(contents: Contents) -> list[str]:
+def _generators(contents: RowCounts) -> list[str]:
     if not contents.generators:
         return []
     lines = []
     for model, rows in contents.generators.items():
         known = generator_terms(model)
-        said = ("see its text", "not known here") if known is None else (known.name, known.asks)
-        lines.append((model, f"{rows:,}", *said))
-    return [*table(("written by, or from text by", "rows", "terms", "ask"), lines), ""]
+        cells = ("see the model's terms", "unknown") if known is None else (known.name, known.asks)
+        lines.append((model, f"{rows:,}", *cells))
+    return [*table(("written by, or based on text by", "rows", "terms", "conditions"), lines), ""]
 
 
-def _languages(contents: Contents) -> list[str]:
+def _languages(contents: RowCounts) -> list[str]:
     lines = [(key[0], f"{n:,}") for key, n in contents.by("language").items()]
     return ["## Languages", "", *table(("language", "rows"), lines), ""]
 
 
-def _sources(contents: Contents, counted: str) -> list[str]:
+def _sources(contents: RowCounts, counted: str) -> list[str]:
     lines = [(*key, f"{n:,}") for key, n in contents.by("source", "license", "language").items()]
-    return [*table(("source", "licence", "language", counted), lines), ""]
+    return [*table(("source", "license", "language", counted), lines), ""]
 
 
-def rejected_table(counts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A funnel's rejections as a Markdown table."""
+def rejected_table(counts: Sequence[RejectionCount]) -> list[str]:
+    """Return the rejection counts of a funnel as the lines of a Markdown table."""
     return table(
         ("stage", "filter", "reason", "rejected"),
-        [(r["stage"], r["filter"], r["reason"], f"{r['count']:,}") for r in counts],
+        [(r.stage, r.filter, r.reason, f"{r.count:,}") for r in counts],
     )
 
 
-def _front_matter(title: str, contents: Contents) -> Iterable[str]:
+def _front_matter(title: str, contents: RowCounts) -> Iterable[str]:
     names = list(contents.licenses)
     size = next((name for most, name in _SIZES if contents.rows < most), "n>1M")
     yield "---"
-    if len(names) == 1 and " " not in names[0]:
+    single = len(names) == 1 and " " not in names[0]
+    if single and not names[0].startswith("LicenseRef-"):
         yield f"license: {names[0].lower()}"
     else:
         yield "license: other"
@@ -275,7 +282,7 @@ def _front_matter(title: str, contents: Contents) -> Iterable[str]:
     known = [key[0] for key in contents.by("language") if key[0] != "und"]
     if known:
         yield "language:"
-        # Quoted: the code for Norwegian is a YAML boolean.
+        # Quoted, because YAML reads the code for Norwegian, "no", as a boolean.
         yield from (f"- {json.dumps(code)}" for code in known)
     yield f"pretty_name: {json.dumps(title, ensure_ascii=False)}"
     yield from ("task_categories:", "- text-generation", "size_categories:", f"- {size}")
@@ -285,7 +292,7 @@ def _front_matter(title: str, contents: Contents) -> Iterable[str]:
     yield "configs:"
     configs = [("default", "data", contents.splits)]
     if contents.rejected:
-        # `datasets` opens no file without a row.
+        # The package datasets cannot open a Parquet file without rows.
         configs.append(("rejected", "rejected", ("part",)))
     for name, folder, files in configs:
         yield f"- config_name: {name}"
@@ -301,16 +308,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _asked(licence: str) -> tuple[str, str, str]:
-    known = terms(licence)
+def _license_terms(license: str) -> tuple[str, str, str]:
+    known = terms(license)
     if known is None:
-        return ("see its text",) * 3
+        return ("see the license text",) * 3
     yes_no = {True: "yes", False: "no"}
     return yes_no[known.attribution], yes_no[known.share_alike], yes_no[known.commercial_use]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
+    """Return the lines of a Markdown table."""
     cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in rows]
     lines = [head, ["---"] * len(head), *cells]
     return [f"| {' | '.join(line)} |" for line in lines]

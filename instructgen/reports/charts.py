@@ -1,7 +1,7 @@
-"""Charts as SVG, drawn with the page's own colours so that they follow light and dark.
+"""Charts as SVG in the page's colors, which follow the light and dark color schemes.
 
-Five kinds: bars, stacked bars, histograms, lines and points. A chart scales to the width it
-is given; hovering over a mark tells its number, and the figure's table has them all.
+Kinds: bars, stacked bars, histograms, lines, points and intervals. A chart scales to the
+available width. Hovering over a mark shows its value; the figure's table lists all values.
 """
 
 from __future__ import annotations
@@ -10,88 +10,89 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from instructgen.reports.html import Markup, element, together
+from instructgen.reports.html import Markup, element, join_markup
 
 WIDTH = 640
-# Classes s0 to s7 of the style sheet: colours that colour-blind readers tell apart.
-COLOURS = 8
+# Classes s0 to s7 of the style sheet: colors that color-blind readers can distinguish.
+COLORS = 8
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
 _HEIGHT = 240
 _BAR, _LABELS = 24, 170
 
 
 class Series(NamedTuple):
-    """A named row of numbers."""
+    """A name and its values, one per label or place of the chart."""
 
     name: str
     values: Sequence[float]
 
 
 def bars(labels: Sequence[str], series: Sequence[Series], unit: str = "") -> Markup:
-    """Horizontal bars, one per label, stacked where there are several series."""
+    """Return a chart of horizontal bars, one per label; several series are stacked."""
     totals = [sum(s.values[i] for s in series) for i in range(len(labels))]
-    most, room = max([*totals, 1e-12]), WIDTH - _LABELS - 70
+    largest, room = max([*totals, 1e-12]), WIDTH - _LABELS - 70
     marks = []
     for i, label in enumerate(labels):
         y, x = i * _BAR, float(_LABELS)
         marks.append(_text(_LABELS - 8, y + 16, _cut(label, 22), "end"))
         for number, s in enumerate(series):
-            width = s.values[i] / most * room
+            width = s.values[i] / largest * room
             if width > 0:
-                named = f"{label}, {s.name}" if s.name else label
+                name = f"{label}, {s.name}" if s.name else label
                 marks.append(
                     element(
                         "rect",
-                        element("title", f"{named}: {number_text(s.values[i])}{unit}"),
+                        element("title", f"{name}: {number_text(s.values[i])}{unit}"),
                         x=x,
                         y=y + 4,
                         width=max(width, 0.5),
                         height=_BAR - 8,
-                        class_=f"s{number % COLOURS}",
+                        class_=f"s{number % COLORS}",
                     )
                 )
             x += width
         marks.append(_text(x + 6, y + 16, number_text(totals[i]) + unit, "start", "dim"))
-    return together([_svg(marks, len(labels) * _BAR + 4), _legend(series)])
+    return join_markup([_svg(marks, len(labels) * _BAR + 4), _legend(series)])
 
 
 def histogram(edges: Sequence[float], series: Sequence[Series], axis: str) -> Markup:
-    """Shares by class, classes of equal width; each series' values are made to sum to one.
+    """Return a histogram of shares; each series is normalized to sum to one.
 
     Args:
-        edges: of the classes, one more than values; they need not be evenly spaced.
-        series: counts.
-        axis: what is counted.
+        edges: the edges of the bins, one more than there are values. Bins are drawn with
+            equal width, even if the edges are not evenly spaced.
+        series: counts per bin.
+        axis: the label of the horizontal axis.
     """
     shares = []
     for s in series:
-        whole = sum(s.values) or 1.0
-        shares.append(Series(s.name, [v / whole for v in s.values]))
-    most = max([v for s in shares for v in s.values] or [1.0]) or 1.0
-    classes = len(edges) - 1
-    place = _scale(0, classes, _LEFT, WIDTH - _RIGHT)
-    height = _scale(0.0, most, _HEIGHT - _BOTTOM, _TOP)
-    marks = _grid(0.0, most, height, lambda v: f"{v:.0%}" if most > 0.05 else f"{v:.1%}")
+        total = sum(s.values) or 1.0
+        shares.append(Series(s.name, [v / total for v in s.values]))
+    largest = max([v for s in shares for v in s.values] or [1.0]) or 1.0
+    bins = len(edges) - 1
+    place = _scale(0, bins, _LEFT, WIDTH - _RIGHT)
+    height = _scale(0.0, largest, _HEIGHT - _BOTTOM, _TOP)
+    marks = _grid(0.0, largest, height, lambda v: f"{v:.0%}" if largest > 0.05 else f"{v:.1%}")
     for number, s in enumerate(shares):
         outline = [(place(0), height(0.0))]
         for i, value in enumerate(s.values):
             outline += [(place(i), height(value)), (place(i + 1), height(value))]
-        outline.append((place(classes), height(0.0)))
+        outline.append((place(bins), height(0.0)))
         marks.append(
             element(
                 "polygon",
                 element("title", s.name),
                 points=_points(outline),
-                class_=f"area s{number % COLOURS}",
+                class_=f"area s{number % COLORS}",
             )
         )
-    every = -(-classes // 10)
+    every = -(-bins // 10)
     marks += [
         _text(place(i), _HEIGHT - _BOTTOM + 14, number_text(edges[i]), "middle", "dim")
-        for i in range(0, classes + 1, every)
+        for i in range(0, bins + 1, every)
     ]
     marks.append(_text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 2, axis, "middle", "dim"))
-    return together([_svg(marks, _HEIGHT), _legend(shares)])
+    return join_markup([_svg(marks, _HEIGHT), _legend(shares)])
 
 
 def lines(
@@ -101,13 +102,13 @@ def lines(
     *,
     share: bool = False,
 ) -> Markup:
-    """Lines over common places; values that are not finite are left out.
+    """Return a line chart, one line per series; values that are not finite are omitted.
 
     Args:
-        x: the places, rising.
-        series: values at these.
-        axis: what ``x`` is.
-        share: whether values are shares of one, shown as percent from zero to all.
+        x: the horizontal positions, ascending.
+        series: values at these positions.
+        axis: the label of the horizontal axis.
+        share: whether values are fractions, drawn on a scale from 0% to 100%.
     """
     values = [v for s in series for v in s.values if math.isfinite(v)] or [0.0]
     low, high = (0.0, 1.0) if share else _span(min(values), max(values))
@@ -121,17 +122,17 @@ def lines(
         name = element("title", s.name)
         if len(points) == 1:
             (cx, cy), *_ = points
-            marks.append(element("circle", name, cx=cx, cy=cy, r=3, class_=f"s{number % COLOURS}"))
+            marks.append(element("circle", name, cx=cx, cy=cy, r=3, class_=f"s{number % COLORS}"))
         marks.append(
-            element("polyline", name, points=_points(points), class_=f"line s{number % COLOURS}")
+            element("polyline", name, points=_points(points), class_=f"line s{number % COLORS}")
         )
     marks += _ticks(x[0], x[-1], place)
     marks.append(_text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 2, axis, "middle", "dim"))
-    return together([_svg(marks, _HEIGHT), _legend(series)])
+    return join_markup([_svg(marks, _HEIGHT), _legend(series)])
 
 
 def points(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Markup:
-    """Points in a plane by group, each with a text that hovering shows."""
+    """Return a scatter plot: groups of (x, y, text); hovering over a point shows its text."""
     every = [(x, y) for group in groups.values() for x, y, _ in group] or [(0.0, 0.0)]
     size = WIDTH - 2 * _RIGHT
     across = _scale(*_span(min(x for x, _ in every), max(x for x, _ in every)), _RIGHT, size)
@@ -143,34 +144,34 @@ def points(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Markup:
             cx=across(x),
             cy=up(y),
             r=2.6,
-            class_=f"dot s{number % COLOURS}",
+            class_=f"dot s{number % COLORS}",
         )
         for number, (name, group) in enumerate(groups.items())
         for x, y, text in group
     ]
     drawn = _svg(marks, int(size * 0.66) + 12)
-    return together([drawn, _legend([Series(name, ()) for name in groups])])
+    return join_markup([drawn, _legend([Series(name, ()) for name in groups])])
 
 
 def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]]) -> Markup:
-    """A point with its interval per label, on one axis: value, low and high."""
+    """Return one point with its interval per label; values are (value, low, high)."""
     low, high = _span(min(v[1] for v in values), max(v[2] for v in values))
     place = _scale(low, high, _LABELS, WIDTH - _RIGHT - 40)
     marks = []
-    for i, (label, (value, least, most)) in enumerate(zip(labels, values, strict=True)):
+    for i, (label, (value, lower, upper)) in enumerate(zip(labels, values, strict=True)):
         y = i * _BAR + 14
         marks += [
             _text(_LABELS - 8, y + 4, _cut(label, 22), "end"),
             element(
-                "line", x1=place(least), x2=place(most), y1=float(y), y2=float(y), class_="whisker"
+                "line", x1=place(lower), x2=place(upper), y1=float(y), y2=float(y), class_="whisker"
             ),
             element(
                 "circle",
-                element("title", f"{label}: {value:.4f} [{least:.4f}, {most:.4f}]"),
+                element("title", f"{label}: {value:.4f} [{lower:.4f}, {upper:.4f}]"),
                 cx=place(value),
                 cy=float(y),
                 r=4,
-                class_=f"s{i % COLOURS}",
+                class_=f"s{i % COLORS}",
             ),
         ]
     foot = len(labels) * _BAR + 8
@@ -179,7 +180,10 @@ def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]
 
 
 def number_text(value: float) -> str:
-    """A number as people write it: whole ones with separators, others with four digits."""
+    """Return a number for display; "none" if it is not finite.
+
+    Whole numbers have thousands separators, others four significant digits.
+    """
     if not math.isfinite(value):
         return "none"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
@@ -193,12 +197,12 @@ def _svg(marks: Sequence[Markup], height: int) -> Markup:
 
 
 def _legend(series: Sequence[Series]) -> Markup:
-    named = [(number, s.name) for number, s in enumerate(series) if s.name]
-    if len(named) < 2:
-        return together([])
+    names = [(number, s.name) for number, s in enumerate(series) if s.name]
+    if len(names) < 2:
+        return join_markup([])
     entries = [
-        element("li", element("span", class_=f"key s{number % COLOURS}"), name)
-        for number, name in named
+        element("li", element("span", class_=f"key s{number % COLORS}"), name)
+        for number, name in names
     ]
     return element("ul", *entries, class_="legend")
 
@@ -222,7 +226,7 @@ def _span(low: float, high: float) -> tuple[float, float]:
 
 
 def _steps(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two."""
+    """Return about ``most`` round numbers between two bounds, for the ticks of an axis."""
     rough = (high - low) / most or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
@@ -231,13 +235,13 @@ def _steps(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _grid(
-    low: float, high: float, height: Callable[[float], float], told: Callable[[float], str]
+    low: float, high: float, height: Callable[[float], float], label: Callable[[float], str]
 ) -> list[Markup]:
     marks = []
     for value in _steps(low, high):
         y = height(value)
         marks.append(element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_="grid"))
-        marks.append(_text(_LEFT - 6, y + 4, told(value), "end", "dim"))
+        marks.append(_text(_LEFT - 6, y + 4, label(value), "end", "dim"))
     return marks
 
 

@@ -1,7 +1,7 @@
-"""One pass over a dataset's columns: counts of everything, and an even draw of whole rows.
+"""Counts over a dataset's columns and a random sample of whole rows, in one pass.
 
-Reads a million rows in seconds and small memory: Arrow counts, and only the rows drawn
-become Python objects.
+Reads a million rows in seconds with little memory: Arrow does the counting, and only the
+sampled rows become Python objects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from instructgen.store import read_batches, shape_of
 
-# Words of any script as RE2 knows them; what is written without spaces counts by character.
+# Words of any script, in RE2 syntax. Scripts without spaces are counted by character.
 _WORD = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\pL\pN\pM]+"
 WORD_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 FIELDS = ("instruction", "input", "output")
@@ -31,15 +31,16 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class Columns:
-    """What a table of a dataset holds.
+    """Statistics of the accepted rows of a dataset.
 
     Attributes:
-        rows: how many.
-        by: rows by source, licence, language, category and kind.
-        words: rows by the number of words of each field, in the classes of `WORD_EDGES`;
-            of preferences also of the rejected answer.
-        batches: rows by the batch that wrote them; -1 where none did.
-        drawn: rows drawn evenly, by their ids, which are digests: the same at every time.
+        rows: number of rows.
+        by: number of rows by source, license, language, category and kind.
+        words: by field, the number of rows per bin of `WORD_EDGES`. Preferences also have
+            the rejected answer as a field.
+        batches: number of rows by the batch that generated them; -1 if no batch did.
+        drawn: a random sample of rows: those with the smallest IDs. IDs are digests, so the
+            same dataset always has the same sample.
     """
 
     rows: int = 0
@@ -49,52 +50,52 @@ class Columns:
     drawn: list[dict[str, Any]] = field(default_factory=list)
 
     def counted(self, name: str) -> dict[str, int]:
-        """Rows by one of the keys, the most frequent first."""
-        found: Counter[str] = Counter()
+        """Return the number of rows per value of a column, the most frequent value first."""
+        counts: Counter[str] = Counter()
         for key, count in self.by.items():
-            found[key[_KEYS.index(name)]] += count
-        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+            counts[key[_KEYS.index(name)]] += count
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def read_columns(folder: Path, draw: int) -> Columns:
-    """The data of a dataset folder, counted.
+    """Return the statistics of a dataset's rows.
 
     Args:
         folder: a complete dataset.
-        draw: rows to draw.
+        draw: maximum number of rows to sample.
     """
     fields = (*FIELDS, REJECTED) if shape_of(folder) == "preferences" else FIELDS
     drawn = (*_DRAWN, *fields[len(FIELDS) :])
-    found = Columns(words={name: np.zeros(len(WORD_EDGES), np.int64) for name in fields})
+    columns = Columns(words={name: np.zeros(len(WORD_EDGES), np.int64) for name in fields})
     kept: list[dict[str, Any]] = []
     bound: str | None = None
     for batch in read_batches(folder, columns=[*drawn, "origin"]):
         if REJECTED in fields:
             batch = _with_text(batch)
-        found.rows += batch.num_rows
-        _count_keys(found.by, batch, _KEYS)
+        columns.rows += batch.num_rows
+        _count_keys(columns.by, batch, _KEYS)
         for name in fields:
-            found.words[name] += word_classes(batch.column(name))
-        found.batches.update(_batches(batch))
+            columns.words[name] += word_classes(batch.column(name))
+        columns.batches.update(_batches(batch))
         kept += _below(batch, bound, drawn)
         if len(kept) > 2 * draw:
             kept = _first(kept, draw)
             bound = kept[-1]["id"]
-    found.drawn = _first(kept, draw)
-    return found
+    columns.drawn = _first(kept, draw)
+    return columns
 
 
 def read_words(folder: Path) -> dict[str, Counts]:
-    """The rows of a dataset folder by the number of words of each field, as `Columns.words`."""
-    found = {name: np.zeros(len(WORD_EDGES), np.int64) for name in FIELDS}
+    """Return the number of rows per bin of `WORD_EDGES` for each field of a dataset."""
+    counts = {name: np.zeros(len(WORD_EDGES), np.int64) for name in FIELDS}
     for batch in read_batches(folder, columns=[*FIELDS]):
         for name in FIELDS:
-            found[name] += word_classes(batch.column(name))
-    return found
+            counts[name] += word_classes(batch.column(name))
+    return counts
 
 
 def word_classes(texts: Any) -> Counts:
-    """How many texts of an Arrow column have so many words, by the classes of `WORD_EDGES`."""
+    """Return the number of texts of an Arrow column per bin of `WORD_EDGES`."""
     import pyarrow.compute as pc
 
     words = pc.count_substring_regex(texts, _WORD).fill_null(0).to_numpy(zero_copy_only=False)
@@ -104,12 +105,13 @@ def word_classes(texts: Any) -> Counts:
 
 @dataclass(slots=True)
 class Rejections:
-    """What a dataset's rejected rows say.
+    """Statistics of the rejected rows of a dataset.
 
     Attributes:
-        by: rows by stage, filter, reason and source.
-        batches: rows by the batch that wrote them, but those that never had their turn.
-        near: the rejected with a score, nearest to their filter's threshold, by filter.
+        by: number of rows by stage, filter, reason and source.
+        batches: number of rows by the batch that generated them, without the instructions
+            that were not expanded.
+        near: by filter, the rejected rows whose scores are nearest to the filter's thresholds.
     """
 
     by: Counter[tuple[str, ...]] = field(default_factory=Counter)
@@ -118,23 +120,23 @@ class Rejections:
 
 
 def read_rejections(folder: Path, thresholds: dict[str, Sequence[float]], most: int) -> Rejections:
-    """The rejected rows of a dataset folder, counted.
+    """Return the statistics of a dataset's rejected rows.
 
     Args:
         folder: a complete dataset.
-        thresholds: by filter.
-        most: rows to keep near the thresholds of each.
+        thresholds: the thresholds of each filter, by filter name.
+        most: maximum number of rows near the thresholds, per filter.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = Rejections()
+    rejections = Rejections()
     names = ["stage", "filter", "reason", "source"]
     columns = [*_DECISION, "source", "instruction", "output", "origin"]
     for batch in read_batches(folder, "rejected", columns=columns):
-        _count_keys(found.by, batch, names)
-        turned = batch.filter(pc.not_equal(batch.column("reason"), pa.scalar("not_expanded")))
-        found.batches.update(_batches(turned))
+        _count_keys(rejections.by, batch, names)
+        expanded = batch.filter(pc.not_equal(batch.column("reason"), pa.scalar("not_expanded")))
+        rejections.batches.update(_batches(expanded))
         for name, bounds in thresholds.items():
             rows = batch.filter(
                 pc.and_(
@@ -143,14 +145,14 @@ def read_rejections(folder: Path, thresholds: dict[str, Sequence[float]], most: 
                 )
             )
             if rows.num_rows:
-                some = found.near.get(name, []) + rows.drop_columns("origin").to_pylist()
-                some.sort(key=lambda r: min(abs(r["score"] - b) for b in bounds))
-                found.near[name] = some[:most]
-    return found
+                nearest = rejections.near.get(name, []) + rows.drop_columns("origin").to_pylist()
+                nearest.sort(key=lambda r: min(abs(r["score"] - b) for b in bounds))
+                rejections.near[name] = nearest[:most]
+    return rejections
 
 
 def _with_text(batch: Any) -> Any:
-    """Preferences with the rejected answer as text, in place of its list of one message."""
+    """Replace the rejected answer, a list with one message, by its text."""
     import pyarrow.compute as pc
 
     place = batch.schema.get_field_index(REJECTED)

@@ -1,4 +1,4 @@
-"""Rows to look at: on both sides of each threshold, and drawn at random."""
+"""Example rows for the report: rows near each filter's threshold, and a random sample."""
 
 from __future__ import annotations
 
@@ -13,84 +13,86 @@ from instructgen.reports.html import Markup, element
 from instructgen.reports.page import card, table, texts
 from instructgen.schema.sample import Sample
 from instructgen.similarity import RougeLIndex
-from instructgen.store import is_run, read_info
+from instructgen.store import Manifest, is_run, read_info
 
-# Of each filter, on the side of the rejected and on that of the kept.
+# Rows per filter on each side of the threshold: kept and rejected.
 BORDERLINE = 5
 _COMPARED_WITH, _SHOWN, _TEXT, _SHORT = 20_000, 12, 2_000, 160
 ANY_SIMILARITY = 1e-9
 
 
 def thresholds_of(folder: Path) -> dict[str, Sequence[float]]:
-    """Of a run's filters; a curated dataset has its own examples."""
+    """Return the thresholds of a run's filters, by filter name; empty for other datasets.
+
+    A curated dataset has its borderline rows in its manifest.
+    """
     if not is_run(folder):
         return {}
-    known, found = classes("filters"), {}
-    for values in read_info(folder)["config"]["filters"]:
+    known, thresholds = classes("filters"), {}
+    filters: Any = read_info(folder).config["filters"]
+    for values in filters:
         options = {k: v for k, v in values.items() if k != "name"}
         if values["name"] in known and (
             bounds := known[values["name"]].model_validate(options).thresholds()
         ):
-            found[values["name"]] = bounds
-    return found
+            thresholds[values["name"]] = bounds
+    return thresholds
 
 
 def borderline(
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     thresholds: Mapping[str, Sequence[float]],
     rejections: Rejections,
     columns: Columns,
     seeds: Sequence[Sample],
 ) -> Markup | None:
-    """Rows kept and rejected where a filter's verdict changes; None without any."""
-    rows = [
-        (e["filter"], e["side"], float(e["value"]), short(e["text"]))
-        for e in manifest.get("borderline", ())
-    ]
+    """Return a card of the kept and rejected rows nearest to the thresholds, or None."""
+    examples: Any = manifest.facts.get("borderline") or ()
+    rows = [(e["filter"], e["side"], float(e["value"]), short(e["text"])) for e in examples]
     for name, bounds in thresholds.items():
         rows += [
             (name, "rejected", r["score"], short(r["instruction"] or r["output"] or ""))
             for r in rejections.near.get(name, ())
         ]
         if name == "novelty":
-            rows += _nearly_alike(columns, seeds, bounds[0])
+            rows += _most_similar_kept(columns, seeds, bounds[0])
     if not rows:
         return None
     rows.sort(key=lambda r: (r[0], r[1], r[2]))
-    said = [(name, side, number_text(value), text) for name, side, value, text in rows]
+    cells = [(name, side, number_text(value), text) for name, side, value, text in rows]
     return card(
-        "On both sides of each threshold",
-        table(("filter", "side", "value", "row"), said),
-        note="Rows kept and rejected that lie nearest to where a verdict changes; of a run, those "
-        "kept are of 2,000 drawn evenly.",
+        "Rows near the thresholds",
+        table(("filter", "verdict", "value", "row"), cells),
+        note="The kept and rejected rows whose values are nearest to a filter's threshold. For a "
+        "generation run, the kept rows are chosen from a random sample of 2,000.",
     )
 
 
-def _nearly_alike(
+def _most_similar_kept(
     columns: Columns, seeds: Sequence[Sample], threshold: float
 ) -> list[tuple[str, str, float, str]]:
-    """The kept rows that are most like a seed or another kept row."""
+    """Return the kept rows that are most similar to a seed or another kept row."""
     texts_ = [row["instruction"] for row in columns.drawn[:_COMPARED_WITH]]
     index = RougeLIndex(max(threshold - 0.3, ANY_SIMILARITY))
     index.add([s.instruction for s in seeds[:_COMPARED_WITH]])
-    found = []
-    # In their order, so that no text meets itself.
+    matches = []
+    # A text is added after it is compared, so that it is not compared with itself.
     for row, text in enumerate(texts_[:2_000]):
         (match,) = index.nearest([text])
         index.add([text])
         if match is not None and match.score <= threshold:
-            found.append(("novelty", "kept", match.score, short(texts_[row])))
-    return sorted(found, key=lambda r: -r[2])[:BORDERLINE]
+            matches.append(("novelty", "kept", match.score, short(texts_[row])))
+    return sorted(matches, key=lambda r: -r[2])[:BORDERLINE]
 
 
 def some_rows(columns: Columns) -> Markup | None:
-    """A few whole rows, drawn evenly."""
+    """Return a card of some whole rows, sampled at random, or None without rows."""
     if not columns.drawn:
         return None
     shown = []
     for row in columns.drawn[:_SHOWN]:
-        said = ", ".join(
+        properties = ", ".join(
             str(row[k]) for k in ("source", "license", "language", "category") if row[k]
         )
         names = [name for name in (*FIELDS, REJECTED) if name in row]
@@ -98,16 +100,16 @@ def some_rows(columns: Columns) -> Markup | None:
         shown.append(
             element(
                 "div",
-                element("p", f"{row['id']} · {said}", class_="dim"),
+                element("p", f"{row['id']} · {properties}", class_="dim"),
                 texts(fields),
                 class_="sample",
             )
         )
-    return card("Rows drawn at random", *shown)
+    return card("Random sample of rows", *shown)
 
 
 def short(text: str) -> str:
-    """A text in one line, cut where it is long."""
+    """Return a text on one line, truncated if it is long."""
     return _cut(" ".join(text.split()), _SHORT)
 
 

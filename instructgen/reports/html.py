@@ -1,7 +1,7 @@
-"""HTML and SVG as a tree: the one place where text becomes markup, always escaped.
+"""HTML and SVG elements; the only module that turns text into markup, always escaped.
 
-Elements and attributes are named in code alone, never by data. Text keeps its characters
-but for those that would steer a terminal or turn the reading direction.
+Names of elements and attributes come from code, never from data. Characters that control a
+terminal or change the reading direction are replaced; all other text stays unchanged.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ _EMPTY = frozenset({"meta", "link", "br", "hr"})
 
 
 class Markup(NamedTuple):
-    """Finished markup; only `element` and `together` make it."""
+    """Markup that is already escaped; create it only with `element` and `together`."""
 
     text: str
 
 
 def element(tag: str, /, *children: Markup | str, **attributes: str | float | None) -> Markup:
-    """An element with attributes and children; strings among these are escaped.
+    """Return an element as markup; strings are escaped.
 
     Args:
-        tag: of the element.
-        children: in order.
-        attributes: a trailing ``_`` is cut and others become ``-``, as in ``class_`` and
-            ``text_anchor``; None leaves one out. Numbers are written short.
+        tag: the name of the element.
+        children: markup or text, in order.
+        attributes: a trailing ``_`` in a name is omitted and other ``_`` become ``-``, as in
+            ``class_`` and ``text_anchor``. Attributes that are None are omitted. Floats are
+            rounded to two decimals.
     """
-    given = "".join(
+    attribute_text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
     if tag in _EMPTY:
-        return Markup(f"<{tag}{given}>")
-    return Markup(f"<{tag}{given}>{together(children).text}</{tag}>")
+        return Markup(f"<{tag}{attribute_text}>")
+    return Markup(f"<{tag}{attribute_text}>{join_markup(children).text}</{tag}>")
 
 
-def together(nodes: Iterable[Markup | str]) -> Markup:
-    """Several nodes as one."""
+def join_markup(nodes: Iterable[Markup | str]) -> Markup:
+    """Join several nodes; strings are escaped."""
     return Markup("".join(n.text if isinstance(n, Markup) else shown(n) for n in nodes))
 
 
 def shown(text: str) -> str:
-    """Text as it stands in the page's source."""
+    """Return text escaped for the page's source, with control characters replaced."""
     return escape(printable(text))
 
 

@@ -1,4 +1,4 @@
-"""The chapters about a trained model and about an evaluation."""
+"""The report's chapters about a trained model and about an evaluation."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from instructgen.errors import InputError, RunError
+from instructgen.errors import InputError
 from instructgen.licensing.licenses import obligations
+from instructgen.reports.cards import estimated
 from instructgen.reports.charts import Series, intervals, lines, number_text
 from instructgen.reports.html import Markup, element
 from instructgen.reports.page import Chapter, card, figure, figures, listed, table, tiles
-from instructgen.store import read_log, read_training
+from instructgen.schema.measures import EvaluationRecord, Measure
+from instructgen.store import TrainedRows, read_log, read_training
 
 _CURVES = {
     "loss": "Loss",
-    "mean_token_accuracy": "Share of tokens guessed",
+    "mean_token_accuracy": "Mean token accuracy",
     "reward": "Reward",
     "accuracy": "Pair accuracy",
     "rewards/accuracies": "Reward accuracy",
-    "kl": "Divergence from the model it began as",
+    "kl": "KL divergence from the base model",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
 }
@@ -29,65 +29,56 @@ _POINTS = 400
 
 
 def model_chapter(folder: Path, name: str) -> Chapter:
-    """What a model was trained on and how, its curves, and what came of it.
+    """Return the chapter about a trained model: data, options, curves and evaluation.
 
     Raises:
-        InputError: the training has not come to its end.
-        RunError: it was not trained here.
+        InputError: the training is not finished.
+        RunError: instructgen did not train the model.
     """
-    run = read_training(folder)
-    if run["status"] != "finished":
+    info = read_training(folder)
+    if info.result is None:
         raise InputError(
-            "its training is not finished.", path=folder, hint="Give the train command again."
+            "the training is not finished.",
+            path=folder,
+            hint="Rerun the same train command to resume.",
         )
-    rows, tokens = run["rows"], run["supervised_tokens"]
+    trained, options = info.result, info.inputs.options
+    rows, tokens, terms = trained.rows, trained.supervised_tokens, trained.terms
     facts = [
-        ("steps", f"{run['steps']:,}"),
-        ("rows", f"{rows['train']:,}"),
+        ("steps", f"{trained.steps:,}"),
+        ("rows used", f"{rows.seen:,} of {rows.train:,}"),
         *([("supervised tokens", f"{tokens:,}")] if tokens is not None else []),
-        ("seconds", f"{run['seconds']:,.0f}"),
-        *([("tokens per second", f"{run['tokens_per_s']:,.0f}")] if run["tokens_per_s"] else []),
+        ("seconds", f"{trained.seconds:,.0f}"),
+        *([("tokens per second", f"{trained.tokens_per_s:,.0f}")] if trained.tokens_per_s else []),
     ]
-    left_out = rows["left_out"]
-    terms = run["terms"]
-    asked = obligations(terms["licenses"], terms["generators"], terms["attributions"])
+    sentences = obligations(terms.licenses, terms.generators, terms.attributions)
+    values = [(k, _value_text(v)) for k, v in options.items() if v is not None]
     nodes = [
         tiles(facts),
         figures(
             *(_curve(read_log(folder), key, title) for key, title in _CURVES.items()),
-            _measured(run, rows),
-            card("Licences of the data", listed(asked), wide=False),
+            _measured(trained.evaluation, rows),
+            card("Licenses of the training data", listed(sentences), wide=False),
             card(
-                "Rows left out, or cut",
-                table(("reason", "rows"), [(r, f"{n:,}") for r, n in left_out.items()]),
+                "Rejected or truncated rows",
+                table(("reason", "rows"), [(r, f"{n:,}") for r, n in rows.rejected.items()]),
                 wide=False,
             )
-            if left_out
+            if rows.rejected
             else None,
-            card(
-                "Options",
-                table(
-                    ("option", "value"),
-                    [(k, _told(v)) for k, v in run["options"].items() if v is not None],
-                ),
-                wide=False,
-            ),
+            card("Options", table(("option", "value"), values), wide=False),
         ),
     ]
-    about = (
-        f"{Path(run['base']).name}, trained by {run['method']} on {run['data']['name']}; "
-        f"{run['options']['peft']} weights."
-        if run["options"]["peft"] != "none"
-        else f"{Path(run['base']).name}, trained by {run['method']} on {run['data']['name']}."
-    )
-    return Chapter(name, about, nodes)
+    base, data, peft = Path(trained.base).name, info.inputs.data.name, options["peft"]
+    adapters = f"; PEFT method {peft}" if peft != "none" else ""
+    return Chapter(name, f"{base}, trained with {trained.trainer} on {data}{adapters}.", nodes)
 
 
 def _curve(log: Sequence[Mapping[str, Any]], key: str, title: str) -> Markup | None:
     entries = [(e["step"], float(e[key])) for e in log if key in e and e[key] is not None]
     if len(entries) < 2:
         return None
-    # Evenly thinned: a picture has no more points than it has places for.
+    # Evenly thinned, because a chart is not wide enough to show more points.
     shown = entries[:: -(-len(entries) // _POINTS)]
     steps, values = [s for s, _ in shown], [v for _, v in shown]
     return figure(
@@ -98,9 +89,7 @@ def _curve(log: Sequence[Mapping[str, Any]], key: str, title: str) -> Markup | N
     )
 
 
-def _measured(run: Mapping[str, Any], rows: Mapping[str, Any]) -> Markup | None:
-    found = run["evaluation"] or {}
-    measures = [m for m in (found, *found.values()) if isinstance(m, Mapping) and "measure" in m]
+def _measured(measures: Sequence[Measure], rows: TrainedRows) -> Markup | None:
     if not measures:
         return None
     return element(
@@ -109,73 +98,53 @@ def _measured(run: Mapping[str, Any], rows: Mapping[str, Any]) -> Markup | None:
         card(
             "Before and after",
             table(_HEAD, [_line(m) for m in measures]),
-            note=f"On {rows['held_out']:,} rows held out ({rows['held_out_from']}); 95% "
+            note=f"On {rows.held_out:,} held-out rows (from {rows.held_out_from}), with 95% "
             "bootstrap intervals over rows.",
         ),
         class_="wide",
     )
 
 
-_HEAD = ("measure", "model", "beside", "difference", "rows")
+_HEAD = ("measure", "model", "compared with", "difference", "rows")
 
 
-def _line(m: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        m["measure"],
-        *(_estimated(m.get(key)) for key in ("after", "before", "difference")),
-        f"{m['after']['rows']:,}",
-    )
+def _line(m: Measure) -> tuple[str, ...]:
+    values = (estimated(value) for value in (m.after, m.before, m.difference))
+    return (m.measure, *values, f"{m.after.rows:,}")
 
 
-def _estimated(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-
-
-def _measure(m: Mapping[str, Any], names: Sequence[str]) -> Markup:
-    shown = [
-        (name, m[key])
-        for name, key in zip(names, ("after", "before"), strict=False)
-        if m.get(key) is not None
-    ]
+def _measure(m: Measure, names: Sequence[str]) -> Markup:
+    both = zip(names, (m.after, m.before), strict=False)
+    shown = [(name, value) for name, value in both if value is not None]
     return figure(
-        m["measure"],
-        intervals([n for n, _ in shown], [(v["value"], v["low"], v["high"]) for _, v in shown]),
+        m.measure,
+        intervals([n for n, _ in shown], [(v.value, v.low, v.high) for _, v in shown]),
         ("", "value", "low", "high"),
-        [(n, *(f"{v[k]:.4f}" for k in ("value", "low", "high"))) for n, v in shown],
-        f"{m['better']} is better" if "better" in m else "",
+        [(n, *(f"{x:.4f}" for x in (v.value, v.low, v.high))) for n, v in shown],
+        f"{m.better} is better" if m.better else "",
     )
 
 
 def evaluation_chapter(folder: Path, name: str) -> Chapter:
-    """The measures of an evaluation, each with its interval, and a table of all.
+    """Return the chapter about an evaluation: a figure per measure and a table of all.
 
     Raises:
-        RunError: evaluation.json is damaged.
+        DamagedFileError: evaluation.json is damaged.
     """
     path = folder / "evaluation.json"
-    try:
-        found = orjson.loads(path.read_bytes())
-        return _evaluation(found, name)
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{path} cannot be read ({error!r}).", "Run: instructgen evaluate."
-        ) from error
-
-
-def _evaluation(found: Mapping[str, Any], name: str) -> Chapter:
-    names = [Path(found[k]["name"]).name for k in ("model", "against") if found[k] is not None]
+    record = EvaluationRecord.from_json(path.read_bytes(), path)
+    names = [Path(ref.name).name for ref in (record.model, record.against) if ref is not None]
     nodes = [
-        figures(*(_measure(m, names) for m in found["measures"])),
+        figures(*(_measure(m, names) for m in record.measures)),
         card(
             "All measures",
-            table((*_HEAD, "better"), [(*_line(m), m["better"]) for m in found["measures"]]),
-            note="95% bootstrap intervals over rows; differences on the same rows.",
+            table((*_HEAD, "better"), [(*_line(m), m.better) for m in record.measures]),
+            note="95% bootstrap intervals over rows. Differences are measured on the same rows.",
         ),
+        *([card("Notes", listed(record.notes))] if record.notes else []),
     ]
-    return Chapter(name, f"{' against '.join(names)}, on {', '.join(found['data'])}.", nodes)
+    return Chapter(name, f"{' against '.join(names)}, on {', '.join(record.data)}.", nodes)
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return number_text(value) if isinstance(value, float) else str(value)

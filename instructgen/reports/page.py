@@ -1,4 +1,4 @@
-"""The page around the figures: one style sheet, a strict policy, chapters and their contents."""
+"""The report page: style sheet, content security policy, chapters, figures and tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from instructgen.reports.html import Markup, element, together
+from instructgen.reports.html import Markup, element, join_markup
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -81,9 +81,9 @@ class Chapter(NamedTuple):
 
 
 def page(title: str, chapters: Sequence[Chapter], version: str) -> bytes:
-    """The whole page, as UTF-8.
+    """Return the whole page as HTML in UTF-8.
 
-    Its policy allows the style sheet inside it, by digest, and nothing else.
+    The content security policy allows only the page's own style sheet, by its digest.
     """
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = (
@@ -102,9 +102,9 @@ def page(title: str, chapters: Sequence[Chapter], version: str) -> bytes:
         element("meta", name="generator", content="instructgen"),
         element("meta", name="referrer", content="no-referrer"),
         element("title", title),
-        # Otherwise a browser asks the server for an icon.
+        # Without this link, a browser requests an icon from the server.
         element("link", rel="icon", href="data:,"),
-        # Ours, and the one text that is not escaped: a style sheet has no entities.
+        # The only text that is not escaped: a constant, in which entities would not be decoded.
         element("style", Markup(_STYLE)),
     )
     body = element(
@@ -127,14 +127,14 @@ def _chapter(number: int, chapter: Chapter) -> Markup:
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> Markup:
-    """Numbers to see first: (what, value)."""
-    each = [element("li", element("b", value), element("span", what)) for what, value in facts]
-    return element("ul", *each, class_="tiles")
+    """Return the key numbers at the top of a chapter, from pairs (label, value)."""
+    items = [element("li", element("b", value), element("span", label)) for label, value in facts]
+    return element("ul", *items, class_="tiles")
 
 
-def figures(*made: Markup | None) -> Markup:
-    """Figures side by side where there is room; None is left out."""
-    return element("div", *(m for m in made if m is not None), class_="figures")
+def figures(*nodes: Markup | None) -> Markup:
+    """Return a grid of figures, side by side if the window is wide enough; None is skipped."""
+    return element("div", *(n for n in nodes if n is not None), class_="figures")
 
 
 def figure(
@@ -146,20 +146,20 @@ def figure(
     *,
     wide: bool = False,
 ) -> Markup:
-    """A chart with what it shows, and its numbers in a table under it."""
-    told = element("details", element("summary", "Numbers"), table(head, rows))
+    """Return a chart with a title, an optional note, and its numbers in a table below."""
+    numbers = element("details", element("summary", "Numbers"), table(head, rows))
     return element(
         "figure",
         element("h3", title),
         chart,
         *([element("figcaption", note)] if note else []),
-        told,
+        numbers,
         class_="card wide" if wide else "card",
     )
 
 
 def card(title: str, *nodes: Markup, note: str = "", wide: bool = True) -> Markup:
-    """A part without a chart."""
+    """Return a section without a chart: a title, an optional note, and the nodes."""
     return element(
         "div",
         element("h3", title),
@@ -170,7 +170,7 @@ def card(title: str, *nodes: Markup, note: str = "", wide: bool = True) -> Marku
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A table; columns of numbers are aligned as such."""
+    """Return a table; columns that contain only numbers are right-aligned."""
     numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(head))]
     kinds = ["number" if n else None for n in numeric]
     top = element("tr", *(element("th", h, class_=k) for h, k in zip(head, kinds, strict=True)))
@@ -178,8 +178,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
         element("tr", *(element("td", c, class_=k) for c, k in zip(row, kinds, strict=True)))
         for row in rows
     ]
-    made = element("table", element("thead", top), element("tbody", *body))
-    return element("div", made, class_="scroll")
+    content = element("table", element("thead", top), element("tbody", *body))
+    return element("div", content, class_="scroll")
 
 
 def _is_number(cell: str) -> bool:
@@ -187,13 +187,13 @@ def _is_number(cell: str) -> bool:
 
 
 def listed(sentences: Iterable[str]) -> Markup:
-    """A list of sentences."""
+    """Return a bulleted list of sentences."""
     return element("ul", *(element("li", s) for s in sentences))
 
 
 def texts(fields: Iterable[tuple[str, str]]) -> Markup:
-    """A row's texts, each with its name, in its own reading direction."""
-    return together(
+    """Return a row's fields with their names, each in the reading direction of its text."""
+    return join_markup(
         element("div", element("b", name), text, class_="row", dir="auto")
         for name, text in fields
         if text

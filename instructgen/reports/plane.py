@@ -1,4 +1,4 @@
-"""Texts as points in a plane, near where their meanings are: MiniLM's embeddings and t-SNE."""
+"""Places texts as points in a plane, similar ones near each other: MiniLM and t-SNE."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ _PERPLEXITY = 30
 
 
 def in_plane(texts: Sequence[str]) -> list[tuple[float, float] | None] | None:
-    """A place for each text; None for one that the model cannot read, and for too few.
+    """Return the x and y coordinates of each text, in order.
 
-    t-SNE (van der Maaten and Hinton 2008) from scikit-learn, begun from the principal
-    components so that the same texts give the same picture.
+    Method: t-SNE (van der Maaten and Hinton 2008) from scikit-learn on MiniLM embeddings,
+    initialized with the principal components so that the same texts give the same points.
+
+    Returns:
+        None for a text without an embedding; None instead of the list if fewer than 10
+        texts differ.
 
     Raises:
         ConfigError: packages are missing.
@@ -23,15 +27,15 @@ def in_plane(texts: Sequence[str]) -> list[tuple[float, float] | None] | None:
     vectors = encoder(MINILM).encode(texts)
     from sklearn.manifold import TSNE
 
-    read = [i for i, vector in enumerate(vectors) if vector.any()]
-    # Of equal points t-SNE makes numbers that are none, and crashes on them.
-    different, which = np.unique(vectors[read].round(5), axis=0, return_inverse=True)
-    if len(different) < 10:
+    embedded = [i for i, vector in enumerate(vectors) if vector.any()]
+    # t-SNE computes NaN for equal points and then fails, so equal texts share one point.
+    unique, which = np.unique(vectors[embedded].round(5), axis=0, return_inverse=True)
+    if len(unique) < 10:
         return None
-    perplexity = min(_PERPLEXITY, (len(different) - 1) / 3)
-    found = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(different)
+    perplexity = min(_PERPLEXITY, (len(unique) - 1) / 3)
+    points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(unique)
     places: list[tuple[float, float] | None] = [None] * len(texts)
-    for i, place in zip(read, which.reshape(-1), strict=True):
-        x, y = found[place]
+    for i, place in zip(embedded, which.reshape(-1), strict=True):
+        x, y = points[place]
         places[i] = (float(x), float(y))
     return places

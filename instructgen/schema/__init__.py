@@ -1,4 +1,7 @@
-"""Rows: what a sample is, how it is kept as Arrow columns, and what many of them have in common."""
+"""Defines the rows of a dataset: samples, their Arrow columns, and counts of their provenance.
+
+Files are read and written elsewhere, in `instructgen.store`.
+"""
 
 from instructgen.schema.sample import (
     Edit,

@@ -1,7 +1,7 @@
-"""Samples and rejections as rows: their Parquet columns, and as plain data for JSON.
+"""Converts samples and rejections to Arrow tables and to plain data for JSON, and back.
 
-Tables are built and read by column: a dictionary per row would take most of the
-time of reading and writing.
+Tables are built and read by column, because one dictionary per row would take most of the
+time of reading and writing. This module does not open files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from instructgen.schema.sample import (
     Shape,
 )
 
-# What a dataset's rows are made of besides the conversation itself.
+# Columns of a dataset in addition to the conversation.
 _TEXTS = ("instruction", "input", "output", "kind", "category", "language", "source", "license")
 _LISTS = ("attribution", "generators")
 _STRUCTS = {"scores": Score, "labels": Label, "edits": Edit}
@@ -35,17 +35,17 @@ _CONVERSATION: dict[Shape, tuple[str, ...]] = {
 
 
 def schema(shape: Shape, *, rejected: bool = False) -> Any:
-    """The Arrow schema of the ``data`` or the ``rejected`` parts of a dataset of this shape.
+    """Return the Arrow schema of the ``data`` or ``rejected`` parts of a dataset.
 
-    TRL trains on both shapes as they are: ``messages``, or ``prompt``,
-    ``chosen`` and ``rejected``, each a list of role and content.
+    TRL trains on both shapes without conversion: ``messages``, or ``prompt``, ``chosen`` and
+    ``rejected``, each a list of messages with role and content.
     """
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
     origin = pa.struct(
         [
-            (f.name, {"parents": pa.list_(text)}.get(f.name) or _whole_or_text(f.name))
+            (f.name, {"parents": pa.list_(text)}.get(f.name) or _origin_type(f.name))
             for f in fields(Origin)
         ]
     )
@@ -64,55 +64,55 @@ def schema(shape: Shape, *, rejected: bool = False) -> Any:
 
 
 def table_of(samples: Sequence[Sample], shape: Shape) -> Any:
-    """The samples as an Arrow table of the ``data`` schema."""
+    """Return the samples as an Arrow table with the ``data`` schema."""
     import pyarrow as pa
 
     return pa.table([pa.array([s.id for s in samples]), *_columns(samples, shape)], schema(shape))
 
 
 def rejected_table_of(rejected: Sequence[Rejected], shape: Shape) -> Any:
-    """The rejections as an Arrow table of the ``rejected`` schema."""
+    """Return the rejections as an Arrow table with the ``rejected`` schema."""
     import pyarrow as pa
 
-    wanted = schema(shape, rejected=True)
+    target = schema(shape, rejected=True)
     reasons = [r.rejection for r in rejected]
     decision = [
         pa.array([r.stage for r in rejected], pa.string()),
         *(
-            pa.array([getattr(r, name) for r in reasons], wanted.field(name).type)
+            pa.array([getattr(r, name) for r in reasons], target.field(name).type)
             for name in _DECISION[1:]
         ),
     ]
     columns = _columns([r.sample for r in rejected], shape)
-    return pa.table([pa.array([r.id for r in rejected]), *decision, *columns], wanted)
+    return pa.table([pa.array([r.id for r in rejected]), *decision, *columns], target)
 
 
 def samples_in(batch: Any) -> list[Sample]:
-    """The samples of an Arrow record batch or table of either schema."""
+    """Return the samples in an Arrow record batch or table with either schema."""
     columns = {name: batch.column(name) for name in batch.schema.names}
     texts = [columns[name].to_pylist() for name in _TEXTS]
     lists = [_lists(columns[name]) for name in _LISTS]
     structs = [_structs(columns[name], kind) for name, kind in _STRUCTS.items()]
     if "messages" in columns:
-        said = [messages[:-2] for messages in _structs(columns["messages"], Message)]
-        rejected: list[str | None] = [None] * len(said)
+        histories = [messages[:-2] for messages in _structs(columns["messages"], Message)]
+        rejected: list[str | None] = [None] * len(histories)
     else:
-        said = [prompt[:-1] for prompt in _structs(columns["prompt"], Message)]
+        histories = [prompt[:-1] for prompt in _structs(columns["prompt"], Message)]
         rejected = [m[0].content if m else None for m in _structs(columns["rejected"], Message)]
     rows: Iterable[tuple[Any, Any, Any]] = zip(
         zip(*texts, strict=True),
         zip(*lists, _origins(columns["origin"]), *structs, strict=True),
-        zip(said, rejected, strict=True),
+        zip(histories, rejected, strict=True),
         strict=True,
     )
     return [
         Sample(
-            *(instruction, given, output, None if kind is None else Kind(kind)),
+            *(instruction, input_, output, None if kind is None else Kind(kind)),
             *(category, language, source, license, origin, scores, history, rejected_output),
             *(attribution, generators, labels, edits),
         )
         for (
-            (instruction, given, output, kind, category, language, source, license),
+            (instruction, input_, output, kind, category, language, source, license),
             (attribution, generators, origin, scores, labels, edits),
             (history, rejected_output),
         ) in rows
@@ -120,12 +120,12 @@ def samples_in(batch: Any) -> list[Sample]:
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:
-    """A sample as plain data for JSON: every field, and the id."""
+    """Return a sample as plain data for JSON: all fields and the id."""
     return {"id": sample.id, **asdict(sample)}
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
-    """The sample that `sample_row` made this row from."""
+    """Return the sample from which `sample_row` made this row."""
     origin = dict(row["origin"])
     values = {f.name: row[f.name] for f in fields(Sample)}
     return Sample(
@@ -143,7 +143,7 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
 # -- columns ------------------------------------------------------------------------------
 
 
-def _whole_or_text(name: str) -> Any:
+def _origin_type(name: str) -> Any:
     import pyarrow as pa
 
     return pa.int64() if name in ("batch", "request") else pa.string()
@@ -160,37 +160,37 @@ def _struct(kind: type) -> Any:
 def _columns(samples: Sequence[Sample], shape: Shape) -> Iterator[Any]:
     import pyarrow as pa
 
-    wanted = schema(shape)
+    target = schema(shape)
     for name in _CONVERSATION[shape]:
-        yield _struct_lists((_said(s, name) for s in samples), Message)
+        yield _struct_lists((_messages(s, name) for s in samples), Message)
     for name in _TEXTS:
-        # StrEnum members are str, and written as such.
+        # Members of a StrEnum are written as strings.
         yield pa.array([getattr(s, name) for s in samples], pa.string())
     for name in _LISTS:
         values = [getattr(s, name) for s in samples]
         flat = pa.array([*itertools.chain.from_iterable(values)], pa.string())
         yield pa.ListArray.from_arrays(_offsets(values), flat)
     origins = [s.origin for s in samples]
-    parts = []
-    for f in wanted.field("origin").type:
+    children = []
+    for f in target.field("origin").type:
         values = [getattr(o, f.name) for o in origins]
         if f.name == "parents":
             flat = pa.array([*itertools.chain.from_iterable(values)], pa.string())
-            parts.append(pa.ListArray.from_arrays(_offsets(values), flat))
+            children.append(pa.ListArray.from_arrays(_offsets(values), flat))
         else:
-            parts.append(pa.array(values, f.type))
-    yield pa.StructArray.from_arrays(parts, fields=list(wanted.field("origin").type))
+            children.append(pa.array(values, f.type))
+    yield pa.StructArray.from_arrays(children, fields=list(target.field("origin").type))
     for name, kind in _STRUCTS.items():
         yield _struct_lists((getattr(s, name) for s in samples), kind)
 
 
-def _said(sample: Sample, column: str) -> tuple[Message, ...]:
+def _messages(sample: Sample, column: str) -> tuple[Message, ...]:
     if column == "messages":
         return sample.messages
     if column == "prompt":
         return sample.prompt
     answer = sample.output if column == "chosen" else sample.rejected_output
-    # Only a rejected candidate can be without: half of a pair.
+    # Only a rejected candidate can have no second answer: it is half of a preference.
     return () if answer is None else (Message("assistant", answer),)
 
 
@@ -200,8 +200,8 @@ def _struct_lists(lists: Iterable[Sequence[Any]], kind: type) -> Any:
     lists = list(lists)
     flat = [*itertools.chain.from_iterable(lists)]
     type_ = _struct(kind)
-    parts = [pa.array([getattr(v, f.name) for v in flat], f.type) for f in type_]
-    values = pa.StructArray.from_arrays(parts, fields=list(type_))
+    children = [pa.array([getattr(v, f.name) for v in flat], f.type) for f in type_]
+    values = pa.StructArray.from_arrays(children, fields=list(type_))
     return pa.ListArray.from_arrays(_offsets(lists), values)
 
 
@@ -211,34 +211,34 @@ def _offsets(lists: Iterable[Sequence[Any]]) -> Any:
     return pa.array([0, *itertools.accumulate(len(v) for v in lists)], pa.int32())
 
 
-def _one(column: Any) -> Any:
+def _as_array(column: Any) -> Any:
     return column.combine_chunks() if hasattr(column, "combine_chunks") else column
 
 
 def _lists(column: Any) -> list[tuple[str, ...]]:
-    return _cut(column, lambda values: values.to_pylist())
+    return _split_lists(column, lambda values: values.to_pylist())
 
 
 def _structs(column: Any, kind: type) -> list[tuple[Any, ...]]:
-    def made(values: Any) -> list[Any]:
-        parts = [values.field(f.name).to_pylist() for f in fields(kind)]
-        return [kind(*row) for row in zip(*parts, strict=True)]
+    def objects(values: Any) -> list[Any]:
+        children = [values.field(f.name).to_pylist() for f in fields(kind)]
+        return [kind(*row) for row in zip(*children, strict=True)]
 
-    return _cut(column, made)
+    return _split_lists(column, objects)
 
 
-def _cut(column: Any, made: Any) -> list[tuple[Any, ...]]:
-    """A list column as tuples, its values made all at once."""
-    column = _one(column)
-    values = made(column.flatten())
+def _split_lists(column: Any, convert: Any) -> list[tuple[Any, ...]]:
+    """Return a list column as tuples; all values are converted in one call."""
+    column = _as_array(column)
+    values = convert(column.flatten())
     ends = [0, *itertools.accumulate(column.value_lengths().to_pylist())]
     return [tuple(values[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def _origins(column: Any) -> list[Origin]:
-    column = _one(column)
-    parts = [
+    column = _as_array(column)
+    children = [
         _lists(column.field(f.name)) if f.name == "parents" else column.field(f.name).to_pylist()
         for f in fields(Origin)
     ]
-    return [Origin(*row) for row in zip(*parts, strict=True)]
+    return [Origin(*row) for row in zip(*children, strict=True)]

@@ -1,4 +1,4 @@
-"""What a command tells of its work while it works: one kind of event for all of them."""
+"""Defines the progress event that all commands report while they run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a command is.
+    """The progress of a command.
 
-    ``stage`` names what is done, ``done`` and ``total`` count its ``unit`` (``total`` where
-    it is known). ``figures`` are numbers to show with it, by name; ``notes`` further lines.
-    ``seconds_left`` is a guess.
+    ``stage`` names the current work. ``done`` and ``total`` count ``unit``; ``total`` is None
+    if unknown. ``figures`` are named numbers to show, ``notes`` further lines of text.
+    ``seconds_left`` is an estimate.
     """
 
     stage: str

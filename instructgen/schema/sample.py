@@ -1,7 +1,7 @@
-"""The rows: a sample with its provenance, and a rejection with its reason.
+"""Defines the rows: a sample with its provenance, and a rejection with its reason.
 
-Ids are made from content, so the same row has the same id in every run. This
-module reads and writes no files; `instructgen.schema.arrow` knows the Parquet columns.
+Ids are derived from the content, so the same row has the same id in every run. This module
+does not read or write files; `instructgen.schema.arrow` defines the Parquet columns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Shape = Literal["instructions", "preferences"]
 
 
 class Kind(StrEnum):
-    """Whether a task is answered with one of a fixed set of labels."""
+    """The kind of a task: classification if its answer is one of a fixed set of labels."""
 
     GENERATION = "generation"
     CLASSIFICATION = "classification"
@@ -33,15 +33,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a row comes from.
+    """The origin of a row: how, by which model and from what it was made.
 
-    ``parents`` are the ids of the demonstrations its instruction was written
-    from, in prompt order. ``batch`` and ``request`` find the completion that
-    wrote the row in the run's journal; ``prompt_sha256`` proves which prompt it
-    was. Rows written by people have a method of ``human`` and no run. ``record``
-    is where an imported row stood: its id in its dataset, or the number of its
-    line. Rows of one ``group``, such as the paths of one tree, belong on the
-    same side of a split.
+    ``parents`` are the ids of the demonstrations in the prompt that produced the
+    instruction, in prompt order. ``batch`` and ``request`` identify the completion in the
+    journal of the run, ``prompt_sha256`` its prompt. Human-written rows have the method
+    ``human`` and no run. ``record`` identifies an imported row: its id in its dataset, or
+    its line number. Rows with the same ``group``, such as the paths of one tree, must be in
+    the same split.
     """
 
     method: str = "human"
@@ -57,7 +56,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A named number about a row, or the error that kept it from being known."""
+    """A named number for a row, or the error because of which it is unknown."""
 
     name: str
     value: float | None
@@ -66,7 +65,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Something a source says of a row in words, such as its status."""
+    """A named text that the source has for a row, such as its status."""
 
     name: str
     value: str
@@ -74,7 +73,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What a transform did to a row: the filter's name, the field, and what it changed."""
+    """A change that a filter made to a row: the filter, the field, and a description."""
 
     filter: str
     field: str
@@ -83,16 +82,15 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of instruction data: a task, its input if any, and its answer.
+    """One row of instruction data: an instruction, an optional input, and an answer.
 
-    Of a conversation, ``instruction`` and ``output`` are the last exchange and
-    ``history`` all that was said before it, a system message first. With a
-    ``rejected_output``, an answer that was liked less than ``output``, the row is a
-    preference.
+    In a conversation, ``instruction`` and ``output`` are the last exchange, and ``history``
+    contains the earlier messages, with a system message first. A row with a
+    ``rejected_output``, an answer judged worse than ``output``, is a preference.
 
-    ``license`` is an SPDX expression, ``attribution`` the credits that go with the
-    row. ``generators`` are the models that wrote it or what it was written from.
-    ``language`` is an ISO 639 code, or ``und`` where nothing is known.
+    ``license`` is an SPDX expression, ``attribution`` the attribution texts of the row.
+    ``generators`` are the models that wrote the row or the rows it was derived from.
+    ``language`` is an ISO 639 code, or ``und`` if unknown.
     """
 
     instruction: str
@@ -114,32 +112,32 @@ class Sample:
 
     @property
     def question(self) -> str:
-        """The instruction, and its input after a blank line."""
+        """The instruction, followed by a blank line and the input if there is one."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
 
     @property
     def context(self) -> str:
-        """All that was said before the instruction, as one text."""
+        """The contents of all earlier messages, one per line, as one text."""
         return "\n".join(message.content for message in self.history)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """All that the output answers, as a conversation."""
+        """All messages before the output: the history and the question."""
         return (*self.history, Message("user", self.question))
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The row as a conversation."""
+        """All messages of the row: the prompt and the output."""
         return (*self.prompt, Message("assistant", self.output))
 
     @property
     def shape(self) -> Shape:
-        """The kind of dataset that the row fits into."""
+        """The dataset shape of the row."""
         return "instructions" if self.rejected_output is None else "preferences"
 
     @property
     def id(self) -> str:
-        """16 hex digits of the SHA-256 of all that was said."""
+        """The first 16 hex digits of the SHA-256 of all texts of the row."""
         parts = [self.instruction, self.input, self.output]
         for message in self.history:
             parts += [message.role, message.content]
@@ -148,22 +146,22 @@ class Sample:
         return content_id(*parts)
 
     def score(self, name: str) -> Score | None:
-        """The score of this name, if the row has one."""
+        """Return the score with this name, or None."""
         return next((s for s in self.scores if s.name == name), None)
 
     def with_score(self, score: Score) -> Sample:
-        """With this score in place of one of the same name."""
+        """Return a copy with this score, which replaces one with the same name."""
         others = tuple(s for s in self.scores if s.name != score.name)
         return replace(self, scores=(*others, score))
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why something is not in the dataset.
+    """The reason why a filter rejected a row.
 
-    ``reason`` is a short code, ``detail`` a sentence for people. ``score`` is
-    the number that decided and ``nearest`` the id of the row it was compared
-    with, where the filter compares.
+    ``reason`` is a short code, ``detail`` a sentence for people. ``score`` is the number
+    that was compared with a limit. ``nearest`` is the id of the most similar row, for filters
+    that compare rows.
     """
 
     filter: str
@@ -175,10 +173,10 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A candidate together with the reason it was rejected.
+    """A candidate row with the reason why it was rejected.
 
-    ``stage`` is the stage of the method it was lost at. ``number`` counts the
-    rejections of a run, so that two equal candidates have two ids.
+    ``stage`` is the stage of the method that rejected it. ``number`` counts the rejections
+    of a run, so that two equal candidates have different ids.
     """
 
     sample: Sample
@@ -188,12 +186,13 @@ class Rejected:
 
     @property
     def id(self) -> str:
-        """``r-`` and 14 hex digits."""
+        """The id of the rejection: ``r-`` and 14 hex digits."""
         s, r = self.sample, self.rejection
         parts = (str(self.number), self.stage, r.reason, s.instruction, s.input, s.output)
         return "r-" + content_id(*parts)[:14]
 
 
 def content_id(*parts: str) -> str:
-    """16 hex digits of the SHA-256 of the parts; no two lists of parts share a text to hash."""
+    """Return the first 16 hex digits of the SHA-256 of a list of texts, encoded as JSON."""
+    # In JSON, different lists of texts never give the same bytes.
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]

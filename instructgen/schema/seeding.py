@@ -1,4 +1,4 @@
-"""Random seeds made from a seed and any values: the same on every machine."""
+"""Derives random seeds from a seed and other values, independent of machine and process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def digest(seed: int, *parts: object) -> int:
-    """A number from a seed and what it is for: the same on every machine and in every process."""
+    """Return a 64-bit integer derived from the arguments, the same in every process."""
     text = repr((seed, *parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""What a dataset holds, counted as its rows pass: where they come from, and their terms."""
+"""Counts the rows of a dataset by source, license, language and other origin."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from instructgen.schema.sample import Sample
 
 
-class Provenance(NamedTuple):
-    """What many rows have in common; ``model`` wrote them, or None where a person did."""
+class RowOrigin(NamedTuple):
+    """The origin that many rows share; ``model`` is the model that wrote them, if any."""
 
     source: str
     license: str
@@ -23,17 +23,17 @@ class Provenance(NamedTuple):
 
 
 @dataclass(slots=True)
-class Contents:
-    """The number of rows by their provenance, the splits that they stand in, and the rejected."""
+class RowCounts:
+    """The number of rows by origin, the names of the splits, and the number rejected."""
 
-    counts: Counter[Provenance] = field(default_factory=Counter)
+    counts: Counter[RowOrigin] = field(default_factory=Counter)
     splits: tuple[str, ...] = ("part",)
     rejected: int = 0
 
     def add(self, samples: Iterable[Sample]) -> None:
-        """Count these rows too."""
+        """Add these rows to the counts."""
         self.counts.update(
-            Provenance(
+            RowOrigin(
                 s.source,
                 s.license,
                 s.language,
@@ -47,33 +47,33 @@ class Contents:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return self.counts.total()
 
     def by(self, *fields: str) -> dict[tuple[str, ...], int]:
-        """Rows by these fields of `Provenance`, in the order of their values."""
-        found: Counter[tuple[str, ...]] = Counter()
-        for provenance, count in self.counts.items():
-            found[tuple(getattr(provenance, f) for f in fields)] += count
-        return dict(sorted(found.items(), key=lambda item: repr(item[0])))
+        """Return row counts by these fields of `RowOrigin`, sorted by value."""
+        totals: Counter[tuple[str, ...]] = Counter()
+        for origin, count in self.counts.items():
+            totals[tuple(getattr(origin, f) for f in fields)] += count
+        return dict(sorted(totals.items(), key=lambda item: repr(item[0])))
 
     @property
     def licenses(self) -> dict[str, int]:
-        """Rows by licence."""
+        """Row counts by license."""
         return {key[0]: count for key, count in self.by("license").items()}
 
     @property
     def generators(self) -> dict[str, int]:
-        """Rows by each model whose terms apply to them."""
-        found: Counter[str] = Counter()
-        for provenance, count in self.counts.items():
-            found.update(dict.fromkeys(provenance.generators, count))
-        return dict(sorted(found.items()))
+        """Row counts by each model whose terms apply to the rows."""
+        totals: Counter[str] = Counter()
+        for origin, count in self.counts.items():
+            totals.update(dict.fromkeys(origin.generators, count))
+        return dict(sorted(totals.items()))
 
     @property
     def attributions(self) -> dict[str, int]:
-        """Rows by each credit that goes with them."""
-        found: Counter[str] = Counter()
-        for provenance, count in self.counts.items():
-            found.update(dict.fromkeys(provenance.attribution, count))
-        return dict(sorted(found.items()))
+        """Row counts by each attribution text."""
+        totals: Counter[str] = Counter()
+        for origin, count in self.counts.items():
+            totals.update(dict.fromkeys(origin.attribution, count))
+        return dict(sorted(totals.items()))

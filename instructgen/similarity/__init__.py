@@ -1,6 +1,6 @@
-"""How alike two texts are: words of any script; exact ROUGE-L, Jaccard and cosine; duplicates."""
+"""Similarity of texts in any script: exact ROUGE-L, Jaccard and cosine, and deduplication."""
 
-from instructgen.similarity.dedup import Deduplicated, Removed, deduplicate
+from instructgen.similarity.dedup import Deduplicated, RejectedDuplicate, deduplicate
 from instructgen.similarity.embedding import EmbeddingIndex
 from instructgen.similarity.matches import Match, Pairs
 from instructgen.similarity.minhash import MinHashIndex
@@ -13,7 +13,7 @@ __all__ = [
     "Match",
     "MinHashIndex",
     "Pairs",
-    "Removed",
+    "RejectedDuplicate",
     "RougeLIndex",
     "Tokenizer",
     "deduplicate",

@@ -1,8 +1,8 @@
-"""How much of one text stands in another, in order and close together.
+"""Measure how much of one text appears in another, in order and close together.
 
-The share of a text's weight in its best local alignment (Smith and Waterman
-1981) with another one: words of the text that are missing cost their own weight,
-words between those found cost a part of the mean.
+The measure is the weight of the best local alignment (Smith and Waterman 1981), as a share of
+the total weight. A missing word costs its own weight. An extra word between two matched words
+costs a fraction of the mean weight. Texts are arrays of word numbers; nothing is tokenized here.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -19,20 +19,20 @@ from instructgen.similarity.jit import jit
 Numbers = npt.NDArray[np.int32]
 Weights = npt.NDArray[np.float64]
 
-# What a foreign word between two found ones costs, as a part of the mean weight.
+# Cost of an extra word between two matched words, as a fraction of the mean weight.
 _GAP = 0.25
 
 
 def shares(wanted: Numbers, weights: Weights, text: Numbers) -> tuple[float, float]:
-    """How much of ``wanted`` stands in ``text``: counted in words, and by weight.
+    """Return how much of ``wanted`` appears in ``text``, by number of words and by weight.
 
     Args:
-        wanted: (words,) the words looked for, as numbers above 0.
-        weights: (words,) what each of them counts.
-        text: (words,) where they are looked for.
+        wanted: (words,) numbers of the words to look for, all above 0.
+        weights: (words,) weight of each of these words.
+        text: (words,) word numbers of the text to search.
 
     Returns:
-        Both from 0 to 1.
+        Two shares, each from 0 to 1.
     """
     if not len(wanted) or not len(text):
         return 0.0, 0.0
@@ -42,18 +42,18 @@ def shares(wanted: Numbers, weights: Weights, text: Numbers) -> tuple[float, flo
 
 def _share(wanted: Numbers, weights: Weights, text: Numbers) -> float:
     total = float(weights.sum())
-    best = _best(wanted, weights, text, _GAP * total / len(wanted))
+    best = _compiled_alignment_weight(wanted, weights, text, _GAP * total / len(wanted))
     return min(1.0, best / total) if total else 0.0
 
 
-def _aligned(wanted: Any, weights: Any, text: Any, gap: float) -> float:
+def _alignment_weight(wanted: Any, weights: Any, text: Any, gap: float) -> float:
     row = np.zeros(len(text) + 1)
     best = 0.0
     for i in range(len(wanted)):
         word, weight = wanted[i], weights[i]
         diagonal = 0.0
         for j in range(1, len(text) + 1):
-            # Without this word; after one more foreign word; with this word.
+            # Skip the word of ``wanted``, skip the word of ``text``, or match them.
             above = row[j]
             value = above
             if row[j - 1] - gap > value:
@@ -67,4 +67,4 @@ def _aligned(wanted: Any, weights: Any, text: Any, gap: float) -> float:
     return best
 
 
-_best = jit(_aligned)
+_compiled_alignment_weight = jit(_alignment_weight)

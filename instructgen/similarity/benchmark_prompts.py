@@ -1,10 +1,9 @@
-"""Prompts of benchmarks, and the question whether a text holds one of them.
+"""Find benchmark prompts in texts, by their words and not by their meaning.
 
-In three tiers, since a third of real benchmark prompts are shorter than the 13
-words that n-grams are usually made of: equal words; a share of n-grams; and the
-words in order and close together, by number and by weight. The second count of
-the last tier is for frames: "What is a X?" shares most of its words with "What is
-a Y?", and little of the weight.
+A third of real benchmark prompts are shorter than the usual n-grams of 13 words. The search
+therefore has three tiers: equal words; a share of the n-grams; and the words in order and close
+together, by number and by weight. The weight prevents matches of a mere frame: "What is a X?"
+shares most of its words with "What is a Y?", but little of the weight.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from instructgen.similarity.tokens import tokenize, tokenize_all
 if TYPE_CHECKING:
     from instructgen.similarity.alignment import Numbers
 
-# A shorter prompt is found only where a text is nothing else.
-_LEAST_WORDS = 5
+# The last tier does not look for shorter prompts.
+_MIN_WORDS = 5
 _TEXTS_AT_ONCE = 1024
 
 
 class BenchmarkPrompt(NamedTuple):
-    """One prompt: its benchmark, its place there, and its text."""
+    """One prompt: the name of its benchmark, its location in the benchmark, and its text."""
 
     benchmark: str
     place: str
@@ -35,7 +34,7 @@ class BenchmarkPrompt(NamedTuple):
 
 
 class PromptMatch(NamedTuple):
-    """The prompt that a text holds, by which tier, and the share found: 0 to 1."""
+    """A prompt that a text contains, the tier that found it, and the share found (0 to 1)."""
 
     prompt: BenchmarkPrompt
     tier: str
@@ -43,16 +42,17 @@ class PromptMatch(NamedTuple):
 
 
 class BenchmarkPrompts:
-    """Looks for prompts in texts.
+    """Index of benchmark prompts that finds the prompts contained in texts.
 
     Args:
-        prompts: what is looked for.
-        background: texts that tell which words are common, besides the prompts.
-        ngram: words of an n-gram; shorter prompts have none.
-        ngram_share: a text that has this share of a prompt's n-grams holds it.
-        words_share: likewise of its words, in order and close together.
-        weight_share: and at the same time this share of their weight, which is
-            the logarithm of their rarity.
+        prompts: prompts to look for; prompts without words are ignored.
+        background: further texts, used to count how common each word is.
+        ngram: number of words in an n-gram; shorter prompts have no n-grams.
+        ngram_share: minimum share of a prompt's n-grams that a matching text contains.
+        words_share: minimum share of a prompt's words, in order and close together, that a
+            matching text contains.
+        weight_share: minimum share of the weight of these words, in addition to
+            ``words_share``. The weight of a word is the logarithm of its rarity.
     """
 
     def __init__(
@@ -66,49 +66,53 @@ class BenchmarkPrompts:
     ) -> None:
         from scipy.sparse import csr_matrix
 
-        cut = tokenize_all([p.text for p in prompts])
-        self.prompts = [p for p, words in zip(prompts, cut, strict=True) if words]
-        cut = [words for words in cut if words]
+        tokens = tokenize_all([p.text for p in prompts])
+        self.prompts = [p for p, words in zip(prompts, tokens, strict=True) if words]
+        tokens = [words for words in tokens if words]
         self._ngram, self._ngram_share = ngram, ngram_share
         self._words_share, self._weight_share = words_share, weight_share
         self._equal: dict[tuple[str, ...], int] = {}
         self._grams: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._gram_counts: list[int] = []
-        for i, words in enumerate(cut):
+        for i, words in enumerate(tokens):
             self._equal.setdefault(tuple(words), i)
             grams = self._grams_of(words)
             self._gram_counts.append(len(grams))
             for gram in grams:
                 self._grams[gram].append(i)
-        known = [*cut, *map(tokenize, background)]
-        common = Counter(w for words in known for w in set(words))
-        self._numbers = {w: n for n, w in enumerate(dict.fromkeys(w for c in cut for w in c), 1)}
+        documents = [*tokens, *map(tokenize, background)]
+        document_counts = Counter(w for words in documents for w in set(words))
+        self._numbers = {w: n for n, w in enumerate(dict.fromkeys(w for c in tokens for w in c), 1)}
         weight = np.zeros(len(self._numbers) + 1)
         for word, number in self._numbers.items():
-            weight[number] = math.log((len(known) + 1) / (common[word] + 0.5))
-        self._wanted = [np.array([self._numbers[w] for w in words], np.int32) for words in cut]
-        self._weights = [weight[w] for w in self._wanted]
+            weight[number] = math.log((len(documents) + 1) / (document_counts[word] + 0.5))
+        self._prompt_words = [
+            np.array([self._numbers[w] for w in words], np.int32) for words in tokens
+        ]
+        self._prompt_weights = [weight[w] for w in self._prompt_words]
         rows, columns, values = [], [], []
-        for i, (wanted, weights) in enumerate(zip(self._wanted, self._weights, strict=True)):
-            if len(wanted) >= _LEAST_WORDS and weights.sum() > 0:
+        for i, (wanted, weights) in enumerate(
+            zip(self._prompt_words, self._prompt_weights, strict=True)
+        ):
+            if len(wanted) >= _MIN_WORDS and weights.sum() > 0:
                 rows += wanted.tolist()
                 columns += [i] * len(wanted)
                 values += (weights / weights.sum()).tolist()
-        shape = (len(weight), len(cut))
+        shape = (len(weight), len(tokens))
         self._matrix = csr_matrix((values, (rows, columns)), shape, np.float32)
 
     def find(self, texts: Sequence[str]) -> list[PromptMatch | None]:
-        """For each text the prompt that it holds, by the first tier that finds one, or None."""
-        found: list[PromptMatch | None] = []
-        for at in range(0, len(texts), _TEXTS_AT_ONCE):
-            found += self._find(tokenize_all(texts[at : at + _TEXTS_AT_ONCE]))
-        return found
+        """Return for each text the prompt that the first successful tier found, or None."""
+        matches: list[PromptMatch | None] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            matches += self._find(tokenize_all(texts[start : start + _TEXTS_AT_ONCE]))
+        return matches
 
-    def _find(self, cut: list[list[str]]) -> list[PromptMatch | None]:
-        numbers = [np.array([self._numbers.get(w, 0) for w in words], np.int32) for words in cut]
-        near = self._near(numbers)
+    def _find(self, tokens: list[list[str]]) -> list[PromptMatch | None]:
+        numbers = [np.array([self._numbers.get(w, 0) for w in words], np.int32) for words in tokens]
+        near = self._candidates_of(numbers)
         result: list[PromptMatch | None] = []
-        for words, text, candidates in zip(cut, numbers, near, strict=True):
+        for words, text, candidates in zip(tokens, numbers, near, strict=True):
             equal = self._equal.get(tuple(words)) if words else None
             if equal is not None:
                 result.append(PromptMatch(self.prompts[equal], "equal", 1.0))
@@ -121,20 +125,20 @@ class BenchmarkPrompts:
         return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
     def _by_ngrams(self, words: list[str]) -> PromptMatch | None:
-        held: Counter[int] = Counter()
+        overlap: Counter[int] = Counter()
         for gram in self._grams_of(words):
             if gram in self._grams:
-                held.update(self._grams[gram])
-        shares = ((count / self._gram_counts[i], -i) for i, count in held.items())
+                overlap.update(self._grams[gram])
+        shares = ((count / self._gram_counts[i], -i) for i, count in overlap.items())
         share, i = max(shares, default=(0.0, 0))
         return (
             PromptMatch(self.prompts[-i], "ngrams", share) if share >= self._ngram_share else None
         )
 
-    def _near(self, numbers: list[Numbers]) -> list[list[int]]:
-        """For each text the prompts of which it has enough by weight, in any order.
+    def _candidates_of(self, numbers: list[Numbers]) -> list[list[int]]:
+        """Return for each text the prompts of which it contains enough weight, in any order.
 
-        No alignment can have more, so none is missed.
+        An alignment never has more weight than this, so no match is missed.
         """
         from scipy.sparse import csr_matrix
 
@@ -142,19 +146,21 @@ class BenchmarkPrompts:
         ends = np.cumsum([0, *(len(w) for w in words)])
         columns = np.concatenate([np.zeros(0, np.int32), *words])
         shape = (len(numbers), self._matrix.shape[0])
-        held = csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape) @ self._matrix
-        found: list[list[int]] = []
-        for begin, end in zip(held.indptr[:-1], held.indptr[1:], strict=True):
-            good = held.data[begin:end] >= self._weight_share - 1e-5
-            found.append(sorted(held.indices[begin:end][good].tolist()))
-        return found
+        overlap = (
+            csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape) @ self._matrix
+        )
+        candidates: list[list[int]] = []
+        for begin, end in zip(overlap.indptr[:-1], overlap.indptr[1:], strict=True):
+            enough = overlap.data[begin:end] >= self._weight_share - 1e-5
+            candidates.append(sorted(overlap.indices[begin:end][enough].tolist()))
+        return candidates
 
     def _by_words(self, text: Numbers, candidates: list[int]) -> PromptMatch | None:
         from instructgen.similarity.alignment import shares
 
         best: PromptMatch | None = None
         for i in candidates:
-            words, weight = shares(self._wanted[i], self._weights[i], text)
+            words, weight = shares(self._prompt_words[i], self._prompt_weights[i], text)
             if words >= self._words_share and weight >= self._weight_share:
                 share = min(words, weight)
                 if best is None or share > best.share:

@@ -1,6 +1,6 @@
-"""Texts as numbers, and rows of a search kept in blocks of one length.
+"""Arrays for the ROUGE-L search: texts as word numbers, and rows in blocks of equal length.
 
-What a search reads: see `instructgen.similarity.rouge` for what it does with it.
+The search itself is explained in `instructgen.similarity.rouge`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# 64-bit words of a block: 8 KiB, which stays in a core's first cache while queries pass.
+# 64-bit words per block: its 8 KiB stay in the L1 cache while all queries pass the block.
 _BLOCK = 1024
-# 64-bit words of the widest bitmap, that of texts of more than 512 words.
+# 64-bit words of the widest bitmap, which is used for texts of more than 512 words.
 _WIDEST = 64
 
 
 class Texts(NamedTuple):
-    """Texts as word numbers: text i is ``words[offsets[i]:offsets[i + 1]]``."""
+    """Texts as arrays of word numbers: text i is ``words[offsets[i]:offsets[i + 1]]``."""
 
     words: Array
     offsets: Array
 
 
 class Queries(NamedTuple):
-    """Texts to look up, in order of length, with their bitmaps at every width they need.
+    """Texts to look up, in order of length, with bitmaps of every width that the search needs.
 
-    The bitmaps of query i begin at ``starts[i]`` with the widest, of
-    ``widths[i]`` 64-bit words, then that folded to a half, and so on down to 2.
-    Rows of fewer words than ``shortest[i]`` or more than ``longest[i]`` cannot match.
+    The bitmaps of query i begin at ``bits[starts[i]]``. The widest bitmap comes first, with
+    ``widths[i]`` 64-bit words. It is followed by its folding to half the width, and so on, down
+    to 2 words. Rows of fewer than ``shortest[i]`` or more than ``longest[i]`` words cannot match.
     """
 
     words: Array
@@ -45,12 +45,12 @@ class Queries(NamedTuple):
 
 
 class Shelf(NamedTuple):
-    """Blocks of rows, grouped by the rows' length.
+    """Blocks of rows, grouped by the length of the rows.
 
-    Group g holds rows of ``lengths[g]`` words, bitmaps of ``widths[g]`` 64-bit
-    words, in the blocks ``order[starts[g]:starts[g + 1]]``. Block b has
-    ``fill[b]`` rows, whose numbers ``rows[b]`` rise. Word k of the block's j-th
-    bitmap is ``bits[b, k * (_BLOCK // width) + j]``.
+    The rows of group g have ``lengths[g]`` words and bitmaps of ``widths[g]`` 64-bit words. They
+    are in the blocks ``order[starts[g]:starts[g + 1]]``. Block b has ``fill[b]`` rows with the
+    ascending row numbers ``rows[b]``. Word k of the bitmap of its j-th row is
+    ``bits[b, k * (_BLOCK // width) + j]``.
     """
 
     bits: Array
@@ -63,7 +63,7 @@ class Shelf(NamedTuple):
 
 
 class Growing:
-    """An array that grows at its end."""
+    """An array to which entries can be appended."""
 
     def __init__(self, array: Array) -> None:
         self._array, self._size = array, len(array)
@@ -73,16 +73,16 @@ class Growing:
 
     @property
     def view(self) -> Array:
-        """What is in it, not a copy."""
+        """The current entries, as a view and not a copy."""
         return self._array[: self._size]
 
     def extend(self, more: Array) -> None:
-        """Append to it."""
+        """Append the entries of ``more``."""
         self.reserve(len(more))
         self._array[self._size - len(more) : self._size] = more
 
     def reserve(self, count: int) -> None:
-        """Append ``count`` entries: zero, or what stood there before a `cut`."""
+        """Append ``count`` entries: zeros, or the values that a `cut` removed from there."""
         size = self._size + count
         if size > len(self._array):
             larger = np.zeros(
@@ -93,12 +93,12 @@ class Growing:
         self._size = size
 
     def cut(self, size: int) -> None:
-        """Forget what stands beyond ``size``."""
+        """Shorten the array to ``size`` entries."""
         self._size = size
 
 
 class Blocks:
-    """Rows in blocks, each of one length; see `Shelf`."""
+    """Rows stored in blocks, each for rows of one length; see `Shelf`."""
 
     def __init__(
         self,
@@ -107,29 +107,29 @@ class Blocks:
         fill: Array | None = None,
         lengths: Array | None = None,
     ) -> None:
-        """Empty, or with what `arrays` gave."""
+        """Create empty blocks, or restore blocks from what `arrays` returned."""
         self._bits = Growing(np.zeros((0, _BLOCK), np.uint64) if bits is None else bits)
         self._rows = Growing(np.zeros((0, _BLOCK // 2), np.int32) if rows is None else rows)
         self._fill = Growing(np.zeros(0, np.int32) if fill is None else fill)
         self._length = Growing(np.zeros(0, np.int32) if lengths is None else lengths)
         self.longest = int(self._length.view.max(initial=0))
-        # The block of every length that is not full yet.
+        # The last block of every length, the only one that may have room for more rows.
         self._last = {length: block for block, length in enumerate(self._length.view.tolist())}
         self._groups: tuple[Array, Array, Array, Array] | None = None
 
     def add(self, texts: Texts, first: int, vocabulary: int) -> None:
-        """Append texts as the rows from ``first`` on; one without words matches nothing."""
+        """Append texts as rows ``first`` and up; texts without words are not stored."""
         order = by_length(texts)
         lengths = np.diff(texts.offsets)
         order = order[lengths[order] > 0]
         if not len(order):
             return
-        chosen = pick(texts, order)
+        sorted_texts = pick(texts, order)
         lengths = lengths[order]
         widths = bitmap_widths(lengths)
         starts = np.cumsum(widths) - widths
         bits = np.zeros(int(widths.sum()), np.uint64)
-        kernels().bitmaps(*chosen, widths, starts, bits, vocabulary)
+        kernels().bitmaps(*sorted_texts, widths, starts, bits, vocabulary)
         self.longest = max(self.longest, int(lengths[-1]))
         distinct, begins = np.unique(lengths, return_index=True)
         ends = [*begins[1:].tolist(), len(order)]
@@ -140,8 +140,8 @@ class Blocks:
             self._put(length, width, group, first + order[begin:end])
 
     def _put(self, length: int, width: int, bits: Array, rows: Array) -> None:
-        capacity, done = _BLOCK // width, 0
-        while done < len(rows):
+        capacity, stored = _BLOCK // width, 0
+        while stored < len(rows):
             block = self._last.get(length)
             if block is None or self._fill.view[block] == capacity:
                 block = self._last[length] = len(self._fill)
@@ -150,20 +150,20 @@ class Blocks:
                 self._length.view[block] = length
                 self._groups = None
             at = int(self._fill.view[block])
-            size = min(capacity - at, len(rows) - done)
+            size = min(capacity - at, len(rows) - stored)
             self._bits.view[block].reshape(width, capacity)[:, at : at + size] = bits[
-                done : done + size
+                stored : stored + size
             ].T
-            self._rows.view[block, at : at + size] = rows[done : done + size]
+            self._rows.view[block, at : at + size] = rows[stored : stored + size]
             self._fill.view[block] = at + size
-            done += size
+            stored += size
 
     def arrays(self) -> tuple[Array, Array, Array, Array]:
-        """Bitmaps, row numbers, fill and length of all blocks: what makes these blocks again."""
+        """Return bitmaps, row numbers, fill and length of all blocks, to restore them from."""
         return self._bits.view, self._rows.view, self._fill.view, self._length.view
 
     def shelf(self) -> Shelf:
-        """The blocks, as the search reads them."""
+        """Return the blocks in groups of equal row length, as the search reads them."""
         if self._groups is None:
             order = np.argsort(self._length.view, kind="stable")
             lengths, starts = np.unique(self._length.view[order], return_index=True)
@@ -174,7 +174,7 @@ class Blocks:
 
 @cache
 def kernels() -> Any:
-    """The compiled search, or the one without numba where that is missing or switched off."""
+    """Return the compiled search module, or the numpy one if numba is missing or disabled."""
     from instructgen.similarity.jit import COMPILED
 
     name = "rouge_compiled" if COMPILED else "rouge_fallback"
@@ -182,25 +182,25 @@ def kernels() -> Any:
 
 
 def bitmap_widths(lengths: Array) -> Array:
-    """64-bit words of the bitmap of texts of these lengths: a power of two, 4 bits a word."""
+    """Return bitmap widths in 64-bit words: powers of two from 2 to 64, 4 bits per text word."""
     rough = np.clip(lengths, 32, 16 * _WIDEST) / 16
     widths: Array = (2 ** np.ceil(np.log2(rough))).astype(np.int64)
     return widths
 
 
 def most_words(texts: Texts) -> int:
-    """The words of the longest text; 0 where there is none."""
+    """Return the number of words of the longest text, or 0 for an empty list."""
     return int(np.diff(texts.offsets).max(initial=0))
 
 
 def by_length(texts: Texts) -> Array:
-    """Their positions, shortest text first, in their order where equally long."""
+    """Return the positions of the texts in order of length, shortest first (stable sort)."""
     order: Array = np.argsort(np.diff(texts.offsets), kind="stable")
     return order
 
 
 def pick(texts: Texts, order: Array) -> Texts:
-    """These texts in this order."""
+    """Return the texts at the positions ``order``, in that order."""
     lengths = np.diff(texts.offsets)[order]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     shift = np.repeat(texts.offsets[order] - offsets[:-1], lengths)

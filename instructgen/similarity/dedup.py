@@ -1,9 +1,9 @@
-"""Duplicates removed as stars: a row goes only if a kept row is near enough to it.
+"""Reject duplicates so that every rejected row has a similar kept row, its partner.
 
-Rows are visited in order of priority. Connected components, the usual way, join
-rows that have nothing in common but a chain of others between them: on real
-instructions most rows that they remove have no near neighbour left. What
-they would remove is counted here beside.
+Rows are visited in order of priority, and each is kept unless a kept row is too similar. The
+usual method, connected components, also joins rows that have only a chain of other rows in
+common: on real instructions, most rows that it rejects are not similar to any kept row. This
+module only counts how many rows that method would reject.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from instructgen.errors import ConfigError, InputError
-from instructgen.licensing.licenses import freedom
+from instructgen.licensing.licenses import restrictiveness
 from instructgen.plugins import suggest
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Sample
@@ -28,7 +28,7 @@ from instructgen.similarity.rouge import MOST_WORDS
 from instructgen.similarity.tokens import tokenize
 
 STAGES = ("exact", "minhash", "rouge_l", "semantic", "two_key")
-PRIORITIES = ("source", "human", "licence", "quality", "length")
+PRIORITIES = ("source", "human", "license", "quality", "length")
 Compared = Literal["row", "prompt", "instruction"]
 Priority = Sequence[str] | Callable[[Sample], Any]
 Thresholds = float | Mapping[str, float]
@@ -39,17 +39,17 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction",),
 }
 _KEYS = ("instruction", "output", "rejected_output")
-_LEAST_JACCARD = 0.05
+_MIN_JACCARD = 0.05
 _NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
-    """A sample that was removed, and the kept sample it was removed for.
+class RejectedDuplicate:
+    """A rejected sample and its partner, the kept sample that it duplicates.
 
-    ``row`` and ``partner_row`` are their positions in what was given. ``metric``
-    is ``exact``, ``jaccard``, ``rouge_l`` or ``cosine``. ``reason`` is
-    ``duplicate``, ``paraphrase`` or ``same_frame``.
+    ``row`` and ``partner_row`` are their positions in the input. ``metric`` is ``exact``,
+    ``jaccard``, ``rouge_l`` or ``cosine``, and ``score`` the similarity by it. ``reason`` is
+    ``duplicate``, ``paraphrase`` or ``same_frame``. ``detail`` explains the decision in words.
     """
 
     row: int
@@ -65,48 +65,48 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Deduplicated:
-    """What was kept, in the order given, and what was removed, each with its partner.
+    """The kept samples in input order, and the rejected samples, each with its partner.
 
-    ``largest_component`` is the number of rows in the largest connected
-    component, and ``components_would_remove`` what its way of removing
-    duplicates comes to. ``unread`` different texts could not be compared by
-    meaning: they, their instruction or their output are in no language that the
-    model was made for.
+    ``largest_component`` is the number of rows in the largest connected component.
+    ``components_would_reject`` is the number of rows that would be rejected if one row of each
+    component was kept. ``uncompared`` is the number of different texts that could not be
+    compared by meaning, because the model was not made for the language of the text, of its
+    instruction or of its output.
     """
 
     kept: list[Sample]
-    removed: list[Removed]
+    rejected: list[RejectedDuplicate]
     thresholds: dict[str, float]
     largest_component: int
-    components_would_remove: int
-    unread: int
-    _found: _Found = field(repr=False, compare=False)
+    components_would_reject: int
+    uncompared: int
+    _all_pairs: _AllPairs = field(repr=False, compare=False)
 
     def rethreshold(self, threshold: Thresholds) -> Deduplicated:
-        """The same at another threshold, from the pairs found already.
+        """Return the result for another threshold, without searching for pairs again.
 
         Args:
             threshold: one for all stages, or by stage as in `deduplicate`.
 
         Raises:
-            ConfigError: it is below what pairs were looked for.
+            ConfigError: the threshold is below the floor of the search for pairs.
         """
-        thresholds = {**self.thresholds, **_by_stage(threshold, self._found.how)}
+        thresholds = {**self.thresholds, **_by_stage(threshold, self._all_pairs.how)}
         for stage, value in thresholds.items():
-            if value < self._found.floors[stage]:
+            if value < self._all_pairs.floors[stage]:
                 raise ConfigError(
-                    f"threshold {value} of {stage}: pairs were looked for above "
-                    f"{self._found.floors[stage]} only.",
+                    f"threshold {value} of {stage} is too low: only pairs above "
+                    f"{self._all_pairs.floors[stage]} were searched for.",
                     f"Call deduplicate with floor={value}.",
                 )
-        return _star(self._found, thresholds)
+        return _select(self._all_pairs, thresholds)
 
 
 def deduplicate(
     samples: Sequence[Sample],
     how: Sequence[str] = ("exact", "minhash", "semantic"),
     *,
-    priority: Priority = ("source", "licence", "quality", "length"),
+    priority: Priority = ("source", "license", "quality", "length"),
     threshold: Thresholds | None = None,
     compared: Compared = "row",
     sources: Sequence[str] = (),
@@ -115,35 +115,33 @@ def deduplicate(
     model: str = MINILM,
     watch: Watch | None = None,
 ) -> Deduplicated:
-    """Remove duplicates so that every removed sample has a kept partner above a threshold.
+    """Reject duplicates so that every rejected sample has a kept partner above a threshold.
 
     Args:
-        samples: any number, from any sources.
-        how: ``exact`` (equal up to Unicode form, case and white space; always done),
-            ``minhash`` (Jaccard of the words), ``rouge_l``, ``semantic`` (cosine), and
-            ``two_key``: a *duplicate* is near in words and in meaning, a
-            *paraphrase* in meaning alone; what is near in words alone shares a
-            *frame*, of which ``frame_quota`` rows are kept. A sample is removed
-            in the first of these that has a reason.
-        priority: which of two copies is kept: criteria, the first most
-            important (``source``, ``human`` before synthetic, freer ``licence``, higher
-            ``quality``, longer output by ``length``), or a sort key. Then the one
-            given first.
-        threshold: highest similarity kept; one, or by stage. By default
-            0.7 for minhash and rouge_l, 0.9 for semantic; two_key uses rouge_l's
-            and semantic's.
-        compared: all that was said (``row``), without the outputs
-            (``prompt``), or the ``instruction`` alone. A pair scores the lowest of
-            what it has in all this, in the instruction, and in each output if
-            these are compared: a long input that two tasks share makes no duplicate.
-        sources: the most trusted first; others follow as they appear.
-        floor: pairs are looked for above this, for `Deduplicated.rethreshold`.
-        frame_quota: rows kept of a frame.
-        model: of meaning; see `EmbeddingIndex`.
+        samples: rows from any number of sources.
+        how: stages, in order: ``exact`` (equal up to Unicode form, case and white space; always
+            included), ``minhash`` (Jaccard similarity of words), ``rouge_l``, ``semantic``
+            (cosine of embeddings), and ``two_key``. By two_key, a pair similar in words and
+            meaning is a *duplicate*, and in meaning only, a *paraphrase*. A pair similar in
+            words only shares a *frame*, of which ``frame_quota`` rows are kept. The first stage
+            with a reason rejects a sample.
+        priority: which of two duplicates is kept: a sort key, or criteria, the most important
+            first: ``source`` (in the order of ``sources``), ``human`` (before synthetic),
+            ``license`` (fewest conditions first), ``quality`` (highest mean score first),
+            ``length`` (longest output first). Of equals, the first in the input is kept.
+        threshold: maximum similarity of kept samples, one number or one by stage. Default: 0.7
+            for minhash and rouge_l, 0.9 for semantic; two_key uses those of rouge_l and semantic.
+        compared: ``row`` (all text), ``prompt`` (without the outputs) or ``instruction``. A
+            pair scores the lowest of its similarities in all this text, in the instruction, and
+            in each output that is compared. A long input in common makes no duplicate.
+        sources: the most trusted sources first; others follow in order of appearance.
+        floor: pairs above this similarity are searched for; see `Deduplicated.rethreshold`.
+        frame_quota: maximum number of rows kept per frame.
+        model: embedding model; see `EmbeddingIndex`.
         watch: called with progress.
 
     Raises:
-        ConfigError: a name or a number is wrong, or packages are missing.
+        ConfigError: an option is invalid, or packages are missing.
         InputError: a text is too long, or too many pairs are above the floor.
     """
     _check_names(how, compared, floor, frame_quota)
@@ -162,55 +160,56 @@ def deduplicate(
         for part in _PARTS[compared]
         if part in _KEYS and compared != "instruction"
     ]
-    # What all rows leave empty tells none apart.
+    # A field that is empty in all rows cannot distinguish any of them.
     keys = [key for key in keys if any(key)]
     tables, unread = tables_of(texts, keys, how, floors, model, watch)
-    found = _Found(samples, tuple(how), frame_quota, floors, copies, tables, unread)
-    return _star(found, thresholds)
+    all_pairs = _AllPairs(samples, tuple(how), frame_quota, floors, copies, tables, unread)
+    return _select(all_pairs, thresholds)
 
 
 def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quota: int) -> None:
     for name in how:
         if name not in STAGES:
-            raise ConfigError(f"{name!r} is no way to find duplicates.", suggest(name, [*STAGES]))
+            raise ConfigError(f"how: unknown stage {name!r}.", suggest(name, [*STAGES]))
     if compared not in _PARTS:
-        raise ConfigError(f"{compared!r} cannot be compared.", suggest(compared, [*_PARTS]))
+        raise ConfigError(f"compared: unknown value {compared!r}.", suggest(compared, [*_PARTS]))
     if not 0 < floor < 1:
-        raise ConfigError(f"floor is {floor}, not between 0 and 1.")
+        raise ConfigError(f"floor is {floor}, but must be between 0 and 1.")
     if not 1 <= frame_quota < 2**31:
-        raise ConfigError(f"frame_quota is {frame_quota}, not 1 or more.")
+        raise ConfigError(f"frame_quota is {frame_quota}, but must be between 1 and {2**31 - 1}.")
 
 
 def _thresholds(
     how: Sequence[str], threshold: Thresholds | None, floor: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """By stage, what is above it is removed, and what is above it is looked for."""
+    """Return by stage the maximum similarity of kept rows, and the floor of the search."""
     thresholds = {stage: THRESHOLDS[stage] for stage in measures(how)}
     if threshold is not None:
         thresholds.update(_by_stage(threshold, how))
     floors = {stage: min(floor, value) for stage, value in thresholds.items()}
-    if floors.get("minhash", 1) < _LEAST_JACCARD:
+    if floors.get("minhash", 1) < _MIN_JACCARD:
         raise ConfigError(
-            f"threshold {floors['minhash']} of minhash is too low.", f"Least is {_LEAST_JACCARD}."
+            f"threshold or floor {floors['minhash']} of minhash is too low.",
+            f"The minimum is {_MIN_JACCARD}.",
         )
     return thresholds, floors
 
 
 def _check_length(text: str, position: int, sample: Sample) -> None:
-    # Characters are counted first: a text has no more words than these.
+    # A text has at most as many words as characters, so most texts need no tokenizing.
     if len(text) > MOST_WORDS and len(tokenize(text)) > MOST_WORDS:
         raise InputError(
             f"row {position} (id {sample.id}) has more than {MOST_WORDS:,} words.",
-            hint="Cut it, or leave it out.",
+            hint="Shorten it, or remove the row.",
         )
 
 
 def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared) -> list[list[int]]:
-    """Samples that are equal in all that is compared, the best of each group first."""
+    """Return the positions of samples in groups of equal samples, the best of each first."""
     first: dict[tuple[str, ...], int] = {}
     copies: list[list[int]] = []
     for position in order:
-        parts = [_plain(_part(samples[position], part)) for part in _PARTS[compared]]
+        parts = [_normalized(_part(samples[position], part)) for part in _PARTS[compared]]
         group = first.setdefault(tuple(parts), len(copies))
         if group == len(copies):
             copies.append([])
@@ -219,8 +218,8 @@ def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Everything that does not depend on a threshold."""
+class _AllPairs:
+    """The pairs found above the floors, and whatever else does not depend on a threshold."""
 
     samples: Sequence[Sample]
     how: tuple[str, ...]
@@ -228,11 +227,11 @@ class _Found:
     floors: dict[str, float]
     copies: list[list[int]]
     tables: dict[str, Table]
-    unread: int
+    uncompared: int
 
 
-class _Why(NamedTuple):
-    """Why a text is removed; ``partner`` is the place of the kept one."""
+class _Reason(NamedTuple):
+    """The reason to reject a text; ``partner`` is the index of the kept text."""
 
     partner: int
     metric: str
@@ -242,49 +241,49 @@ class _Why(NamedTuple):
     detail: str
 
 
-def _star(found: _Found, thresholds: dict[str, float]) -> Deduplicated:
-    """Visit the texts in order; each is kept unless a kept one is near enough."""
-    tables = {stage: above(table, thresholds[stage]) for stage, table in found.tables.items()}
-    count = len(found.copies)
+def _select(all_pairs: _AllPairs, thresholds: dict[str, float]) -> Deduplicated:
+    """Visit the texts in order of priority and keep each unless a kept one is too similar."""
+    tables = {stage: above(table, thresholds[stage]) for stage, table in all_pairs.tables.items()}
+    count = len(all_pairs.copies)
     kept = np.ones(count, np.bool_)
-    why: dict[int, _Why] = {}
+    reasons: dict[int, _Reason] = {}
     near = [table.text for table in tables.values()]
     for text in np.unique(np.concatenate([np.zeros(0, np.int64), *near])).tolist():
-        for stage in found.how:
-            reason = _reason(stage, text, tables, thresholds, kept, found.frame_quota)
+        for stage in all_pairs.how:
+            reason = _reason_to_reject(stage, text, tables, thresholds, kept, all_pairs.frame_quota)
             if reason is not None:
-                kept[text], why[text] = False, reason
+                kept[text], reasons[text] = False, reason
                 break
-    removed: list[Removed] = []
-    for text, (position, *others) in enumerate(found.copies):
-        reason = why.get(text, _Why(text, "exact", 1.0, "exact", "duplicate", "equal texts"))
-        gone = others if kept[text] else [position, *others]
-        removed += [_removed(found, row, reason) for row in gone]
+    removed: list[RejectedDuplicate] = []
+    for text, (position, *others) in enumerate(all_pairs.copies):
+        reason = reasons.get(text, _Reason(text, "exact", 1.0, "exact", "duplicate", "equal texts"))
+        rejected = others if kept[text] else [position, *others]
+        removed += [_removed_row(all_pairs, row, reason) for row in rejected]
     removed.sort(key=lambda r: r.row)
-    _check(removed, len(found.samples), int(kept.sum()), thresholds)
-    gone_rows = {r.row for r in removed}
+    _check_result(removed, len(all_pairs.samples), int(kept.sum()), thresholds)
+    rejected_rows = {r.row for r in removed}
     component = _components(count, list(tables.values()))
-    sizes = np.bincount(component, [len(c) for c in found.copies], count).astype(int)
+    sizes = np.bincount(component, [len(c) for c in all_pairs.copies], count).astype(int)
     return Deduplicated(
-        kept=[s for i, s in enumerate(found.samples) if i not in gone_rows],
-        removed=removed,
+        kept=[s for i, s in enumerate(all_pairs.samples) if i not in rejected_rows],
+        rejected=removed,
         thresholds=thresholds,
         largest_component=int(sizes.max(initial=0)),
-        components_would_remove=len(found.samples) - int((sizes > 0).sum()),
-        unread=found.unread,
-        _found=found,
+        components_would_reject=len(all_pairs.samples) - int((sizes > 0).sum()),
+        uncompared=all_pairs.uncompared,
+        _all_pairs=all_pairs,
     )
 
 
-def _reason(
+def _reason_to_reject(
     stage: str,
     text: int,
     tables: dict[str, Table],
     thresholds: dict[str, float],
     kept: Array,
     frame_quota: int,
-) -> _Why | None:
-    """Why a stage removes a text, or None."""
+) -> _Reason | None:
+    """Return the reason for which a stage rejects a text, or None."""
     if stage == "exact":
         return None
     if stage != "two_key":
@@ -294,7 +293,7 @@ def _reason(
         best = int(score.argmax())
         metric = _METRICS[stage]
         detail = f"{_NAMES[metric]} {score[best]:.3f}, above {thresholds[stage]}"
-        return _Why(int(row[best]), metric, float(score[best]), stage, "duplicate", detail)
+        return _Reason(int(row[best]), metric, float(score[best]), stage, "duplicate", detail)
     row, score, other = _partners(tables["semantic"], text, kept)
     if len(row):
         best = int(score.argmax())
@@ -302,53 +301,57 @@ def _reason(
         same = lexical > thresholds["rouge_l"]
         detail = f"cosine {score[best]:.3f}, ROUGE-L {lexical:.3f}"
         reason = "duplicate" if same else "paraphrase"
-        return _Why(int(row[best]), "cosine", float(score[best]), stage, reason, detail)
+        return _Reason(int(row[best]), "cosine", float(score[best]), stage, reason, detail)
     row, score, other = _partners(tables["rouge_l"], text, kept)
     if len(row) >= frame_quota:
         best = int(score.argmax())
         detail = (
             f"ROUGE-L {score[best]:.3f}, cosine {float(other[best]):.3f}; "
-            f"{len(row)} kept ones share its words"
+            f"{len(row)} kept rows share its words"
         )
-        return _Why(int(row[best]), "rouge_l", float(score[best]), stage, "same_frame", detail)
+        return _Reason(int(row[best]), "rouge_l", float(score[best]), stage, "same_frame", detail)
     return None
 
 
 def _partners(table: Table, text: int, kept: Array) -> tuple[Array, Array, Array]:
-    """The kept rows that a text is paired with, their scores, and those by the other measure."""
+    """Return the kept rows paired with a text, and their scores by both measures."""
     begin, end = np.searchsorted(table.text, [text, text + 1])
     alive = kept[table.row[begin:end]]
     other = table.score if table.other is None else table.other
     return table.row[begin:end][alive], table.score[begin:end][alive], other[begin:end][alive]
 
 
-def _removed(found: _Found, row: int, why: _Why) -> Removed:
-    partner = found.copies[why.partner][0]
-    return Removed(row, found.samples[row], partner, found.samples[partner], *why[1:])
+def _removed_row(all_pairs: _AllPairs, row: int, reason: _Reason) -> RejectedDuplicate:
+    partner = all_pairs.copies[reason.partner][0]
+    return RejectedDuplicate(
+        row, all_pairs.samples[row], partner, all_pairs.samples[partner], *reason[1:]
+    )
 
 
-def _check(removed: list[Removed], rows: int, kept: int, thresholds: dict[str, float]) -> None:
-    """Every removed row names a surviving partner above the threshold, and no row is lost."""
-    least = {_METRICS[stage]: value for stage, value in thresholds.items()}
-    gone = {r.row for r in removed}
+def _check_result(
+    removed: list[RejectedDuplicate], rows: int, kept: int, thresholds: dict[str, float]
+) -> None:
+    """Check that each rejected row has a kept partner above the threshold, and no row is lost."""
+    minimum = {_METRICS[stage]: value for stage, value in thresholds.items()}
+    rejected = {r.row for r in removed}
     for r in removed:
-        if r.partner_row in gone or r.score <= least.get(r.metric, 0):
-            raise AssertionError(f"row {r.row} was removed for row {r.partner_row}: {r.detail}")
-    if len(gone) != len(removed) or len(gone) + kept != rows:
-        raise AssertionError(f"{rows} rows, {kept} kept, {len(removed)} removed")
+        if r.partner_row in rejected or r.score <= minimum.get(r.metric, 0):
+            raise AssertionError(f"row {r.row}: invalid partner row {r.partner_row}: {r.detail}")
+    if len(rejected) != len(removed) or len(rejected) + kept != rows:
+        raise AssertionError(f"{rows} rows, but {kept} kept and {len(removed)} rejected")
 
 
 def _components(count: int, tables: list[Table]) -> Array:
-    """The least text of the connected component of every text."""
+    """Return for each text the smallest index of a text in its connected component."""
     label = np.arange(count)
     a = np.concatenate([np.zeros(0, np.int64), *(t.text for t in tables)])
     b = np.concatenate([np.zeros(0, np.int64), *(t.row for t in tables)])
     while True:
-        least = np.minimum(label[a], label[b])
+        minimum = np.minimum(label[a], label[b])
         new = label.copy()
-        # To the labels too: a whole tree moves at once.
+        # The labels' own labels are updated too, so that a whole tree moves at once.
         for ends in (a, b, label[a], label[b]):
-            np.minimum.at(new, ends, least)
+            np.minimum.at(new, ends, minimum)
         new = new[new]
         if (new == label).all():
             return label
@@ -357,13 +360,15 @@ def _components(count: int, tables: list[Table]) -> Array:
 
 def _by_stage(threshold: Thresholds, how: Sequence[str]) -> dict[str, float]:
     used = measures(how)
-    given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(used, threshold)
-    for stage, value in given.items():
+    by_stage = threshold if isinstance(threshold, Mapping) else dict.fromkeys(used, threshold)
+    for stage, value in by_stage.items():
         if stage not in used:
-            raise ConfigError(f"threshold of {stage!r}: no such stage here.", suggest(stage, used))
+            raise ConfigError(
+                f"threshold of {stage!r}: no such stage is selected.", suggest(stage, used)
+            )
         if not 0 < value < 1:
-            raise ConfigError(f"threshold {value} of {stage} is not between 0 and 1.")
-    return dict(given)
+            raise ConfigError(f"threshold of {stage} is {value}, but must be between 0 and 1.")
+    return dict(by_stage)
 
 
 def _sort_key(
@@ -377,19 +382,21 @@ def _sort_key(
     keys: dict[str, Callable[[Sample], Any]] = {
         "source": lambda s: rank[s.source],
         "human": lambda s: s.origin.method != "human",
-        "licence": lambda s: freedom(s.license),
-        "quality": _lack_of_quality,
+        "license": lambda s: restrictiveness(s.license),
+        "quality": _quality_key,
         "length": lambda s: -len(s.output),
     }
     for name in priority:
         if name not in keys:
-            raise ConfigError(f"{name!r} is no priority.", suggest(name, [*PRIORITIES]))
+            raise ConfigError(
+                f"priority: unknown criterion {name!r}.", suggest(name, [*PRIORITIES])
+            )
     chosen = [keys[name] for name in priority]
     return lambda s: tuple(key(s) for key in chosen)
 
 
-def _lack_of_quality(sample: Sample) -> tuple[bool, float]:
-    """The mean of the scores that are known, highest first; samples without any come last."""
+def _quality_key(sample: Sample) -> tuple[bool, float]:
+    """Return a sort key: highest mean score first, samples without a score last."""
     known = [s.value for s in sample.scores if s.value is not None and isfinite(s.value)]
     return (not known, -sum(known) / len(known) if known else 0.0)
 
@@ -403,5 +410,5 @@ def _part(sample: Sample, part: str) -> str:
     return getattr(sample, part) or ""
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).lower().split())

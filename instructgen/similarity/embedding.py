@@ -1,9 +1,8 @@
-"""An append-only index of texts that finds those which mean nearly the same.
+"""An append-only index that finds texts of nearly the same meaning, by their embeddings.
 
-Two texts match when the cosine of their vectors is above the threshold. Up to
-50,000 rows are compared one by one, in blocks; with more, a graph (HNSW,
-Malkov and Yashunin 2016, from usearch) finds the nearest, and those are decided
-by their own cosine, which is known to four digits.
+Two texts match when the cosine of their vectors, rounded to four digits, is above the threshold.
+An index of up to 50,000 rows compares a text with every row. A larger one finds the nearest rows
+by a graph (HNSW, Malkov and Yashunin 2016, from usearch), and then computes their exact cosines.
 """
 
 from __future__ import annotations
@@ -19,27 +18,27 @@ from instructgen.similarity.matches import Match, Pairs, check_count, joined
 
 _TEXTS_AT_ONCE = 2048
 _ROWS_AT_ONCE = 16_384
-_NEIGHBOURS = 64
+_NEIGHBORS = 64
 _PAIRS_AT_ONCE = 65_536
 _ROUNDED_BY = 0.0001
-# Static vectors find 98 of 100 pairs of the model's when asked for this much
-# less, at 0.8 as at 0.9 (benchmarks/embedding.json; docs/decisions/0007).
+# With a threshold lowered by this much, static vectors find 98 of 100 pairs that the model finds,
+# both at 0.8 and at 0.9 (benchmarks/embedding.json; docs/decisions/0007).
 _FIRST_PASS_BELOW = 0.18
 
 
 class EmbeddingIndex:
-    """Texts seen so far, and the question whether a new one means nearly the same as any.
+    """Index of texts that finds the rows of nearly the same meaning as a new text.
 
     Args:
-        threshold: in (0, 1); a pair matches when its cosine is above it.
+        threshold: cosine in (0, 1); a pair matches when its cosine is above it.
         model: ``minilm`` (packaged, for English), a folder, or a Hub name.
-        first_pass: look with static word vectors first, and give the model only
-            the texts that they bring near to others. Finds about 98 of 100
-            pairs; worth it where few texts are near others.
-        exact_rows: with more rows than this they are looked up in a graph.
+        first_pass: search with static word vectors first, and run the model only on texts that
+            are close to others by these vectors. Finds about 98 of 100 pairs, and saves time if
+            few texts are close to others.
+        exact_rows: number of rows above which the rows are searched by a graph.
 
-    A text that the model cannot read, in a language it was not made for or
-    without words, matches nothing; `unread` counts such rows.
+    The model cannot read texts without words, nor texts in a language that it was not made for.
+    Such texts match nothing; ``unread`` is the number of such rows.
 
     Raises:
         ValueError: the threshold is out of range.
@@ -54,26 +53,26 @@ class EmbeddingIndex:
         exact_rows: int = 50_000,
     ) -> None:
         if not 0 < threshold < 1:
-            raise ValueError(f"threshold must lie in (0, 1), not {threshold}")
+            raise ValueError(f"threshold must be in (0, 1), but is {threshold}")
         check_model(model)
         self.threshold, self.model, self.first_pass = threshold, model, first_pass
         self.unread = 0
         self._exact_rows = exact_rows
         self._rows: _Rows | None = None
         self._lazy: LazyVectors | None = None
-        self._latest: tuple[list[str], Array] = ([], np.zeros((0, 0), np.float32))
+        self._last_encoded: tuple[list[str], Array] = ([], np.zeros((0, 0), np.float32))
 
     def __len__(self) -> int:
-        """The number of rows, which is also the next text's row."""
+        """Return the number of rows, which is also the row number of the next text."""
         return 0 if self._rows is None else len(self._rows)
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts; each becomes the next row.
+        """Append texts as the next rows.
 
         Raises:
             ConfigError: the model cannot be loaded.
         """
-        rows = self._opened()
+        rows = self._open_rows()
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             part = texts[at : at + _TEXTS_AT_ONCE]
             vectors = self._encode(part)
@@ -83,49 +82,47 @@ class EmbeddingIndex:
                 self._lazy.add(part)
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """For each text its best match above the threshold, or None.
+        """Return for each text its best match above the threshold, or None.
 
-        Of equally good matches the first row wins.
+        Of equally good matches, the first row is returned.
 
         Raises:
             ConfigError: the model cannot be loaded.
         """
-        found: list[Match | None] = [None] * len(texts)
+        results: list[Match | None] = [None] * len(texts)
         for text, row, score in zip(*(a.tolist() for a in self.pairs(texts)), strict=True):
-            best = found[text]
+            best = results[text]
             if best is None or score > best.score:
-                found[text] = Match(score, row)
-        return found
+                results[text] = Match(score, row)
+        return results
 
     def pairs(self, texts: Sequence[str]) -> Pairs:
-        """Every row that a text matches, with its cosine, in order of text and row.
+        """Return all pairs of a text and a matching row, with cosines, in order of text and row.
 
         Raises:
-            InputError: there are more than 100 million.
+            InputError: there are more than 100 million pairs.
             ConfigError: the model cannot be loaded.
         """
-        rows = self._opened()
-        found: list[Pairs] = []
+        rows = self._open_rows()
+        results: list[Pairs] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             part = texts[at : at + _TEXTS_AT_ONCE]
             vectors = self._encode(part)
             if self._lazy is None:
-                some = rows.above(vectors, self.threshold)
+                matched = rows.above(vectors, self.threshold)
             else:
                 guessed = rows.above(vectors, max(self.threshold - _FIRST_PASS_BELOW, _ROUNDED_BY))
-                some = self._lazy.decide(part, guessed, self.threshold)
-            found.append(some._replace(text=some.text + at))
-            check_count(sum(len(p.text) for p in found))
-        return joined(found)
+                matched = self._lazy.decide(part, guessed, self.threshold)
+            results.append(matched._replace(text=matched.text + at))
+            check_count(sum(len(p.text) for p in results))
+        return joined(results)
 
     def vectors(self, rows: Array) -> Array:
-        """(rows, width) of float32: the model's vectors of these rows, of length one or zero."""
-        opened = self._opened()
+        """Return the model's vectors of these rows: float32 (rows, width), of length 1 or 0."""
+        opened = self._open_rows()
         return opened.view[rows] if self._lazy is None else self._lazy.vectors(rows)
 
-    # -- inside ---------------------------------------------------------------------------
-
-    def _opened(self) -> _Rows:
+    def _open_rows(self) -> _Rows:
         if self._rows is None:
             model = encoder(self.model)
             width = model.static.width if self.first_pass else model.width
@@ -134,17 +131,17 @@ class EmbeddingIndex:
         return self._rows
 
     def _encode(self, texts: Sequence[str]) -> Array:
-        # What was looked up is often added next, and the other way round.
-        known, vectors = self._latest
+        # The texts of one call are often those of the call before: searched, then added.
+        known, vectors = self._last_encoded
         if known != list(texts):
             model = encoder(self.model)
             vectors = (model.static if self.first_pass else model).encode(texts)
-            self._latest = list(texts), vectors
+            self._last_encoded = list(texts), vectors
         return vectors
 
 
 class _Rows:
-    """Vectors of length one, or zero, and which of them are near others."""
+    """Vectors of length 1, or 0 for unread texts, and the search for those near a query."""
 
     def __init__(self, width: int, exact: int) -> None:
         self._vectors = Growing(np.zeros((0, width), np.float32))
@@ -165,7 +162,7 @@ class _Rows:
         if self._graph is not None:
             new = self._vectors.view[first:]
             read = np.flatnonzero(new.any(axis=1))
-            # One thread: with more, the graph depends on who was first.
+            # With more than one thread, the graph would depend on their timing.
             self._graph.add(first + read, new[read], threads=1)
 
     def above(self, queries: Array, threshold: float) -> Pairs:
@@ -177,27 +174,27 @@ class _Rows:
                 parts.append(_above(text, at + row, cosines[text, row], threshold))
                 check_count(sum(len(p.text) for p in parts))
             return joined(parts)
-        found: list[Pairs] = []
-        wanted, asked = _NEIGHBOURS, np.flatnonzero(queries.any(axis=1))
-        while len(asked):
-            near = self._graph.search(queries[asked], wanted, threads=1)
-            # One query gives one list of what was found, more a table with unused ends.
+        results: list[Pairs] = []
+        limit, queried = _NEIGHBORS, np.flatnonzero(queries.any(axis=1))
+        while len(queried):
+            near = self._graph.search(queries[queried], limit, threads=1)
+            # For one query usearch returns a list, for several a table with padded rows.
             keys = np.atleast_2d(near.keys).astype(np.int64)
-            counts = np.array(near.counts if len(asked) > 1 else [keys.shape[1]])
+            counts = np.array(near.counts if len(queried) > 1 else [keys.shape[1]])
             place, column = np.nonzero(np.arange(keys.shape[1]) < counts[:, None])
-            text, row = asked[place], keys[place, column]
-            some = _decided(text, row, queries, self._vectors.view, threshold)
-            # Where all that was found matches, there may be more.
-            full = np.bincount(some.text, minlength=len(queries)) == wanted
-            done = ~full[some.text]
-            found.append(Pairs(*(array[done] for array in some)))
-            asked, wanted = np.flatnonzero(full), 8 * wanted
-            check_count(sum(len(p.text) for p in found))
-        return joined(found)
+            text, row = queried[place], keys[place, column]
+            matched = _scored_above(text, row, queries, self._vectors.view, threshold)
+            # If all rows that the graph returned match, there may be more.
+            full = np.bincount(matched.text, minlength=len(queries)) == limit
+            done = ~full[matched.text]
+            results.append(Pairs(*(array[done] for array in matched)))
+            queried, limit = np.flatnonzero(full), 8 * limit
+            check_count(sum(len(p.text) for p in results))
+        return joined(results)
 
 
 class LazyVectors:
-    """The model's own vectors of texts, made when they are first needed."""
+    """The model's vectors of texts, each computed when it is first needed."""
 
     def __init__(self, model: SentenceEncoder) -> None:
         self._model = model
@@ -212,19 +209,19 @@ class LazyVectors:
         self._known.reserve(len(texts))
 
     def vectors(self, rows: Array) -> Array:
-        """(rows, width) of the texts at these places."""
-        self._know(rows)
+        """Return the vectors (rows, width) of the texts at these positions."""
+        self._embed(rows)
         return self._vectors.view[rows]
 
     def decide(self, texts: Sequence[str], guessed: Pairs, threshold: float) -> Pairs:
-        """Those of the guessed pairs of ``texts`` with the added ones that are above it."""
-        asked = np.unique(guessed.text)
+        """Return those of the guessed pairs whose cosine by the model is above the threshold."""
+        queried = np.unique(guessed.text)
         ours = np.zeros((len(texts), self._vectors.view.shape[1]), np.float32)
-        ours[asked] = self._model.encode([texts[t] for t in asked])
-        self._know(guessed.row)
-        return _decided(guessed.text, guessed.row, ours, self._vectors.view, threshold)
+        ours[queried] = self._model.encode([texts[t] for t in queried])
+        self._embed(guessed.row)
+        return _scored_above(guessed.text, guessed.row, ours, self._vectors.view, threshold)
 
-    def _know(self, rows: Array) -> None:
+    def _embed(self, rows: Array) -> None:
         new = np.unique(rows)
         new = new[~self._known.view[new]]
         self._vectors.view[new] = self._model.encode([self._texts[r] for r in new])
@@ -232,7 +229,7 @@ class LazyVectors:
 
 
 def cosines(text: Array, row: Array, ours: Array, theirs: Array) -> Array:
-    """The cosine of ``ours[text]`` with ``theirs[row]``, rounded, for each pair."""
+    """Return the rounded cosine of ``ours[text]`` and ``theirs[row]`` for each pair."""
     parts = [np.zeros(0, np.float32)]
     for at in range(0, len(text), _PAIRS_AT_ONCE):
         part = slice(at, at + _PAIRS_AT_ONCE)
@@ -246,16 +243,16 @@ def _graph(width: int) -> Any:
     return Index(ndim=width, metric="cos", dtype="f16")
 
 
-def _decided(text: Array, row: Array, ours: Array, theirs: Array, threshold: float) -> Pairs:
+def _scored_above(text: Array, row: Array, ours: Array, theirs: Array, threshold: float) -> Pairs:
     return _above(text, row, cosines(text, row, ours, theirs), threshold)
 
 
 def _above(text: Array, row: Array, cosine: Array, threshold: float) -> Pairs:
     cosine = _rounded(cosine)
-    good = cosine > threshold
-    return Pairs(text[good], row[good], cosine[good])
+    matching = cosine > threshold
+    return Pairs(text[matching], row[matching], cosine[matching])
 
 
 def _rounded(cosine: Array) -> Array:
-    """To four digits: the last bits depend on what a text was embedded together with."""
+    """Round to four digits: the last bits depend on the other texts of the embedded batch."""
     return np.round(np.minimum(cosine, 1).astype(np.float64), 4)

@@ -1,7 +1,7 @@
-"""Indexes on disk: one file of arrays, mapped into memory when it is opened.
+"""Write and read indexes as single files of arrays, which are memory-mapped when opened.
 
-The kind of the index on the first line, its settings as JSON on the second,
-then the arrays, each at a multiple of 64 bytes.
+The first line of a file is the kind of the index, and the second its settings and the types of
+its arrays as JSON. The arrays follow, each aligned to 64 bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _ALIGNED = 64
 
 
 def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequence[Array]) -> None:
-    """Write an index so that its name always stands for a whole file.
+    """Write an index to a file, which replaces an existing one only when it is complete.
 
     Raises:
-        OSError: the disk refuses; a file that was there is as it was.
+        OSError: the file cannot be written. An existing file is unchanged.
     """
     header = {"settings": settings, "arrays": [[a.dtype.str, a.shape] for a in arrays]}
     path = Path(path)
@@ -40,31 +40,32 @@ def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequenc
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
-    """Settings and arrays of an index; what is written into them does not change the file.
+    """Return the settings and arrays of an index; changes to the arrays never reach the file.
 
     Raises:
-        InputError: the file is no index of this kind, or not whole.
-        OSError: it cannot be read.
+        InputError: the file is not an index of this kind, or is damaged or truncated.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     with path.open("rb") as file:
         if file.readline(200) != f"instructgen {kind}\n".encode():
-            raise InputError(f"no {kind}.", path=path, hint="Check the path.")
+            raise InputError(f"not an index of kind {kind!r}.", path=path, hint="Check the path.")
         try:
             header = json.loads(file.readline())
             settings = dict(header["settings"])
             kinds = [(np.dtype(name), tuple(shape)) for name, shape in header["arrays"]]
             counts = [int(np.prod(shape)) for _, shape in kinds]
         except (ValueError, TypeError, KeyError):
-            raise InputError("the index is damaged.", path=path, hint="Save it again.") from None
-        at = file.tell()
+            hint = "Save the index again."
+            raise InputError("the header is damaged.", path=path, hint=hint) from None
+        start = file.tell()
     data = np.memmap(path, np.uint8, mode="c")
     arrays: list[Array] = []
     for (dtype, shape), count in zip(kinds, counts, strict=True):
-        at += -at % _ALIGNED
-        end = at + count * dtype.itemsize
+        start += -start % _ALIGNED
+        end = start + count * dtype.itemsize
         if end > len(data):
-            raise InputError("the index is cut off.", path=path, hint="Save it again.")
-        arrays.append(np.asarray(data[at:end]).view(dtype).reshape(shape))
-        at = end
+            raise InputError("the index is truncated.", path=path, hint="Save the index again.")
+        arrays.append(np.asarray(data[start:end]).view(dtype).reshape(shape))
+        start = end
     return settings, arrays

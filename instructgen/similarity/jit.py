@@ -1,4 +1,4 @@
-"""numba as the kernels use it: compiled once and kept on disk where that can be."""
+"""Compile functions with numba if it is installed, and cache them on disk if possible."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
@@ -13,12 +13,12 @@ COMPILED = njit is not None and not config.DISABLE_JIT
 
 
 def jit(function):
-    """The function compiled, or as it is without numba."""
+    """Return the compiled function, or the function itself if numba is missing."""
     if njit is None:
         return function
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:
-        # No folder may be written to, as in a read-only container: numba
-        # refuses to cache, so it compiles at every start.
+        # numba raises this when no cache folder is writable, as in a read-only container.
+        # The function is then compiled at every start.
         return njit(nogil=True)(function)

@@ -1,4 +1,4 @@
-"""What an index finds: the best match of a text, or every pair above the threshold."""
+"""Results of an index: the best match of a text, and all pairs above the threshold."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from instructgen.errors import InputError
 from instructgen.similarity.blocks import Array
 
-_MOST_PAIRS = 100_000_000
+_MAX_PAIRS = 100_000_000
 
 
 class Match(NamedTuple):
-    """The best match of a text: its score and the row it was found in."""
+    """The best match of a text: its score and its row number."""
 
     score: float
     row: int
 
 
 class Pairs(NamedTuple):
-    """Texts and the rows that they match: entry k of each array is one pair and its score."""
+    """Pairs of a text and a matching row: entry k of the three arrays is one pair and its score."""
 
     text: Array
     row: Array
@@ -29,20 +29,21 @@ class Pairs(NamedTuple):
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
-    """All of them, in order of text and row."""
-    none = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    text, row, score = (np.concatenate(arrays) for arrays in zip(none, *parts, strict=True))
+    """Return the pairs of all parts in one object, in order of text and row."""
+    empty = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    text, row, score = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
     order = np.lexsort((row, text))
     return Pairs(text[order], row[order], score[order])
 
 
 def check_count(pairs: int) -> None:
-    """Refuse more pairs than memory holds.
+    """Check that the number of pairs is small enough for memory.
 
     Raises:
-        InputError: they are more than 100 million.
+        InputError: there are more than 100 million pairs.
     """
-    if pairs > _MOST_PAIRS:
+    if pairs > _MAX_PAIRS:
         raise InputError(
-            f"more than {_MOST_PAIRS:,} pairs of texts are above the threshold.", hint="Raise it."
+            f"more than {_MAX_PAIRS:,} pairs of texts are above the threshold.",
+            hint="Raise the threshold.",
         )

@@ -1,13 +1,13 @@
-"""An append-only index of texts that finds near duplicates by the words they share.
+"""An append-only index that finds near duplicates by the words that texts share (MinHash).
 
-The Jaccard similarity of two texts is the share of their different words (or
-runs of words) that both have. MinHash signatures in bands (Leskovec, Rajaraman
-and Ullman, Mining of Massive Datasets, 3.4) find the candidates, and every
-candidate is decided by its exact similarity: what is found is right, and what
-is above the threshold is found with at least the stated chance.
+The Jaccard similarity of two texts is the share of their different words (or word n-grams) that
+both contain. MinHash signatures in bands (Leskovec, Rajaraman and Ullman, Mining of Massive
+Datasets, 3.4) find candidates, and the exact similarity of each candidate decides. All reported
+matches are therefore correct. A pair above the threshold is found with at least the probability
+``recall``.
 
-Signatures are datasketch's (scheme ``affine32``, seed 1), so they can be compared
-with and stored by that package.
+The signatures equal those of datasketch (scheme ``affine32``, seed 1), so that package can
+compare and store them.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 2048
 _PAIRS_AT_FIRST = 2**15
 _KIND = "MinHash index 1"
-# More different words than a text has, and few enough to multiply.
-_MOST_DIFFERENT = 2**24
+# Larger than the number of different words in a text, and small enough to multiply in 64 bits.
+_MAX_DENOMINATOR = 2**24
 
 
 def jaccard(a: Set[str], b: Set[str]) -> float:
-    """The share of the members of two sets that both have; 0 where there are none."""
+    """Return the Jaccard similarity of two sets: intersection over union, 0 if both are empty."""
     return len(a & b) / max(len(a | b), 1)
 
 
 def runs(words: Sequence[str], ngram: int) -> list[str]:
-    """The runs of ``ngram`` words; fewer words than that are one run."""
+    """Return the n-grams of ``ngram`` words; fewer words than that form a single n-gram."""
     last = max(len(words) - ngram + 1, min(len(words), 1))
     return [" ".join(words[i : i + ngram]) for i in range(last)]
 
 
 class MinHashIndex:
-    """Texts seen so far, and the question whether a new one shares most words with any.
+    """Index of texts that finds the rows which share most of their words with a new text.
 
     Args:
         threshold: in (0, 1); a pair matches when its Jaccard similarity is above it.
-        ngram: words in a run. 1 is right for short texts; with longer runs a
-            text of fewer words than that is one run.
-        recall: the least chance that a pair at the threshold is found.
+        ngram: number of words in an n-gram. Use 1 for short texts: a text of fewer than
+            ``ngram`` words is a single n-gram.
+        recall: minimum probability that a pair at the threshold is found.
         permutations: length of a signature.
         tokenizer: ``unicode`` for words of any script, ``ascii`` for rouge-score's.
 
     Raises:
-        ValueError: an argument is out of range, or no bands give this recall.
+        ValueError: an argument is out of range, or no bands reach this recall.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class MinHashIndex:
         tokenizer: Tokenizer = "unicode",
     ) -> None:
         if not 0 < threshold < 1:
-            raise ValueError(f"threshold must lie in (0, 1), not {threshold}")
+            raise ValueError(f"threshold must be in (0, 1), but is {threshold}")
         if ngram < 1:
-            raise ValueError(f"ngram must be at least 1, not {ngram}")
+            raise ValueError(f"ngram must be at least 1, but is {ngram}")
         self.threshold, self.ngram, self.recall = threshold, ngram, recall
         self.permutations, self.tokenizer = permutations, tokenizer
         self.bands, self.rows_per_band = bands_for(threshold, recall, permutations)
-        self._exact = _below(Fraction(str(threshold)))
+        self._exact = _simplified(Fraction(str(threshold)))
         self._kernels = importlib.import_module("instructgen.similarity.minhash_kernels")
         self._a, self._b = _permutations(permutations)
-        self._runs = Vocabulary()
+        self._ngrams = Vocabulary()
         self._hashes = Growing(np.zeros(1, np.uint32))
         self._sets, self._offsets = Growing(np.zeros(0, np.int32)), Growing(np.zeros(1, np.int64))
         self._chain = Growing(np.zeros((0, self.bands), np.int32))
@@ -89,27 +89,27 @@ class MinHashIndex:
         self._used, self._mark = 0, 1
 
     def __len__(self) -> int:
-        """The number of rows, which is also the next text's row."""
+        """Return the number of rows, which is also the row number of the next text."""
         return len(self._offsets) - 1
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts; each becomes the next row."""
+        """Append texts as the next rows."""
         self._look_up(texts, look=False, put=True)
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """For each text its best match above the threshold, or None; scores are exact.
+        """Return for each text its best match above the threshold, or None; scores are exact.
 
-        Of equally good matches the first row wins. An empty text matches nothing.
+        Of equally good matches, the first row is returned. An empty text matches nothing.
         """
         return self._look_up(texts, look=True, put=False)
 
     def pairs(self, texts: Sequence[str]) -> Pairs:
-        """Every row found that a text matches, with its similarity, in order of text and row.
+        """Return all pairs found of a text and a matching row, in order of text and row.
 
         Raises:
-            InputError: there are more than 100 million.
+            InputError: there are more than 100 million pairs.
         """
-        found: list[Pairs] = []
+        results: list[Pairs] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             sets = self._encode(texts[at : at + _TEXTS_AT_ONCE])
             pairs = np.zeros((_PAIRS_AT_FIRST, 4), np.int64)
@@ -119,34 +119,34 @@ class MinHashIndex:
                 pairs = np.zeros((count, 4), np.int64)
                 self._run(sets, look=True, put=False, pairs=pairs)
             text, row, common, either = pairs[:count].T
-            found.append(Pairs(at + text, row, common / either))
-            check_count(sum(len(p.text) for p in found))
-        return joined(found)
+            results.append(Pairs(at + text, row, common / either))
+            check_count(sum(len(p.text) for p in results))
+        return joined(results)
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
-        """Keep each text in turn unless it matches a row or a kept text; kept ones become rows.
+        """Append each text in turn unless it matches a row; appended texts are rows from then on.
 
         Returns:
-            Positions of the kept texts, and (position, match) of the rejected.
+            Positions of the kept texts, and (position, match) of each rejected text.
         """
-        found = self._look_up(texts, look=True, put=True)
-        kept = [i for i, match in enumerate(found) if match is None]
-        return kept, [(i, match) for i, match in enumerate(found) if match is not None]
+        results = self._look_up(texts, look=True, put=True)
+        kept = [i for i, match in enumerate(results) if match is None]
+        return kept, [(i, match) for i, match in enumerate(results) if match is not None]
 
     def signatures(self, texts: Sequence[str]) -> Array:
-        """(texts, permutations) of uint32, as datasketch computes them."""
+        """Return uint32 (texts, permutations): the signatures, as datasketch computes them."""
         return self._signatures(self._encode(texts))
 
     def minhash(self, text: str) -> MinHash:
-        """The text's signature as datasketch's object, for its indexes and storage."""
-        return self._object(self.signatures([text])[0])
+        """Return the signature of a text as a datasketch object, for its indexes and storage."""
+        return self._as_minhash(self.signatures([text])[0])
 
     def lsh(self, storage_config: dict[str, Any] | None = None) -> MinHashLSH:
-        """The rows in datasketch's own index, with the same bands.
+        """Return the rows in an index of datasketch, with the same bands.
 
         Args:
-            storage_config: one of datasketch's back ends, such as Redis; in memory
-                by default.
+            storage_config: configuration of one of datasketch's back ends, such as Redis.
+                Default: in memory.
         """
         from datasketch import MinHashLSH
 
@@ -155,14 +155,14 @@ class MinHashIndex:
         signatures = self._signatures(Texts(self._sets.view, self._offsets.view))
         with lsh.insertion_session() as session:
             for row, values in enumerate(signatures):
-                session.insert(str(row), self._object(values))
+                session.insert(str(row), self._as_minhash(values))
         return lsh
 
     def save(self, path: str | Path) -> None:
         """Write the index to one file, which `open` maps into memory.
 
         Raises:
-            OSError: the disk refuses; a file that was there is as it was.
+            OSError: the file cannot be written. An existing file is unchanged.
         """
         settings = {
             "threshold": self.threshold,
@@ -172,15 +172,17 @@ class MinHashIndex:
             "tokenizer": self.tokenizer,
         }
         arrays = (self._sets.view, self._offsets.view, self._hashes.view, self._chain.view)
-        files.write(path, _KIND, settings, [*arrays, self._keys, self._heads, self._runs.packed()])
+        files.write(
+            path, _KIND, settings, [*arrays, self._keys, self._heads, self._ngrams.packed()]
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> MinHashIndex:
-        """An index that `save` wrote. What is added to it later does not change the file.
+        """Return an index that `save` wrote. Texts added later do not change the file.
 
         Raises:
-            InputError: the file is no such index, or not whole.
-            OSError: it cannot be read.
+            InputError: the file is not a MinHash index, or is damaged or truncated.
+            OSError: the file cannot be read.
         """
         settings, arrays = files.read(path, _KIND)
         sets, offsets, hashes, chain, keys, heads, names = arrays
@@ -190,26 +192,24 @@ class MinHashIndex:
         index._seen = Growing(np.zeros(len(index), np.int64))
         index._keys, index._heads = keys, heads
         index._used = int((heads >= 0).sum())
-        index._runs = Vocabulary.unpacked(names)
+        index._ngrams = Vocabulary.unpacked(names)
         return index
 
-    # -- inside ---------------------------------------------------------------------------
-
     def _look_up(self, texts: Sequence[str], *, look: bool, put: bool) -> list[Match | None]:
-        found: list[Match | None] = []
+        results: list[Match | None] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             sets = self._encode(texts[at : at + _TEXTS_AT_ONCE])
             best, _ = self._run(sets, look=look, put=put, pairs=np.zeros((0, 4), np.int64))
-            found += [Match(c / e, r) if r >= 0 else None for r, c, e in best.tolist()]
-        return found
+            results += [Match(c / e, r) if r >= 0 else None for r, c, e in best.tolist()]
+        return results
 
     def _run(self, sets: Texts, *, look: bool, put: bool, pairs: Array) -> tuple[Array, int]:
-        """The best match of each text, as the kernel has it, and the number of pairs."""
+        """Return the best match of each text as the kernel's array, and the number of pairs."""
         count = len(sets.offsets) - 1
         best, rows = np.zeros((count, 3), np.int64), len(self)
         if put:
             self._make_room(count, len(sets.words))
-        rows, used, found = self._kernels.run(
+        rows, used, pair_count = self._kernels.run(
             look,
             put,
             self._bands(self._signatures(sets)),
@@ -234,7 +234,7 @@ class MinHashIndex:
             self._chain.cut(rows)
             self._seen.cut(rows)
             self._sets.cut(int(self._offsets.view[-1]))
-        return best, found
+        return best, pair_count
 
     def _make_room(self, rows: int, words: int) -> None:
         self._offsets.reserve(rows)
@@ -250,30 +250,30 @@ class MinHashIndex:
             self._keys, self._heads = keys, heads
 
     def _encode(self, texts: Sequence[str]) -> Texts:
-        """The texts as sets: the numbers of their different runs, rising."""
+        """Return the texts as sets: the ascending numbers of their different n-grams."""
         if self.ngram == 1:
-            numbers, offsets = self._runs.encode(texts, self.tokenizer)
+            numbers, offsets = self._ngrams.encode(texts, self.tokenizer)
         else:
-            numbers, offsets = self._in_runs(texts)
-        new = self._runs.latest(len(self._runs) - len(self._hashes))
-        self._hashes.extend(_hashed(new))
+            numbers, offsets = self._encode_ngrams(texts)
+        new = self._ngrams.latest(len(self._ngrams) - len(self._hashes))
+        self._hashes.extend(_hash_ngrams(new))
         text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        # Sorted here: np.unique takes ten times as long for this.
+        # np.sort and a comparison of neighbors: np.unique takes ten times as long for this.
         key = np.sort(text << 32 | numbers)
         key = key[np.diff(key, prepend=-1) != 0]
         counts = np.bincount(key >> 32, minlength=len(offsets) - 1)
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         return Texts((key & 0xFFFFFFFF).astype(np.int32), ends)
 
-    def _in_runs(self, texts: Sequence[str]) -> tuple[Array, Array]:
+    def _encode_ngrams(self, texts: Sequence[str]) -> tuple[Array, Array]:
         numbers: list[int] = []
         ends = [0]
         for words in tokenize_all(texts, self.tokenizer):
-            numbers += map(self._runs.__getitem__, runs(words, self.ngram))
+            numbers += map(self._ngrams.__getitem__, runs(words, self.ngram))
             ends.append(len(numbers))
         return np.array(numbers, np.int32), np.array(ends, np.int64)
 
-    def _object(self, signature: Array) -> MinHash:
+    def _as_minhash(self, signature: Array) -> MinHash:
         from datasketch import MinHash
 
         return MinHash(
@@ -288,7 +288,7 @@ class MinHashIndex:
         return signatures
 
     def _bands(self, signatures: Array) -> Array:
-        """A number for every text and band, equal where the band is."""
+        """Return int64 (texts, bands): a key per text and band, equal for equal bands."""
         shaped = signatures[:, : self.bands * self.rows_per_band].astype(np.uint64)
         shaped = shaped.reshape(-1, self.bands, self.rows_per_band)
         key = np.tile(np.arange(self.bands, dtype=np.uint64), (len(shaped), 1))
@@ -299,34 +299,36 @@ class MinHashIndex:
 
 
 def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, int]:
-    """Bands, and signature rows in each: the longest bands that keep the recall.
+    """Return the number of bands and of signature rows per band: the longest that reach recall.
 
-    A pair of similarity s shares one of b bands of r rows with the chance
+    A pair of similarity s shares at least one of b bands of r rows with probability
     1 - (1 - s**r)**b.
 
     Raises:
-        ValueError: none keep it.
+        ValueError: no number of bands reaches the recall.
     """
     for rows in range(permutations, 0, -1):
         bands = permutations // rows
         if 1 - (1 - threshold**rows) ** bands >= recall:
             return bands, rows
-    raise ValueError(f"{permutations} permutations cannot find {recall:.0%} at {threshold}")
+    raise ValueError(
+        f"{permutations} permutations cannot reach recall {recall} at threshold {threshold}"
+    )
 
 
-def _below(threshold: Fraction) -> Fraction:
-    """The largest fraction up to the threshold whose denominator a text's words may reach.
+def _simplified(threshold: Fraction) -> Fraction:
+    """Return the largest fraction up to the threshold with a denominator of at most 2**24.
 
-    The same similarities lie above both, and its numbers multiply without
-    overflow, which those of 0.7000000000000001 do not.
+    It separates the same similarities, since no text has that many different words. It can be
+    multiplied without overflow, unlike 0.7000000000000001.
     """
     (p0, q0), (p1, q1) = (0, 1), (1, 0)
     n, d = threshold.numerator, threshold.denominator
-    while d and q0 + n // d * q1 <= _MOST_DIFFERENT:
+    while d and q0 + n // d * q1 <= _MAX_DENOMINATOR:
         whole, rest = divmod(n, d)
         (p0, q0), (p1, q1) = (p1, q1), (p0 + whole * p1, q0 + whole * q1)
         n, d = d, rest
-    k = (_MOST_DIFFERENT - q0) // q1
+    k = (_MAX_DENOMINATOR - q0) // q1
     near = (Fraction(p1, q1), Fraction(p0 + k * p1, q0 + k * q1))
     return max(f for f in near if f <= threshold)
 
@@ -338,8 +340,8 @@ def _permutations(count: int) -> tuple[Array, Array]:
     return np.asarray(a, np.uint32), np.asarray(b, np.uint32)
 
 
-def _hashed(names: Sequence[str]) -> Array:
-    """The first four bytes of SHA-1, mixed by MurmurHash3's finalizer: datasketch's own."""
+def _hash_ngrams(names: Sequence[str]) -> Array:
+    """Return datasketch's hashes: four bytes of SHA-1, mixed by MurmurHash3's finalizer."""
     digests = [
         hashlib.sha1(name.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()[:4]
         for name in names

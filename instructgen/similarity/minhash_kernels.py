@@ -1,6 +1,6 @@
-"""What `instructgen.similarity.minhash` spends its time on, compiled with numba where it is there.
+"""Inner loops of `instructgen.similarity.minhash`, compiled with numba if it is installed.
 
-Without numba the same functions run as plain Python, and signatures in numpy.
+Without numba the same functions run as plain Python, and signatures are computed with numpy.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -13,19 +13,19 @@ from instructgen.similarity.jit import COMPILED, jit
 
 
 def signatures(hashes, a, b, words, offsets):
-    """For every text and permutation the least ``a * hash + b`` of its words, modulo 2**32."""
+    """Return per text and permutation the minimum of ``a * hash + b`` mod 2**32 over the words."""
     out = np.full((len(offsets) - 1, len(a)), 0xFFFFFFFF, np.uint32)
     if COMPILED:
-        _least(hashes, a, b, words, offsets, out)
+        _minimum_hashes(hashes, a, b, words, offsets, out)
         return out
     for i in range(len(out)):
-        some = hashes[words[offsets[i] : offsets[i + 1]]]
-        out[i] = (some[:, None] * a + b).min(axis=0, initial=0xFFFFFFFF)
+        text_hashes = hashes[words[offsets[i] : offsets[i + 1]]]
+        out[i] = (text_hashes[:, None] * a + b).min(axis=0, initial=0xFFFFFFFF)
     return out
 
 
 @jit
-def _least(hashes, a, b, words, offsets, out):
+def _minimum_hashes(hashes, a, b, words, offsets, out):
     for i in range(len(out)):
         for p in range(offsets[i], offsets[i + 1]):
             hashed = hashes[words[p]]
@@ -37,53 +37,53 @@ def _least(hashes, a, b, words, offsets, out):
 
 @jit
 def _slot(keys, heads, key):
-    """The slot of a key in the open table, or the empty one where it belongs."""
-    at = key & (len(keys) - 1)
-    while heads[at] >= 0 and keys[at] != key:
-        at = (at + 1) & (len(keys) - 1)
-    return at
+    """Return the slot of a key in the hash table, or the empty slot where it would be inserted."""
+    slot = key & (len(keys) - 1)
+    while heads[slot] >= 0 and keys[slot] != key:
+        slot = (slot + 1) & (len(keys) - 1)
+    return slot
 
 
 @jit
 def rehash(old_keys, old_heads, keys, heads):
-    """Move a table's entries to a larger empty one."""
+    """Copy the entries of a hash table to a larger, empty one."""
     for i in range(len(old_keys)):
         if old_heads[i] >= 0:
-            at = _slot(keys, heads, old_keys[i])
-            keys[at], heads[at] = old_keys[i], old_heads[i]
+            slot = _slot(keys, heads, old_keys[i])
+            keys[slot], heads[slot] = old_keys[i], old_heads[i]
 
 
 @jit
 def _insert(bands, row, keys, heads, chain):
-    """Put a row first in the chain of each of its bands; returns the slots newly used."""
-    new = 0
+    """Put a row first in the chain of each of its bands; return the number of new slots."""
+    new_slots = 0
     for k in range(len(bands)):
-        at = _slot(keys, heads, bands[k])
-        new += heads[at] < 0
-        chain[row, k] = heads[at]
-        keys[at], heads[at] = bands[k], row
-    return new
+        slot = _slot(keys, heads, bands[k])
+        new_slots += heads[slot] < 0
+        chain[row, k] = heads[slot]
+        keys[slot], heads[slot] = bands[k], row
+    return new_slots
 
 
 @jit
 def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark, text, pairs, found):
-    """The row of highest Jaccard similarity above p/q among those that share a band.
+    """Find the row with the highest Jaccard similarity above p/q among those that share a band.
 
-    ``ours`` are the text's word numbers, rising and all different, as are every
-    row's. Returns the row or -1, the words in common, and those in either. If
-    there is room for some in ``pairs``, all rows above p/q are written there
-    instead, from ``found`` on; returned is -1 and what `run` returns as found.
+    ``ours`` holds the text's word numbers, ascending and without duplicates, like every row's.
+    Returns the row or -1, the number of words in both, and in either. If ``pairs`` is not empty,
+    all rows above p/q are written there instead, from index ``found`` on. The row returned is
+    then -1, and ``found`` is the new number of pairs.
     """
     row, common, either = -1, 0, 1
     for k in range(len(bands)):
-        at = _slot(keys, heads, bands[k])
-        other = heads[at]
+        slot = _slot(keys, heads, bands[k])
+        other = heads[slot]
         while other >= 0:
             if seen[other] != mark:
                 seen[other] = mark
                 i, j, end, both = 0, offsets[other], offsets[other + 1], 0
                 total = len(ours) + end - j
-                # No more words can be shared than the shorter text has.
+                # Skip pairs whose lengths differ too much: the shorter text bounds the overlap.
                 if min(len(ours), end - j) * (p + q) <= p * total:
                     other = chain[other, k]
                     continue
@@ -129,15 +129,15 @@ def run(
     best,
     pairs,
 ):
-    """Look every text up, if ``look``, and make a row of it, if ``put`` and nothing was found.
+    """Search each text if ``look``, and append it if ``put`` and nothing matches.
 
-    ``row`` is the next row; there is room for all texts. Fills ``best``
-    (texts, 3) with row or -1, words in common and words in either, or
-    ``pairs`` (room, 4), if it has room for any, with text, row and those two
-    numbers of every pair. Returns the rows now, the slots newly used, and the
-    number of pairs, those for which there was no room included.
+    ``row`` is the number of the next row; the arrays have room for all texts. Fills ``best``
+    (texts, 3) with the row or -1, the words in both, and the words in either. If ``pairs``
+    (capacity, 4) is not empty, writes the text, the row and these two counts of every pair there
+    instead. Returns the number of rows, of new slots, and of pairs, including pairs that did not
+    fit.
     """
-    used, found = 0, 0
+    new_slots, found = 0, 0
     for i in range(len(best)):
         ours = texts[offsets[i] : offsets[i + 1]]
         best[i, 0] = -1
@@ -163,6 +163,6 @@ def run(
                 words[ends[row] + j] = ours[j]
             ends[row + 1] = ends[row] + len(ours)
             if len(ours):
-                used += _insert(bands[i], row, keys, heads, chain)
+                new_slots += _insert(bands[i], row, keys, heads, chain)
             row += 1
-    return row, used, found
+    return row, new_slots, found

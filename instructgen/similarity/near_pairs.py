@@ -1,6 +1,7 @@
-"""Every pair of near texts, by each measure that finding duplicates needs; chooses nothing.
+"""Find all pairs of similar texts, by each measure that deduplication uses.
 
-A pair scores the lowest of what it has over the whole text and in given parts of it.
+A pair scores the lowest of its similarities over the whole texts and over given parts of them.
+Which rows to keep is not decided here.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _TEXTS_AT_ONCE = 2048
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Pairs of different texts by their place in the order of priority: ``row`` before ``text``.
+    """Pairs of different texts, given by their index in the order of priority: ``row < text``.
 
-    ``other`` is the score by two_key's other measure, where both are known.
+    ``other`` is the score by the other measure of two_key, if that stage is used.
     """
 
     text: Array
@@ -38,7 +39,7 @@ class Table:
 
 
 def measures(how: Sequence[str]) -> list[str]:
-    """The measures that these stages need."""
+    """Return the measures that these stages need."""
     needed = {"rouge_l", "semantic"} if "two_key" in how else set()
     return [stage for stage in THRESHOLDS if stage in how or stage in needed]
 
@@ -57,11 +58,12 @@ def tables_of(
     model: str,
     watch: Watch | None,
 ) -> tuple[dict[str, Table], int]:
-    """The pairs of every measure that the stages need, and how many texts the model cannot read.
+    """Return the pairs by every measure needed, and the number of texts the model cannot read.
 
-    ``keys`` are parts of the texts that have to be as near as the whole.
+    ``keys`` are parts of the texts, such as the instructions, which must be as similar as the
+    whole texts.
     """
-    whole, parts = _Compared(texts, model), [_Compared(key, model) for key in keys]
+    whole, parts = _PairScorer(texts, model), [_PairScorer(key, model) for key in keys]
     tables: dict[str, Table] = {}
     unread = np.zeros(len(texts), np.bool_)
     for stage in measures(how):
@@ -72,7 +74,7 @@ def tables_of(
             index = RougeLIndex(floors[stage])
         else:
             index = EmbeddingIndex(floors[stage], model)
-        pairs = _earlier(index, texts, stage, watch)
+        pairs = _pairs_with_earlier(index, texts, stage, watch)
         if isinstance(index, EmbeddingIndex):
             whole.vectors = index.vectors
             unread = np.logical_or.reduce([c.unread() for c in (whole, *parts)])
@@ -86,24 +88,24 @@ def tables_of(
     return tables, int(unread.sum())
 
 
-def _earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
-    """The pairs of each text with those before it."""
+def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
+    """Return the pairs of each text with the texts before it."""
     parts: list[Pairs] = []
-    for at in range(0, len(texts), _TEXTS_AT_ONCE):
-        some = texts[at : at + _TEXTS_AT_ONCE]
-        index.add(some)
-        text, row, score = index.pairs(some)
-        text = text + at
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        chunk = texts[start : start + _TEXTS_AT_ONCE]
+        index.add(chunk)
+        text, row, score = index.pairs(chunk)
+        text = text + start
         before = row < text
         parts.append(Pairs(text[before], row[before], score[before]))
         check_count(sum(len(p.text) for p in parts))
         if watch is not None:
-            watch(Progress(stage, at + len(some), len(texts), "texts"))
+            watch(Progress(stage, start + len(chunk), len(texts), "texts"))
     return joined(parts)
 
 
-class _Compared:
-    """Texts, or a part of each, and the similarity of some pairs of them by any measure."""
+class _PairScorer:
+    """Texts, or one part of each, and the similarities of given pairs of them by any measure."""
 
     def __init__(self, texts: list[str], model: str) -> None:
         self._texts, self._model = texts, model
@@ -111,15 +113,15 @@ class _Compared:
         self.vectors: Callable[[Array], Array] = self._embedded
 
     def scores(self, stage: str, pairs: Pairs | Table) -> Array:
-        """The pairs' similarities by a stage's measure; 1 where nothing can tell them apart."""
+        """Return similarities by a stage's measure; 1 for texts equal or both without words."""
         text, row = pairs.text.tolist(), pairs.row.tolist()
-        apart = [self._apart(a, b) for a, b in zip(text, row, strict=True)]
+        differ = [self._differ(a, b) for a, b in zip(text, row, strict=True)]
         result = np.ones(len(text))
-        other = np.flatnonzero(np.array(apart, np.bool_))
+        other = np.flatnonzero(np.array(differ, np.bool_))
         ours, theirs = pairs.text[other], pairs.row[other]
         if stage == "semantic":
-            different, places = np.unique(np.concatenate([ours, theirs]), return_inverse=True)
-            vectors = self.vectors(different)
+            used, places = np.unique(np.concatenate([ours, theirs]), return_inverse=True)
+            vectors = self.vectors(used)
             a, b = np.split(places, 2)
             result[other] = cosines(a, b, vectors, vectors)
         else:
@@ -128,21 +130,21 @@ class _Compared:
         return result
 
     def unread(self) -> Array:
-        """(texts,) of bool: those with words that the model cannot read."""
-        filled = np.array([bool(self._cut(i)) for i in range(len(self._texts))], np.bool_)
+        """Return bool (texts,): whether a text has words but the model cannot read it."""
+        filled = np.array([bool(self._words_of(i)) for i in range(len(self._texts))], np.bool_)
         return filled & ~encoder(self._model).reads(self._texts)
 
-    def _apart(self, a: int, b: int) -> bool:
-        """Whether two texts differ, and by words."""
-        return self._texts[a] != self._texts[b] and bool(self._cut(a) or self._cut(b))
+    def _differ(self, a: int, b: int) -> bool:
+        """Return whether two texts are unequal and at least one of them has words."""
+        return self._texts[a] != self._texts[b] and bool(self._words_of(a) or self._words_of(b))
 
     def _jaccard(self, a: int, b: int) -> float:
-        return jaccard(set(self._cut(a)), set(self._cut(b)))
+        return jaccard(set(self._words_of(a)), set(self._words_of(b)))
 
     def _rouge_l(self, a: int, b: int) -> float:
-        return rouge_l(self._cut(a), self._cut(b))
+        return rouge_l(self._words_of(a), self._words_of(b))
 
-    def _cut(self, place: int) -> list[str]:
+    def _words_of(self, place: int) -> list[str]:
         words = self._words.get(place)
         if words is None:
             words = self._words[place] = tokenize(self._texts[place])
@@ -156,7 +158,7 @@ class _Compared:
 
 
 def above(table: Table, threshold: float) -> Table:
-    """The pairs whose score is above the threshold."""
-    good = table.score > threshold
-    other = None if table.other is None else table.other[good]
-    return Table(table.text[good], table.row[good], table.score[good], other)
+    """Return the pairs whose score is above the threshold."""
+    matching = table.score > threshold
+    other = None if table.other is None else table.other[matching]
+    return Table(table.text[matching], table.row[matching], table.score[matching], other)

@@ -1,21 +1,22 @@
-"""An append-only index of texts that finds ROUGE-L matches exactly, and fast.
+"""An append-only index of texts that finds all ROUGE-L matches, exactly and fast.
 
-ROUGE-L's F-measure over tokens is 2*LCS/(m+n) (Lin 2004, with equal weight): a
-pair matches when 2*LCS*q > p*(m+n) for the threshold p/q, in whole numbers. The
-float F-measure calls 33 of 147 real pairs at exactly 7/10 "above 0.7".
+The F-measure of ROUGE-L is 2*LCS/(m+n) for texts of m and n words and their longest common
+subsequence (LCS) (Lin 2004, with equal weight of precision and recall). A pair matches when
+2*LCS*q > p*(m+n) for the threshold p/q, in integers. In floating point, 33 of 147 real pairs at
+exactly 7/10 have an F-measure above 0.7.
 
-Nothing is lost on the way to that decision. Every word and its k-th occurrence
-in a text flips one bit of the text's bitmap. A word that only one of two texts
-has flips at most one bit of difference, so two bitmaps differ in at most
-m + n - 2*overlap bits, and no common subsequence is longer than the overlap.
-With ``a`` the least LCS above the threshold, rows that differ in more than
-m + n - 2a bits cannot match, nor can rows of whose length no ``a`` would do.
-What is left, some rows of a million, gets a bit-parallel LCS.
+The search misses no match. The k-th occurrence of a word in a text flips one bit of the text's
+bitmap. A word that only one of two texts contains changes at most one bit of their difference.
+Two bitmaps therefore differ in at most m + n - 2*overlap bits, where the overlap is the number of
+words in common, and the LCS is at most the overlap. Let ``a`` be the smallest LCS above the
+threshold. Rows that differ in more than m + n - 2a bits cannot match, nor can rows for which
+``a`` exceeds m or n. For the remaining rows, a few in a million, a bit-parallel algorithm
+computes the LCS.
 
-Rows of one length stand together in blocks of 8 KiB, the first words of all
-bitmaps of a block first: a block stays in cache while all queries pass it, and
-several rows are compared by one vector instruction. A longer text has a wider
-bitmap; a query's is folded to the width of the rows.
+Rows of equal length are stored together in blocks of 8 KiB, the first words of all bitmaps of a
+block first. A block stays in the cache while all queries pass it, and one vector instruction
+compares several rows. Longer texts have wider bitmaps; the bitmap of a query is folded to the
+width of the rows.
 """
 
 from __future__ import annotations
@@ -49,30 +50,29 @@ from instructgen.similarity.tokens import Tokenizer, Vocabulary
 MOST_WORDS = 100_000
 _TEXTS_AT_ONCE = 2048
 _PAIRS_AT_FIRST = 2**15
-# Row, LCS and both lengths together where nothing was found yet.
-_NOTHING = np.array([0, 0, 1], np.int64)
+# Row, LCS, and the sum of both lengths, before any match is found.
+_NO_MATCH = np.array([0, 0, 1], np.int64)
 _KIND = "ROUGE-L index 1"
 T = TypeVar("T")
 
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
-    """ROUGE-L's F-measure of two texts' words; 0 where there are none."""
+    """Return the ROUGE-L F-measure of two lists of words, or 0 if both are empty."""
     from rapidfuzz.distance import LCSseq
 
     return 2 * LCSseq.similarity(a, b) / max(len(a) + len(b), 1)
 
 
 class RougeLIndex:
-    """Texts seen so far, and the question whether a new one is too similar to any.
+    """Index of texts that finds the rows which are too similar to a new text by ROUGE-L.
 
     Args:
         threshold: in (0, 1]; a pair matches when its F-measure is above it.
         tokenizer: ``unicode`` for words of any script, ``ascii`` for rouge-score's.
-        compatible: ``rouge-score`` repeats that package's float comparison,
-            which calls some pairs at exactly the threshold a match; by default
-            the comparison is exact.
-        threads: how many share a search of many texts; None for all cores.
-            The results are the same.
+        compatible: ``rouge-score`` repeats that package's floating-point comparison, by which
+            some pairs at exactly the threshold match. Default: exact comparison.
+        threads: number of threads for a search of many texts; None for all cores. The results
+            do not depend on it.
 
     Raises:
         ValueError: the threshold is out of range.
@@ -86,7 +86,7 @@ class RougeLIndex:
         threads: int | None = None,
     ) -> None:
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold must lie in (0, 1], not {threshold}")
+            raise ValueError(f"threshold must be in (0, 1], but is {threshold}")
         self.threshold = threshold
         self.tokenizer: Tokenizer = tokenizer
         self.compatible = compatible
@@ -99,61 +99,61 @@ class RougeLIndex:
         self._blocks = Blocks()
 
     def __len__(self) -> int:
-        """The number of rows, which is also the next text's row."""
+        """Return the number of rows, which is also the row number of the next text."""
         return len(self._offsets) - 1
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts; each becomes the next row.
+        """Append texts as the next rows.
 
         Raises:
-            InputError: a text has more than 100,000 words. Nothing is appended then.
+            InputError: a text has more than 100,000 words. No text is appended then.
         """
         self._append(self._encode(texts))
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """For each text its best match above the threshold, or None.
+        """Return for each text its best match above the threshold, or None.
 
-        Of equally good matches the first row wins. An empty text matches nothing.
+        Of equally good matches, the first row is returned. An empty text matches nothing.
 
         Raises:
             InputError: a text has more than 100,000 words.
         """
-        found: list[Match | None] = []
+        results: list[Match | None] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
             order = by_length(part)
             best = self._search(self._queries(part, order))
-            found += self._matches(part, order, best)
-        return found
+            results += self._matches(part, order, best)
+        return results
 
     def pairs(self, texts: Sequence[str]) -> Pairs:
-        """Every row that a text matches, with its F-measure, in order of text and row.
+        """Return all pairs of a text and a matching row, with F-measures, by text and row.
 
         Raises:
             InputError: a text has more than 100,000 words, or there are more
                 than 100 million pairs.
         """
-        found: list[Pairs] = []
+        results: list[Pairs] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
             order = by_length(part)
-            query, row, lcs, both = self._search_all(self._queries(part, order)).T
-            scores = self._f_measure(lcs, both, np.diff(part.offsets)[order][query])
-            found.append(Pairs(at + order[query], row, scores))
-            check_count(sum(len(p.text) for p in found))
-        return joined(found)
+            query, row, lcs, total = self._search_all(self._queries(part, order)).T
+            scores = self._f_measure(lcs, total, np.diff(part.offsets)[order][query])
+            results.append(Pairs(at + order[query], row, scores))
+            check_count(sum(len(p.text) for p in results))
+        return joined(results)
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
-        """Self-Instruct's rule: keep each text in turn unless it matches a row or a kept text.
+        """Append each text in turn unless it matches a row (the rule of Self-Instruct).
 
-        Kept texts become rows.
+        Appended texts are rows for the texts that follow.
 
         Returns:
-            Positions of the kept texts, and (position, match) of the rejected.
+            Positions of the kept texts, and (position, match) of each rejected text.
 
         Raises:
-            InputError: a text has more than 100,000 words. Those before its
-                block of 2,048 are decided then.
+            InputError: a text has more than 100,000 words. Texts are processed in blocks of
+                2,048, and the kept texts of earlier blocks have been appended.
         """
         kept: list[int] = []
         rejected: list[tuple[int, Match]] = []
@@ -179,10 +179,10 @@ class RougeLIndex:
                 len(self._vocabulary),
                 most_words(part),
             )
-            # Rows of this part were named by their position; kept ones move up.
+            # Matches within this part hold positions: replace them by the final row numbers.
             row_of = base + np.cumsum(alive) - 1
-            ours = best[:, 0] >= base
-            best[ours, 0] = row_of[best[ours, 0] - base]
+            in_part = best[:, 0] >= base
+            best[in_part, 0] = row_of[best[in_part, 0] - base]
             for position, match in enumerate(self._matches(part, order, best)):
                 if match is None:
                     kept.append(at + position)
@@ -195,7 +195,7 @@ class RougeLIndex:
         """Write the index to one file, which `open` maps into memory.
 
         Raises:
-            OSError: the disk refuses; a file that was there is as it was.
+            OSError: the file cannot be written. An existing file is unchanged.
         """
         settings = {
             "threshold": self.threshold,
@@ -207,11 +207,11 @@ class RougeLIndex:
 
     @classmethod
     def open(cls, path: str | Path, threads: int | None = None) -> RougeLIndex:
-        """An index that `save` wrote. What is added to it later does not change the file.
+        """Return an index that `save` wrote. Texts added later do not change the file.
 
         Raises:
-            InputError: the file is no such index, or not whole.
-            OSError: it cannot be read.
+            InputError: the file is not a ROUGE-L index, or is damaged or truncated.
+            OSError: the file cannot be read.
         """
         settings, arrays = files.read(path, _KIND)
         words, offsets, bits, rows, fill, lengths, vocabulary = arrays
@@ -220,8 +220,6 @@ class RougeLIndex:
         index._blocks = Blocks(bits, rows, fill, lengths)
         index._vocabulary = Vocabulary.unpacked(vocabulary)
         return index
-
-    # -- inside ---------------------------------------------------------------------------
 
     @property
     def _float_threshold(self) -> float:
@@ -233,9 +231,9 @@ class RougeLIndex:
         if len(lengths) and lengths.max() > MOST_WORDS:
             position = int(lengths.argmax())
             raise InputError(
-                f"text {first + position} has {lengths[position]:,} words; "
-                f"at most {MOST_WORDS:,} can be compared.",
-                hint="Cut it, or leave it out.",
+                f"text {first + position} has {lengths[position]:,} words, "
+                f"but at most {MOST_WORDS:,} can be compared.",
+                hint="Shorten it, or remove it.",
             )
         return encoded
 
@@ -245,14 +243,14 @@ class RougeLIndex:
         self._words.extend(texts.words)
         self._offsets.extend(start + texts.offsets[1:])
 
-    def _least(self, longest: int) -> None:
-        """Know the least LCS of a match for every sum of two lengths up to ``2 * longest``."""
+    def _extend_need(self, longest: int) -> None:
+        """Extend the table of the smallest matching LCS, by the sum of both lengths."""
         p, q, known = self._exact.numerator, self._exact.denominator, len(self._need)
         if known > 2 * longest:
             return
         sums = range(known, max(2 * longest + 1, 2 * known, 1024))
         if self.compatible:
-            # Floats may differ where the exact value lies on the threshold.
+            # At exactly the threshold, the floating-point comparison may find a match.
             least = [-(-p * s // (2 * q)) for s in sums]
         else:
             least = [p * s // (2 * q) + 1 for s in sums]
@@ -261,9 +259,9 @@ class RougeLIndex:
     def _queries(self, texts: Texts, order: Array) -> Queries:
         sorted_ = pick(texts, order)
         lengths = np.diff(sorted_.offsets)
-        self._least(max(most_words(texts), self._blocks.longest))
+        self._extend_need(max(most_words(texts), self._blocks.longest))
         p, q = self._exact.numerator, self._exact.denominator
-        # Between these a row is long enough, and short enough, to match at all.
+        # Only rows of a length in this range can reach the threshold.
         distinct, where = np.unique(lengths, return_inverse=True)
         shortest = np.array([-(-int(m) * p // (2 * q - p)) for m in distinct], np.int64)[where]
         longest = np.array(
@@ -275,32 +273,32 @@ class RougeLIndex:
         bits = np.zeros(int(sizes.sum()), np.uint64)
         kernels().bitmaps(*sorted_, widths, starts, bits, len(self._vocabulary))
         for width in np.unique(widths).tolist():
-            some = starts[widths == width]
+            begins = starts[widths == width]
             while width > 2:
                 half = width // 2
-                at = some[:, None] + np.arange(half)
+                at = begins[:, None] + np.arange(half)
                 bits[at + width] = bits[at] ^ bits[at + half]
-                some, width = some + width, half
+                begins, width = begins + width, half
         return Queries(*sorted_, bits, starts, widths, shortest, longest)
 
     def _search(self, queries: Queries) -> Array:
-        """Row, LCS and both lengths together of each query's best match; LCS 0 for none."""
-        best = np.tile(_NOTHING, (len(queries.widths), 1))
-        none = np.zeros((0, 4), np.int64)
+        """Return row, LCS and sum of lengths of each query's best match; LCS 0 if none."""
+        best = np.tile(_NO_MATCH, (len(queries.widths), 1))
+        no_pairs = np.zeros((0, 4), np.int64)
 
         def work(share: Array) -> None:
-            found = best[share]
-            self._run(_some(queries, share), found, none)
-            best[share] = found
+            results = best[share]
+            self._run(_subset(queries, share), results, no_pairs)
+            best[share] = results
 
-        self._shared(work, len(best))
+        self._in_threads(work, len(best))
         return best
 
     def _search_all(self, queries: Queries) -> Array:
-        """Query, row, LCS and both lengths together of every pair that matches."""
+        """Return query, row, LCS and sum of lengths of every matching pair."""
 
         def work(share: Array) -> Array:
-            part, best = _some(queries, share), np.tile(_NOTHING, (len(share), 1))
+            part, best = _subset(queries, share), np.tile(_NO_MATCH, (len(share), 1))
             pairs = np.zeros((_PAIRS_AT_FIRST, 4), np.int64)
             count = self._run(part, best, pairs)
             if count > len(pairs):
@@ -311,11 +309,11 @@ class RougeLIndex:
             pairs[:, 0] = share[pairs[:, 0]]
             return pairs
 
-        return np.concatenate(self._shared(work, len(queries.widths)))
+        return np.concatenate(self._in_threads(work, len(queries.widths)))
 
     def _run(self, queries: Queries, best: Array, pairs: Array) -> int:
         texts = (self._words.view, self._offsets.view)
-        found: int = kernels().search(
+        pair_count: int = kernels().search(
             tuple(queries),
             tuple(self._blocks.shelf()),
             texts,
@@ -326,39 +324,39 @@ class RougeLIndex:
             len(self._vocabulary),
             self._blocks.longest,
         )
-        return found
+        return pair_count
 
-    def _shared(self, work: Callable[[Array], T], count: int) -> list[T]:
-        """Work on shares of ``count`` queries, each in a thread."""
+    def _in_threads(self, work: Callable[[Array], T], count: int) -> list[T]:
+        """Run ``work`` in threads, each on a share of the ``count`` queries."""
         threads = max(min(self.threads, count // 64), 1)
-        # Every n-th query: lengths, and so the work, are alike for all.
+        # Every n-th query, so that the shares have similar lengths and take similar time.
         shares = [np.arange(i, count, threads) for i in range(threads)]
         if threads == 1:
             return [work(shares[0])]
-        # Made once, not by two threads at a time.
+        # Compute and cache the groups now, not in several threads at once.
         self._blocks.shelf()
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(work, shares))
 
     def _matches(self, texts: Texts, order: Array, best: Array) -> list[Match | None]:
-        found: list[Match | None] = [None] * len(order)
+        results: list[Match | None] = [None] * len(order)
         lengths = np.diff(texts.offsets)
         for place in np.flatnonzero(best[:, 1]).tolist():
             position = int(order[place])
-            row, lcs, both = best[place].tolist()
-            score = self._f_measure(lcs, both, int(lengths[position]))
-            found[position] = Match(score, row)
-        return found
+            row, lcs, total = best[place].tolist()
+            score = self._f_measure(lcs, total, int(lengths[position]))
+            results[position] = Match(score, row)
+        return results
 
-    def _f_measure(self, lcs: Any, both: Any, m: Any) -> Any:
-        """Of numbers or arrays: a common subsequence, both lengths together, and the text's."""
+    def _f_measure(self, lcs: Any, total: Any, m: Any) -> Any:
+        """Return the F-measure for an LCS, the sum of both lengths, and the text's length."""
         if not self.compatible:
-            return 2 * lcs / both
-        precision, recall = lcs / m, lcs / (both - m)
+            return 2 * lcs / total
+        precision, recall = lcs / m, lcs / (total - m)
         return 2 * precision * recall / (precision + recall)
 
 
-def _some(queries: Queries, share: Array) -> Queries:
+def _subset(queries: Queries, share: Array) -> Queries:
     if len(share) == len(queries.widths):
         return queries
     words = pick(Texts(queries.words, queries.offsets), share)

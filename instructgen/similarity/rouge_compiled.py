@@ -1,12 +1,11 @@
-"""The ROUGE-L search compiled with numba. `rouge_fallback` does the same without.
+"""The ROUGE-L search, compiled with numba. `rouge_fallback` does the same without numba.
 
-What the arrays hold is told in `instructgen.similarity.blocks`, and why nothing is
-lost in `instructgen.similarity.rouge`. Queries, shelf and texts come as plain
-tuples of those fields: numba's cache on disk would remember classes of ours by
-name, and break when they move.
+`instructgen.similarity.blocks` describes the arrays, and `instructgen.similarity.rouge` explains
+why no match is missed. Queries, shelf and texts are passed as plain tuples of the fields of these
+classes. With the classes, numba's cache on disk would break if they moved to another module.
 """
 
-# numba compiles these bodies: their types are in the docstrings' shapes.
+# numba infers the types of these functions, so they have no annotations for mypy to check.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 @intrinsic
 def _popcount(_, number):
-    """LLVM's own, which becomes a vector instruction where the machine has one."""
+    """Count the bits of a number by LLVM's ctpop, a vector instruction on many processors."""
 
     def code(_context, builder, _signature, args):
         return builder.ctpop(args[0])
@@ -33,7 +32,7 @@ def _popcount(_, number):
 
 @jit
 def bitmaps(words, offsets, widths, starts, bits, vocabulary):
-    """XOR into ``bits`` one bit per word and occurrence; text i has ``widths[i]`` of 64 bits."""
+    """Flip one bit in ``bits`` per word and occurrence; text i has ``widths[i]`` 64-bit words."""
     count = np.zeros(vocabulary, np.int32)
     for i in range(len(widths)):
         low = _U(64 * widths[i] - 1)
@@ -50,7 +49,7 @@ def bitmaps(words, offsets, widths, starts, bits, vocabulary):
 
 @jit
 def _overlap(a, b, count):
-    """Words in common, each as often as both hold it: no subsequence is longer."""
+    """Return the number of words in common, with repetitions: an upper bound of the LCS."""
     common = 0
     for word in a:
         count[word] += 1
@@ -65,9 +64,9 @@ def _overlap(a, b, count):
 
 @jit
 def _lcs(a, b, masks, carry):
-    """Length of the longest common subsequence (Hyyro 2004), in strips of 64 words of ``a``.
+    """Return the LCS (longest common subsequence, Hyyro 2004), by strips of 64 words of ``a``.
 
-    ``masks`` (vocabulary,) is zero and is left so; ``carry`` (len(b),) is scratch.
+    ``masks`` (vocabulary,) must be zero and is zero on return; ``carry`` (len(b),) is scratch.
     """
     total = np.int64(0)
     for base in range(0, len(a), 64):
@@ -91,22 +90,22 @@ def _lcs(a, b, masks, carry):
     return total
 
 
-# numba counts references to every slice, which costs more than comparing a few
-# rows: slices are made once per block, and queries are given by their place.
+# numba counts references to every slice, which costs more than comparing a few rows. Slices are
+# therefore taken once per block, and queries are passed by their position.
 
 
 @jit
-def _apart(block, j, queries, at, width):
-    """In how many bits row j of a block differs from the query at ``at``."""
-    capacity, apart = len(block) // width, _U(0)
+def _differing_bits(block, j, queries, at, width):
+    """Return in how many bits row j of a block differs from the query at ``at``."""
+    capacity, differing = len(block) // width, _U(0)
     for k in range(width):
-        apart += _popcount(block[k * capacity + j] ^ queries[at + k])
-    return apart
+        differing += _popcount(block[k * capacity + j] ^ queries[at + k])
+    return differing
 
 
 @jit
 def _any_near(low, high, a, b, limit):
-    """Whether a row of a block of 128-bit bitmaps differs from ``a, b`` in at most ``limit``."""
+    """Return whether any row of 128-bit bitmaps is within ``limit`` bits of the query (a, b)."""
     near = _U(0)
     for j in range(len(low)):
         near |= _U(_popcount(low[j] ^ a) + _popcount(high[j] ^ b) <= limit)
@@ -114,24 +113,24 @@ def _any_near(low, high, a, b, limit):
 
 
 @jit
-def _any_near_wide(block, size, queries, at, width, limit, apart):
-    """The same for wider bitmaps and the query at ``at``; ``apart`` is scratch."""
+def _any_near_wide(block, size, queries, at, width, limit, differing):
+    """Return the same as `_any_near` for wider bitmaps; ``differing`` is scratch."""
     capacity = len(block) // width
     for j in range(size):
-        apart[j] = _U(0)
+        differing[j] = _U(0)
     for k in range(width):
         rows, part = block[k * capacity : k * capacity + size], queries[at + k]
         for j in range(size):
-            apart[j] += _popcount(rows[j] ^ part)
+            differing[j] += _popcount(rows[j] ^ part)
     near = _U(0)
     for j in range(size):
-        near |= _U(apart[j] <= limit)
+        near |= _U(differing[j] <= limit)
     return near != 0
 
 
 @jit
-def _above(lcs, m, n, threshold):
-    """rouge-score's own float comparison."""
+def _float_above(lcs, m, n, threshold):
+    """Return the result of rouge-score's floating-point comparison."""
     precision, recall = lcs / m, lcs / n
     return 2 * precision * recall / (precision + recall) > threshold
 
@@ -154,7 +153,7 @@ def _search(
     count,
     carry,
 ):
-    """`search` for the queries ``first`` to ``end``, which are in order of length."""
+    """Run `search` for the queries from ``first`` to ``end``, which are in order of length."""
     found = 0
     q_words, q_offsets, q_bits, q_starts, q_widths, q_shortest, q_longest = q
     blocks, rows, fills, lengths, widths, order, starts = shelf
@@ -179,7 +178,7 @@ def _search(
         for place in range(starts[group], starts[group + 1]):
             block = order[place]
             bits, fill, width = blocks[block], fills[block], widths[group]
-            # Whole vectors: what stands beyond the fill is looked at and not used.
+            # Round up to whole vectors. The entries beyond the fill are compared but not used.
             capacity = len(bits) // width
             size = min(capacity, (fill + 31) // 32 * 32)
             lower, upper = bits[:size], bits[capacity : capacity + size]
@@ -200,14 +199,14 @@ def _search(
                     row = rows[block, j]
                     if len(alive) and (row >= before or not alive[row]):
                         continue
-                    if _apart(bits, j, q_bits, at, width) > _U(limit):
+                    if _differing_bits(bits, j, q_bits, at, width) > _U(limit):
                         continue
                     b = words[offsets[row] : offsets[row + 1]]
                     wanted = (m + n - limit) // 2
                     if m > 64 and _overlap(a, b, count) < wanted:
                         continue
                     lcs = _lcs(a, b, masks, carry)
-                    if lcs < wanted or (threshold > 0 and not _above(lcs, m, n, threshold)):
+                    if lcs < wanted or (threshold > 0 and not _float_above(lcs, m, n, threshold)):
                         continue
                     if len(pairs):
                         if found < len(pairs):
@@ -218,7 +217,7 @@ def _search(
                     ours, theirs = lcs * best[c, 2], best[c, 1] * (m + n)
                     if ours > theirs or (ours == theirs and base + row < best[c, 0]):
                         best[c, 0], best[c, 1], best[c, 2] = base + row, lcs, m + n
-                        # Later rows of this length must be better, not as good.
+                        # Later rows of this length must be better than this one, not equal.
                         limit = m + n - 2 * (lcs + 1) if lcs < min(m, n) else -1
                         limits[c - first] = limit
                         if limit < 0:
@@ -228,13 +227,12 @@ def _search(
 
 @jit
 def search(q, shelf, texts, need, threshold, best, pairs, vocabulary, longest):
-    """Fill ``best`` with every query's nearest row: row, LCS, and both lengths together.
+    """Fill ``best`` with the best row of every query: row, LCS, and sum of both lengths.
 
-    Queries are in order of length. ``best`` (queries, 3) begins with what is
-    known already, or with LCS 0 and lengths 1. If there is room for some in
-    ``pairs`` (room, 4), ``best`` stays as it is, and every pair that matches is
-    written there as query, row, LCS and both lengths. Returns their number,
-    those for which there was no room included.
+    Queries are in order of length. ``best`` (queries, 3) must hold the best matches known so
+    far, or LCS 0 and sum 1. If ``pairs`` (capacity, 4) is not empty, ``best`` does not change.
+    Every matching pair is then written to ``pairs`` as query, row, LCS and sum of lengths.
+    Returns the number of pairs, including those that did not fit.
     """
     masks, count = np.zeros(vocabulary, np.uint64), np.zeros(vocabulary, np.int32)
     carry, alive = np.zeros(longest, np.bool_), np.zeros(0, np.bool_)
@@ -259,13 +257,12 @@ def search(q, shelf, texts, need, threshold, best, pairs, vocabulary, longest):
 
 @jit
 def gate(order, base, q, shelf, texts, need, threshold, best, alive, vocabulary, longest):
-    """One query after the other against those before it that were kept.
+    """Compare each query with the kept queries before it, and keep it unless one matches.
 
-    ``order[i]`` is the i-th text's place among the queries, which are in order
-    of length and are what the shelf holds, as rows in the texts' own order.
-    ``alive`` comes false and tells at the end who was kept; ``best`` is as in
-    `search`, with what the ``base`` rows before all of these say, and names
-    these as the rows after.
+    ``order[i]`` is the position of text i among the queries. The queries are in order of length;
+    the shelf holds the same texts as rows in their original order. ``alive`` must be false, and
+    is true on return for the kept texts. ``best`` is as in `search` and must hold the best
+    matches among the ``base`` rows of the index. Row ``base + i`` in it is text i.
     """
     masks, count = np.zeros(vocabulary, np.uint64), np.zeros(vocabulary, np.int32)
     carry, pairs = np.zeros(longest, np.bool_), np.zeros((0, 4), np.int64)

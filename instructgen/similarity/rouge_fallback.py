@@ -1,6 +1,7 @@
-"""The ROUGE-L search in numpy and rapidfuzz: `instructgen.similarity.rouge_compiled` without numba.
+"""The ROUGE-L search in numpy and rapidfuzz, for use without numba.
 
-The same functions with the same results, twenty to fifty times slower.
+The functions are those of `instructgen.similarity.rouge_compiled`, with the same results, and
+are twenty to fifty times slower.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from instructgen.similarity.blocks import Array, Queries, Shelf, Texts
 def bitmaps(
     words: Array, offsets: Array, widths: Array, starts: Array, bits: Array, vocabulary: int
 ) -> None:
-    """XOR into ``bits`` one bit per word and occurrence; text i has ``widths[i]`` of 64 bits."""
+    """Flip one bit in ``bits`` per word and occurrence; text i has ``widths[i]`` 64-bit words."""
     text = np.repeat(np.arange(len(widths)), np.diff(offsets))
     words = words[offsets[0] : offsets[-1]]
     key = text * vocabulary + words
@@ -45,14 +46,14 @@ def search(
     vocabulary: int,
     longest: int,
 ) -> int:
-    """Fill ``best`` or ``pairs``; see `instructgen.similarity.rouge_compiled`."""
-    found: list[tuple[int, int, int, int]] | None = [] if len(pairs) else None
+    """Fill ``best`` or ``pairs``; see `instructgen.similarity.rouge_compiled.search`."""
+    pairs_found: list[tuple[int, int, int, int]] | None = [] if len(pairs) else None
     for c in range(len(best)):
-        _search_one(c, q, shelf, texts, need, threshold, None, 0, 0, best, found)
-    if not found:
+        _search_one(c, q, shelf, texts, need, threshold, None, 0, 0, best, pairs_found)
+    if not pairs_found:
         return 0
-    pairs[: len(found)] = found[: len(pairs)]
-    return len(found)
+    pairs[: len(pairs_found)] = pairs_found[: len(pairs)]
+    return len(pairs_found)
 
 
 def gate(
@@ -68,7 +69,7 @@ def gate(
     vocabulary: int,
     longest: int,
 ) -> None:
-    """One query after the other against those kept; see `instructgen.similarity.rouge_compiled`."""
+    """Keep each query unless a kept one matches; see `rouge_compiled.gate`."""
     for i, c in enumerate(order.tolist()):
         _search_one(c, q, shelf, texts, need, threshold, alive, i, base, best, None)
         alive[i] = best[c, 1] == 0
@@ -85,7 +86,7 @@ def _search_one(
     before: int,
     base: int,
     best: Array,
-    found: list[tuple[int, int, int, int]] | None,
+    pairs_found: list[tuple[int, int, int, int]] | None,
 ) -> None:
     q, shelf, texts = Queries(*q), Shelf(*shelf), Texts(*texts)
     ours = q.words[q.offsets[c] : q.offsets[c + 1]].tolist()
@@ -101,21 +102,21 @@ def _search_one(
         at = q.starts[c] + 2 * (q.widths[c] - width)
         bits = shelf.bits[blocks].reshape(len(blocks), width, -1)
         query = q.bits[at : at + width]
-        apart = np.bitwise_count(bits ^ query[:, None]).sum(axis=1, dtype=np.int64)
-        apart[np.arange(apart.shape[1]) >= shelf.fill[blocks][:, None]] = m + n + 1
-        rows = shelf.rows[blocks, : apart.shape[1]]
-        near = apart <= m + n - 2 * wanted
-        for row, distance in zip(rows[near].tolist(), apart[near].tolist(), strict=True):
+        differing = np.bitwise_count(bits ^ query[:, None]).sum(axis=1, dtype=np.int64)
+        differing[np.arange(differing.shape[1]) >= shelf.fill[blocks][:, None]] = m + n + 1
+        rows = shelf.rows[blocks, : differing.shape[1]]
+        near = differing <= m + n - 2 * wanted
+        for row, distance in zip(rows[near].tolist(), differing[near].tolist(), strict=True):
             if distance > m + n - 2 * wanted:
                 continue
             if alive is not None and (row >= before or not alive[row]):
                 continue
             theirs = texts.words[texts.offsets[row] : texts.offsets[row + 1]].tolist()
             lcs = LCSseq.similarity(ours, theirs)
-            if lcs < wanted or (threshold > 0 and not _above(lcs, m, n, threshold)):
+            if lcs < wanted or (threshold > 0 and not _float_above(lcs, m, n, threshold)):
                 continue
-            if found is not None:
-                found.append((c, row, lcs, m + n))
+            if pairs_found is not None:
+                pairs_found.append((c, row, lcs, m + n))
                 continue
             new, old = lcs * at_both, at_lcs * (m + n)
             if new > old or (new == old and base + row < at_row):
@@ -123,7 +124,7 @@ def _search_one(
                 wanted = lcs + 1
 
 
-def _above(lcs: int, m: int, n: int, threshold: float) -> bool:
-    """rouge-score's own float comparison."""
+def _float_above(lcs: int, m: int, n: int, threshold: float) -> bool:
+    """Return the result of rouge-score's floating-point comparison."""
     precision, recall = lcs / m, lcs / n
     return 2 * precision * recall / (precision + recall) > threshold

@@ -1,4 +1,4 @@
-"""Which script a text is written in. Not language identification."""
+"""Determine the script of a text, such as Latin or Arabic. This is not language identification."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections import Counter
 
 import regex
 
-# Script, and the language it suggests when nothing better is known. Latin comes
-# last: it stands in texts of every language.
+# The default language of each script, for texts of unknown language.
 _SCRIPTS = {
     "Hiragana": "ja",
     "Katakana": "ja",
@@ -25,8 +24,7 @@ _SCRIPTS = {
 }
 _LETTER = regex.compile("|".join(rf"(?P<{name}>\p{{{name}}})" for name in _SCRIPTS))
 _PERSIAN = regex.compile("[پچژگکی]")
-# The scripts a text in these languages is written in; a language not named
-# here may use any.
+# The scripts of these languages. Any script is accepted for other languages.
 _WRITTEN_IN = {
     "ja": {"Hiragana", "Katakana", "Han"},
     "ko": {"Hangul"},
@@ -48,16 +46,16 @@ _WRITTEN_IN = {
 
 
 def main_script(text: str) -> str:
-    """The script of most letters of ``text``, or "" where none is known."""
+    """Return the script of most letters of ``text``, or "" if it has no letters of a known one."""
     if text.isascii():
-        # Which most texts are, and these have no other letters.
+        # A fast path, since most texts are ASCII and ASCII letters are all Latin.
         return "Latin" if any(map(str.isalpha, text)) else ""
     counts = Counter(match.lastgroup or "" for match in _LETTER.finditer(text))
     return max(counts, key=lambda name: counts[name], default="")
 
 
 def language_of_script(text: str) -> str:
-    """A guess at the language from the script alone: ISO 639, or ``und``."""
+    """Return the default language of the script of ``text``: an ISO 639 code, or ``und``."""
     script = main_script(text)
     if script == "Arabic" and _PERSIAN.search(text):
         return "fa"
@@ -65,6 +63,6 @@ def language_of_script(text: str) -> str:
 
 
 def fits_language(text: str, language: str) -> bool:
-    """Whether ``text`` is mostly in a script that ``language`` is written in."""
+    """Return whether most letters of ``text`` are in a script that ``language`` uses."""
     scripts, script = _WRITTEN_IN.get(language), main_script(text)
     return scripts is None or not script or script in scripts

@@ -1,9 +1,10 @@
 """Run, dataset and model folders: lock, journal of completions, checkpoints, atomic publishing.
 
-The only package that writes what a run, a dataset or a model consists of, but for the
-weights, which their libraries write.
+The only package that writes the files of runs, datasets and models, except for weights,
+which their libraries write.
 """
 
+from instructgen.schema.records import InputRef
 from instructgen.store.checkpoints import (
     ModelRun,
     is_trained,
@@ -16,16 +17,16 @@ from instructgen.store.checkpoints import (
 from instructgen.store.dataset import (
     SPLITS,
     WHOLE,
-    Part,
     Writer,
     digest_of,
     find_row,
-    is_whole,
-    making,
+    is_complete,
     manifest_bytes,
+    manifest_in,
+    output_folder,
     read_batches,
-    read_made,
     read_manifest,
+    read_provenance,
     read_rows,
     read_samples,
     shape_of,
@@ -43,13 +44,26 @@ from instructgen.store.files import (
     write_files,
 )
 from instructgen.store.journal import (
-    FORMAT,
     Entry,
     Run,
     is_run,
     read_info,
     read_seed_rows,
     read_sessions,
+)
+from instructgen.store.records import (
+    FORMAT,
+    LicenseCounts,
+    Manifest,
+    Part,
+    Provenance,
+    RejectionCount,
+    RunInfo,
+    Seeds,
+    SessionUse,
+    TrainedRows,
+    TrainingFacts,
+    TrainingInputs,
 )
 from instructgen.store.spool import Spool
 
@@ -58,26 +72,38 @@ __all__ = [
     "SPLITS",
     "WHOLE",
     "Entry",
+    "InputRef",
+    "LicenseCounts",
+    "Manifest",
     "ModelRun",
     "Part",
+    "Provenance",
+    "RejectionCount",
     "Run",
+    "RunInfo",
+    "Seeds",
+    "SessionUse",
     "Spool",
+    "TrainedRows",
+    "TrainingFacts",
+    "TrainingInputs",
     "Writer",
     "differences",
     "digest_of",
     "digest_of_file",
     "find_row",
+    "is_complete",
     "is_run",
     "is_trained",
-    "is_whole",
     "locked",
-    "making",
     "manifest_bytes",
+    "manifest_in",
+    "output_folder",
     "read_batches",
     "read_info",
     "read_log",
-    "read_made",
     "read_manifest",
+    "read_provenance",
     "read_rows",
     "read_samples",
     "read_seed_rows",

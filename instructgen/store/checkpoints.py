@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from instructgen.errors import RunError
+from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.store.files import (
     differences,
     digest_of_file,
@@ -22,45 +22,55 @@ from instructgen.store.files import (
     sync_folder,
     write_atomic,
 )
+from instructgen.store.records import (
+    VERSION_BEFORE,
+    Seal,
+    TrainingFacts,
+    TrainingInfo,
+    TrainingInputs,
+    read_format,
+)
 
-_RUN, _LOG, _SEAL = "run.json", "log.jsonl", "sealed.json"
+_TRAINING, _LOG, _SEAL = "training.json", "log.jsonl", "sealed.json"
+# Where format 1 kept what is now in training.json.
+_OLD = "run.json"
 _CHECKPOINTS, _EXPORT = "checkpoints", ".export"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ModelRun:
     """A model folder, locked for this process; see `training`.
 
     Attributes:
-        folder: where.
-        messages: what was found amiss when it was opened, for the user.
+        folder: the output folder.
+        messages: notes for the user, such as checkpoints that were damaged.
     """
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, inputs: TrainingInputs) -> None:
         self.folder = folder
         self.messages: list[str] = []
-        self._asked = asked
+        self._inputs = inputs
 
     @property
     def checkpoints(self) -> Path:
         """The folder that checkpoints are written into, as ``checkpoint-STEP``."""
         return self.folder / _CHECKPOINTS
 
-    def finished(self) -> dict[str, Any] | None:
-        """What a finished run was, or None before."""
-        if not (self.folder / _RUN).exists():
+    def finished(self) -> TrainingFacts | None:
+        """The facts of a finished training, or None if it is not finished."""
+        if not (self.folder / _TRAINING).exists():
             return None
-        run = read_training(self.folder)
-        if run["status"] != "finished":
+        result = read_training(self.folder).result
+        if result is None:
             return None
         if not any(self.folder.glob("*.safetensors")):
             raise RunError(
-                f"{self.folder} is a finished run, and its weights are gone.",
+                f"{self.folder} contains a finished training without its weights.",
                 "Remove the folder to train again, or give another --out.",
             )
-        # Left by a kill between the end and the clearing up.
+        # Left by a kill between the end of the training and its cleanup.
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        return run
+        return result
 
     def seal(self, step: int) -> None:
         """Mark a checkpoint as complete: from now on it is resumed from.
@@ -74,18 +84,17 @@ class ModelRun:
             for path in files:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-            seal = {
-                str(p.relative_to(checkpoint)): digest_of_file(p) for p in files if p.name != _SEAL
-            }
-            write_atomic(checkpoint / _SEAL, [orjson.dumps(seal)])
+            names = {p: str(p.relative_to(checkpoint)) for p in files if p.name != _SEAL}
+            seal = Seal({name: digest_of_file(p) for p, name in names.items()})
+            write_atomic(checkpoint / _SEAL, [seal.to_json()])
             sync_folder(self.checkpoints)
 
-    def newest(self) -> Path | None:
+    def latest_complete_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; others are removed, and named in ``messages``."""
         found = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
         for checkpoint in found:
-            if amiss := _amiss(checkpoint):
-                self.messages.append(f"{checkpoint} is left out: {amiss}.")
+            if problem := _problem(checkpoint):
+                self.messages.append(f"{checkpoint} is not used: {problem}.")
                 shutil.rmtree(checkpoint)
             else:
                 return checkpoint
@@ -100,7 +109,7 @@ class ModelRun:
         with storage(self.folder / _LOG), (self.folder / _LOG).open("ab") as file:
             file.write(orjson.dumps(entry) + b"\n")
 
-    def forget_after(self, step: int) -> None:
+    def truncate_log(self, step: int) -> None:
         """Cut the log's entries of later steps: they are run again."""
         path = regular_file(self.folder / _LOG)
         if path.exists():
@@ -137,77 +146,99 @@ class ModelRun:
             export.rmdir()
             sync_folder(self.folder)
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
-        """Say what the run came to, and drop its checkpoints."""
+    def finish(self, result: TrainingFacts) -> None:
+        """Record the result, then remove the checkpoints."""
+        info = TrainingInfo(_FORMAT, self._inputs, result)
         with storage(self.folder):
-            write_atomic(self.folder / _RUN, [_dumped({**self._asked, **facts}, "finished")])
+            write_atomic(self.folder / _TRAINING, [info.to_json()])
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 @contextmanager
-def training(folder: Path, asked: Mapping[str, Any]) -> Iterator[ModelRun]:
-    """Begin a training run in a new folder, or go on with one.
+def training(folder: Path, inputs: TrainingInputs) -> Iterator[ModelRun]:
+    """Start a training in a new folder, or resume one.
 
     Args:
-        folder: where the model will be; made with its parents.
-        asked: what decides the result: ``command``, ``config``, ``data`` ...
+        folder: the output folder of the model; created with its parents.
+        inputs: what determines the result: command, base model, data and options.
 
     Raises:
-        RunError: the folder holds something else or a run with other settings, or is in use.
-        StorageError: the disk refuses.
+        RunError: the folder contains something else or a training with other settings, or is
+            in use.
+        StorageError: the files cannot be written.
     """
     with ExitStack() as held:
         with storage(folder):
-            path = folder / _RUN
+            path = folder / _TRAINING
+            _check_old(folder)
             if not path.exists():
-                make_folder(folder, _RUN)
+                make_folder(folder, _TRAINING)
             held.enter_context(locked(folder))
-            run = read_training(folder) if path.exists() else None
+            before = read_training(folder) if path.exists() else None
             kept = any(folder.glob(f"{_CHECKPOINTS}/checkpoint-*"))
-            if run is not None and (kept or run["status"] == "finished"):
-                _check_same(folder, run, asked)
+            if before is not None and (kept or before.result is not None):
+                _check_same(folder, before.inputs, inputs)
             else:
-                # Nothing is lost of a run without a checkpoint, so that a mistake in its
-                # options can be mended.
-                write_atomic(path, [_dumped(asked, "begun")])
+                # Without a checkpoint nothing is lost, so that wrong options can be corrected.
+                write_atomic(path, [TrainingInfo(_FORMAT, inputs).to_json()])
             (folder / _CHECKPOINTS).mkdir(exist_ok=True)
-        yield ModelRun(folder, asked)
+        yield ModelRun(folder, inputs)
 
 
-def read_training(folder: Path) -> dict[str, Any]:
-    """What run.json of a model folder holds.
+def read_training(folder: Path) -> TrainingInfo:
+    """Read training.json of a model folder.
 
     Raises:
-        RunError: there is none, or it is damaged.
+        RunError: there is none.
+        DamagedFileError: the file is damaged.
+        VersionError: the training was written in another format.
     """
-    path = folder / _RUN
+    _check_old(folder)
+    path = regular_file(folder / _TRAINING)
     try:
-        run = orjson.loads(regular_file(path).read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise RunError(
-            f"{folder} was not trained here: it has no {_RUN}.", "Check the path."
+            f"{folder} is not a model trained by instructgen: it has no {_TRAINING}.",
+            "Check the path.",
         ) from None
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}).", "Restore it from a copy.") from error
-    if not isinstance(run, dict) or "status" not in run or run.get("format") != _FORMAT:
-        raise RunError(f"{path} is no training run of this version.", "Give another --out.")
-    return run
+    except OSError as error:
+        raise DamagedFileError(f"cannot be read ({error}).", path=path) from error
+    found = read_format(data, path).get("format")
+    if found != _FORMAT:
+        raise VersionError(path, found, "Use the version of instructgen that wrote it.")
+    return TrainingInfo.from_json(data, path)
+
+
+def _check_old(folder: Path) -> None:
+    """Reject a model folder of format 1, whose facts are in run.json."""
+    old = folder / _OLD
+    if not old.is_file() or (folder / _TRAINING).exists():
+        return
+    values = read_format(old.read_bytes(), old)
+    if "status" in values:
+        hint = f"Use instructgen {VERSION_BEFORE}, which wrote it, or give another --out."
+        raise VersionError(old, values.get("format"), hint)
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether a model folder says how it was trained here."""
-    return (folder / _RUN).is_file()
+    """Whether a model folder was trained by instructgen."""
+    return (folder / _TRAINING).is_file()
 
 
 def root_of(model: str) -> str:
-    """What a model trained here began as, through all its trainings; itself otherwise.
+    """The model at the start of a chain of trainings; ``model`` itself if it has none.
 
     Raises:
-        RunError: what its folder says is damaged.
+        DamagedFileError: training.json is damaged.
+        VersionError: the model was trained by an older version.
     """
-    if not is_trained(Path(model)):
+    folder = Path(model)
+    _check_old(folder)
+    if not is_trained(folder):
         return model
-    return str(read_training(Path(model)).get("root", model))
+    result = read_training(folder).result
+    return model if result is None else result.root
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -227,19 +258,16 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def _check_same(folder: Path, run: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    keys = {*asked, "plugins"}
-    differ = differences({k: run[k] for k in keys if k in run}, asked)
+def _check_same(folder: Path, before: TrainingInputs, now: TrainingInputs) -> None:
+    differ = differences(before.to_dict(), now.to_dict())
     if differ:
-        said = ", ".join(f"{k} ({was!r}, now {now!r})" for k, (was, now) in [*differ.items()][:3])
-        raise RunError(
-            f"{folder} holds a run with another {said}.", "Give the same, or another --out."
+        changed = ", ".join(
+            f"{key} ({was!r} there, {value!r} now)" for key, (was, value) in [*differ.items()][:3]
         )
-
-
-def _dumped(asked: Mapping[str, Any], status: str) -> bytes:
-    run = {"format": _FORMAT, "status": status, **asked}
-    return orjson.dumps(run, option=orjson.OPT_INDENT_2)
+        raise RunError(
+            f"{folder} contains a training with other settings: {changed}.",
+            "Give the same settings, or another --out.",
+        )
 
 
 def step_of(checkpoint: Path) -> int:
@@ -248,18 +276,18 @@ def step_of(checkpoint: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _amiss(checkpoint: Path) -> str:
-    """What keeps a checkpoint from being resumed from; empty when nothing does."""
+def _problem(checkpoint: Path) -> str:
+    """Why a checkpoint cannot be resumed from; empty if it can."""
+    path = checkpoint / _SEAL
     try:
-        seal = orjson.loads((checkpoint / _SEAL).read_bytes())
+        seal = Seal.from_json(path.read_bytes(), path)
     except FileNotFoundError:
         return "it was not finished"
-    except (OSError, orjson.JSONDecodeError):
-        return "its seal is damaged"
-    for name, digest in seal.items():
-        path = checkpoint / name
-        if not path.is_file():
+    except (OSError, DamagedFileError):
+        return f"{_SEAL} is damaged"
+    for name, digest in seal.files.items():
+        if not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if digest_of_file(path) != digest:
+        if digest_of_file(checkpoint / name) != digest:
             return f"{name} is damaged"
     return ""

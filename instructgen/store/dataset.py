@@ -7,17 +7,16 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from instructgen.errors import RunError
+from instructgen.errors import DamagedFileError, RunError
 from instructgen.schema.arrow import rejected_table_of, samples_in, schema, table_of
 from instructgen.schema.sample import Rejected, Sample, Shape
-from instructgen.schema.statistics import Contents
+from instructgen.schema.statistics import RowCounts
 from instructgen.store.files import (
     differences,
     digest_of_file,
@@ -28,10 +27,21 @@ from instructgen.store.files import (
     sync_folder,
     write_atomic,
 )
-from instructgen.store.journal import FORMAT, is_run
+from instructgen.store.journal import is_run
+from instructgen.store.records import (
+    FORMAT,
+    LicenseCounts,
+    Manifest,
+    Part,
+    Provenance,
+    RejectionCount,
+    manifest_of,
+)
 from instructgen.store.spool import SPOOL
 
-_MANIFEST, _MADE = "manifest.json", "made.json"
+_MANIFEST, _PROVENANCE = "manifest.json", "provenance.json"
+# The name of provenance.json in format 2.
+_OLD_PROVENANCE = "made.json"
 _ROWS_PER_PART = 100_000
 _ROWS_PER_GROUP = 5_000
 _ROWS_READ = 1_024
@@ -42,106 +52,96 @@ SPLITS = ("train", "validation", "test")
 
 
 @contextmanager
-def making(folder: Path, made: Mapping[str, Any]) -> Iterator[None]:
-    """Hold a folder in which a dataset is made out of others.
+def output_folder(folder: Path, provenance: Provenance) -> Iterator[None]:
+    """Hold a folder in which a dataset is derived from others.
 
     Args:
-        folder: where; made with its parents.
-        made: the command, its inputs' digests and its options, kept in made.json.
+        folder: the output folder; created with its parents.
+        provenance: the command, its inputs' digests and its options.
 
     Raises:
-        RunError: the folder holds something else, a dataset made otherwise, or is in use.
-        StorageError: the disk refuses.
+        RunError: the folder contains something else, a dataset with another provenance, or is
+            in use.
+        StorageError: the files cannot be written.
     """
-    path = folder / _MADE
+    path = folder / _PROVENANCE
     with ExitStack() as held:
         with storage(folder):
             if not path.exists():
-                make_folder(folder, _MADE)
+                make_folder(folder, _PROVENANCE)
             held.enter_context(locked(folder))
             if (folder / _MANIFEST).exists():
-                then = _made(path)
-                changed = differences(then, made) if isinstance(then, dict) else {"made.json": 0}
-                if changed:
-                    raise RunError(
-                        f"{folder} was made from different inputs, options or code; "
-                        f"changed: {', '.join(changed)}.",
-                        "Give another --out, or remove it.",
-                    )
-            write_atomic(path, [orjson.dumps(made, option=orjson.OPT_INDENT_2)])
+                _check_same(folder, path, provenance)
+            write_atomic(path, [provenance.to_json()])
             for left in folder.glob(f"{SPOOL}*"):
-                # Of a command that was killed.
+                # Left by a command that was killed.
                 shutil.rmtree(left)
         yield
 
 
-def read_made(folder: Path) -> dict[str, Any]:
-    """The command, inputs and options that a dataset was made by.
-
-    Raises:
-        RunError: it was not made out of others.
-    """
-    if not (folder / _MADE).exists():
-        raise RunError(f"{folder} has no {_MADE} and no run.json.", "Restore it from a copy.")
-    made = _made(folder / _MADE)
-    if not isinstance(made, dict) or not {"command", "inputs"} <= made.keys():
-        raise RunError(f"{folder / _MADE} is damaged.", "Restore it from a copy.")
-    return made
-
-
-def _made(path: Path) -> Any:
+def _check_same(folder: Path, path: Path, provenance: Provenance) -> None:
     try:
-        return orjson.loads(regular_file(path).read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}).", "Give another --out.") from error
+        before = orjson.loads(regular_file(path).read_bytes())
+        changed = differences(before, provenance.to_dict())
+    except (OSError, orjson.JSONDecodeError, AttributeError):
+        changed = {_PROVENANCE: (None, None)}
+    if changed:
+        raise RunError(
+            f"{folder} contains a dataset with other inputs, options or code; "
+            f"changed: {', '.join(changed)}.",
+            "Give another --out, or remove it.",
+        )
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a complete dataset is there, and every part is as it was written.
+def read_provenance(folder: Path) -> Provenance:
+    """Read the command, inputs and options that a dataset was derived with.
 
     Raises:
-        RunError: its manifest is damaged.
+        RunError: the dataset was not derived from others.
+        DamagedFileError: the file is damaged.
+    """
+    for name in (_PROVENANCE, _OLD_PROVENANCE):
+        path = regular_file(folder / name)
+        if path.exists():
+            return Provenance.from_json(path.read_bytes(), path)
+    raise RunError(f"{folder} has no {_PROVENANCE} and no run.json.", "Restore it from a copy.")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder contains a complete dataset with every part as it was written.
+
+    Raises:
+        DamagedFileError: the manifest is damaged.
+        VersionError: the dataset has another format.
     """
     manifest = read_manifest(folder)
     return (
         manifest is not None
         and (folder / "README.md").is_file()
         and all(
-            (folder / file["path"]).exists()
-            and digest_of_file(folder / file["path"]) == file["sha256"]
-            for file in manifest["files"]
+            (folder / part.path).exists() and digest_of_file(folder / part.path) == part.sha256
+            for part in manifest.files
         )
     )
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, or of a dataset folder's manifest, which names its parts' digests.
+    """SHA-256 of a file, or of a dataset folder's manifest, which contains its parts' digests.
 
     Raises:
         RunError: it is a folder without a complete dataset.
     """
     if path.is_dir():
-        if read_manifest(path) is None:
-            raise RunError(f"{path} holds no complete dataset.", _mend(path))
+        manifest_in(path)
         path = path / _MANIFEST
     return digest_of_file(path)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A Parquet file of a dataset, as its manifest lists it."""
-
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
 
 
 class Writer:
     """Writes a dataset as its rows come; see `writing`."""
 
     def __init__(self, folder: Path, shape: Shape, splits: Sequence[str]) -> None:
-        self.contents = Contents()
+        self.contents = RowCounts()
         self._folder, self._shape = folder, shape
         self._rows = dict.fromkeys(splits, 0)
         self._data = {
@@ -180,42 +180,44 @@ class Writer:
         with storage(self._folder):
             self._rejected.add(rejected)
 
-    def finish(self, card: Callable[[Contents], str], facts: Mapping[str, Any]) -> list[Part]:
+    def finish(
+        self,
+        card: Callable[[RowCounts], str],
+        rejections: Sequence[RejectionCount],
+        facts: Mapping[str, Any],
+    ) -> list[Part]:
         """Close the parts, then write the card and the manifest.
 
-        A split without a row has no part: `datasets` cannot open one. A dataset without
-        any has its first.
+        A split without rows has no part, because `datasets` cannot open one. A dataset
+        without rows has the first.
 
         Args:
-            card: makes the text of README.md.
-            facts: what the manifest says besides files and counts.
+            card: returns the text of README.md.
+            rejections: the rejected rows by stage, filter and reason.
+            facts: further facts for the manifest.
 
         Raises:
-            StorageError: the disk refuses; no half-written file has a final name.
+            StorageError: the files cannot be written; no incomplete file has a final name.
         """
         with storage(self._folder):
             filled = [split for split, rows in self._rows.items() if rows]
-            self.contents.splits = tuple(filled or list(self._rows)[:1])
-            data = [self._data[split] for split in self.contents.splits]
+            contents = self.contents
+            contents.splits = tuple(filled or list(self._rows)[:1])
+            data = [self._data[split] for split in contents.splits]
             parts = [p for table in (*data, self._rejected) for p in table.close()]
             _remove_others(self._folder, {p.path for p in parts})
-            write_atomic(self._folder / "README.md", [card(self.contents).encode()])
-            manifest = {
-                "format": FORMAT,
-                "shape": self._shape,
-                "rows": self.contents.rows,
-                "rejected": self.contents.rejected,
-                "licenses": self.contents.licenses,
-                "terms": {
-                    "licenses": self.contents.licenses,
-                    "generators": self.contents.generators,
-                    "attributions": self.contents.attributions,
-                },
-                **facts,
-                "files": [asdict(p) for p in parts],
-            }
-            manifest_bytes = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
-            write_atomic(self._folder / _MANIFEST, [manifest_bytes])
+            write_atomic(self._folder / "README.md", [card(contents).encode()])
+            manifest = Manifest(
+                format=FORMAT,
+                shape=self._shape,
+                rows=contents.rows,
+                rejected=contents.rejected,
+                terms=LicenseCounts(contents.licenses, contents.generators, contents.attributions),
+                rejections=tuple(rejections),
+                facts=dict(facts),
+                files=tuple(parts),
+            )
+            write_atomic(self._folder / _MANIFEST, [manifest.to_json()])
         return parts
 
 
@@ -244,21 +246,22 @@ def write_dataset(
     folder: Path,
     samples: Iterable[Sample],
     rejected: Iterable[Rejected],
-    card: Callable[[Contents], str],
-    facts: Mapping[str, Any],
+    card: Callable[[RowCounts], str],
+    rejections: Sequence[RejectionCount] = (),
+    facts: Mapping[str, Any] | None = None,
     shape: Shape = "instructions",
 ) -> list[Part]:
     """Write a whole dataset at once; see `writing`.
 
     Raises:
-        StorageError: the disk refuses.
+        StorageError: the files cannot be written.
     """
     with writing(folder, shape) as writer:
         for some in _chunks(samples):
             writer.keep(some)
         for some in _chunks(rejected):
             writer.reject(some)
-        return writer.finish(card, facts)
+        return writer.finish(card, rejections, facts or {})
 
 
 def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -352,55 +355,46 @@ def manifest_bytes(folder: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete dataset, or None where there is none yet.
+def read_manifest(folder: Path) -> Manifest | None:
+    """Read the manifest of a complete dataset; None if there is none.
 
     Raises:
-        RunError: it is damaged.
+        DamagedFileError: the file is damaged.
+        VersionError: the dataset has another format.
     """
     path = folder / _MANIFEST
     if not path.exists():
         return None
+    hint = _next_step(folder)
     try:
-        manifest = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}).", _mend(folder)) from error
-    if not isinstance(manifest, dict):
-        raise RunError(f"{path} is no manifest.", _mend(folder))
-    if manifest.get("format") != FORMAT:
-        raise RunError(
-            f"{path} has format {manifest.get('format')}, this version reads {FORMAT}.",
-            "Make the dataset again, or use the version of instructgen that made it.",
-        )
-    if not _is_manifest(manifest):
-        raise RunError(f"{path} is damaged.", _mend(folder))
+        manifest = manifest_of(path.read_bytes(), path)
+    except OSError as error:
+        raise DamagedFileError(f"cannot be read ({error}).", path=path, hint=hint) from error
+    except DamagedFileError as error:
+        error.hint = hint
+        raise
+    # A path never leads out of the folder.
+    if not manifest.files or any(_PART.fullmatch(part.path) is None for part in manifest.files):
+        raise DamagedFileError("is damaged (files).", path=path, hint=hint)
     return manifest
 
 
-def _is_manifest(manifest: dict[str, Any]) -> bool:
-    """Whether it has what is read of it; a path never leads out of the folder."""
-    files = manifest.get("files")
-    return (
-        manifest.get("shape") in ("instructions", "preferences")
-        and all(isinstance(manifest.get(key), int) for key in ("rows", "rejected"))
-        and all(isinstance(manifest.get(key), dict) for key in ("licenses", "terms"))
-        and isinstance(files, list)
-        and bool(files)
-        and all(
-            isinstance(file, dict)
-            and isinstance(file.get("path"), str)
-            and _PART.fullmatch(file["path"]) is not None
-            and isinstance(file.get("rows"), int)
-            and isinstance(file.get("sha256"), str)
-            for file in files
-        )
-    )
+def manifest_in(folder: Path) -> Manifest:
+    """Read the manifest of a complete dataset.
+
+    Raises:
+        RunError: there is no complete dataset, or the manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise RunError(f"{folder} contains no complete dataset.", _next_step(folder))
+    return manifest
 
 
-def _mend(folder: Path) -> str:
+def _next_step(folder: Path) -> str:
     if is_run(folder):
         return "Run: instructgen rebuild."
-    if (folder / _MADE).exists():
+    if (folder / _PROVENANCE).exists() or (folder / _OLD_PROVENANCE).exists():
         return "Remove the folder and run the command that made it again."
     return "Give a dataset folder that instructgen made."
 
@@ -422,34 +416,23 @@ def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def shape_of(folder: Path) -> Shape:
-    """The shape of the rows of a complete dataset.
-
-    Raises:
-        RunError: there is none, or its manifest is damaged.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise RunError(f"{folder} holds no complete dataset.", _mend(folder))
-    shape: Shape = manifest["shape"]
-    return shape
+    """The shape of the rows of a complete dataset; see `manifest_in`."""
+    return manifest_in(folder).shape
 
 
 def splits_of(folder: Path) -> dict[str, int]:
     """The rows of a complete dataset by split, in the order in which they are read.
 
     Raises:
-        RunError: there is none, or its manifest is damaged.
+        RunError: see `manifest_in`.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise RunError(f"{folder} holds no complete dataset.", _mend(folder))
-    found: dict[str, int] = {}
-    for file in manifest["files"]:
-        path = Path(file["path"])
+    counts: dict[str, int] = {}
+    for part in manifest_in(folder).files:
+        path = Path(part.path)
         if path.parent.name == "data":
             split = path.name.split("-")[0]
-            found[split] = found.get(split, 0) + file["rows"]
-    return found
+            counts[split] = counts.get(split, 0) + part.rows
+    return counts
 
 
 def training_split(folder: Path) -> str | None:
@@ -516,13 +499,10 @@ def read_batches(
 
 def _whole_parts(folder: Path, table: str) -> Iterator[Path]:
     """The parts of a table, each compared with its digest: checksums miss the footer."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise RunError(f"{folder} holds no complete dataset.", _mend(folder))
-    for file in manifest["files"]:
-        path = folder / file["path"]
+    for part in manifest_in(folder).files:
+        path = folder / part.path
         if path.parent.name != table:
             continue
-        if not path.exists() or digest_of_file(path) != file["sha256"]:
-            raise RunError(f"{path} is damaged or missing.", _mend(folder))
+        if not path.exists() or digest_of_file(path) != part.sha256:
+            raise DamagedFileError("is damaged or missing.", path=path, hint=_next_step(folder))
         yield path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from instructgen.engines import Completion
-from instructgen.errors import RunError
+from instructgen.errors import DamagedFileError, RunError
 from instructgen.store.files import (
     locked,
     make_folder,
@@ -25,9 +25,8 @@ from instructgen.store.files import (
     sync_folder,
     write_atomic,
 )
+from instructgen.store.records import RunInfo, SessionUse, run_info_of
 
-# 2: rows have more columns than in 1.
-FORMAT = 2
 _JOURNAL, _RUN, _SEEDS = "journal.jsonl", "run.json", "seeds.jsonl"
 _SESSIONS = "sessions.jsonl"
 
@@ -46,28 +45,28 @@ class Run:
     Use `Run.create` or `Run.open`; both are context managers.
     """
 
-    def __init__(self, folder: Path, info: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, info: RunInfo) -> None:
         self.folder = folder
         self.info = info
         self.healed: str | None = None
         self._recorded: dict[tuple[int, int], Entry] = {}
-        self._chain = str(info["run"])
+        self._chain = info.run
         self._journal: int = -1
         self._end = 0
 
     @property
     def id(self) -> str:
         """The run's id: a digest of its configuration and seeds."""
-        return str(self.info["run"])
+        return self.info.run
 
     @classmethod
     @contextmanager
-    def create(cls, folder: Path, info: dict[str, Any], seeds: Iterable[bytes]) -> Iterator[Run]:
+    def create(cls, folder: Path, info: RunInfo, seeds: Iterable[bytes]) -> Iterator[Run]:
         """Begin a run in a new or empty folder.
 
         Args:
             folder: where; made with its parents.
-            info: what run.json holds: ``run``, ``config``, ``form``, ``seeds``, ``versions``.
+            info: the contents of run.json.
             seeds: the seeds as JSON lines, kept so that the run stands alone.
 
         Raises:
@@ -81,7 +80,7 @@ class Run:
                 make_folder(folder, _SEEDS, _RUN)
                 held.enter_context(locked(folder))
                 write_atomic(folder / _SEEDS, seeds)
-                write_atomic(folder / _RUN, [orjson.dumps(info, option=orjson.OPT_INDENT_2)])
+                write_atomic(folder / _RUN, [info.to_json()])
                 run = held.enter_context(cls(folder, info)._opened())
             yield run
 
@@ -143,14 +142,14 @@ class Run:
                 self._chain = chain
                 self._recorded[batch, request] = Entry(digest, completion)
 
-    def update(self, info: dict[str, Any]) -> None:
+    def update(self, info: RunInfo) -> None:
         """Replace what run.json holds.
 
         Raises:
             StorageError: the disk refuses.
         """
         with storage(self.folder):
-            write_atomic(self.folder / _RUN, [orjson.dumps(info, option=orjson.OPT_INDENT_2)])
+            write_atomic(self.folder / _RUN, [info.to_json()])
         self.info = info
 
     def sync(self) -> None:
@@ -166,7 +165,7 @@ class Run:
         """
         return read_seed_rows(self.folder, self.info)
 
-    def end_session(self, spent: Mapping[str, float]) -> None:
+    def end_session(self, use: SessionUse) -> None:
         """Note what the time until now brought; nothing of the dataset depends on it.
 
         Raises:
@@ -174,7 +173,7 @@ class Run:
         """
         path = regular_file(self.folder / _SESSIONS)
         with storage(path), path.open("ab") as file:
-            file.write(orjson.dumps(spent) + b"\n")
+            file.write(orjson.dumps(use) + b"\n")
 
     @contextmanager
     def _opened(self) -> Iterator[Run]:
@@ -201,10 +200,11 @@ class Run:
                 chain, _, payload = line[:-1].partition(b" ")
                 self._chain = _link(self._chain, payload)
                 if chain != self._chain.encode():
-                    raise RunError(
-                        f"{path} is damaged at byte {offset}.",
-                        f"Restore it from a copy, or cut it there (truncate -s {offset} {path}) "
-                        "to ask for the rest again.",
+                    raise DamagedFileError(
+                        f"is damaged at byte {offset}.",
+                        path=path,
+                        hint=f"Restore it from a copy, or truncate it there (truncate -s {offset} "
+                        f"{path}) to request the remaining completions again.",
                     )
                 entry = orjson.loads(payload)
                 key = (entry.pop("batch"), entry.pop("request"))
@@ -213,56 +213,52 @@ class Run:
         return offset
 
 
-def read_info(folder: Path) -> dict[str, Any]:
-    """What run.json of a run folder holds.
+def read_info(folder: Path) -> RunInfo:
+    """Read run.json of a run folder.
 
     Raises:
-        RunError: there is none, or it is damaged or of another format.
+        RunError: there is none.
+        DamagedFileError: the file is damaged.
+        VersionError: the run was written in another format.
     """
     path = regular_file(folder / _RUN)
     try:
-        info: Any = orjson.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
-        raise RunError(f"{folder} is no run: it has no {_RUN}.", "Check the path.") from None
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}).", "Restore it from a copy.") from error
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        found = info.get("format") if isinstance(info, dict) else "none"
-        raise RunError(
-            f"{path} has format {found}, this version reads {FORMAT}.",
-            "Use the version of instructgen that made it, or restore it from a copy.",
-        )
-    return info
+        raise RunError(f"{folder} is not a run: it has no {_RUN}.", "Check the path.") from None
+    except OSError as error:
+        raise DamagedFileError(f"cannot be read ({error}).", path=path) from error
+    return run_info_of(data, path)
 
 
-def read_seed_rows(folder: Path, info: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The seeds of a run, as `sample_row` writes them.
+def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
+    """Read the seeds of a run, as `sample_row` writes them.
 
     Raises:
-        RunError: the copy does not match its digest.
+        DamagedFileError: the copy does not match its digest.
     """
     path = folder / _SEEDS
     data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != info["seeds"]["sha256"]:
-        raise RunError(f"{path} is missing or was changed.", "Restore it from a copy.")
+    if hashlib.sha256(data).hexdigest() != info.seeds.sha256:
+        raise DamagedFileError("is missing or was changed.", path=path)
     return (orjson.loads(line) for line in data.split(b"\n") if line)
 
 
-def read_sessions(folder: Path) -> list[dict[str, float]]:
-    """What each session of a run took and brought, but those that were killed."""
+def read_sessions(folder: Path) -> list[SessionUse]:
+    """Read what each session of a run used; sessions that were killed have no entry."""
     path = folder / _SESSIONS
     if not path.is_file():
         return []
-    found = []
+    sessions = []
     for line in path.read_bytes().split(b"\n")[:-1]:
-        # A kill can tear a line; what follows it is whole.
-        with suppress(orjson.JSONDecodeError):
-            found.append(orjson.loads(line))
-    return found
+        # A kill can leave an incomplete line; the lines after it are complete.
+        with suppress(DamagedFileError):
+            sessions.append(SessionUse.from_json(line, path))
+    return sessions
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was begun in this folder; models have a file of the same name."""
+    """Whether this folder contains a run, finished or not."""
     begun = (folder / _SEEDS).exists() or (folder / _JOURNAL).exists()
     return begun and (folder / _RUN).exists()
 

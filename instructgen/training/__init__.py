@@ -1,7 +1,8 @@
-"""From a dataset to a trained model: options in, rows as tokens, TRL's trainers, weights out.
+"""Train a model on a dataset.
 
-`options` says what can be set, `rows` and `encode` turn a dataset into tokens and say which of
-them are trained. `sft`, `preference` and `online` each show on one page what a method trains on
-and by which loss; `trainer` and `callbacks` are what they share, `ppo` is ours, and `rewards`
-scores what a policy writes. `policy` is what training does to a model.
+`options` defines the settings, `rows` selects the rows, and `encode` turns them into tokens and
+marks the ones that the loss covers. `sft`, `preference` and `online` each show in one file what a
+trainer trains on and with which loss; `trainer` and `callbacks` hold the code that they share.
+All trainers are TRL's except `ppo`; `rewards` scores completions, and `policy` prepares a model
+for training and checks the saved weights.
 """

@@ -1,4 +1,4 @@
-"""What a trainer calls while it works: the log, the seal of a checkpoint, the check of numbers."""
+"""Callbacks of the trainers: write the log, seal checkpoints, and stop on non-finite numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from instructgen.training.launch import is_main, processes
 
 @dataclass(slots=True)
 class Pace:
-    """How far a training run is, and how fast: steps, tokens read, the last entry of its log."""
+    """Progress and speed of a training run.
+
+    ``tokens`` counts the tokens that the model has read since training started or resumed, and
+    ``entry`` is the latest entry of the log.
+    """
 
     steps: int
     step: int = 0
@@ -29,22 +33,22 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Since training began or went on."""
+        """Seconds since training started or resumed."""
         return time.monotonic() - self.started
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None before the first step."""
+        """Estimated seconds until the last step; None before the first step."""
         done = self.step - self.began_at
         return self.seconds / done * (self.steps - self.step) if done else None
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens read per second."""
+        """Tokens read per second since training started or resumed."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def progress(self) -> Progress:
-        """As an event, with the numbers of the log that people look at."""
+        """Return a progress event, with loss, reward and accuracy if they are logged."""
         shown: dict[str, float] = {
             k: self.entry[k] for k in ("loss", "reward", "accuracy") if k in self.entry
         }
@@ -60,10 +64,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a trainer calls while it works.
+    """Functions that a trainer calls while it runs.
 
-    ``log`` takes an entry of numbers, ``saved`` the step of a checkpoint that was
-    written, ``pace`` how far it is after each step.
+    ``log`` receives an entry for the log, ``saved`` the step of a checkpoint that was
+    written, and ``pace`` the progress after each logged step.
     """
 
     log: Callable[[dict[str, Any]], None]
@@ -72,20 +76,27 @@ class Hooks:
 
 
 def check_finite(name: str, value: float, step: int) -> None:
-    """Stop a run whose numbers are none.
+    """Stop the run if a number is infinite or not a number.
 
     Raises:
-        TrainingError: it is not finite.
+        TrainingError: the value is not finite.
     """
     if not math.isfinite(value):
         raise TrainingError(
             f"The {name} is {value} at step {step}.",
-            "Give a lower learning_rate, and another --out.",
+            "Pass a lower --learning-rate and a new --out.",
         )
 
 
 class Log(TrainerCallback):
-    """Takes entries to the log, seals checkpoints, and stops on a loss that is no number."""
+    """Callback that writes the log, seals checkpoints, and stops on a non-finite loss or weight.
+
+    Args:
+        hooks: functions to call.
+        steps: number of optimizer steps of the run.
+        supervised: number of tokens that the loss covers in each step, if known.
+        read: number of tokens in each step, if known; otherwise TRL's count is used.
+    """
 
     def __init__(
         self,
@@ -97,24 +108,24 @@ class Log(TrainerCallback):
         self._hooks = hooks
         self._pace = Pace(steps)
         self._supervised, self._read = supervised, read
-        self._seen = 0.0
+        self._num_tokens = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Note where training begins."""
+        """Record the step and the time at which training starts."""
         self._pace.started = time.monotonic()
         self._pace.step = self._pace.began_at = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Check an entry, and hand it to the log and to who watches."""
+        """Check a log entry, then pass it and the progress to the hooks."""
         if not is_main() or "train_runtime" in logs:
             return
         entry = {k: v for k, v in logs.items() if isinstance(v, int | float)}
         for name in ("loss", "grad_norm"):
             check_finite(name, entry.get(name, 0.0), state.global_step)
-        # TRL's own count begins anew when a run is resumed.
-        seen = entry.pop("num_tokens", self._seen)
-        self._pace.tokens += max(0, int(seen - self._seen))
-        self._seen = seen
+        # TRL's count restarts from 0 when a run is resumed.
+        num_tokens = entry.pop("num_tokens", self._num_tokens)
+        self._pace.tokens += max(0, int(num_tokens - self._num_tokens))
+        self._num_tokens = num_tokens
         if self._read is not None:
             self._pace.tokens = sum(self._read[self._pace.began_at : state.global_step])
         entry = {"step": state.global_step, **entry}
@@ -125,12 +136,12 @@ class Log(TrainerCallback):
         self._hooks.pace(self._pace)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Check the weights, and have the checkpoint sealed."""
+        """Check that the trained weights are finite, then report the checkpoint as saved."""
         for name, weight in model.named_parameters():
             if weight.requires_grad and not bool(torch.isfinite(weight).all()):
                 check_finite(f"weight {name}", math.nan, state.global_step)
         if processes() > 1:
-            # The others write their own share of it.
+            # Every process writes its own part of the checkpoint.
             torch.distributed.barrier()
         if is_main():
             self._hooks.saved(state.global_step)

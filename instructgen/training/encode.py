@@ -1,8 +1,8 @@
-"""Rows as tokens, with a mark on each that is trained.
+"""Turn rows into tokens and mark the tokens that the loss covers.
 
-A row is rendered by the chat template that will be used with the trained model,
-so that what was trained is what is asked for later. The base-model prompts of
-Alpaca and Dolly are such templates too, and are saved with the model.
+A row is rendered with the chat template that is saved with the trained model, so that training
+and inference use the same prompt format. The prompts of Alpaca and Dolly for base models are
+chat templates too. Nothing here pads, packs or batches.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ _PROBE = (
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A row as token ids; ``trained`` marks the tokens of answers, ends of turn included.
+    """A row as token ids, with marks on the tokens that the loss covers.
 
-    ``prompt`` is the number of tokens before the last answer, ``said`` that of those before
-    the end of its text, where a template's own words or the end of turn begin.
+    Attributes:
+        ids: token ids of the whole row.
+        trained: for each token, whether it belongs to an answer or its end of turn.
+        prompt: number of tokens before the last answer.
+        said: number of tokens up to the end of the last answer's text, where text added by the
+            template or the end-of-turn token starts.
     """
 
     ids: list[int]
@@ -42,38 +46,40 @@ class Encoded:
 
     @property
     def labels(self) -> list[int]:
-        """The ids, with -100 where nothing is learned."""
+        """Token ids as labels, with -100 for tokens that the loss ignores."""
         return [i if t else IGNORED for i, t in zip(self.ids, self.trained, strict=True)]
 
     @property
     def answer(self) -> list[int]:
-        """The ids of the last answer and its end."""
+        """Token ids of the last answer and its end of turn."""
         return self.ids[self.prompt :]
 
     def cut(self, length: int) -> Encoded:
-        """The first tokens of the row."""
+        """Return the row truncated to its first ``length`` tokens."""
         return replace(self, ids=self.ids[:length], trained=self.trained[:length])
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Why a row cannot be trained on: a code and a sentence."""
+    """Why a row cannot be encoded: ``reason`` is a code, ``detail`` explains it in words."""
 
     reason: str
     detail: str
 
 
 class Encoder:
-    """Renders and tokenises rows for one tokenizer.
+    """Renders rows with a chat template and tokenizes them.
 
     Args:
-        tokenizer: of transformers; its chat template is replaced when ``format`` is
-            not ``chat``, and saved so.
-        format: ``chat``, or the name of a template of ours.
-        name: of the model, for messages.
+        tokenizer: a transformers tokenizer. If ``format`` is not ``chat``, its chat template is
+            replaced, and the replacement is saved with it.
+        format: ``chat`` for the tokenizer's own template, or the name of a file in
+            ``templates/`` without its extension (``alpaca`` or ``dolly``).
+        name: name of the model, for error messages.
 
     Raises:
-        ConfigError: there is no chat template, or none that ends its answers.
+        ConfigError: the chat template is missing, fails, or does not end answers with a
+            special token.
     """
 
     def __init__(self, tokenizer: Any, format: str = "chat", name: str = "the model") -> None:
@@ -81,13 +87,13 @@ class Encoder:
         if format != "chat":
             template = (_TEMPLATES / f"{format}.jinja").read_text()
             if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
-                # What the tokenizer puts before a text stands before a prompt too.
+                # A tokenizer that starts every text with a BOS token expects it before a prompt.
                 template = "{{ bos_token }}" + template
             tokenizer.chat_template = template
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"{name} has no chat template.",
-                "Give --format alpaca or --format dolly, or a model that chats.",
+                "Pass --format=alpaca or --format=dolly, or use a chat model.",
             )
         self._template = tokenizer.chat_template
         self._special = sorted(
@@ -101,136 +107,135 @@ class Encoder:
                 self._template = _training_template(tokenizer) or self._template
             text, spans = self._spans(_PROBE)
         except Exception as error:
-            # A template is a program; this one fails on the plainest conversation.
+            # Templates are programs: this one fails even on a minimal conversation.
             raise ConfigError(
-                f"{name}: its chat template fails ({first_line(error)}).",
-                "Mend it, or give --format alpaca or --format dolly.",
+                f"{name}: the chat template raised an error ({first_line(error)}).",
+                "Fix the template, or pass --format=alpaca or --format=dolly.",
             ) from error
         if not spans or not text[: spans[-1][1]].endswith(tuple(self._special)):
             raise ConfigError(
-                f"{name}: its chat template ends no answer with a special token, so that "
-                "training could not teach where to stop.",
-                "Give --format alpaca or --format dolly.",
+                f"{name}: the chat template does not end an answer with a special token. "
+                "The model could not learn where to stop.",
+                "Pass --format=alpaca or --format=dolly.",
             )
         last = next(t for t in self._special if text[: spans[-1][1]].endswith(t))
         self.end_id = int(tokenizer.convert_tokens_to_ids(last))
 
     def encode(self, sample: Sample, answer: str | None = None) -> Encoded | Unusable:
-        """A row with its output, or with another answer, as tokens.
+        """Encode a row with its output, or with ``answer`` in place of the output.
 
-        The earlier answers of a conversation are trained too, unless the template
-        renders them otherwise once the conversation goes on.
+        The loss also covers the earlier answers of a conversation, unless the template
+        renders them differently when later turns follow. A row is `Unusable` if it contains
+        special tokens, its answer is empty, or the template fails.
         """
-        said = (*sample.prompt, Message("assistant", sample.output if answer is None else answer))
-        if (forged := self._forged(said)) is not None:
-            return forged
-        if not said[-1].content.strip():
-            return Unusable("empty_answer", "there is nothing to learn")
+        final = sample.output if answer is None else answer
+        messages = (*sample.prompt, Message("assistant", final))
+        if (unusable := self._check_control_tokens(messages)) is not None:
+            return unusable
+        if not final.strip():
+            return Unusable("empty_answer", "the answer is empty")
         from jinja2 import TemplateError
 
         try:
-            text, spans = self._spans(said, sample)
+            text, spans = self._spans(messages, sample)
         except TemplateError as error:
-            return Unusable("template", f"the chat template refuses it: {error}")
-        if not spans or spans[-1][2] != len(said) - 1:
-            return Unusable("template", "the chat template changes the prompt under the answer")
+            return Unusable("template", f"the chat template raised an error: {error}")
+        if not spans or spans[-1][2] != len(messages) - 1:
+            return Unusable("template", "the chat template changes the prompt before an answer")
         begin = spans[-1][0]
-        # A template may strip an answer; what it adds behind is no part of it.
-        answer = (
-            said[-1].content
-            if text.startswith(said[-1].content, begin)
-            else (said[-1].content.strip())
-        )
-        return self._tokens(text[: spans[-1][1]], [span[:2] for span in spans], begin + len(answer))
+        # A template may strip the answer and append text that is not part of it.
+        answer = final if text.startswith(final, begin) else final.strip()
+        text, borders = text[: spans[-1][1]], [span[:2] for span in spans]
+        return self._tokenize(text, borders, begin + len(answer))
 
     def prompt(self, sample: Sample) -> str | Unusable:
-        """All that a row's output answers, as the template renders it."""
+        """Render everything before the output of a row, including the generation prompt."""
         from jinja2 import TemplateError
 
-        if (forged := self._forged(sample.prompt)) is not None:
-            return forged
+        if (unusable := self._check_control_tokens(sample.prompt)) is not None:
+            return unusable
         try:
-            return self._render(sample.prompt, sample, ask=True)
+            return self._render(sample.prompt, sample, add_prompt=True)
         except TemplateError as error:
-            return Unusable("template", f"the chat template refuses it: {error}")
+            return Unusable("template", f"the chat template raised an error: {error}")
 
     def ids(self, text: str) -> list[int]:
-        """Rendered text as tokens."""
+        """Tokenize rendered text, without adding special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _forged(self, said: Sequence[Message]) -> Unusable | None:
-        if self._control and any(self._control.search(m.content) for m in said):
-            return Unusable("control_token", "its text holds one of the tokenizer's own tokens")
+    def _check_control_tokens(self, messages: Sequence[Message]) -> Unusable | None:
+        if self._pattern and any(self._pattern.search(m.content) for m in messages):
+            return Unusable("control_token", "the text contains a special token of the tokenizer")
         return None
 
     @cached_property
-    def _control(self) -> re.Pattern[str] | None:
+    def _pattern(self) -> re.Pattern[str] | None:
         return re.compile("|".join(map(re.escape, self._special))) if self._special else None
 
     def _spans(
-        self, said: Sequence[Message], sample: Sample | None = None
+        self, messages: Sequence[Message], sample: Sample | None = None
     ) -> tuple[str, list[tuple[int, int, int]]]:
-        """The conversation as text, and (begin, end, turn) of each answer that can be trained."""
-        text = self._render(said, sample)
+        """Return the rendered text and (begin, end, turn) of each trainable answer."""
+        text = self._render(messages, sample)
         spans = []
-        for turn, message in enumerate(said):
+        for turn, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            before = self._render(said[:turn], sample, ask=True)
-            # What follows the end of turn, such as a line break, belongs to the next one.
-            after = self._render(said[: turn + 1], sample).rstrip()
+            before = self._render(messages[:turn], sample, add_prompt=True)
+            # White space after the end of turn belongs to the next turn.
+            after = self._render(messages[: turn + 1], sample).rstrip()
             if text.startswith(before) and text.startswith(after) and len(after) > len(before):
                 spans.append((len(before), len(after), turn))
         return text, spans
 
     def _render(
-        self, said: Sequence[Message], sample: Sample | None = None, *, ask: bool = False
+        self, messages: Sequence[Message], sample: Sample | None = None, *, add_prompt: bool = False
     ) -> str:
-        messages = [{"role": m.role, "content": m.content} for m in said]
+        turns = [{"role": m.role, "content": m.content} for m in messages]
         if sample is not None and sample.input:
             last = len(sample.history)
-            if last < len(messages):
-                # The templates of base models have a place of its own for the input.
-                messages[last] |= {"instruction": sample.instruction, "input": sample.input}
+            if last < len(turns):
+                # The templates for base models print the input in a separate section.
+                turns[last] |= {"instruction": sample.instruction, "input": sample.input}
         text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=ask, chat_template=self._template
+            turns, tokenize=False, add_generation_prompt=add_prompt, chat_template=self._template
         )
         return text
 
-    def _tokens(self, text: str, spans: Sequence[tuple[int, int]], said_to: int) -> Encoded:
-        joint = self.tokenizer(
+    def _tokenize(self, text: str, spans: Sequence[tuple[int, int]], text_end: int) -> Encoded:
+        encoding = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
-        ids, offsets = list(joint["input_ids"]), joint["offset_mapping"]
+        ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
         begins = {begin for begin, _ in offsets}
         if all(begin in begins for begin, _ in spans):
             trained = [
                 any(begin <= a and b <= end for begin, end in spans) and a < b for a, b in offsets
             ]
             prompt = next(i for i, (a, _) in enumerate(offsets) if a == spans[-1][0])
-            said = next((i for i, (a, _) in enumerate(offsets) if a >= said_to), len(ids))
-            return Encoded(ids, trained, prompt, said)
-        # A token spans the border of a prompt; generation will meet the prompt's own
-        # tokens, and so the parts are tokenised each by itself.
+            answer_end = next((i for i, (a, _) in enumerate(offsets) if a >= text_end), len(ids))
+            return Encoded(ids, trained, prompt, answer_end)
+        # A token spans the end of a prompt. Generation starts from the prompt tokenized alone,
+        # so each part is tokenized separately.
         ids, trained, prompt, at = [], [], 0, 0
         for begin, end in spans:
             for part, is_answer in ((text[at:begin], False), (text[begin:end], True)):
                 prompt = len(ids) if is_answer else prompt
-                made = self.ids(part)
-                ids += made
-                trained += [is_answer] * len(made)
+                part_ids = self.ids(part)
+                ids += part_ids
+                trained += [is_answer] * len(part_ids)
             at = end
-        said = prompt + len(self.ids(text[spans[-1][0] : said_to]))
-        return Encoded(ids, trained, prompt, min(said, len(ids)))
+        answer_end = prompt + len(self.ids(text[spans[-1][0] : text_end]))
+        return Encoded(ids, trained, prompt, min(answer_end, len(ids)))
 
 
 def _training_template(tokenizer: Any) -> str | None:
-    """TRL's variant of a known template that renders earlier turns as it rendered them first."""
+    """Return TRL's variant of a known template that renders earlier turns unchanged, or None."""
     from trl.chat_template_utils import get_training_chat_template
 
     try:
         template: str | None = get_training_chat_template(tokenizer)
     except ValueError:
-        # It knows no variant; the last answers can still be trained.
+        # TRL has no variant of this template. The loss can still cover the last answers.
         return None
     return template

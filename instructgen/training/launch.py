@@ -1,6 +1,6 @@
-"""Several processes for one training: the same command again, under a launcher.
+"""Start several training processes: rerun the same command under a launcher.
 
-The configurations in accelerate/ can be given to `accelerate launch` as they are.
+The configuration files in accelerate/ also work with `accelerate launch` directly.
 """
 
 from __future__ import annotations
@@ -13,49 +13,58 @@ from instructgen.errors import ConfigError
 from instructgen.models.folders import has_gpu
 
 CONFIGS = Path(__file__).parent / "accelerate"
-_OPTIONS = ("--strategy", "--processes")
+_LAUNCH_OPTIONS = ("--strategy", "--processes")
 
 
 def launch(strategy: str, processes: int | None) -> None:
-    """Become the launcher of this command, unless it started this process.
+    """Replace this process by a launcher that runs the same command in several processes.
+
+    Does nothing in a process that a launcher started.
 
     Args:
-        strategy: ``ddp``, ``fsdp``, ``zero2`` or ``zero3``: a configuration beside this file.
-        processes: how many; None for one per GPU.
+        strategy: ``ddp``, ``fsdp``, ``zero2`` or ``zero3``; each has a file in accelerate/.
+        processes: number of processes; None for one per GPU.
 
     Raises:
-        ConfigError: the strategy needs GPUs and there are none.
+        ConfigError: the strategy requires GPUs and this machine has none, or ``processes``
+            is less than 1.
     """
     if "WORLD_SIZE" in os.environ:
         return
     if strategy != "ddp" and not has_gpu():
         raise needs_gpus(strategy)
     if processes is None:
-        processes = _gpus()
+        processes = _gpu_count()
     if processes < 1:
-        raise ConfigError("--processes is below 1.", "Give a number of processes.")
-    # No shell is in between, and the arguments are this process's own.
+        raise ConfigError("--processes must be at least 1.", "Pass --processes=1 or more.")
+    # Safe: no shell is involved, and the arguments are those of this process.
     os.execv(sys.executable, [sys.executable, *command(strategy, processes, sys.argv[1:])])  # noqa: S606
 
 
 def needs_gpus(strategy: str) -> ConfigError:
-    """Why a strategy is refused on a CPU."""
+    """Return the error for a strategy that does not work on a CPU."""
     return ConfigError(
-        f"{strategy} needs GPUs: on a CPU accelerate would silently train by ddp.",
-        "Use --strategy ddp.",
+        f"{strategy} requires GPUs. On a CPU, accelerate would silently use ddp instead.",
+        "Pass --strategy=ddp.",
     )
 
 
 def command(strategy: str, processes: int, arguments: list[str]) -> list[str]:
-    """The launcher's arguments, for this command's without those about processes."""
+    """Return the arguments for Python that start the launcher with this command.
+
+    Args:
+        strategy: name of a file in accelerate/ without its extension; ignored on a CPU.
+        processes: number of processes.
+        arguments: this command's arguments; --strategy and --processes are removed.
+    """
     kept, skip = [], False
     for argument in arguments:
-        if skip or argument in _OPTIONS:
+        if skip or argument in _LAUNCH_OPTIONS:
             skip = not skip
-        elif not argument.startswith(tuple(f"{o}=" for o in _OPTIONS)):
+        elif not argument.startswith(tuple(f"{o}=" for o in _LAUNCH_OPTIONS)):
             kept.append(argument)
     if not has_gpu():
-        # On a CPU accelerate's launcher starts one process, whatever it is asked for.
+        # On a CPU, accelerate's launcher starts one process whatever --num_processes says.
         launcher = ["-m", "torch.distributed.run", "--standalone"]
         return [*launcher, f"--nproc_per_node={processes}", "-m", "instructgen", *kept]
     return [
@@ -66,17 +75,17 @@ def command(strategy: str, processes: int, arguments: list[str]) -> list[str]:
     ]
 
 
-def _gpus() -> int:
+def _gpu_count() -> int:
     import torch
 
     return max(1, int(torch.cuda.device_count()))
 
 
 def processes() -> int:
-    """How many processes train together: set by accelerate's launcher."""
+    """Return the number of training processes, which the launcher sets in WORLD_SIZE."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files."""
+    """Return whether this process is the main one, which writes the files."""
     return int(os.environ.get("RANK", "0")) == 0

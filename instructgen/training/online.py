@@ -1,7 +1,7 @@
-"""GRPO, RLOO and PPO: prompts to tokens, rewards of sampled answers, and the trainer of each.
+"""GRPO, RLOO and PPO: prepare prompts, reward sampled completions, and build each trainer.
 
-GRPO (Shao et al. 2024) and RLOO (Ahmadian et al. 2024) compare the answers to a prompt with
-each other, by TRL; PPO is ours (`ppo`).
+GRPO (Shao et al. 2024) and RLOO (Ahmadian et al. 2024) compare the completions of one prompt
+with each other and run in TRL. PPO is implemented in `ppo`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,26 @@ from instructgen.training.options import Trainer as Name
 from instructgen.training.ppo import PpoTrainer
 from instructgen.training.rewards import rewards_of, tasks_of
 from instructgen.training.rollouts import vllm_sampler
-from instructgen.training.rows import Excluded, Rows
-from instructgen.training.trainer import Job, Prepared, arguments, batches, ready
+from instructgen.training.rows import RejectedRows, Rows
+from instructgen.training.trainer import Built, Job, Prepared, arguments, batches, ready
 
-# (completions, indices of their rows) -> a reward each, None where none can be told.
+# (completions, row number of each task) -> one reward per completion; None if not applicable.
 RewardFunction = Callable[[list[str], list[int]], list[float | None]]
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Prompts to answer, as tokens, and the rewards of their answers.
+    """Tasks for online training, and the rewards that score their completions.
 
-    ``unseen`` are held-out tasks and ``asked`` their prompts: tokens, so that every model is
-    asked in the format that was trained.
+    Attributes:
+        usable: tasks to train on.
+        prompts: their prompts, rendered by the chat template.
+        probes: the same prompts as token ids.
+        unseen: held-out tasks.
+        asked: the prompts of the held-out tasks as token ids, so that every model is evaluated
+            in the format that was trained.
+        rewards: rewards that score a completion.
+        weights: weight of a reward by name; 1 if missing.
     """
 
     usable: list[Sample]
@@ -49,50 +56,61 @@ class Tasks:
     weights: Mapping[str, float]
 
     def weighted(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float]:
-        """The weighted sum of the rewards of each answer; 0 where none can be told."""
+        """Return the weighted sum of rewards per answer; one that does not apply counts as 0."""
         total = [0.0] * len(tasks)
-        for one in self.rewards:
-            weight = self.weights.get(one.name, 1.0)
-            for i, value in enumerate(one.score(tasks, answers)):
+        for reward in self.rewards:
+            weight = self.weights.get(reward.name, 1.0)
+            for i, value in enumerate(reward.score(tasks, answers)):
                 total[i] += weight * (value or 0.0)
         return total
 
     def of(self, reward: Any) -> RewardFunction:
-        """A reward as a trainer calls it: answers, and the numbers of their prompts."""
+        """Return the function that a trainer calls to score completions with this reward."""
 
-        def scored(answers: list[str], at: list[int]) -> list[float | None]:
-            found: list[float | None] = reward.score([self.usable[i] for i in at], answers)
-            return found
+        def score(completions: list[str], rows: list[int]) -> list[float | None]:
+            values: list[float | None] = reward.score([self.usable[i] for i in rows], completions)
+            return values
 
-        return scored
+        return score
 
 
 def prepare_tasks(
-    rows: Rows, encoder: Encoder, options: OnlineOptions, left_out: Excluded, reward: Sequence[str]
+    rows: Rows,
+    encoder: Encoder,
+    options: OnlineOptions,
+    rejected: RejectedRows,
+    reward: Sequence[str],
 ) -> Tasks:
-    """The rows as tasks whose answers can be rewarded, within the length.
+    """Turn rows into tasks that the rewards can score and that fit into the maximum length.
+
+    Args:
+        rows: rows to train on, and held-out rows.
+        encoder: renders the prompts.
+        options: maximum lengths, reward weights and seed.
+        rejected: receives the rows that cannot be used.
+        reward: specifications of the rewards; see `rewards_of`.
 
     Raises:
-        ConfigError: a reward is not known, or a weight is of none.
+        ConfigError: a reward is unknown, or a weight names an unknown reward.
     """
     rewards = rewards_of(reward)
     for name in options.reward_weights:
         if name not in (names := [r.name for r in rewards]):
-            raise ConfigError(
-                f"reward_weights: no reward is called {name!r}.", suggest(name, names)
-            )
+            raise ConfigError(f"reward_weights: unknown reward {name!r}.", suggest(name, names))
     tasks, others = tasks_of(rewards, rows.train, options.seed)
     for sample in others:
-        left_out.add(sample, "no_reward", "no verifier can judge it")
+        rejected.add(sample, "no_reward", "no verifier can check this row")
     usable, prompts, probes = [], [], []
     for task in tasks:
         text = encoder.prompt(task)
         if not isinstance(text, str):
-            left_out.add(task, text.reason, text.detail)
+            rejected.add(task, text.reason, text.detail)
             continue
         ids = encoder.ids(text)
         if len(ids) + options.max_new_tokens > options.max_length:
-            left_out.add(task, "too_long", f"{len(ids)} tokens and {options.max_new_tokens} new")
+            rejected.add(
+                task, "too_long", f"{len(ids)} prompt + {options.max_new_tokens} new tokens"
+            )
             continue
         usable.append(task)
         prompts.append(text)
@@ -108,55 +126,58 @@ def prepare_tasks(
     return Tasks(usable, prompts, probes, unseen, asked, rewards, weights)
 
 
-def prepare(method: Name, tasks: Tasks, options: OnlineOptions) -> Prepared:
-    """What one of the three methods makes of tasks."""
+def prepare(name: Name, tasks: Tasks, options: OnlineOptions) -> Prepared:
+    """Return the tasks and the trainer called ``name``: grpo, rloo or ppo."""
 
-    def trainer(job: Job) -> tuple[Any, int | None]:
+    def build(job: Job) -> Built:
         sampler = None
         if options.rollouts == "vllm":
             sampler = vllm_sampler(job.tokenizer, options, job.checkpoints)
-        if method == "ppo":
-            return PpoTrainer(job, tasks.prompts, partial(_scores, tasks), sampler), None
-        named = {r.name: tasks.of(r) for r in tasks.rewards}
-        return group_trainer(job, tasks.prompts, named, sampler), None
+        if name == "ppo":
+            trainer = PpoTrainer(job, tasks.prompts, partial(_scores, tasks), sampler)
+            return Built(trainer, trainer.rows)
+        rewards = {r.name: tasks.of(r) for r in tasks.rewards}
+        return group_trainer(job, tasks.prompts, rewards, sampler)
 
     return Prepared(
-        count=len(tasks.usable), trained=tasks.usable, probes=tasks.probes, trainer=trainer
+        count=len(tasks.usable), trained=tasks.usable, probes=tasks.probes, trainer=build
     )
 
 
-def _scores(tasks: Tasks, answers: list[str], at: list[int]) -> list[float]:
-    return tasks.weighted([tasks.usable[i] for i in at], answers)
+def _scores(tasks: Tasks, completions: list[str], rows: list[int]) -> list[float]:
+    return tasks.weighted([tasks.usable[i] for i in rows], completions)
 
 
 def group_trainer(
     job: Job, prompts: Sequence[str], rewards: Mapping[str, RewardFunction], sampler: Any = None
-) -> Any:
-    """A trainer that compares the sampled answers to a prompt with each other.
+) -> Built:
+    """Return a GRPO or RLOO trainer, which compares the completions of a prompt with each other.
 
     Args:
-        job: what to train; its options are of `GroupOptions`.
-        prompts: as the template renders them.
-        rewards: by name.
-        sampler: samples instead of transformers: called with the model, the step, the
-            prompts' ids, the most new tokens and the temperature; gives the answers' ids.
+        job: model and settings; its options must be `GroupOptions`.
+        prompts: prompts, rendered by the chat template.
+        rewards: reward functions by name.
+        sampler: samples completions in place of transformers; see `rollouts.Sampler`.
+
+    Raises:
+        ConfigError: there are fewer prompts than ``batch_size``.
     """
     options = job.options
     assert isinstance(options, GroupOptions)
     shared, accumulated = batches(options)
     if len(prompts) < options.batch_size:
         raise ConfigError(
-            f"{len(prompts)} prompts are fewer than batch_size {options.batch_size}.",
-            f"Give --batch-size {len(prompts)} or less.",
+            f"batch_size is {options.batch_size}, but there are only {len(prompts)} prompts.",
+            f"Pass --batch-size={len(prompts)} or less.",
         )
     steps = options.steps or options.iterations * max(
         1, math.ceil(options.epochs * len(prompts) / options.batch_size)
     )
-    every = -(-options.checkpoint_every // options.iterations) * options.iterations
-    wide = {
+    save_steps = -(-options.checkpoint_every // options.iterations) * options.iterations
+    settings = {
         **arguments(job, steps, shared * options.generations, accumulated),
-        # Answers that are used for several steps are not kept with a checkpoint.
-        "save_steps": every,
+        # A checkpoint does not include the current completions, so save only where new ones start.
+        "save_steps": save_steps,
         "num_generations": options.generations,
         "max_completion_length": options.max_new_tokens,
         "temperature": options.temperature,
@@ -168,12 +189,12 @@ def group_trainer(
         "use_vllm": options.rollouts == "vllm" and sampler is None,
         "vllm_mode": "colocate",
     }
-    # Sampling needs the prompts in their own order at each step.
-    del wide["train_sampling_strategy"]
-    trainer_class, config = (_Grpo, GRPOConfig) if job.method == "grpo" else (_Rloo, RLOOConfig)
+    # TRL uses its own sampler here, which repeats each prompt for its group.
+    del settings["train_sampling_strategy"]
+    trainer_class, config = (_Grpo, GRPOConfig) if job.trainer == "grpo" else (_Rloo, RLOOConfig)
     trainer = trainer_class(
         model=job.model,
-        args=config(**wide),
+        args=config(**settings),
         train_dataset=Dataset.from_dict({"prompt": list(prompts), "row": [*range(len(prompts))]}),
         processing_class=job.tokenizer,
         reward_funcs=[_reward_function(name, f) for name, f in rewards.items()],
@@ -181,7 +202,9 @@ def group_trainer(
         callbacks=[Log(job.hooks, steps)],
     )
     trainer.sampler = sampler
-    return ready(trainer)
+    # TRL shuffles the prompts once per pass, so that a pass uses each once.
+    used = -(-steps // options.iterations) * options.batch_size
+    return Built(ready(trainer), min(len(prompts), used))
 
 
 def _reward_function(name: str, function: RewardFunction) -> Any:
@@ -192,16 +215,16 @@ def _reward_function(name: str, function: RewardFunction) -> Any:
     return reward
 
 
-class _OurPrompts:
-    """Prompts are rendered already, and may be answered by an engine of ours."""
+class _RenderedPrompts:
+    """Tokenizes prompts that are already rendered, and samples with ``sampler`` if there is one."""
 
     sampler: Any = None
 
     def _tokenize_prompts(
         self: Any, prompts: list[str]
     ) -> tuple[list[list[int]], None, dict[str, Any]]:
-        made = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
-        return made, None, {}
+        ids = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
+        return ids, None, {}
 
     def _generate_single_turn(self: Any, prompt_ids: list[list[int]], *rest: Any) -> Any:
         if self.sampler is None:
@@ -215,14 +238,14 @@ class _OurPrompts:
         )
 
 
-class _Grpo(_OurPrompts, GRPOTrainer):
-    """TRL's GRPO on our prompts."""
+class _Grpo(_RenderedPrompts, GRPOTrainer):
+    """TRL's GRPO trainer for prompts that are already rendered."""
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *rest: Any) -> Any:
-        made = super()._generate_single_turn(prompt_ids, *rest)
-        # TRL gives log-probabilities along; without any it computes them itself.
-        return made if self.sampler is None else (made, None)
+        completions = super()._generate_single_turn(prompt_ids, *rest)
+        # TRL expects log-probabilities too, and computes them itself if they are None.
+        return completions if self.sampler is None else (completions, None)
 
 
-class _Rloo(_OurPrompts, RLOOTrainer):
-    """TRL's RLOO on our prompts."""
+class _Rloo(_RenderedPrompts, RLOOTrainer):
+    """TRL's RLOO trainer for prompts that are already rendered."""

@@ -1,7 +1,8 @@
-"""What can be set of a training run: one class per method, its fields the keys of [train]."""
+"""Settings of training runs: one class per trainer, whose fields are the keys of [train]."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,177 +12,232 @@ PAIRS = ("reward", "dpo", "kto")
 ONLINE = ("grpo", "rloo", "ppo")
 Peft = Literal["none", "lora", "qlora", "dora", "ia3", "adapter"]
 Format = Literal["chat", "alpaca", "dolly"]
-# Without adapters a step moves every weight, and has to be smaller.
+# Factor on the learning rate with adapters. Full fine-tuning changes every weight, so it needs
+# smaller steps.
 _ADAPTER_RATE = 10.0
-# Preferences and rewards are learned by smaller steps than answers.
+# Learning from preferences and rewards needs smaller steps than learning from answers.
 _RATE, _GENTLE_RATE = 2e-5, 2e-6
 
 
-class TrainOptions(BaseModel):
-    """What all methods share."""
+class TrainerOptions(BaseModel):
+    """Settings that all trainers share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    # Without adapters, where none is given.
+    # Default learning rate for full fine-tuning.
     full_rate: ClassVar[float] = _RATE
+    # Old names of settings, for the message about an old name.
+    renamed: ClassVar[Mapping[str, str]] = {}
 
-    seed: int = Field(0, ge=0, lt=2**32, description="order of rows, new weights, sampling")
-    epochs: float = Field(1.0, gt=0, le=1000, description="passes over the rows")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Random seed for row order, initial weights and sampling."
+    )
+    epochs: float = Field(1.0, gt=0, le=1000, description="Number of passes over the rows.")
     steps: int | None = Field(
-        None, ge=1, le=10**6, description="optimiser steps, instead of epochs"
+        None, ge=1, le=10**6, description="Number of optimizer steps. Replaces epochs."
     )
-    learning_rate: float | None = Field(None, gt=0, description="peak; empty: the method's own")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate. Default: depends on the trainer and on peft."
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="how the learning rate falls after the warm-up"
+        "cosine", description="Decay of the learning rate after the warm-up."
     )
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with a rising rate")
-    batch_size: int = Field(8, ge=1, description="sequences, pairs or prompts per optimiser step")
+    warmup: float = Field(
+        0.03, ge=0, lt=1, description="Fraction of the steps in which the learning rate increases."
+    )
+    batch_size: int = Field(
+        8, ge=1, description="Number of sequences, pairs or prompts per optimizer step."
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="of them at a time on each device; empty: 4 at most, 1 packed sequence",
+        description="Number of sequences, pairs or prompts per device and forward pass. "
+        "Default: at most 4, or 1 with packing.",
     )
     max_length: int = Field(
-        0, ge=0, description="tokens of a row; 0: 1024, or what the model reads if that is less"
+        0,
+        ge=0,
+        description="Maximum number of tokens per row. Default (0): 1024, or the context length of "
+        "the model if it is smaller.",
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
+    max_grad_norm: float = Field(1.0, gt=0, description="Maximum norm for gradient clipping.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     format: Format = Field(
-        "chat", description="chat: the tokenizer's own template; alpaca, dolly: for base models"
+        "chat",
+        description="Prompt format. chat: the tokenizer's chat template; alpaca or dolly: "
+        "prompts for base models.",
     )
     pad_token: str | None = Field(
-        None, description="for a tokenizer without one: a token of its vocabulary, or eos"
+        None,
+        description="Padding token for a tokenizer without one: a token of its vocabulary, or eos.",
     )
-    peft: Peft = Field("none", description="which weights are trained")
-    lora_rank: int = Field(16, ge=1, le=4096, description="of lora, qlora and dora")
-    lora_alpha: int = Field(32, ge=1, description="their scale: alpha / rank")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="their dropout")
-    adapter_length: int = Field(10, ge=1, le=4096, description="prompt tokens per layer of adapter")
+    peft: Peft = Field("none", description="PEFT method. Default: none, which is full fine-tuning.")
+    lora_rank: int = Field(16, ge=1, le=4096, description="Rank of LoRA, QLoRA and DoRA.")
+    lora_alpha: int = Field(
+        32, ge=1, description="LoRA updates are scaled by lora_alpha / lora_rank."
+    )
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the LoRA layers.")
+    adapter_length: int = Field(
+        10, ge=1, le=4096, description="Number of prompt tokens per layer of LLaMA-Adapter."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the weights; auto: float32, bfloat16 under adapters on a GPU"
+        "auto",
+        description="Data type of the weights. auto: float32, or bfloat16 with adapters on a GPU.",
     )
-    gradient_checkpointing: bool = Field(False, description="less memory, a fifth more time")
-    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
-    log_every: int = Field(1, ge=1, description="steps between log entries")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations: less memory, about 20% more time."
+    )
+    checkpoint_every: int = Field(50, ge=1, description="Number of steps between checkpoints.")
+    log_every: int = Field(1, ge=1, description="Number of steps between log entries.")
     held_out_rows: int | None = Field(
         None,
         ge=0,
-        description="rows to measure before and after, kept from training; empty: 64, "
-        "a tenth at most",
+        description="Number of held-out rows for evaluation before and after training. "
+        "Default: 64, or a tenth of the rows if that is less.",
     )
-    evaluate: bool = Field(True, description="measure the rows held out, before and after")
+    evaluate: bool = Field(
+        True, description="Evaluate on the held-out rows before and after training."
+    )
 
     def rate(self) -> float:
-        """The peak learning rate: as given, or the method's own."""
+        """Return the peak learning rate; its default depends on the trainer and on ``peft``."""
         if self.learning_rate is not None:
             return self.learning_rate
         return self.full_rate if self.peft == "none" else self.full_rate * _ADAPTER_RATE
 
 
-class SftOptions(TrainOptions):
-    """Supervised fine-tuning on answers."""
+class SftOptions(TrainerOptions):
+    """Settings of supervised fine-tuning."""
 
     tokens: int | None = Field(
         None,
         ge=1,
         le=10**10,
-        description="supervised tokens to train on, instead of epochs: exactly so many",
+        description="Exact number of supervised tokens to train on. Replaces epochs.",
     )
-    packing: bool = Field(True, description="several rows in a sequence, none seeing another")
+    packing: bool = Field(
+        True, description="Pack several rows into a sequence, without attention between them."
+    )
     too_long: Literal["drop", "truncate"] = Field(
-        "drop", description="what happens to a row of more than max_length tokens"
+        "drop", description="What to do with rows of more than max_length tokens."
     )
     weights: dict[str, float] = Field(
-        default_factory=dict, description="weight of the rows of a source; others have 1"
+        default_factory=dict,
+        description="Loss weight of rows by source. Other sources have weight 1.",
     )
     weight_score: str | None = Field(
-        None, description="a score whose value multiplies its row's weight"
+        None, description="Name of a score that is multiplied with the loss weight of its row."
     )
     rationale: float = Field(
-        0.0, ge=0, description="weight of writing the label `rationale` as a second task"
+        0.0,
+        ge=0,
+        description="Loss weight of a second task: to write the text of the label `rationale`.",
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> SftOptions:
+    def _check_amounts(self) -> SftOptions:
         if self.tokens is not None and self.steps is not None:
-            raise ValueError("give tokens or steps, not both")
+            raise ValueError("tokens and steps cannot be combined; pass one of them")
         if any(w < 0 for w in self.weights.values()):
-            raise ValueError("a weight is below 0")
+            raise ValueError("weights must be 0 or more")
         return self
 
 
-class RewardOptions(TrainOptions):
-    """A reward model of pairs (Bradley and Terry)."""
+class RewardOptions(TrainerOptions):
+    """Settings of reward models, which learn from preference pairs (Bradley-Terry)."""
 
     center: float = Field(
-        0.0, ge=0, description="pull of the rewards towards a mean of 0 (2312.09244, eq. 2)"
+        0.0,
+        ge=0,
+        description="Coefficient that centers the rewards at 0 (arXiv 2312.09244, eq. 2).",
     )
 
 
-class DpoOptions(TrainOptions):
-    """Direct preference optimisation."""
+class DpoOptions(TrainerOptions):
+    """Settings of direct preference optimization (DPO)."""
 
     full_rate: ClassVar[float] = _GENTLE_RATE
 
-    beta: float = Field(0.1, gt=0, description="how much leaving the starting model costs")
+    beta: float = Field(
+        0.1, gt=0, description="Coefficient of the implicit KL penalty against the base model."
+    )
     loss: Literal["sigmoid", "sigmoid_norm", "ipo"] = Field(
-        "sigmoid", description="sigmoid_norm: by length, as Tulu 3"
+        "sigmoid", description="Loss. sigmoid_norm: normalized by length, as in Tulu 3."
     )
-    sft_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' likelihood")
+    sft_weight: float = Field(0.0, ge=0, description="Weight of an SFT loss on the chosen answers.")
 
 
-class KtoOptions(TrainOptions):
-    """Kahneman-Tversky optimisation: every answer by itself is good or bad."""
-
-    full_rate: ClassVar[float] = _GENTLE_RATE
-
-    beta: float = Field(0.1, gt=0, description="how much leaving the starting model costs")
-    desirable_weight: float = Field(1.0, ge=0, description="of good answers")
-    undesirable_weight: float = Field(1.0, ge=0, description="of bad answers")
-
-
-class OnlineOptions(TrainOptions):
-    """What the methods share that learn from answers they sample."""
+class KtoOptions(TrainerOptions):
+    """Settings of Kahneman-Tversky optimization (KTO), which labels single answers good or bad."""
 
     full_rate: ClassVar[float] = _GENTLE_RATE
 
-    max_new_tokens: int = Field(128, ge=1, description="tokens of a sampled answer")
-    temperature: float = Field(1.0, ge=0.01, le=100, description="of sampling")
+    beta: float = Field(
+        0.1, gt=0, description="Coefficient of the implicit KL penalty against the base model."
+    )
+    desirable_weight: float = Field(1.0, ge=0, description="Loss weight of chosen answers.")
+    undesirable_weight: float = Field(1.0, ge=0, description="Loss weight of rejected answers.")
+
+
+class OnlineOptions(TrainerOptions):
+    """Settings that grpo, rloo and ppo share: they learn from completions that they sample."""
+
+    full_rate: ClassVar[float] = _GENTLE_RATE
+
+    max_new_tokens: int = Field(128, ge=1, description="Maximum number of tokens per completion.")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="Sampling temperature.")
     reward_weights: dict[str, float] = Field(
-        default_factory=dict, description="weight of a reward by its name; others have 1"
+        default_factory=dict, description="Weight of rewards by name. Other rewards have weight 1."
     )
     rollouts: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what samples; vllm reloads the weights at every step"
+        "transformers",
+        description="Library that samples completions. vllm reloads the weights at every step.",
     )
 
     @model_validator(mode="after")
-    def _can_be_sampled(self) -> Self:
+    def _check_peft(self) -> Self:
         if self.peft == "adapter":
-            raise ValueError("peft = adapter gives no model that an engine could sample; use lora")
+            raise ValueError("peft=adapter cannot be used with grpo, rloo or ppo; use peft=lora")
         return self
 
 
 class GroupOptions(OnlineOptions):
-    """Of grpo and rloo: answers are compared with the others to their prompt."""
+    """Settings of grpo and rloo, which compare the completions of a prompt with each other."""
 
-    generations: int = Field(4, ge=2, description="answers to a prompt")
-    beta: float = Field(0.0, ge=0, description="weight of the divergence from the first model")
-    iterations: int = Field(1, ge=1, description="optimiser steps on the same answers")
+    generations: int = Field(4, ge=2, description="Number of completions per prompt (group size).")
+    beta: float = Field(0.0, ge=0, description="KL coefficient against the base model.")
+    iterations: int = Field(
+        1, ge=1, description="Number of optimizer steps per batch of completions."
+    )
 
 
 class PpoOptions(OnlineOptions):
-    """Proximal policy optimisation (Schulman et al. 2017) with a learned critic."""
+    """Settings of proximal policy optimization (Schulman et al. 2017) with a learned critic."""
 
-    kl: float = Field(0.05, ge=0, description="price of leaving the first model, per token")
-    clip: float = Field(0.2, gt=0, lt=1, description="how far a step may move a probability")
-    value_clip: float = Field(0.2, gt=0, description="how far a step may move a value")
-    value_weight: float = Field(0.1, gt=0, description="weight of the critic's loss")
-    gamma: float = Field(1.0, gt=0, le=1, description="discount of later rewards")
-    lam: float = Field(0.95, ge=0, le=1, description="GAE's: 1 unbiased, 0 least variance")
-    passes: int = Field(2, ge=1, description="passes over the same answers")
-    no_end_penalty: float = Field(1.0, ge=0, description="taken from an answer that never ended")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "kl": "kl_coef",
+        "clip": "clip_range",
+        "passes": "ppo_epochs",
+    }
+
+    kl_coef: float = Field(
+        0.05, ge=0, description="KL coefficient against the base model, per token."
+    )
+    clip_range: float = Field(
+        0.2, gt=0, lt=1, description="Clipping range of the probability ratio in the policy loss."
+    )
+    value_clip: float = Field(0.2, gt=0, description="Clipping range of the value in its loss.")
+    value_weight: float = Field(0.1, gt=0, description="Weight of the value loss.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount factor of later rewards.")
+    lam: float = Field(
+        0.95, ge=0, le=1, description="GAE lambda. 1: no bias; 0: the smallest variance."
+    )
+    ppo_epochs: int = Field(2, ge=1, description="PPO epochs per rollout batch.")
+    no_end_penalty: float = Field(
+        1.0, ge=0, description="Subtracted from the score of a completion without an end token."
+    )
 
 
-OPTIONS: dict[str, type[TrainOptions]] = {
+OPTIONS: dict[str, type[TrainerOptions]] = {
     "sft": SftOptions,
     "reward": RewardOptions,
     "dpo": DpoOptions,

@@ -1,4 +1,4 @@
-"""What training does to a model: packages, adapters, and the check that saving worked."""
+"""Prepare a model for training, configure its adapters, and check that it was saved correctly."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from typing import Any
 
 from instructgen.errors import ConfigError, TrainingError
 from instructgen.models.loading import Head, head_of, read_config
-from instructgen.training.options import TrainOptions
+from instructgen.training.options import TrainerOptions
 
-# Rounding by merging, in shares of the logits' size; a lost layer or head is far more.
+# Allowed error from rounding and merging, relative to the root mean square of the logits: for
+# float32, and for coarser types. A missing layer or head changes the logits much more.
 _EXACT, _COARSE = 0.002, 0.1
 _LONGEST = 1024
 
 
-def needs_packages() -> None:
-    """Import what training needs, quietly.
+def require_training_packages() -> None:
+    """Import the packages that training needs, and silence their logs and progress bars.
 
     Raises:
         ConfigError: a package is missing.
     """
-    # TRL reports its use unless told not to.
+    # TRL sends usage statistics unless this is set.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
-    # Others import it only to see that it is there, and it says what it lacks.
+    # Other packages import vLLM to check that it is installed, and it logs missing features.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import logging
     import warnings
 
     quiet = ("trl", "peft", "accelerate", "torch.distributed", "bitsandbytes")
-    # TRL imports vLLM, which says at once what its CPU build lacks.
+    # TRL imports vLLM, which logs at once what its CPU build does not support.
     for logger in (*quiet, "vllm.triton_utils.importing"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
@@ -41,7 +42,7 @@ def needs_packages() -> None:
         import trl  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"Training needs the package {error.name}.",
+            f"Training requires the package {error.name}, which is not installed.",
             "Run: make setup, or pip install 'instructgen[cpu,train]'.",
         ) from None
     transformers.utils.logging.set_verbosity_error()
@@ -51,53 +52,63 @@ def needs_packages() -> None:
     warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|peft|accelerate)\b.*")
 
 
-def stop_at(model: Any, end_id: int) -> None:
-    """Make generation end where the chat template ends an answer, and save it so.
+def set_eos(model: Any, end_id: int) -> None:
+    """Add ``end_id``, which ends an answer in the chat template, to the model's EOS tokens.
 
-    The end of text of many base models is another token than the end of turn that a
-    template teaches: they would go on until they run out of room.
+    The generation config, which is saved with the model, is changed. Many base models have an
+    end-of-text token that differs from the template's end-of-turn token. Without this, they
+    would generate up to the token limit.
     """
-    known = getattr(model, "generation_config", None)
-    if known is None:
+    config = getattr(model, "generation_config", None)
+    if config is None:
         return
-    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if end_id not in ends:
-        known.eos_token_id = [end_id, *(e for e in ends if e is not None)]
+        config.eos_token_id = [end_id, *(e for e in ends if e is not None)]
 
 
 def length_for(name: str, asked: int) -> int:
-    """The longest row to train on: as asked, or 1024 where the model reads so many.
+    """Return the maximum row length in tokens.
+
+    Args:
+        name: the model: a folder, a Hub name, or ``smollm2``.
+        asked: requested length; 0 for 1024, or the model's context length if it is smaller.
 
     Raises:
-        ConfigError: the model reads less than was asked, or cannot be loaded.
+        ConfigError: the requested length exceeds the model's context length, or the model's
+            configuration cannot be loaded.
     """
     most = getattr(read_config(name).get_text_config(), "max_position_embeddings", None)
     if asked == 0:
         return min(_LONGEST, most or _LONGEST)
     if most is not None and asked > most:
         raise ConfigError(
-            f"max_length is {asked}, and --model {name} reads {most} tokens.",
-            f"Give --max-length {most} or less.",
+            f"max_length is {asked}, but the model {name} supports at most {most} tokens.",
+            f"Pass --max-length={most} or less.",
         )
     return asked
 
 
-def peft_of(options: TrainOptions, model: Any, head: Head) -> Any:
-    """PEFT's configuration of the adapters asked for; None for all weights."""
+def peft_of(options: TrainerOptions, model: Any, head: Head) -> Any:
+    """Return the PEFT configuration for ``options.peft``; None for full fine-tuning.
+
+    Raises:
+        ConfigError: LLaMA-Adapter is requested for a reward model.
+    """
     if options.peft == "none":
         return None
     from peft import AdaptionPromptConfig, IA3Config, LoraConfig, TaskType
 
     task = TaskType.CAUSAL_LM if head == "causal" else TaskType.SEQ_CLS
-    # A new head that is not saved with the adapters is lost: the classic way to
-    # export a reward model of random numbers.
+    # The new head must be saved with the adapters; otherwise the exported reward model has a
+    # randomly initialized head.
     heads = [head_of(model)] if head == "reward" else None
     if options.peft == "ia3":
         return IA3Config(task_type=task, modules_to_save=heads)
     if options.peft == "adapter":
         if head == "reward":
             raise ConfigError(
-                "LLaMA-Adapter is for language models only.", "Give --peft lora for a reward model."
+                "peft=adapter (LLaMA-Adapter) does not support reward models.", "Pass --peft=lora."
             )
         layers = model.config.num_hidden_layers
         return AdaptionPromptConfig(
@@ -115,48 +126,52 @@ def peft_of(options: TrainOptions, model: Any, head: Head) -> Any:
 
 
 def outputs(model: Any, rows: Sequence[Sequence[int]]) -> Any:
-    """The logits at the last token of each row, as float32 on the CPU: (rows, vocabulary or 1)."""
+    """Return the logits at the last token of each row of token ids.
+
+    The result is a float32 tensor on the CPU, of shape (rows, vocabulary), or (rows, 1) for a
+    reward model.
+    """
     import torch
 
-    was = model.training
+    was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    found = []
+    last_logits = []
     with torch.inference_mode():
         for ids in rows:
-            given = torch.tensor([list(ids)], device=device)
-            logits = model(input_ids=given, attention_mask=torch.ones_like(given)).logits
-            found.append(logits.reshape(-1, logits.shape[-1])[-1].float().cpu())
-    model.train(was)
-    return torch.stack(found)
+            inputs = torch.tensor([list(ids)], device=device)
+            logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits
+            last_logits.append(logits.reshape(-1, logits.shape[-1])[-1].float().cpu())
+    model.train(was_training)
+    return torch.stack(last_logits)
 
 
 def check_reload(
     trained: Any, reloaded: Any, base: Any, *, precise: bool = True, rough: bool = False
 ) -> dict[str, float]:
-    """Whether the saved model is the one in memory, and not the one it began as.
+    """Check that the saved model computes the same logits as the trained model in memory.
 
     Args:
-        trained: `outputs` of the model in memory.
-        reloaded: of the model as saved.
-        base: of the model before training.
-        precise: whether the one in memory computes in float32.
-        rough: whether it computes with rounded weights, or with a share of them; then
-            nothing is refused.
+        trained: `outputs` of the trained model in memory.
+        reloaded: `outputs` of the saved model.
+        base: `outputs` of the model before training.
+        precise: whether the model in memory computes in float32.
+        rough: whether the model in memory has quantized or sharded weights. Then no error is
+            raised.
 
     Returns:
-        ``difference`` between memory and disk, and ``moved`` from base to disk: root mean
-        squares.
+        Root mean square differences of the logits: ``difference`` between trained and saved
+        model, ``moved`` between base and saved model.
 
     Raises:
-        TrainingError: the saved model is another.
+        TrainingError: the saved model differs from the trained one.
     """
     difference, moved = _distance(trained, reloaded), _distance(base, reloaded)
     most = (_EXACT if precise else _COARSE) * max(1.0, _distance(trained, 0 * trained))
     if not rough and difference > most:
         raise TrainingError(
             f"The saved model differs from the trained one by {difference:.3g} in its logits.",
-            "The checkpoints are kept; please report this, with run.json.",
+            "The checkpoints are kept. Report this as a bug, with run.json attached.",
         )
     return {"difference": difference, "moved": moved}
 

@@ -1,10 +1,9 @@
-"""Proximal policy optimisation for language models, small enough to read.
+"""Proximal policy optimization (PPO) for language models, in a single process.
 
-Schulman et al. 2017 (1707.06347), as InstructGPT used it (2203.02155): a policy, a
-critic, and the model that the policy began as. Every step samples an answer to each of
-a batch of prompts, scores it, and makes a few passes over the batch. The price of
-leaving the first model is taken from the reward token by token; the score comes with
-the last token. One process.
+Schulman et al. 2017 (1707.06347) as used by InstructGPT (2203.02155), with a policy, a critic and
+a reference model, which is the policy before training. Each step samples one completion per prompt
+of a batch, scores it, and trains for a few epochs on the batch. A per-token KL penalty against the
+reference model is subtracted from the reward; the score is added at the last token.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from instructgen.training.rollouts import Sampler
 from instructgen.training.schedule import micro_batch, schedule
 from instructgen.training.trainer import Job
 
+# (completions, row number of each prompt) -> one score per completion.
 Scores = Callable[[list[str], list[int]], list[float]]
 _STATE = "ppo.json"
 
@@ -44,35 +44,36 @@ _STATE = "ppo.json"
 def gae(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimates (Schulman et al. 2016, 1506.02438, eq. 16) and returns.
+    """Compute generalized advantage estimates (Schulman et al. 2016, 1506.02438, eq. 16).
 
     Args:
-        rewards: (answers, tokens), the reward that follows each token.
-        values: (answers, tokens), what the critic expected before each token.
-        mask: (answers, tokens), 1 for the tokens of an answer; these come first.
-        gamma: discount.
-        lam: weight of estimates that look further.
+        rewards: reward after each token, of shape (completions, tokens).
+        values: value that the critic predicts before each token, of the same shape.
+        mask: 1 for the tokens of a completion, which come first, and 0 for padding.
+        gamma: discount factor.
+        lam: GAE lambda, the weight of longer-horizon estimates.
 
     Returns:
-        Advantages and returns, both (answers, tokens) and 0 outside of the mask.
+        Advantages and returns, both of shape (completions, tokens) and 0 outside the mask.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(rewards)
-    following = torch.zeros(rewards.shape[0], device=rewards.device)
+    advantage = torch.zeros(rewards.shape[0], device=rewards.device)
     for t in reversed(range(rewards.shape[1])):
-        after = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(following)
+        after = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(advantage)
         delta = rewards[:, t] + gamma * after - values[:, t]
-        following = (delta + gamma * lam * following) * mask[:, t]
-        advantages[:, t] = following
+        advantage = (delta + gamma * lam * advantage) * mask[:, t]
+        advantages[:, t] = advantage
     return advantages, (advantages + values) * mask
 
 
 def policy_loss(
     now: torch.Tensor, then: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clipped objective (1707.06347, eq. 7), negated, and the ratios of probabilities.
+    """Return the negated clipped objective (1707.06347, eq. 7) and the probability ratios.
 
-    All arguments but ``clip`` are (answers, tokens); the first two are log-probabilities.
+    ``now`` and ``then`` are log-probabilities under the current and the sampling policy. All
+    tensors have the shape (completions, tokens).
     """
     ratio = torch.exp((now - then) * mask)
     worst = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
@@ -82,22 +83,22 @@ def policy_loss(
 def value_loss(
     now: torch.Tensor, then: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip: float
 ) -> torch.Tensor:
-    """Half the squared error of the critic, which may move by ``clip`` at most."""
+    """Return half the squared error of the values, clipped to within ``clip`` of the old ones."""
     clipped = then + (now - then).clamp(-clip, clip)
     worst = torch.max((now - returns) ** 2, (clipped - returns) ** 2)
     return 0.5 * (worst * mask).sum() / mask.sum()
 
 
 def whitened(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """With a mean of 0 and a deviation of 1 over the mask."""
+    """Return the values scaled to mean 0 and variance 1 over the mask, and 0 outside it."""
     count = mask.sum()
     mean = (values * mask).sum() / count
-    deviation = (((values - mean) * mask) ** 2).sum() / count
-    return (values - mean) * torch.rsqrt(deviation + 1e-8) * mask
+    variance = (((values - mean) * mask) ** 2).sum() / count
+    return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
-def _no_dropout(*models: Any) -> None:
-    """The probabilities of a step's answers are computed twice and have to agree."""
+def _disable_dropout(*models: Any) -> None:
+    """Disable dropout: the ratio of old and new probabilities must be 1 before the first update."""
     for model in models:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -105,7 +106,7 @@ def _no_dropout(*models: Any) -> None:
 
 
 class ActorCritic(torch.nn.Module):
-    """Both models as one, so that one optimiser serves them."""
+    """Policy and critic as one module, so that one optimizer updates both."""
 
     def __init__(self, policy: Any, critic: Any) -> None:
         super().__init__()
@@ -114,51 +115,63 @@ class ActorCritic(torch.nn.Module):
     def forward(
         self, ids: torch.Tensor, mask: torch.Tensor, width: int, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the last ``width`` tokens: log-probabilities, values before them, entropies."""
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
-        chosen, entropy = _log_probabilities(self.policy, given, width, temperature)
-        values = self.critic(**given).logits[:, -width - 1 : -1, 0].float()
+        """Return log-probabilities, values and entropies for the last ``width`` tokens.
+
+        ``ids`` and ``mask`` have the shape (completions, prompt and completion tokens), the
+        results (completions, width). A value is the prediction before its token.
+        """
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        chosen, entropy = _log_probabilities(self.policy, inputs, width, temperature)
+        values = self.critic(**inputs).logits[:, -width - 1 : -1, 0].float()
         return chosen, values, entropy
 
 
 def _log_probabilities(
-    policy: Any, given: dict[str, Any], width: int, temperature: float
+    policy: Any, inputs: dict[str, Any], width: int, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = policy(**given).logits[:, -width - 1 : -1].float() / temperature
-    every = log_softmax(logits, dim=-1)
-    chosen = every.gather(-1, given["input_ids"][:, -width:, None])[..., 0]
+    logits = policy(**inputs).logits[:, -width - 1 : -1].float() / temperature
+    log_probs = log_softmax(logits, dim=-1)
+    chosen = log_probs.gather(-1, inputs["input_ids"][:, -width:, None])[..., 0]
     with torch.no_grad():
-        entropy = -(every.exp() * every).sum(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
     return chosen, entropy
 
 
 @dataclass(frozen=True, slots=True)
-class _Answers:
-    """What a step sampled: tensors of (answers, tokens) but for ``scores`` and ``ended``."""
+class _Rollouts:
+    """The completions of one step, as tensors with one row per completion.
+
+    ``ids`` and ``mask`` cover prompt and completion tokens; ``completion_mask``, the
+    log-probabilities and ``values`` only the completion tokens.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
-    made: torch.Tensor
-    then: torch.Tensor
-    reference: torch.Tensor
+    completion_mask: torch.Tensor
+    old_log_probs: torch.Tensor
+    reference_log_probs: torch.Tensor
     values: torch.Tensor
     scores: torch.Tensor
     ended: torch.Tensor
 
     @property
     def width(self) -> int:
-        return int(self.made.shape[1])
+        return int(self.completion_mask.shape[1])
 
 
 class PpoTrainer:
-    """Trains a policy; the surface that it shares with TRL's trainers is small.
+    """Trains a policy with PPO; has the few methods of TRL's trainers that the caller needs.
 
     Args:
-        job: what to train; its options are of `PpoOptions`.
-        prompts: as the template renders them.
-        scores: of (answers, indices of their prompts).
-        sampler: samples instead of transformers.
+        job: model and settings; its options must be `PpoOptions`.
+        prompts: prompts, rendered by the chat template.
+        scores: function that scores completions.
+        sampler: samples completions in place of transformers; see `rollouts.Sampler`.
+
+    Raises:
+        ConfigError: ``micro_batch_size`` does not divide ``batch_size``, or the critic cannot
+            be loaded.
     """
 
     def __init__(
@@ -169,7 +182,7 @@ class PpoTrainer:
         self.options, self.job, self._scores, self._sampler = options, job, scores, sampler
         self.tokenizer = job.tokenizer
         self._prompts = job.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        self._plan = schedule(
+        self._schedule = schedule(
             len(prompts),
             options.batch_size,
             options.seed,
@@ -180,44 +193,46 @@ class PpoTrainer:
         try:
             self._micro, _ = micro_batch(options.batch_size, options.micro_batch_size, 1)
         except ValueError as error:
-            raise ConfigError(f"{error}.", "Give another micro_batch_size.") from error
+            raise ConfigError(f"{error}.", "Change batch_size or micro_batch_size.") from error
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         set_seed(options.seed)
         policy, critic, reference = self._models(job)
-        both = ActorCritic(policy, critic)
-        weights = [p for p in both.parameters() if p.requires_grad]
+        models = ActorCritic(policy, critic)
+        weights = [p for p in models.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             weights, lr=options.rate(), weight_decay=options.weight_decay, eps=1e-5
         )
-        steps = self._plan.steps * options.passes
-        self._rates = get_scheduler(
+        self.rows = len(set(self._schedule.order))
+        steps = self._schedule.steps * options.ppo_epochs
+        self._lr_scheduler = get_scheduler(
             {"constant": "constant_with_warmup"}.get(options.schedule, options.schedule),
             optimizer,
             num_warmup_steps=int(options.warmup * steps),
             num_training_steps=steps,
         )
-        self._both, self._optimizer = self.accelerator.prepare(both, optimizer)
+        self._actor_critic, self._optimizer = self.accelerator.prepare(models, optimizer)
         self._reference = None if reference is None else reference.to(self.accelerator.device)
         self.state = SimpleNamespace(global_step=0)
 
     @property
     def model(self) -> Any:
-        """The policy."""
-        return self.accelerator.unwrap_model(self._both).policy
+        """The policy that is trained, with its adapters if there are any."""
+        return self.accelerator.unwrap_model(self._actor_critic).policy
 
     def _models(self, job: Job) -> tuple[Any, Any, Any]:
+        """Return policy, critic and reference; the reference is None if there are adapters."""
         policy = job.model
         folder = policy.config._name_or_path
         dtype = str(policy.dtype).removeprefix("torch.")
         critic = load_model(folder, "value", dtype=dtype, new_head=True)
-        # A critic that begins at 0 says nothing wrong of the first answers.
+        # A critic that predicts 0 at first does not bias the first updates.
         head = head_of(critic)
         torch.nn.init.zeros_(getattr(critic, head).weight)
         if self.options.gradient_checkpointing:
             policy.gradient_checkpointing_enable()
             critic.gradient_checkpointing_enable()
         if job.peft is None:
-            _no_dropout(policy, critic)
+            _disable_dropout(policy, critic)
             reference = copy.deepcopy(policy).eval().requires_grad_(False)
             return policy, critic, reference
         from peft import LoraConfig, get_peft_model
@@ -231,29 +246,29 @@ class PpoTrainer:
             modules_to_save=[head],
         )
         wrapped_critic = get_peft_model(critic, adapters)
-        _no_dropout(wrapped, wrapped_critic)
+        _disable_dropout(wrapped, wrapped_critic)
         return wrapped, wrapped_critic, None
 
-    # -- a step ---------------------------------------------------------------------------
+    # -- training -------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | None = None) -> None:
-        """Take all steps that are left.
+        """Train until the last step, from a checkpoint folder if one is given.
 
         Raises:
-            TrainingError: the loss is no number.
+            TrainingError: the loss or the gradient norm is not finite.
         """
         options, hooks = self.options, self.job.hooks
         if resume_from_checkpoint is not None:
             self._load(Path(resume_from_checkpoint))
-        pace = Pace(self._plan.steps, self.state.global_step, self.state.global_step)
+        pace = Pace(self._schedule.steps, self.state.global_step, self.state.global_step)
         writer = self._tensorboard()
-        while self.state.global_step < self._plan.steps:
+        while self.state.global_step < self._schedule.steps:
             at = self.state.global_step * options.batch_size
-            rows = self._plan.order[at : at + options.batch_size]
-            answers = self._sample(rows)
-            entry = self._learn(answers)
+            rows = self._schedule.order[at : at + options.batch_size]
+            rollouts = self._sample(rows)
+            entry = self._update(rollouts)
             self.state.global_step += 1
-            pace.tokens += int(answers.mask.sum())
+            pace.tokens += int(rollouts.mask.sum())
             for name in ("loss", "grad_norm"):
                 check_finite(name, entry[name], self.state.global_step)
             if self.state.global_step % options.log_every == 0:
@@ -263,103 +278,105 @@ class PpoTrainer:
                     writer.add_scalar(f"train/{name}", value, self.state.global_step)
                 hooks.log(entry)
                 hooks.pace(pace)
-            last = self.state.global_step == self._plan.steps
+            last = self.state.global_step == self._schedule.steps
             if last or self.state.global_step % options.checkpoint_every == 0:
                 self._save()
         writer.close()
 
-    def _sample(self, rows: Sequence[int]) -> _Answers:
-        """An answer to each prompt, what both models and the critic think of it, and its score."""
+    def _sample(self, rows: Sequence[int]) -> _Rollouts:
+        """Sample a completion per prompt, and compute scores, log-probabilities and values."""
         options, device = self.options, self.accelerator.device
         prompts = [self._prompts[i] for i in rows]
-        made = self._generate(prompts)
-        ends = self._ends()
-        ended = [bool(ids) and ids[-1] in ends for ids in made]
-        texts = self.tokenizer.batch_decode(made, skip_special_tokens=True)
+        completions = self._generate(prompts)
+        ends = self._end_ids()
+        ended = [bool(ids) and ids[-1] in ends for ids in completions]
+        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
         scores = [
-            score - (0.0 if over else options.no_end_penalty)
-            for score, over in zip(self._scores(texts, list(rows)), ended, strict=True)
+            score - (0.0 if has_end else options.no_end_penalty)
+            for score, has_end in zip(self._scores(texts, list(rows)), ended, strict=True)
         ]
-        pad, left, width = self.tokenizer.pad_token_id, max(map(len, prompts)), max(map(len, made))
+        pad = self.tokenizer.pad_token_id
+        left, width = max(map(len, prompts)), max(map(len, completions))
         ids, mask = [], []
-        for prompt, answer in zip(prompts, made, strict=True):
-            before, after = left - len(prompt), width - len(answer)
-            ids.append([pad] * before + prompt + answer + [pad] * after)
-            mask.append([0] * before + [1] * (len(prompt) + len(answer)) + [0] * after)
+        for prompt, completion in zip(prompts, completions, strict=True):
+            before, after = left - len(prompt), width - len(completion)
+            ids.append([pad] * before + prompt + completion + [pad] * after)
+            mask.append([0] * before + [1] * (len(prompt) + len(completion)) + [0] * after)
         all_ids = torch.tensor(ids, device=device)
         all_mask = torch.tensor(mask, device=device)
-        then, values, reference = [], [], []
+        old_log_probs, values, reference = [], [], []
         with torch.inference_mode():
-            for part in self._parts(len(rows)):
-                one = self._both(all_ids[part], all_mask[part], width, options.temperature)
-                then.append(one[0])
-                values.append(one[1])
-                given = {"input_ids": all_ids[part], "attention_mask": all_mask[part]}
-                given["position_ids"] = (all_mask[part].cumsum(1) - 1).clamp(min=0)
-                with self._first_model() as first:
+            for part in self._micro_batches(len(rows)):
+                now = self._actor_critic(all_ids[part], all_mask[part], width, options.temperature)
+                old_log_probs.append(now[0])
+                values.append(now[1])
+                inputs = {"input_ids": all_ids[part], "attention_mask": all_mask[part]}
+                inputs["position_ids"] = (all_mask[part].cumsum(1) - 1).clamp(min=0)
+                with self._reference_model() as model:
                     reference.append(
-                        _log_probabilities(first, given, width, options.temperature)[0]
+                        _log_probabilities(model, inputs, width, options.temperature)[0]
                     )
-        return _Answers(
+        return _Rollouts(
             ids=all_ids,
             mask=all_mask,
-            made=all_mask[:, -width:].float(),
-            # Plain tensors again: those of inference mode take no part in learning.
-            then=torch.cat(then).clone(),
-            reference=torch.cat(reference).clone(),
+            completion_mask=all_mask[:, -width:].float(),
+            # Cloned, because tensors created in inference mode cannot be used in autograd.
+            old_log_probs=torch.cat(old_log_probs).clone(),
+            reference_log_probs=torch.cat(reference).clone(),
             values=torch.cat(values).clone(),
             scores=torch.tensor(scores, device=device, dtype=torch.float32),
             ended=torch.tensor(ended, device=device),
         )
 
-    def _learn(self, answers: _Answers) -> dict[str, float]:
-        """A few passes over the answers of a step."""
-        options, made = self.options, answers.made
-        price = options.kl * (answers.then - answers.reference) * made
-        rewards = -price
-        last = made.sum(1).long() - 1
-        rewards[torch.arange(len(last)), last] += answers.scores
-        advantages, returns = gae(rewards, answers.values, made, options.gamma, options.lam)
-        advantages = whitened(advantages, made)
+    def _update(self, rollouts: _Rollouts) -> dict[str, float]:
+        """Train on the completions of a step, and return the numbers for the log."""
+        options, mask = self.options, rollouts.completion_mask
+        log_ratio = (rollouts.old_log_probs - rollouts.reference_log_probs) * mask
+        rewards = -(options.kl_coef * log_ratio)
+        last = mask.sum(1).long() - 1
+        rewards[torch.arange(len(last)), last] += rollouts.scores
+        advantages, returns = gae(rewards, rollouts.values, mask, options.gamma, options.lam)
+        advantages = whitened(advantages, mask)
         losses, critic_losses, ratios, entropies = [], [], [], []
-        for _ in range(options.passes):
+        for _ in range(options.ppo_epochs):
             self._optimizer.zero_grad()
-            for part in self._parts(len(answers.ids)):
-                now, values, entropy = self._both(
-                    answers.ids[part], answers.mask[part], answers.width, options.temperature
+            for part in self._micro_batches(len(rollouts.ids)):
+                log_probs, values, entropy = self._actor_critic(
+                    rollouts.ids[part], rollouts.mask[part], rollouts.width, options.temperature
                 )
-                share = made[part].sum() / made.sum()
+                part_mask, old_log_probs = mask[part], rollouts.old_log_probs[part]
+                share = part_mask.sum() / mask.sum()
                 loss, ratio = policy_loss(
-                    now, answers.then[part], advantages[part], made[part], options.clip
+                    log_probs, old_log_probs, advantages[part], part_mask, options.clip_range
                 )
                 critic = value_loss(
-                    values, answers.values[part], returns[part], made[part], options.value_clip
+                    values, rollouts.values[part], returns[part], part_mask, options.value_clip
                 )
-                whole = (loss + options.value_weight * critic) * share
-                self.accelerator.backward(whole)
-                losses.append(float(whole.detach()))
+                total = (loss + options.value_weight * critic) * share
+                self.accelerator.backward(total)
+                losses.append(float(total.detach()))
                 critic_losses.append(float(critic.detach() * share))
-                ratios.append(((ratio * made[part]).sum() / made[part].sum()).detach())
-                entropies.append(((entropy * made[part]).sum() / made[part].sum()).detach())
-            norm = self.accelerator.clip_grad_norm_(self._both.parameters(), options.max_grad_norm)
+                ratios.append(((ratio * part_mask).sum() / part_mask.sum()).detach())
+                entropies.append(((entropy * part_mask).sum() / part_mask.sum()).detach())
+            weights = self._actor_critic.parameters()
+            norm = self.accelerator.clip_grad_norm_(weights, options.max_grad_norm)
             self._optimizer.step()
-            self._rates.step()
-        divergence = ((answers.then - answers.reference) * made).sum(1).mean()
+            self._lr_scheduler.step()
         return {
-            "loss": sum(losses) / options.passes,
-            "value_loss": sum(critic_losses) / options.passes,
-            "reward": float(answers.scores.mean()),
-            "kl": float(divergence),
+            "loss": sum(losses) / options.ppo_epochs,
+            "value_loss": sum(critic_losses) / options.ppo_epochs,
+            "reward": float(rollouts.scores.mean()),
+            "kl": float(log_ratio.sum(1).mean()),
             "entropy": float(torch.stack(entropies).mean()),
             "ratio_first": float(ratios[0]),
             "ratio": float(ratios[-1]),
-            "ended": float(answers.ended.float().mean()),
-            "length": float(made.sum(1).mean()),
+            "ended": float(rollouts.ended.float().mean()),
+            "length": float(mask.sum(1).mean()),
             "grad_norm": float(norm),
-            "learning_rate": float(self._rates.get_last_lr()[0]),
+            "learning_rate": float(self._lr_scheduler.get_last_lr()[0]),
         }
 
-    def _parts(self, count: int) -> list[slice]:
+    def _micro_batches(self, count: int) -> list[slice]:
         return [slice(at, at + self._micro) for at in range(0, count, self._micro)]
 
     # -- sampling -------------------------------------------------------------------------
@@ -371,7 +388,7 @@ class PpoTrainer:
             return self._sampler(
                 self.model, step, prompts, options.max_new_tokens, options.temperature
             )
-        pad, ends, left = self.tokenizer.pad_token_id, self._ends(), max(map(len, prompts))
+        pad, ends, left = self.tokenizer.pad_token_id, self._end_ids(), max(map(len, prompts))
         ids = torch.tensor([[pad] * (left - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p in prompts])
         device, policy = self.accelerator.device, self.model
@@ -380,8 +397,8 @@ class PpoTrainer:
             output = policy.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                # Not the model's own: penalties and cuts would be another distribution than
-                # the one whose ratios are learned from.
+                # The model's own settings, such as top-p or penalties, would sample from a
+                # distribution other than the one whose ratios the loss uses.
                 generation_config=GenerationConfig(
                     do_sample=True,
                     temperature=options.temperature,
@@ -393,21 +410,21 @@ class PpoTrainer:
                 ),
             )
         policy.train()
-        made = []
+        completions = []
         for row in output[:, left:].tolist():
             end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-            made.append(row[:end])
-        return made
+            completions.append(row[:end])
+        return completions
 
-    def _ends(self) -> set[int]:
-        known = getattr(self.model, "generation_config", None)
-        ids = getattr(known, "eos_token_id", None)
+    def _end_ids(self) -> set[int]:
+        config = getattr(self.model, "generation_config", None)
+        ids = getattr(config, "eos_token_id", None)
         ids = ids if isinstance(ids, list) else [ids]
         return {i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}
 
     @contextmanager
-    def _first_model(self) -> Iterator[Any]:
-        """The model that the policy began as: its copy, or the policy without its adapters."""
+    def _reference_model(self) -> Iterator[Any]:
+        """Yield the policy before training: a copy, or the policy with its adapters disabled."""
         if self._reference is not None:
             yield self._reference
         else:
@@ -417,7 +434,7 @@ class PpoTrainer:
     # -- files ----------------------------------------------------------------------------
 
     def save_model(self, folder: str) -> None:
-        """Save the policy, or its adapters."""
+        """Save the policy, or only its adapters if there are any."""
         self.model.save_pretrained(folder)
 
     def _save(self) -> None:
@@ -431,9 +448,9 @@ class PpoTrainer:
     def _load(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
         self.state.global_step = json.loads((folder / _STATE).read_text())["step"]
-        # The rate depends on nothing but the number of steps.
-        for _ in range(self.state.global_step * self.options.passes):
-            self._rates.step()
+        # The state of the learning rate depends only on the number of steps.
+        for _ in range(self.state.global_step * self.options.ppo_epochs):
+            self._lr_scheduler.step()
 
     def _tensorboard(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter

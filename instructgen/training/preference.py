@@ -1,13 +1,14 @@
-"""Reward models, DPO and KTO on one page: pairs of answers to tokens, and the trainer of each.
+"""Reward models, DPO and KTO: turn preference pairs into tokens, and build each trainer.
 
-A reward model learns that the chosen answer scores higher (Bradley-Terry); DPO (Rafailov et
-al. 2023) and KTO (Ethayarajh et al. 2024) make chosen answers likelier without one.
+A reward model learns to score the chosen answer higher than the rejected one (Bradley-Terry). DPO
+(Rafailov et al. 2023) and KTO (Ethayarajh et al. 2024) make chosen answers more likely without a
+reward model. TRL computes the losses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -23,47 +24,51 @@ from trl import (
 from instructgen.errors import ConfigError
 from instructgen.training.callbacks import Log
 from instructgen.training.encode import Encoded, Encoder
-from instructgen.training.options import DpoOptions, KtoOptions, RewardOptions, TrainOptions
+from instructgen.training.options import DpoOptions, KtoOptions, RewardOptions, TrainerOptions
 from instructgen.training.options import Trainer as Name
-from instructgen.training.rows import Excluded, Rows, encoded
-from instructgen.training.trainer import Job, Prepared, arguments, plan, ready
+from instructgen.training.rows import RejectedRows, Rows, encoded
+from instructgen.training.schedule import Schedule
+from instructgen.training.trainer import Built, Job, Prepared, arguments, plan, ready
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with a liked and a less liked answer, as tokens."""
+    """A prompt with its chosen and with its rejected answer, as tokens."""
 
     chosen: Encoded
     rejected: Encoded
 
 
 def prepare(
-    method: Name, rows: Rows, encoder: Encoder, options: TrainOptions, left_out: Excluded
+    trainer: Name, rows: Rows, encoder: Encoder, options: TrainerOptions, rejected: RejectedRows
 ) -> Prepared:
-    """The rows as pairs of a chosen and a rejected answer, both within the length."""
+    """Turn rows into pairs of a chosen and a rejected answer, both within the maximum length.
+
+    Rows that cannot be used are added to ``rejected``.
+    """
     chosen = {
-        s.id: (s, row) for s, row in encoded(rows.train, encoder, options.max_length, left_out)
+        s.id: (s, row) for s, row in encoded(rows.train, encoder, options.max_length, rejected)
     }
-    rejected = encoded(
+    both = encoded(
         [s for s, _ in chosen.values()],
         encoder,
         options.max_length,
-        left_out,
+        rejected,
         answer=lambda s: s.rejected_output or "",
     )
-    pairs = [Pair(chosen[s.id][1], row) for s, row in rejected]
-    make = {"reward": reward_trainer, "dpo": dpo_trainer, "kto": kto_trainer}[method]
+    pairs = [Pair(chosen[s.id][1], row) for s, row in both]
+    build = {"reward": reward_trainer, "dpo": dpo_trainer, "kto": kto_trainer}[trainer]
 
     return Prepared(
         count=len(pairs),
-        trained=[s for s, _ in rejected],
+        trained=[s for s, _ in both],
         probes=[p.chosen.ids for p in pairs],
-        trainer=lambda job: (make(job, pairs), None),
+        trainer=lambda job: build(job, pairs),
     )
 
 
-def reward_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
-    """A trainer of a reward model."""
+def reward_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
+    """Return a trainer for a reward model."""
     options = job.options
     assert isinstance(options, RewardOptions)
     rows = Dataset.from_dict(
@@ -78,11 +83,11 @@ def reward_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         max_length=options.max_length,
         center_rewards_coefficient=options.center or None,
     )
-    return _pair_trainer(RewardTrainer, job, args, rows.select(order.order), order.steps)
+    return _pair_trainer(RewardTrainer, job, args, rows.select(order.order), order)
 
 
-def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
-    """A trainer that makes chosen answers likelier than rejected ones."""
+def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
+    """Return a DPO trainer, which makes chosen answers more likely than rejected ones."""
     options = job.options
     assert isinstance(options, DpoOptions)
     rows = Dataset.from_dict(
@@ -101,31 +106,35 @@ def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         loss_type=[options.loss, "sft"] if both else [options.loss],
         loss_weights=[1.0, options.sft_weight] if both else None,
     )
-    return _pair_trainer(_Dpo, job, args, rows.select(order.order), order.steps)
+    return _pair_trainer(_Dpo, job, args, rows.select(order.order), order)
 
 
-def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
-    """A trainer on single answers, good or bad; a pair gives one of each."""
+def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
+    """Return a KTO trainer. Each pair gives two examples: one desirable, one undesirable.
+
+    Raises:
+        ConfigError: a micro-batch has only one row.
+    """
     options = job.options
     assert isinstance(options, KtoOptions)
-    answers = [(row, good) for p in pairs for row, good in ((p.chosen, True), (p.rejected, False))]
-    order, shared, accumulated = plan(len(answers), options)
-    ordered = [answers[i] for i in order.order]
+    examples = [(row, good) for p in pairs for row, good in ((p.chosen, True), (p.rejected, False))]
+    order, shared, accumulated = plan(len(examples), options)
+    ordered = [examples[i] for i in order.order]
     if shared < 2:
         raise ConfigError(
-            "kto compares the rows of a batch with each other.",
-            "Give a micro_batch_size of 2 or more.",
+            "kto compares the rows of a micro-batch, so it requires at least 2 rows in each.",
+            "Set micro_batch_size to 2 or more, and batch_size to a multiple of it.",
         )
-    made = [row.answer for row, _ in ordered]
+    answers = [row.answer for row, _ in ordered]
     rows = Dataset.from_dict(
         {
             "prompt_ids": [row.ids[: row.prompt] for row, _ in ordered],
-            "completion_ids": made,
-            # The divergence is estimated from answers to other prompts of the batch.
+            "completion_ids": answers,
+            # KTO estimates the KL divergence from the answers to other prompts of the batch.
             "KL_completion_ids": [
                 other
-                for at in range(0, len(made), shared)
-                for other in (lambda part: part[-1:] + part[:-1])(made[at : at + shared])
+                for at in range(0, len(answers), shared)
+                for other in (lambda part: part[-1:] + part[:-1])(answers[at : at + shared])
             ],
             "label": [good for _, good in ordered],
         }
@@ -137,31 +146,33 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Any:
         desirable_weight=options.desirable_weight,
         undesirable_weight=options.undesirable_weight,
     )
-    return _pair_trainer(_Kto, job, args, rows, order.steps)
+    # Two examples of a pair are one row.
+    used = {i // 2 for i in order.order}
+    return replace(_pair_trainer(_Kto, job, args, rows, order), rows=len(used))
 
 
-def _pair_trainer(kind: Any, job: Job, args: Any, rows: Dataset, steps: int) -> Any:
+def _pair_trainer(kind: Any, job: Job, args: Any, rows: Dataset, order: Schedule) -> Built:
     trainer = kind(
         model=job.model,
         args=args,
         train_dataset=rows,
         processing_class=job.tokenizer,
         peft_config=job.peft,
-        callbacks=[Log(job.hooks, steps)],
+        callbacks=[Log(job.hooks, order.steps)],
     )
-    return ready(trainer)
+    return Built(ready(trainer), len(set(order.order)))
 
 
-class _OurTokens:
-    """Rows are tokens already."""
+class _Tokenized:
+    """Skips TRL's preparation of the dataset, because the rows are already tokens."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
 
-class _Dpo(_OurTokens, DPOTrainer):
-    """TRL's DPO on our tokens."""
+class _Dpo(_Tokenized, DPOTrainer):
+    """TRL's DPO trainer for rows that are already tokens."""
 
 
-class _Kto(_OurTokens, KTOTrainer):
-    """TRL's KTO on our tokens."""
+class _Kto(_Tokenized, KTOTrainer):
+    """TRL's KTO trainer for rows that are already tokens."""

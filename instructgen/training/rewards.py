@@ -1,6 +1,6 @@
-"""Rewards: what a reward model or verifiers say of an answer.
+"""Rewards: score answers with a reward model or with verifiers.
 
-Named on the command line as ``verifiers:ifeval,math`` or by a reward model's folder.
+A reward is specified as ``verifiers:NAME,NAME`` or as the folder or Hub name of a reward model.
 """
 
 from __future__ import annotations
@@ -18,61 +18,62 @@ from instructgen.training.encode import Encoder, Unusable
 from instructgen.verifiers import Verifier
 
 _VERIFIERS = "verifiers:"
-_TOKENS_AT_ONCE = 2_048
+# Per batch, including padding.
+_MAX_TOKENS = 2_048
 
 
 class Reward(Protocol):
-    """Scores answers to tasks."""
+    """Protocol of an object that scores answers to tasks."""
 
     @property
     def name(self) -> str:
-        """What it is called in logs and weights."""
+        """Name of the reward in logs and in ``reward_weights``."""
 
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> Sequence[float | None]:
-        """A number per answer; None where this reward does not know."""
+        """Return one number per answer; None if the reward does not apply to the task."""
 
 
 @dataclass(frozen=True)
 class VerifierReward:
-    """A verifier's judgement, of the tasks that it can judge."""
+    """Reward from a verifier, for the tasks that the verifier can check."""
 
     verifier: Verifier
 
     @property
     def name(self) -> str:
-        """The verifier's."""
+        """Name of the verifier."""
         return self.verifier.name
 
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float | None]:
-        """From 0 to 1; of tasks that are ready as they are."""
+        """Return a score from 0 to 1 per answer; None if the verifier does not apply."""
         rng = random.Random(0)
         return [
-            self.verifier.judge(task, answer) if self.verifier.task(task, rng) is task else None
+            self.verifier.check(task, answer) if self.verifier.task(task, rng) is task else None
             for task, answer in zip(tasks, answers, strict=True)
         ]
 
 
 def verifiers_in(specs: Sequence[str]) -> list[type[Verifier]]:
-    """The classes of the verifiers that are named, as in ``verifiers:ifeval,math``."""
+    """Return the verifier classes that specifications such as ``verifiers:ifeval,math`` name."""
     known = classes("verifiers")
-    return [known[name] for spec in specs for name in _names(spec) if name in known]
+    return [known[name] for spec in specs for name in _verifier_names(spec) if name in known]
 
 
-def _names(spec: str) -> list[str]:
-    """The verifiers that a reward names; none where it names a model."""
+def _verifier_names(spec: str) -> list[str]:
+    """Return the verifiers that a specification names; empty if it names a model."""
     if not spec.startswith(_VERIFIERS):
         return []
     return [n for name in spec.removeprefix(_VERIFIERS).split(",") if (n := name.strip())]
 
 
 class RewardModel:
-    """A trained reward model.
+    """Reward from a trained reward model.
 
     Args:
-        folder: its folder or Hub name.
+        folder: folder or Hub name of the model.
 
     Raises:
-        ConfigError: it cannot be loaded, or is no reward model.
+        ConfigError: the model cannot be loaded, or is not a reward model.
     """
 
     name = "reward_model"
@@ -87,31 +88,31 @@ class RewardModel:
         self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float]:
-        """The model's number for each.
+        """Return the model's score for each answer.
 
-        An answer that it cannot read, an empty one or one with forged turns, is worth less
-        than the worst of those that it is given with: silence must not pay.
+        An answer that cannot be encoded, because it is empty or contains special tokens, gets 1
+        less than the lowest score in the batch, so that such answers are never rewarded.
         """
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         rows = [self.encoder.encode(t, a) for t, a in zip(tasks, answers, strict=True)]
         ids = [None if isinstance(r, Unusable) else r.ids[:most] for r in rows]
-        found = score_ids(self.model, ids, self.tokenizer.pad_token_id)
-        worst = min((v for v in found if v is not None), default=0.0)
-        return [worst - 1.0 if v is None else v for v in found]
+        scores = score_ids(self.model, ids, self.tokenizer.pad_token_id)
+        worst = min((v for v in scores if v is not None), default=0.0)
+        return [worst - 1.0 if v is None else v for v in scores]
 
 
 def score_ids(model: Any, rows: Sequence[list[int] | None], pad: int) -> list[float | None]:
-    """A reward model's number for each row of tokens."""
+    """Return a reward model's score for each row of token ids; None for missing or empty rows."""
     import torch
 
-    found: list[float | None] = [None] * len(rows)
-    known = [(i, row) for i, row in enumerate(rows) if row]
-    known.sort(key=lambda pair: len(pair[1]))
+    scores: list[float | None] = [None] * len(rows)
+    queue = [(i, row) for i, row in enumerate(rows) if row]
+    queue.sort(key=lambda pair: len(pair[1]))
     batch: list[tuple[int, list[int]]] = []
     device = next(model.parameters()).device
-    while known or batch:
-        if known and (len(batch) + 1) * len(known[0][1]) <= max(_TOKENS_AT_ONCE, len(known[0][1])):
-            batch.append(known.pop(0))
+    while queue or batch:
+        if queue and (len(batch) + 1) * len(queue[0][1]) <= max(_MAX_TOKENS, len(queue[0][1])):
+            batch.append(queue.pop(0))
             continue
         width = len(batch[-1][1])
         ids = torch.full((len(batch), width), pad, dtype=torch.long)
@@ -120,56 +121,63 @@ def score_ids(model: Any, rows: Sequence[list[int] | None], pad: int) -> list[fl
             ids[at, : len(row)] = torch.tensor(row)
             mask[at, : len(row)] = 1
         with torch.inference_mode():
-            scores = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        for (i, _), value in zip(batch, scores[:, 0].float().tolist(), strict=True):
-            found[i] = float(value)
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        for (i, _), value in zip(batch, logits[:, 0].float().tolist(), strict=True):
+            scores[i] = float(value)
         batch = []
-    return found
+    return scores
 
 
 def rewards_of(specs: Sequence[str]) -> list[Reward]:
-    """The rewards that these name.
+    """Load the rewards that the specifications name.
 
     Args:
-        specs: each ``verifiers:NAME,NAME``, or a reward model's folder or Hub name.
+        specs: each ``verifiers:NAME,NAME``, or the folder or Hub name of a reward model.
 
     Raises:
-        ConfigError: one is not known.
+        ConfigError: a verifier is unknown, a model cannot be loaded, no reward is given, or a
+            reward is listed twice.
     """
-    found: list[Reward] = []
+    rewards: list[Reward] = []
     for spec in specs:
         if spec.startswith(_VERIFIERS):
-            found.extend(VerifierReward(find("verifiers", name)()) for name in _names(spec))
+            names = _verifier_names(spec)
+            rewards.extend(VerifierReward(find("verifiers", name)()) for name in names)
         else:
-            found.append(RewardModel(spec))
-    if not found:
+            rewards.append(RewardModel(spec))
+    if not rewards:
         raise ConfigError(
-            "There is no reward.", "Give --reward models/rm, or --reward verifiers:ifeval,math."
+            "No reward is given.", "Pass --reward=models/rm or --reward=verifiers:ifeval,math."
         )
-    names = [r.name for r in found]
+    names = [r.name for r in rewards]
     if len(set(names)) < len(names):
-        raise ConfigError(f"A reward is given twice: {', '.join(names)}.", "Give each once.")
-    return found
+        raise ConfigError(
+            f"A reward is listed more than once: {', '.join(names)}.", "List each reward once."
+        )
+    return rewards
 
 
 def tasks_of(
     rewards: Sequence[Reward], samples: Sequence[Sample], seed: int, *, models: bool | None = None
 ) -> tuple[list[Sample], list[Sample]]:
-    """The rows as tasks that every verifier that can has prepared, and the rows left over.
+    """Turn rows into tasks that the rewards can score, and return the remaining rows too.
 
-    A row is prepared by the first verifier that judges it by what it holds already,
-    and is left over where no verifier can judge it and no model does. ``models`` says
-    whether one does; without it, whether there is one among the rewards.
+    Args:
+        rewards: rewards that will score the answers.
+        samples: rows.
+        seed: random seed for the tasks, such as the choice of a constraint.
+        models: whether a reward model will score the answers too. None: whether ``rewards``
+            contains one. Without a model, rows that no verifier can check remain.
     """
     verifiers = [r.verifier for r in rewards if isinstance(r, VerifierReward)]
-    whole = len(verifiers) < len(rewards) if models is None else models
+    has_model = len(verifiers) < len(rewards) if models is None else models
     tasks, others = [], []
     for number, sample in enumerate(samples):
         rng = random.Random(f"{seed} {number}")
-        made = [task for v in verifiers if (task := v.task(sample, rng)) is not None]
-        if not made and not whole:
+        prepared = [task for v in verifiers if (task := v.task(sample, rng)) is not None]
+        if not prepared and not has_model:
             others.append(sample)
         else:
-            # Of several, one that changes the row: its words ask for what it judges.
-            tasks.append(next((t for t in made if t is not sample), sample))
+            # Prefer a task whose verifier changed the row: its instruction states the requirement.
+            tasks.append(next((t for t in prepared if t is not sample), sample))
     return tasks, others

@@ -1,7 +1,7 @@
-"""Sampling through vLLM on the CPU, whose engine takes new weights from a folder.
+"""Sample completions with vLLM on a CPU, by saving the current weights for it to reload.
 
-TRL's own vLLM mode hands weights over by collective operations that the CPU build
-does not have; on a GPU it is used instead of this.
+TRL's vLLM mode transfers weights with collective operations that the CPU build of vLLM does not
+support. On a GPU, TRL's mode is used, not this module.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from typing import Any
 from instructgen.models.folders import has_gpu
 from instructgen.training.options import OnlineOptions
 
-# (model, step, prompts' ids, most new tokens, temperature) -> the answers' ids
+# (model, step, token ids of the prompts, maximum number of new tokens, temperature)
+# -> token ids of one completion per prompt
 Sampler = Callable[[Any, int, list[list[int]], int, float], list[list[int]]]
 
 
 def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sampler | None:
-    """A sampler that reloads the policy's weights whenever a step has changed them.
+    """Return a sampler that reloads the policy's weights after each step that changed them.
 
     Args:
-        tokenizer: saved beside the weights.
-        options: the longest row, and the seed.
-        folder: where the weights are handed over, in ``.rollout``.
+        tokenizer: saved together with the weights.
+        options: maximum row length and random seed.
+        folder: the weights are saved in its subfolder ``.rollout``.
 
     Returns:
-        None on a GPU, where TRL's own mode does it.
-
-    Raises:
-        EngineError: vLLM is not installed or does not start.
+        The sampler, or None on a GPU, where TRL's own mode is used. The sampler raises
+        EngineError if vLLM is not installed or does not start.
     """
     if has_gpu():
         return None
@@ -46,7 +45,7 @@ def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sample
         from vllm.inputs import TokensPrompt
 
         if state["step"] != step:
-            _hand_over(model, tokenizer, weights)
+            _save_policy(model, tokenizer, weights)
             if state["llm"] is None:
                 engine = VllmEngine(
                     model=str(weights), max_model_len=options.max_length, dtype="float32"
@@ -54,7 +53,7 @@ def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sample
                 state["llm"] = engine.load()
             else:
                 state["llm"].collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
-                # Prompts seen before were read with other weights.
+                # Cached prefixes were computed with the previous weights.
                 state["llm"].reset_prefix_cache()
             state["step"] = step
         parameters = [
@@ -65,16 +64,16 @@ def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sample
             )
             for i in range(len(prompts))
         ]
-        made = state["llm"].generate(
+        outputs = state["llm"].generate(
             [TokensPrompt(prompt_token_ids=ids) for ids in prompts], parameters, use_tqdm=False
         )
-        return [list(output.outputs[0].token_ids) for output in made]
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     return sample
 
 
-def _hand_over(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the policy as one model, adapters merged for the moment."""
+def _save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save the policy as one model; adapters are merged while it is saved."""
     shutil.rmtree(folder, ignore_errors=True)
     if hasattr(model, "merge_adapter"):
         model.merge_adapter()

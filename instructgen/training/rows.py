@@ -1,4 +1,4 @@
-"""The rows of a dataset for training, those held out, and a word on each that is left out."""
+"""Read the rows of a dataset, select held-out rows, and record why a row is rejected."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from instructgen.schema.sample import Sample, Shape
 from instructgen.store import read_samples, shape_of, splits_of, training_split
 from instructgen.training.encode import Encoded, Encoder, Unusable
 
-# Of a file to evaluate on: its rows go into nothing that is given away.
+# License of rows in plain files. They are only trained or measured on, and not published.
 _ANY = "LicenseRef-not-given"
 _HELD_OUT, _SHARE_HELD_OUT, _MOST_HELD_OUT = 64, 0.1, 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What there is to train on and to evaluate on."""
+    """Rows to train on, held-out rows to evaluate on, and where the held-out rows come from."""
 
     train: list[Sample]
     held_out: list[Sample]
@@ -31,55 +31,61 @@ class Rows:
 
 
 @dataclass(slots=True)
-class Excluded:
-    """The rows that are not trained on, or only in part, by id and reason."""
+class RejectedRows:
+    """Rows that are rejected for training or truncated, with id, reason code and details."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, sample: Sample, reason: str, detail: str) -> None:
-        """Count and name one."""
+        """Record a rejected or truncated row."""
         self.rows.append({"id": sample.id, "reason": reason, "detail": detail})
 
     def counts(self) -> dict[str, int]:
-        """Rows by reason."""
+        """Return the number of rows by reason."""
         return dict(sorted(Counter(row["reason"] for row in self.rows).items()))
 
 
 def samples_at(path: Path, split: str | None = None) -> list[Sample]:
-    """The samples of a dataset folder, or of a file in any format that import knows.
+    """Read the samples of a dataset folder, or of a file in any format that import supports.
 
     Args:
-        path: where.
-        split: of a folder that is split; None for all rows.
+        path: dataset folder or file.
+        split: split of a dataset folder to read; None for all rows.
 
     Raises:
-        InputError: nothing is there, it holds no rows, or a row is bad.
-        RunError: a folder without a complete dataset.
+        InputError: the path does not exist, the dataset is empty, or a row is invalid.
+        RunError: the folder does not contain a complete dataset.
     """
     if not path.exists():
         raise InputError("no such dataset.", path=path, hint="Check the path.")
     if path.is_dir():
-        found = list(read_samples(path, split=split))
+        samples = list(read_samples(path, split=split))
     else:
-        found = [row for row in read(path, license=_ANY) if isinstance(row, Sample)]
-    if not found:
-        raise InputError("the dataset is empty.", path=path, hint="Give one with rows.")
-    return found
+        samples = [row for row in read(path, license=_ANY) if isinstance(row, Sample)]
+    if not samples:
+        hint = "Use a dataset with at least one row."
+        raise InputError("the dataset is empty.", path=path, hint=hint)
+    return samples
 
 
 def held_out_at(path: Path) -> list[Sample]:
-    """The rows to measure on: of a folder that is split those of ``test``, or ``validation``.
+    """Read the rows to evaluate on: split ``test``, else split ``validation``, else all rows.
 
     Raises:
-        InputError: nothing is there, it holds no rows, or a row is bad.
-        RunError: a folder without a complete dataset.
+        InputError: the path does not exist, the dataset is empty, or a row is invalid.
+        RunError: the folder does not contain a complete dataset.
     """
+    return samples_at(path, held_out_split(path))
+
+
+def held_out_split(path: Path) -> str | None:
+    """Return the split to evaluate on, ``test`` or else ``validation``; None without splits."""
     splits = splits_of(path) if path.is_dir() else {}
-    return samples_at(path, next((s for s in ("test", "validation") if s in splits), None))
+    return next((s for s in ("test", "validation") if s in splits), None)
 
 
 def shape_at(path: Path) -> Shape:
-    """The shape of the rows of a dataset folder or file."""
+    """Return the shape of the rows in a dataset folder or file: instructions or preferences."""
     if path.is_dir():
         return shape_of(path)
     return next(sample.shape for sample in samples_at(path))
@@ -88,13 +94,19 @@ def shape_at(path: Path) -> Shape:
 def rows_for(
     data: Path, held_out: Path | None, asked: int | None, fits: Callable[[Sample], bool]
 ) -> Rows:
-    """The rows to train on, and others to evaluate on.
+    """Select the rows to train on and the held-out rows to evaluate on.
 
-    Those held out are, in this order: of the file or folder given; of the split
-    ``validation``; or of the rows themselves, chosen by their ids, whole groups
-    together. No row with one of their questions, or of one of their groups, is
-    trained on, and a split ``test`` is never touched. Rows that do not fit are passed
-    over.
+    Held-out rows come from ``held_out`` if it is given, else from the split ``validation`` if
+    there is one, else from the rows themselves, chosen by hash and in whole groups. Rows that
+    share a question or a group with a held-out row are not trained on. A split ``test`` is
+    never trained on.
+
+    Args:
+        data: dataset folder or file to train on.
+        held_out: dataset folder or file to evaluate on.
+        asked: maximum number of held-out rows; None for 64. From the rows themselves, at most
+            half are held out, or a tenth if this is None.
+        fits: whether a row can be evaluated; other rows are not held out.
 
     Raises:
         InputError: a dataset is missing or empty.
@@ -103,31 +115,32 @@ def rows_for(
     most = _HELD_OUT if asked is None else asked
     train = samples_at(data, training_split(data) if splits else None)
     if held_out is not None:
-        there = held_out_at(held_out)
-        kept = list(islice(filter(fits, there), most))
-        # A split is there to be measured on as a whole; of other rows those that are.
-        parted = held_out.is_dir() and {"validation", "test"} & splits_of(held_out).keys()
-        return Rows(_apart(train, there if parted else kept), kept, held_out.name)
+        candidates = held_out_at(held_out)
+        kept = list(islice(filter(fits, candidates), most))
+        # Training excludes a split as a whole, but only the evaluated rows of other datasets.
+        is_split = held_out.is_dir() and {"validation", "test"} & splits_of(held_out).keys()
+        measured = candidates if is_split else kept
+        return Rows(_disjoint(train, measured), kept, held_out.name)
     if "validation" in splits:
         kept = list(islice(filter(fits, samples_at(data, "validation")), most))
-        return Rows(_apart(train, kept), kept, "its split validation")
+        return Rows(_disjoint(train, kept), kept, "its split validation")
     share = _SHARE_HELD_OUT if asked is None else _MOST_HELD_OUT
     most = min(most, int(len(train) * share))
     groups: dict[str, list[Sample]] = {}
     for sample in train:
         groups.setdefault(sample.origin.group or sample.question, []).append(sample)
     kept = []
-    for group in sorted(groups, key=_place):
+    for group in sorted(groups, key=_order_hash):
         if len(kept) >= most:
             break
         kept += filter(fits, groups[group])
-    return Rows(_apart(train, kept), kept[:most], "its own rows")
+    return Rows(_disjoint(train, kept), kept[:most], "its own rows")
 
 
-def _apart(train: Sequence[Sample], kept: Sequence[Sample]) -> list[Sample]:
-    """Rows that share neither a question nor a group with those held out."""
-    questions = {s.question for s in kept}
-    groups = {s.origin.group for s in kept} - {None}
+def _disjoint(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Sample]:
+    """Return the rows that share neither a question nor a group with a held-out row."""
+    questions = {s.question for s in held_out}
+    groups = {s.origin.group for s in held_out} - {None}
     return [s for s in train if s.question not in questions and s.origin.group not in groups]
 
 
@@ -135,31 +148,35 @@ def encoded(
     samples: Iterable[Sample],
     encoder: Encoder,
     max_length: int,
-    left_out: Excluded,
+    rejected: RejectedRows,
     *,
     truncate: bool = False,
     answer: Callable[[Sample], str] | None = None,
 ) -> list[tuple[Sample, Encoded]]:
-    """The rows as tokens; those that cannot be used are named in ``left_out``."""
-    found = []
+    """Encode the rows; those that cannot be used or are truncated are added to ``rejected``.
+
+    With ``truncate``, rows that are too long are truncated instead of rejected. ``answer``
+    returns the answer to encode in place of the output.
+    """
+    rows = []
     for sample in samples:
         row = encoder.encode(sample, None if answer is None else answer(sample))
         if isinstance(row, Unusable):
-            left_out.add(sample, row.reason, row.detail)
+            rejected.add(sample, row.reason, row.detail)
         elif len(row.ids) <= max_length:
-            found.append((sample, row))
+            rows.append((sample, row))
         elif truncate and any(row.trained[:max_length]):
-            left_out.add(sample, "truncated", f"{len(row.ids)} tokens, cut to {max_length}")
-            found.append((sample, row.cut(max_length)))
+            rejected.add(sample, "truncated", f"{len(row.ids)} tokens, truncated to {max_length}")
+            rows.append((sample, row.cut(max_length)))
         else:
-            left_out.add(sample, "too_long", f"{len(row.ids)} tokens, more than {max_length}")
-    return found
+            rejected.add(sample, "too_long", f"{len(row.ids)} tokens, more than {max_length}")
+    return rows
 
 
 def digest_of_rows(samples: Sequence[Sample]) -> str:
-    """SHA-256 of the rows' ids, in order."""
+    """Return the SHA-256 digest of the ids of the rows, in order."""
     return hashlib.sha256("".join(s.id for s in samples).encode()).hexdigest()
 
 
-def _place(group: str) -> str:
+def _order_hash(group: str) -> str:
     return hashlib.sha256(f"held-out {group}".encode("utf-8", "replace")).hexdigest()

@@ -1,4 +1,4 @@
-"""Which rows make up which step: known beforehand, so that a resumed run counts right."""
+"""Decide which rows each step trains on, before training, so that a resumed run does the same."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The rows in the order in which they are trained.
+    """Row numbers in training order.
 
-    ``last`` is how many tokens of the last one count, where a budget ends in it.
+    ``last`` is the number of supervised tokens of the last row that count, if a token budget
+    ends within it.
     """
 
     order: list[int]
@@ -21,7 +22,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps; the last one may have fewer rows."""
+        """Number of optimizer steps; the last one may have fewer rows."""
         return -(-len(self.order) // self.batch_size)
 
 
@@ -34,9 +35,10 @@ def schedule(
     steps: int | None = None,
     whole: bool = False,
 ) -> Schedule:
-    """Rows for so many passes or steps, each pass in an order of its own.
+    """Schedule rows for a number of epochs or steps; each pass over the rows is shuffled.
 
-    With ``whole`` the last step has as many rows as the others.
+    With ``whole``, rows are added until the last step is a full batch. ``steps`` overrides
+    ``epochs``.
     """
     wanted = steps * batch_size if steps is not None else max(1, round(epochs * count))
     if whole:
@@ -49,13 +51,13 @@ def schedule(
 
 
 def schedule_tokens(tokens: Sequence[int], budget: int, batch_size: int, seed: int) -> Schedule:
-    """Rows until their tokens come to a budget, exactly.
+    """Schedule rows until their supervised tokens reach a budget exactly.
 
     Args:
-        tokens: the supervised tokens of each row, at least one in all.
-        budget: how many to train on.
+        tokens: number of supervised tokens of each row; at least one must be positive.
+        budget: number of supervised tokens to train on.
         batch_size: rows per step.
-        seed: of the order.
+        seed: random seed of the order.
     """
     rng = np.random.default_rng([seed, 0])
     order: list[int] = []
@@ -73,22 +75,25 @@ def schedule_tokens(tokens: Sequence[int], budget: int, batch_size: int, seed: i
 def micro_batch(
     batch_size: int, asked: int | None, processes: int, most: int = 4
 ) -> tuple[int, int]:
-    """Rows at a time on a device, and how many times before a step.
+    """Return the micro-batch size per device and the number of gradient accumulation steps.
 
     Args:
-        batch_size: rows per step, on all devices together.
-        asked: rows at a time; None for as many as divide their share, ``most`` at most.
-        processes: devices.
-        most: see above.
+        batch_size: rows per optimizer step, over all devices.
+        asked: requested micro-batch size; None for the largest divisor of a device's share that
+            is at most ``most``.
+        processes: number of processes, one per device.
+        most: largest default micro-batch size.
 
     Raises:
-        ValueError: the batch cannot be divided so.
+        ValueError: the batch cannot be divided evenly.
     """
     share, rest = divmod(batch_size, processes)
     if rest or not share:
-        raise ValueError(f"batch_size {batch_size} cannot be shared by {processes} processes")
+        raise ValueError(f"batch_size {batch_size} is not divisible by {processes} processes")
     if asked is None:
         asked = max(n for n in range(1, most + 1) if share % n == 0)
     if share % asked:
-        raise ValueError(f"batch_size {share} per device is no multiple of {asked}")
+        raise ValueError(
+            f"batch_size {share} per device is not a multiple of micro_batch_size {asked}"
+        )
     return asked, share // asked

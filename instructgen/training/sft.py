@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on one page: rows to tokens, weights, batches, and the loss.
+"""Supervised fine-tuning: rows to tokens, loss weights, batches, and the loss.
 
-The loss is the cross-entropy of the tokens that `encode` marks as trained (answers), times
-the weight of their row; TRL's `SFTTrainer` runs it.
+The loss is the cross-entropy of the answer tokens, which `encode` marks, times the weight of their
+row. TRL's `SFTTrainer` runs the training.
 """
 
 from __future__ import annotations
@@ -22,44 +22,47 @@ from instructgen.training.callbacks import Log
 from instructgen.training.encode import IGNORED, Encoded, Encoder
 from instructgen.training.launch import processes
 from instructgen.training.options import SftOptions
-from instructgen.training.rows import Excluded, Rows, encoded
+from instructgen.training.rows import RejectedRows, Rows, encoded
 from instructgen.training.schedule import schedule, schedule_tokens
-from instructgen.training.trainer import Job, Prepared, arguments, batches, ready
+from instructgen.training.trainer import Built, Job, Prepared, arguments, batches, ready
 from instructgen.verifiers import label
 
 
-def prepare(rows: Rows, encoder: Encoder, options: SftOptions, left_out: Excluded) -> Prepared:
-    """The rows as supervised fine-tuning trains on them: the tokens of answers, with weights.
+def prepare(rows: Rows, encoder: Encoder, options: SftOptions, rejected: RejectedRows) -> Prepared:
+    """Encode the rows and compute their loss weights.
+
+    With ``options.rationale``, rows with the label `rationale` give a second example, whose answer
+    is the label. Rows that cannot be used are added to ``rejected``.
 
     Raises:
-        ConfigError: an option names what the rows do not have.
+        ConfigError: an option names a source, score or label that the rows do not have.
     """
     known = {sample.source for sample in rows.train}
     for source in options.weights:
         if source not in known:
             raise ConfigError(
-                f"weights: no row is of the source {source!r}.", suggest(source, sorted(known))
+                f"weights: no row has the source {source!r}.", suggest(source, sorted(known))
             )
     truncate = options.too_long == "truncate"
-    made = encoded(rows.train, encoder, options.max_length, left_out, truncate=truncate)
-    weights = [_weight(sample, options) for sample, _ in made]
-    both: list[Encoded] = [row for _, row in made]
+    main = encoded(rows.train, encoder, options.max_length, rejected, truncate=truncate)
+    weights = [_weight(sample, options) for sample, _ in main]
+    examples: list[Encoded] = [row for _, row in main]
     if options.rationale:
-        tasks = [t for s, _ in made if (t := _rationale(s)) is not None]
+        tasks = [t for s, _ in main if (t := _rationale(s)) is not None]
         if not tasks:
             raise ConfigError(
-                "rationale is given, and no row has a label `rationale`.",
-                "Import with --map label.rationale=FIELD, or leave it out.",
+                "rationale is set, but no row has a label `rationale`.",
+                "Import the rows with --map=label.rationale=FIELD, or remove the option.",
             )
-        second = encoded(tasks, encoder, options.max_length, left_out, truncate=truncate)
-        both += [row for _, row in second]
+        second = encoded(tasks, encoder, options.max_length, rejected, truncate=truncate)
+        examples += [row for _, row in second]
         weights += [options.rationale * _weight(s, options) for s, _ in second]
 
     return Prepared(
-        count=len(both),
-        trained=[sample for sample, _ in made],
-        probes=[row.ids for row in both],
-        trainer=lambda job: trainer(job, both, weights),
+        count=len(examples),
+        trained=[sample for sample, _ in main],
+        probes=[row.ids for row in examples],
+        trainer=lambda job: trainer(job, examples, weights),
     )
 
 
@@ -69,28 +72,31 @@ def _weight(sample: Sample, options: SftOptions) -> float:
         score = sample.score(options.weight_score)
         if score is None or score.value is None or score.value < 0:
             raise ConfigError(
-                f"row {sample.id} has no score {options.weight_score!r} of 0 or more.",
-                "Curate with the filter that gives it, or leave weight_score out.",
+                f"row {sample.id}: the score {options.weight_score!r} is missing or negative.",
+                "Curate with the filter that computes it, or remove weight_score.",
             )
         weight *= score.value
     return weight
 
 
 def _rationale(sample: Sample) -> Sample | None:
-    """The second task of a row: to write down its reasons (Hsieh et al. 2023, section 3.2)."""
-    reasons = label(sample, "rationale")
-    if not reasons:
+    """Return the task to write the rationale of a row (Hsieh et al. 2023, section 3.2), or None."""
+    rationale = label(sample, "rationale")
+    if not rationale:
         return None
-    return replace(sample, instruction=f"[rationale] {sample.instruction}", output=reasons)
+    return replace(sample, instruction=f"[rationale] {sample.instruction}", output=rationale)
 
 
-def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> tuple[Any, int]:
-    """A trainer of answers, and the supervised tokens it will train on.
+def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> Built:
+    """Return the trainer, with the rows and supervised tokens that it will train on.
 
     Args:
-        job: what to train; its options are of `SftOptions`.
-        rows: tokens with marks.
-        weights: one per row; their mean over tokens is made 1.
+        job: model and settings; its options must be `SftOptions`.
+        rows: encoded rows.
+        weights: loss weight of each row. They are scaled to a mean of 1 over the supervised tokens.
+
+    Raises:
+        ConfigError: every weight is 0, or the batch cannot be divided evenly.
     """
     options = job.options
     assert isinstance(options, SftOptions)
@@ -111,12 +117,12 @@ def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> tupl
     data = sequences.select(order.order)
     counts = [tokens[i] for i in order.order]
     if order.last is not None and order.last < counts[-1]:
-        cut = _cut(data[len(data) - 1], order.last)
-        data, counts[-1] = _with(data.select(range(len(data) - 1)), [cut]), order.last
+        cut = _limit_labels(data[len(data) - 1], order.last)
+        data, counts[-1] = _append(data.select(range(len(data) - 1)), [cut]), order.last
     if processes() > 1 and (missing := -len(data) % options.batch_size):
-        # Accelerate fills the last step with rows of the first; these teach nothing.
-        data = _with(data, [_cut(data[0], 0)] * missing)
-    # Packed rows of a micro-batch become one row, whose attention is quadratic.
+        # Accelerate would fill the last step with rows of the first. These have no labels.
+        data = _append(data, [_limit_labels(data[0], 0)] * missing)
+    # A packed micro-batch is one long sequence, and attention is quadratic in its length.
     shared, accumulated = batches(options, most=1 if options.packing else 4)
     args = SFTConfig(
         **arguments(job, order.steps, shared, accumulated),
@@ -128,10 +134,10 @@ def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> tupl
         remove_unused_columns=False,
     )
     supervised, read = (
-        [sum(some[at : at + options.batch_size]) for at in range(0, len(some), options.batch_size)]
-        for some in (counts, [sizes[i] for i in order.order])
+        [sum(each[at : at + options.batch_size]) for at in range(0, len(each), options.batch_size)]
+        for each in (counts, [sizes[i] for i in order.order])
     )
-    made = _Sft(
+    sft = _Sft(
         model=job.model,
         args=args,
         train_dataset=data,
@@ -139,11 +145,17 @@ def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> tupl
         peft_config=job.peft,
         callbacks=[Log(job.hooks, order.steps, supervised, read)],
     )
-    # TRL takes no collator of ours together with packing, but uses the one it holds.
-    made.data_collator = _Collator(
+    # TRL rejects a custom collator with packing when it is passed, but uses one that is set later.
+    sft.data_collator = _Collator(
         pad_token_id=job.tokenizer.pad_token_id, padding_free=options.packing
     )
-    return ready(made), sum(counts)
+    return Built(ready(sft), _rows_used(sequences, order.order), sum(counts))
+
+
+def _rows_used(sequences: Dataset, order: Sequence[int]) -> int:
+    """Return the number of rows in the sequences used; a packed sequence has several."""
+    packed = "seq_lengths" in sequences.column_names
+    return sum(len(sequences[i]["seq_lengths"]) if packed else 1 for i in set(order))
 
 
 def _sequences(rows: Sequence[Encoded], weights: Sequence[float], options: SftOptions) -> Dataset:
@@ -152,7 +164,7 @@ def _sequences(rows: Sequence[Encoded], weights: Sequence[float], options: SftOp
         "labels": [row.labels for row in rows],
     }
     if not any(weights):
-        raise ConfigError("every row has the weight 0.", "Mend weights or weight_score.")
+        raise ConfigError("every row has weight 0.", "Change weights or weight_score.")
     if len(set(weights)) > 1:
         counts = [sum(row.trained) for row in rows]
         mean = sum(w * n for w, n in zip(weights, counts, strict=True)) / max(1, sum(counts))
@@ -163,8 +175,8 @@ def _sequences(rows: Sequence[Encoded], weights: Sequence[float], options: SftOp
     return pack_dataset(data, options.max_length, "bfd") if options.packing else data
 
 
-def _cut(sequence: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """A sequence of which only the first supervised tokens count."""
+def _limit_labels(sequence: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """Return the sequence with only its first ``tokens`` supervised tokens as labels."""
     labels, left = [], tokens
     for token in sequence["labels"]:
         counts = token != IGNORED and left > 0
@@ -173,14 +185,14 @@ def _cut(sequence: dict[str, Any], tokens: int) -> dict[str, Any]:
     return {**sequence, "labels": labels}
 
 
-def _with(data: Dataset, rows: list[dict[str, Any]]) -> Dataset:
+def _append(data: Dataset, rows: list[dict[str, Any]]) -> Dataset:
     from datasets import concatenate_datasets
 
     return concatenate_datasets([data, Dataset.from_list(rows, features=data.features)])
 
 
 class _Collator(DataCollatorForLanguageModeling):
-    """TRL's, with a weight per token where rows have one."""
+    """TRL's collator, which also collates loss weights per token if the rows have them."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super().torch_call(examples)
@@ -194,7 +206,7 @@ class _Collator(DataCollatorForLanguageModeling):
 
 
 class _Sft(SFTTrainer):
-    """TRL's, with weights per token and a loss that does not forget them."""
+    """TRL's trainer with a loss that applies weights per token."""
 
     def compute_loss(
         self,
@@ -206,10 +218,10 @@ class _Sft(SFTTrainer):
         weights = inputs.pop("weights", None)
         if weights is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        made = model(**inputs, use_cache=False, fused_lm_head=True)
-        count = made.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
-        # Logits at t tell of the token at t + 1.
-        loss = -(made.log_probs * weights[:, 1:]).sum() / count
+        output = model(**inputs, use_cache=False, fused_lm_head=True)
+        count = output.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
+        # Logits at position t predict the token at t + 1.
+        loss = -(output.log_probs * weights[:, 1:]).sum() / count
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
-        return (loss, made) if return_outputs else loss
+        return (loss, output) if return_outputs else loss

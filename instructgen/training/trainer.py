@@ -1,9 +1,8 @@
-"""What all trainers share: the job, TRL's arguments, the order of rows, and starting it.
+"""Code that all trainers share: the job, TRL's arguments, the order of the rows, and the start.
 
-`sft`, `preference` and `online` each say on one page which tokens their methods train on and
-by which loss; with this module they are all that knows TRL. `tests/test_trainers.py` names
-every argument of TRL that is used. Three private methods are overridden, so that all trainers
-see the same tokens: `_prepare_dataset`, `_tokenize_prompts`, `_generate_single_turn`.
+Only this module, `sft`, `preference` and `online` use TRL's trainers; `tests/test_trainers.py`
+lists every argument of TRL that they pass. They override three private methods, so that all
+trainers see the same tokens: `_prepare_dataset`, `_tokenize_prompts`, `_generate_single_turn`.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from instructgen.training.callbacks import Hooks
 from instructgen.training.encode import Encoder, Unusable
 from instructgen.training.launch import is_main, processes
 from instructgen.training.options import Trainer as Name
-from instructgen.training.options import TrainOptions
+from instructgen.training.options import TrainerOptions
 from instructgen.training.schedule import Schedule, micro_batch, schedule
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to train: the model, its options, and where files go."""
+    """What to train: trainer name, settings, model, tokenizer, adapters, and output folders."""
 
-    method: Name
-    options: TrainOptions
+    trainer: Name
+    options: TrainerOptions
     model: Any
     tokenizer: Any
     checkpoints: Path
@@ -43,32 +42,49 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What one method makes of its rows.
+class Built:
+    """A trainer that is ready to run.
 
-    ``count`` is how many there are to train on, ``trained`` the samples they come from,
-    ``probes`` their tokens, for the check of what is saved. ``trainer`` makes a trainer and
-    counts supervised tokens, where the method has them.
+    Attributes:
+        trainer: TRL's trainer, or one with the same interface.
+        rows: number of different rows that its steps use.
+        supervised_tokens: number of tokens that the loss covers; None unless it is sft.
+    """
+
+    trainer: Any
+    rows: int
+    supervised_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows that are prepared for one trainer.
+
+    Attributes:
+        count: number of examples to train on.
+        trained: the rows that the examples come from.
+        probes: token ids of the examples, used to check the saved model.
+        trainer: builds the trainer.
     """
 
     count: int
     trained: list[Sample]
     probes: list[list[int]]
-    trainer: Callable[[Job], tuple[Any, int | None]]
+    trainer: Callable[[Job], Built]
 
 
-def fits(sample: Sample, encoder: Encoder, options: TrainOptions) -> bool:
-    """Whether a row can be measured: all of it within the length that is trained."""
+def fits(sample: Sample, encoder: Encoder, options: TrainerOptions) -> bool:
+    """Return whether a row can be evaluated: its answers can be encoded within the length."""
     answers = [sample.output, *([sample.rejected_output] if sample.rejected_output else [])]
     rows = [encoder.encode(sample, answer) for answer in answers]
     return not any(isinstance(r, Unusable) or len(r.ids) > options.max_length for r in rows)
 
 
 def fit(trainer: Any, checkpoint: Path | None) -> None:
-    """Train to the end, from a checkpoint where there is one."""
+    """Train to the last step, from a checkpoint if one is given."""
     step = 0 if checkpoint is None else step_of(checkpoint)
     if isinstance(trainer, Trainer) and step >= trainer.args.max_steps:
-        # Transformers looks whether it is done only after a step: one too many.
+        # Transformers checks whether training is finished only after a step: one too many here.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state.global_step = step
     else:
@@ -76,16 +92,16 @@ def fit(trainer: Any, checkpoint: Path | None) -> None:
 
 
 def trainer_shards(trainer: Any) -> bool:
-    """Whether no process holds the whole model."""
+    """Return whether the model is sharded, so that no process has all weights."""
     return bool(
         getattr(trainer, "is_fsdp_enabled", False)
         or getattr(trainer, "is_deepspeed_enabled", False)
     )
 
 
-def plan(count: int, options: TrainOptions) -> tuple[Schedule, int, int]:
-    """The order of the rows, rows of a micro-batch, and micro-batches of a step."""
-    made = schedule(
+def plan(count: int, options: TrainerOptions) -> tuple[Schedule, int, int]:
+    """Return the order of the rows, the micro-batch size, and the gradient accumulation steps."""
+    order = schedule(
         count,
         options.batch_size,
         options.seed,
@@ -93,23 +109,30 @@ def plan(count: int, options: TrainOptions) -> tuple[Schedule, int, int]:
         steps=options.steps,
         whole=processes() > 1,
     )
-    return made, *batches(options)
+    return order, *batches(options)
 
 
-def batches(options: TrainOptions, most: int = 4) -> tuple[int, int]:
-    """Rows of a micro-batch, and micro-batches of a step.
+def batches(options: TrainerOptions, most: int = 4) -> tuple[int, int]:
+    """Return the micro-batch size per device and the number of gradient accumulation steps.
 
     Raises:
-        ConfigError: they do not divide the batch.
+        ConfigError: the batch cannot be divided evenly.
     """
     try:
         return micro_batch(options.batch_size, options.micro_batch_size, processes(), most)
     except ValueError as error:
-        raise ConfigError(f"{error}.", "Give another batch_size or micro_batch_size.") from error
+        raise ConfigError(f"{error}.", "Change batch_size or micro_batch_size.") from error
 
 
 def arguments(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, Any]:
-    """TRL's arguments that all trainers share."""
+    """Return the arguments of TRL that all trainers share.
+
+    Args:
+        job: settings and folders.
+        steps: number of optimizer steps.
+        shared: micro-batch size per device.
+        accumulated: number of gradient accumulation steps.
+    """
     options, gpu = job.options, torch.cuda.is_available()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(job.tensorboard)
     return {
@@ -131,7 +154,7 @@ def arguments(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, 
         "logging_steps": options.log_every,
         "logging_nan_inf_filter": False,
         "save_steps": options.checkpoint_every,
-        # The one before stays until the newest is sealed.
+        # The previous checkpoint must exist until the newest one is sealed.
         "save_total_limit": 2,
         "train_sampling_strategy": "sequential",
         "report_to": ["tensorboard"] if is_main() else [],
@@ -141,11 +164,11 @@ def arguments(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, 
 
 
 def ready(trainer: Any) -> Any:
-    """The trainer without its printing, and with a forward that computes losses."""
+    """Return the trainer, with printing disabled and LLaMA-Adapter's forward method repaired."""
     trainer.remove_callback(PrinterCallback)
     inner = getattr(trainer.model, "base_model", None)
     if inner is not None and "forward" in vars(inner):
-        # PEFT's LLaMA-Adapter keeps the forward that its model had before TRL gave it
-        # the one that computes losses.
+        # PEFT's LLaMA-Adapter keeps the forward method from before TRL replaced it with one
+        # that computes losses.
         inner.forward = inner.model.forward
     return trainer

@@ -1,7 +1,8 @@
-"""Programs that say how right an answer is: rewards that no model can talk its way around.
+"""Base class of the verifiers: programs that check an answer and return a reward from 0 to 1.
 
-One file per verifier beside this one; an installed package adds more through the
-entry-point group ``instructgen.verifiers``.
+Each verifier is one file of this package. An installed package can add more through the
+entry-point group ``instructgen.verifiers``. No verifier uses a model, so an answer cannot
+persuade it.
 """
 
 from __future__ import annotations
@@ -16,20 +17,23 @@ from instructgen.schema.sample import Sample
 
 
 class Verifier(BaseModel, ABC):
-    """Judges answers to tasks that carry what is needed to judge them."""
+    """Base class of verifiers, which check an answer by data that its task contains."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
 
     @abstractmethod
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """The row as a task that can be judged, or None where it holds nothing to judge by."""
+        """Return the row as a task whose answers can be checked, or None if it has no such data.
+
+        A verifier may change the row, for example add a constraint chosen with ``rng``.
+        """
 
     @abstractmethod
-    def judge(self, task: Sample, answer: str) -> float:
-        """How right an answer is, from 0 to 1; graded where that means something."""
+    def check(self, task: Sample, answer: str) -> float:
+        """Return how correct an answer is, from 0 to 1, with partial credit where possible."""
 
 
 def label(sample: Sample, name: str) -> str | None:
-    """What a row says under this label."""
+    """Return the value of the row's label of this name, or None."""
     return next((v.value for v in sample.labels if v.name == name), None)

@@ -1,9 +1,9 @@
-"""Whether code passes its row's tests, run in a process of its own with limits.
+"""Checks whether code passes the tests of its row, in a separate process with limits.
 
-The process has no environment, an empty folder, bounds on time, memory and files, and on
-Linux no network and no further processes where the system lets a user give them up. That
-keeps mistakes in; it is no wall against an attacker, who runs in the interpreter that
-runs the tests. Run models you do not trust in a container.
+The process has an empty environment and folder, and limits on time, memory and files. On
+Linux it also has no network and cannot start processes, if the system allows users to set
+that. The limits contain mistakes, not attacks: the answer runs in the same interpreter as the
+tests. Run models that you do not trust in a container.
 """
 
 from __future__ import annotations
@@ -40,34 +40,36 @@ _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 
 
 class Code(Verifier):
-    """1 where the label ``test``, run after the answer's code, ends without an error."""
+    """Score an answer 1 if the tests in the label ``test``, run after its code, pass."""
 
     name = "code"
 
-    seconds: int = Field(5, ge=1, description="processor time of a test")
-    megabytes: int = Field(512, ge=64, description="memory of a test")
-    form: float = Field(0.1, ge=0, lt=1, description="for code that compiles and fails")
+    seconds: int = Field(5, ge=1, description="CPU time limit of a test, in seconds.")
+    megabytes: int = Field(512, ge=64, description="Memory limit of a test, in MiB.")
+    form: float = Field(
+        0.1, ge=0, lt=1, description="Reward for code that compiles but fails the tests."
+    )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """The row, where it has tests."""
+        """Return the row if it has tests, or None."""
         return sample if label(sample, "test") else None
 
-    def judge(self, task: Sample, answer: str) -> float:
-        """Whether the tests pass."""
+    def check(self, task: Sample, answer: str) -> float:
+        """Return 1 if the tests pass, ``form`` if the code only compiles, and otherwise 0."""
         blocks = _FENCE.findall(answer)
         program = blocks[-1] if blocks else answer
         if not program.strip():
             return 0.0
-        # Compiled there and not here: a parser can be brought down by what it parses.
+        # Compiled in the other process, because some source texts crash the parser.
         compiles = self._run(f"compile({program!r}, 'answer', 'exec')")
         if not compiles:
             return 0.0
         return 1.0 if self._run(f"{program}\n\n{label(task, 'test')}\n") else self.form
 
     def _run(self, program: str) -> bool:
-        # Code that leaves early has an exit code of 0 too: only who comes to the end of
-        # the tests reads the word, which follows the program, and says it.
-        word = secrets.token_hex(16)
+        # An exit code of 0 is not enough, because code that exits early has it too. The driver
+        # reads a secret token from standard input and prints it only after the tests.
+        token = secrets.token_hex(16)
         text = program.encode("utf-8", "replace")
         folder = tempfile.mkdtemp(prefix="instructgen-code-")
         try:
@@ -84,23 +86,23 @@ class Code(Verifier):
                 )
                 try:
                     process.communicate(
-                        b"%d\n%s%s" % (len(text), text, word.encode()), 2 * self.seconds + 5
+                        b"%d\n%s%s" % (len(text), text, token.encode()), 2 * self.seconds + 5
                     )
                 except subprocess.TimeoutExpired:
                     return False
                 finally:
-                    # What it started goes with it.
+                    # Also end the processes that it started.
                     with suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
                 output.seek(0)
-                return output.read().endswith(word.encode())
+                return output.read().endswith(token.encode())
         finally:
             _remove(folder)
 
     def _limit(self) -> None:
         bytes_ = self.megabytes * 2**20
-        for what, most in (
+        for limit, value in (
             (resource.RLIMIT_CPU, self.seconds),
             (resource.RLIMIT_AS, bytes_),
             (resource.RLIMIT_FSIZE, 2**20),
@@ -108,13 +110,13 @@ class Code(Verifier):
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_NPROC, 0),
         ):
-            resource.setrlimit(what, (most, most))
-        # No network, where a user may give it up; where not, the other limits stand.
+            resource.setrlimit(limit, (value, value))
+        # Remove network access if the system allows it; the call fails silently otherwise.
         ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK)
 
 
 def _remove(folder: str) -> None:
-    """Remove what a program left, however deep it dug."""
+    """Remove the folder and all that the program left in it, at any depth."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except RecursionError:

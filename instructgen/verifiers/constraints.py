@@ -1,9 +1,9 @@
-"""Constraints on an answer that a program can check, in the spirit of IFEval (2311.07911).
+"""Defines constraints on an answer that a program can check, similar to IFEval (2311.07911).
 
-Each says what it asks in words, and how far an answer meets it, from 0 to 1: graded,
-because a group of answers that all get 0 teaches nothing. The checks, the wording
-and the families are ours. The family ``layout`` is for evaluation only: rewards never
-draw from it, so that it shows what carries over.
+Each constraint has an instruction for the model and a score from 0 to 1. There is partial
+credit, because a group of answers that all score 0 gives no training signal. The checks, the
+wording and the families are not those of IFEval. The family ``layout`` is used for evaluation
+only, never for rewards, so that it measures generalization to unseen constraints.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _ENDINGS = ("That is all.", "I hope this helps.", "Is there anything else?")
 class ConstraintKind:
     """A kind of constraint.
 
-    ``draw`` chooses its parameters, ``words`` says it to the model, ``met`` says how
-    far an answer meets it.
+    ``draw`` chooses the parameters at random, ``words`` returns the instruction for the model,
+    and ``met`` returns the score of an answer.
     """
 
     family: str
@@ -42,51 +42,51 @@ class ConstraintKind:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A constraint with its parameters."""
+    """A constraint: the name of its kind and the values of its parameters."""
 
     name: str
     values: Mapping[str, Any]
 
     @property
     def family(self) -> str:
-        """What it is about."""
+        """Return the family of the constraint, such as ``length`` or ``keywords``."""
         return KINDS[self.name].family
 
     @property
     def words(self) -> str:
-        """What it asks, as a sentence."""
+        """Return the instruction for the model, as one sentence."""
         return KINDS[self.name].words(**self.values)
 
     def met(self, answer: str) -> float:
-        """How far an answer meets it: 1 fully, 0 not at all."""
+        """Return how well an answer meets the constraint, from 0 (not at all) to 1 (fully)."""
         return KINDS[self.name].met(answer, **self.values) if answer.strip() else 0.0
 
     def dumps(self) -> str:
-        """As the value of a row's label ``constraint``."""
+        """Return the constraint as JSON, the value of a row's label ``constraint``."""
         return orjson.dumps(
             {"name": self.name, **self.values}, option=orjson.OPT_SORT_KEYS
         ).decode()
 
     @classmethod
     def loads(cls, text: str) -> Constraint:
-        """What `dumps` made.
+        """Return the constraint that `dumps` wrote as JSON.
 
         Raises:
-            ValueError: it is no constraint known here.
+            ValueError: the text is not valid JSON, or not a known constraint with valid values.
         """
         value = orjson.loads(text)
         if not isinstance(value, dict) or value.get("name") not in KINDS:
-            raise ValueError(f"no constraint known here: {text[:80]}")
-        made = cls(value.pop("name"), value)
+            raise ValueError(f"unknown constraint: {text[:80]}")
+        constraint = cls(value.pop("name"), value)
         try:
-            made.met("Any answer.")
+            constraint.met("Any answer.")
         except (TypeError, ZeroDivisionError, AttributeError) as error:
-            raise ValueError(f"bad values of a constraint: {text[:80]}") from error
-        return made
+            raise ValueError(f"invalid values of a constraint: {text[:80]}") from error
+        return constraint
 
 
 def draw(rng: random.Random, *, held_out: bool = False) -> Constraint:
-    """A constraint at random, of the held-out family or of the others."""
+    """Return a random constraint, of the held-out family or of the other families."""
     names = [name for name, kind in KINDS.items() if (kind.family == HELD_OUT) == held_out]
     name = rng.choice(names)
     return Constraint(name, KINDS[name].draw(rng))
@@ -99,46 +99,46 @@ def _word_count(answer: str) -> int:
     return len(regex.findall(r"\w+(?:['’]\w+)*", answer))
 
 
-def _sentences(answer: str) -> int:
+def _sentence_count(answer: str) -> int:
     return len([s for s in regex.split(r"(?<=[.!?])\s+", answer.strip()) if s])
 
 
-def _close(have: int, want: int) -> float:
-    """1 at the number wanted, falling with the distance."""
-    return max(0.0, 1 - abs(have - want) / max(1, want))
+def _exactly(actual: int, target: int) -> float:
+    """Return 1 if the number is the target, and less with increasing distance."""
+    return max(0.0, 1 - abs(actual - target) / max(1, target))
 
 
-def _at_least(have: int, want: int) -> float:
-    return min(1.0, have / want)
+def _at_least(actual: int, target: int) -> float:
+    return min(1.0, actual / target)
 
 
-def _at_most(have: int, want: int) -> float:
-    return 1.0 if have <= want else max(0.0, 1 - (have - want) / want)
+def _at_most(actual: int, target: int) -> float:
+    return 1.0 if actual <= target else max(0.0, 1 - (actual - target) / target)
 
 
 def _count(answer: str, word: str) -> int:
     return len(regex.findall(rf"\b{regex.escape(word)}\b", answer, regex.IGNORECASE))
 
 
-def _letters(answer: str, wanted: Callable[[str], bool]) -> float:
+def _letter_share(answer: str, is_counted: Callable[[str], bool]) -> float:
     letters = [c for c in answer if c.isalpha()]
-    return sum(map(wanted, letters)) / len(letters) if letters else 0.0
+    return sum(map(is_counted, letters)) / len(letters) if letters else 0.0
 
 
 def _strict(share: float) -> float:
-    """Half for nearly, all for all."""
+    """Return 1 if the share is 1, and otherwise half of the share."""
     return 1.0 if share == 1 else share / 2
 
 
-def _bullets(answer: str) -> int:
+def _bullet_count(answer: str) -> int:
     return len(regex.findall(r"(?m)^\s*[*\-•] \S", answer))
 
 
-def _numbered(answer: str) -> int:
+def _numbered_count(answer: str) -> int:
     return len(regex.findall(r"(?m)^\s*\d+[.)] \S", answer))
 
 
-def _paragraphs(answer: str) -> int:
+def _paragraph_count(answer: str) -> int:
     return len([p for p in regex.split(r"\n\s*\n", answer.strip()) if p.strip()])
 
 
@@ -154,8 +154,8 @@ def _json(answer: str) -> float:
 
 def _table(answer: str) -> float:
     rows = len(regex.findall(r"(?m)^\s*\|.*\|\s*$", answer))
-    rule = bool(regex.search(r"(?m)^\s*\|[\s:|-]+\|\s*$", answer))
-    return min(1.0, rows / 3) * (1.0 if rule else 0.5)
+    separator = bool(regex.search(r"(?m)^\s*\|[\s:|-]+\|\s*$", answer))
+    return min(1.0, rows / 3) * (1.0 if separator else 0.5)
 
 
 KINDS: dict[str, ConstraintKind] = {
@@ -175,7 +175,7 @@ KINDS: dict[str, ConstraintKind] = {
         "length",
         lambda rng: {"count": rng.randrange(1, 5)},
         lambda count: f"Write exactly {count} sentence{'s' if count > 1 else ''}.",
-        lambda answer, count: _close(_sentences(answer), count),
+        lambda answer, count: _exactly(_sentence_count(answer), count),
     ),
     "include": ConstraintKind(
         "keywords",
@@ -200,13 +200,13 @@ KINDS: dict[str, ConstraintKind] = {
         "case",
         lambda rng: {},
         lambda: "Write everything in lower case.",
-        lambda answer: _strict(_letters(answer, str.islower)),
+        lambda answer: _strict(_letter_share(answer, str.islower)),
     ),
     "upper_case": ConstraintKind(
         "case",
         lambda rng: {},
         lambda: "WRITE EVERYTHING IN CAPITAL LETTERS.",
-        lambda answer: _strict(_letters(answer, str.isupper)),
+        lambda answer: _strict(_letter_share(answer, str.isupper)),
     ),
     "no_comma": ConstraintKind(
         "punctuation",
@@ -231,7 +231,7 @@ KINDS: dict[str, ConstraintKind] = {
         "format",
         lambda rng: {"count": rng.randrange(2, 6)},
         lambda count: f'Answer with a list of exactly {count} points, each beginning with "* ".',
-        lambda answer, count: _close(_bullets(answer), count),
+        lambda answer, count: _exactly(_bullet_count(answer), count),
     ),
     "json": ConstraintKind(
         "format",
@@ -243,13 +243,13 @@ KINDS: dict[str, ConstraintKind] = {
         HELD_OUT,
         lambda rng: {"count": rng.randrange(2, 5)},
         lambda count: f"Write {count} paragraphs with an empty line between them.",
-        lambda answer, count: _close(_paragraphs(answer), count),
+        lambda answer, count: _exactly(_paragraph_count(answer), count),
     ),
     "numbered": ConstraintKind(
         HELD_OUT,
         lambda rng: {"count": rng.randrange(3, 6)},
         lambda count: f"Write a numbered list of {count} items: 1., 2. and so on.",
-        lambda answer, count: _close(_numbered(answer), count),
+        lambda answer, count: _exactly(_numbered_count(answer), count),
     ),
     "table": ConstraintKind(
         HELD_OUT,

@@ -1,4 +1,7 @@
-"""Whether an answer is the row's own, but for case, spaces and a last full stop."""
+"""Checks whether an answer equals the output of its row.
+
+Case, white space, Unicode form (NFKC) and periods at the end are ignored.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ from instructgen.verifiers import Verifier
 
 
 class Exact(Verifier):
-    """1 for the same text, 0 for another."""
+    """Score an answer 1 if it equals the row's output after normalization, and otherwise 0."""
 
     name = "exact"
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """The row, where it has an answer to compare with."""
-        return sample if _plain(sample.output) else None
+        """Return the row if it has an output to compare with, or None."""
+        return sample if _normalized(sample.output) else None
 
-    def judge(self, task: Sample, answer: str) -> float:
-        """Whether both say the same."""
-        return float(_plain(answer) == _plain(task.output))
+    def check(self, task: Sample, answer: str) -> float:
+        """Return 1 if the answer equals the output of the row, and otherwise 0."""
+        return float(_normalized(answer) == _normalized(task.output))
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(folded.split()).rstrip(".").strip()

@@ -1,4 +1,4 @@
-"""Whether an answer keeps to what its instruction asks of its form."""
+"""Checks whether an answer meets a constraint on its form, such as its length or case."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from instructgen.verifiers.constraints import HELD_OUT, LABEL, Constraint, draw
 
 
 class IfEval(Verifier):
-    """A row with a label ``constraint`` is judged by it; another is given a constraint."""
+    """Score answers by the row's label ``constraint``; a row without one gets a random one."""
 
     name = "ifeval"
 
-    held_out: bool = Field(False, description="draw from the family kept for evaluation")
+    held_out: bool = Field(False, description="Use the constraint family for evaluation.")
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """The row, with a constraint in its instruction and its labels."""
-        known = label(sample, LABEL)
-        if known is not None:
+        """Return the row with a constraint in its instruction and labels, or None.
+
+        It is None if the label ``constraint`` is invalid, or not in the family asked for.
+        """
+        text = label(sample, LABEL)
+        if text is not None:
             try:
-                family = Constraint.loads(known).family
+                family = Constraint.loads(text).family
             except ValueError:
                 return None
             return sample if not self.held_out or family == HELD_OUT else None
@@ -35,6 +38,6 @@ class IfEval(Verifier):
             labels=(*sample.labels, Label(LABEL, constraint.dumps())),
         )
 
-    def judge(self, task: Sample, answer: str) -> float:
-        """How far the answer meets the constraint."""
+    def check(self, task: Sample, answer: str) -> float:
+        """Return how well the answer meets the constraint, from 0 to 1."""
         return Constraint.loads(label(task, LABEL) or "").met(answer)

@@ -1,4 +1,4 @@
-"""Whether an answer ends in the right number."""
+"""Checks whether an answer ends in the correct number."""
 
 from __future__ import annotations
 
@@ -13,52 +13,54 @@ from instructgen.verifiers import Verifier
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+"
 _MARKED = (
-    # GSM8K's own mark, and how models say the same.
+    # The mark of GSM8K, and the forms that models use instead.
     regex.compile(rf"####\s*\$?({_NUMBER})"),
     regex.compile(r"\\boxed\{\$?([^{}]*)\}"),
     regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})"),
 )
 _ANY = regex.compile(_NUMBER)
-_LONGEST = 60
+_MAX_LENGTH = 60
 
 
 class Math(Verifier):
-    """1 for the right number, a little for any number where the answer should stand."""
+    """Score an answer 1 for the correct number, and ``form`` for a wrong one marked as final."""
 
     name = "math"
 
-    form: float = Field(0.1, ge=0, lt=1, description="for a wrong number in the right place")
+    form: float = Field(
+        0.1, ge=0, lt=1, description="Reward for a wrong number marked as the final one."
+    )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """The row, where its own answer ends in a number."""
+        """Return the row if its output contains a number, or None."""
         return sample if final_number(sample.output) is not None else None
 
-    def judge(self, task: Sample, answer: str) -> float:
-        """Whether both end in the same number."""
-        found = final_number(answer)
-        if found is None:
+    def check(self, task: Sample, answer: str) -> float:
+        """Return 1 if both end in the same number, ``form`` for another marked one, or 0."""
+        number = final_number(answer)
+        if number is None:
             return 0.0
-        if found == final_number(task.output):
+        if number == final_number(task.output):
             return 1.0
         return self.form if any(m.search(answer) for m in _MARKED) else 0.0
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number an answer comes to: the last one marked as such, or else the last one."""
+    """Return the final number of an answer: the last marked as final, or else the last one."""
     for pattern in _MARKED:
-        for found in reversed(pattern.findall(text)):
-            if (value := _value(found)) is not None:
+        for match in reversed(pattern.findall(text)):
+            if (value := _value(match)) is not None:
                 return value
-    for found in reversed(_ANY.findall(text)):
-        if (value := _value(found)) is not None:
+    for match in reversed(_ANY.findall(text)):
+        if (value := _value(match)) is not None:
             return value
     return None
 
 
 def _value(text: str) -> Fraction | None:
     text = text.replace("$", "").strip().rstrip(".")
-    # A model's exponent is no number to work with: 1e999999999 would fill the memory.
-    if len(text) > _LONGEST or _ANY.fullmatch(text) is None:
+    # Exponents are not accepted: the value of 1e999999999 would fill the memory.
+    if len(text) > _MAX_LENGTH or _ANY.fullmatch(text) is None:
         return None
     try:
         return Fraction(text.replace(",", ""))

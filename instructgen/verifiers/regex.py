@@ -1,4 +1,4 @@
-"""Whether an answer matches the regular expression of its row."""
+"""Checks whether an answer matches the regular expression of its row."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from instructgen.verifiers import Verifier, label
 
 
 class Regex(Verifier):
-    """1 where the label ``pattern`` is found in the answer."""
+    """Score an answer 1 if it contains a match of the label ``pattern``, and otherwise 0."""
 
     name = "regex"
 
-    seconds: float = Field(1.0, gt=0, description="after which a pattern is given up")
+    seconds: float = Field(1.0, gt=0, description="Time limit of a search, in seconds.")
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """The row, where it has a pattern that compiles."""
+        """Return the row if it has a valid pattern, or None."""
         pattern = label(sample, "pattern")
         if not pattern:
             return None
@@ -29,8 +29,8 @@ class Regex(Verifier):
             return None
         return sample
 
-    def judge(self, task: Sample, answer: str) -> float:
-        """Whether the pattern is found in time."""
+    def check(self, task: Sample, answer: str) -> float:
+        """Return 1 if the pattern is found within the time limit, and otherwise 0."""
         try:
             return float(
                 regex.search(label(task, "pattern") or "", answer, timeout=self.seconds) is not None

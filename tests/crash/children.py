@@ -1,4 +1,4 @@
-"""What runs in the processes that the tests of this folder kill."""
+"""Functions that run in the child processes which the tests of this folder kill."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 
 def die() -> None:
-    """As if the power went: no handler, no clean-up."""
+    """Kill this process as a power failure would: no handler and no cleanup run."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_at(count: int, moment: str, *places: tuple[Any, str]) -> None:
-    """Die at the n-th call, from now on, of any of these functions: before it, or after it."""
+    """Make the process die before or after the n-th call, from now on, of these functions."""
     seen = 0
 
     def deadly(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal seen
             seen += 1
-            mine = seen == count
-            if mine and moment == "before":
+            is_due = seen == count
+            if is_due and moment == "before":
                 die()
             result = original(*args, **kwargs)
-            if mine and moment == "after":
+            if is_due and moment == "after":
                 die()
             return result
 
@@ -54,7 +54,7 @@ def generate(
     at: int = 0,
     moment: str = "before",
 ) -> None:
-    """Generate with echo; each request is a byte in ``calls``, each answer takes ``pace_s``."""
+    """Generate with echo; write a byte to ``calls`` per request, wait ``pace_s`` per answer."""
     import instructgen
     from instructgen.engines.echo import EchoEngine
 
@@ -75,7 +75,7 @@ def generate(
 
 
 def derive(command: str, out: str, recipe: str, inputs: list[str], at: int) -> None:
-    """Make a dataset out of others in small steps; dies at the n-th that changes the disk."""
+    """Make a dataset from others in small steps; die at the n-th step that changes the disk."""
     import instructgen
     import instructgen.commands.merge as merging
     from instructgen.store import spool
@@ -99,7 +99,7 @@ def train(
     at_step: int = -1,
     at_sync: int = 0,
 ) -> None:
-    """Train; dies when the log has an entry of a step, or at the n-th sync of a file."""
+    """Train; die when the log has an entry for ``at_step``, or at fsync number ``at_sync``."""
     import instructgen
     from instructgen.store import ModelRun
 
@@ -123,7 +123,7 @@ def command(
     threads: int = 1,
     stdin: str = os.devnull,
 ) -> None:
-    """A command line, as typed in a folder; what it reads and prints are files."""
+    """Run a command line in a folder, with files as standard input and output."""
     import sys
 
     import torch

@@ -1,7 +1,7 @@
-"""Killed at any moment, resumed by the same command: the same bytes, nothing paid for twice.
+"""Tests that a killed run, resumed with the same command, gives the same bytes.
 
-Three ways to die: SIGKILL at random times, SIGKILL at each durable step in
-turn, and a journal cut within its last two records.
+No completion is requested twice. A run is killed in three ways: SIGKILL at random times,
+SIGKILL at each durable step in turn, and a journal truncated within its last two records.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TARGET, BATCH, KILLS = 40, 8, 25
 def start(
     out: Path, calls: Path, pace_s: float = 0.0, at: int = 0, moment: str = "before"
 ) -> BaseProcess:
-    given = (str(SEEDS), TARGET, str(out), BATCH, str(calls), pace_s, at, moment)
-    return forks.start(children.generate, *given)
+    arguments = (str(SEEDS), TARGET, str(out), BATCH, str(calls), pace_s, at, moment)
+    return forks.start(children.generate, *arguments)
 
 
 def finish(out: Path, calls: Path) -> None:
@@ -42,14 +42,14 @@ def finish(out: Path, calls: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
-    """The digest of a run that nothing disturbed, and how many requests it made."""
+    """The digest and the number of requests of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("plain")
     finish(folder / "run", folder / "calls")
     return tree_digest(folder / "run"), (folder / "calls").stat().st_size
 
 
 def check_open(out: Path) -> None:
-    """Every file with a final name is whole."""
+    """Check that each file with its final name is complete."""
     import orjson
     import pyarrow.parquet as pq
 
@@ -60,14 +60,16 @@ def check_open(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_random_kills(tmp_path: Path, plain: tuple[str, int]) -> None:
+def test_a_run_killed_at_random_times_gives_the_same_bytes(
+    tmp_path: Path, plain: tuple[str, int]
+) -> None:
     digest, requests = plain
     rng = random.Random(20261122)
     out, calls = tmp_path / "run", tmp_path / "calls"
     kills = rounds = 0
     while kills < KILLS:
         process = start(out, calls, pace_s=0.002)
-        # From before the folder is made to well into the run.
+        # The range is from before the folder exists until well into the run.
         process.join(rng.uniform(0.01, 0.6))
         if process.exitcode is None:
             process.kill()
@@ -81,18 +83,18 @@ def test_random_kills(tmp_path: Path, plain: tuple[str, int]) -> None:
             out, calls = tmp_path / f"run{rounds}" / "run", tmp_path / f"calls{rounds}"
     finish(out, calls)
     assert tree_digest(out) == digest
-    # A kill costs at most what the batches in flight had not finished.
+    # A kill repeats at most the unfinished requests of the batches in flight.
     assert calls.stat().st_size <= requests + kills * LAG * BATCH
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_kill_at_every_durable_step(tmp_path: Path, plain: tuple[str, int], moment: str) -> None:
-    """Every write, fsync, open, replace and unlink of a run, thinned out in its long middle."""
+def test_a_kill_at_each_durable_step(tmp_path: Path, plain: tuple[str, int], moment: str) -> None:
+    """Kill at each write, fsync, open, replace and unlink; after 12 steps, at every ninth."""
     digest, _ = plain
     out, calls = tmp_path / "run", tmp_path / "calls"
-    # A kill at step n leaves the run further on, so the next start takes other
-    # steps; the walk ends when a start gets through.
+    # Each killed start has made progress, so the next start takes other steps. The loop
+    # ends when a start completes the run.
     at, deaths = 1, 0
     while True:
         process = start(out, calls, 0.0, at, moment)
@@ -107,19 +109,21 @@ def test_a_kill_at_every_durable_step(tmp_path: Path, plain: tuple[str, int], mo
     assert tree_digest(out) == digest
 
 
-def test_a_cut_journal_resumes_to_the_same_bytes(tmp_path: Path, plain: tuple[str, int]) -> None:
+def test_a_truncated_journal_resumes_to_the_same_bytes(
+    tmp_path: Path, plain: tuple[str, int]
+) -> None:
     digest, _ = plain
     out = tmp_path / "run"
     finish(out, tmp_path / "calls")
     journal = out / "journal.jsonl"
-    whole = journal.read_bytes()
-    lines = whole.split(b"\n")[:-1]
-    start_at = len(whole) - len(lines[-1]) - len(lines[-2]) - 2
-    for cut in [*range(start_at, len(whole), 37), start_at - 1, 0, 1, len(whole) // 2]:
-        journal.write_bytes(whole[:cut])
+    complete = journal.read_bytes()
+    lines = complete.split(b"\n")[:-1]
+    start_at = len(complete) - len(lines[-1]) - len(lines[-2]) - 2
+    for cut in [*range(start_at, len(complete), 37), start_at - 1, 0, 1, len(complete) // 2]:
+        journal.write_bytes(complete[:cut])
         result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)
         assert tree_digest(out) == digest
-        torn = cut and not whole[:cut].endswith(b"\n")
+        torn = cut and not complete[:cut].endswith(b"\n")
         assert bool(result.healed) == bool(torn)
 
 
@@ -136,7 +140,8 @@ def test_rebuild_makes_the_same_bytes_without_an_engine(
     (out / "manifest.json").unlink()
     (out / "README.md").unlink()
     monkeypatch.setattr(
-        "instructgen.engines.echo.EchoEngine.complete", lambda *_: pytest.fail("asked")
+        "instructgen.engines.echo.EchoEngine.complete",
+        lambda *_: pytest.fail("the engine was called"),
     )
     result = rebuild(out)
     assert result.asked == 0
@@ -144,7 +149,7 @@ def test_rebuild_makes_the_same_bytes_without_an_engine(
 
 
 def test_rebuild_needs_no_model(tiny: Path, tmp_path: Path) -> None:
-    """Nor do explain and the report: a run outlives the model that wrote it."""
+    """A run stays usable when the folder of the model that wrote it has been deleted."""
     import shutil
 
     import orjson
@@ -160,7 +165,7 @@ def test_rebuild_needs_no_model(tiny: Path, tmp_path: Path) -> None:
     assert rebuild(out).rows == 5
 
 
-def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:
+def test_a_finished_run_makes_no_further_requests(tmp_path: Path) -> None:
     out, calls = tmp_path / "run", tmp_path / "calls"
     finish(out, calls)
     before = calls.stat().st_size
@@ -171,16 +176,16 @@ def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_ten_points(tmp_path: Path) -> None:
+def test_a_run_interrupted_with_ctrl_c_resumes_to_the_same_rows(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    recipe, said = tmp_path / "slow.toml", tmp_path / "stderr"
+    recipe, stderr = tmp_path / "slow.toml", tmp_path / "stderr"
     text = (ROOT / "filters" / "default.toml").read_text()
 
     def begin(delay_s: float) -> BaseProcess:
         recipe.write_text(f'[engine]\nname = "echo"\ndelay_s = {delay_s}\n{text}')
-        given = ["--seeds", SEEDS, "--target", TARGET, "--out", out, "--recipe", recipe]
-        words = ["generate", *map(str, given), "--batch-size", str(BATCH)]
-        return forks.start(children.command, words, str(tmp_path), str(said))
+        options = ["--seeds", SEEDS, "--target", TARGET, "--out", out, "--recipe", recipe]
+        words = ["generate", *map(str, options), "--batch-size", str(BATCH)]
+        return forks.start(children.command, words, str(tmp_path), str(stderr))
 
     def recorded() -> int:
         journal = out / "journal.jsonl"
@@ -195,20 +200,20 @@ def test_ctrl_c_at_ten_points(tmp_path: Path) -> None:
         time.sleep(0.04 * point)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGINT)
-        # Ten seconds are promised; a busy machine may take its time.
+        # The documented limit is ten seconds; a busy machine may need longer.
         process.join(20)
         if process.exitcode == 130:
             stopped += 1
-            assert "the same command goes on" in said.read_text()
-            assert "Traceback" not in said.read_text()
+            assert "interrupted" in stderr.read_text()
+            assert "Traceback" not in stderr.read_text()
         else:
-            assert process.exitcode == 0, said.read_text()
+            assert process.exitcode == 0, stderr.read_text()
     assert stopped >= 5
     process = begin(0.0)
     process.join(120)
     assert process.exitcode == 0
     finish(tmp_path / "plain" / "run", tmp_path / "calls")
-    # The rows alone: the delay stands in the recorded configuration.
+    # Only the rows are compared: the recorded configurations differ in the delay.
     assert rows_bytes(out) == rows_bytes(tmp_path / "plain" / "run")
 
 
@@ -218,37 +223,41 @@ def rows_bytes(out: Path) -> list[bytes]:
 
 # -- resuming with other settings -----------------------------------------------------------
 
+# The key that the message names, and the options that change it.
 CHANGES = {
-    "seed": {"seed": 7},
-    "batch size": {"batch_size": 9},
-    "method": {"method": "alpaca"},
-    "recipe": {"recipe": "self_instruct"},
-    "engine": {"engine": "openai", "model": "m"},
-    "model": {"model": "other"},
+    "generate.seed": {"seed": 7},
+    "generate.batch_size": {"batch_size": 9},
+    "method.name": {"method": "alpaca"},
+    "filters.": {"recipe": "self_instruct"},
+    "engine.name": {"engine": "openai", "model": "m"},
+    "engine.model": {"model": "other"},
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_setting_is_refused_and_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("key", CHANGES)
+def test_resuming_with_a_changed_setting_is_an_error(tmp_path: Path, key: str) -> None:
     out = tmp_path / "run"
-    given = {"engine": "echo", "batch_size": BATCH}
-    generate(SEEDS, 5, out, **given)
+    options = {"engine": "echo", "batch_size": BATCH}
+    generate(SEEDS, 5, out, **options)
     before = tree_digest(out)
-    with pytest.raises(RunError, match="other settings") as caught:
-        generate(SEEDS, 5, out, **{**given, **CHANGES[name]})
-    key = name.split()[0] if name != "recipe" else "filters"
+    with pytest.raises(RunError) as caught:
+        generate(SEEDS, 5, out, **{**options, **CHANGES[key]})
     assert key in str(caught.value)
     assert tree_digest(out) == before
 
 
-def test_changed_seeds_are_refused(tmp_path: Path, seeds_file: Path) -> None:
+def test_resuming_with_changed_seeds_is_an_error(tmp_path: Path, seeds_file: Path) -> None:
     generate(seeds_file, 5, tmp_path / "run", engine="echo")
     seeds_file.write_bytes(seeds_file.read_bytes().replace(b"jam jar", b"tin can"))
-    with pytest.raises(RunError, match="the seeds"):
+    with pytest.raises(RunError) as caught:
         generate(seeds_file, 5, tmp_path / "run", engine="echo")
+    # The path of the folder contains the name of this test.
+    message = str(caught.value).replace(str(tmp_path), "")
+    assert "seeds" in message
+    assert "12" in message
 
 
-def test_target_and_budget_may_change(tmp_path: Path) -> None:
+def test_target_and_token_limit_may_change_on_resume(tmp_path: Path) -> None:
     out = tmp_path / "run"
     generate(SEEDS, 10, out, engine="echo", batch_size=BATCH, max_tokens_total=10**6)
     result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)

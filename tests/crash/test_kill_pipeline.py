@@ -1,4 +1,4 @@
-"""A recipe killed with -9 at random points, its own process alone: the same bytes in the end."""
+"""Tests that a pipeline whose process is killed with SIGKILL finally gives the same bytes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.long)])
-def test_killed_at_random_points(tmp_path: Path, runs: int) -> None:
+def test_a_pipeline_killed_at_random_times_gives_the_same_bytes(tmp_path: Path, runs: int) -> None:
     recipe = write(tmp_path, RECIPE.replace("target = 12", "target = 40"))
     began = time.monotonic()
     assert start(recipe, tmp_path / "whole").wait() == 0
     seconds = time.monotonic() - began
-    wanted = datasets(tmp_path / "whole")
+    expected = datasets(tmp_path / "whole")
     rng, kills = random.Random(4), 0
     for number in range(runs):
         out = tmp_path / f"killed{number}"
-        # Up to three times each, at moments spread over all that is left to do.
+        # Kill up to three times, at random moments of the remaining work.
         for _ in range(3):
             process = start(recipe, out)
             try:
@@ -41,5 +41,5 @@ def test_killed_at_random_points(tmp_path: Path, runs: int) -> None:
                 process.wait()
                 kills += 1
         assert start(recipe, out).wait() == 0
-        assert datasets(out) == wanted
+        assert datasets(out) == expected
     assert kills >= runs

@@ -1,4 +1,4 @@
-"""Model folders that carry code of their own, or weights that do not make the model."""
+"""Tests of untrusted model folders: their code never runs, and incomplete weights are rejected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def with_code(tiny: Path, folder: Path, part: str) -> tuple[Path, Path]:
-    """The tiny model with code for its model or its tokenizer, and the file that this writes."""
+    """Copy the tiny model and add code for one part; return the folder and the code's marker file."""
     shutil.copytree(tiny, folder)
     marker = folder / "ran"
     (folder / "own_code.py").write_text(CODE.format(marker=str(marker)))
@@ -63,7 +63,7 @@ def with_code(tiny: Path, folder: Path, part: str) -> tuple[Path, Path]:
 
 
 def without(model: Path, folder: Path, part: str) -> Path:
-    """A model without some of its weights."""
+    """Copy a model without the weights whose names contain ``part``."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(model, folder)
@@ -116,7 +116,7 @@ COMMANDS: dict[str, Callable[[Path, Path, Path], list[object]]] = {
 }
 
 
-# vLLM loads the model itself: tests/test_real_engines.py.
+# vLLM loads the model itself; tests/test_real_engines.py covers it.
 CASES = [(c, p) for c in COMMANDS for p in ("model", "tokenizer")]
 CASES.remove(("generate on vllm", "model"))
 
@@ -125,14 +125,14 @@ CASES.remove(("generate on vllm", "model"))
 def test_code_of_a_model_folder_never_runs(
     tiny: Path, rows: Path, tmp_path: Path, command: str, part: str
 ) -> None:
-    """Left to itself, transformers asks on standard input, where "y" is the user's next word."""
+    """By default transformers asks on standard input whether to run the code; here it gets "y"."""
     if command == "generate on vllm":
         pytest.importorskip("vllm")
     model, marker = with_code(tiny, tmp_path / "model", part)
     argv = [str(word) for word in COMMANDS[command](model, rows, tmp_path)]
     done = CliRunner().invoke(cli, argv, input="y\ny\ny\n")
     assert not marker.exists()
-    # A tokenizer that needs its code may be read as a plain one: then the command goes on.
+    # A tokenizer with code may be loaded as a standard one; then the command continues.
     if part == "model" and command != "curate by size":
         assert isinstance(done.exception, ConfigError), done.output
         assert str(model) in str(done.exception)
@@ -141,9 +141,9 @@ def test_code_of_a_model_folder_never_runs(
 
 def test_code_of_a_reward_model_never_runs(tiny: Path, rows: Path, tmp_path: Path) -> None:
     model, marker = with_code(tiny, tmp_path / "model", "reward")
-    given = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = 0\nmodel = "{model}"\n')
+    filters = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = 0\nmodel = "{model}"\n')
     with pytest.raises(ConfigError):
-        curate(rows, tmp_path / "c", recipe=given)
+        curate(rows, tmp_path / "c", recipe=filters)
     assert not marker.exists()
 
 
@@ -158,46 +158,52 @@ def test_code_of_an_embedding_model_never_runs(tiny: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["ifd", "perplexity"])
-def test_filters_do_not_score_with_random_layers(
+def test_filters_reject_models_with_missing_layers(
     tiny: Path, rows: Path, tmp_path: Path, name: str
 ) -> None:
     model = without(tiny, tmp_path / "model", "layers.1.")
-    given = recipe(tmp_path, f'[[filters]]\nname = "{name}"\nmax = 9\nmodel = "{model}"\n')
+    filters = recipe(tmp_path, f'[[filters]]\nname = "{name}"\nmax = 9\nmodel = "{model}"\n')
     with pytest.raises(ConfigError) as caught:
-        curate(rows, tmp_path / "c", recipe=given)
+        curate(rows, tmp_path / "c", recipe=filters)
     assert "layers.1." in str(caught.value)
     assert not (tmp_path / "c" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("part", ["layers.1.", "score."])
-def test_rewards_are_not_of_random_layers(
+def test_reward_filter_rejects_models_with_missing_weights(
     reward_model: Path, rows: Path, tmp_path: Path, part: str
 ) -> None:
-    """Nor of a random head, which is all that turns text into the number."""
+    """Missing layers or a missing head would be filled with random numbers."""
     model = without(reward_model, tmp_path / "model", part)
-    given = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = 0\nmodel = "{model}"\n')
+    filters = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = 0\nmodel = "{model}"\n')
     with pytest.raises(ConfigError) as caught:
-        curate(rows, tmp_path / "c", recipe=given)
+        curate(rows, tmp_path / "c", recipe=filters)
     assert part in str(caught.value)
 
 
-def test_a_whole_reward_model_scores(reward_model: Path, rows: Path, tmp_path: Path) -> None:
-    given = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = -99\nmodel = "{reward_model}"\n')
-    assert curate(rows, tmp_path / "c", recipe=given).rows == 12
+def test_a_complete_reward_model_scores_rows(
+    reward_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    filters = recipe(
+        tmp_path, f'[[filters]]\nname = "reward"\nmin = -99\nmodel = "{reward_model}"\n'
+    )
+    assert curate(rows, tmp_path / "c", recipe=filters).rows == 12
 
 
-def test_an_engine_does_not_write_with_random_layers(tiny: Path, tmp_path: Path) -> None:
+def test_inference_rejects_models_with_missing_layers(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         load_for_inference(str(without(tiny, tmp_path / "model", "layers.1.")))
 
 
-def test_an_adapter_has_all_its_weights(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_an_adapter_with_missing_weights_is_rejected(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "m"
     options: dict[str, Any] = {"steps": 1, "held_out_rows": 0, "max_length": 96}
     train("sft", rows, out, model=str(tiny), peft="lora", **options)
-    whole, damaged = out / "adapter", tmp_path / "damaged"
-    load_model(str(whole))
-    shutil.copytree(whole, damaged)
+    adapter, damaged = out / "adapter", tmp_path / "damaged"
+    load_model(str(adapter))
+    shutil.copytree(adapter, damaged)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(damaged / "adapter_model.safetensors")
@@ -208,10 +214,10 @@ def test_an_adapter_has_all_its_weights(tiny: Path, rows: Path, tmp_path: Path) 
     assert "layers.1." in str(caught.value)
 
 
-def test_an_adapter_does_not_hide_a_random_head(
+def test_an_adapter_does_not_hide_a_missing_head_of_its_base(
     reward_model: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """A base without its head is refused by itself, and is no better under an adapter."""
+    """A base model without a head is rejected with an adapter as it is without one."""
     from peft import LoraConfig, get_peft_model
 
     base, adapter = without(reward_model, tmp_path / "base", "score."), tmp_path / "adapter"
@@ -221,7 +227,7 @@ def test_an_adapter_does_not_hide_a_random_head(
     with pytest.raises(ConfigError) as caught:
         load_model(str(adapter), "reward")
     assert "score." in str(caught.value)
-    # Nor by layers that it brings and that are not the head.
+    # An adapter that contains layers other than the head does not change that.
     edit(adapter / "adapter_config.json", modules_to_save=["embed_tokens"])
     with pytest.raises(ConfigError):
         load_model(str(adapter), "reward")
@@ -237,8 +243,8 @@ def test_an_adapter_does_not_hide_a_random_head(
 
 
 @pytest.mark.parametrize("text", [None, b"[]", b"{", b'{"base_model_name_or_path": 3}'])
-def test_an_adapter_without_a_base(tmp_path: Path, text: bytes | None) -> None:
-    """Two adapters of each other, or a damaged configuration."""
+def test_an_adapter_without_a_valid_base_is_rejected(tmp_path: Path, text: bytes | None) -> None:
+    """Two adapters name each other as base, or the configuration is damaged."""
     for name, base in (("a", "b"), ("b", "a")):
         (tmp_path / name).mkdir()
         config = text or orjson.dumps({"base_model_name_or_path": str(tmp_path / base)})
@@ -249,7 +255,7 @@ def test_an_adapter_without_a_base(tmp_path: Path, text: bytes | None) -> None:
         model_digest(str(tmp_path / "a"))
 
 
-def test_a_head_of_several_layers_scores_and_is_not_trained(tmp_path: Path) -> None:
+def test_a_head_of_several_layers_can_be_loaded_but_not_trained(tmp_path: Path) -> None:
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -260,7 +266,7 @@ def test_a_head_of_several_layers_scores_and_is_not_trained(tmp_path: Path) -> N
         load_model(str(tmp_path / "m"), "reward", new_head=True)
 
 
-def test_other_words_for_the_head_of_words(tmp_path: Path) -> None:
+def test_the_logit_head_of_gpt_neox_may_be_replaced_by_a_new_head(tmp_path: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -271,20 +277,20 @@ def test_other_words_for_the_head_of_words(tmp_path: Path) -> None:
         load_model(str(tmp_path / "m"), "reward")
 
 
-def test_another_reward_model_in_the_folder_is_no_old_dataset(
+def test_curate_rejects_an_output_made_with_another_reward_model(
     reward_model: Path, rows: Path, tmp_path: Path
 ) -> None:
     model = shutil.copytree(reward_model, tmp_path / "rm")
-    given = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = -99\nmodel = "{model}"\n')
-    curate(rows, tmp_path / "c", recipe=given)
-    assert curate(rows, tmp_path / "c", recipe=given).unchanged
+    filters = recipe(tmp_path, f'[[filters]]\nname = "reward"\nmin = -99\nmodel = "{model}"\n')
+    curate(rows, tmp_path / "c", recipe=filters)
+    assert curate(rows, tmp_path / "c", recipe=filters).unchanged
     edit(model / "config.json", rope_theta=5.0)
     with pytest.raises(RunError) as caught:
-        curate(rows, tmp_path / "c", recipe=given)
+        curate(rows, tmp_path / "c", recipe=filters)
     assert "models.reward" in str(caught.value)
 
 
-def test_embeddings_are_not_of_random_layers(tmp_path: Path) -> None:
+def test_embedding_models_with_missing_layers_are_rejected(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
     from instructgen.similarity.encoders import _folder, encoder
 
@@ -302,7 +308,7 @@ def test_embeddings_are_not_of_random_layers(tmp_path: Path) -> None:
 
 
 def test_modules_of_an_embedding_model_never_run(tmp_path: Path) -> None:
-    """sentence-transformers builds a model of the classes that its modules.json names."""
+    """sentence-transformers instantiates the classes that modules.json of a model names."""
     pytest.importorskip("sentence_transformers")
     from instructgen.similarity.encoders import SentenceEncoder, _folder
 
@@ -317,10 +323,10 @@ def test_modules_of_an_embedding_model_never_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_tasks_of_the_harness_are_names_and_no_files(
+def test_lm_eval_tasks_are_never_read_from_files(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text that only looks like a task's name is a file, whose functions would run."""
+    """lm-eval would read a task name that is a path as a file, and run functions that it names."""
     pytest.importorskip("lm_eval")
     marker = tmp_path / "ran"
     (tmp_path / "evil.py").write_text(CODE.format(marker=str(marker)) + "text = str\n")
@@ -336,6 +342,6 @@ def test_tasks_of_the_harness_are_names_and_no_files(
     assert not marker.exists()
 
 
-def test_an_incomplete_model_is_not_measured(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_evaluate_rejects_an_incomplete_model(tiny: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         evaluate(str(without(tiny, tmp_path / "model", "layers.1.")), data=rows, max_length=96)

@@ -1,57 +1,68 @@
-"""What can be measured of a model: one file per suite.
+"""Evaluation suites, one module per suite, and the base classes that they share.
 
-The file's class is found by its ``name``; an installed package adds more through the
+A suite is found by the ``name`` of its class. An installed package can add suites through the
 entry-point group ``instructgen.suites``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from instructgen.errors import EngineError
-from instructgen.evaluation.measures import Framing, Measured
+from instructgen.evaluation.measures import MeasuredRows, PromptFormat, compared
+from instructgen.schema.measures import Measure
 from instructgen.schema.sample import Sample, Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured: a model, and another to compare it with.
+    """The model to measure, and optionally a second model to compare it with.
 
-    ``limit`` is how many rows are used.
+    ``limit`` is the maximum number of rows per dataset, or of documents per lm-eval task.
     """
 
     model: str
     against: str | None
-    framing: Framing
+    prompt_format: PromptFormat
     limit: int | None = None
     seed: int = 0
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Both, or the one."""
+        """The measured model, then the model it is compared with, if any."""
         return (self.model,) if self.against is None else (self.model, self.against)
 
 
 @dataclass(slots=True)
 class Finding:
-    """One measure: of the model, and of the other where that has it too.
+    """One measure of the model, and of the second model if it has that measure too.
 
-    ``higher`` says which way is better. ``facts`` are what else is worth knowing.
+    ``higher`` is true if a higher value is better. ``details`` are further values about the
+    measure, which evaluation.json records.
     """
 
-    after: Measured
-    before: Measured | None = None
+    after: MeasuredRows
+    before: MeasuredRows | None = None
     higher: bool = True
-    facts: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, JsonValue] = field(default_factory=dict)
+
+    def measure(self, suite: str) -> Measure:
+        """Return the measure as evaluations record it."""
+        better = "higher" if self.higher else "lower"
+        measure = compared(self.after, self.before)
+        return replace(measure, better=better, suite=suite, details=self.details)
 
 
 class Suite(BaseModel, ABC):
-    """Measures something. Its fields are options, as ``--set SUITE.KEY=VALUE``."""
+    """Base class of the suites. Its fields are options: ``--set=SUITE.KEY=VALUE``.
+
+    ``shape`` is the kind of rows that the suite needs, or None if it needs no rows.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
@@ -59,25 +70,27 @@ class Suite(BaseModel, ABC):
 
     @abstractmethod
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """The measures.
+        """Measure the subject's models on the rows.
 
         Raises:
-            ConfigError: an option or a model is bad.
+            ConfigError: an option or a model is invalid.
             EngineError: the engine cannot start.
         """
 
 
 class AnsweringSuite(Suite):
-    """A suite for which models have to write."""
+    """Base class of the suites in which the models write answers."""
 
-    engine: Literal["transformers", "vllm"] = Field("transformers", description="what writes")
-    max_new_tokens: int = Field(256, ge=1, description="tokens of an answer")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="engine that writes the answers"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="maximum number of tokens per answer")
 
-    def askable(self, subject: Subject, tasks: list[Sample]) -> list[Sample]:
-        """The tasks that can be put to every model, and leave room for an answer."""
+    def fitting_tasks(self, subject: Subject, tasks: list[Sample]) -> list[Sample]:
+        """Return the tasks whose prompt fits every model and leaves room for an answer."""
         room = self._room(subject)
         for name in subject.models:
-            encoder = _encoder(name, subject.framing)
+            encoder = _encoder(name, subject.prompt_format)
             prompts = [encoder.prompt(t) for t in tasks]
             tasks = [
                 t
@@ -87,17 +100,21 @@ class AnsweringSuite(Suite):
         return tasks
 
     def _room(self, subject: Subject) -> int:
-        """Tokens of a prompt and its answer."""
-        return max(256, subject.framing.max_length)
+        """Return the maximum number of tokens of a prompt and its answer."""
+        return max(256, subject.prompt_format.max_length)
 
     def answers(self, subject: Subject, tasks: list[Sample]) -> dict[str, list[str]]:
-        """Each model's answers to tasks that can be asked, greedy."""
+        """Return each model's answers to `fitting_tasks` tasks, decoded greedily.
+
+        Raises:
+            EngineError: a prompt was not answered.
+        """
         from instructgen.evaluation.answers import completions, requests_for
         from instructgen.plugins import find
 
-        found = {}
+        answers_by_model = {}
         for name in subject.models:
-            encoder = _encoder(name, subject.framing)
+            encoder = _encoder(name, subject.prompt_format)
             prompts = [tuple(encoder.ids(str(encoder.prompt(task)))) for task in tasks]
             engine = find("engines", self.engine)(model=name, max_model_len=self._room(subject))
             requests = requests_for(prompts, max_tokens=self.max_new_tokens, seed=subject.seed)
@@ -105,20 +122,20 @@ class AnsweringSuite(Suite):
             engine.close()
             if failed := next((c for c in answers if c.finish_reason == "error"), None):
                 raise EngineError(
-                    f"{name} gave no answer to a prompt: {failed.error}",
-                    "Look at --max-length.",
+                    f"{name} did not answer a prompt: {failed.error}",
+                    "Check --max-length.",
                 )
-            found[name] = [c.text for c in answers]
-        return found
+            answers_by_model[name] = [c.text for c in answers]
+        return answers_by_model
 
 
 def named(path: str) -> str:
-    """A model as a table names it."""
+    """Return the name of a model for tables: the last part of its path."""
     return Path(path).name or path
 
 
-def _encoder(name: str, framing: Framing) -> Any:
+def _encoder(name: str, prompt_format: PromptFormat) -> Any:
     from instructgen.models.loading import load_tokenizer
     from instructgen.training.encode import Encoder
 
-    return Encoder(load_tokenizer(name, framing.pad_token), framing.format, name)
+    return Encoder(load_tokenizer(name, prompt_format.pad_token), prompt_format.format, name)

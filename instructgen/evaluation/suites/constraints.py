@@ -1,15 +1,16 @@
-"""Whether a model keeps to what it is asked of an answer's form, checked by program.
+"""Checks by program whether a model's answers meet constraints on their form.
 
-Every row's instruction is given a constraint; one family of them is never drawn by
-the rewards that share these checks, and is measured by itself.
+A constraint is added to every row's instruction. The training rewards that share these checks
+never use one family of constraints; that held-out family is measured separately.
 """
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from instructgen.errors import InputError
-from instructgen.evaluation.measures import Measured
+from instructgen.evaluation.measures import MeasuredRows
 from instructgen.evaluation.suites import AnsweringSuite, Finding, Subject
 from instructgen.schema.sample import Sample
 from instructgen.verifiers import label
@@ -18,13 +19,13 @@ from instructgen.verifiers.ifeval import IfEval
 
 
 class Constraints(AnsweringSuite):
-    """The mean degree, from 0 to 1, to which constraints are met."""
+    """Measures the mean degree, from 0 to 1, to which answers meet their constraint."""
 
     name = "constraints"
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Over constraints like those of the rewards, and over the family kept from them."""
-        found = []
+        """Measure the constraint families of the training rewards, then the held-out family."""
+        findings = []
         for measure, held_out in (("constraints", False), ("constraints_held_out", True)):
             verifier = IfEval(held_out=held_out)
             tasks = [
@@ -33,27 +34,29 @@ class Constraints(AnsweringSuite):
                 if (task := verifier.task(row, random.Random(f"{subject.seed} {number}")))
                 is not None
             ]
-            tasks = self.askable(subject, tasks)
+            tasks = self.fitting_tasks(subject, tasks)
             if not tasks:
                 raise InputError(
-                    "no row can be given a constraint.", hint="Give rows without such labels."
+                    "A constraint cannot be added to any row.",
+                    hint=f"Use rows without the label {LABEL!r}, or raise --max-length.",
                 )
             answers = self.answers(subject, tasks)
             scored = {
-                name: [verifier.judge(t, a) for t, a in zip(tasks, answers[name], strict=True)]
+                name: [verifier.check(t, a) for t, a in zip(tasks, answers[name], strict=True)]
                 for name in subject.models
             }
-            made = [
-                Measured(measure, scored[name], [1.0] * len(tasks), [t.id for t in tasks])
+            measured = [
+                MeasuredRows(measure, scored[name], [1.0] * len(tasks), [t.id for t in tasks])
                 for name in subject.models
             ]
             families: dict[str, list[float]] = {}
             for task, value in zip(tasks, scored[subject.model], strict=True):
                 family = Constraint.loads(label(task, LABEL) or "").family
                 families.setdefault(family, []).append(value)
-            facts = {
+            details: dict[str, Any] = {
                 "fully_met": sum(v == 1 for v in scored[subject.model]) / len(tasks),
                 "by_family": {f: sum(v) / len(v) for f, v in sorted(families.items())},
             }
-            found.append(Finding(made[0], made[1] if len(made) > 1 else None, facts=facts))
-        return found
+            after, before = measured[0], measured[1] if len(measured) > 1 else None
+            findings.append(Finding(after, before, details=details))
+        return findings

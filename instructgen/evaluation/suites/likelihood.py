@@ -1,4 +1,4 @@
-"""Bits per byte of given answers: how well a model would have guessed what people wrote."""
+"""Bits per byte of given answers: how well a model predicts text that people wrote."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from instructgen.schema.sample import Sample
 
 
 class Likelihood(Suite):
-    """Lower is better; the same for every tokenizer."""
+    """Measures bits per byte of the answers. Lower is better, whatever the tokenizer."""
 
     name = "likelihood"
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """One measure, over bytes of answers."""
-        made = [bits_per_byte(name, rows, subject.framing) for name in subject.models]
-        return [Finding(made[0], made[1] if len(made) > 1 else None, higher=False)]
+        """Measure the bits per UTF-8 byte of all answers."""
+        measured = [bits_per_byte(name, rows, subject.prompt_format) for name in subject.models]
+        return [Finding(measured[0], measured[1] if len(measured) > 1 else None, higher=False)]

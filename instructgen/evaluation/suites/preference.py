@@ -1,4 +1,4 @@
-"""How often a model puts the answer first that people liked better."""
+"""Pair accuracy: how often a model ranks the preferred answer of a pair first."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from instructgen.schema.sample import Sample
 
 
 class Preference(Suite):
-    """Pair accuracy: of a reward model by its scores, of a language model by likelihood."""
+    """Measures pair accuracy: by score for a reward model, by likelihood for other models."""
 
     name = "preference"
     shape = "preferences"
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """By token, as longer answers are always less likely; against another model also
-        which answer became likelier than it was there.
+        """Measure the pairs; likelihoods are per token, as longer answers are less likely.
+
+        With a second model, also measure which answer became likelier relative to that model.
         """
         if is_reward_model(subject.model):
-            made = [pair_accuracy(reward_margins(n, rows, subject.framing)) for n in subject.models]
-            return [Finding(made[0], made[1] if len(made) > 1 else None)]
-        margins = [pair_margins(name, rows, subject.framing) for name in subject.models]
-        made = [pair_accuracy({k: v[1] for k, v in m.items()}) for m in margins]
-        if len(made) == 1:
-            return [Finding(made[0])]
-        gained = {k: v[0] - margins[1][k][0] for k, v in margins[0].items() if k in margins[1]}
-        return [Finding(made[0], made[1]), Finding(pair_accuracy(gained, "reward_accuracy"))]
+            measured = [
+                pair_accuracy(reward_margins(name, rows, subject.prompt_format))
+                for name in subject.models
+            ]
+            return [Finding(measured[0], measured[1] if len(measured) > 1 else None)]
+        margins = [pair_margins(name, rows, subject.prompt_format) for name in subject.models]
+        measured = [pair_accuracy({k: v[1] for k, v in m.items()}) for m in margins]
+        if len(measured) == 1:
+            return [Finding(measured[0])]
+        gains = {k: v[0] - margins[1][k][0] for k, v in margins[0].items() if k in margins[1]}
+        return [Finding(measured[0], measured[1]), Finding(pair_accuracy(gains, "reward_accuracy"))]

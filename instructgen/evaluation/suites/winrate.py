@@ -1,4 +1,4 @@
-"""How often a model's answers are liked better than another's."""
+"""Win rate: how often a judge prefers a model's answers to those of another model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from instructgen.errors import ConfigError
 from instructgen.evaluation.answers import completions
 from instructgen.evaluation.judge import Contest, judge_requests, verdicts
-from instructgen.evaluation.measures import Measured
+from instructgen.evaluation.measures import MeasuredRows
 from instructgen.evaluation.suites import AnsweringSuite, Finding, Subject
 from instructgen.models.loading import is_reward_model
 from instructgen.plugins import find
@@ -19,63 +19,73 @@ from instructgen.training.rewards import RewardModel
 
 
 class WinRate(AnsweringSuite):
-    """Half is a draw. Judged by a reward model, or by a language model in both orders."""
+    """Measures the win rate against another model; 0.5 means that they are equally good.
+
+    The judge is a reward model, or a language model that sees the answers in both orders.
+    """
 
     name = "winrate"
 
-    judge: str = Field("", description="a reward model's folder, or a model to ask")
+    judge: str = Field("", description="folder of a reward model, or a language model")
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """The win rate, and what it would be at equal lengths."""
+        """Measure the win rate, and estimate it for answers of equal length."""
         if subject.against is None:
-            raise ConfigError("A win rate needs two models.", "Give --against.")
+            raise ConfigError("A win rate needs two models.", "Pass --against=MODEL.")
         if not self.judge:
             raise ConfigError(
-                "A win rate needs a judge: a reward model other than the one trained with, "
-                "or a language model.",
-                "Give --judge models/rm.",
+                "A win rate needs a judge: a language model, or a reward model that was not used "
+                "in training.",
+                "Pass --judge=models/rm.",
             )
-        rows = self.askable(subject, rows)
+        rows = self.fitting_tasks(subject, rows)
         answers = self.answers(subject, rows)
-        mine, theirs = answers[subject.model], answers[subject.against]
-        won, facts = self._won(subject, rows, mine, theirs)
-        known = [i for i, value in enumerate(won) if value is not None]
-        facts |= {"judged": len(known), "abstained": len(won) - len(known)}
-        if not known:
+        first, second = answers[subject.model], answers[subject.against]
+        results, details = self._verdicts(subject, rows, first, second)
+        judged = [i for i, value in enumerate(results) if value is not None]
+        details |= {"judged": len(judged), "abstained": len(results) - len(judged)}
+        if not judged:
             raise ConfigError(
-                f"{self.judge} decided none of {len(won)} contests.", "Give a stronger --judge."
+                f"{self.judge} abstained in all {len(results)} contests.",
+                "Pass a stronger judge with --judge.",
             )
-        values = [float(won[i] or 0.0) for i in known]
-        lengths = [(len(mine[i]), len(theirs[i])) for i in known]
-        facts |= {
+        values = [float(results[i] or 0.0) for i in judged]
+        lengths = [(len(first[i]), len(second[i])) for i in judged]
+        details |= {
             "length_controlled": length_controlled(values, lengths),
             "mean_characters": [float(np.mean(side)) for side in zip(*lengths, strict=True)],
         }
-        made = Measured("winrate", values, [1.0] * len(known), [rows[i].id for i in known])
-        return [Finding(made, facts=facts)]
+        measured = MeasuredRows(
+            "winrate", values, [1.0] * len(judged), [rows[i].id for i in judged]
+        )
+        return [Finding(measured, details=details)]
 
-    def _won(
-        self, subject: Subject, rows: list[Sample], mine: list[str], theirs: list[str]
+    def _verdicts(
+        self, subject: Subject, rows: list[Sample], first: list[str], second: list[str]
     ) -> tuple[list[float | None], dict[str, Any]]:
         if is_reward_model(self.judge):
-            # A score looks at one answer at a time: there is no order to swap.
+            # A reward model scores one answer at a time, so the order has no effect.
             model = RewardModel(self.judge)
-            pairs = zip(model.score(rows, mine), model.score(rows, theirs), strict=True)
+            pairs = zip(model.score(rows, first), model.score(rows, second), strict=True)
             return [float(a > b) + 0.5 * (a == b) for a, b in pairs], {}
         engine = find("engines", self.engine)(
-            model=self.judge, max_model_len=4 * subject.framing.max_length
+            model=self.judge, max_model_len=4 * subject.prompt_format.max_length
         )
-        contests = [Contest(*c) for c in zip(rows, mine, theirs, strict=True)]
-        found, facts = verdicts(completions(engine, judge_requests(contests)))
+        contests = [Contest(*c) for c in zip(rows, first, second, strict=True)]
+        results, details = verdicts(completions(engine, judge_requests(contests)))
         engine.close()
-        return found, facts
+        return results, details
 
 
 def length_controlled(won: list[float], lengths: list[tuple[int, int]]) -> float:
-    """The win rate that a logistic model of the lengths expects at equal lengths.
+    """Return the win rate at equal lengths, as estimated by a logistic model of the lengths.
 
-    After Dubois et al. 2024 (2404.04475), with one term for the difference in length:
-    tanh of it, by its deviation.
+    Source: Dubois et al. 2024 (2404.04475). Here the model has a single term: tanh of the
+    length difference divided by its standard deviation.
+
+    Args:
+        won: 1, 0 or 0.5 per contest.
+        lengths: characters of both answers of each contest.
     """
     from scipy.optimize import minimize
 
@@ -86,7 +96,7 @@ def length_controlled(won: list[float], lengths: list[tuple[int, int]]) -> float
 
     def cost(weights: Any) -> float:
         z = weights[0] + weights[1] * x
-        # A little pull to 0, for sets in which length tells all.
+        # A weak L2 penalty keeps the weights finite where length alone decides every contest.
         return float(np.sum(np.logaddexp(0, z) - y * z) + 0.05 * np.sum(weights**2))
 
     level = minimize(cost, np.zeros(2)).x[0]

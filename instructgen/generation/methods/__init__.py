@@ -1,8 +1,8 @@
-"""Methods: which requests to make from the pool, and what their completions hold.
+"""The interface of generation methods: requests from the pool, and candidates from completions.
 
-One file per method beside this one; its class's fields are its recipe keys. A
-method is pure: no clock, disk or network, and randomness only from the
-generator it is given. Filtering and the pool's growth are the loop's.
+Each method has its own file in this folder; the fields of its class are its recipe keys. A
+method is pure: it uses no clock, disk or network, and random numbers come only from the
+generator passed to it. The loop filters candidates and adds instructions to the pool.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from instructgen.generation.seed_pool import Pool
 from instructgen.schema.sample import Kind, Rejection, Sample
 
 
-class Form(NamedTuple):
-    """How a run's prompts are made: fixed when the run begins."""
+class PromptSetup(NamedTuple):
+    """The prompt style and whether JSON schemas are enforced; both are fixed when a run starts."""
 
     style: Style
     structured: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A candidate. Without an output it is an instruction on its way to the pool."""
+class Candidate:
+    """A candidate row; without an output, a candidate instruction for the pool."""
 
     sample: Sample
 
     @property
     def is_row(self) -> bool:
-        """Whether it has come to its last stage."""
+        """Whether the candidate is a complete row and not an instruction for the pool."""
         return bool(self.sample.output)
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """A candidate, or a whole completion, that the method itself gives up."""
+class RejectedCandidate:
+    """A candidate, or a whole completion, that the method itself rejects, with the reason."""
 
     sample: Sample
     rejection: Rejection
@@ -49,17 +49,17 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """The kind of a task."""
+    """The result of the classification stage: the kind of the task with this number."""
 
     task: int
     kind: Kind
 
 
-Outcome = Found | Lost | Classified
+Outcome = Candidate | RejectedCandidate | Classified
 
 
 class SamplingOptions(BaseModel):
-    """Sampling of one stage, in vLLM's names."""
+    """Sampling parameters of one stage, with the names of vLLM."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +70,7 @@ class SamplingOptions(BaseModel):
     max_tokens: int = Field(ge=1)
 
     def sampling(self, stop: tuple[str, ...] = ()) -> Sampling:
-        """For a request; the loop adds the seed."""
+        """Return sampling parameters for a request, without a seed; the loop adds it."""
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -82,31 +82,33 @@ class SamplingOptions(BaseModel):
 
 
 class Method(BaseModel, ABC):
-    """A way to make samples from a pool."""
+    """An algorithm that generates rows from a pool of tasks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
 
     style: Literal["auto", "completion", "chat"] = Field(
         "auto",
-        description="completion: few-shot text, the paper's; chat: through the chat template; "
-        "auto: chat where the model has a template, except for the embedded model",
+        description="Prompt style: completion (few-shot text, as in the paper), chat (chat "
+        "template), or auto (chat if the model has a template and is not the embedded model).",
     )
 
     @abstractmethod
-    def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
-        """Requests from the pool's present state, up to ``count`` of them long ones.
+    def requests(
+        self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
+    ) -> list[Request]:
+        """Return at most ``count`` requests, plus any with very short completions.
 
-        May take tasks from the pool's queues; must not change it otherwise.
+        A method may take tasks from the queues of the pool; it must not change other parts.
         """
 
     @abstractmethod
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """What a completion holds: each candidate once, in the completion's order."""
+        """Return the outcomes of a completion, each candidate once, in order of appearance."""
 
 
-def heir(pool: Pool, positions: tuple[int, ...], language: str) -> Sample:
-    """An empty sample under the terms of the demonstrations that it is written from."""
+def child_sample(pool: Pool, positions: tuple[int, ...], language: str) -> Sample:
+    """Return an empty sample with the license, attribution and models of its demonstrations."""
     from instructgen.licensing.licenses import combine
 
     parents = [pool.at(p) for p in positions]

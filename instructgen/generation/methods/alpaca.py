@@ -1,6 +1,6 @@
-"""Alpaca (Taori et al. 2023): whole triples from three human demonstrations, in one stage.
+"""The Alpaca method (Taori et al. 2023): complete rows from three human-written rows, in one stage.
 
-Machine-made tasks are never shown, so the pool does not grow.
+Prompts show only seeds and no generated tasks, so the pool does not grow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from dataclasses import replace
 from pydantic import Field
 
 from instructgen.engines import Completion, Request
-from instructgen.generation.methods import Form, Found, Lost, Method, Outcome, SamplingOptions, heir
+from instructgen.generation.methods import (
+    Candidate,
+    Method,
+    Outcome,
+    PromptSetup,
+    RejectedCandidate,
+    SamplingOptions,
+    child_sample,
+)
 from instructgen.generation.prompts import (
     Instance,
     Template,
@@ -28,28 +36,30 @@ TRIPLES = "triples"
 
 
 class Alpaca(Method):
-    """Instruction, input and output together."""
+    """Generates instruction, input and output (a triple) in one completion."""
 
     name = "alpaca"
 
-    human: int = Field(3, ge=1, description="human demonstrations in a prompt")
-    new_tasks: int = Field(16, ge=1, description="triples read from one completion")
+    human: int = Field(3, ge=1, description="Number of human-written demonstrations in a prompt.")
+    new_tasks: int = Field(16, ge=1, description="Maximum number of rows from one completion.")
     max_demonstration_characters: int = Field(
-        2000, ge=100, description="longer seeds are not shown: they would fill the prompt"
+        2000, ge=100, description="Maximum characters of a seed that a prompt may show."
     )
     triples: SamplingOptions = Field(
-        SamplingOptions(temperature=1.0, max_tokens=3072), description="sampling"
+        SamplingOptions(temperature=1.0, max_tokens=3072), description="Sampling parameters."
     )
 
-    def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
-        """``count`` requests, each with its own demonstrations."""
+    def requests(
+        self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
+    ) -> list[Request]:
+        """Return ``count`` requests, each with its own random demonstrations."""
         return [self._request(pool, rng, form) for _ in range(count)]
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Every triple; of a completion cut by length, the last one is lost."""
-        blank = heir(pool, request.parents, request.language)
+        """Return the rows of a completion; the last one is rejected if it was cut by length."""
+        blank = child_sample(pool, request.parents, request.language)
         if completion.finish_reason == "error":
-            return [_lost(blank, "engine_error", completion.error or "")]
+            return [_reject(blank, "engine_error", completion.error or "")]
         items = self._parse(request, completion)
         outcomes: list[Outcome] = []
         for number, item in enumerate(items, start=1):
@@ -58,18 +68,18 @@ class Alpaca(Method):
                 blank, instruction=instruction, input=instance.input, output=instance.output
             )
             if number == len(items) and completion.finish_reason == "length":
-                outcomes.append(_lost(sample, "cut_by_length", "the last item was not finished"))
+                outcomes.append(_reject(sample, "cut_by_length", "the last item was not finished"))
             elif number > self.new_tasks:
-                outcomes.append(_lost(sample, "too_many_tasks", f"more than {self.new_tasks}"))
+                outcomes.append(_reject(sample, "too_many_tasks", f"more than {self.new_tasks}"))
             elif item is None:
-                outcomes.append(_lost(sample, "incomplete_task", "a part of the item is missing"))
+                outcomes.append(_reject(sample, "incomplete_task", "a part of the item is missing"))
             elif not instance.output:
-                outcomes.append(_lost(sample, "empty_output", "the item has no output"))
+                outcomes.append(_reject(sample, "empty_output", "the item has no output"))
             else:
-                outcomes.append(Found(sample))
-        return outcomes or [_lost(blank, "no_instructions", "no task could be read")]
+                outcomes.append(Candidate(sample))
+        return outcomes or [_reject(blank, "no_instructions", "no task could be read")]
 
-    def _request(self, pool: Pool, rng: random.Random, form: Form) -> Request:
+    def _request(self, pool: Pool, rng: random.Random, form: PromptSetup) -> Request:
         language = pool.draw_language(rng)
         parents = pool.draw(rng, language, self.human, 0, fits=self._fits)
         shown = [pool.seeds[p] for p in parents]
@@ -78,7 +88,7 @@ class Alpaca(Method):
             last = len(shown) + self.new_tasks
             return Request(
                 template.triples_completion(shown, last),
-                # The number past the last item, at a line start and nowhere else.
+                # Stop at the number after the last item, but only at the start of a line.
                 self.triples.sampling((f"\n{last + 1}.", f"\n{last + 1} .")),
                 stage=TRIPLES,
                 language=language,
@@ -115,5 +125,5 @@ def _triple(template: Template, item: object) -> tuple[str, Instance] | None:
     return capital(one_line(item["instruction"])), instance
 
 
-def _lost(sample: Sample, reason: str, detail: str) -> Lost:
-    return Lost(sample, Rejection(Alpaca.name, reason, detail))
+def _reject(sample: Sample, reason: str, detail: str) -> RejectedCandidate:
+    return RejectedCandidate(sample, Rejection(Alpaca.name, reason, detail))

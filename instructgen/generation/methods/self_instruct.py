@@ -1,6 +1,6 @@
-"""Self-Instruct (Wang et al. 2022): instructions, classification or not, instances.
+"""The Self-Instruct method (Wang et al. 2022): instructions, their classification, and instances.
 
-The constants are those of the paper and its code; the recipe may change them.
+The defaults are those of the paper and its code; a recipe may change them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pydantic import Field
 
 from instructgen.engines import Completion, Request
 from instructgen.generation.methods import (
+    Candidate,
     Classified,
-    Form,
-    Found,
-    Lost,
     Method,
     Outcome,
+    PromptSetup,
+    RejectedCandidate,
     SamplingOptions,
-    heir,
+    child_sample,
 )
 from instructgen.generation.prompts import (
     Instance,
@@ -44,61 +44,67 @@ def _options(**values: float) -> SamplingOptions:
 
 
 class SelfInstruct(Method):
-    """Three stages; accepted instructions become demonstrations."""
+    """Generates rows in three stages; accepted instructions become demonstrations."""
 
     name = "self_instruct"
 
-    human: int = Field(6, ge=1, description="human demonstrations in a prompt")
-    machine: int = Field(2, ge=0, description="of the accepted instructions, fewer while few")
-    new_instructions: int = Field(7, ge=1, description="instructions read from one completion")
-    max_instances: int = Field(5, ge=1, description="rows kept per instruction")
+    human: int = Field(6, ge=1, description="Number of human-written demonstrations in a prompt.")
+    machine: int = Field(
+        2, ge=0, description="Maximum number of generated demonstrations in a prompt."
+    )
+    new_instructions: int = Field(
+        7, ge=1, description="Maximum number of instructions from one completion."
+    )
+    max_instances: int = Field(5, ge=1, description="Maximum number of rows per instruction.")
     instructions: SamplingOptions = Field(
         _options(temperature=0.7, top_p=0.5, presence_penalty=2.0, max_tokens=1024),
-        description="sampling of the first stage",
+        description="Sampling of new instructions, completion style.",
     )
     classification: SamplingOptions = Field(
-        _options(temperature=0.0, max_tokens=3), description="sampling of the second stage"
+        _options(temperature=0.0, max_tokens=3), description="Sampling of the classification stage."
     )
     instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=350),
-        description="sampling of the third stage",
+        description="Sampling of instances.",
     )
     classification_instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=300),
-        description="the same, for classification tasks",
+        description="Sampling of instances of classification tasks.",
     )
+    # Without penalties: they would damage the format of the list or of the JSON.
     chat_instructions: SamplingOptions = Field(
         _options(temperature=0.9, top_p=0.95, max_tokens=1024),
-        description="the first stage in the chat style; penalties would hurt the form of an answer",
+        description="Sampling of new instructions, chat style.",
     )
     chat_answers: SamplingOptions = Field(
         _options(temperature=0.0, max_tokens=1024),
-        description="the later stages in the chat style",
+        description="Sampling of classification and instances, chat style.",
     )
 
-    def requests(self, pool: Pool, rng: random.Random, count: int, form: Form) -> list[Request]:
-        """Waiting instances first, then new instructions; all classifications beside them.
+    def requests(
+        self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
+    ) -> list[Request]:
+        """Return all pending classifications, then pending instances, then new instructions.
 
-        A classification costs a few tokens: were it counted, the batches after
-        a wave of new instructions would leave the engine half empty. New
-        instructions have a sixteenth of a batch to themselves, so that the pool
-        never stands still, and take at most half: each one accepted costs two
-        more requests.
+        Classifications do not count towards ``count``: they cost a few tokens, and batches
+        full of them would leave the engine half empty. New instructions get at least a
+        sixteenth of a batch, so that the pool keeps growing, and at most half of it, because
+        each accepted instruction needs two more requests.
         """
-        made = [self._classification(pool, task, form) for task in pool.unclassified]
+        requests = [self._classification(pool, task, form) for task in pool.unclassified]
         pool.unclassified.clear()
         ready = min(len(pool.classified), max(1, count - -(-count // 16)))
-        made += [self._instances(pool, pool.classified.popleft(), form) for _ in range(ready)]
+        requests += [self._instances(pool, pool.classified.popleft(), form) for _ in range(ready)]
         room = min(count - ready, -(-count // 2))
-        return made + [self._instructions(pool, rng, form) for _ in range(room)]
+        return requests + [self._instructions(pool, rng, form) for _ in range(room)]
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """By the request's stage."""
+        """Return the outcomes of a completion, parsed for the stage of its request."""
         if request.task is None:
             return self._new_instructions(pool, request, completion)
         task = pool.tasks[request.task]
         if completion.finish_reason == "error":
-            return [_lost(task.sample, "engine_error", completion.error or "")]
+            return [_reject(task.sample, "engine_error", completion.error or "")]
         if request.stage == CLASSIFICATION:
             yes = Template(request.language).is_yes(_answer(request, completion))
             kind = Kind.CLASSIFICATION if yes else Kind.GENERATION
@@ -107,13 +113,13 @@ class SelfInstruct(Method):
 
     # -- instructions ---------------------------------------------------------------
 
-    def _instructions(self, pool: Pool, rng: random.Random, form: Form) -> Request:
+    def _instructions(self, pool: Pool, rng: random.Random, form: PromptSetup) -> Request:
         language = pool.draw_language(rng)
         parents = pool.draw(rng, language, self.human, self.machine)
         shown = [pool.at(p).instruction for p in parents]
         template = Template(language)
         if form.style == "completion":
-            # Cut on a line start only: "16." inside a sentence is no stop.
+            # Stop only at the start of a line: "16." may also occur inside a sentence.
             last = len(shown) + self.new_instructions
             return Request(
                 template.instructions_completion(shown),
@@ -135,12 +141,12 @@ class SelfInstruct(Method):
     def _new_instructions(
         self, pool: Pool, request: Request, completion: Completion
     ) -> list[Outcome]:
-        blank = heir(pool, request.parents, request.language)
-        whole = replace(blank, instruction=completion.text.strip())
+        blank = child_sample(pool, request.parents, request.language)
+        unparsed = replace(blank, instruction=completion.text.strip())
         if completion.finish_reason == "error":
-            return [_lost(blank, "engine_error", completion.error or "")]
+            return [_reject(blank, "engine_error", completion.error or "")]
         if completion.finish_reason == "length":
-            return [_lost(whole, "cut_by_length", "the completion was not finished")]
+            return [_reject(unparsed, "cut_by_length", "the completion was not finished")]
         if request.schema is not None:
             items = parse_json(completion.text, "tasks")
             texts = [capital(one_line(t)) for t in items if isinstance(t, str) and t.strip()]
@@ -149,12 +155,12 @@ class SelfInstruct(Method):
         else:
             texts = parse_numbered(completion.text, self.new_instructions)
         if not texts:
-            return [_lost(whole, "no_instructions", "no instruction could be read")]
-        return [Found(replace(blank, instruction=t)) for t in texts[: self.new_instructions]]
+            return [_reject(unparsed, "no_instructions", "no instruction could be read")]
+        return [Candidate(replace(blank, instruction=t)) for t in texts[: self.new_instructions]]
 
-    # -- classification or not --------------------------------------------------------
+    # -- classification ---------------------------------------------------------------
 
-    def _classification(self, pool: Pool, task: int, form: Form) -> Request:
+    def _classification(self, pool: Pool, task: int, form: PromptSetup) -> Request:
         sample = pool.tasks[task].sample
         template = Template(sample.language)
         prompt: str | tuple[Message, ...]
@@ -162,7 +168,7 @@ class SelfInstruct(Method):
             prompt = template.classification_completion(sample.instruction)
             options = self.classification
             if sample.language != "en":
-                # Three tokens hold an English yes, but only a part of an Arabic one.
+                # Three tokens are enough for an English "Yes", but not for an Arabic one.
                 room = {"max_tokens": max(_ANSWER_TOKENS, options.max_tokens)}
                 options = options.model_copy(update=room)
         else:
@@ -180,7 +186,7 @@ class SelfInstruct(Method):
 
     # -- instances ----------------------------------------------------------------------
 
-    def _instances(self, pool: Pool, number: int, form: Form) -> Request:
+    def _instances(self, pool: Pool, number: int, form: PromptSetup) -> Request:
         task = pool.tasks[number]
         language, text = task.sample.language, task.sample.instruction
         template = Template(language)
@@ -208,16 +214,16 @@ class SelfInstruct(Method):
 
     def _rows(self, task: Task, request: Request, completion: Completion) -> list[Outcome]:
         parsed = self._parse_instances(task, request, completion)
-        whole = replace(task.sample, output=completion.text.strip(), kind=task.kind)
-        lost: list[Outcome] = []
+        unparsed = replace(task.sample, output=completion.text.strip(), kind=task.kind)
+        cut: list[Outcome] = []
         if completion.finish_reason == "length":
             last = parsed.pop() if parsed else None
-            unfinished = self._row(task, last) if last else whole
-            lost.append(_lost(unfinished, "cut_by_length", "the last instance was not finished"))
-        found = [instance for instance in parsed if instance is not None]
-        if not found and not lost:
-            return [_lost(whole, "no_instances", "no instance could be read")]
-        return [*self._consistent(task, found), *lost]
+            unfinished = self._row(task, last) if last else unparsed
+            cut.append(_reject(unfinished, "cut_by_length", "the last instance was not finished"))
+        instances = [instance for instance in parsed if instance is not None]
+        if not instances and not cut:
+            return [_reject(unparsed, "no_instances", "no instance could be read")]
+        return [*self._consistent(task, instances), *cut]
 
     def _parse_instances(
         self, task: Task, request: Request, completion: Completion
@@ -225,8 +231,8 @@ class SelfInstruct(Method):
         output_first = task.kind == Kind.CLASSIFICATION
         template = Template(request.language)
         if request.schema is None:
-            read = template.parse_output_first if output_first else template.parse_input_first
-            return read(completion.text)
+            parse = template.parse_output_first if output_first else template.parse_input_first
+            return parse(completion.text)
         cut = completion.finish_reason == "length"
         output = "label" if output_first else "output"
         return [
@@ -238,34 +244,34 @@ class SelfInstruct(Method):
             for item in parse_json(completion.text, "examples", cut=cut)
         ]
 
-    def _consistent(self, task: Task, found: list[Instance]) -> Iterable[Outcome]:
-        """The paper's rules for the instances of one instruction.
+    def _consistent(self, task: Task, instances: list[Instance]) -> Iterable[Outcome]:
+        """Apply the rules of Self-Instruct to the instances of one instruction.
 
-        Instances with a fault of their own do not count here; the filter
-        ``instance`` rejects them.
+        Instances that are invalid by themselves are passed on without a check against the
+        others; the filter ``instance`` rejects them.
         """
-        sound = [instance for instance in found if instance.fault is None]
+        valid = [instance for instance in instances if instance.fault is None]
         outputs: dict[str, set[str]] = {}
-        for instance in sound:
+        for instance in valid:
             outputs.setdefault(instance.input, set()).add(instance.output)
-        conflict = any(given and len(answers) > 1 for given, answers in outputs.items())
+        conflict = any(input_ and len(answers) > 1 for input_, answers in outputs.items())
         seen: set[Instance] = set()
-        for instance in found:
+        for instance in instances:
             sample = self._row(task, instance)
             if not instance.output:
-                yield _lost(sample, "empty_output", "the instance has no output")
+                yield _reject(sample, "empty_output", "the instance has no output")
             elif instance.fault:
-                yield Found(sample)
+                yield Candidate(sample)
             elif conflict:
                 detail = "instances of one instruction give one input different outputs"
-                yield _lost(sample, "conflicting_instances", detail)
+                yield _reject(sample, "conflicting_instances", detail)
             elif instance in seen:
-                yield _lost(sample, "duplicate_instance", "the same instance twice")
+                yield _reject(sample, "duplicate_instance", "the same instance twice")
             elif len(seen) >= self.max_instances:
-                yield _lost(sample, "too_many_instances", f"more than {self.max_instances}")
+                yield _reject(sample, "too_many_instances", f"more than {self.max_instances}")
             else:
                 seen.add(instance)
-                yield Found(sample)
+                yield Candidate(sample)
 
     def _row(self, task: Task, instance: Instance) -> Sample:
         return replace(task.sample, input=instance.input, output=instance.output, kind=task.kind)
@@ -278,5 +284,5 @@ def _answer(request: Request, completion: Completion) -> str:
     return str(items[0]) if items else ""
 
 
-def _lost(sample: Sample, reason: str, detail: str) -> Lost:
-    return Lost(sample, Rejection(SelfInstruct.name, reason, detail))
+def _reject(sample: Sample, reason: str, detail: str) -> RejectedCandidate:
+    return RejectedCandidate(sample, Rejection(SelfInstruct.name, reason, detail))

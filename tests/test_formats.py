@@ -1,8 +1,9 @@
-"""Readers: every row is kept or rejected with its line; damage is named, never a traceback."""
+"""Tests of reading dataset files: every row is kept or rejected, and damage raises InputError."""
 
 from __future__ import annotations
 
 import gzip
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def good(n: int = 0) -> bytes:
 # -- formats ------------------------------------------------------------------------
 
 
-def test_dolly_is_read_whole() -> None:
+def test_dolly_is_read_completely() -> None:
     rows = list(read(real("dolly/databricks-dolly-15k.rejoined.jsonl")))
     assert len(rows) == 15011
     assert all(isinstance(r, Sample) for r in rows)
@@ -43,14 +44,14 @@ def test_dolly_is_read_whole() -> None:
     assert len({(r.instruction, r.input) for r in rows}) == 14824
 
 
-def test_self_instruct_seeds() -> None:
+def test_self_instruct_seed_tasks_have_kind_and_license() -> None:
     rows = list(read(real("self-instruct/seed_tasks.jsonl")))
     assert len(rows) == 175
     assert sum(r.kind == Kind.CLASSIFICATION for r in rows) == 26
     assert {r.license for r in rows} == {"Apache-2.0"}
 
 
-def test_alpaca_libre_is_known_by_its_log_alone() -> None:
+def test_alpaca_libre_log_is_detected_by_its_fields() -> None:
     reading = read(real("alpaca-libre/alpaca_libre_tasks_v1.jsonl"))
     rows = list(reading)
     assert (len(rows), reading.units, reading.used) == (2375, 2375, 2375)
@@ -62,23 +63,24 @@ def test_alpaca_libre_is_known_by_its_log_alone() -> None:
     assert rows[0].score("similarity") == Score("similarity", 0.909)
 
 
-def test_really_malformed_lines_are_counted() -> None:
+def test_malformed_lines_in_a_published_file_are_counted() -> None:
     path = real("alpaca-libre/alpaca_libre_tasks_v2.jsonl")
     rows = list(read(path, license="MIT", on_bad_row="reject"))
     bad = [r for r in rows if isinstance(r, BadRow)]
     assert len(rows) == 2294
     assert len(bad) == 14
-    with pytest.raises(InputError, match=rf"line {bad[0].line}: "):
+    with pytest.raises(InputError) as caught:
         list(read(path, license="MIT"))
+    assert (caught.value.path, caught.value.line) == (path, bad[0].line)
 
 
-def test_chinese_json_array() -> None:
+def test_chinese_json_array_is_read_with_its_language() -> None:
     rows = list(read(real("oasst1-zh/oaast_sft_zh.json"), license="Apache-2.0"))
     assert len(rows) == 689
     assert sum(r.language == "zh" for r in rows) > 600
 
 
-def test_language_of_rows_that_name_none(tmp_path: Path) -> None:
+def test_language_is_detected_for_rows_that_do_not_specify_one(tmp_path: Path) -> None:
     texts = {
         "Write a poem.": "en",
         "写一首诗。": "zh",
@@ -94,44 +96,51 @@ def test_language_of_rows_that_name_none(tmp_path: Path) -> None:
     assert {r.language for r in read(path, license="MIT", language="eo")} == {"eo"}
 
 
-def test_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_format_error_lists_the_fields_and_the_known_formats(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"question": "x", "answer": "y"}\n')
-    with pytest.raises(InputError, match=r"answer, question.*dolly: context"):
+    with pytest.raises(InputError, match=r"answer, question.*dolly: context") as caught:
         list(read(path))
+    assert (caught.value.path, caught.value.line) == (path, 1)
 
 
-# -- damage: a table ------------------------------------------------------------------
+# -- damaged lines --------------------------------------------------------------------
 
+# The position that orjson reports is present only if the line cannot be parsed.
+POSITION = r"JSON .*\bchar \d+"
+# By name: a line, and a pattern of the facts in its reason.
 BAD_LINES = {
-    "cut": (b'{"instruction": "a", "con\n', "no valid JSON"),
-    "no object": (b"[1, 2]\n", "no JSON object"),
-    "number": (b"7\n", "no JSON object"),
+    "truncated": (b'{"instruction": "a", "con\n', POSITION),
+    "array": (b"[1, 2]\n", "JSON object"),
+    "number": (b"7\n", "JSON object"),
     "invalid UTF-8": (
         b'{"instruction": "\xff", "context": "", "response": "x"}\n',
-        "no valid JSON",
+        POSITION,
     ),
-    "lone surrogate": (b'{"instruction": "\\ud800", "context": "", "response": "x"}\n', "JSON"),
-    "NaN": (b'{"instruction": NaN, "context": "", "response": "x"}\n', "no valid JSON"),
-    "depth": (b'{"instruction": ' + b"[" * 100_000 + b"\n", "no valid JSON"),
-    "missing": (b'{"instruction": "a", "context": ""}\n', '"response" is missing'),
+    "lone surrogate": (b'{"instruction": "\\ud800", "context": "", "response": "x"}\n', POSITION),
+    "NaN": (b'{"instruction": NaN, "context": "", "response": "x"}\n', POSITION),
+    "deeply nested": (b'{"instruction": ' + b"[" * 100_000 + b"\n", POSITION),
+    "missing": (b'{"instruction": "a", "context": ""}\n', '"response".* missing'),
     "null": (
         b'{"instruction": null, "context": "", "response": "x"}\n',
-        '"instruction" is missing',
+        '"instruction".* missing',
     ),
-    "empty": (b'{"instruction": "  ", "context": "", "response": "x"}\n', '"instruction" is empty'),
+    "empty": (b'{"instruction": "  ", "context": "", "response": "x"}\n', '"instruction".* empty'),
     "not text": (
         b'{"instruction": ["a"], "context": "", "response": "x"}\n',
-        "is a list, not text",
+        '"instruction".* list',
     ),
-    "NUL": (b'{"instruction": "a\\u0000b", "context": "", "response": "x"}\n', "NUL"),
-    "10 MB": (b'{"instruction": "' + b"a" * 10_000_000 + b'"}\n', "longer than 8 MiB"),
+    "NUL": (
+        b'{"instruction": "a\\u0000b", "context": "", "response": "x"}\n',
+        '"instruction".* NUL',
+    ),
+    "10 MB": (b'{"instruction": "' + b"a" * 10_000_000 + b'"}\n', "8 MiB"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_bad_line_costs_only_itself(tmp_path: Path, name: str, at: int) -> None:
-    bad, reason = BAD_LINES[name]
+def test_a_bad_line_is_rejected_and_the_others_are_kept(tmp_path: Path, name: str, at: int) -> None:
+    bad, facts = BAD_LINES[name]
     lines = [good(0), good(1)]
     lines.insert(at, bad)
     path = write(tmp_path / "a.jsonl", *lines)
@@ -139,10 +148,12 @@ def test_a_bad_line_costs_only_itself(tmp_path: Path, name: str, at: int) -> Non
     assert [r.output for r in rows if isinstance(r, Sample)] == ["Good day 0.", "Good day 1."]
     (rejected,) = [r for r in rows if isinstance(r, BadRow)]
     assert rejected.line == at + 1
-    assert reason in rejected.reason
-    with pytest.raises(InputError, match=rf"a\.jsonl line {at + 1}: ") as caught:
+    assert re.search(facts, rejected.reason)
+    with pytest.raises(InputError) as caught:
         list(read(path))
-    assert "--on-bad-row reject" in caught.value.hint or "no known format" in str(caught.value)
+    assert (caught.value.path, caught.value.line) == (path, at + 1)
+    # The hint of the unknown format, if the bad line is the first, names --map instead.
+    assert "--on-bad-row" in caught.value.hint or "--map" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -156,50 +167,53 @@ def test_a_bad_line_costs_only_itself(tmp_path: Path, name: str, at: int) -> Non
         (b'{"instruction": "first", "instruction": "last", "context": "", "response": "x"}\n', 1),
     ],
 )
-def test_oddities_that_are_read(tmp_path: Path, content: bytes, count: int) -> None:
+def test_unusual_but_valid_files_are_read(tmp_path: Path, content: bytes, count: int) -> None:
     path = write(tmp_path / "a.jsonl", content)
     assert len(list(read(path))) == count
 
 
 def test_line_numbers_count_empty_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b"\n", good(), b"\n", b"{\n")
-    with pytest.raises(InputError, match="line 4"):
+    with pytest.raises(InputError) as caught:
         list(read(path))
+    assert caught.value.line == 4
 
 
-def test_of_a_doubled_key_the_last_counts(tmp_path: Path) -> None:
+def test_the_last_value_of_a_repeated_key_is_used(tmp_path: Path) -> None:
     text = b'{"instruction": "first", "instruction": "last", "context": "", "response": "x"}\n'
     (row,) = read(write(tmp_path / "a.jsonl", text))
     assert isinstance(row, Sample)
     assert row.instruction == "last"
 
 
+# By name: a file, its content, and a pattern of the facts in the error.
 FILES = {
-    "no such file": ("none.jsonl", None, "no such file"),
-    "empty": ("a.jsonl", b"", "the file is empty"),
-    "only blank": ("a.jsonl", b"\n \n", "no row"),
-    "extension": ("a.txt", b"x", "kind of file is not read.*jsonl"),
-    "no extension": ("a", b"x", "kind of file is not read"),
-    "bad gzip": ("a.jsonl.gz", b"not gzip", "gz data is damaged"),
-    "cut gzip": ("a.jsonl.gz", gzip.compress(good() * 1000)[:-20], "gz data is damaged"),
-    "cut array": ("a.json", b"[" + good()[:-1] + b",", "no valid JSON array"),
-    "nothing usable": ("a.jsonl", b"{\n{\n", "no row"),
+    "missing": ("none.jsonl", None, "exist"),
+    "empty": ("a.jsonl", b"", "empty"),
+    "only blank lines": ("a.jsonl", b"\n \n", r"no .*row"),
+    "wrong extension": ("a.txt", b"x", r"\.jsonl.*\.parquet"),
+    "no extension": ("a", b"x", r"\.jsonl.*\.parquet"),
+    "bad gzip": ("a.jsonl.gz", b"not gzip", r"gz data"),
+    "truncated gzip": ("a.jsonl.gz", gzip.compress(good() * 1000)[:-20], r"gz data"),
+    "truncated array": ("a.json", b"[" + good()[:-1] + b",", "JSON array.*row 2"),
+    "no valid row": ("a.jsonl", b"{\n{\n", r"no .*row"),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    file, content, message = FILES[name]
+def test_unreadable_files_raise_an_error_with_path_and_hint(tmp_path: Path, name: str) -> None:
+    file, content, facts = FILES[name]
     path = tmp_path / file
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=facts) as caught:
         list(read(path, on_bad_row="reject"))
-    assert str(path) in str(caught.value)
+    assert caught.value.path == path
+    assert str(path) in caught.value.message
     assert caught.value.hint
 
 
-def test_a_row_with_an_unknown_licence_costs_only_itself(tmp_path: Path) -> None:
+def test_a_row_with_an_unknown_license_is_rejected_and_the_others_are_kept(tmp_path: Path) -> None:
     row = {"instruction": "Say it", "output": "x", "license": "Foo-9"}
     lines = [
         orjson.dumps({**row, "license": name}) + b"\n" for name in ("MIT", "Foo-9", "CC-BY-NC-4.0")
@@ -208,36 +222,44 @@ def test_a_row_with_an_unknown_licence_costs_only_itself(tmp_path: Path) -> None
     first, bad, last = read(path, license="CC0-1.0", on_bad_row="reject")
     assert isinstance(bad, BadRow)
     assert (bad.line, "Foo-9" in bad.reason) == (2, True)
-    # What a row says of itself goes before what the user says of the rest.
+    # The license of a row has priority over the license option.
     assert [first.license, last.license] == ["MIT", "CC-BY-NC-4.0"]
-    with pytest.raises(InputError, match="line 2"):
+    with pytest.raises(InputError) as caught:
         list(read(path))
+    assert caught.value.line == 2
 
 
 @pytest.mark.parametrize("language", ["../../filters/default", "x" * 300, "english", "EN"])
-def test_a_language_is_a_code(tmp_path: Path, language: str) -> None:
-    row = {"instruction": "a", "output": "b", "license": "MIT", "language": language}
-    path = write(tmp_path / "a.jsonl", orjson.dumps(row))
-    with pytest.raises(InputError, match="no language code"):
+def test_a_language_that_is_not_a_code_raises_an_error(tmp_path: Path, language: str) -> None:
+    row = {"instruction": "a", "output": "b", "license": "MIT", "language": "en"}
+    path = write(
+        tmp_path / "a.jsonl",
+        orjson.dumps(row) + b"\n",
+        orjson.dumps({**row, "language": language}),
+    )
+    with pytest.raises(InputError, match=re.escape(language[:40])) as caught:
         list(read(path))
+    assert caught.value.line == 2
 
 
-def test_rows_before_the_first_of_a_known_format(tmp_path: Path) -> None:
+def test_a_row_of_an_unknown_format_before_the_first_known_one_is_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"note": "exported"}\n', good())
     bad, row = read(path, on_bad_row="reject")
     assert isinstance(bad, BadRow)
     assert isinstance(row, Sample)
-    with pytest.raises(InputError, match=r"line 1: the row has the fields note"):
+    with pytest.raises(InputError, match=r"\bnote\b") as caught:
         list(read(path))
+    assert caught.value.line == 1
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_file_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").mkdir()
-    with pytest.raises(InputError, match="a folder"):
+    with pytest.raises(InputError, match="folder") as caught:
         list(read(tmp_path / "d.jsonl"))
+    assert caught.value.path == tmp_path / "d.jsonl"
 
 
-def test_gzip_and_array(tmp_path: Path) -> None:
+def test_gzip_array_and_lines_give_the_same_rows(tmp_path: Path) -> None:
     zipped = write(tmp_path / "a.jsonl.gz", gzip.compress(good(1) + good(2)))
     array = write(tmp_path / "b.json", b"\n[" + good(1) + b"," + good(2) + b"]")
     lines = write(tmp_path / "c.json", good(1) + good(2))
@@ -259,12 +281,12 @@ def test_every_row_is_kept_or_rejected(tmp_path: Path, rows: list[bytes]) -> Non
     first = good().rstrip(b"\n")
     path = write(tmp_path / "h.jsonl", b"\n".join([first, *rows]))
     expected = 1 + sum(bool(r.strip()) for r in rows)
-    got = list(read(path, on_bad_row="reject"))
-    assert len(got) == expected
-    assert all(isinstance(r, Sample | BadRow) for r in got)
+    results = list(read(path, on_bad_row="reject"))
+    assert len(results) == expected
+    assert all(isinstance(r, Sample | BadRow) for r in results)
 
 
-def test_text_is_data_not_template(tmp_path: Path) -> None:
+def test_template_syntax_in_text_is_kept_unchanged(tmp_path: Path) -> None:
     hostile = "{{7*7}} ${HOME} {0.__class__} {count} %s"
     path = write(
         tmp_path / "a.jsonl",

@@ -1,0 +1,188 @@
+"""What is known about one row, as data and as text; for rows of derived datasets also found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructgen.errors import InputError, quoted
+from instructgen.licensing.licenses import obligations
+from instructgen.licensing.model_terms import generator_terms
+from instructgen.printable import printable
+from instructgen.store import find_row, manifest_in, read_provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """The most similar row: its id, its text, and the ROUGE-L F-measure if it was computed."""
+
+    id: str
+    instruction: str
+    rouge_l: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A completion that a row was made from: its place in the run, prompt and text."""
+
+    stage: str
+    batch: int
+    request: int
+    prompt: str
+    completion: str
+    finish_reason: str
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation:
+    """What a run or a dataset knows about a row, rejected candidate, pool instruction or seed.
+
+    ``verdict`` is ``kept``, ``rejected``, ``in the pool`` or ``a seed``. ``passed`` are the
+    filters that accepted it, ``command`` and ``inputs`` what a derived dataset was made by,
+    ``obligations`` those of the row's license, attribution and models. Printing the
+    explanation prints what the command line prints.
+    """
+
+    id: str
+    verdict: str
+    row: dict[str, Any]
+    parents: tuple[tuple[str, str], ...] = ()
+    written: tuple[Exchange, ...] = ()
+    passed: tuple[str, ...] = ()
+    nearest: Neighbor | None = None
+    command: str = ""
+    inputs: tuple[str, ...] = ()
+    obligations: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The explanation as text."""
+        return "\n".join(self.lines())
+
+    __repr__ = __str__
+
+    def lines(self) -> Iterator[str]:
+        """The lines of the explanation as text."""
+        yield from self._verdict_lines()
+        yield from self._origin_lines()
+        for edit in self.row.get("edits") or ():
+            yield f"edited  {edit['filter']}, {edit['field']}: {edit['detail']}"
+        yield from self._score_lines()
+        if self.passed:
+            yield f"filters passed  {', '.join(self.passed)}"
+        if self.nearest is not None:
+            measure = (
+                "" if self.nearest.rouge_l is None else f"ROUGE-L {self.nearest.rouge_l:.3f}  "
+            )
+            yield f"nearest  {measure}{self.nearest.id}  {_short(self.nearest.instruction)}"
+        for w in self.written:
+            yield (
+                f"{w.stage}  batch {w.batch}, request {w.request}, {w.prompt_tokens:,} prompt and "
+                f"{w.output_tokens:,} output tokens, finish reason {w.finish_reason}"
+            )
+            yield f"  prompt\n    {_indented(w.prompt, 4)}"
+            yield f"  completion\n    {_indented(w.completion, 4)}"
+        if self.command:
+            yield f"dataset  made by {self.command} from {', '.join(self.inputs)}"
+
+    def _verdict_lines(self) -> Iterator[str]:
+        row, verdict = self.row, self.verdict
+        if verdict == "rejected":
+            verdict = f"rejected by {row['filter']}: {row['reason']}"
+            if row["score"] is not None:
+                verdict += f", {row['score']:.4g}"
+        yield f"{self.id}  {printable(verdict)}"
+        if row.get("detail"):
+            yield f"  {printable(row['detail'])}"
+        for message in (row.get("messages") or row.get("prompt") or ())[:-2]:
+            yield f"earlier, {message['role']}\n  {_indented(message['content'])}"
+        for field in ("instruction", "input", "output"):
+            if row[field]:
+                yield f"{field}\n  {_indented(row[field])}"
+        if isinstance(row.get("rejected"), list) and row["rejected"]:
+            yield f"rejected answer\n  {_indented(row['rejected'][0]['content'])}"
+
+    def _origin_lines(self) -> Iterator[str]:
+        row, origin = self.row, self.row["origin"]
+        facts = [f"source {row['source']}", f"method {origin['method']}"]
+        facts += [f"{key} {origin[key]}" for key in _ORIGIN if origin.get(key)]
+        facts.append(f"language {row['language']}")
+        yield f"origin  {printable(', '.join(facts))}"
+        if self.parents:
+            yield "parents"
+            yield from (f"  {parent}  {_short(text)}" for parent, text in self.parents)
+        elif origin["parents"]:
+            yield f"parents  {', '.join(origin['parents'])}"
+        yield f"license  {printable(row['license'] or 'none')}"
+        yield from (f"  {printable(sentence)}" for sentence in self.obligations)
+
+    def _score_lines(self) -> Iterator[str]:
+        scores = [
+            f"{s['name']} {s['error'] if s['value'] is None else format(s['value'], '.4g')}"
+            for s in self.row.get("scores") or ()
+        ]
+        labels = [f"{label['name']} {label['value']}" for label in self.row.get("labels") or ()]
+        for name, values in (("scores", scores), ("labels", labels)):
+            if values:
+                yield f"{name}  {printable(', '.join(values))}"
+
+
+_ORIGIN = ("record", "group", "model", "run")
+
+
+def _short(text: str) -> str:
+    line = " ".join(printable(text).split())
+    return line if len(line) <= 100 else line[:99] + "…"
+
+
+def _indented(text: str, by: int = 2) -> str:
+    return printable(text).replace("\n", "\n" + " " * by)
+
+
+def explain_row(folder: Path, row_id: str) -> Explanation:
+    """Explain a row of a derived dataset; see `instructgen.explain`.
+
+    Raises:
+        RunError: there is no complete dataset, or a part was changed.
+        InputError: nothing in it has this id.
+    """
+    provenance, manifest = read_provenance(folder), manifest_in(folder)
+    place = find_row(folder, row_id)
+    if place is None:
+        raise unknown_id(folder, row_id)
+    table, row = place
+    names: Any = manifest.facts.get("filters") or ()
+    filters = tuple(map(str, names))
+    if table == "rejected":
+        filters = filters[: filters.index(row["filter"])] if row["filter"] in filters else ()
+    near = find_row(folder, row["nearest"]) if row.get("nearest") else None
+    return Explanation(
+        id=row_id,
+        verdict="kept" if table == "data" else "rejected",
+        row=row,
+        command=provenance.command,
+        inputs=tuple(ref.name for ref in provenance.inputs),
+        passed=filters,
+        nearest=Neighbor(row["nearest"], near[1]["instruction"]) if near else None,
+        obligations=_obligations(row),
+    )
+
+
+def unknown_id(folder: Path, row_id: str) -> InputError:
+    """The error for an id that a run or dataset does not have."""
+    return InputError(
+        f"nothing has the id {quoted(row_id)}.",
+        path=folder,
+        hint="Ids are in the columns id, nearest and origin.parents of data/ and rejected/.",
+    )
+
+
+def _obligations(row: dict[str, Any]) -> tuple[str, ...]:
+    if not row["license"]:
+        return ()
+    models = {model: 1 for model in row["generators"] if generator_terms(model) is not None}
+    sentences = obligations({row["license"]: 1}, models, dict.fromkeys(row["attribution"], 1))
+    return tuple(sentence.replace("1 rows", "this row") for sentence in sentences)

@@ -1,0 +1,350 @@
+"""Declares a command: one class of options and one function that takes it.
+
+The command line builds its flags from the class (cli/flags.py), `command` builds the Python
+function, pipelines check their steps with it, and docs/commands.md lists it. Nothing here
+knows any particular command.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.fields import FieldInfo
+
+from instructgen.config import describe, renamed_option
+from instructgen.errors import ConfigError, InstructgenError
+from instructgen.plugins import suggest
+from instructgen.schema.progress import Watch
+
+O = TypeVar("O", bound="Options")  # noqa: E741
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Options(BaseModel):
+    """The options of one command; each field is a flag, a Python parameter and a pipeline key.
+
+    Attributes:
+        renamed: old field names and the new ones, for the message about an old name.
+        open_field: the field that takes keyword arguments which are no fields.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    open_field: ClassVar[str | None] = None
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """Build the options from values by field name.
+
+        Raises:
+            ConfigError: a value is invalid, missing or unknown; one line per problem, each
+                with the command-line flag.
+        """
+        known = list(cls.model_fields)
+        for name in values:
+            if name not in known:
+                hint = renamed_option(cls, name) or suggest(name, known)
+                raise ConfigError(f"{name}: unknown option.", hint)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            lines = dict.fromkeys(
+                f"{flag_of(cls, str(e['loc'][0])) if e['loc'] else ''}: {describe(e)}".lstrip(": ")
+                for e in error.errors()
+            )
+            raise ConfigError("\n".join(lines)) from None
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str = "",
+    metavar: str = "",
+    shown: str = "",
+    many: str = "",
+    takes: str = "",
+    **bounds: Any,
+) -> Any:
+    """Declare a field of `Options` that is a flag.
+
+    Args:
+        default: the default value; ``...`` if the option is required.
+        help: what the option is: a noun or an imperative, as one or two sentences.
+        flag: the flag, if it is not the field's name with dashes.
+        metavar: how the value is named in the help.
+        shown: the default as shown in the help, where it depends on something else.
+        many: how several values are given on the command line: ``repeat`` the flag,
+            ``words`` after the flag, ``commas``, or NAME=VALUE ``pairs`` or ``settings``.
+        takes: ``rows`` if Python may pass a DataFrame or a list of dicts in place of a
+            file, ``recipe`` if it may pass a dict.
+        bounds: pydantic's constraints, such as ``ge``.
+    """
+    facts: dict[str, JsonValue] = {
+        "flag": flag,
+        "metavar": metavar,
+        "shown": shown,
+        "many": many,
+        "takes": takes,
+    }
+    return Field(default, description=help, json_schema_extra={"cli": facts}, **bounds)
+
+
+def argument(
+    help: str, *, metavar: str, many: bool = False, takes: str = "", default: Any = ...
+) -> Any:
+    """Declare a field of `Options` that is a positional argument; see `option`."""
+    facts: dict[str, JsonValue] = {
+        "argument": True,
+        "metavar": metavar,
+        "many": "words" * many,
+        "takes": takes,
+    }
+    return Field(default, description=help, json_schema_extra={"cli": facts})
+
+
+def inherited(model: type[BaseModel], name: str, **facts: Any) -> Any:
+    """Declare an option that sets a key of a recipe's table, without repeating the default.
+
+    The option's own default is None, which means the recipe's value. Help and bounds are
+    those of the key.
+
+    Args:
+        model: the class of the table.
+        name: the key.
+        facts: as in `option`, in place of what the key says.
+    """
+    field = model.model_fields[name]
+    if "shown" not in facts and field.default not in (None, ""):
+        facts["shown"] = str(field.default)
+    made: FieldInfo = option(None, facts.pop("help", sentence(field.description or "")), **facts)
+    made.annotation, made.metadata = field.annotation, [*made.metadata, _Bounds(field)]
+    return made
+
+
+class _Bounds:
+    """Marks an option whose bounds are those of a recipe's key."""
+
+    def __init__(self, field: FieldInfo) -> None:
+        self.field = field
+
+
+def bounds_of(field: FieldInfo) -> str:
+    """The allowed range of a numeric option as text, or an empty string."""
+    for mark in field.metadata:
+        if isinstance(mark, _Bounds):
+            return bounds_of(mark.field)
+    limits = {
+        name: getattr(m, name) for m in field.metadata for name in _LIMITS if hasattr(m, name)
+    }
+    limits = {name: value for name, value in limits.items() if value < _HUGE}
+    if "ge" in limits and "le" in limits:
+        return f"{limits['ge']:,} to {limits['le']:,}"
+    return ", ".join(_LIMITS[name].format(value) for name, value in limits.items())
+
+
+# A bound that no user meets is not worth reading.
+_HUGE = 2**31
+_LIMITS = {
+    "ge": "at least {:,}",
+    "gt": "more than {:,}",
+    "le": "at most {:,}",
+    "lt": "less than {:,}",
+}
+
+
+def sentence(text: str) -> str:
+    """A description as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def facts_of(field: FieldInfo) -> Mapping[str, Any]:
+    """How an option is presented: see `option`."""
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    return cast(Mapping[str, Any], extra["cli"])
+
+
+def flag_of(options: type[Options], name: str) -> str:
+    """How the command line names a field."""
+    facts = facts_of(options.model_fields[name])
+    if facts.get("argument"):
+        return str(facts["metavar"])
+    return str(facts.get("flag") or f"--{name.replace('_', '-')}")
+
+
+class Command(Protocol[R_co]):
+    """A function made by `command`.
+
+    Call it with the options as arguments, or with one options object. ``run`` takes the
+    options object only, and its errors name the flags of the command line.
+    """
+
+    options: type[Options]
+    __name__: str
+
+    def run(self, options: Any, watch: Watch | None = None) -> R_co:
+        """Run the command with an options object."""
+
+    def __call__(self, *args: Any, **values: Any) -> R_co:
+        """Run the command."""
+
+
+def command(
+    options: type[O], *positional: str
+) -> Callable[[Callable[[O, Watch | None], R]], Command[R]]:
+    """Make a command of a function that takes options and a progress callback.
+
+    Args:
+        options: the class of its options.
+        positional: the fields that Python callers may pass by position, in order.
+    """
+
+    def decorate(run: Callable[[O, Watch | None], R]) -> Command[R]:
+        @functools.wraps(run)
+        def call(*args: Any, **values: Any) -> R:
+            watch = values.pop("watch", None)
+            if len(args) == 1 and isinstance(args[0], options) and not values:
+                return run(args[0], watch)
+            try:
+                named = _named(options, positional, args, values)
+                with _files(options, named) as given:
+                    return run(options.checked(given), watch)
+            except InstructgenError as error:
+                error.translate(_in_python(options))
+                raise
+
+        call.__signature__ = _signature(options, positional, run)  # type: ignore[attr-defined]
+        call.__doc__ = _documented(options, positional, run)
+        call.options, call.run = options, run  # type: ignore[attr-defined]
+        return cast(Command[R], call)
+
+    return decorate
+
+
+def _named(
+    options: type[Options], positional: Sequence[str], args: Sequence[Any], values: dict[str, Any]
+) -> dict[str, Any]:
+    if len(args) > len(positional):
+        raise TypeError(f"takes {len(positional)} positional arguments, not {len(args)}")
+    named = dict(zip(positional, args, strict=False))
+    if both := [name for name in named if name in values]:
+        raise TypeError(f"multiple values for {both[0]!r}")
+    named |= values
+    rest = options.open_field
+    if rest is None:
+        return named
+    others = {k: named.pop(k) for k in list(named) if k not in options.model_fields}
+    if others:
+        settings = named.get(rest) or {}
+        if isinstance(settings, BaseModel):
+            raise TypeError(f"give {rest} or single settings such as {next(iter(others))}")
+        named[rest] = {**settings, **others}
+    return named
+
+
+@contextmanager
+def _files(options: type[Options], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The values with rows and recipes that are Python objects written to files."""
+    with ExitStack() as stack:
+        folder: Path | None = None
+        given = dict(values)
+        for name, value in values.items():
+            field = options.model_fields.get(name)
+            takes = "" if field is None else facts_of(field)["takes"]
+            if not takes or not _is_data(value, takes):
+                continue
+            folder = folder or Path(stack.enter_context(TemporaryDirectory()))
+            given[name] = _written(value, takes, folder)
+        try:
+            yield given
+        except InstructgenError as error:
+            if folder is not None:
+                error.translate({f"{folder}/": ""})
+            raise
+
+
+def _is_data(value: Any, takes: str) -> bool:
+    if takes == "recipe":
+        return isinstance(value, Mapping)
+    if isinstance(value, list | tuple):
+        return any(isinstance(v, Mapping) or hasattr(v, "to_json") for v in value)
+    return hasattr(value, "to_json")
+
+
+def _written(value: Any, takes: str, folder: Path) -> Any:
+    """The file or files of a value, named by content so that equal rows are the same input."""
+    if takes == "recipe":
+        import tomli_w
+
+        path = folder / "recipe.toml"
+        path.write_text(tomli_w.dumps(value), "utf-8")
+        return path
+    if isinstance(value, list | tuple):
+        if not all(isinstance(v, Mapping) for v in value):
+            return [_written(v, takes, folder) if _is_data(v, takes) else v for v in value]
+        import orjson
+
+        data = b"".join(
+            orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for row in value
+        )
+    else:
+        data = value.to_json(orient="records", lines=True, force_ascii=False).encode()
+    path = folder / f"rows-{hashlib.sha256(data).hexdigest()[:12]}.jsonl"
+    path.write_bytes(data)
+    return path
+
+
+def _in_python(options: type[Options]) -> dict[str, str]:
+    """The flags of a command and the Python parameters of the same meaning, long ones first."""
+    names = {flag_of(options, name): name for name in options.model_fields}
+    found = {flag: name for flag, name in names.items() if flag.startswith("--")}
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def _signature(
+    options: type[Options], positional: Sequence[str], run: Callable[..., Any]
+) -> inspect.Signature:
+    others = [name for name in options.model_fields if name not in positional]
+    parameters = []
+    for name in (*positional, *others):
+        field = options.model_fields[name]
+        kind = (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD
+            if name in positional
+            else inspect.Parameter.KEYWORD_ONLY
+        )
+        default = inspect.Parameter.empty if field.is_required() else field.get_default()
+        parameters.append(
+            inspect.Parameter(name, kind, default=default, annotation=field.annotation)
+        )
+    watch = inspect.Parameter(
+        "watch", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Watch | None"
+    )
+    parameters.append(watch)
+    if options.open_field is not None:
+        parameters.append(inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD))
+    returns = inspect.signature(run).return_annotation
+    return inspect.Signature(parameters, return_annotation=returns)
+
+
+def _documented(options: type[Options], positional: Sequence[str], run: Callable[..., Any]) -> str:
+    """The function's docstring with its arguments, as `help` shows it."""
+    about, marker, raises = inspect.getdoc(run).partition("\nRaises:")  # type: ignore[union-attr]
+    others = [name for name in options.model_fields if name not in positional]
+    lines = [
+        f"    {name}: {options.model_fields[name].description}" for name in (*positional, *others)
+    ]
+    lines.append("    watch: Called with progress.")
+    return "\n".join(
+        [about.rstrip(), "", "Args:", *lines, "", f"{marker.strip()}{raises}"]
+    ).rstrip()

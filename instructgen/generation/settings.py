@@ -1,0 +1,40 @@
+"""The settings of the generation loop, which a recipe gives in its table [generate]."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+_RESUMABLE: dict[str, JsonValue] = {"resumable": True}
+
+
+class RunSettings(BaseModel):
+    """Settings of the generation loop: the recipe's table [generate]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: int = Field(
+        ge=1,
+        le=10**9,
+        description="Number of accepted rows to generate.",
+        json_schema_extra=_RESUMABLE,
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
+    batch_size: int = Field(
+        32,
+        ge=1,
+        le=100_000,
+        description="Number of requests per batch. Eight batches are in flight at a time.",
+    )
+    max_tokens_total: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of prompt and completion tokens; then the run stops.",
+        json_schema_extra=_RESUMABLE,
+    )
+    acceptance_floor: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Stop when a smaller fraction of the last 200 candidates is accepted.",
+        json_schema_extra=_RESUMABLE,
+    )

@@ -1,0 +1,343 @@
+"""Reads a pipeline: steps from seeds to a trained model, each a command with its options.
+
+A pipeline is TOML. A step contains the words to type, ``run = "train sft @clean"``, and its
+options as keys; ``@name`` is the output of an earlier step or an input of the pipeline. It is
+data: a step can run a command of instructgen and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from instructgen.cli import cli
+from instructgen.cli.flags import OptionsCommand, values_of
+from instructgen.commands.interface import Options
+from instructgen.commands.options import EvaluateOptions, PreferOptions, PreviewOptions
+from instructgen.config import load_file
+from instructgen.errors import ConfigError
+from instructgen.models.folders import EMBEDDED
+from instructgen.pipeline.options import check_recipe
+from instructgen.pipeline.step import Step
+from instructgen.plugins import suggest
+from instructgen.resources import shipped
+
+# The option for the output of each command, and the suffix of the output if it is a file.
+OUTPUTS = {
+    "import": ("--out", ""),
+    "generate": ("--out", ""),
+    "merge": ("--out", ""),
+    "curate": ("--out", ""),
+    "dedup": ("--out", ""),
+    "prefer": ("--out", ""),
+    "train": ("--out", ""),
+    "evaluate": ("--out", ""),
+    "ablate": ("--out", ""),
+    "report": ("--out", ".html"),
+    "export": ("--to", ".jsonl"),
+}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NAMES = "Use lower-case letters, digits, - and _."
+# Other names in the output folder.
+_OURS = ("replaced", "options", "lock")
+# Options that may name a file or a model, but are not of type Path.
+_PLACES = ("model", "against", "judge", "score", "reward", "recipe")
+# As in "@rm", and in "judge:@rm".
+_REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
+
+
+class Input(BaseModel):
+    """A file or dataset that a pipeline starts with; at most one of the places is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str = ""
+    file: str | None = Field(None, description="path, relative to the pipeline's folder")
+    hub: str | None = Field(None, description="ORG/NAME on the Hub")
+    shipped: str | None = Field(None, description="file that is part of the package")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Input:
+        places = [k for k in ("file", "hub", "shipped") if getattr(self, k) is not None]
+        if len(places) > 1:
+            raise ValueError(f"{' and '.join(places)} are both given; give one of them")
+        return self
+
+    def place(self, folder: Path) -> str | None:
+        """The path or Hub name; None if the user has to give it."""
+        if self.shipped is not None:
+            top, _, name = self.shipped.partition("/")
+            return str(shipped(top) / name)
+        return self.hub if self.file is None else str(folder / self.file)
+
+
+class _Step(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    run: str
+    small: dict[str, Any] = Field(
+        default_factory=dict, description="options of the reduced version (--small)"
+    )
+
+
+class Pipeline(BaseModel):
+    """The keys of a pipeline file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str = ""
+    inputs: dict[str, Input] = Field(default_factory=dict)
+    steps: list[_Step] = Field(min_length=1)
+
+
+def pipeline_path(pipeline: str) -> Path:
+    """The file of a pipeline: a path, or the name of a shipped one.
+
+    Raises:
+        ConfigError: there is no such pipeline.
+    """
+    path = Path(pipeline)
+    if path.suffix == ".toml" or "/" in pipeline:
+        if not path.is_file():
+            raise ConfigError(f"{pipeline}: the file does not exist.", "Check the path.")
+        return path
+    known = shipped_pipelines()
+    if pipeline not in known:
+        raise ConfigError(
+            f"{pipeline!r} is not the name of a pipeline.", suggest(pipeline, list(known))
+        )
+    return known[pipeline]
+
+
+def shipped_pipelines() -> dict[str, Path]:
+    """The pipelines that are part of the package, by name."""
+    folder = Path(__file__).parent / "shipped"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_steps(
+    pipeline: str,
+    out: Path,
+    inputs: Mapping[str, str],
+    *,
+    small: bool,
+) -> list[Step]:
+    """Read the steps of a pipeline, and check all of them before the first is run.
+
+    Args:
+        pipeline: a path, or the name of a shipped pipeline.
+        out: the folder for the outputs of all steps.
+        inputs: paths of the pipeline's inputs by name, in place of those that it gives.
+        small: whether each step's table ``small`` replaces its options.
+
+    Raises:
+        ConfigError: the pipeline, a step or an input is invalid; the message names it.
+    """
+    path = pipeline_path(pipeline)
+    definition = load_file(Pipeline, path)
+    if small and not any(each.small for each in definition.steps):
+        raise ConfigError(f"{path} has no reduced version.", "Omit --small.")
+    places = _places(path, definition.inputs, inputs)
+    steps: list[Step] = []
+    for number, each in enumerate(definition.steps, start=1):
+        where = f"{path}: steps {number} ({each.name})"
+        if not _NAME.fullmatch(each.name) or each.name in _OURS:
+            raise ConfigError(
+                f"{where}: invalid name of a step.",
+                f"{_NAMES[:-1]}, and not {' or '.join(_OURS)}.",
+            )
+        if each.name in places:
+            kind = "an input" if each.name in definition.inputs else "an earlier step"
+            raise ConfigError(f"{where}: {kind} has this name.", "Give it another name.")
+        options = {**(each.model_extra or {}), **(each.small if small else {})}
+        step = _step(each.name, each.run, options, places, out, where)
+        check_recipe(step, where)
+        steps.append(step)
+        places[each.name] = str(step.out)
+    return steps
+
+
+def _check_command_line_only(options: Options, where: str) -> None:
+    """Reject options that only the command line may set, because others wrote the pipeline."""
+    if isinstance(options, PreviewOptions | PreferOptions) and options.endpoint:
+        # The API key is sent there.
+        raise ConfigError(
+            f"{where}: endpoint: a pipeline cannot set it.", "Remove it, and set OPENAI_BASE_URL."
+        )
+    if isinstance(options, EvaluateOptions) and "lm-eval.include_path" in options.settings:
+        # Tasks of lm-eval may name functions in files next to them, which are then run.
+        raise ConfigError(
+            f"{where}: lm-eval.include_path: a pipeline cannot set it.",
+            "Run instructgen evaluate on the command line.",
+        )
+
+
+def _parsed(argv: Sequence[str], where: str) -> Options:
+    """Parse the arguments as the command does, without running it."""
+    command = cli.commands[argv[0]]
+    assert isinstance(command, OptionsCommand) and command.options is not None
+    try:
+        with command.make_context(argv[0], list(argv[1:])) as context:
+            return command.options.checked(values_of(command.options, context.params))
+    except click.UsageError as error:
+        raise ConfigError(f"{where}: {error.format_message()}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _paths(options: Options) -> set[str]:
+    """The values of the options that are paths."""
+    values = [getattr(options, name) for name in type(options).model_fields]
+    flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
+    return {str(value) for value in flat if isinstance(value, Path)}
+
+
+def _places(path: Path, known: Mapping[str, Input], given: Mapping[str, str]) -> dict[str, str]:
+    for name in known:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{path}: inputs.{name}: invalid name of an input.", _NAMES)
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"--input {name}: {path.name} has no such input.", suggest(name, [*known])
+            )
+    places = {}
+    for name, each in known.items():
+        place = given.get(name, each.place(path.parent))
+        if place is None:
+            about = f" ({each.about})" if each.about else ""
+            raise ConfigError(
+                f"{path.name} requires the input {name}{about}.", f"Give --input {name}=PATH."
+            )
+        places[name] = place
+    return places
+
+
+def _step(
+    name: str,
+    run: str,
+    options: Mapping[str, Any],
+    places: Mapping[str, str],
+    out: Path,
+    where: str,
+) -> Step:
+    def resolved(value: str) -> str:
+        match = _REFERENCE.fullmatch(value)
+        if match is None:
+            if value.startswith("@"):
+                raise ConfigError(f"{where}: {value}: invalid name of a step or input.", _NAMES)
+            return value
+        if match[1] not in places:
+            raise ConfigError(
+                f"{where}: {value} is not an earlier step or an input.",
+                suggest(match[1], list(places)),
+            )
+        return value.replace(f"@{match[1]}", places[match[1]])
+
+    command, words = _words(run, options, where)
+    flag, ending = OUTPUTS[command]
+    target = out / f"{name}{ending}"
+    argv = [command, *map(resolved, words)]
+    files: dict[Path, str] = {}
+    for key, value in options.items():
+        option = f"--{key.replace('_', '-')}"
+        if option == flag:
+            raise ConfigError(f"{where}: {key}: the pipeline sets it.", "Remove it.")
+        if key == "recipe" and isinstance(value, dict):
+            file = out / "options" / f"{name}.toml"
+            files[file] = _toml(value)
+            argv.append(f"{option}={file}")
+        else:
+            argv += _typed(option, key, value, resolved, where)
+    argv.append(f"{flag}={target}")
+    parsed = _parsed(argv, where)
+    _check_command_line_only(parsed, where)
+    texts = [*words, *_texts(options)]
+    named = {m[1] for text in texts if (m := _REFERENCE.fullmatch(text))}
+    return Step(
+        name=name,
+        run=run,
+        options=dict(options),
+        argv=tuple(argv),
+        out=target,
+        parsed=parsed,
+        values=_read(texts, places, parsed, options),
+        follows=tuple(place for place in places if place in named),
+        files=files,
+    )
+
+
+def _words(run: str, options: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+    """The command of a step and the words after it."""
+    try:
+        command, *words = shlex.split(run)
+    except ValueError as error:
+        raise ConfigError(
+            f"{where}: run: {error or 'empty'}.", 'Write a command, such as "merge @a @b".'
+        ) from None
+    if command not in OUTPUTS:
+        raise ConfigError(
+            f"{where}: {command!r} cannot be a step.", suggest(command, list(OUTPUTS))
+        )
+    if options.get("help") or {"--help", "-h"} & set(words):
+        raise ConfigError(f"{where}: --help does nothing in a pipeline.", "Remove it.")
+    return command, words
+
+
+def _read(
+    texts: Sequence[str],
+    places: Mapping[str, str],
+    parsed: Options,
+    options: Mapping[str, Any],
+) -> dict[str, str]:
+    """The texts of a step that refer to something that it reads, and what that is."""
+    found = {
+        text: places[m[1]] if (m := _REFERENCE.fullmatch(text)) else text.split(":", 1)[-1]
+        for text in texts
+    }
+    paths = _paths(parsed)
+    paths |= {text for key in _PLACES for text in _texts({key: options.get(key)})}
+    return {
+        text: place
+        for text, place in found.items()
+        if "@" in text or text in paths or place in paths or place == EMBEDDED
+    }
+
+
+def _typed(
+    option: str, key: str, value: Any, resolved: Callable[[str], str], where: str
+) -> list[str]:
+    """An option of a step as words of a command line."""
+    if key == "set" and isinstance(value, dict):
+        texts = {k: _toml({"v": v}).removeprefix("v = ").strip() for k, v in value.items()}
+        return [f"{option}={k}={v}" for k, v in texts.items()]
+    if key == "map" and isinstance(value, dict):
+        return [f"{option}={k}={v}" for k, v in value.items()]
+    if isinstance(value, dict):
+        raise ConfigError(
+            f"{where}: {key}: must not be a table.", "Only recipe, set and map are tables."
+        )
+    if isinstance(value, bool):
+        return [option] if value else []
+    values = value if isinstance(value, list) else [value]
+    return [f"{option}={resolved(str(v))}" for v in values]
+
+
+def _toml(table: Mapping[str, Any]) -> str:
+    import tomli_w
+
+    return tomli_w.dumps(table)
+
+
+def _texts(options: Mapping[str, Any]) -> list[str]:
+    texts: list[str] = []
+    for value in options.values():
+        texts += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
+    return texts

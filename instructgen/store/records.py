@@ -1,0 +1,243 @@
+"""What the JSON files of runs, datasets and models contain.
+
+run.json, manifest.json, provenance.json, training.json and sealed.json, each as a dataclass.
+Older formats of datasets are migrated here when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import JsonValue
+
+from instructgen.errors import DamagedFileError, VersionError
+from instructgen.schema.measures import Measure
+from instructgen.schema.records import InputRef, JsonRecord, Plugins
+from instructgen.schema.sample import Shape
+
+# Of runs and datasets. 2: rows have more columns than in 1. 3: facts of a command in one table.
+FORMAT = 3
+# The version of instructgen that reads and continues runs and trainings of the format before.
+VERSION_BEFORE = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance(JsonRecord):
+    """What determines a derived dataset: provenance.json."""
+
+    command: str
+    inputs: tuple[InputRef, ...]
+    options: dict[str, JsonValue]
+    plugins: Plugins = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part(JsonRecord):
+    """A Parquet file of a dataset, as its manifest lists it."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class LicenseCounts(JsonRecord):
+    """Row counts by license, by model with terms of use, and by attribution text."""
+
+    licenses: dict[str, int]
+    generators: dict[str, int]
+    attributions: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionCount(JsonRecord):
+    """The number of rows that a filter rejected for one reason."""
+
+    stage: str
+    filter: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest(JsonRecord):
+    """What a complete dataset consists of: manifest.json.
+
+    ``rejections`` count the rejected rows; ``facts`` are further facts of the command that
+    made it, such as the rows read.
+    """
+
+    format: int
+    shape: Shape
+    rows: int
+    rejected: int
+    terms: LicenseCounts
+    rejections: tuple[RejectionCount, ...]
+    facts: dict[str, JsonValue]
+    files: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds(JsonRecord):
+    """The digest and number of a run's seed tasks."""
+
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo(JsonRecord):
+    """What a run was started with: run.json.
+
+    ``config`` are the settings by table; ``form`` how prompts are made, if a method makes them.
+    """
+
+    format: int
+    run: str
+    config: dict[str, JsonValue]
+    seeds: Seeds
+    versions: dict[str, str]
+    form: dict[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInputs(JsonRecord):
+    """What determines a trained model: the first part of training.json."""
+
+    command: str
+    model: InputRef
+    data: InputRef
+    reward: tuple[InputRef, ...]
+    held_out: InputRef | None
+    options: dict[str, JsonValue]
+    plugins: Plugins = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRows(JsonRecord):
+    """The rows of a training: those trained on, those rejected by reason, those held out.
+
+    ``train`` are the rows that could be trained on, ``seen`` those that the steps used.
+    """
+
+    train: int
+    seen: int
+    sha256: str
+    rejected: dict[str, int]
+    held_out: int
+    held_out_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFacts(JsonRecord):
+    """What a training achieved: the second part of training.json.
+
+    ``base`` is the base model, ``root`` the model at the start of a chain of trainings.
+    ``reload`` compares the saved model with the trained one.
+    """
+
+    base: str
+    root: str
+    trainer: str
+    rows: TrainedRows
+    steps: int
+    supervised_tokens: int | None
+    seconds: float
+    total_seconds: float
+    tokens_per_s: float | None
+    resumed: bool
+    reload: dict[str, float]
+    evaluation: tuple[Measure, ...]
+    terms: LicenseCounts
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInfo(JsonRecord):
+    """A training: training.json. Without a result it is not finished."""
+
+    format: int
+    inputs: TrainingInputs
+    result: TrainingFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seal(JsonRecord):
+    """The digests of a complete checkpoint's files, by name: sealed.json."""
+
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUse(JsonRecord):
+    """What one session of a run used: a line of sessions.jsonl."""
+
+    engine_s: float
+    asked: int
+    output_tokens: int
+
+
+def read_format(data: bytes, path: Path) -> Mapping[str, Any]:
+    """A JSON object with its key ``format``.
+
+    Raises:
+        DamagedFileError: the text is not a JSON object.
+    """
+    try:
+        values = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise DamagedFileError(f"is damaged ({error}).", path=path) from None
+    if not isinstance(values, dict):
+        raise DamagedFileError("is damaged (not a JSON object).", path=path)
+    return values
+
+
+def manifest_of(data: bytes, path: Path) -> Manifest:
+    """Read a manifest; one of format 2 is migrated.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+        VersionError: the dataset has an older or a newer format.
+    """
+    values = dict(read_format(data, path))
+    if values.get("format") == 2:
+        values = _migrated(values)
+    if values.get("format") != FORMAT:
+        raise VersionError(path, values.get("format"), "Create the dataset again.")
+    return Manifest.of(values, path)
+
+
+def _migrated(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 2 in format 3: the command's own facts were among the other keys."""
+    known = ("format", "shape", "rows", "rejected", "terms", "files")
+    facts = {k: v for k, v in values.items() if k not in (*known, "licenses", "funnel")}
+    funnel = values.get("funnel", [])
+    if isinstance(funnel, dict):
+        # A run's: counts of requests and candidates, and the rejections among them.
+        facts["funnel"] = {k: v for k, v in funnel.items() if k != "rejected"}
+        funnel = funnel.get("rejected", [])
+    kept = {k: values[k] for k in known if k in values}
+    return {**kept, "format": FORMAT, "rejections": funnel, "facts": facts}
+
+
+def run_info_of(data: bytes, path: Path) -> RunInfo:
+    """Read run.json.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+        VersionError: the run has another format.
+    """
+    found = read_format(data, path).get("format")
+    if found != FORMAT:
+        hint = f"Use instructgen {VERSION_BEFORE}, which wrote it." if found == 2 else _OTHER
+        raise VersionError(path, found, hint)
+    return RunInfo.from_json(data, path)
+
+
+_OTHER = "Use the version of instructgen that wrote it."
