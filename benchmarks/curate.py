@@ -132,7 +132,7 @@ def sizes(counts: list[int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         for count in counts:
             data = Path(work) / f"rows-{count}"
-            write_dataset(data, recombined(count), [], lambda _: "", {"funnel": []})
+            write_dataset(data, recombined(count), [], lambda _: "")
             runs.append(in_a_process(data, Path(work) / f"kept-{count}", "default"))
             print(runs[-1], flush=True)
             shutil.rmtree(data)
@@ -206,7 +206,7 @@ def rivals(python: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         data, lines = folder / "data", folder / "rows.jsonl"
-        write_dataset(data, recombined(count), [], lambda _: "", {"funnel": []})
+        write_dataset(data, recombined(count), [], lambda _: "")
         with lines.open("w") as file:
             for s in read_samples(data):
                 text = "\n".join(p for p in (s.instruction, s.input, s.output) if p)

@@ -18,21 +18,23 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from instructgen.commands.generate import begin, configure, form_of, read_seeds
+from instructgen.commands.generate import begin, configure, form_of, seeds_for
+from instructgen.commands.options import PreviewOptions
 from instructgen.engines import Request, Supervisor, prompt_tokens
 from instructgen.engines.vllm import VllmEngine, sampling_params
 from instructgen.generation.loop import Loop
+from instructgen.generation.options import Config
 from instructgen.generation.runner import Session, run_loop
+from instructgen.schema.sample import Sample
 
 ROOT = Path(__file__).parent.parent
 
 
 def through_the_loop(
-    engine: VllmEngine, config: Any, batches: int
+    engine: VllmEngine, config: Config, seeds: list[Sample], batches: int
 ) -> tuple[Session, list[Request]]:
-    seeds, _ = read_seeds(ROOT / "seeds" / "general.jsonl", "", "", "fail")
+    """Run the loop on the seeds; return its session and the requests that were completed."""
     built: list[list[Request]] = []
 
     class Watched(Loop):
@@ -42,21 +44,22 @@ def through_the_loop(
 
     with tempfile.TemporaryDirectory() as folder, begin(Path(folder) / "run", config, seeds) as run:
         loop = Watched(config, form_of(run), seeds, run.id)
-        progress = Session(config.generate.target, loop)
-        run_loop(loop, run, Supervisor(engine), progress, None, batches=batches)
-        answered = [
+        session = Session(config.generate.target, loop)
+        run_loop(loop, run, Supervisor(engine), session, None, batches=batches)
+        completed = [
             request
             for number, batch in enumerate(built)
             for i, request in enumerate(batch)
             if run.recorded(number, i)
         ]
-    return progress, answered
+    return session, completed
 
 
 def bare(engine: VllmEngine, requests: list[Request]) -> tuple[int, float]:
+    """Complete the requests in one call of vLLM; return the output tokens and the seconds."""
     from vllm import TokensPrompt
 
-    llm = engine._load()
+    llm = engine.load()
     tokens = [prompt_tokens(llm.get_tokenizer(), r) for r in requests]
     prompts = [TokensPrompt(prompt_token_ids=t) for t in tokens]
     params = [
@@ -86,13 +89,21 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "loop.json")
     args = parser.parse_args()
-    config = configure(10**9, args.model, "vllm", None, "default", None, args.batch_size, None)
+    options = PreviewOptions(
+        seeds=ROOT / "seeds" / "general.jsonl",
+        target=10**9,
+        model=args.model,
+        engine="vllm",
+        batch_size=args.batch_size,
+    )
+    config = configure(options)
     engine = config.engine
     assert isinstance(engine, VllmEngine)
-    progress, answered = through_the_loop(engine, config, args.batches)
-    loop_rate = progress.tokens_per_s
+    seeds, _ = seeds_for(options)
+    session, completed = through_the_loop(engine, config, seeds, args.batches)
+    loop_rate = session.tokens_per_s
     engine.close()
-    tokens, seconds = bare(engine, answered)
+    tokens, seconds = bare(engine, completed)
     result = {
         "what": "output tokens/s through the loop and by bare LLM.generate on the same prompts",
         "model": engine.model,
@@ -100,12 +111,12 @@ def main() -> None:
         "batches": args.batches,
         "batch_size": config.generate.batch_size,
         "max_num_seqs": engine.max_num_seqs,
-        "requests": len(answered),
+        "requests": len(completed),
         "loop": {
-            "output_tokens": progress.output_tokens,
-            "seconds": round(progress.engine_s, 2),
+            "output_tokens": session.output_tokens,
+            "seconds": round(session.engine_s, 2),
             "tokens_per_s": round(loop_rate, 1),
-            "engine_idle_share": round(progress.idle_share, 4),
+            "engine_idle_share": round(session.idle_share, 4),
         },
         "bare": {
             "output_tokens": tokens,

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
-from instructgen.store import write_dataset
+from instructgen.store import Provenance, RejectionCount, write_dataset
 
 RESULT = Path(__file__).with_suffix(".json")
 VERBS = ("Write", "Explain", "List", "Describe", "Compare", "Name", "Summarize", "Suggest")
@@ -54,8 +54,9 @@ def dataset(folder: Path, rows: int) -> None:
         )
         for i in range(rows // 10)
     )
-    write_dataset(folder, kept, rejected, lambda _: "", {"funnel": []})
-    (folder / "made.json").write_text(json.dumps({"command": "bench", "inputs": []}))
+    counts = [RejectionCount("instances", "novelty", "too_similar", rows // 10)]
+    write_dataset(folder, kept, rejected, lambda _: "", counts)
+    (folder / "provenance.json").write_bytes(Provenance("benchmark", (), {}).to_json())
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def constrained(work: Path) -> None:
 
 
 def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
-    """Return the trainer, data, base model and options of each stage."""
+    """Return the trainer, dataset, base model and options of each stage."""
     sft = str(work / "sft")
     online = {
         "reward": ["verifiers:ifeval"],
@@ -85,7 +85,7 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
     }
     return {
         "sft": {
-            "method": "sft",
+            "trainer": "sft",
             "data": work / "clean",
             "model": model,
             # Human-written; rows with the same questions are not used for training.
@@ -95,14 +95,14 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
             "batch_size": 4,
         },
         "reward": {
-            "method": "reward",
+            "trainer": "reward",
             "data": work / "pairs",
             "model": sft,
             "steps": 160,
             **pairs,
         },
         "dpo": {
-            "method": "dpo",
+            "trainer": "dpo",
             "data": work / "pairs",
             "model": sft,
             "steps": 100,
@@ -110,7 +110,7 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
             **pairs,
         },
         "kto": {
-            "method": "kto",
+            "trainer": "kto",
             "data": work / "pairs",
             "model": sft,
             "steps": 100,
@@ -120,15 +120,15 @@ def stages(work: Path, model: str) -> dict[str, dict[str, Any]]:
             "micro_batch_size": 4,
         },
         "grpo": {
-            "method": "grpo",
+            "trainer": "grpo",
             "data": work / "constrained",
             "model": sft,
             **online,
             "generations": 6,
         },
-        "rloo": {"method": "rloo", "data": work / "constrained", "model": sft, **online},
+        "rloo": {"trainer": "rloo", "data": work / "constrained", "model": sft, **online},
         "ppo": {
-            "method": "ppo",
+            "trainer": "ppo",
             "data": work / "constrained",
             "model": sft,
             **online,
@@ -151,9 +151,10 @@ def main() -> None:
     for name, stage in stages(arguments.work, arguments.model).items():
         if arguments.only and name not in arguments.only:
             continue
-        method, data = stage.pop("method"), stage.pop("data")
-        trained = instructgen.train(method, data, arguments.work / name, **{**ADAPTERS, **stage})
-        facts = trained.facts
+        trainer, data = stage.pop("trainer"), stage.pop("data")
+        trained = instructgen.train(trainer, data, arguments.work / name, **{**ADAPTERS, **stage})
+        # Plain data: the evaluation and the row counts are dataclasses.
+        facts = trained.facts.to_dict()
         results["stages"][name] = {
             "base": Path(facts["base"]).name,
             "data": Path(data).name,

@@ -33,7 +33,7 @@ import sys, json, instructgen
 data, out = sys.argv[1:3]
 facts = instructgen.train("sft", data, out, model="smollm2", peft="lora", epochs=1,
     max_length=%d, batch_size=%d, learning_rate=%r, held_out_rows=0, evaluate=False).facts
-print(json.dumps({k: facts[k] for k in ("tokens_per_s", "steps", "supervised_tokens")}))
+print(json.dumps({k: getattr(facts, k) for k in ("tokens_per_s", "steps", "supervised_tokens")}))
 """
 BARE = """
 import sys, json, os, time, tempfile

@@ -1,14 +1,26 @@
-"""Generates, curates and documents instruction-tuning data with licenses and provenance.
+"""instructgen generates, curates and documents instruction data, and trains models on it.
 
-Each function is the command of the same name. Importing this package does not import torch,
+The functions are the commands of the command line. Importing this package imports no torch,
 vllm, transformers, datasets or trl.
+
+Errors (instructgen.errors):
+
+    InstructgenError
+    ├── InputError         a data file or a row is invalid
+    ├── ConfigError        an option or a recipe key is invalid
+    ├── RunError           a folder cannot be used
+    │   ├── DamagedFileError
+    │   └── VersionError
+    ├── StorageError       the disk rejected a write
+    ├── EngineError        the engine cannot start or continue
+    └── TrainingError      the training cannot continue
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ablate",
     "curate",
@@ -19,6 +31,7 @@ __all__ = [
     "generate",
     "import_data",
     "merge",
+    "open",
     "prefer",
     "preview",
     "publish",
@@ -36,6 +49,7 @@ if TYPE_CHECKING:
     from instructgen.commands.explain import explain
     from instructgen.commands.export import export
     from instructgen.commands.generate import generate, rebuild
+    from instructgen.commands.handle import open_dataset as open
     from instructgen.commands.import_data import import_data
     from instructgen.commands.merge import merge
     from instructgen.commands.prefer import prefer
@@ -45,18 +59,20 @@ if TYPE_CHECKING:
     from instructgen.commands.train import train
     from instructgen.pipeline.steps import run
 
-_MODULES = {
-    **{name: f"instructgen.commands.{name}" for name in __all__},
-    "rebuild": "instructgen.commands.generate",
-    "run": "instructgen.pipeline.steps",
+_PLACES = {
+    **{name: (f"instructgen.commands.{name}", name) for name in __all__},
+    "open": ("instructgen.commands.handle", "open_dataset"),
+    "rebuild": ("instructgen.commands.generate", "rebuild"),
+    "run": ("instructgen.pipeline.steps", "run"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _PLACES:
         raise AttributeError(f"module 'instructgen' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_MODULES[name]), name)
+    module, attribute = _PLACES[name]
+    value = getattr(import_module(module), attribute)
     globals()[name] = value
     return value

@@ -76,7 +76,7 @@ class InputError(InstructgenError, ValueError):
     ) -> None:
         where = str(path) if path is not None else ""
         if line is not None:
-            where = f"{where} line {line}"
+            where = f"{where}, line {line}"
         super().__init__(f"{where}: {message}" if where else message, hint)
         self.path, self.line = path, line
 

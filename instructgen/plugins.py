@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -32,6 +34,8 @@ _GROUPS = {
 }
 
 
+# Classes of files that the user loaded, in order.
+_FROM_FILES: list[Any] = []
 # The installed package (name and version) that added a plug-in, by its class.
 _ADDED_BY: dict[Any, dict[str, str]] = {}
 
@@ -62,6 +66,7 @@ def classes(group: str) -> dict[str, Any]:
         and value.__module__ == module.__name__
     ]
     members += map(_installed, entry_points(group=f"instructgen.{group}"))
+    members += (cls for cls in _FROM_FILES if issubclass(cls, base))
     by_name: dict[str, Any] = {}
     for cls in members:
         other = by_name.setdefault(cls.name, cls)
@@ -71,6 +76,67 @@ def classes(group: str) -> dict[str, Any]:
                 "Uninstall one of the packages.",
             )
     return dict(sorted(by_name.items()))
+
+
+def load_plugin(file: str | Path) -> tuple[Any, ...]:
+    """Load the filters, formats, engines, methods, verifiers and suites of a Python file.
+
+    The file is executed. Only the user can name it, on the command line (``--plugin``) or in
+    Python: no recipe and no pipeline can.
+
+    Args:
+        file: the path of a Python file.
+
+    Returns:
+        The classes that it adds.
+
+    Raises:
+        ConfigError: the file does not exist, fails when it is executed, or adds nothing.
+    """
+    path = Path(file).expanduser().resolve()
+    spec = importlib.util.spec_from_file_location(f"instructgen_plugin_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"--plugin={file}: not a Python file.", "Give the path of a .py file.")
+    if any(_file_of(cls) == path for cls in _FROM_FILES):
+        return tuple(cls for cls in _FROM_FILES if _file_of(cls) == path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pydantic look up the module of a class.
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        # The user's own code can raise any exception.
+        raise ConfigError(
+            f"--plugin={file} cannot be loaded ({type(error).__name__}: {first_line(error)}).",
+            "Fix the file.",
+        ) from error
+    bases = tuple(getattr(importlib.import_module(name), base) for name, base in _GROUPS.values())
+    added = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, bases)
+        and value.__module__ == module.__name__
+        and isinstance(getattr(value, "name", None), str)
+    ]
+    if not added:
+        raise ConfigError(
+            f"--plugin={file} contains no filter, format, engine, method, verifier or suite.",
+            "Define a class with a name, such as class MyFilter(Filter).",
+        )
+    _FROM_FILES.extend(added)
+    _ADDED_BY.update({cls: {"file": path.name} for cls in added})
+    classes.cache_clear()
+    return tuple(added)
+
+
+def loaded_files() -> tuple[Path, ...]:
+    """Return the files that `load_plugin` has loaded, for processes started later."""
+    return tuple(dict.fromkeys(_file_of(cls) for cls in _FROM_FILES))
+
+
+def _file_of(cls: Any) -> Path:
+    return Path(inspect.getfile(cls)).resolve()
 
 
 def _installed(point: EntryPoint) -> Any:
@@ -153,7 +219,10 @@ def find(group: str, name: str) -> Any:
     known = classes(group)
     if name in known:
         return known[name]
-    raise ConfigError(f"{name!r} is not one of the {group}.", suggest(name, list(known)))
+    raise ConfigError(
+        f"{name!r} is not one of the {group}.",
+        f"{suggest(name, list(known))} One from a file of your own needs --plugin=FILE.",
+    )
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -14,6 +14,7 @@ import instructgen
 from instructgen.reports.cards import model_card
 from instructgen.schema.sample import Sample
 from instructgen.schema.statistics import RowCounts
+from instructgen.store import LicenseCounts, TrainedRows, TrainingFacts
 from tests.conftest import ROOT
 
 
@@ -86,14 +87,14 @@ def test_manifest_matches_the_files(generated: Path) -> None:
         assert len(data) == file["bytes"]
         assert hashlib.sha256(data).hexdigest() == file["sha256"]
         assert len(pd.read_parquet(generated / file["path"])) == file["rows"]
-    assert sum(manifest["licenses"].values()) == 25
-    funnel = manifest["funnel"]
-    rejected = sum(r["count"] for r in funnel["rejected"])
-    assert funnel["candidates"] == funnel["kept_instructions"] + funnel["kept_rows"] + rejected
-    assert manifest["rejected"] == rejected + funnel["not_expanded"]
-    assert funnel["kept_rows"] == manifest["rows"]
+    assert sum(manifest["terms"]["licenses"].values()) == 25
+    facts = manifest["facts"]
+    rejected = sum(r["count"] for r in manifest["rejections"])
+    assert facts["candidates"] == facts["kept_instructions"] + facts["kept_rows"] + rejected
+    assert manifest["rejected"] == rejected + facts["not_expanded"]
+    assert facts["kept_rows"] == manifest["rows"]
     frame = pd.read_parquet(generated / "rejected")
-    for r in funnel["rejected"]:
+    for r in manifest["rejections"]:
         rows = frame[(frame["stage"] == r["stage"]) & (frame["reason"] == r["reason"])]
         assert (rows["filter"] == r["filter"]).sum() == r["count"]
 
@@ -128,8 +129,27 @@ def test_rows_have_the_strictest_license_of_their_parents(tmp_path: Path, seeds_
     assert "CC-BY-4.0" in set(frame["license"])
 
 
+def training_facts(root: str, trainer: str, base: str = "models/before") -> TrainingFacts:
+    return TrainingFacts(
+        base=base,
+        root=root,
+        trainer=trainer,
+        rows=TrainedRows(1, 1, "0" * 64, {}, 0, ""),
+        steps=1,
+        supervised_tokens=3,
+        seconds=1.0,
+        total_seconds=1.0,
+        tokens_per_s=3.0,
+        resumed=False,
+        reload={},
+        evaluation=(),
+        terms=LicenseCounts({"MIT": 1}, {}, {}),
+        versions={},
+    )
+
+
 @pytest.mark.parametrize(
-    ("root", "method", "base", "tag"),
+    ("root", "trainer", "base", "tag"),
     [
         ("HuggingFaceTB/SmolLM2-135M", "sft", "HuggingFaceTB/SmolLM2-135M", "text-generation"),
         ("smollm2", "dpo", None, "text-generation"),
@@ -138,17 +158,18 @@ def test_rows_have_the_strictest_license_of_their_parents(tmp_path: Path, seeds_
     ],
 )
 def test_model_card_names_the_base_model_only_if_it_is_on_the_hub(
-    root: str, method: str, base: str | None, tag: str, tmp_path: Path, monkeypatch
+    root: str,
+    trainer: str,
+    base: str | None,
+    tag: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
     contents = RowCounts()
     contents.add([Sample("Say one.", output="One.", source="a", license="MIT")])
-    facts = {
-        "root": root, "base": "models/before", "method": method, "steps": 1, "options": {},
-        "rows": {"train": 1, "left_out": {}, "sha256": "0" * 64}, "supervised_tokens": 3,
-        "evaluation": {}, "versions": {},
-    }  # fmt: skip
-    front = yaml.safe_load(model_card("m: a", "d", contents, facts).split("---\n")[1])
+    card = model_card("m: a", "d", contents, training_facts(root, trainer), {})
+    front = yaml.safe_load(card.split("---\n")[1])
     assert front.get("base_model") == base
     assert (front["pipeline_tag"], front["model_name"]) == (tag, "m: a")

@@ -1,9 +1,10 @@
-"""The command line as a person meets it: one clear line for what is wrong, exit codes, JSON."""
+"""Tests of the command line: one-line error messages, exit codes, and output as JSON."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,38 +22,37 @@ COMMAND = str(Path(sys.executable).parent / "instructgen")
 SEEDS = str(ROOT / "seeds" / "general.jsonl")
 
 
-# As forks, which have their imports done; `really` starts the installed command.
+# Runs a fork that has imported the package; `run_installed` starts the installed command.
 run = forks.command
 
 
-def really(*args: object) -> subprocess.CompletedProcess[str]:
+def run_installed(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "a"
-    done = really("generate", "--seeds", SEEDS, "--target", 12, "--engine", "echo", "--out", out)
+    done = run_installed(
+        "generate", "--seeds", SEEDS, "--target", 12, "--engine", "echo", "--out", out
+    )
     assert done.returncode == 0, done.stderr
     return out
 
 
 GOOD = b'{"instruction": "Say hello to them", "context": "", "response": "Hi."}\n'
 BAD_SEEDS = {
-    "broken line": (
-        GOOD + b'{"instruction": \n',
-        ["line 2", "no valid JSON", "--on-bad-row reject"],
-    ),
-    "missing field": (GOOD + b'{"instruction": "a"}\n', ["line 2", '"response" is missing']),
-    "invalid UTF-8": (GOOD + GOOD.replace(b"Hi", b"\xff"), ["line 2", "no valid JSON"]),
-    "empty": (b"", ["the file is empty"]),
-    "unknown format": (b'{"a": 1}\n', ["no known format", "dolly"]),
+    "broken line": (GOOD + b'{"instruction": \n', ["line 2", "JSON", "--on-bad-row=reject"]),
+    "missing field": (GOOD + b'{"instruction": "a"}\n', ["line 2", '"response"']),
+    "invalid UTF-8": (GOOD + GOOD.replace(b"Hi", b"\xff"), ["line 2", "UTF-8"]),
+    "empty": (b"", ["empty"]),
+    "unknown format": (b'{"a": 1}\n', ["line 1", "--map", "dolly"]),
 }
 
 
 @pytest.mark.parametrize("name", BAD_SEEDS)
-def test_bad_seed_files(tmp_path: Path, name: str) -> None:
-    content, wanted = BAD_SEEDS[name]
+def test_an_invalid_seed_file_gives_one_line_of_error(tmp_path: Path, name: str) -> None:
+    content, named = BAD_SEEDS[name]
     path = tmp_path / "s.jsonl"
     path.write_bytes(content)
     done = run(
@@ -61,97 +61,102 @@ def test_bad_seed_files(tmp_path: Path, name: str) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
-    for text in [str(path), *wanted]:
+    for text in [str(path), *named]:
         assert text in done.stderr
     assert not (tmp_path / "o").exists()
 
 
 BAD_OPTIONS = {
-    "wrong extension": (["--seeds", "Makefile", "--target", 5], "this kind of file is not read"),
-    "no such seeds": (["--seeds", "none.jsonl", "--target", 5], "none.jsonl: no such file"),
-    "target of 0": (
-        ["--seeds", SEEDS, "--target", 0],
-        "--target: input should be greater than or equal to 1",
+    "wrong extension": (["--seeds", "Makefile", "--target", 5], r"Makefile: .*\.parquet\b"),
+    "missing file": (["--seeds", "none.jsonl", "--target", 5], r"none\.jsonl: "),
+    "target of 0": (["--seeds", SEEDS, "--target", 0], r"--target: .*\b1\b.*\b0\b"),
+    "target too large": (["--seeds", SEEDS, "--target", 10**23], r"--target: "),
+    "a name too long": (["--seeds", "a" * 300 + ".jsonl", "--target", 5], r"a{300}\.jsonl: "),
+    "target not a number": (["--seeds", SEEDS, "--target", "many"], r"--target.*'many'"),
+    "missing model": (["--seeds", SEEDS, "--target", 5, "--model", "./none"], r"--model=\./none: "),
+    "model is a file": (
+        ["--seeds", SEEDS, "--target", 5, "--model", "Makefile"],
+        r"--model=Makefile: ",
     ),
-    "target too large": (["--seeds", SEEDS, "--target", 10**23], "--target: "),
-    "a name too long": (["--seeds", "a" * 300 + ".jsonl", "--target", 5], "no such file"),
-    "target no number": (["--seeds", SEEDS, "--target", "many"], "not a valid integer"),
-    "no such model": (["--seeds", SEEDS, "--target", 5, "--model", "./none"], "no such folder"),
-    "model is a file": (["--seeds", SEEDS, "--target", 5, "--model", "Makefile"], "no such folder"),
-    "folder is no model": (["--seeds", SEEDS, "--target", 5, "--model", "docs"], "no config.json"),
-    "unknown engine": (["--seeds", SEEDS, "--target", 5, "--engine", "vlm"], "vlm"),
+    "folder without a model": (
+        ["--seeds", SEEDS, "--target", 5, "--model", "docs"],
+        r"--model=docs: .*\bconfig\.json\b",
+    ),
+    "unknown engine": (["--seeds", SEEDS, "--target", 5, "--engine", "vlm"], r"'vlm'.*\bvllm\?"),
     "unknown recipe": (
         ["--seeds", SEEDS, "--target", 5, "--recipe", "defalt"],
-        "Did you mean default",
+        r"--recipe=defalt: .*\bdefault\?",
     ),
-    "bad licence": (
-        ["--seeds", SEEDS, "--target", 5, "--license", "nope"],
-        "'nope' is no SPDX licence",
-    ),
-    "unknown option": (["--seeds", SEEDS, "--target", 5, "--modle", "x"], "--model"),
+    "unknown license": (["--seeds", SEEDS, "--target", 5, "--license", "nope"], r"SPDX.*'nope'"),
+    "unknown option": (["--seeds", SEEDS, "--target", 5, "--modle", "x"], r"--modle.*--model\b"),
     "chat without template": (
         ["--seeds", SEEDS, "--target", 5, "--engine", "echo", "--recipe", "chat.toml"],
-        "no chat template",
+        r"style = chat.*\becho\b",
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_bad_options(tmp_path: Path, name: str) -> None:
-    args, wanted = BAD_OPTIONS[name]
+def test_an_invalid_option_is_named(tmp_path: Path, name: str) -> None:
+    args, named = BAD_OPTIONS[name]
     for file in ("Makefile", "docs"):
         (tmp_path / file).symlink_to(ROOT / file)
     (tmp_path / "chat.toml").write_text('[method]\nstyle = "chat"\n')
     done = run("generate", *args, "--out", "o", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert wanted in done.stderr
+    assert re.search(named, done.stderr)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "o").exists()
 
 
-def test_reject_carries_on_and_says_how_many(tmp_path: Path) -> None:
+def test_rejected_seed_rows_are_counted(tmp_path: Path) -> None:
     lines = (ROOT / "seeds" / "general.jsonl").read_bytes().splitlines(keepends=True)[:30]
     path = tmp_path / "s.jsonl"
     path.write_bytes(b"".join([*lines, b"{\n", b"{\n"]))
     args = ["--seeds", path, "--target", 3, "--engine", "echo", "--on-bad-row", "reject"]
     done = run("generate", *args, "--out", tmp_path / "o")
     assert done.returncode == 0
-    assert "2 seed rows could not be used" in done.stdout
+    assert re.search(r"^2 seed rows\b", done.stdout, re.MULTILINE)
 
 
-def test_generate_prints_where_things_are(made: Path) -> None:
+def test_generate_prints_the_paths_of_its_files(finished: Path) -> None:
     args = ["--seeds", SEEDS, "--target", 12, "--engine", "echo", "--show", 10]
-    done = run("generate", *args, "--out", made)
-    assert f"dataset  {made}/data/part-00000.parquet" in done.stdout
-    assert f"card     {made}/README.md" in done.stdout
+    done = run("generate", *args, "--out", finished)
+    assert f"dataset  {finished}/data/part-00000.parquet" in done.stdout
+    assert f"card     {finished}/README.md" in done.stdout
     assert done.stdout.count("output  ") == 10
 
 
-def test_a_run_that_falls_short_says_so(tmp_path: Path) -> None:
+def test_a_run_that_ends_before_its_target_prints_why(tmp_path: Path) -> None:
     args = ["--seeds", SEEDS, "--target", 9999, "--engine", "echo", "--max-tokens-total", 20_000]
     done = run("generate", *args, "--out", tmp_path / "o")
     assert done.returncode == 3
-    assert "tokens used" in done.stdout
-    assert (tmp_path / "o" / "manifest.json").exists()
+    facts = orjson.loads((tmp_path / "o" / "manifest.json").read_bytes())["facts"]
+    assert facts["stopped"] == "max_tokens_total"
+    assert facts["stopped_detail"] in done.stdout
 
 
-def test_json(tmp_path: Path, made: Path) -> None:
+def test_results_as_json(finished: Path) -> None:
     args = ["--seeds", SEEDS, "--target", 12, "--engine", "echo", "--json"]
-    result = orjson.loads(run("generate", *args, "--out", made).stdout)
-    assert (result["rows"], result["stopped"]["reason"]) == (12, "target")
+    result = orjson.loads(run("generate", *args, "--out", finished).stdout)
+    assert (result["rows"], result["facts"]["stopped"]) == (12, "target")
     forecast = orjson.loads(run("preview", *args).stdout)
     assert forecast["kept_rows"] > 0
     assert forecast["output_tokens"] > 0
-    row_id = pd.read_parquet(made / "data")["id"][0]
-    assert orjson.loads(run("explain", made, row_id, "--json").stdout)["verdict"] == "kept"
-    assert orjson.loads(run("rebuild", made, "--json").stdout)["rows"] == 12
+    row_id = pd.read_parquet(finished / "data")["id"][0]
+    assert orjson.loads(run("explain", finished, row_id, "--json").stdout)["verdict"] == "kept"
+    assert orjson.loads(run("rebuild", finished, "--json").stdout)["rows"] == 12
 
 
-def test_preview_keeps_nothing(tmp_path: Path) -> None:
+def test_preview_forecasts_and_writes_nothing(tmp_path: Path) -> None:
     done = run("preview", "--seeds", SEEDS, "--target", 5000, "--engine", "echo", cwd=tmp_path)
     assert done.returncode == 0
-    for word in ("tokens", "acceptance", "too similar", "Nothing was kept"):
-        assert word in done.stdout
+    measured, forecast = done.stdout.splitlines()[-2:]
+    # The shares of accepted candidates and of similar instructions, and the latter at the end.
+    assert len(re.findall(r"\d+% of", measured)) == 2
+    assert len(re.findall(r"\d+% of", forecast)) == 1
+    assert re.search(r"\b5,000 rows\b.*[\d,]+ prompt\b.*[\d,]+ output tokens\b", forecast)
+    assert "written" in forecast
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,16 +170,16 @@ def test_explain_a_seed_of_a_hostile_source(tmp_path: Path) -> None:
     ]  # fmt: skip
     file = tmp_path / "seeds.jsonl"
     file.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in seeds))
-    made = generate(file, 2, tmp_path / "a", engine="echo", batch_size=4).out
-    first = (made / "seeds.jsonl").read_bytes().split(b"\n")[0]
-    done = run("explain", made, orjson.loads(first)["id"])
+    out = generate(file, 2, tmp_path / "a", engine="echo", batch_size=4).out
+    first = (out / "seeds.jsonl").read_bytes().split(b"\n")[0]
+    done = run("explain", out, orjson.loads(first)["id"])
     assert done.returncode == 0, done.stderr
     assert "source a[/]b" in done.stdout and "\x1b" not in done.stdout
 
 
-def test_explain_a_kept_row(made: Path) -> None:
-    row = pd.read_parquet(made / "data").iloc[3]
-    done = run("explain", made, row["id"])
+def test_explain_a_kept_row(finished: Path) -> None:
+    row = pd.read_parquet(finished / "data").iloc[3]
+    done = run("explain", finished, row["id"])
     assert done.returncode == 0
     assert f"{row['id']}  kept" in done.stdout
     for parent in row["origin"]["parents"]:
@@ -185,85 +190,86 @@ def test_explain_a_kept_row(made: Path) -> None:
 
 
 @pytest.mark.parametrize("reason", ["too_similar", "not_expanded", "too_short", "no_instances"])
-def test_explain_a_rejected_one(made: Path, reason: str) -> None:
-    rejected = pd.read_parquet(made / "rejected")
+def test_explain_a_rejected_row(finished: Path, reason: str) -> None:
+    rejected = pd.read_parquet(finished / "rejected")
     row = rejected[rejected["reason"] == reason].iloc[0]
-    done = run("explain", made, row["id"])
+    done = run("explain", finished, row["id"])
     assert done.returncode == 0, done.stderr
     assert f"rejected by {row['filter']}: {reason}" in done.stdout
     if reason == "too_similar":
         assert row["nearest"] in done.stdout
 
 
-def test_explained_prompts_are_the_ones_that_were_asked(made: Path) -> None:
+def test_explained_prompts_are_those_that_the_model_got(finished: Path) -> None:
     import hashlib
 
     from instructgen import explain
 
     for table in ("data", "rejected"):
-        rows = pd.read_parquet(made / table)
+        rows = pd.read_parquet(finished / table)
         for _, row in rows.iloc[:: max(1, len(rows) // 20)].iterrows():
-            e = explain(made, row["id"])
-            digests = {hashlib.sha256(w.prompt.encode()).hexdigest() for w in e.written}
+            written = explain(finished, row["id"]).written
+            digests = {hashlib.sha256(w.prompt.encode()).hexdigest() for w in written}
             assert row["origin"]["prompt_sha256"] in digests
 
 
-def test_parents_and_neighbours_can_be_explained(made: Path) -> None:
-    rejected = pd.read_parquet(made / "rejected")
+def test_parents_and_neighbors_can_be_explained(finished: Path) -> None:
+    rejected = pd.read_parquet(finished / "rejected")
     nearest = set(rejected["nearest"].dropna())
-    parents = {p for o in pd.read_parquet(made / "data")["origin"] for p in o["parents"]}
+    parents = {p for o in pd.read_parquet(finished / "data")["origin"] for p in o["parents"]}
     verdicts = {}
     for row_id in sorted(nearest)[:6] + sorted(parents)[:6]:
-        done = run("explain", made, row_id)
+        done = run("explain", finished, row_id)
         assert done.returncode == 0, done.stderr
         verdicts[row_id] = done.stdout.splitlines()[0].split("  ")[1]
     assert set(verdicts.values()) <= {"a seed", "in the pool"}
     assert "a seed" in verdicts.values()
 
 
-def test_filters_passed_are_those_that_saw_it(made: Path) -> None:
+def test_filters_passed_are_those_before_the_rejecting_one(finished: Path) -> None:
     from instructgen import explain
 
-    rejected = pd.read_parquet(made / "rejected")
+    rejected = pd.read_parquet(finished / "rejected")
     names = ["length", "wording", "script", "novelty", "control_tokens", "repetition"]
     instruction = [f"instruction/{name}" for name in names]
-    for reason, wanted in {
+    for reason, passed in {
         "too_short": [],
         "too_similar": instruction[:3],
         "not_expanded": instruction,
         "no_instances": instruction,
     }.items():
         row = rejected[rejected["reason"] == reason].iloc[0]
-        assert list(explain(made, row["id"]).passed) == wanted, reason
+        assert list(explain(finished, row["id"]).passed) == passed, reason
 
 
-def test_a_row_that_the_journal_does_not_lead_to(made: Path, tmp_path: Path) -> None:
+def test_explain_a_row_that_is_not_in_the_journal(finished: Path, tmp_path: Path) -> None:
     import shutil
 
     out = tmp_path / "a"
-    shutil.copytree(made, out)
+    shutil.copytree(finished, out)
     (out / "journal.jsonl").write_bytes(b"")
     done = run("explain", out, pd.read_parquet(out / "data")["id"].iloc[-1])
     assert done.returncode == 2
     assert "instructgen rebuild" in done.stderr
 
 
-def test_preview_of_what_cannot_be_reached() -> None:
+def test_preview_of_an_unreachable_target() -> None:
     done = run("preview", "--seeds", SEEDS, "--target", 10**7, "--engine", "echo")
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
 
 
-def test_unknown_row_and_folder(made: Path, tmp_path: Path) -> None:
-    done = run("explain", made, "0000")
-    assert (done.returncode, "nothing has the id '0000'" in done.stderr) == (2, True)
+def test_unknown_row_and_folder(finished: Path, tmp_path: Path) -> None:
+    done = run("explain", finished, "0000")
+    assert (done.returncode, "'0000'" in done.stderr) == (2, True)
     for command in (["explain", tmp_path, "x"], ["rebuild", tmp_path]):
         done = run(*command)
         assert done.returncode == 2
-        assert "is no run" in done.stderr
+        assert str(tmp_path) in done.stderr
+        assert "run.json" in done.stderr
 
 
-def test_a_second_process_leaves_the_first_ones_settings_alone(tmp_path: Path) -> None:
+def test_a_second_process_does_not_change_the_settings_of_a_run_in_use(tmp_path: Path) -> None:
     from instructgen.store import Run, read_info
 
     out = tmp_path / "a"
@@ -277,41 +283,53 @@ def test_a_second_process_leaves_the_first_ones_settings_alone(tmp_path: Path) -
         assert read_info(out) == before
 
 
-def test_a_dataset_is_never_made_smaller(made: Path, tmp_path: Path) -> None:
+def test_a_command_never_reduces_a_dataset(finished: Path, tmp_path: Path) -> None:
     import shutil
 
     out = tmp_path / "a"
-    shutil.copytree(made, out)
+    shutil.copytree(finished, out)
     before = (out / "data" / "part-00000.parquet").read_bytes()
     lower = run("generate", "--seeds", SEEDS, "--target", 5, "--engine", "echo", "--out", out)
-    assert (lower.returncode, "leave 5" in lower.stderr) == (2, True)
+    assert lower.returncode == 2
+    assert re.search(r"\b12 rows\b.*\b5\b.*--target\b", lower.stderr)
     (out / "journal.jsonl").write_bytes(b"")
     done = run("rebuild", out)
-    assert (done.returncode, "leave 0" in done.stderr) == (2, True)
+    assert done.returncode == 2
+    assert re.search(r"\b12 rows\b.*\b0\b.*\bjournal\.jsonl\b", done.stderr)
     assert (out / "data" / "part-00000.parquet").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["run.json", "seeds.jsonl", "manifest.json"])
 @pytest.mark.parametrize("content", [b"[]", b"{", None])
-def test_damaged_run_files(made: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_a_damaged_file_of_a_run_is_named(
+    finished: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
     import shutil
 
-    row_id = pd.read_parquet(made / "data")["id"][0]
+    row_id = pd.read_parquet(finished / "data")["id"][0]
     out = tmp_path / "a"
-    shutil.copytree(made, out)
+    shutil.copytree(finished, out)
     (out / name).unlink()
     if content is not None:
         (out / name).write_bytes(content)
     done = run("explain", out, row_id)
     assert done.returncode == 2
-    assert name in done.stderr or "no complete dataset" in done.stderr
+    if (name, content) == ("manifest.json", None):
+        # The dataset is not complete; a damaged file is not the reason.
+        assert "instructgen rebuild" in done.stderr
+    elif (name, content) == ("run.json", None):
+        # Without it, the folder is not a run, and not a derived dataset either.
+        assert str(out) in done.stderr
+        assert {"run.json", "provenance.json"} <= set(re.findall(r"\w+\.json", done.stderr))
+    else:
+        assert str(out / name) in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_mistyped_command() -> None:
     done = run("genrate")
     assert done.returncode == 2
-    assert "Did you mean generate?" in done.stderr
+    assert re.search(r"'genrate'.*\bgenerate\?", done.stderr)
 
 
 @pytest.mark.parametrize("command", ["generate", "preview", "explain", "rebuild"])
@@ -321,7 +339,7 @@ def test_help_has_an_example(command: str) -> None:
     assert f"  instructgen {command}" in done.stdout
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(
+def test_progress_without_a_terminal_is_plain_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rich.console import Console
@@ -333,12 +351,12 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     text = io.StringIO()
     with watching(Console(file=text, soft_wrap=True), show=True) as watch:
         generate(SEEDS, 5, tmp_path / "o", engine="echo", watch=watch)
-    assert "generate: 0 of 5 rows, instructions 0, batch 0" in text.getvalue()
+    assert re.search(r"generate: 0 of 5 rows\b.*\binstructions 0\b", text.getvalue())
     assert "5 of 5 rows" in text.getvalue().splitlines()[-1]
     assert "\x1b" not in text.getvalue()
 
 
-def test_a_short_run_has_no_progress_to_tell(tmp_path: Path) -> None:
+def test_a_short_run_prints_no_progress(tmp_path: Path) -> None:
     args = ["--seeds", SEEDS, "--target", 5, "--engine", "echo", "--out", tmp_path / "o"]
     assert run("generate", *args).stderr == ""
 
@@ -356,8 +374,8 @@ def test_terminal_output_is_stripped_of_control_characters() -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_stands_alone(tmp_path: Path) -> None:
-    """Built, installed without torch or vLLM, run: the data travels with it."""
+def test_the_wheel_contains_its_data(tmp_path: Path) -> None:
+    """Build the wheel, install it without torch or vLLM, and generate with its own data."""
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True
     )
@@ -396,66 +414,69 @@ def test_the_wheel_stands_alone(tmp_path: Path) -> None:
 DEDUP = ("dedup", SEEDS, "--how", "exact,minhash")
 
 
-def test_dedup_writes_a_dataset_and_says_why(made: Path, tmp_path: Path) -> None:
+def test_dedup_writes_a_dataset_with_a_reason_per_rejected_row(
+    finished: Path, tmp_path: Path
+) -> None:
     copies = tmp_path / "copies.jsonl"
     lines = Path(SEEDS).read_bytes().splitlines(keepends=True)
     copies.write_bytes(b"".join(lines[:5]))
     out = tmp_path / "clean"
-    done = run(*DEDUP, copies, made, "--out", out, "--json")
+    done = run(*DEDUP, copies, finished, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     result = orjson.loads(done.stdout)
     rows, rejected = pd.read_parquet(out / "data"), pd.read_parquet(out / "rejected")
-    assert (result["rows"], result["removed"]) == (len(rows), len(rejected))
-    assert result["rows"] + result["removed"] == len(lines) + 5 + 12
+    assert (result["rows"], result["rejected"]) == (len(rows), len(rejected))
+    assert result["rows"] + result["rejected"] == len(lines) + 5 + 12
     assert set(rejected["nearest"]) <= set(rows["id"])
     assert (rejected["filter"] == "dedup").all()
     assert (rejected["stage"] == "exact").sum() == 5
-    assert sum(r["count"] for r in result["funnel"]) == len(rejected)
+    assert sum(r["count"] for r in result["rejections"]) == len(rejected)
     card = (out / "README.md").read_text()
     assert "copies.jsonl" in card
     assert "- synthetic" in card
     assert "written by `echo`" in card
-    assert "Connected components would have removed" in card
+    assert f"{result['facts']['components_would_reject']:,} rows" in card
+    assert f"{result['facts']['largest_component']:,} rows" in card
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    again = run(*DEDUP, copies, made, "--out", out, "--show", 2)
+    again = run(*DEDUP, copies, finished, "--out", out, "--show", 2)
     assert again.returncode == 0, again.stderr
     assert "exact, duplicate" in again.stdout
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     part = out / "data" / "part-00000.parquet"
     part.unlink()
-    assert run(*DEDUP, copies, made, "--out", out).returncode == 0
+    assert run(*DEDUP, copies, finished, "--out", out).returncode == 0
     assert part.read_bytes() == before[part]
     other = run(*DEDUP, "--out", out)
     assert other.returncode == 2
     assert "changed: inputs" in other.stderr
     # The same bytes in another folder of the same name.
     third = tmp_path / "x" / "clean"
-    assert run(*DEDUP, copies, made, "--out", third).returncode == 0
+    assert run(*DEDUP, copies, finished, "--out", third).returncode == 0
     assert all((third / p.relative_to(out)).read_bytes() == data for p, data in before.items())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (["--how", "exact,minhas"], "Did you mean minhash"),
-        (["--threshold", "semantic=0.5"], "no such stage"),
-        (["--threshold", "much"], "STAGE=NUMBER"),
-        (["--threshold", "0.5", "--threshold", "minhash=0.6"], "one number"),
-        (["--threshold", "nan"], "between 0 and 1"),
-        (["--priority", "size"], "no priority"),
-        (["--frame-quota", "0"], "frame_quota"),
-        (["--sources", "nowhere"], "no row is from"),
-        (["--threshold", "0.01"], "too low"),
-        (["--license", "nonsense"], "SPDX"),
+        (["--how", "exact,minhas"], r"\bhow\b.*'minhas'.*\bminhash\?"),
+        (["--threshold", "semantic=0.5"], r"\bthreshold\b.*'semantic'"),
+        (["--threshold", "much"], r"--threshold\b.*'much'.*STAGE=NUMBER"),
+        (["--threshold", "0.5", "--threshold", "minhash=0.6"], r"--threshold\b.*STAGE=NUMBER"),
+        (["--threshold", "nan"], r"\bthreshold\b.*\bnan\b.*\b0 and 1\b"),
+        (["--priority", "size"], r"\bpriority\b.*'size'"),
+        (["--frame-quota", "0"], r"--frame-quota: .*\b0\b"),
+        (["--sources", "nowhere"], r"'nowhere'.*\binstructgen\b"),
+        (["--threshold", "0.01"], r"\bthreshold\b.*\b0\.01\b"),
+        (["--license", "nonsense"], r"SPDX.*'nonsense'"),
     ],
 )
-def test_dedup_with_bad_options(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_dedup_names_an_invalid_option(tmp_path: Path, arguments: list[str], named: str) -> None:
     out = tmp_path / "out"
     done = run(*DEDUP, "--out", out, *arguments)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert re.search(named, done.stderr)
     assert "Traceback" not in done.stderr
-    # The folder is not spoilt for a better try.
+    # The next call can use the folder.
     assert run(*DEDUP, "--out", out).returncode == 0
 
 
@@ -464,29 +485,33 @@ def test_dedup_of_hostile_names_and_a_damaged_folder(tmp_path: Path) -> None:
     odd.write_bytes(Path(SEEDS).read_bytes())
     out = tmp_path / "out"
     assert run("dedup", odd, "--how", "exact", "--out", out).returncode == 0
-    (out / "made.json").write_bytes(b"{")
+    (out / "provenance.json").write_bytes(b"{")
     done = run("dedup", odd, "--how", "exact", "--out", out)
     assert done.returncode == 2
-    assert "made.json cannot be read" in done.stderr
+    assert str(out) in done.stderr
+    assert "provenance.json" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_dedup_of_what_is_no_dataset(made: Path, tmp_path: Path) -> None:
+def test_dedup_of_invalid_inputs_and_into_another_folder(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for given, out, message in (
-        (tmp_path / "empty", tmp_path / "o", "no complete dataset"),
-        (tmp_path / "none.jsonl", tmp_path / "o", "no such file"),
-        (SEEDS, made, "is none of ours"),
+    for data, out, named in (
+        (tmp_path / "empty", tmp_path / "o", tmp_path / "empty"),
+        (tmp_path / "none.jsonl", tmp_path / "o", tmp_path / "none.jsonl"),
+        # The output folder contains a run, in which README.md is the first file by name.
+        (SEEDS, finished, finished),
     ):
-        done = run("dedup", given, "--how", "exact", "--out", out)
+        done = run("dedup", data, "--how", "exact", "--out", out)
         assert done.returncode == 2
-        assert message in done.stderr
+        assert done.stderr.startswith(f"error: {named}")
+        assert ("(contains README.md)" in done.stderr) == (out == finished)
 
 
-def test_from_a_foreign_file_to_another_tools(made: Path, tmp_path: Path) -> None:
-    """import, merge, curate, explain, export: one line each."""
-    foreign = tmp_path / "faq.csv"
-    foreign.write_text(
+def test_a_file_is_imported_merged_curated_explained_and_exported(
+    finished: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "faq.csv"
+    file.write_text(
         "question,answer\n"
         "How do I water a fern in winter?,Sparingly.[3]\n"
         "Why does bread dough rise before baking?,Yeast.\n"
@@ -496,17 +521,17 @@ def test_from_a_foreign_file_to_another_tools(made: Path, tmp_path: Path) -> Non
     bench.write_text('{"question": "why does bread dough rise before baking"}\n')
     names = ["--map", "instruction=question", "--map", "output=answer"]
     out, mix, clean = tmp_path / "faq", tmp_path / "mix", tmp_path / "clean"
-    done = run("import", foreign, *names, "--license", "CC-BY-4.0", "--out", out)
+    done = run("import", file, *names, "--license", "CC-BY-4.0", "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "3 rows from 3 of 3 rows read; 0 were rejected." in done.stdout
-    done = run("merge", out, made, "--out", mix, "--json")
+    assert re.search(r"^3 rows\b.*\b3 of 3\b.*\b0 rejected\b", done.stdout, re.MULTILINE)
+    done = run("merge", out, finished, "--out", mix, "--json")
     assert orjson.loads(done.stdout)["rows"] == 15
-    again = run("merge", out, made, "--out", mix, "--require", "permissive")
+    again = run("merge", out, finished, "--out", mix, "--require", "permissive")
     assert again.returncode == 2
-    assert "changed: options.require" in again.stderr
+    assert "options.require" in again.stderr
     done = run("curate", out, "--recipe", "strict", "--against", bench, "--out", clean)
     assert done.returncode == 0, done.stderr
-    assert "2 rows of 3 kept, 1 rejected." in done.stdout
+    assert re.search(r"^2 rows\b.*\b3 kept\b.*\b1 rejected\b", done.stdout, re.MULTILINE)
     rejected = pd.read_parquet(clean / "rejected").iloc[0]
     assert rejected["nearest"] == "bench.jsonl row 1"
     done = run("explain", clean, rejected["id"])
@@ -516,31 +541,31 @@ def test_from_a_foreign_file_to_another_tools(made: Path, tmp_path: Path) -> Non
     shown = "".join(run("explain", clean, row_id).stdout for row_id in kept["id"])
     assert "\x1b" not in shown
     assert "[bold]A saw[/]" in shown
-    assert "changed" in shown
+    assert re.search(r"^edited  \w+, output: ", shown, re.MULTILINE)
     done = run("export", clean, "--format", "openai", "--to", tmp_path / "o.jsonl")
     assert done.returncode == 0, done.stderr
-    assert "- Give credit" in done.stdout
+    assert re.search(r"^  - .*\bCC-BY-4\.0 \(2 rows\)", done.stdout, re.MULTILINE)
     assert len((tmp_path / "o.jsonl").read_bytes().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (("import", "none.jsonl"), "no such file"),
-        (("import", "dolyl", SEEDS), "Did you mean dolly"),
-        (("import", "a", "b", "c"), "Give one file"),
-        (("import", SEEDS, "--map", "instruction"), "not OURS=THEIRS"),
-        (("merge", "none"), "no such dataset"),
-        (("curate", "none"), "no such dataset"),
-        (("curate", "a", "b"), "one dataset too many"),
+        (("import", "none.jsonl"), r"none\.jsonl: "),
+        (("import", "dolyl", SEEDS), r"'dolyl'.*\bdolly\?"),
+        (("import", "a", "b", "c"), r"\bone file\b"),
+        (("import", SEEDS, "--map", "instruction"), r"--map\b.*'instruction'.*\bFIELD=NAME\b"),
+        (("merge", "none"), r"\bnone: "),
+        (("curate", "none"), r"\bnone: "),
+        (("curate", "a", "b"), r"\(b\)"),
     ],
 )
-def test_bad_calls_of_the_dataset_commands(
-    tmp_path: Path, arguments: tuple[object, ...], message: str
+def test_an_invalid_argument_of_a_dataset_command_is_named(
+    tmp_path: Path, arguments: tuple[object, ...], named: str
 ) -> None:
     done = run(*arguments, "--out", tmp_path / "out")
     assert done.returncode == 2
-    assert message in done.stderr
+    assert re.search(named, done.stderr)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -552,10 +577,14 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("name", commands())
-def test_every_command_has_the_same_habits(name: str) -> None:
+def test_every_command_has_an_example_and_the_same_options(name: str) -> None:
+    from instructgen.cli import parts
+
     help_ = run(name, "--help").stdout
     assert "Example" in help_ and f"instructgen {name}" in help_
-    assert "--json" in help_ and "--quiet" in help_
+    assert "--json" in help_
+    # The commands that list parts have no progress to hide.
+    assert ("--quiet" in help_) == (name not in {command.name for command in parts.COMMANDS})
     mistyped = run(name, "--jsom")
     assert mistyped.returncode == 2 and "--json" in mistyped.stderr
 
@@ -572,21 +601,21 @@ def test_the_shell_completes_commands_options_and_recipes() -> None:
     assert "plain,quickstart" in completed("instructgen run qu", 2)
 
 
-def test_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
-    """On a terminal, which a pseudo-terminal is."""
+def test_no_color_disables_colors(tmp_path: Path) -> None:
+    """The standard error of the command is a pseudo-terminal."""
     import pty
 
-    said = {}
-    for wanted in ("", "1"):
-        ours, theirs = pty.openpty()
-        env = {**os.environ, "NO_COLOR": wanted, "TERM": "xterm-256color"}
-        if not wanted:
+    stderr = {}
+    for no_color in ("", "1"):
+        reader, terminal = pty.openpty()
+        env = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm-256color"}
+        if not no_color:
             del env["NO_COLOR"]
         argv = [COMMAND, "curate", str(tmp_path / "none"), "--out", str(tmp_path / "o")]
-        assert subprocess.run(argv, env=env, stderr=theirs, check=False).returncode == 2
-        os.close(theirs)
-        said[wanted] = os.read(ours, 10_000).decode()
-        os.close(ours)
-    assert "\x1b[1;31m" in said[""] or "\x1b[31m" in said[""]
-    assert "31m" not in said["1"]
-    assert "no such dataset" in said["1"]
+        assert subprocess.run(argv, env=env, stderr=terminal, check=False).returncode == 2
+        os.close(terminal)
+        stderr[no_color] = os.read(reader, 10_000).decode()
+        os.close(reader)
+    assert "\x1b[1;31m" in stderr[""] or "\x1b[31m" in stderr[""]
+    assert "31m" not in stderr["1"]
+    assert str(tmp_path / "none") in stderr["1"]

@@ -131,15 +131,24 @@ def test_the_dolly_format_renders_the_published_prompt(folder: Path) -> None:
 
 
 def test_a_missing_chat_template_is_an_error(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="no chat template") as caught:
-        Encoder(tokenizer(folder, None))
+    with pytest.raises(ConfigError, match="tiny-model") as caught:
+        Encoder(tokenizer(folder, None), name="tiny-model")
+    assert "--format=alpaca" in caught.value.hint
+    # No template was rendered: an error of a template is the cause of its ConfigError.
+    assert caught.value.__cause__ is None
     assert "\n" not in str(caught.value)
+    Encoder(tokenizer(folder, None), "alpaca")
 
 
 def test_a_template_without_an_end_token_is_an_error(folder: Path) -> None:
     endless = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    with pytest.raises(ConfigError, match="special token"):
-        Encoder(tokenizer(folder, endless))
+    with pytest.raises(ConfigError, match="tiny-model") as caught:
+        Encoder(tokenizer(folder, endless), name="tiny-model")
+    assert "--format=alpaca" in caught.value.hint
+    # The template itself renders without an error, and with the end token it is accepted.
+    assert caught.value.__cause__ is None
+    ended = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
+    assert Encoder(tokenizer(folder, ended)).end_id
 
 
 def test_earlier_answers_that_are_rendered_differently_are_context_only(folder: Path) -> None:

@@ -99,13 +99,13 @@ def test_trained_model_is_better_and_the_results_are_written(
     likelihood, training_families, held_out = result.measures
     (note,) = result.notes
     assert str(sft) in note and str(rows) in note
-    assert likelihood["difference"]["high"] < 0
-    assert training_families["measure"] == "constraints"
-    assert held_out["measure"] == "constraints_held_out"
-    assert set(held_out["by_family"]) == {"layout"}
-    assert "layout" not in training_families["by_family"]
+    assert likelihood.difference.high < 0
+    assert training_families.measure == "constraints"
+    assert held_out.measure == "constraints_held_out"
+    assert set(held_out.details["by_family"]) == {"layout"}
+    assert "layout" not in training_families.details["by_family"]
     record = orjson.loads((out / "evaluation.json").read_bytes())
-    assert record["measures"][0]["after"] == likelihood["after"]
+    assert record["measures"] == [measure.to_dict() for measure in result.measures]
     assert len((out / "rows.jsonl").read_bytes().splitlines()) == 6 * 12
     assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     assert "bits_per_byte" in (out / "evaluation.md").read_text()
@@ -116,9 +116,9 @@ def test_preferences_are_ranked_by_reward_model_and_by_likelihood(
 ) -> None:
     data = dataset(tmp_path / "pairs", pairs(260)[200:])
     by_reward = evaluate(str(rm), data=data, max_length=96).measures[0]
-    assert by_reward["after"]["low"] > 0.8
+    assert by_reward.after.low > 0.8
     by_likelihood = evaluate(str(sft), against=str(tiny), data=data, max_length=96).measures
-    assert [m["measure"] for m in by_likelihood] == ["pair_accuracy", "reward_accuracy"]
+    assert [m.measure for m in by_likelihood] == ["pair_accuracy", "reward_accuracy"]
 
 
 def test_win_rate_judged_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows: Path) -> None:
@@ -129,11 +129,11 @@ def test_win_rate_judged_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows
     }  # fmt: skip
     won = evaluate(str(sft), against=str(tiny), **options).measures[0]
     lost = evaluate(str(tiny), against=str(sft), **options).measures[0]
-    assert won["after"]["value"] == pytest.approx(1 - lost["after"]["value"])
-    assert won["judged"] + won["abstained"] == 16
+    assert won.after.value == pytest.approx(1 - lost.after.value)
+    assert won.details["judged"] + won.details["abstained"] == 16
     itself = evaluate(str(sft), against=str(sft), **options).measures[0]
-    assert itself["after"]["value"] == pytest.approx(0.5)
-    assert itself["length_controlled"] == pytest.approx(0.5)
+    assert itself.after.value == pytest.approx(0.5)
+    assert itself.details["length_controlled"] == pytest.approx(0.5)
 
 
 def test_suite_skips_prompts_that_are_too_long_and_reports_a_failed_one(
@@ -176,8 +176,8 @@ def test_lm_eval_runs_tasks_from_a_folder(tiny: Path, tmp_path: Path) -> None:
         suites=["lm-eval"],
         settings={"lm-eval.tasks": ["even"], "lm-eval.include_path": str(tasks)},
     )
-    assert [m["measure"] for m in result.measures] == ["even/acc"]
-    assert result.measures[0]["after"]["rows"] == 12
+    assert [m.measure for m in result.measures] == ["even/acc"]
+    assert result.measures[0].after.rows == 12
 
 
 def test_ablation_finds_the_better_dataset(tiny: Path, tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def test_ablation_finds_the_better_dataset(tiny: Path, tmp_path: Path) -> None:
         "max_length": 96, "learning_rate": 2e-3,
     }  # fmt: skip
     result = ablate([raw, curated], tmp_path / "out", **options)
-    assert [a["arm"] for a in result.arms] == ["raw", "curated", "random-drop"]
-    assert {a["supervised_tokens"] for a in result.arms} == {2000}
+    assert [arm.arm for arm in result.arms] == ["raw", "curated", "random-drop"]
+    assert {arm.supervised_tokens for arm in result.arms} == {2000}
     against_raw, against_control, control = result.comparisons
-    assert (against_raw["arm"], against_raw["against"]) == ("curated", "raw")
-    assert against_raw["high"] < 0
-    assert against_control["high"] < 0
-    assert control["arm"] == "random-drop"
+    assert (against_raw.arm, against_raw.against) == ("curated", "raw")
+    assert against_raw.high < 0
+    assert against_control.high < 0
+    assert control.arm == "random-drop"
     # The difference is significant, so the verdict names the better dataset before the numbers.
     assert re.match(r"curated\b.*\bbetter\b.*\braw\b", result.verdict[0])
     dropped = list(read_samples(tmp_path / "out" / "random-drop"))
@@ -223,7 +223,7 @@ def test_ablation_of_equal_datasets_has_no_winner(tiny: Path, tmp_path: Path) ->
     undecided = [
         sentence
         for sentence, c in zip(result.verdict, result.comparisons, strict=True)
-        if c["low"] <= 0 <= c["high"]
+        if c.low <= 0 <= c.high
     ]
     assert undecided
     # The words before the numbers must not name a better dataset.

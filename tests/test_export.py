@@ -29,7 +29,7 @@ ROWS = [
 
 
 def dataset(folder: Path, rows: list[Sample]) -> Path:
-    write_dataset(folder, rows, [], lambda _: "# card", {"funnel": []}, rows[0].shape)
+    write_dataset(folder, rows, [], lambda _: "# card", shape=rows[0].shape)
     return folder
 
 
@@ -101,8 +101,15 @@ def test_invalid_exports_raise_an_error(tmp_path: Path) -> None:
     assert caught.value.path == file
     assert file.read_text() == "existing"
     assert export(data, file, format="alpaca", overwrite=True).rows == 2
-    with pytest.raises(StorageError):
-        export(data, tmp_path / "no" / "such" / "a.jsonl", format="alpaca")
+    # A file where the output folder would have to be created.
+    with pytest.raises(StorageError, match=re.escape(str(file))):
+        export(data, file / "b.jsonl", format="alpaca")
+
+
+def test_export_creates_the_folders_of_the_file(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", ROWS)
+    file = tmp_path / "new" / "folder" / "a.jsonl"
+    assert export(data, file, format="alpaca").rows == len(lines(file)) == 2
 
 
 # -- the Hub ------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def one(path: Path, source: object = None, **options: str) -> Sample:
 def test_dolly_imports_every_row(tmp_path: Path) -> None:
     result = import_data(real("dolly/databricks-dolly-15k.rejoined.jsonl"), tmp_path / "d")
     assert (result.rows, result.rejected) == (15011, 0)
-    assert (result.facts["read"], result.facts["used"]) == (15011, 15011)
+    assert (result.facts.read, result.facts.used) == (15011, 15011)
     rows = list(read_samples(tmp_path / "d"))
     assert {r.license for r in rows} == {"CC-BY-SA-3.0"}
     assert all("Databricks" in r.attribution[0] for r in rows)
@@ -116,7 +116,7 @@ def test_alpaca_libre_keeps_status_and_similarity(tmp_path: Path) -> None:
     result = import_data(
         real("alpaca-libre/alpaca_libre_tasks_v2.jsonl"), tmp_path / "d", on_bad_row="reject"
     )
-    assert (result.rows, result.rejected, result.facts["read"]) == (2280, 14, 2294)
+    assert (result.rows, result.rejected, result.facts.read) == (2280, 14, 2294)
     rejected = pq.read_table(tmp_path / "d" / "rejected").to_pylist()
     numbers = [int(row["origin"]["record"]) for row in rejected]
     assert all(f"line {row['origin']['record']}: " in row["detail"] for row in rejected)

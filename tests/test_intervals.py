@@ -57,9 +57,10 @@ def test_the_same_rows_give_the_same_interval() -> None:
 def test_measures_are_compared_on_their_shared_rows() -> None:
     after = MeasuredRows("m", [1.0, 2.0, 9.0], [1.0, 1.0, 1.0], ["a", "b", "c"])
     before = MeasuredRows("m", [3.0, 1.0], [1.0, 1.0], ["b", "a"])
-    record = compared(after, before)
-    assert record["difference"]["value"] == pytest.approx(-0.5)
-    assert record["difference"]["rows"] == 2
+    measure = compared(after, before)
+    assert measure.difference is not None
+    assert measure.difference.value == pytest.approx(-0.5)
+    assert measure.difference.rows == 2
 
 
 def test_a_tie_counts_half() -> None:

@@ -1,4 +1,4 @@
-"""The loop: deterministic, exact in its count, closed in its books."""
+"""The generation loop: the same rows every time, the exact target, and every candidate counted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def answer(requests: list[Request]) -> list[Completion]:
 
 
 def turn(loop: Loop, most: int = 500) -> None:
-    """Drive a loop by hand, with the lag it asks for."""
+    """Run a loop to its stop, with LAG batches in flight and at most ``most`` committed."""
     waiting: list[list[Request]] = []
     while loop.stopped is None and loop.batches_committed < most:
         while len(waiting) < LAG:
@@ -47,7 +48,7 @@ def turn(loop: Loop, most: int = 500) -> None:
         loop.commit(requests, answer(requests))
 
 
-def test_exactly_the_target() -> None:
+def test_a_run_ends_with_exactly_the_target() -> None:
     loop = make(33)
     turn(loop)
     assert loop.stopped is not None
@@ -68,7 +69,7 @@ def test_every_candidate_is_counted_once() -> None:
     assert len({r.id for r in rejected}) == len(rejected)
 
 
-def test_a_miscount_is_noticed() -> None:
+def test_a_wrong_count_raises_an_error() -> None:
     loop = make(5)
     turn(loop)
     loop.rows.pop()
@@ -106,14 +107,14 @@ def test_the_same_completions_give_the_same_rows() -> None:
     assert first.finish() == second.finish()
 
 
-def test_a_higher_target_only_goes_on() -> None:
+def test_a_higher_target_gives_the_same_first_rows() -> None:
     low, high = make(20), make(45)
     turn(low)
     turn(high)
     assert high.rows[:20] == low.rows
 
 
-def test_another_seed_gives_other_requests() -> None:
+def test_another_random_seed_gives_other_requests() -> None:
     assert make(5).build() != make(5, seed=1).build()
 
 
@@ -123,14 +124,30 @@ def test_requests_of_a_run_have_different_seeds() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
-def test_request_digest_sees_everything() -> None:
-    loop = make(5)
-    request = loop.build()[0]
-    assert request_digest(request) == request_digest(request)
-    assert request_digest(request) != request_digest(request.with_seed(1))
+def test_the_request_digest_depends_on_prompt_schema_and_sampling() -> None:
+    request = make(5).build()[0]
+    assert request_digest(request) == request_digest(replace(request))
+    changed = [
+        request.with_seed(1),
+        replace(request, prompt="another prompt"),
+        replace(request, schema={}),
+        *(
+            replace(request, sampling=replace(request.sampling, **values))
+            for values in (
+                {"temperature": 0.1},
+                {"top_p": 0.1},
+                {"max_tokens": 1},
+                {"presence_penalty": 0.1},
+                {"frequency_penalty": 0.1},
+                {"stop": ("x",)},
+            )
+        ),
+    ]
+    digests = {request_digest(r) for r in (request, *changed)}
+    assert len(digests) == 1 + len(changed)
 
 
-def test_token_budget() -> None:
+def test_the_token_limit_ends_the_run() -> None:
     loop = make(10_000, max_tokens_total=30_000)
     turn(loop)
     assert loop.stopped is not None
@@ -138,7 +155,7 @@ def test_token_budget() -> None:
     assert loop.tally.tokens >= 30_000
 
 
-def test_acceptance_floor() -> None:
+def test_low_acceptance_ends_the_run() -> None:
     loop = make(10_000, acceptance_floor=0.97)
     turn(loop)
     assert loop.stopped is not None
@@ -146,7 +163,7 @@ def test_acceptance_floor() -> None:
     assert loop.tally.candidates >= 200
 
 
-def test_a_model_that_says_nothing_ends_the_run() -> None:
+def test_empty_completions_end_the_run() -> None:
     loop = make(10)
     waiting = []
     while loop.stopped is None and loop.batches_committed < 100:
@@ -158,8 +175,8 @@ def test_a_model_that_says_nothing_ends_the_run() -> None:
     assert loop.stopped.reason == "acceptance_floor"
 
 
-def test_a_model_that_answers_no_task_ends_the_run() -> None:
-    """Proposing tasks for ever keeps acceptance high; rows are what is wanted."""
+def test_instructions_without_rows_end_the_run() -> None:
+    """A model that only proposes instructions has high acceptance, but never gives a row."""
     loop = make(10, batch_size=8)
     waiting, written = [], 0
     while loop.stopped is None and loop.batches_committed < 400:
@@ -170,24 +187,26 @@ def test_a_model_that_answers_no_task_ends_the_run() -> None:
         for r in requests:
             written += 1
             words = f"alpha{written} beta{written} gamma{written} delta{written}"
-            text = words if r.stage == "instructions" else "nothing of use"
+            text = words if r.stage == "instructions" else "not an instance"
             completions.append(Completion(text, "stop", 1, 1))
         loop.commit(requests, completions)
     assert loop.stopped is not None
     assert loop.stopped.reason == "acceptance_floor"
-    assert "led to no row" in loop.stopped.detail
+    # Acceptance is above the floor; what ended the run are 200 instructions without a row.
+    assert loop.tally.kept / loop.tally.candidates > loop.config.generate.acceptance_floor
+    assert loop.stopped.detail.startswith("200 ")
     assert loop.tally.kept_instructions > 50
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_tiny_batches_get_there(batch_size: int) -> None:
+def test_small_batches_reach_the_target(batch_size: int) -> None:
     loop = make(3, batch_size=batch_size)
     turn(loop)
     assert loop.stopped is not None
     assert loop.stopped.reason == "target"
 
 
-def test_no_row_comes_from_a_cut_completion() -> None:
+def test_truncated_completions_give_no_rows() -> None:
     loop = make(10)
     requests = loop.build()
     cut = [Completion(" One full task here\n10. Another", "length", 1, 9)] * len(requests)
@@ -196,7 +215,7 @@ def test_no_row_comes_from_a_cut_completion() -> None:
 
 
 @pytest.mark.parametrize(
-    # A model compares what two_key sees: a few batches take it long enough.
+    # The filters of two_key embed each instruction, so that only a few batches are run.
     ("recipe", "batches"),
     [("self_instruct", 30), ("alpaca", 30), ("two_key", 5)],
 )
@@ -217,7 +236,7 @@ def test_no_kept_instruction_is_too_similar_to_any_seed_or_other() -> None:
     assert rejected == []
 
 
-def test_seeds_pass_their_licence_on(tmp_path: Path) -> None:
+def test_rows_have_the_license_of_their_seeds(tmp_path: Path) -> None:
     path = real("dolly/databricks-dolly-15k.rejoined.jsonl")
     result = instructgen.generate(path, 20, tmp_path / "run", engine="echo")
     rows = list(read_rows(result.out))
@@ -232,7 +251,7 @@ instructgen.generate(sys.argv[1], 30, sys.argv[2], engine="echo")
 
 
 def test_the_environment_does_not_change_the_data(tmp_path: Path) -> None:
-    """Time zone, locale, hash seed and thread count: one digest over all."""
+    """Time zone, locale, hash seed and number of threads do not change the digest."""
     variants = [
         {"PYTHONHASHSEED": "0"},
         {"PYTHONHASHSEED": "12345", "TZ": "Asia/Tehran", "LC_ALL": "C"},
@@ -251,7 +270,7 @@ def test_the_environment_does_not_change_the_data(tmp_path: Path) -> None:
 
 
 def tree_digest(out: Path) -> str:
-    """One digest over everything that a run publishes."""
+    """Return a digest of all files of a run's dataset, and of run.json and seeds.jsonl."""
     digest = hashlib.sha256()
     names = ["data", "rejected", "README.md", "manifest.json", "run.json", "seeds.jsonl"]
     for name in names:

@@ -1,9 +1,10 @@
-"""Mixes: what is taken, what is obliged, and the same bytes every time."""
+"""Tests of mixes: rows taken, license obligations, splits, and reproducible bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,13 @@ from instructgen.commands.mixing import MixOptions, targets
 from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.licensing.licenses import Requirement, obligations
 from instructgen.schema.sample import Origin, Sample
-from instructgen.store import read_manifest, read_samples, splits_of, write_dataset
+from instructgen.store import (
+    RejectionCount,
+    read_manifest,
+    read_samples,
+    splits_of,
+    write_dataset,
+)
 from instructgen.training.rows import held_out_at, rows_for
 from tests.conftest import real
 
@@ -32,13 +39,13 @@ FOUR = {
 
 
 def dataset(folder: Path, source: str, rows: int, **more: object) -> Path:
-    licence, generators = FOUR.get(source, ("CC0-1.0", ()))
+    license, generators = FOUR.get(source, ("CC0-1.0", ()))
     samples = [
         Sample(
             f"{source} task number {i}",
             output=f"answer {i}",
             source=source,
-            license=licence,
+            license=license,
             generators=generators,
             attribution=(f"The makers of {source}",),
             language="en",
@@ -48,7 +55,7 @@ def dataset(folder: Path, source: str, rows: int, **more: object) -> Path:
         )
         for i in range(rows)
     ]
-    write_dataset(folder, samples, [], lambda _: "", {"funnel": []})
+    write_dataset(folder, samples, [], lambda _: "")
     return folder
 
 
@@ -64,26 +71,39 @@ def four(tmp_path: Path) -> list[Path]:
     return [dataset(tmp_path / name, name, rows) for name, rows in sizes.items()]
 
 
-def test_the_four_licences(tmp_path: Path, four: list[Path]) -> None:
-    """Golden: Dolly + OASST1 + Alpaca + Alpaca Libre."""
+# What an obligation names: licenses, attribution texts, models and their company, and its subject.
+NAMED = re.compile(
+    r"Apache-2\.0|CC-BY-NC-4\.0|CC-BY-SA-3\.0|MIT|The makers of [\w-]+|[\w.-]+-turbo|[\w-]+-003"
+    r"|OpenAI|credit|same license|commercial use|compete",
+    re.IGNORECASE,
+)
+
+
+def named_in(obligation: str) -> tuple[set[str], list[int]]:
+    """Return the names in a sentence and its row counts, in order."""
+    counts = [int(count) for count in re.findall(r"(\d+) rows", obligation)]
+    return set(NAMED.findall(obligation)), counts
+
+
+def test_obligations_of_dolly_oasst_alpaca_and_alpaca_libre(
+    tmp_path: Path, four: list[Path]
+) -> None:
     result = merge(four, tmp_path / "mix")
-    terms = result.facts["terms"]
-    assert obligations(terms["licenses"], terms["generators"], terms["attributions"]) == [
-        "Give credit, and keep the licence's text or a link to it: Apache-2.0 (30 rows), "
-        "CC-BY-NC-4.0 (20 rows), CC-BY-SA-3.0 (40 rows), MIT (10 rows).",
-        "Credit for 20 rows: The makers of alpaca",
-        "Credit for 10 rows: The makers of alpaca-libre",
-        "Credit for 40 rows: The makers of dolly",
-        "Credit for 30 rows: The makers of oasst",
-        "Share what you make of these rows under the same licence: CC-BY-SA-3.0 (40 rows).",
-        "No commercial use of these rows, nor of what is made of them: CC-BY-NC-4.0 (20 rows).",
-        "A work that mixes these rows into one text cannot satisfy both: CC-BY-SA-3.0 wants its "
-        "own terms kept, CC-BY-NC-4.0 forbids commercial use. Keep them as rows, each under "
-        "its own licence.",
-        "gpt-3.5-turbo wrote, or led to, 10 rows; OpenAI's terms of use: output may not be used "
-        "to develop models that compete with OpenAI's.",
-        "text-davinci-003 wrote, or led to, 20 rows; OpenAI's terms of use: output may not be "
-        "used to develop models that compete with OpenAI's.",
+    terms = result.terms
+    sentences = obligations(terms.licenses, terms.generators, terms.attributions)
+    licenses = {"Apache-2.0", "CC-BY-NC-4.0", "CC-BY-SA-3.0", "MIT"}
+    assert [named_in(sentence) for sentence in sentences] == [
+        ({"credit", *licenses}, [30, 20, 40, 10]),
+        ({"Credit", "The makers of alpaca"}, [20]),
+        ({"Credit", "The makers of alpaca-libre"}, [10]),
+        ({"Credit", "The makers of dolly"}, [40]),
+        ({"Credit", "The makers of oasst"}, [30]),
+        ({"same license", "CC-BY-SA-3.0"}, [40]),
+        ({"commercial use", "CC-BY-NC-4.0"}, [20]),
+        # A text made from rows of both cannot comply with both.
+        ({"commercial use", "CC-BY-SA-3.0", "CC-BY-NC-4.0"}, []),
+        ({"compete", "gpt-3.5-turbo", "OpenAI"}, [10]),
+        ({"compete", "text-davinci-003", "OpenAI"}, [20]),
     ]
     card = (tmp_path / "mix" / "README.md").read_text()
     assert "| CC-BY-NC-4.0 | 20 | yes | no | no |" in card
@@ -107,11 +127,11 @@ def test_requirements(
 ) -> None:
     result = merge(four, tmp_path / "mix", require=require)
     assert Counter(s.source for s in read_samples(result.out)) == kept
-    assert {r["reason"]: r["count"] for r in result.funnel} == reasons
+    assert {r.reason: r.count for r in result.rejections} == reasons
     assert result.rows + result.rejected == 100
 
 
-def test_what_a_requirement_takes() -> None:
+def test_which_licenses_and_models_a_requirement_allows() -> None:
     listed = Requirement.of("MIT, CC-BY-4.0")
     assert listed.objection("MIT OR GPL-3.0-only", ()) is None
     assert listed.objection("MIT AND GPL-3.0-only", ()) is not None
@@ -132,7 +152,7 @@ def test_weights_caps_temperature_and_copies(tmp_path: Path, four: list[Path]) -
     counts = Counter(s.source for s in read_samples(result.out))
     assert counts.total() == 60
     assert counts["dolly"] == 5
-    # 55 rows left go as 30 : 20 : 40, of which Alpaca Libre can give 30.
+    # The other 55 rows are divided 30 : 20 : 40, and Alpaca Libre has at most 30 with copies.
     assert counts == {"dolly": 5, "oasst": 18, "alpaca": 12, "alpaca-libre": 25}
     ids = Counter(s.id for s in read_samples(result.out))
     assert max(ids.values()) == 3
@@ -171,7 +191,7 @@ def test_targets_keep_their_bounds(
     assert sum(found.values()) == min(rows, open_)
 
 
-def test_splits_part_no_tree_and_no_like_questions(tmp_path: Path) -> None:
+def test_splits_separate_no_group_and_no_similar_questions(tmp_path: Path) -> None:
     rows = [
         Sample(f"How do I plant {a} in {b} soil?", output=str(i), source="x", license="MIT",
                origin=Origin(group=f"{a}-{i % 7}"))
@@ -179,29 +199,29 @@ def test_splits_part_no_tree_and_no_like_questions(tmp_path: Path) -> None:
             (a, b) for a in "oak elm fir ash yew".split() for b in "wet dry old red".split() * 5
         )
     ]  # fmt: skip
-    write_dataset(tmp_path / "d", rows, [], lambda _: "", {"funnel": []})
+    write_dataset(tmp_path / "d", rows, [], lambda _: "")
     text = "[mix]\nseed = 3\n[split]\nvalidation = 0.2\ntest = 0.2\nnear = 0.8\n"
     result = merge([tmp_path / "d"], tmp_path / "mix", recipe=recipe(tmp_path, text))
-    assert result.facts["splits"].keys() == {"train", "validation", "test"}
+    assert result.splits.keys() == {"train", "validation", "test"}
     sides: dict[str, set[str]] = {}
     for split in ("train", "validation", "test"):
         for s in read_samples(result.out, split=split):
             sides.setdefault(f"q {s.question}", set()).add(split)
             sides.setdefault(f"g {s.origin.group}", set()).add(split)
     assert all(len(split) == 1 for split in sides.values())
-    assert sum(result.facts["splits"].values()) == len(rows)
+    assert sum(result.splits.values()) == len(rows)
 
 
-def test_near_questions_stay_together(tmp_path: Path) -> None:
+def test_similar_questions_are_in_the_same_split(tmp_path: Path) -> None:
     words = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
     rows = []
     for i in range(40):
         own = " ".join(f"{w}{i}" for w in words)
         rows += [Sample(own, output="a", license="MIT"), Sample(f"{own} please", output="b")]
-    write_dataset(tmp_path / "d", rows, [], lambda _: "", {"funnel": []})
+    write_dataset(tmp_path / "d", rows, [], lambda _: "")
     text = "[split]\nvalidation = 0.25\ntest = 0.25\n"
     result = merge([tmp_path / "d"], tmp_path / "mix", recipe=recipe(tmp_path, text))
-    for split, count in result.facts["splits"].items():
+    for split, count in result.splits.items():
         pairs = Counter(
             s.instruction.removesuffix(" please") for s in read_samples(result.out, split=split)
         )
@@ -210,7 +230,7 @@ def test_near_questions_stay_together(tmp_path: Path) -> None:
 
 
 def test_the_same_merge_gives_the_same_bytes(tmp_path: Path, four: list[Path]) -> None:
-    """Whatever the hash seed, the threads, the time zone and the locale."""
+    """The hash seed, the threads, the time zone and the locale do not change them."""
     text = "[mix]\nrows = 70\ntemperature = 2\nrepeat = 2\n[split]\ntest = 0.2\n"
     path = recipe(tmp_path, text)
     code = (
@@ -235,60 +255,68 @@ def test_the_same_merge_gives_the_same_bytes(tmp_path: Path, four: list[Path]) -
     assert len(digests) == 1
 
 
-def test_a_mix_larger_than_a_bucket_is_whole(
+def test_a_mix_of_several_buckets_equals_one_of_a_single_bucket(
     tmp_path: Path, four: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = merge(four, tmp_path / "a")
+    single = merge(four, tmp_path / "a")
     monkeypatch.setattr("instructgen.commands.merge._ROWS_PER_BUCKET", 7)
     monkeypatch.setattr("instructgen.store.spool._ROWS_AT_ONCE", 3)
-    parted = merge(four, tmp_path / "b")
-    assert list(read_samples(whole.out)) == list(read_samples(parted.out))
-    assert {p.name for p in parted.out.iterdir()} == {p.name for p in whole.out.iterdir()}
+    several = merge(four, tmp_path / "b")
+    assert list(read_samples(single.out)) == list(read_samples(several.out))
+    assert {p.name for p in several.out.iterdir()} == {p.name for p in single.out.iterdir()}
     in_order = merge(four, tmp_path / "c", recipe=recipe(tmp_path, "[mix]\nshuffle = false\n"))
-    given = [s for folder in four for s in read_samples(folder)]
-    assert list(read_samples(in_order.out)) == given
-    assert list(read_samples(whole.out)) != given
+    input_rows = [s for folder in four for s in read_samples(folder)]
+    assert list(read_samples(in_order.out)) == input_rows
+    assert list(read_samples(single.out)) != input_rows
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("[mix]\nrows = 0\n", "mix.rows"),
-        ("[mix]\nrow = 5\n", "mix.row: unknown key. Did you mean rows"),
-        ("[mix]\nby = 'colour'\n", "mix.by"),
-        ("[mix.weights]\nnobody = 2\n", "mix.weights.nobody: no row has this source"),
-        ("[mix.weights]\ndolly = nan\n", "weights.dolly"),
-        ("[mix.caps]\ndolly = -1\n", "caps.dolly"),
-        ("[split]\ntest = 0.5\nvalidation = 0.5\n", "leave nothing to train on"),
-        ("[splits]\n", "splits: unknown table"),
-        ("mix = 3\n", "not a table"),
-        ("[mix]\nrows = \n", "no valid TOML"),
+        ("[mix]\nrows = 0\n", r"mix\.toml: mix\.rows: "),
+        ("[mix]\nrow = 5\n", r"mix\.toml: mix\.row: .*\brows\b"),
+        ("[mix]\nby = 'color'\n", r"mix\.toml: mix\.by: "),
+        ("[mix.weights]\nnobody = 2\n", r"^mix\.weights\.nobody: .*\bsource\b"),
+        ("[mix.weights]\ndolly = nan\n", r"mix\.toml: mix: weights\.dolly\b"),
+        ("[mix.caps]\ndolly = -1\n", r"mix\.toml: mix: caps\.dolly\b"),
+        (
+            "[split]\ntest = 0.5\nvalidation = 0.5\n",
+            r"mix\.toml: split: .*\bvalidation\b.*\btest\b",
+        ),
+        ("[splits]\n", r"mix\.toml: splits: .*\bsplit\b"),
+        ("mix = 3\n", r"mix\.toml: mix: .*\[mix\]"),
+        ("[mix]\nrows = \n", r"mix\.toml: .*\bline 2\b"),
     ],
 )
-def test_bad_recipes(tmp_path: Path, four: list[Path], text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_invalid_recipes_raise_an_error_that_names_the_key(
+    tmp_path: Path, four: list[Path], text: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
         merge(four, tmp_path / "mix", recipe=recipe(tmp_path, text))
 
 
-def test_bad_inputs(tmp_path: Path, four: list[Path]) -> None:
-    with pytest.raises(InputError, match="no such dataset"):
+def test_invalid_inputs_raise_an_error(tmp_path: Path, four: list[Path]) -> None:
+    with pytest.raises(InputError) as missing:
         merge([tmp_path / "none"], tmp_path / "mix")
-    with pytest.raises(RunError, match="no dataset folder"):
-        merge([recipe(tmp_path, "")], tmp_path / "mix")
+    assert missing.value.path == tmp_path / "none"
+    file = recipe(tmp_path, "")
+    with pytest.raises(RunError, match=re.escape(str(file))):
+        merge([file], tmp_path / "mix")
     pairs = dataset(tmp_path / "pairs", "pairs", 2)
     rows = [Sample("a", output="b", rejected_output="c", source="pairs", license="MIT")]
-    write_dataset(pairs, rows, [], lambda _: "", {"funnel": []}, "preferences")
-    with pytest.raises(RunError, match="the datasets differ"):
+    write_dataset(pairs, rows, [], lambda _: "", shape="preferences")
+    with pytest.raises(RunError, match=r"/dolly\b.*\binstructions\b.*/pairs\b.*\bpreferences\b"):
         merge([four[0], pairs], tmp_path / "mix")
-    with pytest.raises(InputError, match="no row is left"):
+    # No row has this license.
+    with pytest.raises(InputError, match=r"\brequire\b.*\[mix\]"):
         merge(four, tmp_path / "mix", require="CC0-1.0")
     alone = merge([pairs], tmp_path / "prefs")
     manifest = read_manifest(alone.out)
     assert manifest is not None
-    assert manifest["shape"] == "preferences"
+    assert manifest.shape == "preferences"
 
 
-def test_real_datasets_in_one_line(tmp_path: Path) -> None:
+def test_real_datasets_are_mixed_completely(tmp_path: Path) -> None:
     folders = []
     for name, path in (
         ("dolly", "dolly/databricks-dolly-15k.rejoined.jsonl"),
@@ -299,7 +327,7 @@ def test_real_datasets_in_one_line(tmp_path: Path) -> None:
         folders.append(import_data(real(path), tmp_path / name, on_bad_row="reject").out)
     result = merge(folders, tmp_path / "mix")
     assert result.rows == 15011 + 188 + 2375 + 2280
-    assert result.facts["terms"]["licenses"] == {
+    assert result.terms.licenses == {
         "Apache-2.0": 188,
         "CC-BY-SA-3.0": 15011,
         "MIT": 4655,
@@ -307,54 +335,54 @@ def test_real_datasets_in_one_line(tmp_path: Path) -> None:
 
 
 def split_dataset(folder: Path, count: int = 40) -> Path:
-    """Rows of which some are there to be measured on."""
+    """Write a dataset with a test split."""
     rows = [
         Sample(
             f"Tell me {i} things about {w}{i} and {w}s", output=str(i), source="a", license="MIT"
         )
         for i, w in zip(range(count), "fox owl bee elm oak yew ivy fig".split() * 9, strict=False)
     ]
-    write_dataset(folder / "whole", rows, [], lambda _: "", {"funnel": []})
-    made = merge(
+    write_dataset(folder / "whole", rows, [], lambda _: "")
+    result = merge(
         [folder / "whole"], folder / "split", recipe=recipe(folder, "[split]\ntest = 0.2\n")
     )
-    return made.out
+    return result.out
 
 
-def test_a_split_stays_and_nothing_near_it_is_trained_on(tmp_path: Path) -> None:
+def test_a_split_is_kept_and_rows_similar_to_it_are_not_trained_on(tmp_path: Path) -> None:
     split = split_dataset(tmp_path)
     held = list(read_samples(split, split="test"))
     others = [Sample(f"{s.instruction}", output="o", source="b", license="MIT") for s in held[:2]]
     others += [Sample(f"{held[2].instruction} please", output="o", source="b", license="MIT")]
     others += [Sample("Something else entirely here", output="o", source="b", license="MIT")]
-    write_dataset(tmp_path / "others", others, [], lambda _: "", {"funnel": []})
-    made = merge([tmp_path / "others", split], tmp_path / "mix")
-    assert {s.id for s in read_samples(made.out, split="test")} == {s.id for s in held}
-    train = list(read_samples(made.out, split="train"))
+    write_dataset(tmp_path / "others", others, [], lambda _: "")
+    mix = merge([tmp_path / "others", split], tmp_path / "mix")
+    assert {s.id for s in read_samples(mix.out, split="test")} == {s.id for s in held}
+    train = list(read_samples(mix.out, split="train"))
     assert [s.source for s in train].count("b") == 1
-    assert made.funnel == [{"stage": "merge", "filter": "mix", "reason": "held_out", "count": 3}]
-    # However often it is merged.
-    again = merge([made.out], tmp_path / "again")
+    assert mix.rejections == (RejectionCount("merge", "mix", "held_out", 3),)
+    # The same holds after another merge.
+    again = merge([mix.out], tmp_path / "again")
     assert {s.id for s in read_samples(again.out, split="test")} == {s.id for s in held}
 
 
-def test_what_is_split_is_not_split_again(tmp_path: Path) -> None:
+def test_a_dataset_with_splits_is_not_split_again(tmp_path: Path) -> None:
     split = split_dataset(tmp_path)
-    with pytest.raises(ConfigError, match="is split already"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(split))}\b.*\[split\]"):
         merge([split], tmp_path / "mix", recipe=recipe(tmp_path, "[split]\nvalidation = 0.1\n"))
 
 
-def test_prompts_show_the_training_rows_of_a_split_dataset_alone(tmp_path: Path) -> None:
+def test_only_training_rows_of_a_dataset_with_splits_are_seeds(tmp_path: Path) -> None:
     from instructgen.commands.generate import read_seeds
 
     split = split_dataset(tmp_path)
-    seeds, bad = read_seeds(split, "", "", "fail")
+    seeds, bad = read_seeds([split], "", "", "fail")
     assert [s.id for s in seeds] == [s.id for s in read_samples(split, split="train")]
     assert bad == []
-    assert len(read_seeds(tmp_path / "whole", "", "", "fail")[0]) == 40
+    assert len(read_seeds([tmp_path / "whole"], "", "", "fail")[0]) == 40
 
 
-def test_what_is_held_out_as_a_split_is_left_out_as_a_whole(tmp_path: Path) -> None:
+def test_no_row_of_a_held_out_split_is_trained_on(tmp_path: Path) -> None:
     split = split_dataset(tmp_path)
     held = {s.id for s in read_samples(split, split="test")}
     rows = rows_for(tmp_path / "whole", split, 2, lambda _: True)
@@ -363,12 +391,12 @@ def test_what_is_held_out_as_a_split_is_left_out_as_a_whole(tmp_path: Path) -> N
     assert len(rows.train) == 40 - len(held)
 
 
-def test_an_empty_split_is_nothing_to_measure_on(tmp_path: Path) -> None:
-    """A merge with a test split alone has none for validation, not an empty one."""
+def test_a_merge_writes_only_the_splits_of_its_recipe(tmp_path: Path) -> None:
+    """A merge with only a test split has no empty validation split."""
     datasets = pytest.importorskip("datasets")
     texts = [f"Say {chr(97 + i) * 9} and {chr(98 + i) * 7}." for i in range(20)]
     data = tmp_path / "d"
-    write_dataset(data, [Sample(t, output="Yes.") for t in texts], [], lambda _: "", {})
+    write_dataset(data, [Sample(t, output="Yes.") for t in texts], [], lambda _: "")
     file = tmp_path / "split.toml"
     file.write_text("[split]\ntest = 0.2\n")
     split = merge([data], tmp_path / "m", recipe=file).out
@@ -376,7 +404,8 @@ def test_an_empty_split_is_nothing_to_measure_on(tmp_path: Path) -> None:
     opened = datasets.load_dataset(str(split), cache_dir=str(tmp_path / "cache"))
     assert {name: rows.num_rows for name, rows in opened.items()} == splits_of(split)
     rows = rows_for(split, None, 2, lambda _: True)
-    assert (len(rows.held_out), rows.held_out_from) == (2, "its own rows")
+    assert len(rows.held_out) == 2
+    assert {s.id for s in rows.held_out} <= {s.id for s in read_samples(split, split="train")}
     file.write_text("[split]\nvalidation = 0.2\n")
     other = merge([data], tmp_path / "n", recipe=file).out
     assert list(splits_of(other)) == ["train", "validation"]

@@ -10,7 +10,12 @@ import orjson
 import pytest
 
 from instructgen.engines import Completion
-from instructgen.generation.methods import Classified, PromptSetup, Found, Lost
+from instructgen.generation.methods import (
+    Candidate,
+    Classified,
+    PromptSetup,
+    RejectedCandidate,
+)
 from instructgen.generation.methods.alpaca import Alpaca
 from instructgen.generation.methods.self_instruct import CLASSIFICATION, INSTANCES, SelfInstruct
 from instructgen.generation.seed_pool import Pool
@@ -95,7 +100,7 @@ def test_seeds_that_are_too_long_are_not_demonstrations() -> None:
     assert all(10 not in r.parents for r in requests)
 
 
-def first(pool: Pool, completion: Completion, form: Form = COMPLETION) -> list:
+def first(pool: Pool, completion: Completion, form: PromptSetup = COMPLETION) -> list:
     m = SelfInstruct()
     (request,) = m.requests(pool, random.Random(0), 1, form)
     return m.outcomes(pool, request, completion)
@@ -152,7 +157,7 @@ def test_the_chat_style_has_no_presence_penalty() -> None:
 # -- self_instruct: classification and instances ------------------------------------------
 
 
-def staged(kind: Kind | None, form: Form = COMPLETION):
+def staged(kind: Kind | None, form: PromptSetup = COMPLETION):
     m, pool = SelfInstruct(), pool_with()
     number = pool.add(Sample("Sort the thing", language="en", license="MIT"))
     if kind is None:
@@ -185,7 +190,7 @@ def rows_of(kind: Kind, text: str, reason: str = "stop") -> list:
 
 def test_instances_of_both_kinds_are_parsed() -> None:
     (row,) = rows_of(Kind.GENERATION, "Input: a\nOutput: b")
-    assert isinstance(row, Found)
+    assert isinstance(row, Candidate)
     assert (row.sample.input, row.sample.output, row.sample.kind) == ("a", "b", Kind.GENERATION)
     (row,) = rows_of(Kind.CLASSIFICATION, "Class label: b\nInput: a")
     assert (row.sample.input, row.sample.output) == ("a", "b")

@@ -1,4 +1,4 @@
-"""The HTTP engine against a scripted server that does everything wrong. Clock and sleep are virtual."""
+"""Tests of the openai engine with a server that fails in every way; clock and sleep are virtual."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import orjson
 import pytest
 
 import instructgen
+from instructgen.commands.options import GenerateOptions
 from instructgen.engines import Completion, Request, Sampling
 from instructgen.engines.openai import OpenAIEngine
 from instructgen.errors import ConfigError, EngineError
@@ -35,7 +36,7 @@ GOOD = {
 
 
 class Server:
-    """Plays a list of answers, one a request; the last one for ever."""
+    """A server that gives one scripted answer per request, and then repeats the last one."""
 
     def __init__(self, *script: Callable[[Any], None]) -> None:
         self.script = list(script)
@@ -68,7 +69,10 @@ class Server:
         return f"http://127.0.0.1:{self.server.server_port}/v1"
 
 
-def reply(status: int = 200, body: Any = GOOD, headers: dict[str, str] | None = None):
+def reply(
+    status: int = 200, body: Any = GOOD, headers: dict[str, str] | None = None
+) -> Callable[[Any], None]:
+    """Return a step of a script that sends this response."""
     data = body if isinstance(body, bytes) else orjson.dumps(body)
 
     def step(handler: Any) -> None:
@@ -101,6 +105,7 @@ def hang(handler: Any) -> None:
 
 
 def engine_for(server: Server, **options: Any) -> tuple[OpenAIEngine, list[float]]:
+    """Return an engine with a virtual clock, and the list of the waits that it records."""
     engine = OpenAIEngine(model="m", base_url=server.url, **options)
     slept: list[float] = []
     object.__setattr__(engine, "_sleep", slept.append)
@@ -108,28 +113,26 @@ def engine_for(server: Server, **options: Any) -> tuple[OpenAIEngine, list[float
     return engine, slept
 
 
-def ask(engine: OpenAIEngine, n: int = 1) -> list[Completion]:
-    given = [Request(f"prompt {i}", Sampling(max_tokens=9, seed=i)) for i in range(n)]
-    answers = dict(engine.complete(given))
-    return [answers[i] for i in range(n)]
+def complete(engine: OpenAIEngine, n: int = 1) -> list[Completion]:
+    """Return the completions of ``n`` prompts in order."""
+    requests = [Request(f"prompt {i}", Sampling(max_tokens=9, seed=i)) for i in range(n)]
+    completions = dict(engine.complete(requests))
+    return [completions[i] for i in range(n)]
 
 
-def test_a_completion_and_its_cost() -> None:
+def test_a_prompt_is_completed_and_its_tokens_are_counted() -> None:
     server = Server(reply())
     engine, _ = engine_for(server)
-    assert ask(engine) == [Completion("fine", "stop", 7, 3)]
+    assert complete(engine) == [Completion("fine", "stop", 7, 3)]
     assert server.paths == ["/v1/completions"]
     body = server.bodies[0]
-    assert (body["model"], body["prompt"], body["seed"], body["max_tokens"]) == (
-        "m",
-        "prompt 0",
-        0,
-        9,
-    )
+    assert body["model"] == "m"
+    assert body["prompt"] == "prompt 0"
+    assert (body["seed"], body["max_tokens"]) == (0, 9)
     assert "stop" not in body
 
 
-def test_a_chat_with_a_schema() -> None:
+def test_messages_and_a_schema_are_sent_to_the_chat_endpoint() -> None:
     chat = {"choices": [{"message": {"content": "hi"}, "finish_reason": "length"}]}
     server = Server(reply(body=chat))
     engine, _ = engine_for(server)
@@ -149,11 +152,11 @@ TRANSIENT = {
     "429": (reply(429), None),
     "429, seconds": (reply(429, headers={"Retry-After": "5"}), 5.0),
     "429, date": (reply(429, headers={"Retry-After": LATER}), 9.0),
-    "429, a date long past": (
+    "429, a past date": (
         reply(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
         0.0,
     ),
-    "429, nonsense": (reply(429, headers={"Retry-After": "soon"}), None),
+    "429, unreadable": (reply(429, headers={"Retry-After": "soon"}), None),
     "429, an hour": (reply(429, headers={"Retry-After": "3600"}), 60.0),
     "500": (reply(500), None),
     "502": (reply(502, b"<html>"), None),
@@ -171,11 +174,11 @@ TRANSIENT = {
 
 
 @pytest.mark.parametrize("name", TRANSIENT)
-def test_what_passes_is_tried_again(name: str) -> None:
+def test_a_transient_failure_is_retried(name: str) -> None:
     step, wait_s = TRANSIENT[name]
     server = Server(step, step, reply())
     engine, slept = engine_for(server, timeout_s=0.5)
-    assert ask(engine) == [Completion("fine", "stop", 7, 3)]
+    assert complete(engine) == [Completion("fine", "stop", 7, 3)]
     assert len(server.bodies) == 3
     if wait_s is not None:
         assert slept == [wait_s, wait_s]
@@ -184,12 +187,14 @@ def test_what_passes_is_tried_again(name: str) -> None:
         assert 0.5 <= slept[1] <= 1.0
 
 
-def test_backoff_doubles_up_to_its_cap_and_ends() -> None:
+def test_waits_double_up_to_a_limit_and_retries_end() -> None:
     server = Server(reply(503))
     engine, slept = engine_for(server, max_retries=8, max_wait_s=10.0)
-    (answer,) = ask(engine)
+    (answer,) = complete(engine)
     assert answer.finish_reason == "error"
-    assert answer.error == "HTTP 503 (9 tries)"
+    assert answer.error is not None
+    assert "HTTP 503" in answer.error and "9" in answer.error
+    assert answer.retryable
     assert len(server.bodies) == 9
     assert len(slept) == 8
     caps = [min(10.0, 0.5 * 2**n) for n in range(8)]
@@ -198,13 +203,13 @@ def test_backoff_doubles_up_to_its_cap_and_ends() -> None:
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_refused_request_fails_alone_and_is_not_repeated(status: int, at: int) -> None:
-    refuse = reply(status, {"error": {"message": "too long"}})
+def test_a_rejected_request_fails_alone_and_is_not_repeated(status: int, at: int) -> None:
+    reject = reply(status, {"error": {"message": "too long"}})
     script = [reply(), reply(), reply()]
-    script[at] = refuse
+    script[at] = reject
     server = Server(*script, reply())
     engine, slept = engine_for(server, concurrency=1)
-    answers = ask(engine, 3)
+    answers = complete(engine, 3)
     assert [a.finish_reason for a in answers].count("error") == 1
     assert "too long" in str(answers[at].error)
     assert len(server.bodies) == 3
@@ -212,24 +217,24 @@ def test_a_refused_request_fails_alone_and_is_not_repeated(status: int, at: int)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_wrong_key_path_or_model_stops_at_once(status: int) -> None:
+def test_a_wrong_key_path_or_model_raises_an_error_at_once(status: int) -> None:
     server = Server(reply(status, {"error": "who are you"}))
     engine, _ = engine_for(server, concurrency=1)
     with pytest.raises(EngineError, match=f"HTTP {status}") as caught:
-        ask(engine, 3)
+        complete(engine, 3)
     assert "OPENAI_API_KEY" in caught.value.hint
 
 
-def test_an_unknown_finish_reason_is_no_finished_text() -> None:
+def test_an_unknown_finish_reason_is_an_error() -> None:
     server = Server(reply(200, {"choices": [{"text": "x", "finish_reason": "content_filter"}]}))
     engine, _ = engine_for(server)
-    assert ask(engine)[0].finish_reason == "error"
+    assert complete(engine)[0].finish_reason == "error"
 
 
-def test_a_server_that_is_down_is_no_answer_about_schemas() -> None:
+def test_a_server_that_is_down_gives_no_result_about_schemas() -> None:
     server = Server(reply(503))
     engine, _ = engine_for(server, max_retries=0)
-    with pytest.raises(EngineError, match="does not answer"):
+    with pytest.raises(EngineError, match="HTTP 503"):
         engine.enforces_schema()
     server = Server(reply(400, {"error": "no response_format here"}))
     engine, _ = engine_for(server)
@@ -252,7 +257,7 @@ def test_the_process_does_not_wait_for_a_silent_server(tmp_path: Path) -> None:
     assert time.monotonic() - began < 15
 
 
-def test_no_model_named() -> None:
+def test_a_missing_model_is_an_error_that_names_the_flag() -> None:
     with pytest.raises(ConfigError, match="--model"):
         list(OpenAIEngine().complete([Request("x", Sampling())]))
 
@@ -261,7 +266,7 @@ def test_no_model_named() -> None:
 
 
 def echoing(handler: Any) -> None:
-    """A server that writes as the echo engine does."""
+    """Answer as the echo engine does."""
     from instructgen.engines.echo import _continue
 
     body = handler.body
@@ -271,18 +276,21 @@ def echoing(handler: Any) -> None:
             max_tokens=body["max_tokens"], stop=tuple(body.get("stop", ())), seed=body["seed"]
         ),
     )
-    c = _continue(request)
+    completion = _continue(request)
     reply(
         200,
         {
-            "choices": [{"text": c.text, "finish_reason": c.finish_reason}],
-            "usage": {"prompt_tokens": c.prompt_tokens, "completion_tokens": c.output_tokens},
+            "choices": [{"text": completion.text, "finish_reason": completion.finish_reason}],
+            "usage": {
+                "prompt_tokens": completion.prompt_tokens,
+                "completion_tokens": completion.output_tokens,
+            },
         },
     )(handler)
 
 
 class EchoServer(Server):
-    """Counts and answers; fails with 503 from the ``fail_from``-th request on."""
+    """A server that answers as echo does, and with 503 from request number ``fail_from``."""
 
     def __init__(self, fail_from: int | None = None) -> None:
         self.fail_from = fail_from
@@ -311,26 +319,27 @@ max_wait_s = 0.01
 
 
 def recipe_for(server: Server, tmp_path: Path) -> str:
+    """Write a recipe that names the server, with the default filters; return its path."""
     path = tmp_path / "server.toml"
     filters = default_filters()
     path.write_text(RECIPE.format(url=server.url) + filters)
     return str(path)
 
 
-def test_an_outage_stops_the_run_and_nothing_is_bought_twice(tmp_path: Path) -> None:
+def test_an_outage_stops_the_run_and_no_completion_is_paid_for_twice(tmp_path: Path) -> None:
     seeds = ROOT / "seeds" / "general.jsonl"
     server = EchoServer(fail_from=40)
     recipe = recipe_for(server, tmp_path)
-    with pytest.raises(EngineError, match="requests failed") as caught:
+    with pytest.raises(EngineError, match="HTTP 503") as caught:
         instructgen.generate(seeds, 20, tmp_path / "run", recipe=recipe, batch_size=8)
-    assert "resumes" in caught.value.hint
+    assert "resume" in caught.value.hint
     paid = 39
     server.fail_from = None
     result = instructgen.generate(seeds, 20, tmp_path / "run", recipe=recipe, batch_size=8)
     assert result.rows == 20
     assert result.replayed >= paid - 1
     answered = Counter((b["prompt"], b["seed"]) for b in server.answered)
-    # Twice only what was under way, one request for each batch, when the run stopped.
+    # Only requests in flight when the run stopped are repeated, at most one per open batch.
     assert sum(n - 1 for n in answered.values()) <= LAG
 
     undisturbed = EchoServer()
@@ -345,8 +354,10 @@ def test_an_outage_stops_the_run_and_nothing_is_bought_twice(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("share", [1, 2])
-def test_requests_that_always_fail_are_given_up(tmp_path: Path, share: int) -> None:
-    """A prompt that brings the server down every time must not hold up the run for ever."""
+def test_a_request_that_always_fails_is_rejected_and_the_run_continues(
+    tmp_path: Path, share: int
+) -> None:
+    """A prompt that always makes the server fail must not block the run."""
 
     class Poisoned(EchoServer):
         def _answer(self, handler: Any) -> None:
@@ -358,29 +369,31 @@ def test_requests_that_always_fail_are_given_up(tmp_path: Path, share: int) -> N
     recipe = recipe_for(server, tmp_path)
     result = instructgen.generate(seeds, 10, tmp_path / "run", recipe=recipe, batch_size=4)
     assert result.rows == 10
-    assert result.funnel["failed_requests"] > 0
-    reasons = {r["reason"] for r in result.funnel["rejected"]}
-    assert "engine_error" in reasons
+    assert result.facts.failed_requests > 0
+    assert "engine_error" in {r.reason for r in result.rejections}
 
 
 CANARY = "sk-canary-2f9a1c"
 
 
 def keys(server: Server) -> set[str | None]:
+    """Return the API keys of all requests to the server."""
     return {headers.get("Authorization") for headers in server.headers}
 
 
-def answered(server: Server, **fields: Any) -> set[str | None]:
-    """One request, and the keys that came with it."""
+def keys_sent(server: Server, **fields: Any) -> set[str | None]:
+    """Send one request, and return the API keys that the server received."""
     engine = OpenAIEngine(model="m", **fields)
     list(engine.complete([Request("x", Sampling())]))
     engine.close()
     return keys(server)
 
 
-def test_a_recipes_server_gets_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_named_by_a_recipe_gets_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
-    # The user named a server, and the recipe another.
+    # The user and the recipe name different servers.
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     server = EchoServer()
     seeds, recipe = ROOT / "seeds" / "general.jsonl", recipe_for(server, tmp_path)
@@ -391,7 +404,7 @@ def test_a_recipes_server_gets_no_key(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("url", ["{}", "{}/", "{}/deep/path", "http://user:word@{host}/v1"])
-def test_a_key_is_bound_to_the_host_that_the_user_named(
+def test_a_key_is_sent_only_to_the_server_that_the_user_named(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
@@ -399,30 +412,32 @@ def test_a_key_is_bound_to_the_host_that_the_user_named(
     named = url.format(server.url, host=f"127.0.0.1:{server.server.server_port}")
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     if "@" not in url:
-        assert answered(server, base_url=named) == {f"Bearer {CANARY}"}
+        assert keys_sent(server, base_url=named) == {f"Bearer {CANARY}"}
     # Another port of the same machine is another server.
-    assert answered(other, base_url=other.url) == {None}
+    assert keys_sent(other, base_url=other.url) == {None}
     monkeypatch.delenv("OPENAI_BASE_URL")
-    assert answered(other, base_url=other.url) == {None}
+    assert keys_sent(other, base_url=other.url) == {None}
 
 
-def test_a_typed_endpoint_gets_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_given_as_an_option_gets_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    server, recipes = EchoServer(), EchoServer()
-    seeds, recipe = ROOT / "seeds" / "general.jsonl", recipe_for(recipes, tmp_path)
+    server, other = EchoServer(), EchoServer()
+    seeds, recipe = ROOT / "seeds" / "general.jsonl", recipe_for(other, tmp_path)
     out = tmp_path / "run"
     instructgen.generate(
         seeds, 5, out, recipe=recipe, batch_size=8, endpoint=server.url, engine="openai"
     )
     assert keys(server) == {f"Bearer {CANARY}"}
-    assert recipes.headers == []
-    # Where a server is does not change what the run means: it is resumed from another.
+    assert other.headers == []
+    # The address of the server does not affect the run, so another server can resume it.
     again = instructgen.generate(seeds, 5, out, recipe=recipe, batch_size=8)
     assert again.asked == 0
 
 
-def test_a_recipe_cannot_type(tmp_path: Path) -> None:
+def test_a_recipe_cannot_set_an_endpoint(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('[engine]\nname = "openai"\nmodel = "m"\nendpoint = "http://127.0.0.1:9"\n')
     seeds = ROOT / "seeds" / "general.jsonl"
@@ -431,14 +446,21 @@ def test_a_recipe_cannot_type(tmp_path: Path) -> None:
     assert "engine.endpoint" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         instructgen.generate(seeds, 5, tmp_path / "run", engine="echo", endpoint="http://a")
-    assert "--endpoint" in str(caught.value)
-    with pytest.raises(ConfigError):
+    # The Python function names its parameter, the command line its flag.
+    assert str(caught.value).startswith("endpoint: ")
+    options = GenerateOptions(
+        seeds=seeds, target=5, out=tmp_path / "run", engine="echo", endpoint="http://a"
+    )
+    with pytest.raises(ConfigError) as caught:
+        instructgen.generate.run(options)
+    assert str(caught.value).startswith("--endpoint: ")
+    with pytest.raises(ConfigError, match="endpoint"):
         instructgen.prefer(tmp_path, tmp_path / "p", score=["verifiers:math"], endpoint="http://a")
 
 
-def test_a_pipeline_names_no_folder_whose_code_runs(tmp_path: Path) -> None:
-    """Tasks of lm-eval are YAML that may call functions of a file beside them."""
-    from instructgen.pipeline.recipe import load_steps
+def test_a_pipeline_cannot_name_a_folder_whose_code_is_run(tmp_path: Path) -> None:
+    """Tasks of lm-eval are YAML files that may call functions of a file in the same folder."""
+    from instructgen.pipeline.definition import load_steps
 
     path = tmp_path / "pipeline.toml"
     path.write_text(
@@ -446,13 +468,13 @@ def test_a_pipeline_names_no_folder_whose_code_runs(tmp_path: Path) -> None:
         'set = { "lm-eval.tasks" = ["mine"], "lm-eval.include_path" = "tasks" }\n'
     )
     with pytest.raises(ConfigError) as caught:
-        load_steps(str(path), tmp_path / "out", {}, limit=False)
+        load_steps(str(path), tmp_path / "out", {}, small=False)
     assert "lm-eval.include_path" in str(caught.value)
 
 
 @pytest.mark.parametrize("words", ["", " --endpoint http://127.0.0.1:9/v1"])
-def test_a_pipeline_cannot_type(tmp_path: Path, words: str) -> None:
-    from instructgen.pipeline.recipe import load_steps
+def test_a_pipeline_cannot_set_an_endpoint(tmp_path: Path, words: str) -> None:
+    from instructgen.pipeline.definition import load_steps
 
     path = tmp_path / "pipeline.toml"
     path.write_text(
@@ -461,11 +483,11 @@ def test_a_pipeline_cannot_type(tmp_path: Path, words: str) -> None:
         + ("" if words else 'endpoint = "http://127.0.0.1:9/v1"\n')
     )
     with pytest.raises(ConfigError) as caught:
-        load_steps(str(path), tmp_path / "out", {}, limit=False)
+        load_steps(str(path), tmp_path / "out", {}, small=False)
     assert "endpoint" in str(caught.value)
 
 
-def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_of_a_run_contains_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     server = EchoServer()
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
@@ -477,10 +499,10 @@ def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
 
 
-def test_who_has_no_key_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_about_a_missing_key_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     server = Server(reply(401, {"error": "who are you"}))
     with pytest.raises(EngineError) as caught:
-        answered(server, base_url=server.url)
+        keys_sent(server, base_url=server.url)
     assert "--endpoint" in caught.value.hint

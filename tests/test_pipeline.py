@@ -1,8 +1,10 @@
-"""Recipes of the whole way: a step runs once, and again only when what it depends on changed."""
+"""Tests of pipelines: a step runs once, and again only if its inputs, options or code changed."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +15,17 @@ from pathlib import Path
 import orjson
 import pytest
 
-from instructgen.pipeline.plan import output_digest
-from instructgen.pipeline.recipe import load_steps, shipped_recipes
-from instructgen.pipeline.steps import run
+from instructgen.errors import ConfigError, DamagedFileError, RunError, VersionError
+from instructgen.pipeline import steps as pipeline_steps
+from instructgen.pipeline.definition import load_steps, shipped_pipelines
+from instructgen.pipeline.plan import output_digest, read_state
+from instructgen.pipeline.steps import PipelineResult, StepError, run
 from tests import forks
 from tests.conftest import ROOT
 from tests.crash import children
 
-RECIPE = """
-about = "a small one"
+PIPELINE = """
+about = "a small pipeline"
 
 [inputs.tasks]
 about = "seed tasks"
@@ -66,362 +70,445 @@ SEEDS = str(ROOT / "seeds" / "general.jsonl")
 
 @pytest.fixture(autouse=True)
 def _steps_are_forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of recipes that run in this process start without their imports.
+    """Start the steps of pipelines that run in this process as forks, without their imports.
 
-    Those of `command` below, of Ctrl-C and of tests/crash are processes as in real life.
+    The steps of `command` below, of the Ctrl-C test and of tests/crash are separate processes.
     """
 
     def forked(argv: Sequence[str], lock: int, quiet: bool) -> int:
         return forks.run(children.command, list(argv), str(Path.cwd()), os.devnull)
 
-    monkeypatch.setattr("instructgen.pipeline.steps._command", forked)
+    monkeypatch.setattr(pipeline_steps, "_command", forked)
 
 
-def write(tmp_path: Path, text: str = RECIPE) -> Path:
+def write(tmp_path: Path, text: str = PIPELINE) -> Path:
+    """Write a pipeline file and return its path."""
     path = tmp_path / "small.toml"
     path.write_text(text)
     return path
 
 
-def ran(path: Path, out: Path, **options: object) -> list[str]:
-    """The names of the steps that were run."""
-    done = run(str(path), out, inputs={"tasks": SEEDS}, quiet=True, **options)  # type: ignore[arg-type]
-    assert [step["name"] for step in done.steps] == NAMES
-    return [step["name"] for step in done.steps if step["ran"]]
+def run_all(path: Path, out: Path, tasks: object = SEEDS) -> PipelineResult:
+    """Run the pipeline in this process and return its result."""
+    result = run(path, out, inputs={"tasks": str(tasks)})
+    assert [step.name for step in result.steps] == NAMES
+    return result
+
+
+def ran(path: Path, out: Path) -> list[str]:
+    """Run the pipeline and return the names of the steps that were run."""
+    return [step.name for step in run_all(path, out).steps if step.ran]
 
 
 def command(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`run` as a command; its steps are processes of their own."""
+    """Run `instructgen run` as a command whose steps are separate processes."""
     return forks.command("run", *args, cwd=cwd or ROOT)
 
 
 def datasets(out: Path) -> dict[str, bytes]:
-    """The bytes of every dataset and file that steps made."""
-    made = [*out.glob("*.jsonl"), *out.glob("*/manifest.json"), *out.glob("*/README.md")]
-    made += out.glob("*/*/*.parquet")
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(made)}
+    """Return the bytes of every dataset file and exported file that the steps wrote."""
+    files = [*out.glob("*.jsonl"), *out.glob("*/manifest.json"), *out.glob("*/README.md")]
+    files += out.glob("*/*/*.parquet")
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(files)}
 
 
 def test_a_step_is_run_once(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
-    assert ran(recipe, out) == NAMES
+    pipeline, out = write(tmp_path), tmp_path / "out"
+    assert ran(pipeline, out) == NAMES
     first = datasets(out)
     assert "clean/manifest.json" in first and "file.jsonl" in first
-    assert ran(recipe, out) == []
+    assert ran(pipeline, out) == []
     assert datasets(out) == first
 
 
-def test_what_changed_is_run_with_what_follows(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
-    ran(recipe, out)
-    recipe.write_text(RECIPE.replace("min_words = 4", "min_words = 6"))
-    assert ran(recipe, out) == ["clean", "file"]
-    # Other options, the same rows: what follows has nothing to do.
-    recipe.write_text(RECIPE.replace("min_words = 4", "min_words = 6, max_words = 140"))
-    assert ran(recipe, out) in (["clean"], ["clean", "file"])
+def test_a_changed_step_runs_again_with_the_steps_that_follow(tmp_path: Path) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
+    ran(pipeline, out)
+    pipeline.write_text(PIPELINE.replace("min_words = 4", "min_words = 6"))
+    assert ran(pipeline, out) == ["clean", "file"]
+    # If other options give the same rows, the steps that follow have nothing to do.
+    pipeline.write_text(PIPELINE.replace("min_words = 4", "min_words = 6, max_words = 140"))
+    assert ran(pipeline, out) in (["clean"], ["clean", "file"])
 
 
-def test_more_rows_go_on_with_the_journal_and_other_settings_begin_anew(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
-    ran(recipe, out)
+def test_a_higher_target_resumes_the_run_and_other_settings_start_a_new_one(tmp_path: Path) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
+    ran(pipeline, out)
     journal = (out / "expanded" / "journal.jsonl").read_bytes()
-    recipe.write_text(RECIPE.replace("target = 12", "target = 14"))
-    assert ran(recipe, out) == ["expanded", "mix", "clean", "file"]
+    pipeline.write_text(PIPELINE.replace("target = 12", "target = 14"))
+    assert ran(pipeline, out) == ["expanded", "mix", "clean", "file"]
     assert (out / "expanded" / "journal.jsonl").read_bytes().startswith(journal)
     assert not (out / "replaced").exists()
-    recipe.write_text(RECIPE.replace("batch_size = 4", "batch_size = 4\nseed = 5"))
-    assert ran(recipe, out)[0] == "expanded"
+    pipeline.write_text(PIPELINE.replace("batch_size = 4", "batch_size = 4\nseed = 5"))
+    assert ran(pipeline, out)[0] == "expanded"
     kept = out / "replaced" / "expanded-1" / "journal.jsonl"
     assert kept.read_bytes().startswith(journal)
 
 
-def test_a_run_goes_on_wherever_its_options_stand(tmp_path: Path) -> None:
-    bounded = RECIPE.replace("target = 12", "target = 40\nmax_tokens_total = 60_000")
-    recipe, out = write(tmp_path, bounded), tmp_path / "out"
-    ran(recipe, out)
+def test_a_run_is_resumed_whether_its_options_are_keys_or_words(tmp_path: Path) -> None:
+    bounded = PIPELINE.replace("target = 12", "target = 40\nmax_tokens_total = 60_000")
+    pipeline, out = write(tmp_path, bounded), tmp_path / "out"
+    ran(pipeline, out)
     journal = (out / "expanded" / "journal.jsonl").read_bytes()
     rows = orjson.loads((out / "expanded" / "manifest.json").read_bytes())["rows"]
     assert 0 < rows < 30
-    in_words = RECIPE.replace("target = 12\n", "").replace('"generate"', '"generate --target 40"')
+    in_words = PIPELINE.replace("target = 12\n", "").replace('"generate"', '"generate --target 40"')
     for text in (
         bounded.replace("60_000", "70_000"),
-        # More tokens, fewer rows than was asked for, but not than there are.
+        # More tokens, and a lower target that still exceeds the number of rows.
         bounded.replace("60_000", "80_000").replace("target = 40", "target = 35"),
         in_words,
     ):
-        recipe.write_text(text)
-        assert ran(recipe, out)[0] == "expanded"
+        pipeline.write_text(text)
+        assert ran(pipeline, out)[0] == "expanded"
         grown = (out / "expanded" / "journal.jsonl").read_bytes()
         assert grown.startswith(journal)
         journal = grown
     assert not (out / "replaced").exists()
-    # Fewer rows than there are is another dataset.
-    recipe.write_text(in_words.replace("--target 40", "--target 5"))
-    ran(recipe, out)
+    # A target below the number of rows requires a new run.
+    pipeline.write_text(in_words.replace("--target 40", "--target 5"))
+    ran(pipeline, out)
     assert (out / "replaced" / "expanded-1").is_dir()
 
 
-def test_a_table_of_options_counts_as_what_it_says(tmp_path: Path) -> None:
+def test_the_keys_of_a_recipe_table_decide_whether_a_run_is_resumed(tmp_path: Path) -> None:
     table = 'recipe = { generate = { acceptance_floor = 0.0 }, filters = [{ name = "length" }] }'
-    text = RECIPE.replace("batch_size = 4", f"batch_size = 4\n{table}")
-    recipe, out = write(tmp_path, text), tmp_path / "out"
-    ran(recipe, out)
-    recipe.write_text(text.replace("acceptance_floor = 0.0", "acceptance_floor = 0.01"))
-    assert ran(recipe, out)[0] == "expanded"
+    text = PIPELINE.replace("batch_size = 4", f"batch_size = 4\n{table}")
+    pipeline, out = write(tmp_path, text), tmp_path / "out"
+    ran(pipeline, out)
+    pipeline.write_text(text.replace("acceptance_floor = 0.0", "acceptance_floor = 0.01"))
+    assert ran(pipeline, out)[0] == "expanded"
     assert not (out / "replaced").exists()
-    recipe.write_text(text.replace('"length" }', '"length", min_words = 5 }'))
-    assert ran(recipe, out)[0] == "expanded"
+    pipeline.write_text(text.replace('"length" }', '"length", min_words = 5 }'))
+    assert ran(pipeline, out)[0] == "expanded"
     assert (out / "replaced" / "expanded-1").is_dir()
 
 
-def test_a_report_is_made_again_when_a_model_tells_other_things(tmp_path: Path) -> None:
+def test_the_digest_for_a_report_covers_the_log_of_a_model(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    for name in ("config.json", "run.json", "log.jsonl"):
+    for name in ("config.json", "training.json", "log.jsonl"):
         (model / name).write_text("{}")
-    before, shown = output_digest(model), output_digest(model, told=True)
+    before, shown = output_digest(model), output_digest(model, reported=True)
     (model / "log.jsonl").write_text('{"step":1}')
     assert output_digest(model) == before
-    assert output_digest(model, told=True) != shown
+    assert output_digest(model, reported=True) != shown
 
 
-def test_a_missing_or_damaged_output_is_made_again(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
-    ran(recipe, out)
+def test_a_step_runs_again_if_its_output_is_missing_or_damaged(tmp_path: Path) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
+    ran(pipeline, out)
     first = datasets(out)
     (out / "file.jsonl").unlink()
     part = next((out / "mix" / "data").glob("train-*.parquet"))
     part.write_bytes(part.read_bytes()[:-1])
-    assert ran(recipe, out) == ["mix", "file"]
+    assert ran(pipeline, out) == ["mix", "file"]
     assert datasets(out) == first
 
 
-def test_a_file_that_was_written_and_not_noted_is_written_again(tmp_path: Path) -> None:
-    """As a kill leaves it between the export and the note of it."""
-    recipe, out = write(tmp_path), tmp_path / "out"
-    ran(recipe, out)
+def test_a_file_that_was_written_but_not_recorded_is_written_again(tmp_path: Path) -> None:
+    """A kill between the export and its record leaves this state."""
+    pipeline, out = write(tmp_path), tmp_path / "out"
+    ran(pipeline, out)
     first = datasets(out)
     state = orjson.loads((out / "pipeline.json").read_bytes())
     state["steps"]["file"]["output"] = None
     (out / "pipeline.json").write_bytes(orjson.dumps(state))
-    assert ran(recipe, out) == ["file"]
+    assert ran(pipeline, out) == ["file"]
     assert datasets(out) == first
 
 
-def test_what_no_step_made_is_never_removed(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
+def test_a_folder_that_no_step_wrote_is_never_removed(tmp_path: Path) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
     (out / "people").mkdir(parents=True)
     (out / "people" / "thesis.txt").write_text("mine")
-    for text in (RECIPE, RECIPE.replace("import instructgen", "import")):
-        recipe.write_text(text)
-        done = command(recipe, "--out", out, "--input", f"tasks={SEEDS}")
-        assert done.returncode == 2 and "no step of this recipe made it" in done.stderr
+    for text in (PIPELINE, PIPELINE.replace("import instructgen", "import")):
+        pipeline.write_text(text)
+        done = command(pipeline, "--out", out, "--input", f"tasks={SEEDS}")
+        assert done.returncode == 2 and str(out / "people") in done.stderr
     assert (out / "people" / "thesis.txt").read_text() == "mine"
 
 
-def test_a_damaged_dataset_of_a_run_comes_from_its_journal(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
-    ran(recipe, out)
+def test_a_damaged_dataset_of_a_run_is_written_again_from_its_journal(tmp_path: Path) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
+    ran(pipeline, out)
     first = datasets(out)
     part = next((out / "expanded" / "data").glob("*.parquet"))
     part.write_bytes(part.read_bytes() + b"x")
-    assert ran(recipe, out) == ["expanded"]
+    assert ran(pipeline, out) == ["expanded"]
     assert datasets(out) == first and not (out / "replaced").exists()
 
 
-def test_references_behind_a_word_and_files_of_options_are_seen(
+def test_references_after_a_prefix_and_files_of_options_are_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text('[[filters]]\nname = "length"\n')
-    text = RECIPE.replace("target = 12", 'target = 12\nrecipe = "mine.toml"')
+    text = PIPELINE.replace("target = 12", 'target = 12\nrecipe = "mine.toml"')
     text += '\n[[steps]]\nname = "pairs"\nrun = "prefer @clean"\nscore = "judge:@human"\n'
-    steps = load_steps(str(write(tmp_path, text)), tmp_path / "o", {"tasks": SEEDS}, limit=False)
+    steps = load_steps(str(write(tmp_path, text)), tmp_path / "o", {"tasks": SEEDS}, small=False)
     assert steps[2].values["mine.toml"] == "mine.toml"
     assert steps[-1].values["judge:@human"] == str(tmp_path / "o" / "human")
     assert f"--score=judge:{tmp_path / 'o' / 'human'}" in steps[-1].argv
 
 
-def test_a_changed_input_file_is_seen(tmp_path: Path) -> None:
-    recipe, out, tasks = write(tmp_path), tmp_path / "out", tmp_path / "tasks.jsonl"
+def test_a_changed_input_file_runs_all_steps_again(tmp_path: Path) -> None:
+    pipeline, out, tasks = write(tmp_path), tmp_path / "out", tmp_path / "tasks.jsonl"
     lines = Path(SEEDS).read_bytes().splitlines(keepends=True)
     tasks.write_bytes(b"".join(lines))
-    run(str(recipe), out, inputs={"tasks": str(tasks)}, quiet=True)
+    run_all(pipeline, out, tasks)
     tasks.write_bytes(b"".join(lines[:-1]))
-    done = run(str(recipe), out, inputs={"tasks": str(tasks)}, quiet=True)
-    assert done.steps[0]["ran"] and done.steps[0]["why"] == "@tasks changed"
-    assert all(step["ran"] for step in done.steps)
+    result = run_all(pipeline, out, tasks)
+    assert "@tasks" in result.steps[0].why
+    assert all(step.ran for step in result.steps)
 
 
-def test_a_word_that_is_also_a_folder_here_is_a_word(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
-    steps = load_steps(str(recipe), out, {"tasks": SEEDS}, limit=False)
+def test_a_word_that_is_also_the_name_of_a_folder_is_not_an_input(tmp_path: Path) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
+    steps = load_steps(str(pipeline), out, {"tasks": SEEDS}, small=False)
     assert set(steps[0].values) == {"@tasks"}
     assert [step.follows for step in steps][1:] == [
         ("people",), ("human",), ("human", "expanded"), ("mix",), ("clean",)
     ]  # fmt: skip
 
 
-def test_the_plan_runs_nothing_and_says_why(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
-    asked = (recipe, "--out", out, "--input", f"tasks={SEEDS}")
-    done = command(*asked, "--dry-run", "--json")
+def test_a_dry_run_runs_nothing_and_reports_why_steps_would_run(tmp_path: Path) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
+    arguments = (pipeline, "--out", out, "--input", f"tasks={SEEDS}")
+    done = command(*arguments, "--dry-run", "--json")
     plan = orjson.loads(done.stdout)["steps"]
     assert [p["name"] for p in plan] == NAMES and all(p["runs"] for p in plan)
-    assert plan[2]["forecast"]["tokens"] > 0 and plan[0]["why"] == "not run yet"
+    # No step has run yet, so all have the same reason.
+    assert plan[0]["why"] and len({p["why"] for p in plan}) == 1
+    assert plan[2]["forecast"]["tokens"] > 0
     assert not out.exists()
-    assert command(*asked, "--quiet").returncode == 0
-    recipe.write_text(RECIPE.replace("target = 12", "target = 13"))
-    done = command(*asked, "--dry-run")
-    assert "target 12 → 13" in done.stdout and "expanded may change" in done.stdout
-    assert "4 of 6 steps to run" in done.stdout and "as the last time" in done.stdout
+    assert command(*arguments, "--quiet").returncode == 0
+    pipeline.write_text(PIPELINE.replace("target = 12", "target = 13"))
+    plan = orjson.loads(command(*arguments, "--dry-run", "--json").stdout)["steps"]
+    assert [p["name"] for p in plan if p["runs"]] == ["expanded", "mix", "clean", "file"]
+    assert "target 12 → 13" in plan[2]["why"] and "expanded" in plan[3]["why"]
+    seconds = read_state(out)["expanded"].seconds
+    assert plan[2]["forecast"]["seconds"] == pytest.approx(seconds * 13 / 12)
+    done = command(*arguments, "--dry-run")
+    assert "target 12 → 13" in done.stdout and "4 of 6" in done.stdout
 
 
-def test_a_recipe_without_a_small_form_has_none(tmp_path: Path) -> None:
-    text = RECIPE.split("[steps.small]")[0]
-    done = command(write(tmp_path, text), "--out", tmp_path / "out", "--limit")
-    assert done.returncode == 2 and "no small form" in done.stderr
+def test_a_pipeline_without_a_reduced_version_rejects_the_flag_small(tmp_path: Path) -> None:
+    text = PIPELINE.split("[steps.small]")[0]
+    done = command(write(tmp_path, text), "--out", tmp_path / "out", "--small")
+    assert done.returncode == 2 and "--small" in done.stderr and "small.toml" in done.stderr
+    with pytest.raises(ConfigError, match=r"small\.toml"):
+        load_steps(str(tmp_path / "small.toml"), tmp_path / "out", {"tasks": SEEDS}, small=True)
 
 
-def test_the_small_form(tmp_path: Path) -> None:
-    steps = load_steps(str(write(tmp_path)), tmp_path / "out", {"tasks": SEEDS}, limit=True)
+def test_the_reduced_version_replaces_options(tmp_path: Path) -> None:
+    steps = load_steps(str(write(tmp_path)), tmp_path / "out", {"tasks": SEEDS}, small=True)
     assert "--split=test" in steps[-1].argv
 
 
-@pytest.mark.parametrize("limit", [False, True])
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", ["quickstart", "dolly_expand", "rlhf"])
-def test_shipped_recipes(name: str, limit: bool, tmp_path: Path) -> None:
-    assert name in shipped_recipes()
-    given = {"alpaca-libre": "x.jsonl"} if name == "dolly_expand" else {}
-    steps = load_steps(name, tmp_path, given, limit=limit)
+def test_shipped_pipelines(name: str, small: bool, tmp_path: Path) -> None:
+    assert name in shipped_pipelines()
+    inputs = {"alpaca-libre": "x.jsonl"} if name == "dolly_expand" else {}
+    steps = load_steps(name, tmp_path, inputs, small=small)
     assert len({step.name for step in steps}) == len(steps) >= 7
     assert steps[-1].command == "report"
-    # What is trained or reported on was made before.
+    # Steps that train or report read the output of earlier steps.
     assert all(step.follows for step in steps[1:] if step.command in ("train", "report"))
 
 
-BAD = {
-    "no TOML": ("steps = [", ["no valid TOML"]),
-    "no steps": ("about = 'x'", ["steps", "is missing"]),
-    "unknown table": (RECIPE + "\n[step]\n", ["unknown key", "Did you mean steps"]),
-    "no such filters": (
-        RECIPE.replace('recipe = { filters = [{ name = "length", min_words = 4 }] }',
-                       'recipe = "strickt"'),
-        ["steps 5 (clean)", "no shipped recipe", "Did you mean strict"],
+# By name: a pipeline, and what its error must contain: the place, the key, the suggested name.
+INVALID = {
+    "malformed": ("steps = [", ["small.toml", "TOML"]),
+    "without steps": ("about = 'x'", ["small.toml: steps: "]),
+    "unknown table": (PIPELINE + "\n[step]\n", ["small.toml: step: ", " steps?"]),
+    "unknown recipe": (
+        PIPELINE.replace('recipe = { filters = [{ name = "length", min_words = 4 }] }',
+                         'recipe = "strickt"'),
+        ["steps 5 (clean)", "strickt", " strict?"],
     ),
-    "a table's table": (
-        RECIPE.replace("split = { test = 0.2 }", "splitt = { test = 0.2 }"),
-        ["steps 2 (human): recipe.splitt: unknown table. Did you mean split"],
+    "unknown table of a recipe": (
+        PIPELINE.replace("split = { test = 0.2 }", "splitt = { test = 0.2 }"),
+        ["steps 2 (human): recipe.splitt: ", " split?"],
     ),
-    "a table's key": (
-        RECIPE.replace("batch_size = 4", "recipe = { generate = { floor = 1 } }"),
-        ["steps 3 (expanded): recipe.generate.floor: unknown key", "acceptance_floor"],
+    "unknown key of a recipe": (
+        PIPELINE.replace("batch_size = 4", "recipe = { generate = { floor = 1 } }"),
+        ["steps 3 (expanded): recipe.generate.floor: ", " acceptance_floor, "],
     ),
-    "a table's value": (
-        RECIPE.replace("min_words = 4", "min_words = -1"),
-        ["steps 5 (clean): recipe.filters 1 (length).min_words"],
+    "invalid value of a recipe": (
+        PIPELINE.replace("min_words = 4", "min_words = -1"),
+        ["steps 5 (clean): recipe.filters 1 (length).min_words", "-1"],
     ),
-    "set": (
-        RECIPE + '\n[[steps]]\nname = "sft"\nrun = "train sft @clean"\nset = { lora_rnk = 8 }\n',
-        ["steps 7 (sft)", "train.lora_rnk: unknown key", "lora_rank"],
+    "unknown setting of a trainer": (
+        PIPELINE + '\n[[steps]]\nname = "sft"\nrun = "train sft @clean"\nset = { lora_rnk = 8 }\n',
+        ["steps 7 (sft)", "lora_rnk", " lora_rank?"],
     ),
-    "no reward": (
-        RECIPE + '\n[[steps]]\nname = "rl"\nrun = "train grpo @clean"\n',
-        ["steps 7 (rl)", "needs a reward"],
+    "without a reward": (
+        PIPELINE + '\n[[steps]]\nname = "rl"\nrun = "train grpo @clean"\n',
+        ["steps 7 (rl)", "reward"],
     ),
-    "an input at two places": (
-        RECIPE.replace('about = "seed tasks"', 'file = "x"\nhub = "a/b"'),
-        ["inputs.tasks", "file and hub"],
+    "two places of an input": (
+        PIPELINE.replace('about = "seed tasks"', 'file = "x"\nhub = "a/b"'),
+        ["small.toml: inputs.tasks: ", "file", "hub"],
     ),
-    "not a name of an input": (RECIPE.replace("inputs.tasks", "inputs.Tasks"), ["inputs.Tasks"]),
-    "not a name after @": (RECIPE.replace("@people", "@People"), ["@People", "not a name"]),
+    "name of an input": (
+        PIPELINE.replace("inputs.tasks", "inputs.Tasks"), ["small.toml: inputs.Tasks: "]
+    ),
+    "name after @": (PIPELINE.replace("@people", "@People"), ["steps 2 (human)", "@People"]),
     "unknown key of an input": (
-        RECIPE.replace('about = "seed tasks"', 'pth = "x"'), ["inputs.tasks.pth", "unknown key"]
+        PIPELINE.replace('about = "seed tasks"', 'pth = "x"'), ["small.toml: inputs.tasks.pth: "]
     ),
-    "no such step": (
-        RECIPE.replace('"curate @mix"', '"curte @mix"'),
-        ["steps 5 (clean)", "'curte' is no step", "Did you mean curate"],
+    "unknown command": (
+        PIPELINE.replace('"curate @mix"', '"curte @mix"'),
+        ["steps 5 (clean)", "'curte'", " curate?"],
     ),
-    "later step": (RECIPE.replace("@people", "@mix"), ["steps 2 (human)", "@mix", "no earlier"]),
+    "later step": (PIPELINE.replace("@people", "@mix"), ["steps 2 (human)", "@mix"]),
     "unknown option": (
-        RECIPE.replace("target = 12", "targt = 12"), ["steps 3 (expanded)", "--targt", "--target"]
+        PIPELINE.replace("target = 12", "targt = 12"),
+        ["steps 3 (expanded)", "--targt", "--target"],
     ),
     "wrong type": (
-        RECIPE.replace("target = 12", "target = 'many'"), ["steps 3 (expanded)", "many"]
+        PIPELINE.replace("target = 12", "target = 'many'"),
+        ["steps 3 (expanded)", "--target", "'many'"],
     ),
-    "missing option": (RECIPE.replace("target = 12", ""), ["steps 3 (expanded)", "--target"]),
-    "twice": (RECIPE.replace('"clean"', '"mix"'), ["steps 5 (mix)", "an earlier step has"]),
-    "an input's": (RECIPE.replace('"clean"', '"tasks"'), ["steps 5 (tasks)", "an input has"]),
-    "ours": (RECIPE.replace('"clean"', '"replaced"'), ["not a name for a step"]),
-    "not a name": (RECIPE.replace('"clean"', '"../clean"'), ["not a name"]),
-    "its own out": (RECIPE.replace("target = 12", 'out = "x"\ntarget = 12'), ["leave it out"]),
-    "a table": (RECIPE.replace("target = 12", "target = { a = 1 }"), ["a table"]),
-    "quotes": (RECIPE.replace('"curate @mix"', "'curate \"@mix'"), ["run:"]),
-    "help": (RECIPE.replace("target = 12", "help = true"), ["asks for help"]),
-    "a quoted number": (RECIPE.replace("target = 12", 'target = "x"'), ["steps 3 (expanded)"]),
-    "code": (RECIPE.replace('"curate @mix"', '"sh -c reboot"'), ["'sh' is no step"]),
+    "missing option": (PIPELINE.replace("target = 12", ""), ["steps 3 (expanded)", "--target"]),
+    "name of an earlier step": (PIPELINE.replace('"clean"', '"mix"'), ["steps 5 (mix): "]),
+    "name that an input has": (
+        PIPELINE.replace('"clean"', '"tasks"'), ["steps 5 (tasks)", "input"]
+    ),
+    # The message lists the other reserved names.
+    "reserved name": (PIPELINE.replace('"clean"', '"replaced"'), ["steps 5 (replaced): ", "lock"]),
+    "path as a name": (PIPELINE.replace('"clean"', '"../clean"'), ["steps 5 (../clean): "]),
+    "own output": (
+        PIPELINE.replace("target = 12", 'out = "x"\ntarget = 12'), ["steps 3 (expanded): out: "]
+    ),
+    "table as an option": (
+        PIPELINE.replace("target = 12", "target = { a = 1 }"), ["steps 3 (expanded): target: "]
+    ),
+    "unbalanced quotes": (
+        PIPELINE.replace('"curate @mix"', "'curate \"@mix'"), ["steps 5 (clean): run: "]
+    ),
+    "help": (PIPELINE.replace("target = 12", "help = true"), ["steps 3 (expanded): --help "]),
+    "quoted number": (
+        PIPELINE.replace("target = 12", 'target = "x"'), ["steps 3 (expanded)", "--target", "'x'"]
+    ),
+    "other program": (
+        PIPELINE.replace('"curate @mix"', '"sh -c reboot"'), ["steps 5 (clean)", "'sh'"]
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_recipe_runs_nothing(tmp_path: Path, name: str) -> None:
-    text, wanted = BAD[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_pipeline_runs_nothing(tmp_path: Path, name: str) -> None:
+    text, facts = INVALID[name]
     out = tmp_path / "out"
     done = command(write(tmp_path, text), "--out", out, "--input", f"tasks={SEEDS}")
     assert (done.returncode, done.stdout) == (2, "")
     assert not out.exists()
-    assert all(word.lower() in done.stderr.lower() for word in wanted), done.stderr
+    assert [fact for fact in facts if fact not in done.stderr] == [], done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_bad_arguments(tmp_path: Path) -> None:
-    recipe = write(tmp_path)
-    for args, wanted in (
-        (["quickstrt"], "Did you mean quickstart"),
-        (["no/such.toml"], "no such recipe"),
-        ([recipe], "Give --input tasks=PATH"),
-        ([recipe, "--input", "task=x"], "Did you mean tasks"),
-        ([recipe, "--input", "tasks"], "NAME=PATH"),
+def test_invalid_arguments(tmp_path: Path) -> None:
+    pipeline = write(tmp_path)
+    for arguments, fact in (
+        (["quickstrt"], " quickstart?"),
+        (["no/such.toml"], "no/such.toml"),
+        ([pipeline], "--input tasks=PATH"),
+        ([pipeline, "--input", "task=x"], " tasks?"),
+        ([pipeline, "--input", "tasks"], "NAME=PATH"),
     ):
-        done = command(*args, "--out", tmp_path / "out")
-        assert done.returncode == 2 and wanted in done.stderr, done.stderr
+        done = command(*arguments, "--out", tmp_path / "out")
+        assert done.returncode == 2 and fact in done.stderr, done.stderr
 
 
-def test_a_step_that_fails_stops_the_recipe_and_goes_on_later(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
+def test_a_step_that_fails_stops_the_pipeline_which_a_second_run_resumes(tmp_path: Path) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
     missing = tmp_path / "tasks.jsonl"
-    asked = (recipe, "--out", out, "--input", f"tasks={missing}")
-    done = command(*asked)
+    arguments = (pipeline, "--out", out, "--input", f"tasks={missing}")
+    with pytest.raises(StepError, match=r"\bpeople\b") as caught:
+        run_all(pipeline, out, missing)
+    assert caught.value.exit_code == 2
+    done = command(*arguments)
     assert done.returncode == 2
-    assert "tasks.jsonl" in done.stderr and "The step people stopped" in done.stderr
+    *_, error = done.stderr.splitlines()
+    assert "tasks.jsonl" in done.stderr and "step people" in error
     missing.write_bytes(Path(SEEDS).read_bytes())
-    assert command(*asked, "--quiet").returncode == 0
+    assert command(*arguments, "--quiet").returncode == 0
 
 
-def test_damaged_state_is_named(tmp_path: Path) -> None:
-    recipe, out = write(tmp_path), tmp_path / "out"
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("{", None),
+        ("[]", None),
+        ('{"format": 2, "steps": {"people": {}}}', None),
+        ('{"format": 2, "steps": []}', None),
+        ('{"format": 1, "steps": {}}', 1),
+        ('{"format": 9, "steps": {}}', 9),
+        ('{"format": 9, "steps": []}', 9),
+    ],
+)
+def test_an_error_names_the_damaged_or_unknown_state(
+    tmp_path: Path, text: str, found: int | None
+) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
     out.mkdir()
-    for text in ("{", "[]", '{"format": 1, "steps": {"a": {}}}', '{"format": 9, "steps": {}}'):
-        (out / "pipeline.json").write_text(text)
-        done = command(recipe, "--out", out, "--input", f"tasks={SEEDS}")
-        assert done.returncode == 2 and "pipeline.json" in done.stderr, done.stderr
+    state = out / "pipeline.json"
+    state.write_text(text)
+    with pytest.raises(DamagedFileError if found is None else VersionError) as caught:
+        run_all(pipeline, out)
+    assert caught.value.path == state
+    assert getattr(caught.value, "found", None) == found
+    done = command(pipeline, "--out", out, "--input", f"tasks={SEEDS}")
+    assert done.returncode == 2 and "pipeline.json" in done.stderr, done.stderr
+    assert state.read_text() == text
 
 
-def test_fewer_rows_than_asked_for_are_said(tmp_path: Path) -> None:
-    text = RECIPE.replace("batch_size = 4", "batch_size = 4\nmax_tokens_total = 20000")
+def test_a_step_that_ends_before_its_target_is_reported(tmp_path: Path) -> None:
+    text = PIPELINE.replace("batch_size = 4", "batch_size = 4\nmax_tokens_total = 20000")
     text = text.replace("target = 12", "target = 100000")
-    recipe, out = write(tmp_path, text), tmp_path / "out"
-    done = command(recipe, "--out", out, "--input", f"tasks={SEEDS}")
+    pipeline, out = write(tmp_path, text), tmp_path / "out"
+    arguments = (pipeline, "--out", out, "--input", f"tasks={SEEDS}")
+    done = command(*arguments)
     assert done.returncode == 3
-    assert "expanded ended before its target" in done.stderr
+    *_, note = done.stderr.splitlines()
+    assert "expanded" in note
     assert (out / "file.jsonl").exists()
+    # The next run has nothing to do, and reports it too.
+    done = command(*arguments, "--json")
+    assert done.returncode == 3
+    steps = orjson.loads(done.stdout)["steps"]
+    assert not any(step["ran"] for step in steps)
+    assert [step["name"] for step in steps if step["ended_early"]] == ["expanded"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[steps]]\nname = "a"\nrun = "import x.jsonl"\nplugin = "{file}"\n',
+        '[[steps]]\nname = "a"\nrun = "import x.jsonl --plugin {file}"\n',
+        '[[steps]]\nname = "a"\nrun = "import x.jsonl"\n"plugin={file}" = true\n',
+        '[inputs.x]\nhub = "--plugin={file}"\n[[steps]]\nname = "a"\nrun = "import @x"\n',
+    ],
+    ids=["key", "word", "key with a value", "input"],
+)
+def test_a_pipeline_cannot_load_a_plugin(tmp_path: Path, text: str) -> None:
+    """The file of a plug-in is executed, and others may have written the pipeline."""
+    file, mark = tmp_path / "plugin.py", tmp_path / "executed"
+    file.write_text(f"open({str(mark)!r}, 'w').close()\n")
+    path = write(tmp_path, text.format(file=file))
+    with pytest.raises(ConfigError, match=r"steps 1 \(a\): plugin: "):
+        load_steps(str(path), tmp_path / "out", {}, small=False)
+    assert not mark.exists()
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_step_and_the_recipe(tmp_path: Path) -> None:
-    recipe = write(tmp_path, RECIPE.replace("target = 12", "target = 3000"))
+def test_ctrl_c_stops_the_step_and_the_pipeline(tmp_path: Path) -> None:
+    pipeline = write(tmp_path, PIPELINE.replace("target = 12", "target = 3000"))
     out = tmp_path / "out"
-    argv = [sys.executable, "-m", "instructgen", "run", str(recipe), "--out", str(out)]
+    argv = [sys.executable, "-m", "instructgen", "run", str(pipeline), "--out", str(out)]
     process = subprocess.Popen(
         [*argv, "--input", f"tasks={SEEDS}"], stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -431,27 +518,25 @@ def test_ctrl_c_stops_the_step_and_the_recipe(tmp_path: Path) -> None:
         assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
-    assert process.returncode == 130 and "interrupted" in said
-    assert "Traceback" not in said
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and errors.strip()
+    assert "Traceback" not in errors
     size = journal.stat().st_size
     time.sleep(0.5)
-    # Nothing goes on unseen.
+    # No process of the step is left that would continue.
     assert journal.stat().st_size == size
 
 
 @pytest.mark.slow
-def test_two_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from instructgen.errors import RunError
-    from instructgen.pipeline import steps
-
-    recipe, out = write(tmp_path), tmp_path / "out"
+def test_a_second_run_in_the_same_folder_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, out = write(tmp_path), tmp_path / "out"
     out.mkdir()
-    monkeypatch.setattr(steps, "_PATIENCE_S", 0.2)
-    import fcntl
-
+    monkeypatch.setattr(pipeline_steps, "_PATIENCE_S", 0.2)
     with (out / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="in use"):
-            run(str(recipe), out, inputs={"tasks": SEEDS}, quiet=True)
+        with pytest.raises(RunError, match=re.escape(str(out))) as caught:
+            run_all(pipeline, out)
+    assert not isinstance(caught.value, DamagedFileError | VersionError)
     assert [path.name for path in out.iterdir()] == ["lock"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from instructgen.store import read_made
+from instructgen.store import manifest_in, read_provenance
 from tests.conftest import ROOT
 from tests.training_data import dataset, sentences
 
@@ -24,11 +24,11 @@ class Banned(Filter):
     def reason(self, sample):
         return self.reject("banned") if BANNED in sample.instruction else None
 """
-SOURCE = """
+FORMAT = """
 from instructgen.schema.sample import Sample
 from instructgen.formats import Format, text
 
-class Quiz(Source):
+class Quiz(Format):
     name = "quiz"
     fields = frozenset({"quiz_question", "quiz_answer"})
     license = "CC-BY-4.0"
@@ -45,7 +45,7 @@ class Short(Verifier):
     def task(self, sample, rng):
         return sample
 
-    def judge(self, sample, answer):
+    def check(self, sample, answer):
         return float(len(answer) < 99)
 """
 
@@ -58,7 +58,7 @@ class Site:
         self.package.mkdir(parents=True)
         (self.package / "__init__.py").write_text("")
         (self.package / "banned.py").write_text(FILTER)
-        (self.package / "quiz.py").write_text(SOURCE)
+        (self.package / "quiz.py").write_text(FORMAT)
         (self.package / "short.py").write_text(VERIFIER)
         self.words("red")
         self.version("1.0")
@@ -117,10 +117,9 @@ def test_curate_rejects_an_output_made_with_other_filter_code(site: Site, tmp_pa
     words = ("curate", rows, "--recipe", recipe(tmp_path), "--out", out)
     done = site.run(*words)
     assert done.returncode == 0, done.stderr
-    made = read_made(out)["plugins"]["filters.banned"]
-    assert (made["package"], made["version"], len(made["sha256"])) == ("acme", "1.0", 16)
-    kept = orjson.loads((out / "manifest.json").read_bytes())["rows"]
-    assert 0 < kept < 20
+    code = read_provenance(out).plugins["filters.banned"]
+    assert (code["package"], code["version"], len(code["sha256"])) == ("acme", "1.0", 16)
+    assert 0 < manifest_in(out).rows < 20
 
     assert site.run(*words).returncode == 0
     assert site.unchanged(*words)
@@ -217,17 +216,7 @@ def test_training_rejects_an_output_made_with_other_verifier_code(
 ) -> None:
     rows, out = dataset(tmp_path / "rows", sentences(12)), tmp_path / "m"
     words = ("train", "rloo", rows, "--model", tiny, "--reward", "verifiers:short", "--out", out)
-    words = (
-        *words,
-        "--steps",
-        1,
-        "--set",
-        "max_new_tokens=4",
-        "--batch-size",
-        4,
-        "--max-length",
-        96,
-    )
+    words = (*words, "--steps=1", "--set=max_new_tokens=4", "--batch-size=4", "--max-length=96")
     done = site.run(*words)
     assert done.returncode == 0, done.stderr
     site.words("blue")

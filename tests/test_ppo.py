@@ -1,4 +1,4 @@
-"""The functions of PPO against values calculated by hand, and the start of a real run."""
+"""The functions of PPO against values calculated by hand, and the start of a real training."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_whitening_ignores_masked_values() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_starts_at_ratio_one_and_zero_kl(tmp_path: Path) -> None:
+def test_a_training_starts_at_ratio_one_and_zero_kl(tmp_path: Path) -> None:
     import orjson
 
     from instructgen import train

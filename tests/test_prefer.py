@@ -1,4 +1,4 @@
-"""Preferences made here: what is chosen, what is not and why, and what was paid for once."""
+"""Tests of prefer: which answers it keeps and rejects, and that no request is paid for twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from instructgen import explain, prefer
 from instructgen.commands.prefer import _engine
 from instructgen.errors import ConfigError, EngineError, RunError
 from instructgen.schema.sample import Label, Sample
-from instructgen.store import read_manifest, read_samples
+from instructgen.store import manifest_in, read_samples
 from instructgen.verifiers.constraints import LABEL, Constraint
 from tests.test_openai import Server, reply
 from tests.training_data import dataset
@@ -21,9 +21,10 @@ SHORT = Label(LABEL, Constraint("words_at_most", {"count": 4}).dumps())
 
 
 class Writer(Server):
-    """A server that writes one to eight words, by the request's seed, or judges by length.
+    """A server that answers with one to eight words, by the request's seed, or judges by length.
 
-    As a judge it likes the shorter answer; of equal ones it always says A.
+    As a judge it prefers the shorter answer, and it answers A if both have the same length.
+    ``judge`` replaces this verdict. Requests after number ``fail_from`` fail.
     """
 
     def __init__(self, fail_from: int | None = None, judge: str = "") -> None:
@@ -35,16 +36,16 @@ class Writer(Server):
             return reply(503)(handler)
         text = handler.body["messages"][-1]["content"]
         if "[Answer A]" in text:
-            said = self.judge or self._verdict(text)
+            content = self.judge or self._verdict(text)
             finish = "stop"
         else:
             seed = f"{handler.body['seed']}{text}".encode()
             count = hashlib.sha256(seed).digest()[0] % 8 + 1
-            said, finish = " ".join(["word"] * count), "length" if count == 8 else "stop"
+            content, finish = " ".join(["word"] * count), "length" if count == 8 else "stop"
         return reply(
             200,
             {
-                "choices": [{"message": {"content": said}, "finish_reason": finish}],
+                "choices": [{"message": {"content": content}, "finish_reason": finish}],
                 "usage": {"prompt_tokens": 5, "completion_tokens": 5},
             },
         )(handler)
@@ -55,9 +56,10 @@ class Writer(Server):
 
 
 def tasks(count: int = 30, *labels: Label) -> list[Sample]:
+    """Return instructions with a license and an attribution text."""
     return [
         Sample(
-            f"Tell of day {i}.",
+            f"Describe day {i}.",
             output="A day.",
             language="en",
             source="days",
@@ -75,17 +77,18 @@ def data(tmp_path: Path) -> Path:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    """Make the engine openai use this server."""
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
 
 
-GIVEN: dict[str, Any] = {"model": "writer", "engine": "openai", "samples": 4, "max_tokens": 32}
+OPTIONS: dict[str, Any] = {"model": "writer", "engine": "openai", "samples": 4, "max_tokens": 32}
 
 
-def test_best_and_worst_are_written_with_their_provenance(
+def test_pairs_have_the_best_and_worst_answer_and_their_provenance(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, Writer())
-    result = prefer(data, tmp_path / "out", score=["verifiers:ifeval"], **GIVEN)
+    result = prefer(data, tmp_path / "out", score=["verifiers:ifeval"], **OPTIONS)
     rows = list(read_samples(result.out))
     assert result.rows + result.rejected == 16
     assert result.rows > 6
@@ -93,7 +96,7 @@ def test_best_and_worst_are_written_with_their_provenance(
         best, worst = row.score("reward").value, row.score("reward_rejected").value
         assert best > worst
         assert len(row.output.split()) < len(row.rejected_output.split())
-        # Cut off after eight words: no answer that never ended is in a pair.
+        # An answer of eight words is unfinished, and no pair contains one.
         assert len(row.rejected_output.split()) < 8
         assert row.origin.method == "preference"
         assert row.origin.model == "writer"
@@ -102,129 +105,130 @@ def test_best_and_worst_are_written_with_their_provenance(
         assert row.license == "CC-BY-4.0"
         assert row.attribution == ("The days",)
         assert row.generators == ("writer",)
-    reasons = {r["reason"] for r in result.funnel}
-    assert reasons <= {"tie", "unfinished", "undecided"}
+    assert {r.reason for r in result.rejections} <= {"tie", "unfinished", "undecided"}
+    assert sum(r.count for r in result.rejections) == result.rejected
     sources = {s.id for s in tasks(16, SHORT)}
     assert {p for row in rows for p in row.origin.parents} <= sources
-    found = explain(result.out, rows[0].id)
-    assert found.command == "prefer"
-    assert any("The days" in said for said in found.obliges)
+    explanation = explain(result.out, rows[0].id)
+    assert explanation.command == "prefer"
+    assert any("The days" in sentence for sentence in explanation.obligations)
 
 
 @pytest.mark.parametrize(
     "score",
     ["models/none", "smollm2", "verifier:ifeval", "verifiers:nothing", "judge:./none"],
 )
-def test_a_score_that_is_none_is_refused_before_a_token_is_paid_for(
+def test_an_invalid_score_raises_an_error_before_any_request(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: str
 ) -> None:
     server = Writer()
     use(monkeypatch, server)
     with pytest.raises(ConfigError):
-        prefer(data, tmp_path / "out", score=[score], judge_engine="vllm", **GIVEN)
+        prefer(data, tmp_path / "out", score=[score], judge_engine="vllm", **OPTIONS)
     assert server.bodies == []
 
 
-def test_the_best_alone_is_rejection_sampling(
+def test_shape_instructions_keeps_the_best_answer_above_min_score(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, Writer())
     result = prefer(
         data, tmp_path / "out", score=["verifiers:ifeval"], shape="instructions", min_score=1.0,
-        **GIVEN,
+        **OPTIONS,
     )  # fmt: skip
     rows = list(read_samples(result.out))
     assert rows
     assert all(len(row.output.split()) <= 4 for row in rows)
     assert all(row.origin.method == "best_of_n" for row in rows)
-    assert {r["reason"] for r in result.funnel} <= {"low_score", "unfinished"}
+    assert {r.reason for r in result.rejections} <= {"low_score", "unfinished"}
 
 
-def test_a_judge_decides_only_where_both_orders_agree(
+def test_a_judge_decides_only_contests_in_which_both_orders_agree(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Writer()
     use(monkeypatch, server)
-    result = prefer(data, tmp_path / "out", score=["judge:judge"], **GIVEN)
+    result = prefer(data, tmp_path / "out", score=["judge:judge"], **OPTIONS)
     rows = list(read_samples(result.out))
     assert rows
     assert all(len(row.output) < len(row.rejected_output) for row in rows)
-    counts = result.facts["judge"]
-    # Equal answers get A in both orders, which is no verdict.
+    counts = result.facts.judge
+    # Answers of the same length get A in both orders, which contradict each other.
     assert counts["orders_disagree"] > 0
     judged = sum("[Answer A]" in b["messages"][-1]["content"] for b in server.bodies)
     assert judged == 2 * sum(counts.values())
 
 
-@pytest.mark.parametrize("says", ["A", "I prefer the first one.", ""])
-def test_a_judge_that_cannot_tell_makes_no_pair(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str
+@pytest.mark.parametrize("verdict", ["A", "I prefer the first one.", ""])
+def test_a_judge_without_a_consistent_verdict_gives_no_pair(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str
 ) -> None:
-    use(monkeypatch, Writer(judge=says or " "))
-    result = prefer(data, tmp_path / "out", score=["judge:judge"], **GIVEN)
+    use(monkeypatch, Writer(judge=verdict or " "))
+    result = prefer(data, tmp_path / "out", score=["judge:judge"], **OPTIONS)
     assert result.rows == 0
     assert result.rejected == 16
 
 
-def test_what_was_answered_is_never_asked_again(
+def test_a_resumed_command_repeats_no_answered_request(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, Writer())
-    one = prefer(data, tmp_path / "one", score=["verifiers:ifeval"], **GIVEN)
+    one = prefer(data, tmp_path / "one", score=["verifiers:ifeval"], **OPTIONS)
     monkeypatch.setattr(
         "instructgen.commands.prefer._engine",
-        lambda *given: _engine(*given).model_copy(update={"max_retries": 0, "concurrency": 2}),
+        lambda *args: _engine(*args).model_copy(update={"max_retries": 0, "concurrency": 2}),
     )
     answered: list[str] = []
     for fail_from in (20, 20, None):
         server = Writer(fail_from)
         use(monkeypatch, server)
         if fail_from is None:
-            two = prefer(data, tmp_path / "two", score=["verifiers:ifeval"], **GIVEN)
+            two = prefer(data, tmp_path / "two", score=["verifiers:ifeval"], **OPTIONS)
         else:
-            with pytest.raises(EngineError, match="the same command goes on"):
-                prefer(data, tmp_path / "two", score=["verifiers:ifeval"], **GIVEN)
+            with pytest.raises(EngineError, match="HTTP 503") as caught:
+                prefer(data, tmp_path / "two", score=["verifiers:ifeval"], **OPTIONS)
+            assert "same command" in caught.value.hint
         answered += [str(body) for body in server.bodies[:fail_from]]
-    # Each of 64 requests was answered once.
+    # Each of the 64 requests was answered once.
     assert len(answered) == len(set(answered)) == 64
     for table in ("data", "rejected"):
         assert [s.id for s in read_samples(one.out, table)] == [
             s.id for s in read_samples(two.out, table)
         ]
-    assert read_manifest(one.out)["rows"] == read_manifest(two.out)["rows"]
+    assert manifest_in(one.out).rows == manifest_in(two.out).rows == one.rows
 
 
-def test_answers_of_another_model_are_not_taken_over(
+def test_recorded_answers_of_another_model_are_not_used(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recorded answer does not say who wrote it: its journal does."""
+    """A recorded answer does not name its model, but its journal does."""
     monkeypatch.setattr(
         "instructgen.commands.prefer._engine",
-        lambda *given: _engine(*given).model_copy(update={"max_retries": 0, "concurrency": 2}),
+        lambda *args: _engine(*args).model_copy(update={"max_retries": 0, "concurrency": 2}),
     )
     use(monkeypatch, Writer(fail_from=20))
     with pytest.raises(EngineError):
-        prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **GIVEN)
+        prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **OPTIONS)
     server = Writer()
     use(monkeypatch, server)
     with pytest.raises(RunError) as caught:
-        prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **{**GIVEN, "model": "other"})
+        prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **{**OPTIONS, "model": "other"})
     assert "options.model" in str(caught.value)
     assert server.bodies == []
-    assert prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **GIVEN).rows
+    assert prefer(data, tmp_path / "p", score=["verifiers:ifeval"], **OPTIONS).rows
 
 
-def test_made_again_from_its_journal_the_bytes_are_the_same(
+def test_a_dataset_written_again_from_its_journal_has_the_same_bytes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Writer()
     use(monkeypatch, server)
     out = tmp_path / "out"
-    prefer(data, out, score=["verifiers:ifeval"], **GIVEN)
+    prefer(data, out, score=["verifiers:ifeval"], **OPTIONS)
     part = next(out.glob("data/*.parquet"))
-    before, asked = part.read_bytes(), len(server.bodies)
+    before, requests = part.read_bytes(), len(server.bodies)
     (out / "manifest.json").unlink()
     part.unlink()
-    prefer(data, out, score=["verifiers:ifeval"], **GIVEN)
+    prefer(data, out, score=["verifiers:ifeval"], **OPTIONS)
     assert part.read_bytes() == before
-    assert len(server.bodies) == asked
+    assert len(server.bodies) == requests

@@ -1,4 +1,4 @@
-"""The commands of the README and the guides run as they stand, and links lead somewhere."""
+"""The commands and scripts of the README and the guides run, and links lead to files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.conftest import ROOT, real
 from tests.crash import children
 from tests.engine_host import EngineHost
 
-# In the order in which one reads them: later ones use what earlier ones made.
-GUIDES = ("generating", "datasets", "duplicates", "training", "recipes", "reports")
+# In reading order, because later commands use the output of earlier ones.
+GUIDES = ("generating", "datasets", "duplicates", "training", "recipes", "pipelines", "reports")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
 OTHERS = [ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md"]
-OTHERS += [ROOT / "docs" / f"{name}.md" for name in ("commands", "architecture", "dolly_expand")]
+OTHERS += [ROOT / "docs" / f"{name}.md" for name in ("commands", "parts", "architecture", "dolly_expand")]
 BIN = Path(sys.executable).parent
 
 
@@ -55,7 +55,7 @@ def test_there_are_commands_to_try() -> None:
     assert all(c.startswith("instructgen ") for c in COMMANDS)
 
 
-def test_python_examples_run_and_print_what_they_say(tmp_path: Path) -> None:
+def test_python_examples_run_and_print_the_stated_output(tmp_path: Path) -> None:
     place = workplace(tmp_path)
     for block in blocks("python"):
         done = subprocess.run(
@@ -66,8 +66,8 @@ def test_python_examples_run_and_print_what_they_say(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        said = re.findall(r"^print\(.*\)  # (.+)$", block, re.MULTILINE)
-        assert [line for line in said if line not in done.stdout] == []
+        expected = re.findall(r"^print\(.*\)  # (.+)$", block, re.MULTILINE)
+        assert [line for line in expected if line not in done.stdout] == []
 
 
 def test_the_mix_of_the_readme_is_valid(tmp_path: Path) -> None:
@@ -85,17 +85,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_the_command_reference_is_of_the_code() -> None:
-    reference = runpy.run_path(str(ROOT / "docs" / "reference.py"))["reference"]()
-    assert (ROOT / "docs" / "commands.md").read_text() == reference, "python docs/reference.py"
+def test_the_references_are_generated_from_the_code() -> None:
+    reference = runpy.run_path(str(ROOT / "docs" / "reference.py"))
+    for name in ("commands", "parts"):
+        written = (ROOT / "docs" / f"{name}.md").read_text()
+        assert written == reference[name](), "run: python docs/reference.py"
 
 
-def test_the_recipe_of_the_guide_is_valid(tmp_path: Path) -> None:
-    from instructgen.pipeline.recipe import load_steps
+def test_the_pipeline_of_the_guide_is_valid(tmp_path: Path) -> None:
+    from instructgen.pipeline.definition import load_steps
 
     (text,) = [block for block in blocks("toml") if "[[steps]]" in block]
     (tmp_path / "r.toml").write_text(text)
-    steps = load_steps(str(tmp_path / "r.toml"), tmp_path / "out", {}, limit=True)
+    steps = load_steps(str(tmp_path / "r.toml"), tmp_path / "out", {}, small=True)
     assert [step.name for step in steps] == ["human", "expanded", "mix", "sft"]
     assert "--target=20" in steps[1].argv and "--set=lora_rank=8" in steps[3].argv
 
@@ -114,11 +116,11 @@ def test_the_parts_of_contributing_work() -> None:
     assert parts["Quiz"]().samples(record) == [Sample("Who?", output="Me.")]
     with pytest.raises(RowError):
         parts["Quiz"]().samples({"quiz_question": "Who?"})
-    made = list(parts["Parrot"]().complete([Request("Say a b", Sampling(0.0, max_tokens=2))]))
-    assert [(place, c.text, c.output_tokens) for place, c in made] == [(0, "a b", 2)]
+    answers = list(parts["Parrot"]().complete([Request("Say a b", Sampling(0.0, max_tokens=2))]))
+    assert [(place, c.text, c.output_tokens) for place, c in answers] == [(0, "a b", 2)]
 
 
-# The same commands, smaller: what they do is the same, and a CPU does it in minutes.
+# Smaller sizes, so that a CPU runs the same commands in minutes.
 SMALLER = (
     (" --target 100 ", " --target 2 --batch-size 1 "),
     (" --target 20 --batch-size 8 ", " --target 2 --batch-size 1 "),
@@ -141,14 +143,14 @@ def smaller(command: str) -> str:
     return command
 
 
-def test_there_is_something_to_make_smaller() -> None:
-    """Every size above still stands in some command."""
+def test_every_smaller_size_is_used() -> None:
+    """Every size above is in some command."""
     text = "\n".join(f"{command} " for command in COMMANDS)
     assert [long for long, _ in SMALLER if long not in text] == []
 
 
 def files(place: Path, dolly_rows: int | None) -> Path:
-    """What the commands name, from the real datasets; Dolly whole, or its first rows."""
+    """The files that the commands name, from real datasets; Dolly may be cut to its first rows."""
     dolly = real("dolly/databricks-dolly-15k.rejoined.jsonl")
     for name, path in (
         ("oasst", real("oasst1/oasst1-en-validation.messages.jsonl")),
@@ -168,9 +170,9 @@ def files(place: Path, dolly_rows: int | None) -> Path:
 @pytest.mark.engine
 @pytest.mark.timeout(1800)
 def test_the_commands_run(engine_host: EngineHost, tmp_path: Path) -> None:
-    """Each once, in their order and one folder, with the real model, at small sizes.
+    """Each runs once, in order and in one folder, with the real model, at small sizes.
 
-    Those that ask vLLM share a process in which it is loaded, the others are forks of one.
+    Commands that use vLLM share a process in which it is loaded; the others are forks.
     """
     pytest.importorskip("vllm")
     place = workplace(tmp_path)
@@ -193,7 +195,7 @@ def test_the_commands_run(engine_host: EngineHost, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
-    """In their order, with the real model and all of Dolly, each in a process of its own."""
+    """In order, with the real model and all of Dolly, each in a process of its own."""
     pytest.importorskip("vllm")
     place = workplace(tmp_path)
     dolly = files(place, None)
@@ -209,7 +211,7 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
 
 
 def check_dolly(out: Path, dolly: Path, count: int) -> None:
-    """So many rows, with Dolly's licence and none too near to a seed."""
+    """The expected number of rows, with Dolly's license and no row too similar to a seed."""
     rows = list(read_rows(out))
     assert len(rows) == count
     assert {r["license"] for r in rows} == {"CC-BY-SA-3.0"}
@@ -221,7 +223,7 @@ def check_dolly(out: Path, dolly: Path, count: int) -> None:
         for row in rows[:5]
         for seed in seeds[::5]
     )
-    # The float F-measure may lie a hair above a pair that is exactly 7/10.
+    # The floating-point F-measure of a pair at exactly 7/10 may be slightly higher.
     assert 0.1 < nearest <= 0.7 + 1e-9
 
 
@@ -239,7 +241,7 @@ def test_the_names_of_the_architecture_exist() -> None:
 
 
 def test_the_tree_of_agents_exists() -> None:
-    """Every folder and file that AGENTS.md names is there, and no package is left out."""
+    """AGENTS.md names every package, and every folder that it names exists."""
     text = (ROOT / "AGENTS.md").read_text()
     package = ROOT / "instructgen"
     folders = re.findall(r"^      (\w+)/ ", text, re.MULTILINE)

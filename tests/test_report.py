@@ -7,17 +7,29 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 
 from instructgen import curate, generate, import_data, report
+from instructgen.errors import DamagedFileError, InputError
 from instructgen.reports.charts import Series, bars, histogram, lines, points
 from instructgen.reports.html import element, join_markup
+from instructgen.schema.measures import Estimate, EvaluationRecord, Measure
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
-from instructgen.store import write_dataset
+from instructgen.store import (
+    InputRef,
+    Provenance,
+    RejectionCount,
+    TrainedRows,
+    TrainingInputs,
+    write_dataset,
+)
+from instructgen.store.records import TrainingInfo
 from tests.conftest import ROOT
+from tests.test_card import training_facts
 
 SEEDS = ROOT / "seeds" / "general.jsonl"
 HOSTILE = [
@@ -104,13 +116,12 @@ def dataset(folder: Path, text: str) -> Path:
         for i, s in enumerate(samples(f"{text} {text}", 8, source=text))
     ]
     borderline = [{"filter": "length", "side": "kept", "value": 4.0, "text": text}]
-    facts = {"funnel": [], "borderline": borderline, "read": 56}
-    write_dataset(folder, kept, rejected, lambda _: "", facts)
-    (folder / "made.json").write_bytes(
-        orjson.dumps(
-            {"command": "curate", "inputs": [{"name": text.encode("utf-8", "replace").decode()}]}
-        )
-    )
+    rejections = [RejectionCount("curate", "length", "too_short", len(rejected))]
+    facts = {"borderline": borderline, "read": 56}
+    write_dataset(folder, kept, rejected, lambda _: "", rejections, facts)
+    name = text.encode("utf-8", "replace").decode()
+    provenance = Provenance("curate", (InputRef(name),), {})
+    (folder / "provenance.json").write_bytes(provenance.to_json())
     return folder
 
 
@@ -151,9 +162,9 @@ def test_run_report_has_every_figure_with_its_numbers(run: Path, tmp_path: Path)
     assert len(figures) >= 8
     assert all("<svg" in f and "<table>" in f for f in figures)
     manifest = orjson.loads((run / "manifest.json").read_bytes())
-    by_filters = sum(r["count"] for r in manifest["funnel"]["rejected"] if r["filter"] != "loop")
+    by_filters = sum(r["count"] for r in manifest["rejections"] if r["filter"] != "loop")
     assert f"<b>{by_filters:,}</b><span>rejected</span>" in text
-    rejected = {(r["filter"], r["reason"]): r["count"] for r in manifest["funnel"]["rejected"]}
+    rejected = {(r["filter"], r["reason"]): r["count"] for r in manifest["rejections"]}
     for (name, reason), count in rejected.items():
         assert re.search(rf"{name}: {reason}</td><td class=\"number\">{count:,}</td>", text)
 
@@ -163,41 +174,44 @@ def test_report_of_a_dataset_a_model_and_an_evaluation(run: Path, tmp_path: Path
     model, evaluation = tmp_path / "model", tmp_path / "evaluation"
     for folder in (model, evaluation):
         folder.mkdir()
-    value = {"value": 0.8, "low": 0.7, "high": 0.9, "rows": 12}
-    measure = {"measure": "bits_per_byte", "after": value, "before": value, "difference": value}
-    terms = {"licenses": {"CC-BY-4.0": 3}, "generators": {}, "attributions": {}}
-    (model / "run.json").write_bytes(
-        orjson.dumps(
-            {
-                "format": 1, "status": "finished", "base": "smollm2", "method": "sft", "steps": 3,
-                "rows": {"train": 9, "held_out": 12, "held_out_from": "people",
-                         "left_out": {"too_long": 2}},
-                "supervised_tokens": 500, "seconds": 9.0, "tokens_per_s": 50.0,
-                "evaluation": measure, "data": {"name": "clean"}, "terms": terms,
-                "options": {"peft": "lora", "seed": 0},
-            }
-        )
-    )  # fmt: skip
+    value = Estimate(0.8, 0.7, 0.9, rows=12)
+    measure = Measure("bits_per_byte", value, value, value, better="lower", suite="likelihood")
+    smollm2 = InputRef("smollm2")
+    inputs = TrainingInputs(
+        command="train sft",
+        model=smollm2,
+        data=InputRef("clean"),
+        reward=(),
+        held_out=None,
+        options={"peft": "lora", "seed": 0},
+    )
+    result = replace(
+        training_facts("smollm2", "sft", base="smollm2"),
+        rows=TrainedRows(9, 9, "0" * 64, {"too_long": 2}, 12, "people"),
+        supervised_tokens=500,
+        evaluation=(measure,),
+    )
+    (model / "training.json").write_bytes(TrainingInfo(2, inputs, result).to_json())
     (model / "log.jsonl").write_bytes(b'{"step":1,"loss":3.5}\n{"step":2,"loss":2.5}\n')
-    (evaluation / "evaluation.json").write_bytes(
-        orjson.dumps(
-            {
-                "model": {"name": "models/sft"}, "against": {"name": "smollm2"}, "data": ["held"],
-                "measures": [{**measure, "suite": "likelihood", "better": "lower"}],
-            }
-        )
-    )  # fmt: skip
-    result = report([clean, model, evaluation], tmp_path / "all.html", reference=run)
-    assert result.chapters == ("clean", "model", "evaluation")
-    text = result.to.read_text()
-    for expected in (
-        "<h3>Loss</h3>",
-        "0.8000 [0.7000, 0.9000]",
-        "lower is better",
-        "too_long",
-        "500",
-    ):
-        assert expected in text
+    record = EvaluationRecord(
+        model=InputRef("models/sft"),
+        against=smollm2,
+        data=("held",),
+        format="chat",
+        seed=0,
+        measures=(measure,),
+        notes=(),
+        versions={},
+    )
+    (evaluation / "evaluation.json").write_bytes(record.to_json())
+    reported = report([clean, model, evaluation], tmp_path / "all.html", reference=run)
+    assert reported.chapters == ("clean", "model", "evaluation")
+    text = reported.to.read_text()
+    _, _, of_model, of_evaluation = text.split("<section")
+    for expected in ("<h3>Loss</h3>", "0.8000 [0.7000, 0.9000]", "too_long", "500"):
+        assert expected in of_model
+    assert "0.8000 [0.7000, 0.9000]" in of_evaluation
+    assert re.search(r"<figcaption>[^<]*\blower\b", of_evaluation)
     assert (
         '<th class="number">words</th><th class="number">rows</th><th class="number">reference a</th>'
         in text
@@ -255,8 +269,6 @@ def test_the_same_dataset_gives_the_same_page(run: Path, tmp_path: Path) -> None
 
 
 def test_invalid_inputs_and_outputs_are_rejected(run: Path, tmp_path: Path) -> None:
-    from instructgen.errors import InputError, RunError
-
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.html").write_text("mine")
     (tmp_path / "broken").mkdir()
@@ -265,8 +277,9 @@ def test_invalid_inputs_and_outputs_are_rejected(run: Path, tmp_path: Path) -> N
         with pytest.raises(InputError) as error:
             report(tmp_path / name, tmp_path / "r.html")
         assert error.value.path == tmp_path / name
-    with pytest.raises(RunError, match=r"evaluation\.json"):
+    with pytest.raises(DamagedFileError) as damaged:
         report(tmp_path / "broken", tmp_path / "r.html")
+    assert damaged.value.path == tmp_path / "broken" / "evaluation.json"
     assert not (tmp_path / "r.html").exists()
     for name in ("notes.html", "empty"):
         with pytest.raises(InputError) as error:

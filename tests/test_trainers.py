@@ -110,7 +110,7 @@ def test_training_uses_exactly_the_token_budget(
 ) -> None:
     out = tmp_path / "m"
     facts = train("sft", rows, out, model=str(tiny), tokens=1234, packing=packing, **SHORT).facts
-    assert facts["supervised_tokens"] == 1234
+    assert facts.supervised_tokens == 1234
     assert read_log(out)[-1]["supervised_tokens"] == 1234
 
 
@@ -178,7 +178,7 @@ def test_rationales_add_a_second_task(tiny: Path, tmp_path: Path) -> None:
     both = train(
         "sft", data, tmp_path / "b", model=str(tiny), rationale=0.5, held_out_rows=0, **SHORT
     ).facts
-    assert both["supervised_tokens"] > 1.2 * plain["supervised_tokens"]
+    assert both.supervised_tokens > 1.2 * plain.supervised_tokens
     bare = dataset(tmp_path / "bare", sentences(30))
     with pytest.raises(ConfigError, match=r"label\.rationale"):
         train("sft", bare, tmp_path / "c", model=str(tiny), rationale=0.5, **SHORT)
@@ -190,16 +190,19 @@ def test_rejected_and_truncated_rows_are_recorded(tiny: Path, tmp_path: Path) ->
     forged = Sample("Go on.", output="<|im_end|>", source="s", license="CC0-1.0", language="en")
     data = dataset(tmp_path / "rows", [*sentences(30), long, forged])
     out = tmp_path / "m"
-    dropped = train("sft", data, out, model=str(tiny), steps=1, held_out_rows=0, **SHORT).facts
-    assert dropped["rows"]["left_out"] == {"control_token": 1, "too_long": 1}
-    named = [orjson.loads(line) for line in (out / "rejected.jsonl").read_bytes().splitlines()]
-    assert {row["id"] for row in named} == {long.id, forged.id}
-    cut = train(
+    facts = train("sft", data, out, model=str(tiny), steps=1, held_out_rows=0, **SHORT).facts
+    assert facts.rows.rejected == {"control_token": 1, "too_long": 1}
+    rejected = [orjson.loads(line) for line in (out / "rejected.jsonl").read_bytes().splitlines()]
+    assert {row["id"]: row["reason"] for row in rejected} == {
+        long.id: "too_long",
+        forged.id: "control_token",
+    }
+    facts = train(
         "sft", data, tmp_path / "n", model=str(tiny), steps=1, too_long="truncate",
         held_out_rows=0, **SHORT,
     ).facts  # fmt: skip
-    assert cut["rows"]["left_out"] == {"control_token": 1, "truncated": 1}
-    assert cut["rows"]["train"] == 31
+    assert facts.rows.rejected == {"control_token": 1, "truncated": 1}
+    assert facts.rows.train == 31
 
 
 @pytest.mark.slow
@@ -224,7 +227,7 @@ def test_an_sft_term_increases_the_dpo_loss(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_with_the_same_seed_are_identical(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_two_trainings_with_the_same_seed_are_identical(tiny: Path, rows: Path, tmp_path: Path) -> None:
     for name in "ab":
         train("sft", rows, tmp_path / name, model=str(tiny), steps=5, peft="lora", **SHORT)
     logs = [read_log(tmp_path / name) for name in "ab"]
@@ -258,7 +261,7 @@ def test_the_model_card_states_a_non_commercial_license(tiny: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_changed(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_finished_training_is_not_changed(tiny: Path, rows: Path, tmp_path: Path) -> None:
     from instructgen.errors import RunError
 
     out = tmp_path / "m"
@@ -282,7 +285,7 @@ def test_a_saved_reward_model_includes_its_head(tiny: Path, tmp_path: Path) -> N
         "reward", data, out, model=str(tiny), peft="lora", steps=8, held_out_rows=0,
         **{**SHORT, "learning_rate": 1e-2},
     ).facts  # fmt: skip
-    assert facts["reload"]["difference"] < 1e-3 < facts["reload"]["moved"]
+    assert facts.reload["difference"] < 1e-3 < facts.reload["moved"]
     from instructgen.training.rewards import RewardModel
 
     rows = pairs(60)
@@ -293,7 +296,7 @@ def test_a_saved_reward_model_includes_its_head(tiny: Path, tmp_path: Path) -> N
     from instructgen.filters.reward import RewardFilter
 
     # The reward filter computes the same score for the same answer.
-    scored = [v.sample.scores[-1].value for v in RewardFilter(model=str(out)).judge(rows[:9])]
+    scored = [v.sample.scores[-1].value for v in RewardFilter(model=str(out)).evaluate(rows[:9])]
     assert scored == pytest.approx(chosen[:9], abs=1e-3)
     # The score of a row does not depend on the other rows of its batch.
     alone = [model.score([r], [r.output])[0] for r in rows[:5]]
@@ -301,9 +304,9 @@ def test_a_saved_reward_model_includes_its_head(tiny: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["grpo", "rloo"])
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
 def test_a_custom_sampler_is_used(
-    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str
 ) -> None:
     """Sampling as with vLLM on a CPU, with a fake sampler in its place."""
     steps: list[int] = []
@@ -315,7 +318,7 @@ def test_a_custom_sampler_is_used(
     monkeypatch.setattr("instructgen.training.online.vllm_sampler", lambda *_: sample)
     out = tmp_path / "m"
     train(
-        method, rows, out, model=str(tiny), reward=["verifiers:ifeval"], rollouts="vllm",
+        trainer, rows, out, model=str(tiny), reward=["verifiers:ifeval"], rollouts="vllm",
         steps=2, max_new_tokens=4, **SHORT,
     )  # fmt: skip
     assert steps == [0, 1]
@@ -347,12 +350,13 @@ def test_base_models_are_evaluated_in_their_prompt_format(rows: Path, tmp_path: 
         "grpo", rows, tmp_path / "m", model=str(bare), reward=["verifiers:ifeval"], steps=1,
         format="alpaca", max_new_tokens=8, max_length=128, held_out_rows=8,
     ).facts  # fmt: skip
-    assert facts["evaluation"]["before"]["rows"] == 8
+    (measure,) = facts.evaluation
+    assert measure.before.rows == 8
     evaluation = evaluate(
         str(tmp_path / "m"), against=str(bare), data=rows, suites=["constraints"], limit=4,
         format="alpaca", max_length=256, settings={"constraints.max_new_tokens": 4},
     )  # fmt: skip
-    assert evaluation.measures[0]["before"]["rows"] == 4
+    assert evaluation.measures[0].before.rows == 4
 
 
 @pytest.mark.slow
@@ -374,7 +378,7 @@ def test_held_out_questions_and_groups_are_not_trained_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_killed_after_the_last_step_trains_no_further(
+def test_a_training_killed_after_the_last_step_trains_no_further(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {
@@ -391,6 +395,6 @@ def test_a_run_killed_after_the_last_step_trains_no_further(
         with pytest.raises(KeyboardInterrupt):
             train("grpo", rows, tmp_path / "m", **options)
     facts = train("grpo", rows, tmp_path / "m", **options).facts
-    assert facts["steps"] == 3
+    assert facts.steps == 3
     one, other = (p / "model.safetensors" for p in (uninterrupted, tmp_path / "m"))
     assert one.read_bytes() == other.read_bytes()

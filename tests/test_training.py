@@ -35,8 +35,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sft_learns(tiny: Path, rows: Path, tmp_path: Path) -> None:
     facts = train("sft", rows, tmp_path / "m", model=str(tiny), steps=25, **SHORT).facts
-    assert facts["evaluation"]["difference"]["high"] < -1.0
-    assert facts["reload"]["moved"] > 0.1
+    (measure,) = facts.evaluation
+    assert measure.difference.high < -1.0
+    assert facts.reload["moved"] > 0.1
 
 
 @pytest.mark.parametrize("peft", ["lora", "qlora", "dora", "ia3", "adapter"])
@@ -44,35 +45,39 @@ def test_sft_learns_with_adapters(tiny: Path, rows: Path, tmp_path: Path, peft: 
     options = {**SHORT, "learning_rate": 2e-2}
     out = tmp_path / "m"
     facts = train("sft", rows, out, model=str(tiny), peft=peft, steps=12, **options).facts
-    assert facts["evaluation"]["difference"]["high"] < (0 if peft == "adapter" else -0.02)
+    (measure,) = facts.evaluation
+    assert measure.difference.high < (0 if peft == "adapter" else -0.02)
     assert (out / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_reward_model_learns(tiny: Path, preferences: Path, tmp_path: Path) -> None:
     facts = train("reward", preferences, tmp_path / "m", model=str(tiny), steps=25, **SHORT).facts
-    assert facts["evaluation"]["after"]["low"] > 0.8
+    (measure,) = facts.evaluation
+    assert measure.after.low > 0.8
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("trainer", ["dpo", "kto"])
 def test_preferences_are_learned(
-    tiny: Path, preferences: Path, tmp_path: Path, method: str
+    tiny: Path, preferences: Path, tmp_path: Path, trainer: str
 ) -> None:
-    facts = train(method, preferences, tmp_path / "m", model=str(tiny), steps=25, **SHORT).facts
-    assert facts["evaluation"]["reward_accuracy"]["after"]["low"] > 0.8
+    facts = train(trainer, preferences, tmp_path / "m", model=str(tiny), steps=25, **SHORT).facts
+    measures = {measure.measure: measure for measure in facts.evaluation}
+    assert measures["reward_accuracy"].after.low > 0.8
 
 
-@pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
-def test_rewards_increase(tiny: Path, prompts: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("trainer", ["grpo", "rloo", "ppo"])
+def test_rewards_increase(tiny: Path, prompts: Path, tmp_path: Path, trainer: str) -> None:
     facts = train(
-        method,
+        trainer,
         prompts,
         tmp_path / "m",
         model=str(tiny),
         reward=["verifiers:ifeval"],
         steps=20,
         max_new_tokens=16,
-        batch_size=32 if method == "ppo" else 8,
+        batch_size=32 if trainer == "ppo" else 8,
         **{**SHORT, "learning_rate": 2e-3},
-        **({"kl": 0.0, "no_end_penalty": 0.0} if method == "ppo" else {}),
+        **({"kl_coef": 0.0, "no_end_penalty": 0.0} if trainer == "ppo" else {}),
     ).facts
-    assert facts["evaluation"]["difference"]["low"] > 0
+    (measure,) = facts.evaluation
+    assert measure.difference.low > 0

@@ -52,12 +52,5 @@ def pairs(count: int) -> list[Sample]:
 
 def dataset(folder: Path, rows: list[Sample]) -> Path:
     """Write the rows as a dataset folder, and return its path."""
-    write_dataset(
-        folder,
-        rows,
-        [],
-        lambda contents: "---\n---\n",
-        {"read": len(rows), "funnel": []},
-        shape=rows[0].shape,
-    )
+    write_dataset(folder, rows, [], lambda counts: "---\n---\n", shape=rows[0].shape)
     return folder

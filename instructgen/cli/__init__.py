@@ -1,8 +1,8 @@
 """The command line: parses the arguments, calls one function, and prints the result.
 
-Exit codes: 0 done; 1 the engine, the disk or a defect stopped the command; 2 invalid input or
-options; 3 the command ended before its target; 130 interrupted. After 1, 3 and 130 the same
-command resumes.
+Exit codes: 0 success; 1 the engine, the disk or a bug stopped the command; 2 invalid input or
+options; 3 the command ended before its target; 130 interrupted. After 1, 3 and 130, rerun the
+same command to resume.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 from rich.markup import escape
 
 from instructgen import __version__
-from instructgen.cli import datasets, runs, training
+from instructgen.cli import datasets, parts, runs, training
 from instructgen.cli.printing import err
 from instructgen.errors import InstructgenError
 from instructgen.plugins import suggest
@@ -23,12 +23,12 @@ from instructgen.printable import printable
 
 
 class _Group(click.Group):
-    """Suggests the nearest command name for an unknown one."""
+    """Suggests the most similar command name for an unknown one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; for an unknown one, list all names."""
+        """Return the command; the error for an unknown name lists all names."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise click.UsageError(
                 f"unknown command {args[0]!r}. {suggest(args[0], list(self.commands))}"
@@ -39,7 +39,7 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done; 1 the engine, the disk or a defect stopped the command; 2 invalid "
+    epilog="Exit codes: 0 success; 1 the engine, the disk or a bug stopped the command; 2 invalid "
     "input or options; 3 the command ended before its target; 130 interrupted. After 1, 3 and 130, "
     "rerun the same command to resume. Set NO_COLOR to disable colors.",
 )
@@ -76,6 +76,7 @@ for _command in (
     training.ablate,
     training.prefer,
     training.chat,
+    *parts.COMMANDS,
 ):
     cli.add_command(_command)
 
@@ -96,11 +97,11 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
         sys.exit(error.exit_code)
     except OSError as error:
-        # A name that is too long, a full device behind a pipe.
+        # For example a name that is too long, or a full device behind a pipe.
         err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         err.print("interrupted. Finished work is kept; rerun the same command to resume.")
-        # Threads of an engine may still be computing; all state is on disk.
+        # Threads of an engine may still be running. All state is on disk.
         sys.stderr.flush()
         os._exit(130)

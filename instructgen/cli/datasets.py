@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 @quiet_option
 @json_option
 def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
-    """Read a dataset of another project. Every row is kept, or rejected with a reason.
+    """Read data in a known format. Every row is kept, or rejected with a reason.
 
-    FORMAT is one of those that `instructgen formats` lists. Without it, the format is
-    recognized by the fields of the file.
+    `instructgen formats` lists the values of FORMAT. By default, the format is recognized by
+    the fields of the file.
 
     \b
     Examples:
@@ -150,7 +150,7 @@ def curate(options: CurateOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def dedup(options: DedupOptions, show: int, quiet: bool, as_json: bool) -> None:
-    """Reject duplicates. Every rejected row is near enough to a row that is kept.
+    """Reject duplicates. Every rejected row is similar to a row that is kept.
 
     \b
     Examples:
@@ -172,8 +172,9 @@ def dedup(options: DedupOptions, show: int, quiet: bool, as_json: bool) -> None:
         screen.print(f"{facts.invalid:,} rows are invalid and were not read.")
     screen.print(f"[bold]{result.rows:,} rows[/] kept, {result.rejected:,} rejected.")
     screen.print(
-        f"Removing connected components would have rejected {facts.components_would_reject:,} "
-        f"rows; the largest component has {facts.largest_component:,} rows."
+        "Keeping one row per connected component would have rejected "
+        f"{facts.components_would_reject:,} rows; the largest component has "
+        f"{facts.largest_component:,} rows."
     )
     if facts.uncompared:
         screen.print(
@@ -188,9 +189,9 @@ def _print_duplicates(out: Path, count: int) -> None:
 
     kept: dict[str, str] = {}
     shown = list(islice(read_rows(out, "rejected"), count))
-    wanted = {row["nearest"] for row in shown}
+    kept_ids = {row["nearest"] for row in shown}
     for row in read_rows(out):
-        if row["id"] in wanted:
+        if row["id"] in kept_ids:
             kept[row["id"]] = row["instruction"]
     for row in shown:
         screen.print(f"[bold]{short(row['instruction'])}[/]")
@@ -270,7 +271,7 @@ def publish(options: PublishOptions, quiet: bool, as_json: bool) -> None:
 
 
 def print_derived(result: Derived[Any]) -> None:
-    """Print the rejections, the splits, and where the dataset and its card are."""
+    """Print the rejections, the splits, and the paths of the dataset and its card."""
     print_rejections(result.rejections)
     if len(result.splits) > 1:
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in result.splits.items())

@@ -15,33 +15,37 @@ from pydantic.fields import FieldInfo
 from instructgen.commands.interface import Options, bounds_of, facts_of, flag_of
 from instructgen.commands.options import ABLATE_FLAGS, TRAIN_FLAGS, AblateOptions, TrainOptions
 from instructgen.errors import ConfigError
+from instructgen.plugins import load_plugin
 
-# Settings of a trainer that have flags of their own, next to --set.
+# Settings of a trainer that have their own flags in addition to --set.
 _OWN_FLAGS: Mapping[type[Options], Mapping[str, FieldInfo]] = {
     TrainOptions: TRAIN_FLAGS,
     AblateOptions: ABLATE_FLAGS,
 }
 
 
-def takes(options: type[Options], *left_out: str) -> Callable[[Callable[..., Any]], Any]:
-    """Give a click command the flags of a class of options, and its function the object.
+def takes(options: type[Options], *excluded: str) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that adds the flags of a class of options to a click command.
+
+    The decorated function receives an object of the class.
 
     Args:
-        options: the class.
-        left_out: fields that the command declares itself.
+        options: the class of options.
+        excluded: fields that the command declares itself.
     """
     own = _OWN_FLAGS.get(options, {})
-    fields = {n: f for n, f in options.model_fields.items() if n not in left_out}
+    fields = {n: f for n, f in options.model_fields.items() if n not in excluded}
 
     def decorate(function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
         def call(**values: Any) -> Any:
-            given = options.checked(values_of(options, values))
+            checked = options.checked(values_of(options, values))
             used = {*options.model_fields, *own, "format_and_path"}
             rest = {k: v for k, v in values.items() if k not in used}
-            return function(given, **rest)
+            return function(checked, **rest)
 
         call.options = options  # type: ignore[attr-defined]
+        call = plugin_option(call)
         for name, field in reversed([*fields.items()]):
             if name == options.open_field:
                 for key, setting in reversed([*own.items()]):
@@ -53,10 +57,10 @@ def takes(options: type[Options], *left_out: str) -> Callable[[Callable[..., Any
 
 
 def values_of(options: type[Options], params: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of click's parameters by field name.
+    """Return the values of click's parameters by field name.
 
     Raises:
-        ConfigError: a setting is given twice, by its flag and by --set.
+        ConfigError: a setting is given twice, by its flag and by --set, or two files are given.
     """
     values = {k: v for k, v in params.items() if k in options.model_fields}
     if (words := params.get("format_and_path")) is not None:
@@ -65,12 +69,12 @@ def values_of(options: type[Options], params: Mapping[str, Any]) -> dict[str, An
         values |= {"path": words[-1], "format": words[0] if len(words) == 2 else None}
     rest = options.open_field
     own = _OWN_FLAGS.get(options, {})
-    given = {k: params[k] for k in own if params.get(k) is not None}
+    by_flag = {k: params[k] for k in own if params.get(k) is not None}
     if rest is not None:
-        if both := sorted(given.keys() & values[rest].keys()):
+        if both := sorted(by_flag.keys() & values[rest].keys()):
             flag = f"--{both[0].replace('_', '-')}"
-            raise ConfigError(f"{flag} and --set {both[0]} are both given.", "Give one of them.")
-        values[rest] = {**values[rest], **given}
+            raise ConfigError(f"{flag} and --set={both[0]} are both given.", "Give one of them.")
+        values[rest] = {**values[rest], **by_flag}
     return values
 
 
@@ -81,11 +85,11 @@ def _parameter(name: str, flag: str, field: FieldInfo) -> Callable[[Any], Any]:
     if facts.get("argument"):
         nargs = -1 if several else 1
         required = field.is_required()
-        default = None if required or several else field.default
+        default = _default(None if required or several else field.default)
         return click.argument(
-            name, type=kind, nargs=nargs, required=required, default=default, metavar=metavar
+            name, type=kind, nargs=nargs, required=required, metavar=metavar, **default
         )
-    settings: dict[str, Any] = {"help": _help(field), "required": field.is_required()}
+    settings: dict[str, Any] = {"help": help_text(field), "required": field.is_required()}
     many = facts.get("many")
     if is_flag:
         return click.option(flag, name, is_flag=True, **settings)
@@ -96,16 +100,21 @@ def _parameter(name: str, flag: str, field: FieldInfo) -> Callable[[Any], Any]:
         )
     if many in _PARSERS:
         repeated = many != "commas"
-        default = None if repeated or field.is_required() else ",".join(field.default)
+        settings |= _default(None if repeated or field.is_required() else ",".join(field.default))
         return click.option(
-            flag, name, multiple=repeated, default=default, callback=_PARSERS[many],
-            metavar=metavar, **settings,
-        )  # fmt: skip
-    default = None if field.is_required() else field.default
-    return click.option(flag, name, type=kind, default=default, metavar=metavar, **settings)
+            flag, name, multiple=repeated, callback=_PARSERS[many], metavar=metavar, **settings
+        )
+    settings |= _default(None if field.is_required() else field.default)
+    return click.option(flag, name, type=kind, metavar=metavar, **settings)
 
 
-def _help(field: FieldInfo) -> str:
+def _default(value: Any) -> dict[str, Any]:
+    """Return click's parameter ``default``; None would be a value, even if it is required."""
+    return {} if value is None else {"default": value}
+
+
+def help_text(field: FieldInfo) -> str:
+    """Return the help text of an option, with its range and default."""
     facts = facts_of(field)
     default = facts.get("shown") or _shown(field)
     notes = [bounds_of(field), f"default: {default}" if default else ""]
@@ -121,7 +130,7 @@ def _shown(field: FieldInfo) -> str:
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool, bool]:
-    """The click type of an annotation, whether it is a switch, and whether it takes several."""
+    """Return the click type of an annotation, whether it is a flag, and whether it is a list."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return _click_type(next(a for a in inner if a is not type(None)))
@@ -160,7 +169,7 @@ def _settings(
         try:
             settings[key.strip()] = tomllib.loads(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:
-            # A word needs no quotes.
+            # A text does not need quotes.
             settings[key.strip()] = text
     return settings
 
@@ -168,7 +177,7 @@ def _settings(
 def _numbers(
     _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
 ) -> float | dict[str, float] | None:
-    """One number for all stages, or STAGE=NUMBER for some."""
+    """Parse one number for all stages, or STAGE=NUMBER for some stages."""
     by_stage: dict[str, float] = {}
     for value in values:
         stage, _, number = value.rpartition("=")
@@ -192,7 +201,7 @@ _PARSERS: Mapping[str | None, Callable[..., Any]] = {
 
 
 class OptionsCommand(click.Command):
-    """A command with a class of options: lists its arguments, and knows flags' old names."""
+    """A command with a class of options. Its help lists arguments, and it knows old flags."""
 
     @property
     def options(self) -> type[Options] | None:
@@ -200,7 +209,7 @@ class OptionsCommand(click.Command):
         return getattr(self.callback, "options", None)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; an old flag is answered with the new one."""
+        """Parse the arguments; the error for an old flag names the new one."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -215,7 +224,7 @@ class OptionsCommand(click.Command):
         """Write the arguments, then the options."""
         fields = (self.options.model_fields if self.options else {}).values()
         rows = [
-            (str(facts_of(field)["metavar"]), str(field.description))
+            (str(facts_of(field)["metavar"]), help_text(field))
             for field in fields
             if facts_of(field).get("argument")
         ]
@@ -225,6 +234,25 @@ class OptionsCommand(click.Command):
         super().format_options(ctx, formatter)
 
 
+def _load(_ctx: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:
+    for file in files:
+        load_plugin(file)
+
+
+def plugin_option(command: Any) -> Any:
+    """Add the option --plugin, which loads code before the other options are parsed."""
+    return click.option(
+        "--plugin",
+        multiple=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_load,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Python file with your own filters, methods, formats or engines. It is executed.",
+    )(command)
+
+
 class Words(click.Option):
     """An option that takes all words up to the next option, and may be repeated."""
 
@@ -232,14 +260,14 @@ class Words(click.Option):
         """Register the option with a parser that reads several words."""
         super().add_to_parser(parser, ctx)
         for name in self.opts:
-            known = parser._long_opt.get(name)
-            if known is None:
+            option = parser._long_opt.get(name)
+            if option is None:
                 continue
-            first = known.process
+            first = option.process
 
             def process(value: str, state: Any, first: Any = first) -> None:
                 first(value, state)
                 while state.rargs and not state.rargs[0].startswith("-"):
                     first(state.rargs.pop(0), state)
 
-            known.process = process
+            option.process = process

@@ -44,7 +44,7 @@ def print_json(value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path | str):
-        # A name may contain bytes that are not UTF-8.
+        # A file name may contain bytes that are not UTF-8.
         return str(value).encode("utf-8", "replace").decode()
     if hasattr(value, "_asdict"):
         return {k: _plain(v) for k, v in value._asdict().items()}
@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_unchanged(result: Any) -> None:
-    """Print that a command found its output complete, if it did."""
+    """Print that the output already existed, if it did."""
     if result.unchanged:
         screen.print("already made, unchanged")
 
@@ -86,18 +86,18 @@ def print_row(instruction: str, input_: str, output: str) -> None:
 
 
 def safe(text: object) -> str:
-    """Text without control characters and without markup."""
+    """Return text without control characters, with markup escaped."""
     return escape(printable(str(text)))
 
 
 def short(text: str) -> str:
-    """Text on one line, truncated to 100 characters."""
+    """Return text on one line, truncated to 100 characters."""
     line = " ".join(printable(text).split())
     return escape(line if len(line) <= 100 else line[:99] + "…")
 
 
 def duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
+    """Return a duration as text, in seconds, minutes or hours."""
     minutes = seconds / 60
     if minutes < 2:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""Shows a command's progress: a live line on a terminal, a log line every few seconds elsewhere."""
+"""Shows the progress of a command: a live line on a terminal, otherwise a log line every 10 s."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BAR = 24
 
 @contextmanager
 def watching(console: Console, *, show: bool, first: str = "reading ...") -> Iterator[Watch | None]:
-    """A watcher for any command; None when nothing is to be shown.
+    """Yield a callback that shows progress, or None.
 
     Args:
-        console: where.
-        show: whether.
-        first: what stands there before the first event.
+        console: the console to print on.
+        show: whether to show anything.
+        first: the text before the first event.
     """
     if not show:
         yield None
@@ -44,7 +44,7 @@ def watching(console: Console, *, show: bool, first: str = "reading ...") -> Ite
 
 
 def lines(p: Progress) -> list[str]:
-    """An event as text: the bar with its figures, then the notes."""
+    """Return an event as lines of text: a progress bar with figures, then the notes."""
     counted = f"{p.done:,} {p.unit}"
     bar = ""
     if p.total:

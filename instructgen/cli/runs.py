@@ -13,6 +13,7 @@ from instructgen.cli.printing import (
     err,
     json_option,
     print_json,
+    print_note,
     print_rejections,
     print_row,
     print_unchanged,
@@ -75,7 +76,7 @@ def generate(options: GenerateOptions, show: int, quiet: bool, as_json: bool) ->
 @quiet_option
 @json_option
 def preview(options: PreviewOptions, quiet: bool, as_json: bool) -> None:
-    """Run a few batches, show their rows, and forecast the rest. Nothing is written.
+    """Run a few batches, show their rows, and forecast the complete run. Nothing is written.
 
     \b
     Example:
@@ -94,7 +95,7 @@ def preview(options: PreviewOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def explain(options: ExplainOptions, quiet: bool, as_json: bool) -> None:
-    """Show where a row comes from and why it was kept, or why it was rejected.
+    """Show where a row comes from, and why it was kept or rejected.
 
     \b
     Example:
@@ -103,7 +104,7 @@ def explain(options: ExplainOptions, quiet: bool, as_json: bool) -> None:
     from instructgen.cli.progress import watching
     from instructgen.commands.explain import explain
 
-    # A whole journal may have to be replayed.
+    # Replaying a long journal takes time.
     with watching(err, show=not quiet and not as_json) as watch:
         explanation = explain.run(options, watch)
     if as_json:
@@ -117,7 +118,7 @@ def explain(options: ExplainOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def rebuild(options: RebuildOptions, quiet: bool, as_json: bool) -> None:
-    """Write a run's dataset again from its journal, without an engine.
+    """Write the dataset of a run again from its journal, without an engine.
 
     \b
     Example:
@@ -155,6 +156,8 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
             + (f", {result.restarts} restarts" if result.restarts else "")
             + "."
         )
+    if result.hint:
+        print_note(result.hint)
     screen.print(f"dataset  {safe(result.parts[0])}")
     screen.print(f"card     {safe(result.card)}")
     return None

@@ -64,8 +64,8 @@ def train(
 ) -> None:
     """Train a model with sft, reward, dpo, kto, grpo, rloo or ppo.
 
-    DATA contains instructions for sft, grpo, rloo and ppo, preferences for reward, dpo and
-    kto. Rerun the same command to resume a training that was stopped.
+    sft, grpo, rloo and ppo require a dataset of instructions; reward, dpo and kto require
+    preferences. Rerun the same command to resume a training that was stopped.
 
     \b
     Examples:
@@ -83,13 +83,13 @@ def train(
     if strategy is not None or processes is not None:
         from instructgen.training.launch import launch
 
-        # Errors are found before there are several processes to report them.
+        # Check the options now, so that an error is reported by one process only.
         check(options)
         launch(strategy or "ddp", processes)
     with watching(err, show=not quiet and not as_json, first=_LOADING) as watch:
         result = train.run(options, watch)
     if result.facts is None:
-        # Another process of the same training reports for all.
+        # The main process of the training prints the result.
         return None
     if as_json:
         return print_json(result)
@@ -101,7 +101,7 @@ def _print_training(result: TrainResult) -> None:
     for message in result.messages:
         print_note(message)
     facts = result.facts
-    assert facts is not None  # the caller has checked it
+    assert facts is not None  # The caller has checked it.
     rows, tokens = facts.rows, facts.supervised_tokens
     screen.print(
         f"[bold]{facts.steps:,} steps[/] on {rows.seen:,} of {rows.train:,} rows"
@@ -136,7 +136,7 @@ def _interval(value: Estimate) -> str:
 
 def _show_masks(options: TrainOptions, count: int) -> None:
     if options.trainer != "sft":
-        raise click.UsageError("--show-masks is for train sft.")
+        raise click.UsageError("--show-masks works only with train sft.")
     from rich.text import Text
 
     from instructgen.commands.train import masks
@@ -146,7 +146,7 @@ def _show_masks(options: TrainOptions, count: int) -> None:
         text = Text()
         for piece, trained in row:
             shown = printable(piece)
-            # Brackets as well as color, which a pipe would remove.
+            # Brackets too, because a pipe would remove the color.
             text.append(f"⟦{shown}⟧" if trained else shown, "green" if trained else "dim")
         screen.print(text)
 
@@ -156,7 +156,7 @@ def _show_masks(options: TrainOptions, count: int) -> None:
 @quiet_option
 @json_option
 def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
-    """Measure a model, and a second one next to it, on rows that neither was trained on.
+    """Measure a model and, optionally, a second one on rows that they were not trained on.
 
     \b
     Examples:
@@ -192,10 +192,10 @@ def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def ablate(options: AblateOptions, quiet: bool, as_json: bool) -> None:
-    """Train on each dataset, and report which one makes the better model.
+    """Train on each dataset, and report which one trains the better model.
 
-    A control is trained too: the first dataset, with rows removed at random down to the size
-    of the smallest.
+    A control is trained too: the first dataset, with rows removed at random until it is as
+    small as the smallest dataset.
 
     \b
     Example:
@@ -227,9 +227,9 @@ def ablate(options: AblateOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def prefer(options: PreferOptions, quiet: bool, as_json: bool) -> None:
-    """Have a model answer each prompt several times, and keep the answers that compare best.
+    """Sample several answers to each prompt, and keep the best, or the best and the worst.
 
-    What the model wrote is kept in a journal. Rerun the same command to resume.
+    Completions are recorded in a journal. Rerun the same command to resume.
 
     \b
     Examples:
@@ -279,7 +279,7 @@ def chat(options: ChatOptions, quiet: bool, as_json: bool) -> None:
             prompt = "" if quiet or as_json else "you> "
             line = click.prompt(prompt, prompt_suffix="", default="", show_default=False)
         except (click.Abort, RuntimeError):
-            # The end of the input, or an input that was closed from the start.
+            # The input ended, or was closed before the start.
             if not quiet and not as_json:
                 screen.print()
             return

@@ -1,1 +1,1 @@
-"""What the command line and `import instructgen` call, and what several commands share."""
+"""The commands as Python functions, and the code that several of them share."""

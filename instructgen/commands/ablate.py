@@ -1,4 +1,4 @@
-"""The command ablate: which dataset trains the better model, at equal supervised tokens."""
+"""The command ablate: finds which dataset trains the better model at equal supervised tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CONTROL = "random-drop"
 
 @dataclass(frozen=True, slots=True)
 class ControlFacts(JsonRecord):
-    """The number of rows that the control was drawn from."""
+    """The number of rows from which those of the control were drawn."""
 
     read: int
 
@@ -82,7 +82,7 @@ class ArmComparison:
 
 @dataclass(frozen=True, slots=True)
 class AblationRecord(JsonRecord):
-    """An ablation: ablation.json."""
+    """The contents of ablation.json: the inputs, options and results of an ablation."""
 
     inputs: tuple[InputRef, ...]
     options: dict[str, JsonValue]
@@ -110,20 +110,22 @@ class Ablation:
 
 @command(AblateOptions, "datasets", "out")
 def ablate(options: AblateOptions, watch: Watch | None = None) -> Ablation:
-    """Train on each dataset and on a control, several times, and compare on held-out answers.
+    """Train on each dataset and on a control with several seeds, and compare on held-out rows.
 
     The control is the first dataset, with rows removed at random until it is as small as the
-    smallest: curation has to do better than removing rows at random. An ablation that was
-    stopped is resumed by the same call.
+    smallest dataset: curation must do better than removing rows at random. The same call
+    resumes an ablation that was stopped.
 
     Raises:
-        InputError: a dataset is invalid, or there are no held-out rows.
+        InputError: a dataset is invalid, or held-out rows are missing.
         ConfigError: an option or the model is invalid.
         TrainingError: a training failed.
     """
     paths, folder, rows = options.datasets, options.out, options.rows
     if len(paths) < 2:
-        raise ConfigError("there is nothing to compare.", "Give two datasets: raw and curated.")
+        raise ConfigError(
+            "ablate requires at least two datasets.", "Give the raw dataset, then the curated one."
+        )
     inputs = inputs_of(paths)
     if common_shape(paths) != "instructions":
         raise InputError("contains preferences.", path=paths[0], hint="Give instructions.")
@@ -172,14 +174,14 @@ def _held_out(paths: Sequence[Path], data: Path | None) -> Path:
     if "test" in splits_of(paths[0]):
         return paths[0]
     raise InputError(
-        "has no split test, so that there are no held-out rows.",
+        "has no split test, so held-out rows are missing.",
         path=paths[0],
         hint="Give --data, or merge with [split] test = 0.02 first.",
     )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The names of the datasets, numbered where two folders have the same name."""
+    """Return the names of the datasets, numbered where two folders have the same name."""
     names = [name_of(p) for p in paths]
     return [
         name if names.count(name) == 1 and name != _CONTROL else f"{name}-{i}"
@@ -188,7 +190,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _control(folder: Path, paths: Sequence[Path]) -> Path:
-    """The first dataset, with rows removed at random down to the size of the smallest."""
+    """Write the first dataset with as many random rows as the smallest has; return its path."""
     made_from = Provenance("ablate", inputs_of(paths), {"arm": _CONTROL})
 
     def write(output: Output) -> Written[ControlFacts]:
@@ -211,7 +213,7 @@ def _measured(
     name: str = "",
     folder: Path | None = None,
 ) -> MeasuredRows:
-    """Bits per byte by held-out row; kept in a file next to the model."""
+    """Return the bits per byte of each held-out row, from a file next to the model if it exists."""
     from instructgen.evaluation.measures import MeasuredRows, PromptFormat, bits_per_byte
     from instructgen.training.rows import held_out_at
 
@@ -253,7 +255,7 @@ def _compared(
 
 def _facts(place: Path) -> TrainingFacts:
     facts = read_training(place).result
-    assert facts is not None  # it was trained above
+    assert facts is not None  # The model was trained before.
     return facts
 
 
@@ -267,11 +269,11 @@ def _comparison(
 
 
 def _interval(one: np.ndarray, other: np.ndarray, bytes_: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of the difference, over held-out rows (the same for both) and seeds.
+    """Return the 95% interval of the difference, over held-out rows (the same for both) and seeds.
 
-    A few seeds are too few to resample. Their variance is estimated, and the interval is
-    Student's, with Welch and Satterthwaite's degrees of freedom for the sum of the variances.
-    With one seed the interval is over rows only.
+    Seeds are too few to resample, so their variance is estimated. The interval is Student's,
+    with Welch and Satterthwaite's degrees of freedom for the sum of the variances. With one
+    seed, the interval is over rows only.
     """
     from scipy.stats import t
 
@@ -284,7 +286,7 @@ def _interval(one: np.ndarray, other: np.ndarray, bytes_: np.ndarray) -> tuple[f
     over_seeds = float(by_seed.var(ddof=1) / seeds) if seeds > 1 else 0.0
     total = over_rows + over_seeds
     if not total:
-        # Datasets with the same rows train the same models.
+        # The datasets have the same rows, so they train the same models.
         return float(by_seed.mean()), float(by_seed.mean())
     freedom = total**2 / (
         over_rows**2 / (count - 1) + (over_seeds**2 / (seeds - 1) if seeds > 1 else 0.0)

@@ -1,4 +1,4 @@
-"""The command chat: a conversation with a model, whose answers are printed as they come."""
+"""The command chat: a conversation with a model. Answers are returned as they are generated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Chat:
     """A conversation with a model.
 
     Args:
-        options: the model, the system prompt, and how answers are sampled.
+        options: the model, the system prompt, and the sampling options.
 
     Raises:
         ConfigError: the model cannot be loaded, has no chat template, or does not write text.
@@ -48,7 +48,7 @@ class Chat:
         self.messages = [Message("system", system)] if system else []
 
     def say(self, text: str) -> Iterator[str]:
-        """Yield the pieces of the model's answer; afterwards it is the last of ``messages``."""
+        """Yield the answer in pieces, then append the complete answer to ``messages``."""
         from jinja2 import TemplateError
         from transformers import TextIteratorStreamer
 

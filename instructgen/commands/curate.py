@@ -1,6 +1,6 @@
 """The command curate: applies a recipe's filters to one dataset.
 
-Rows that every filter accepts are kept; every other row is rejected with a reason.
+Rows that all filters accept are kept. Every other row is rejected with a filter and a reason.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class BorderlineRow:
 
 @dataclass(frozen=True, slots=True)
 class CurateFacts(JsonRecord):
-    """What the filters did.
+    """The results of the filters.
 
     ``filters`` are their names in the order in which they evaluated the rows, ``sources`` the
     rows read by source, ``edited`` the rows that each filter edited, and ``benchmarks`` the
@@ -78,8 +78,8 @@ class CurateFacts(JsonRecord):
 def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[CurateFacts]:
     """Keep the rows that all filters of a recipe accept.
 
-    Benchmark files given by ``against`` are searched by the recipe's filter ``contamination``,
-    or else by one with default settings, which comes first.
+    The recipe's filter ``contamination`` also searches the benchmark files in ``against``. If
+    the recipe has no such filter, one with default settings is added before all others.
 
     Raises:
         InputError: an input is invalid.
@@ -131,13 +131,13 @@ def _with_benchmarks(filters: Sequence[Filter], files: Sequence[Path]) -> list[F
 
 
 def _models(filters: Sequence[Filter]) -> dict[str, str]:
-    """The digests of the models that filters score with."""
+    """Return the digests of the models that filters score with."""
     scoring = [f.model_dump() | {"filter": f.name} for f in filters if isinstance(f, ScoringFilter)]
     return {each["filter"]: model_digest(each["model"]) for each in scoring if "model" in each}
 
 
 def _without_paths(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A filter without the paths of benchmarks, whose names and digests are recorded apart."""
+    """Return a filter without benchmark paths; names and digests are recorded separately."""
     return {k: v for k, v in recorded.items() if k != "against"}
 
 

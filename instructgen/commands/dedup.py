@@ -1,4 +1,4 @@
-"""The command dedup: removes duplicates; every removed row names the kept row it duplicates."""
+"""The command dedup: rejects duplicates. A rejected row names the kept row that it duplicates."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from instructgen.schema.sample import Rejected, Rejection, Sample
 from instructgen.similarity import deduplicate
 from instructgen.store import SPLITS, WHOLE, Provenance, read_samples, splits_of
 
-# Pairs are searched above the thresholds only, because nothing asks again at a lower one.
-_NO_LOWER = 0.999
+# Pairs below the thresholds are not searched, because no later call uses a lower threshold.
+_FLOOR = 0.999
 
 
 @dataclass(frozen=True, slots=True)
 class DedupFacts(JsonRecord):
     """Facts of a deduplication.
 
-    ``largest_component`` and ``components_would_reject`` state what the removal of connected
-    components would have done. ``uncompared`` texts are in languages that the embedding model
-    does not support. ``invalid`` rows could not be read.
+    ``largest_component`` is the size of the largest connected component of duplicates, and
+    ``components_would_reject`` the rows that keeping one row per component would reject.
+    ``uncompared`` texts are in languages that the embedding model does not support.
+    ``invalid`` rows could not be read.
     """
 
     largest_component: int
@@ -47,10 +48,11 @@ class DedupFacts(JsonRecord):
 
 @command(DedupOptions, "inputs", "out")
 def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFacts]:
-    """Write the rows of datasets without those that `deduplicate` removes.
+    """Write the rows of datasets without the duplicates that `deduplicate` rejects.
 
-    Splits of an input are kept; rows of inputs without splits are training rows. Of equal
-    rows, those of earlier inputs come first.
+    The splits of inputs are kept. If another input has splits, the rows of an input without
+    splits are training rows. Among duplicates that are equal by all criteria, the first row in
+    the order of the inputs is kept.
 
     Raises:
         InputError: a file is invalid, or contains no rows.
@@ -65,7 +67,7 @@ def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFac
     check_separate(options.out, paths)
     samples, splits, invalid = _read(options)
     recorded = options.model_dump(mode="json", exclude={"inputs", "out"})
-    # The format of a file is recognized, so that any installed one may be used.
+    # The format of a file is recognized, so any installed format may be used.
     read = classes("sources").values() if any(path.is_file() for path in paths) else ()
     made_from = Provenance("dedup", inputs_of(paths), recorded, plugins=provenance(sources=read))
     # If only some inputs have splits, the rows of the others are training rows.
@@ -78,7 +80,7 @@ def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFac
 
 
 def _read(options: DedupOptions) -> tuple[list[Sample], list[str], int]:
-    """The rows of all inputs, the split of each, and the number of invalid rows."""
+    """Return the rows of all inputs, the split of each, and the number of invalid rows."""
     terms: dict[str, Any] = options.model_dump(include={"license", "language", "on_bad_row"})
     samples: list[Sample] = []
     splits: list[str] = []
@@ -117,15 +119,15 @@ def _write(
         threshold=options.threshold,
         compared=options.compared,
         sources=options.sources,
-        floor=_NO_LOWER,
+        floor=_FLOOR,
         frame_quota=options.frame_quota,
         model=options.embedding_model,
         watch=watch,
     )
     rows: dict[str, list[Sample]] = {part: [] for part in parts}
-    removed = {r.row for r in result.rejected}
+    duplicates = {r.row for r in result.rejected}
     for row, (sample, split) in enumerate(zip(samples, splits, strict=True)):
-        if row not in removed:
+        if row not in duplicates:
             rows[split if split in parts else parts[0]].append(sample)
     for part, kept in rows.items():
         output.keep(kept, part)
@@ -154,7 +156,7 @@ def _sections(facts: DedupFacts, output: Output) -> list[str]:
         "## Duplicates",
         "",
         "Every row in `rejected/` names the kept row that it duplicates, with the score, which "
-        "is above the threshold. Removing connected components would have removed "
+        "is above the threshold. Keeping one row per connected component would have rejected "
         f"{facts.components_would_reject:,} rows; the largest component has "
         f"{facts.largest_component:,} rows.",
         "",

@@ -1,7 +1,7 @@
-"""One way to derive a dataset from others: check, write, describe, and only once.
+"""Writes datasets that are derived from other data, unless they exist already.
 
-A command hands `derive` a function that writes its rows. The folder, its provenance, the
-rejection counts and the card are handled here.
+A command passes `derive` a function that writes the rows. This module creates the folder, and
+writes the provenance, the rejection counts and the card.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from instructgen.store import (
     writing,
 )
 
-# Rows handed to the writer at a time.
+# The number of rows that commands pass to the writer at a time.
 ROWS_AT_ONCE = 1_000
 F = TypeVar("F", bound=JsonRecord)
 
@@ -42,9 +42,9 @@ F = TypeVar("F", bound=JsonRecord)
 class Derived(Generic[F]):
     """The result of a command that derives a dataset.
 
-    ``splits`` are the rows by split, ``rejections`` the rejected rows by stage, filter and
-    reason, and ``facts`` the command's own facts. ``unchanged`` is true if the dataset
-    already existed and nothing was written.
+    ``splits`` are the row counts by split, ``rejections`` those of rejected rows by stage,
+    filter and reason, and ``facts`` the facts of the command. ``unchanged`` is true if the
+    dataset already existed and nothing was written.
     """
 
     out: Path
@@ -61,10 +61,10 @@ class Derived(Generic[F]):
 
 @dataclass(frozen=True, slots=True)
 class Written(Generic[F]):
-    """What a command reports about the rows that it wrote.
+    """The facts of a command about the rows that it wrote.
 
-    ``facts`` go into the manifest, ``sections`` (lines of Markdown) into the card, and
-    ``what`` ends the card's sentence that begins with the rows and the inputs.
+    ``facts`` are written to the manifest, ``sections`` (lines of Markdown) to the card, and
+    ``what`` is the end of the card's sentence about the rows and the inputs.
     """
 
     facts: F
@@ -81,7 +81,7 @@ class Output:
 
     @property
     def rejected(self) -> int:
-        """The number of rows rejected so far, which is the number of the next one."""
+        """The number of rows rejected so far, which is also the number of the next rejected row."""
         return self._writer.contents.rejected
 
     def keep(self, samples: Sequence[Sample], split: str = "part") -> None:
@@ -89,12 +89,12 @@ class Output:
         self._writer.keep(samples, split)
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
-        """Append rows to the rejected ones."""
+        """Append rejected rows."""
         self._writer.reject(rejected)
         self._counts.update((r.stage, r.rejection.filter, r.rejection.reason) for r in rejected)
 
     def rejections(self) -> list[RejectionCount]:
-        """The rejected rows by stage, filter and reason, as the manifest records them."""
+        """Return the counts of rejected rows by stage, filter and reason, for the manifest."""
         return [RejectionCount(*key, count) for key, count in sorted(self._counts.items())]
 
 
@@ -108,15 +108,15 @@ def derive(
 ) -> Derived[F]:
     """Write a dataset, unless the folder already contains it, complete and unchanged.
 
-    Unchanged means: the same command, inputs, options and plug-in code.
+    A dataset is unchanged if its command, inputs, options and plug-in code are the same.
 
     Args:
         folder: the output folder; created with its parents.
         provenance: the command, its inputs, options and plug-in code, which determine the
             dataset.
         shape: ``instructions`` or ``preferences``.
-        facts: the class of the command's own facts.
-        write: writes the rows and returns the facts and card sections about them.
+        facts: the class of the command's facts.
+        write: a function that writes the rows, and returns facts and card sections about them.
         splits: the names of the dataset's splits.
 
     Raises:
@@ -140,7 +140,7 @@ def derive(
 
 
 def _derived(folder: Path, facts: type[F], unchanged: bool) -> Derived[F]:
-    """The result as the manifest of a complete dataset states it."""
+    """Return the result from the manifest of a complete dataset."""
     manifest = manifest_in(folder)
     return Derived(
         out=folder,
@@ -157,12 +157,12 @@ def _derived(folder: Path, facts: type[F], unchanged: bool) -> Derived[F]:
 
 
 def name_of(path: Path) -> str:
-    """The name of a file or folder as text, whatever bytes it has."""
+    """Return the name of a file or folder as text, with invalid bytes replaced."""
     return os.fsencode(path.resolve().name).decode("utf-8", "replace")
 
 
 def inputs_of(paths: Sequence[Path]) -> tuple[InputRef, ...]:
-    """Names and digests of files and dataset folders, for the provenance.
+    """Return the names and digests of files and dataset folders, for the provenance.
 
     Raises:
         InputError: a path does not exist.
@@ -175,10 +175,10 @@ def inputs_of(paths: Sequence[Path]) -> tuple[InputRef, ...]:
 
 
 def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
-    """Reject a dataset that is given twice, and an output folder inside an input.
+    """Check that no input is given twice, and that the output folder is not inside an input.
 
     Raises:
-        InputError: one of these.
+        InputError: a check failed.
     """
     seen: set[Path] = set()
     for path in inputs:
@@ -195,10 +195,10 @@ def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
 
 
 def common_shape(folders: Sequence[Path]) -> Shape:
-    """The shape of the rows of all these datasets.
+    """Return the shape that all these datasets have.
 
     Raises:
-        RunError: one is not a dataset, or their shapes differ.
+        RunError: a folder is not a dataset, or the shapes differ.
     """
     shapes: dict[Shape, Path] = {}
     for folder in folders:

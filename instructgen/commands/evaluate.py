@@ -1,6 +1,6 @@
-"""The command evaluate: measures a model, and a second model on the same rows.
+"""The command evaluate: measures a model and, if given, a second model on the same rows.
 
-Every figure has a confidence interval.
+Every measure has a confidence interval.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PLUGGED = ("sources", "suites", "verifiers", "engines")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The measures of an evaluation, the files written, and notes for the reader.
+    """The result of an evaluation: the measures, the files written, and notes.
 
     The notes state, for example, which split of a dataset was measured and how many rows
     could not be measured.
@@ -59,7 +59,7 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
     """Measure a model on rows that it was not trained on.
 
     Raises:
-        InputError: there are no rows for a suite.
+        InputError: the data contains no rows for a suite.
         ConfigError: an option or a model is invalid, or packages are missing.
         EngineError: an engine cannot start.
     """
@@ -71,7 +71,9 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
     rows, notes = _rows(options.data, options.limit)
     names = list(options.suites) or _fitting(rows)
     if not names:
-        raise ConfigError("there is nothing to measure.", "Give --data, or --suite=lm-eval.")
+        raise ConfigError(
+            "the evaluation has no suite and no data.", "Give --data, or --suite=lm-eval."
+        )
     settings = dict(options.settings)
     if options.judge:
         settings["winrate.judge"] = options.judge
@@ -94,23 +96,23 @@ def _findings(
     rows: Mapping[str, list[Sample]],
     watch: Watch | None,
 ) -> list[tuple[str, Finding]]:
-    """The measures of all suites, each with the name of its suite."""
+    """Return the measures of all suites, each with the name of its suite."""
     findings: list[tuple[str, Finding]] = []
     for number, suite in enumerate(suites):
         if watch is not None:
             watch(Progress(suite.name, number, len(suites), "suites"))
-        wanted = [] if suite.shape is None else rows.get(suite.shape, [])
-        if suite.shape is not None and not wanted:
+        suited = [] if suite.shape is None else rows.get(suite.shape, [])
+        if suite.shape is not None and not suited:
             raise InputError(
                 f"the suite {suite.name} requires {suite.shape}, which --data does not contain.",
-                hint="Give a dataset of these.",
+                hint=f"Give a dataset of {suite.shape}.",
             )
-        findings += [(suite.name, finding) for finding in suite.findings(subject, wanted)]
+        findings += [(suite.name, finding) for finding in suite.findings(subject, suited)]
     for name, finding in findings:
         if not finding.after.rows:
             raise InputError(
-                f"the suite {name} found no row that it can measure.",
-                hint="See --max-length and --format.",
+                f"the suite {name} cannot measure any of the rows.",
+                hint="Raise --max-length, or check --format.",
             )
     return findings
 
@@ -118,21 +120,21 @@ def _findings(
 def _unmeasured(
     findings: Sequence[tuple[str, Finding]], rows: Mapping[str, list[Sample]]
 ) -> list[str]:
-    """Notes about rows that a suite was given and could not measure."""
+    """Return notes about rows that a suite could not measure."""
     notes = []
     for name, finding in findings:
-        given = len(rows.get(find("suites", name).shape or "", ()))
+        total = len(rows.get(find("suites", name).shape or "", ()))
         measured = len(finding.after.rows)
-        if measured < given:
+        if measured < total:
             notes.append(
-                f"{name} measured {measured:,} of {given:,} rows; the others are longer than "
-                "--max-length, or do not suit the suite."
+                f"{name} measured {measured:,} of {total:,} rows; the others are longer than "
+                "--max-length, or do not have what the suite requires."
             )
     return notes
 
 
 def _trained_on(models: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Notes about rows that a model was trained on."""
+    """Return notes about rows that a model was trained on."""
     notes = []
     for name in models:
         if not is_trained(Path(name)):
@@ -146,7 +148,7 @@ def _trained_on(models: Sequence[str], paths: Sequence[Path]) -> list[str]:
 
 
 def _rows(paths: Sequence[Path], limit: int) -> tuple[dict[str, list[Sample]], list[str]]:
-    """The rows to measure by kind, and a note about the split of each dataset."""
+    """Return the rows by shape, and a note about the split of each dataset."""
     from instructgen.training.rows import held_out_at, held_out_split
 
     rows: dict[str, list[Sample]] = {}
@@ -172,10 +174,10 @@ def _suites(names: Sequence[str], settings: Mapping[str, Any]) -> list[Suite]:
         suite, _, option = key.rpartition(".")
         if suite not in classes("suites"):
             hint = suggest(suite, list(classes("suites")))
-            raise ConfigError(f"--set {key}: unknown suite.", hint)
+            raise ConfigError(f"--set={key}: unknown suite.", hint)
         if option not in find("suites", suite).model_fields:
             known = list(find("suites", suite).model_fields)
-            raise ConfigError(f"--set {key}: unknown option.", suggest(option, known))
+            raise ConfigError(f"--set={key}: unknown option.", suggest(option, known))
         if suite in values:
             values[suite][option] = value
     suites = []
@@ -185,7 +187,7 @@ def _suites(names: Sequence[str], settings: Mapping[str, Any]) -> list[Suite]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, (name, *first["loc"])))
-            raise ConfigError(f"--set {where}: {describe(first)}") from None
+            raise ConfigError(f"--set={where}: {describe(first)}") from None
     return suites
 
 
@@ -209,7 +211,7 @@ def _written(
         measures=evaluation.measures,
         notes=evaluation.notes,
         versions=versions(OF_MODELS),
-        # A suite may ask engines and verifiers and read files, each of which may be a plug-in.
+        # A suite may use engines, verifiers and formats, each of which may be a plug-in.
         plugins=provenance(**{group: classes(group).values() for group in _PLUGGED}),
     )
     files = {
@@ -227,7 +229,7 @@ def _reference(model: str) -> InputRef:
 
 
 def _row_lines(findings: Sequence[tuple[str, Finding]], names: Sequence[str]) -> list[bytes]:
-    """One line of JSON for each row that a suite measured with a model."""
+    """Return one line of JSON for each row that a suite measured with a model."""
     return [
         orjson.dumps(
             {

@@ -1,7 +1,7 @@
-"""The command explain: why a row is in a dataset, or why a candidate was rejected.
+"""The command explain: finds why a row is in a dataset, or why a candidate was rejected.
 
-For a run nothing is stored for this beyond the journal: the run is replayed up to the
-completion in question, so that the explanation always agrees with the data.
+The explanation of a run's row is not stored. The run is replayed from its journal up to the
+completion of the row, so the explanation always agrees with the data.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from instructgen.schema.sample import Sample
 from instructgen.similarity import RougeLIndex, rouge_l, tokenize
 from instructgen.store import Run, find_row, is_run, read_manifest
 
-# The nearest neighbor is shown, however distant it is.
+# The nearest neighbor is shown at any similarity above zero.
 _ANY_SIMILARITY = 1e-6
 
 
 @command(ExplainOptions, "data", "row_id")
 def explain(options: ExplainOptions, watch: Watch | None = None) -> Explanation:
-    """Explain where a row comes from and why it was kept, or why it was rejected.
+    """Explain where a row comes from, and why it was kept or rejected.
 
-    The id is one from ``data`` or ``rejected`` (those begin with ``r-``). For a run it may
-    also be that of an instruction or a seed that such a row names as parent or nearest row.
+    The id is that of a row in ``data`` or ``rejected``, where ids start with ``r-``. In a run
+    it may also be the id of an instruction or seed that a row names as parent or nearest row.
 
     Raises:
-        RunError: there is no run or dataset, or it is in use, damaged or incomplete.
-        InputError: nothing there has this id.
+        RunError: the folder contains no run or dataset, or is in use, damaged or incomplete.
+        InputError: no row, instruction or seed has this id.
     """
     folder, row_id = options.data, options.row_id
     if not is_run(folder) and read_manifest(folder) is not None:
@@ -57,8 +57,8 @@ def _explain_generated(run: Run, row_id: str) -> Explanation:
     place = (row["origin"]["batch"], row["origin"]["request"])
     if verdict == "a seed":
         return Explanation(row_id, verdict, row)
-    # Replayed twice: the task of a completion is known by its request only, and the
-    # completion that proposed that task by the task.
+    # The run is replayed twice: only the request of a completion identifies its task, and only
+    # the task identifies the completion that proposed it.
     loop, requests = _replay(run, [place])
     task = requests[place].task
     first = place if task is None else _place(loop.pool.tasks[task].sample)
@@ -91,18 +91,18 @@ def _find(run: Run, row_id: str) -> tuple[str, dict[str, Any]]:
 
 
 def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) -> tuple[str, ...]:
-    """The filters that accepted it, in the order in which they evaluated it."""
+    """Return the filters that accepted the row, in the order of their evaluation."""
     instruction = [f"instruction/{f.name}" for f in loop.chain.at("instruction")]
     answered = [f"row/{f.name}" for f in loop.chain.at("row")]
     if verdict == "in the pool" or row.get("reason") == "not_expanded":
         return tuple(instruction)
     if verdict == "kept":
         return (*instruction, *answered)
-    # The instruction of a task in the pool was accepted before. A proposed instruction is
-    # evaluated now, and its answer only if it has one.
+    # The instruction of a task in the pool was accepted in an earlier stage. A proposed
+    # instruction is evaluated together with its answer, if it has one.
     before = [] if proposed else instruction
     order = [*instruction, *(answered if row["output"] else [])] if proposed else answered
-    # A filter of both stages rejects at the first.
+    # A filter with both scopes is listed twice; the first one rejected the row.
     at = [i for i, f in enumerate(order) if f.endswith(f"/{row['filter']}")]
     return (*before, *(order[: at[0]] if at else ()))
 
@@ -110,19 +110,19 @@ def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) ->
 def _replay(
     run: Run, places: Sequence[tuple[int, int]]
 ) -> tuple[Loop, dict[tuple[int, int], Request]]:
-    """Replay up to the last of these places; also return the requests made there."""
+    """Replay a run up to the last of these places; also return the requests at the places."""
     loop = reopen(run)
     kept: dict[tuple[int, int], Request] = {}
 
-    def look(batch: int, requests: Sequence[Request]) -> None:
+    def collect(batch: int, requests: Sequence[Request]) -> None:
         kept.update({p: requests[p[1]] for p in places if p[0] == batch})
 
     session = Session(loop.config.generate.target, loop)
     last = max(batch for batch, _ in places)
-    run_loop(loop, run, None, session, None, batches=last + 1, on_batch=look)
+    run_loop(loop, run, None, session, None, batches=last + 1, on_batch=collect)
     if len(kept) < len(set(places)):
         raise RunError(
-            f"{run.folder}: its dataset contains rows that its journal does not give.",
+            f"{run.folder}: the dataset contains rows that are not in the journal.",
             f"Run: instructgen rebuild {run.folder}",
         )
     return loop, kept
@@ -145,23 +145,23 @@ def _written(run: Run, place: tuple[int, int], request: Request) -> Exchange:
 
 
 def _parents(loop: Loop, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    wanted, texts = set(ids), {}
+    parents, texts = set(ids), {}
     for sample in _earlier(loop, None):
-        if sample.id in wanted:
+        if sample.id in parents:
             texts[sample.id] = sample.instruction
     return tuple((i, texts.get(i, "")) for i in ids)
 
 
 def _place(sample: Sample) -> tuple[int, int]:
-    """The batch and request that wrote a generated sample."""
+    """Return the batch and the request of a generated sample."""
     batch, request = sample.origin.batch, sample.origin.request
     assert batch is not None and request is not None
     return batch, request
 
 
 def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
-    """Seeds, then the instructions accepted from completions before ``place``."""
-    # A method in one stage has no pool of instructions, so that its rows are compared.
+    """Return the seeds, then the instructions accepted from completions before ``place``."""
+    # A method with one stage has no pool of instructions, so its rows are compared.
     generated = [task.sample for task in loop.pool.tasks] or loop.rows
     return [
         *loop.pool.seeds,
@@ -170,15 +170,15 @@ def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
 
 
 def _nearest(loop: Loop, row: dict[str, Any], place: tuple[int, int]) -> Neighbor | None:
-    """The row that the filter named, or else the most similar earlier one."""
+    """Return the row that the filter named, or else the most similar earlier row."""
     gates = [f for f in loop.config.filters if isinstance(f, Novelty)]
     tokenizer = gates[0].tokenizer if gates else "unicode"
     if row.get("nearest"):
-        # The filter's own score may be of another measure; it is in the row's detail.
+        # The score of the filter may be another measure, so ROUGE-L is computed here.
         texts = {s.id: s.instruction for s in (*_earlier(loop, None), *loop.rows)}
         text = texts.get(row["nearest"], "")
-        ours, theirs = tokenize(row["instruction"], tokenizer), tokenize(text, tokenizer)
-        return Neighbor(row["nearest"], text, rouge_l(ours, theirs))
+        tokens, others = tokenize(row["instruction"], tokenizer), tokenize(text, tokenizer)
+        return Neighbor(row["nearest"], text, rouge_l(tokens, others))
     earlier = _earlier(loop, place)
     index = RougeLIndex(_ANY_SIMILARITY, tokenizer)
     index.add([s.instruction for s in earlier])

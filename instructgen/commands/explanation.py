@@ -1,4 +1,7 @@
-"""What is known about one row, as data and as text; for rows of derived datasets also found."""
+"""Explains a row as data and as text, and finds the explanation of a derived dataset's row.
+
+The explanation of a generated row is found in `instructgen.commands.explain`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class Neighbor:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A completion that a row was made from: its place in the run, prompt and text."""
+    """A completion from which a row was created: its place in the run, its prompt and its text."""
 
     stage: str
     batch: int
@@ -39,12 +42,12 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
-    """What a run or a dataset knows about a row, rejected candidate, pool instruction or seed.
+    """The explanation of a row, rejected candidate, pool instruction or seed.
 
     ``verdict`` is ``kept``, ``rejected``, ``in the pool`` or ``a seed``. ``passed`` are the
-    filters that accepted it, ``command`` and ``inputs`` what a derived dataset was made by,
-    ``obligations`` those of the row's license, attribution and models. Printing the
-    explanation prints what the command line prints.
+    filters that accepted the row. ``command`` and ``inputs`` are those of a derived dataset.
+    ``obligations`` follow from the row's license, attribution and models. The text of an
+    explanation is the output of the command line.
     """
 
     id: str
@@ -59,13 +62,13 @@ class Explanation:
     obligations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The explanation as text."""
+        """Return the explanation as text."""
         return "\n".join(self.lines())
 
     __repr__ = __str__
 
     def lines(self) -> Iterator[str]:
-        """The lines of the explanation as text."""
+        """Yield the explanation as lines of text."""
         yield from self._verdict_lines()
         yield from self._origin_lines()
         for edit in self.row.get("edits") or ():
@@ -86,7 +89,7 @@ class Explanation:
             yield f"  prompt\n    {_indented(w.prompt, 4)}"
             yield f"  completion\n    {_indented(w.completion, 4)}"
         if self.command:
-            yield f"dataset  made by {self.command} from {', '.join(self.inputs)}"
+            yield f"dataset  created by {self.command} from {', '.join(self.inputs)}"
 
     def _verdict_lines(self) -> Iterator[str]:
         row, verdict = self.row, self.verdict
@@ -146,8 +149,8 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
     """Explain a row of a derived dataset; see `instructgen.explain`.
 
     Raises:
-        RunError: there is no complete dataset, or a part was changed.
-        InputError: nothing in it has this id.
+        RunError: the folder contains no complete dataset, or a part was changed.
+        InputError: no row has this id.
     """
     provenance, manifest = read_provenance(folder), manifest_in(folder)
     place = find_row(folder, row_id)
@@ -172,9 +175,9 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
 
 
 def unknown_id(folder: Path, row_id: str) -> InputError:
-    """The error for an id that a run or dataset does not have."""
+    """Return the error for an id that is not in a run or dataset."""
     return InputError(
-        f"nothing has the id {quoted(row_id)}.",
+        f"the id {quoted(row_id)} was not found.",
         path=folder,
         hint="Ids are in the columns id, nearest and origin.parents of data/ and rejected/.",
     )

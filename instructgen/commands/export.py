@@ -32,7 +32,7 @@ _COLUMNS = ("id", "category", "language", "source", "license", "attribution", "g
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written, and the license obligations of its rows."""
+    """The file and number of rows written, and the license obligations of the rows."""
 
     to: Path
     rows: int
@@ -44,9 +44,9 @@ def export(options: ExportOptions, watch: Watch | None = None) -> Exported:
     """Write a dataset as JSON lines in the format of another tool.
 
     Raises:
-        ConfigError: the format or a column is unknown, or does not fit the rows.
+        ConfigError: a column or the format is unknown, or the format is for another shape.
         InputError: the file exists.
-        RunError: there is no complete dataset.
+        RunError: the folder contains no complete dataset.
         StorageError: the file cannot be written.
     """
     folder, file, columns = options.data, options.to, options.columns
@@ -74,18 +74,18 @@ def export(options: ExportOptions, watch: Watch | None = None) -> Exported:
 def _checked(
     folder: Path, format: str, columns: Sequence[str]
 ) -> Callable[[Sample], dict[str, Any]]:
-    """The function that converts a row, if the format fits the dataset."""
+    """Return the function that converts a row, after checking the format and the columns."""
     if format not in FORMATS:
         raise ConfigError(f"--format={format}: unknown format.", suggest(format, list(FORMATS)))
-    wanted, convert = FORMATS[format]
+    supported, convert = FORMATS[format]
     for name in columns:
         if name not in _COLUMNS:
             raise ConfigError(f"--columns={name}: unknown column.", suggest(name, list(_COLUMNS)))
     shape = shape_of(folder)
-    if shape != wanted:
-        other = next(name for name, (fits, _) in FORMATS.items() if fits == shape)
+    if shape != supported:
+        other = next(name for name, (other_shape, _) in FORMATS.items() if other_shape == shape)
         raise ConfigError(
-            f"{folder} contains {shape}, and {format} is a format for {wanted}.",
+            f"{folder} contains {shape}, and {format} is a format for {supported}.",
             f"Pass --format={other}.",
         )
     return convert
@@ -102,7 +102,7 @@ def _check_target(file: Path, *, overwrite: bool) -> None:
 
 
 def _alpaca(sample: Sample) -> dict[str, Any]:
-    """Alpaca's three columns, with earlier turns in LLaMA-Factory's columns."""
+    """Return Alpaca's three columns, with earlier turns in the columns of LLaMA-Factory."""
     row: dict[str, Any] = {
         "instruction": sample.instruction,
         "input": sample.input,
@@ -127,7 +127,7 @@ def _openai(sample: Sample) -> dict[str, Any]:
 
 
 def _preference(sample: Sample) -> dict[str, Any]:
-    """TRL's conversational format of preferences."""
+    """Return a preference in the conversational format of TRL."""
     return {
         "prompt": _messages(sample.prompt),
         "chosen": _messages([Message("assistant", sample.output)]),

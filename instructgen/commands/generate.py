@@ -1,4 +1,4 @@
-"""The commands generate and rebuild: start or resume a run, run the loop, write its dataset."""
+"""The commands generate and rebuild: start or resume a run, and write the dataset of a run."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from instructgen.versions import OF_RUNS, versions
 
 @dataclass(frozen=True, slots=True)
 class RunFacts(JsonRecord):
-    """What a run did, as its manifest records it.
+    """The facts of a run in its manifest.
 
-    ``candidates`` is the sum of ``kept_instructions``, ``kept_rows`` and the rejected.
-    ``not_expanded`` of the kept instructions have no rows yet; they are among the rejected
-    rows with that reason.
+    ``candidates`` is the sum of ``kept_instructions``, ``kept_rows`` and the rejected
+    candidates. ``not_expanded`` counts the kept instructions without rows; they are rejected
+    with this reason.
     """
 
     run: str
@@ -73,8 +73,10 @@ class RunFacts(JsonRecord):
 class GenerateResult:
     """The result of a run.
 
-    ``facts`` are those of the whole run; ``asked``, ``seconds``, ``tokens_per_s`` and
-    ``idle_share`` those of this session. ``unchanged`` is true if the dataset was complete.
+    ``facts`` are those of all sessions of the run; ``asked`` (the number of requests),
+    ``seconds``, ``tokens_per_s`` and ``idle_share`` are those of this session. ``unchanged`` is
+    true if the same dataset already existed. ``hint`` is advice for a model that does not
+    follow the format of the method.
     """
 
     out: Path
@@ -93,13 +95,14 @@ class GenerateResult:
     card: str
     invalid_seeds: int
     unchanged: bool = False
+    hint: str = ""
 
 
 @command(GenerateOptions, "seeds", "target", "out")
 def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateResult:
     """Expand seed tasks into a dataset of ``target`` accepted rows.
 
-    A run that was stopped is resumed by the same call. Its target may be raised.
+    The same call resumes a run that was stopped. A higher target continues a finished run.
 
     Raises:
         InputError: a seed file is invalid.
@@ -133,13 +136,13 @@ def _generated(run: Run, session: Session, watch: Watch | None) -> int:
 
 @command(RebuildOptions, "run")
 def rebuild(options: RebuildOptions, watch: Watch | None = None) -> GenerateResult:
-    """Write a run's dataset again from its journal, without an engine.
+    """Write the dataset of a run again from its journal, without an engine.
 
-    For a run that was interrupted, the dataset has the rows of all complete batches.
+    The dataset of an interrupted run contains the rows of all complete batches.
 
     Raises:
-        RunError: there is no run, it is in use, or it was generated with other code.
-        DamagedFileError: its journal is damaged.
+        RunError: the folder is not a run, is in use, or was generated with other code.
+        DamagedFileError: the journal is damaged.
         StorageError: the files cannot be written.
     """
     with Run.open(options.run) as run:
@@ -154,13 +157,14 @@ def _reject_fewer_rows(folder: Path, rows: int, hint: str) -> None:
     try:
         manifest = read_manifest(folder)
     except RunError:
-        # rebuild is there to repair a damaged manifest.
+        # A damaged manifest must not stop rebuild, which replaces it.
         return
     files = [] if manifest is None else manifest.files
-    there = sum(part.rows for part in files if part.path.startswith("data/"))
-    if there > rows:
+    existing = sum(part.rows for part in files if part.path.startswith("data/"))
+    if existing > rows:
         raise RunError(
-            f"{folder} has a dataset of {there:,} rows, which this would reduce to {rows:,}.", hint
+            f"{folder} contains a dataset of {existing:,} rows; this would reduce it to {rows:,}.",
+            hint,
         )
 
 
@@ -168,8 +172,8 @@ def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
     """Return the validated configuration of these options and their recipe.
 
     Args:
-        options: those of generate or preview.
-        batch_size: used if the options do not set one.
+        options: the options of generate or preview.
+        batch_size: the batch size if the options do not set one.
 
     Raises:
         ConfigError: a key or value is invalid.
@@ -194,7 +198,7 @@ def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
 
 
 def seeds_for(options: PreviewOptions) -> tuple[list[Sample], list[Any]]:
-    """The seeds of generate's options, and the invalid rows; see `read_seeds`."""
+    """Return the seeds that the options name, and the invalid rows; see `read_seeds`."""
     return read_seeds(options.seeds, options.license, options.language, options.on_bad_row)
 
 
@@ -203,12 +207,12 @@ def read_seeds(
 ) -> tuple[list[Sample], list[Any]]:
     """Return the seeds of files and dataset folders, and the invalid rows.
 
-    From a dataset with splits only training rows are read, so that no prompt contains an
+    Only the training rows of a dataset with splits are read, so that no prompt contains an
     evaluation row.
 
     Raises:
         InputError: a file is invalid, or a dataset contains preferences.
-        ConfigError: no row is left.
+        ConfigError: no row is valid.
     """
     folders = [path for path in paths if _is_folder(path)]
     files = [path for path in paths if path not in folders]
@@ -220,7 +224,7 @@ def read_seeds(
             )
         samples += read_samples(folder, split=training_split(folder))
     if not samples:
-        raise ConfigError("--seeds: no valid row is left.", "Give seed tasks.")
+        raise ConfigError("--seeds: no row is valid.", "Give seed tasks.")
     return samples, invalid
 
 
@@ -228,20 +232,20 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:
-        # The reader of the file reports what is wrong with the name.
+        # The function that reads the file reports the invalid name.
         return False
 
 
 def reopen(run: Run) -> Loop:
-    """Return the loop of a recorded run, at its beginning.
+    """Return the loop of a recorded run in its initial state.
 
     Raises:
-        RunError: the run was generated with other code of a plug-in.
+        RunError: the run was generated with different code of a plug-in.
     """
     config = from_recorded(run.info.config, run.folder)
-    then: Any = run.info.config["plugins"]
+    before: Any = run.info.config["plugins"]
     now = config.plugins()
-    if changed := [n for n in sorted(then.keys() | now.keys()) if then.get(n) != now.get(n)]:
+    if changed := [n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]:
         raise RunError(
             f"{run.folder} was generated with different code of the plug-in {changed[0]}.",
             "Install the plug-in version that run.json names.",
@@ -256,7 +260,7 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
 
     Raises:
         RunError: the folder contains something else, or a run with other settings.
-        ConfigError: the prompt style does not suit the model.
+        ConfigError: the prompt style requires a chat template, and the model has none.
     """
     recorded = config.recorded()
     digest = seeds_digest(seeds)
@@ -282,7 +286,7 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
 
 
 def resumable(folder: Path, config: Config, seeds: Sequence[Sample]) -> bool:
-    """Whether `generate` would resume the run in the folder."""
+    """Return whether `generate` would resume the run in a folder."""
     try:
         _check_same_run(folder, config, read_info(folder), seeds_digest(seeds))
     except RunError:
@@ -291,25 +295,25 @@ def resumable(folder: Path, config: Config, seeds: Sequence[Sample]) -> bool:
 
 
 def _check_same_run(folder: Path, config: Config, info: RunInfo, digest: str) -> None:
-    """Reject settings with which the recorded run cannot be continued."""
-    then, now = _flat(info.config), _flat(config.recorded())
+    """Raise RunError if the recorded run cannot be resumed with these settings."""
+    before, now = _flat(info.config), _flat(config.recorded())
     changed = [
-        f"{key} ({then.get(key)!r} there, {now.get(key)!r} now)"
-        for key in sorted(then.keys() | now.keys())
-        if key not in config.may_change() and then.get(key) != now.get(key)
+        f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
+        for key in sorted(before.keys() | now.keys())
+        if key not in config.may_change() and before.get(key) != now.get(key)
     ]
     if info.seeds.sha256 != digest:
-        changed.append(f"the seeds ({info.seeds.rows} rows there, others now)")
+        changed.append(f"the seeds ({info.seeds.rows} rows before, different rows now)")
     if changed:
         raise RunError(
             f"{folder} contains a run with other settings: {'; '.join(changed)}.",
-            "Give the same settings to resume it, or another --out.",
+            "Give the same settings to resume the run, or give another --out.",
         )
     _reject_fewer_rows(folder, config.generate.target, "Give the same --target or a higher one.")
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by ``table.key``; nested tables and the filters as one value each."""
+    """Return settings by ``table.key``; a nested table or a filter is one value."""
     tables = ("generate", "method", "engine")
     flat = {f"{t}.{k}": v for t in tables for k, v in config[t].items()}
     flat |= {f"plugins.{name}": part for name, part in config.get("plugins", {}).items()}
@@ -317,11 +321,11 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decide_form(config: Config) -> PromptSetup:
-    """Decide the prompt style once; whether the engine enforces schemas is tested."""
+    """Decide the prompt style, and test whether the engine enforces JSON schemas."""
     style = config.method.style
     if style == "auto":
-        # Measured: the embedded model writes usable tasks when it continues a list, and does
-        # not when it is asked for one (docs/decisions/0003).
+        # Measured: the embedded model writes usable tasks as the continuation of a list, but
+        # not as the answer to a question (docs/decisions/0003).
         chat = config.engine.model != EMBEDDED and config.engine.has_chat_template()
         style = "chat" if chat else "completion"
     if style == "chat" and not config.engine.has_chat_template():
@@ -333,7 +337,7 @@ def _decide_form(config: Config) -> PromptSetup:
 
 
 def form_of(run: Run) -> PromptSetup:
-    """How the prompts of the run are made, as decided when it started."""
+    """Return the prompt setup of a run, as decided when it started."""
     form: dict[str, Any] = run.info.form
     return PromptSetup(**form)
 
@@ -341,7 +345,7 @@ def form_of(run: Run) -> PromptSetup:
 def _write(run: Run, session: Session, restarts: int, invalid_seeds: int) -> GenerateResult:
     loop = session.loop
     rejected = loop.finish()
-    stopped = loop.stopped or Stop("interrupted", "the journal ends here; generate resumes it")
+    stopped = loop.stopped or Stop("interrupted", "the journal ends here; generate resumes the run")
     facts = facts_of(loop, rejected, stopped)
     rejections = rejections_of(loop)
     before = manifest_bytes(run.folder)
@@ -370,11 +374,12 @@ def _write(run: Run, session: Session, restarts: int, invalid_seeds: int) -> Gen
         card=str(run.folder / "README.md"),
         invalid_seeds=invalid_seeds,
         unchanged=manifest_bytes(run.folder) == before,
+        hint=session.format_hint(),
     )
 
 
 def facts_of(loop: Loop, rejected: Sequence[Rejected], stopped: Stop) -> RunFacts:
-    """Count every candidate of a run by its outcome."""
+    """Return the facts of a run, which count every candidate by its outcome."""
     t = loop.tally
     return RunFacts(
         run=loop.run_id,
@@ -392,5 +397,5 @@ def facts_of(loop: Loop, rejected: Sequence[Rejected], stopped: Stop) -> RunFact
 
 
 def rejections_of(loop: Loop) -> list[RejectionCount]:
-    """The rejected candidates of a run by stage, filter and reason."""
+    """Return the counts of a run's rejected candidates by stage, filter and reason."""
     return [RejectionCount(*key, count) for key, count in sorted(loop.tally.rejected.items())]

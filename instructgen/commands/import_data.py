@@ -1,6 +1,6 @@
-"""The command import: reads another project's dataset into a dataset folder.
+"""The command import: reads data in a known format, and writes it as a dataset.
 
-Every row read is kept, or rejected with its line and a reason.
+Every row is kept, or rejected with its line and a reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from instructgen.store import InputRef, Provenance, digest_of
 
 @dataclass(frozen=True, slots=True)
 class ImportFacts(JsonRecord):
-    """What was read: the format, what it counts, and how many of these were read and used."""
+    """The format, the unit that it counts, and the numbers of units read and used."""
 
     format: str
     unit: str
@@ -43,9 +43,9 @@ class ImportFacts(JsonRecord):
 
 @command(ImportOptions, "path", "out", "format")
 def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[ImportFacts]:
-    """Read a dataset of another project into a dataset folder.
+    """Read data in a known format, and write it as a dataset.
 
-    A folder that contains the same dataset is left as it is.
+    If the folder already contains the same dataset, nothing is written.
 
     Raises:
         InputError: the file or a row is invalid.
@@ -58,7 +58,7 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
         check_language(options.language)
     mapping = options.mapping
     _check_texts(options.attribution, options.model, *mapping, *mapping.values())
-    wanted = _format(options.format, mapping, options.shape, options.take)
+    format = _format(options.format, mapping, options.shape, options.take)
     terms: dict[str, Any] = {
         "license": license,
         "language": options.language,
@@ -66,12 +66,12 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
         "model": options.model,
         "on_bad_row": options.on_bad_row,
     }
-    reading = read(options.path, wanted, split=options.split, **terms)
-    if wanted is None and (options.shape or options.take):
-        # Recognized by its fields, and now with the options that the format takes.
+    reading = read(options.path, format, split=options.split, **terms)
+    if format is None and (options.shape or options.take):
+        # The format was recognized by its fields. Now it gets the options of the user.
         reading.format = type(reading.format)(options.shape, options.take)
     shape = reading.format.shape
-    assert shape is not None  # the format has set its default
+    assert shape is not None  # The format has set its default.
     made_from = _provenance(options, reading.format, terms)
     return derive(
         options.out, made_from, shape, ImportFacts, lambda output: _write(output, reading, watch)
@@ -85,7 +85,7 @@ def _check_texts(*texts: str) -> None:
 
 
 def _provenance(options: ImportOptions, format: Format, terms: Mapping[str, Any]) -> Provenance:
-    """What determines the dataset: the file, its format, and the defaults of its rows."""
+    """Return all that determines the dataset: the file, its format, and defaults for rows."""
     path = options.path
     ref = InputRef(str(path), split=options.split)
     if path.exists():
@@ -135,7 +135,7 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
                 watch(Progress("read", reading.used + reading.others))
     flush()
     if output.rejected != reading.others or reading.used + reading.others != reading.units:
-        raise RuntimeError("the rows read do not add up; please report this file's format")
+        raise RuntimeError("the row counts are inconsistent; please report the format of this file")
     facts = ImportFacts(reading.format.name, reading.format.unit, reading.units, reading.used)
     rejections = output.rejections()
     sections = [

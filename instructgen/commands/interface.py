@@ -1,8 +1,8 @@
 """Declares a command: one class of options and one function that takes it.
 
 The command line builds its flags from the class (cli/flags.py), `command` builds the Python
-function, pipelines check their steps with it, and docs/commands.md lists it. Nothing here
-knows any particular command.
+function, pipelines check their steps with it, and docs/commands.md lists it. This module does
+not depend on any particular command.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Options(BaseModel):
     """The options of one command; each field is a flag, a Python parameter and a pipeline key.
 
     Attributes:
-        renamed: old field names and the new ones, for the message about an old name.
-        open_field: the field that takes keyword arguments which are no fields.
+        renamed: new field names by old ones, for the message about an old name.
+        open_field: the field that receives keyword arguments that are not fields.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,15 +79,15 @@ def option(
 
     Args:
         default: the default value; ``...`` if the option is required.
-        help: what the option is: a noun or an imperative, as one or two sentences.
-        flag: the flag, if it is not the field's name with dashes.
-        metavar: how the value is named in the help.
-        shown: the default as shown in the help, where it depends on something else.
-        many: how several values are given on the command line: ``repeat`` the flag,
+        help: the description: one or two sentences that start with a noun or an imperative.
+        flag: the flag, if it differs from the field's name with dashes.
+        metavar: the name of the value in the help.
+        shown: the default to show in the help, if it differs from ``default``.
+        many: how the command line takes several values: ``repeat`` the flag,
             ``words`` after the flag, ``commas``, or NAME=VALUE ``pairs`` or ``settings``.
         takes: ``rows`` if Python may pass a DataFrame or a list of dicts in place of a
             file, ``recipe`` if it may pass a dict.
-        bounds: pydantic's constraints, such as ``ge``.
+        bounds: constraints of pydantic, such as ``ge``.
     """
     facts: dict[str, JsonValue] = {
         "flag": flag,
@@ -121,25 +121,25 @@ def inherited(model: type[BaseModel], name: str, **facts: Any) -> Any:
     Args:
         model: the class of the table.
         name: the key.
-        facts: as in `option`, in place of what the key says.
+        facts: arguments of `option` that replace those of the key.
     """
     field = model.model_fields[name]
     if "shown" not in facts and field.default not in (None, ""):
         facts["shown"] = str(field.default)
-    made: FieldInfo = option(None, facts.pop("help", sentence(field.description or "")), **facts)
-    made.annotation, made.metadata = field.annotation, [*made.metadata, _Bounds(field)]
-    return made
+    copy: FieldInfo = option(None, facts.pop("help", sentence(field.description or "")), **facts)
+    copy.annotation, copy.metadata = field.annotation, [*copy.metadata, _Bounds(field)]
+    return copy
 
 
 class _Bounds:
-    """Marks an option whose bounds are those of a recipe's key."""
+    """Marks an option that has the bounds of a recipe's key."""
 
     def __init__(self, field: FieldInfo) -> None:
         self.field = field
 
 
 def bounds_of(field: FieldInfo) -> str:
-    """The allowed range of a numeric option as text, or an empty string."""
+    """Return the allowed range of a numeric option as text, or an empty string."""
     for mark in field.metadata:
         if isinstance(mark, _Bounds):
             return bounds_of(mark.field)
@@ -152,7 +152,7 @@ def bounds_of(field: FieldInfo) -> str:
     return ", ".join(_LIMITS[name].format(value) for name, value in limits.items())
 
 
-# A bound that no user meets is not worth reading.
+# Bounds at or above this value are not shown, because users do not reach them.
 _HUGE = 2**31
 _LIMITS = {
     "ge": "at least {:,}",
@@ -163,19 +163,19 @@ _LIMITS = {
 
 
 def sentence(text: str) -> str:
-    """A description as a sentence."""
+    """Return a description as a sentence: capitalized and with a period."""
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
 def facts_of(field: FieldInfo) -> Mapping[str, Any]:
-    """How an option is presented: see `option`."""
+    """Return the arguments with which `option` or `argument` declared a field."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     return cast(Mapping[str, Any], extra["cli"])
 
 
 def flag_of(options: type[Options], name: str) -> str:
-    """How the command line names a field."""
+    """Return the name of a field on the command line: its flag or metavar."""
     facts = facts_of(options.model_fields[name])
     if facts.get("argument"):
         return str(facts["metavar"])
@@ -183,10 +183,10 @@ def flag_of(options: type[Options], name: str) -> str:
 
 
 class Command(Protocol[R_co]):
-    """A function made by `command`.
+    """A function that `command` returned.
 
     Call it with the options as arguments, or with one options object. ``run`` takes the
-    options object only, and its errors name the flags of the command line.
+    options object only; its error messages name the flags of the command line.
     """
 
     options: type[Options]
@@ -202,10 +202,10 @@ class Command(Protocol[R_co]):
 def command(
     options: type[O], *positional: str
 ) -> Callable[[Callable[[O, Watch | None], R]], Command[R]]:
-    """Make a command of a function that takes options and a progress callback.
+    """Return a decorator that turns a function of options and a progress callback into a command.
 
     Args:
-        options: the class of its options.
+        options: the class of the options.
         positional: the fields that Python callers may pass by position, in order.
     """
 
@@ -217,8 +217,8 @@ def command(
                 return run(args[0], watch)
             try:
                 named = _named(options, positional, args, values)
-                with _files(options, named) as given:
-                    return run(options.checked(given), watch)
+                with _files(options, named) as replaced:
+                    return run(options.checked(replaced), watch)
             except InstructgenError as error:
                 error.translate(_in_python(options))
                 raise
@@ -254,19 +254,19 @@ def _named(
 
 @contextmanager
 def _files(options: type[Options], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values with rows and recipes that are Python objects written to files."""
+    """Yield the values, with rows and recipes that are Python objects replaced by files."""
     with ExitStack() as stack:
         folder: Path | None = None
-        given = dict(values)
+        replaced = dict(values)
         for name, value in values.items():
             field = options.model_fields.get(name)
             takes = "" if field is None else facts_of(field)["takes"]
             if not takes or not _is_data(value, takes):
                 continue
             folder = folder or Path(stack.enter_context(TemporaryDirectory()))
-            given[name] = _written(value, takes, folder)
+            replaced[name] = _written(value, takes, folder)
         try:
-            yield given
+            yield replaced
         except InstructgenError as error:
             if folder is not None:
                 error.translate({f"{folder}/": ""})
@@ -282,7 +282,7 @@ def _is_data(value: Any, takes: str) -> bool:
 
 
 def _written(value: Any, takes: str, folder: Path) -> Any:
-    """The file or files of a value, named by content so that equal rows are the same input."""
+    """Write a value to files named by content, so that equal rows are the same input."""
     if takes == "recipe":
         import tomli_w
 
@@ -305,10 +305,10 @@ def _written(value: Any, takes: str, folder: Path) -> Any:
 
 
 def _in_python(options: type[Options]) -> dict[str, str]:
-    """The flags of a command and the Python parameters of the same meaning, long ones first."""
+    """Return the Python parameters by the flags of a command, with the longest flag first."""
     names = {flag_of(options, name): name for name in options.model_fields}
-    found = {flag: name for flag, name in names.items() if flag.startswith("--")}
-    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+    flags = {flag: name for flag, name in names.items() if flag.startswith("--")}
+    return dict(sorted(flags.items(), key=lambda item: -len(item[0])))
 
 
 def _signature(
@@ -338,7 +338,7 @@ def _signature(
 
 
 def _documented(options: type[Options], positional: Sequence[str], run: Callable[..., Any]) -> str:
-    """The function's docstring with its arguments, as `help` shows it."""
+    """Return the function's docstring with a section about its arguments."""
     about, marker, raises = inspect.getdoc(run).partition("\nRaises:")  # type: ignore[union-attr]
     others = [name for name in options.model_fields if name not in positional]
     lines = [

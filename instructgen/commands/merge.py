@@ -1,7 +1,7 @@
-"""The command merge: mixes datasets into one, and states the license obligations of the mix.
+"""The command merge: mixes datasets into one, with the license obligations of the mix.
 
-The inputs are read twice: first to decide by numbers what is taken, then to write it. Rows
-wait for their position on disk, so that memory does not grow with the mix.
+The inputs are read twice: first to decide which rows are taken, then to write them. Rows are
+sorted on disk, so that memory does not grow with the size of the mix.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ from instructgen.store import (
 )
 
 _ROWS_PER_BUCKET = 20_000
-_NOT_DRAWN = Rejection("mix", "not_drawn", "the shares of the mix have no place for it")
+_NOT_DRAWN = Rejection(
+    "mix", "not_drawn", "the mix takes only some of these rows, and this one was not drawn"
+)
 _EVALUATION = {"validation", "test"}
 _HELD_OUT = Rejection(
     "mix", "held_out", "its question, or a similar one, is in an evaluation split"
@@ -59,7 +61,7 @@ _HELD_OUT = Rejection(
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """A source, category or language in a mix: its rows, those taken, and with copies."""
+    """The row counts of a source, category or language: read, taken, and taken with copies."""
 
     name: str
     rows: int
@@ -69,7 +71,7 @@ class Stratum:
 
 @dataclass(frozen=True, slots=True)
 class MergeFacts(JsonRecord):
-    """How many rows were read and taken, and how many of each stratum; ``by`` is its kind."""
+    """The numbers of rows read and taken; ``by`` is the property that defines the strata."""
 
     read: int
     taken: int
@@ -81,13 +83,13 @@ class MergeFacts(JsonRecord):
 def merge(options: MergeOptions, watch: Watch | None = None) -> Derived[MergeFacts]:
     """Mix datasets into one.
 
-    The evaluation splits of an input stay as they are, and no training row of the mix has the
-    question of an evaluation row, or a similar one.
+    The evaluation splits of inputs are kept. No training row of the mix has the same question
+    as an evaluation row, or a similar question.
 
     Raises:
-        InputError: an input does not exist, or no row is left.
-        ConfigError: the recipe or ``require`` is invalid, or an input that has splits would be
-            split again.
+        InputError: an input does not exist, or all rows were rejected.
+        ConfigError: the recipe or ``require`` is invalid, or the recipe splits an input that
+            already has splits.
         RunError: an input is not a complete dataset, or the output folder contains something
             else.
         StorageError: the files cannot be written.
@@ -122,12 +124,12 @@ class _Merge:
         self.paths, self.folder, self.shape = paths, folder, shape
         self.mix, self.split, self.require, self.watch = mix, split, require, watch
         with_splits = next((p for p in paths if _EVALUATION & splits_of(p).keys()), None)
-        wanted = split.validation or split.test
-        if with_splits is not None and wanted:
+        splits_rows = bool(split.validation or split.test)
+        if with_splits is not None and splits_rows:
             raise ConfigError(
-                f"{with_splits} already has splits, which a mix keeps.", "Remove [split]."
+                f"{with_splits} already has splits, which merge keeps.", "Remove [split]."
             )
-        self.splits = SPLITS if wanted or with_splits is not None else ("part",)
+        self.splits = SPLITS if splits_rows or with_splits is not None else ("part",)
 
     def write(self, output: Output) -> Written[MergeFacts]:
         strata, groups, count = Strata(self.mix.by), SplitGroups(self.split), 0
@@ -138,7 +140,7 @@ class _Merge:
             if allowed:
                 strata.add(row, sample)
             if split in _EVALUATION:
-                # A row that may not be in the mix still is an evaluation row elsewhere.
+                # A row with a rejected license may still be used for evaluation elsewhere.
                 evaluation[row] = split
             if len(self.splits) > 1 and (allowed or split in _EVALUATION):
                 groups.add(row, sample)
@@ -146,7 +148,7 @@ class _Merge:
         strata.remove(held_out)
         taken = copies(strata, self.mix)
         if not taken:
-            raise InputError("no row is left for the mix.", hint="See --require and [mix].")
+            raise InputError("all rows were rejected.", hint="Check --require and [mix].")
         taken, sides = self._sides(taken, groups, evaluation)
         self._write_rows(output, taken, sides, held_out)
         if len(taken) + output.rejected != count:
@@ -158,7 +160,7 @@ class _Merge:
     def _sides(
         self, taken: dict[int, int], groups: SplitGroups, evaluation: dict[int, str]
     ) -> tuple[dict[int, int], dict[int, str]]:
-        """The copies of each row, and the split that it is in."""
+        """Return the number of copies of each row, and its split."""
         if len(self.splits) == 1:
             return taken, dict.fromkeys(taken, "part")
         sides = (
@@ -168,9 +170,10 @@ class _Merge:
         )
         if "train" not in sides.values():
             raise InputError(
-                "the split leaves no training rows.", hint="Lower [split], or take more rows."
+                "the split leaves no training rows.",
+                hint="Lower the shares in [split], or take more rows.",
             )
-        # A second copy of an evaluation row would measure nothing new.
+        # A second copy of an evaluation row would not add information.
         return {row: n if sides[row] == "train" else 1 for row, n in taken.items()}, sides
 
     def _rows(self, stage: str) -> Iterator[tuple[int, str, Sample]]:
@@ -196,7 +199,7 @@ class _Merge:
         sides: dict[int, str],
         held_out: set[int],
     ) -> None:
-        """Park every row under its position in the mix, then write them by position."""
+        """Store each row on disk with its position in the mix, then write the rows by position."""
         order = [row for row in sorted(taken) for _ in range(taken[row])]
         if self.mix.shuffle:
             random.Random(digest(self.mix.seed, "shuffle")).shuffle(order)

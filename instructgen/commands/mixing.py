@@ -1,7 +1,7 @@
-"""How much of each source, category or language a mix takes, and which rows lie on which side.
+"""Decides how many rows of each source, category or language a mix takes, and their splits.
 
-Decides by numbers alone: no row's text is held here, but for finding those that
-are nearly the same and must not be parted by a split.
+This module works on row numbers. It keeps the text of questions only to find similar ones,
+which must be in the same split.
 """
 
 from __future__ import annotations
@@ -31,30 +31,35 @@ class MixOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rows: int | None = Field(None, ge=1, le=10**9, description="rows of the mix")
-    by: Literal["source", "category", "language"] = Field(
-        "source", description="what weights, caps and temperature are about"
+    rows: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="number of rows of the mix; default: as many as the shares allow",
     )
-    weights: dict[str, float] = Field({}, description="how much more of one; 1 where left out")
-    caps: dict[str, int] = Field({}, description="most rows of one")
+    by: Literal["source", "category", "language"] = Field(
+        "source", description="property of rows to which weights, caps and temperature apply"
+    )
+    weights: dict[str, float] = Field({}, description="weight by name; default: 1")
+    caps: dict[str, int] = Field({}, description="maximum number of rows by name")
     temperature: float = Field(
         1.0,
         ge=0.1,
         le=1e9,
-        description="1: as many as there are; higher: more alike (n to the power 1/T)",
+        description="shares are proportional to size to the power of 1/temperature",
     )
-    repeat: int = Field(1, ge=1, le=1000, description="most copies of a row")
-    shuffle: bool = Field(True, description="false: in the order of the inputs")
-    seed: int = Field(0, ge=0, lt=2**63, description="what all randomness comes from")
+    repeat: int = Field(1, ge=1, le=1000, description="maximum number of copies of a row")
+    shuffle: bool = Field(True, description="shuffle the rows; false: keep the order of the inputs")
+    seed: int = Field(0, ge=0, lt=2**63, description="random seed")
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
         for name, value in self.weights.items():
             if not 0 <= value <= 1e9:
-                raise ValueError(f"weights.{name} = {value} is not 0 to 1e9")
+                raise ValueError(f"weights.{name} = {value} must be between 0 and 1e9")
         for name, cap in self.caps.items():
             if cap < 0:
-                raise ValueError(f"caps.{name} = {cap} is not 0 or more")
+                raise ValueError(f"caps.{name} = {cap} must be at least 0")
         return self
 
 
@@ -63,32 +68,35 @@ class SplitOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    validation: float = Field(0.0, ge=0, lt=1, description="share of the rows")
-    test: float = Field(0.0, ge=0, lt=1, description="share of the rows")
+    validation: float = Field(0.0, ge=0, lt=1, description="share of rows in this split")
+    test: float = Field(0.0, ge=0, lt=1, description="share of rows in this split")
     near: float = Field(
-        0.7, ge=0.05, lt=1, description="questions with a higher Jaccard similarity stay together"
+        0.7,
+        ge=0.05,
+        lt=1,
+        description="rows whose questions have a higher Jaccard similarity are in the same split",
     )
 
     @model_validator(mode="after")
-    def _leaves_some(self) -> Self:
+    def _leaves_training_rows(self) -> Self:
         if self.validation + self.test >= 1:
-            raise ValueError("validation and test leave nothing to train on")
+            raise ValueError("validation and test must have a sum below 1")
         return self
 
 
 @dataclass(slots=True)
 class Strata:
-    """The rows of a mix by source, category or language, numbered as they come."""
+    """The row numbers of the inputs by source, category or language."""
 
     by: str
     rows: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, row: int, sample: Sample) -> None:
-        """Take note of a row."""
+        """Add a row."""
         self.rows.setdefault(str(getattr(sample, self.by) or "none"), []).append(row)
 
     def remove(self, rows: Set[int]) -> None:
-        """Forget rows again."""
+        """Remove rows."""
         for name in list(self.rows):
             self.rows[name] = [row for row in self.rows[name] if row not in rows]
             if not self.rows[name]:
@@ -96,40 +104,40 @@ class Strata:
 
 
 def copies(strata: Strata, options: MixOptions) -> dict[int, int]:
-    """How often each row stands in the mix; rows that do not are left out.
+    """Return the number of copies of each row in the mix; rows that are not taken are missing.
 
     Raises:
-        ConfigError: a weight or cap names what no row has.
+        ConfigError: no row has a name in ``weights`` or ``caps``.
     """
-    for table, given in (("weights", options.weights), ("caps", options.caps)):
-        for name in given:
+    for table, values in (("weights", options.weights), ("caps", options.caps)):
+        for name in values:
             if name not in strata.rows:
                 raise ConfigError(
                     f"mix.{table}.{name}: no row has this {options.by}.",
                     suggest(name, list(strata.rows)),
                 )
     sizes = {name: len(rows) for name, rows in strata.rows.items()}
-    wanted = targets(sizes, options)
-    found: dict[int, int] = {}
+    rows_of = targets(sizes, options)
+    counts: dict[int, int] = {}
     for name, rows in strata.rows.items():
-        whole, rest = divmod(wanted[name], len(rows))
+        every, rest = divmod(rows_of[name], len(rows))
         rng = random.Random(digest(options.seed, "draw", name))
         drawn = set(rng.sample(range(len(rows)), rest))
         for place, row in enumerate(rows):
-            if count := whole + (place in drawn):
-                found[row] = count
-    return found
+            if count := every + (place in drawn):
+                counts[row] = count
+    return counts
 
 
 def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
-    """The rows that each stratum gives to the mix.
+    """Return the number of rows, with copies, that the mix takes from each stratum.
 
-    Shares go as weight times size to the power of 1/temperature (Arivazhagan
-    et al. 2019). What a stratum cannot give, for its cap or its size, the
-    others give in their shares.
+    Shares are proportional to weight times size to the power of 1/temperature (Arivazhagan
+    et al. 2019). If the cap or the size of a stratum is below its share, the other strata
+    provide the missing rows, in proportion to their shares.
     """
     names = sorted(sizes)
-    most = {
+    limit = {
         n: min(sizes[n] * options.repeat, options.caps.get(n, sizes[n] * options.repeat))
         for n in names
     }
@@ -137,31 +145,31 @@ def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
         n: options.weights.get(n, 1.0) * sizes[n] ** (1 / options.temperature) if sizes[n] else 0.0
         for n in names
     }
-    open_ = [n for n in names if weight[n] and most[n]]
+    open_ = [n for n in names if weight[n] and limit[n]]
     plain = not options.weights and options.temperature == 1
     if options.rows is None:
         if plain:
-            return {n: min(sizes[n], most[n]) for n in names}
-        # As large as the shares allow without exceeding what any one can give.
+            return {n: min(sizes[n], limit[n]) for n in names}
+        # The largest mix with these shares in which no stratum exceeds its limit.
         total = sum(weight[n] for n in open_)
-        rows = min((most[n] * total / weight[n] for n in open_), default=0.0)
+        rows = min((limit[n] * total / weight[n] for n in open_), default=0.0)
     else:
         rows = float(options.rows)
     exact = dict.fromkeys(names, 0.0)
-    left = min(rows, float(sum(most[n] for n in open_)))
+    left = min(rows, float(sum(limit[n] for n in open_)))
     while open_ and left > 1e-9:
         total = sum(weight[n] for n in open_)
-        full = [n for n in open_ if exact[n] + left * weight[n] / total >= most[n] - 1e-9]
+        full = [n for n in open_ if exact[n] + left * weight[n] / total >= limit[n] - 1e-9]
         if not full:
             for n in open_:
                 exact[n] += left * weight[n] / total
             break
         for n in full:
-            left -= most[n] - exact[n]
-            exact[n] = float(most[n])
+            left -= limit[n] - exact[n]
+            exact[n] = float(limit[n])
         open_ = [n for n in open_ if n not in full]
     result = {n: int(exact[n] + 1e-9) for n in names}
-    # Largest remainders, so that the sum is what was asked for.
+    # Round by the largest remainders, so that the sum is the requested number.
     missing = round(sum(exact.values())) - sum(result.values())
     for n in sorted(names, key=lambda n: (result[n] - exact[n], n))[:missing]:
         result[n] += 1
@@ -169,10 +177,10 @@ def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
 
 
 class SplitGroups:
-    """Finds the rows that a split must not part.
+    """Finds groups of rows that must be in the same split.
 
-    Those of one group (the paths of a tree), with the same question, or with
-    questions that are nearly the same.
+    These are rows with the same ``origin.group``, such as the paths of one tree, with the same
+    question, or with similar questions.
     """
 
     def __init__(self, options: SplitOptions) -> None:
@@ -184,7 +192,7 @@ class SplitGroups:
         self._count = 0
 
     def add(self, row: int, sample: Sample) -> None:
-        """Take note of a row."""
+        """Add a row."""
         self._count = row + 1
         question = " ".join(sample.question.lower().split())
         for key in (f"q{digest(0, question)}", f"g{sample.source} {sample.origin.group}"):
@@ -198,7 +206,7 @@ class SplitGroups:
                 self._texts.append(question)
 
     def sides(self, rows: Sequence[int], seed: int) -> dict[int, str]:
-        """The split of each row, so that rows of a kind are on the same side."""
+        """Return a random split for each row, the same one for all rows of a group."""
         label = self._components(max(rows, default=-1) + 1)
         members: dict[int, list[int]] = {}
         for row in rows:
@@ -207,18 +215,18 @@ class SplitGroups:
         side = dict.fromkeys(rows, "train")
         for split in ("test", "validation"):
             room = round(getattr(self._options, split) * len(rows))
-            rest = []
+            others = []
             for first in order:
                 if len(members[first]) <= room:
                     room -= len(members[first])
                     side.update(dict.fromkeys(members[first], split))
                 else:
-                    rest.append(first)
-            order = rest
+                    others.append(first)
+            order = others
         return side
 
     def near(self, rows: Mapping[int, str]) -> set[int]:
-        """The other rows that are in one group with one of these."""
+        """Return all other rows that are in a group with one of these rows."""
         label = self._components(self._count)
         groups = {int(label[row]) for row in rows}
         return {row for row in range(self._count) if int(label[row]) in groups} - rows.keys()
@@ -229,25 +237,26 @@ class SplitGroups:
 
         index = MinHashIndex(self._options.near)
         pairs = np.array(self._pairs, np.int64).reshape(-1, 2)
-        found = [pairs[(pairs < count).all(axis=1)]]
+        edges = [pairs[(pairs < count).all(axis=1)]]
         rows = np.array(self._rows, np.int64)
-        for at in range(0, len(self._texts), _TEXTS_AT_ONCE):
-            some = self._texts[at : at + _TEXTS_AT_ONCE]
-            index.add(some)
-            text, row, _ = index.pairs(some)
-            found.append(np.stack([rows[at + text], rows[row]], axis=1))
-        a, b = np.concatenate(found).T
-        good = (a < count) & (b < count)
-        graph = coo_matrix((np.ones(good.sum(), np.bool_), (a[good], b[good])), (count, count))
+        for start in range(0, len(self._texts), _TEXTS_AT_ONCE):
+            texts = self._texts[start : start + _TEXTS_AT_ONCE]
+            index.add(texts)
+            text, row, _ = index.pairs(texts)
+            edges.append(np.stack([rows[start + text], rows[row]], axis=1))
+        a, b = np.concatenate(edges).T
+        inside = (a < count) & (b < count)
+        ones = np.ones(inside.sum(), np.bool_)
+        graph = coo_matrix((ones, (a[inside], b[inside])), (count, count))
         _, label = connected_components(graph, directed=False)
         return np.asarray(label, np.int64)
 
 
 def load_mix(recipe: str | None) -> tuple[MixOptions, SplitOptions]:
-    """The tables [mix] and [split] of a TOML file; the defaults without one.
+    """Read the tables [mix] and [split] of a TOML file; without a file, return the defaults.
 
     Raises:
-        ConfigError: the file or a key is bad; every bad key has its line.
+        ConfigError: the file or a key is invalid; the message has one line per invalid key.
     """
     if recipe is None:
         return MixOptions(), SplitOptions()
@@ -256,7 +265,9 @@ def load_mix(recipe: str | None) -> tuple[MixOptions, SplitOptions]:
     check_tables(tables, ("mix", "split"), path)
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
+            raise ConfigError(
+                f"{path}: {name}: must be a table.", f"Write [{name}] above its keys."
+            )
     return (
         build(MixOptions, tables.get("mix", {}), path, "mix"),
         build(SplitOptions, tables.get("split", {}), path, "split"),

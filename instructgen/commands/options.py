@@ -1,7 +1,7 @@
 """The options of every command: names, types, defaults, bounds and help in one place.
 
 The flags of the command line, the Python functions, the checks of pipelines and
-docs/commands.md all derive from these classes. What an option does is in the command's file.
+docs/commands.md are derived from these classes. The commands themselves are in other files.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from instructgen.training.options import OPTIONS, SftOptions, Trainer, TrainerOp
 
 
 def _listed(value: Any) -> Any:
-    """A single name or path as a list of one."""
+    """Return a single name or path as a tuple of one."""
     return (value,) if isinstance(value, str | Path) else value
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_listed)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-# Trainer options given as an object set the fields that were given; a recipe may set others.
+# Trainer options passed as an object set only its explicit fields, so a recipe can set others.
 Settings = Annotated[
     dict[str, Any],
     BeforeValidator(
         lambda v: v.model_dump(exclude_unset=True) if isinstance(v, TrainerOptions) else v
     ),
 ]
-# A recipe is named by a word or a path; a dict is written to a file (see `command`).
+# The name or path of a recipe. A dict has been written to a file before (see `command`).
 RecipeName = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
 
-_DATASET_OUT = "Output folder of the dataset. An identical dataset that is there is not rewritten."
+_DATASET_OUT = "Output folder of the dataset. An identical dataset in it is not rewritten."
 _RECIPE = option("default", "Filters and settings: the name of a recipe, or a TOML file.",
                  metavar="NAME_OR_FILE", takes="recipe")  # fmt: skip
 _LICENSE = option("", "License (SPDX) for rows that do not specify one.", metavar="SPDX")
@@ -59,7 +59,7 @@ _PAD_TOKEN = option(
 
 
 class PreviewOptions(Options):
-    """Options of `preview`, which `generate` has too."""
+    """Options of `preview`; `generate` also has them."""
 
     seeds: Paths = option(
         ..., "Seed tasks: files in any known format, or datasets.", metavar="FILE", many="repeat",
@@ -68,7 +68,7 @@ class PreviewOptions(Options):
     target: int = option(..., "Number of accepted rows to generate.", ge=1, le=10**9)
     model: str | None = option(
         None,
-        "Model: a folder, a Hub name, or the name that a server knows.",
+        "Model: a folder, a Hub name, or the name of a model on the server.",
         metavar="NAME",
         shown="smollm2, embedded",
     )
@@ -97,7 +97,7 @@ class PreviewOptions(Options):
 class GenerateOptions(PreviewOptions):
     """Options of `generate`."""
 
-    out: Path = option(..., "Run folder. An unfinished run that is there is resumed.")
+    out: Path = option(..., "Run folder. An unfinished run in it is resumed.")
 
 
 class ExplainOptions(Options):
@@ -106,7 +106,7 @@ class ExplainOptions(Options):
     renamed: ClassVar[Mapping[str, str]] = {"out": "data"}
 
     data: Path = argument("Run or dataset folder.", metavar="RUN_OR_DATASET")
-    row_id: str = argument("Id of a row: see the columns id, nearest and origin.parents.",
+    row_id: str = argument("Id of a row, from the columns id, nearest or origin.parents.",
                            metavar="ROW_ID")  # fmt: skip
 
 
@@ -124,24 +124,26 @@ class ImportOptions(Options):
     renamed: ClassVar[Mapping[str, str]] = {"source": "format"}
 
     path: Path = argument(
-        "File (.jsonl, .json, .csv or .parquet; text also .gz or .zst), or ORG/NAME of the Hub.",
+        "File (.jsonl, .json, .csv or .parquet; text also .gz or .zst), or ORG/NAME on the Hub.",
         metavar="PATH_OR_HUB",
         takes="rows",
     )
     out: Path = option(..., _DATASET_OUT)
-    format: str | None = option(
-        None, "Format of the file.", metavar="NAME", shown="recognized by the fields"
+    format: str | None = argument(
+        "Format of the file. By default, it is recognized by the fields.",
+        metavar="[FORMAT]",
+        default=None,
     )
     mapping: dict[str, str] = option(
         {},
-        "Field names of a file in no known format: one of our fields, and its name in the file.",
+        "Field of a row and its name in the file, for a file in an unknown format.",
         flag="--map",
         metavar="FIELD=NAME",
         many="pairs",
     )
     shape: Shape | None = option(
         None,
-        "Kind of rows, for formats that give both, such as oasst and hh-rlhf.",
+        "Kind of rows, for formats that contain both, such as oasst and hh-rlhf.",
         flag="--as",
     )
     take: str | None = option(
@@ -155,7 +157,9 @@ class ImportOptions(Options):
     attribution: str = option(
         "", "Attribution text for rows that do not specify one.", metavar="TEXT"
     )
-    model: str = option("", "Name of the model that wrote the rows, if one did.", metavar="NAME")
+    model: str = option(
+        "", "Name of the model that wrote the rows, if a model wrote them.", metavar="NAME"
+    )
     split: str = option("train", "Split of a dataset on the Hub.")
     on_bad_row: OnBadRow = _ON_BAD_ROW
 
@@ -191,7 +195,7 @@ class CurateOptions(Options):
     )
     scores_from: Path | None = option(
         None,
-        "Dataset curated before. Scores of its rows are reused, not computed again.",
+        "Curated dataset. The scores of its rows are reused and not computed again.",
         metavar="DATASET",
     )
 
@@ -223,12 +227,17 @@ class DedupOptions(Options):
         many="commas",
     )
     sources: Names = option(
-        (), "Sources, the most trusted one first.", metavar="NAMES", many="commas"
+        (),
+        "Sources in order of preference, for the criterion source.",
+        metavar="NAMES",
+        many="commas",
     )
     compared: Literal["row", "prompt", "instruction"] = option(
-        "row", "Text that is compared: the whole row, the prompt, or the instruction."
+        "row", "Text that is compared: the complete row, the prompt, or the instruction."
     )
-    frame_quota: int = option(3, "Number of rows with the same frame that two_key keeps.", ge=1)
+    frame_quota: int = option(
+        3, "Maximum number of rows with the same frame that two_key keeps.", ge=1
+    )
     embedding_model: str = option(
         "minilm",
         "Embedding model: minilm (packaged, for English), a folder, or a Hub name.",
@@ -282,7 +291,7 @@ class ReportOptions(Options):
     out: Path = option(..., "Output file: one HTML page. Its folder is created.")
     seeds: Paths = option(
         (),
-        "Seed tasks or a dataset to compare rows with. A run has its own seeds.",
+        "Seed tasks or a dataset to compare rows with. A run is compared with its own seeds.",
         metavar="FILE",
         many="repeat",
         takes="rows",
@@ -298,7 +307,7 @@ class ReportOptions(Options):
 
 
 class TrainOptions(Options):
-    """Options of `train`; ``settings`` are the trainer's own."""
+    """Options of `train`; ``settings`` are the options of the trainer."""
 
     renamed: ClassVar[Mapping[str, str]] = {"method": "trainer"}
     open_field: ClassVar[str | None] = "settings"
@@ -308,7 +317,7 @@ class TrainOptions(Options):
         "Dataset or run folder, or a file in any known format.", metavar="DATA", takes="rows"
     )
     out: Path | None = option(
-        None, "Output folder of the model (required). An unfinished training there is resumed."
+        None, "Output folder of the model (required). An unfinished training in it is resumed."
     )
     model: str | None = _MODEL
     recipe: Path | None = option(
@@ -329,7 +338,7 @@ class TrainOptions(Options):
     )
     settings: Settings = option(
         {},
-        "Any other setting of the trainer. An unknown KEY lists them.",
+        "Any other setting of the trainer. An unknown KEY lists all settings.",
         flag="--set",
         metavar="KEY=VALUE",
         many="settings",
@@ -344,10 +353,10 @@ class TrainOptions(Options):
 def check_settings(
     trainer: Trainer, settings: Mapping[str, Any], fixed: tuple[str, ...] = ()
 ) -> None:
-    """Reject keys that the trainer does not have.
+    """Reject settings that the trainer does not have.
 
     Raises:
-        ValueError: there is one; the message suggests the nearest name.
+        ValueError: a key is unknown; the message suggests the most similar name.
     """
     model = OPTIONS[trainer]
     known = sorted(model.model_fields.keys() - set(fixed))
@@ -358,7 +367,7 @@ def check_settings(
             raise ValueError(f"{key} is not an option of train {trainer}. {hint}")
 
 
-# Settings of the trainer that have a flag of their own.
+# Settings of the trainer that have their own flags.
 TRAIN_FLAGS: dict[str, Any] = {
     "tokens": inherited(SftOptions, "tokens", shown="one epoch"),
     "epochs": inherited(SftOptions, "epochs"),
@@ -374,7 +383,7 @@ TRAIN_FLAGS: dict[str, Any] = {
 ABLATE_FLAGS = {
     name: TRAIN_FLAGS[name] for name in ("peft", "learning_rate", "batch_size", "max_length")
 }
-# What ablate decides itself.
+# Settings that ablate decides itself.
 _ABLATED = ("tokens", "seed", "steps", "epochs", "held_out_rows", "evaluate")
 
 
@@ -387,7 +396,7 @@ class EvaluateOptions(Options):
     )
     data: Paths = option(
         (),
-        "Datasets or files of rows to measure on. Of a dataset with splits: test, or validation.",
+        "Datasets or files of rows. If a dataset has splits, test or else validation is measured.",
         metavar="DATA...",
         many="words",
         takes="rows",
@@ -400,10 +409,10 @@ class EvaluateOptions(Options):
         many="words",
         shown="likelihood or preference, by the kind of rows",
     )
-    judge: str = option("", "Judge for winrate: a reward model, or a model to ask.",
+    judge: str = option("", "Judge for winrate: a reward model or a generative model.",
                         metavar="MODEL")  # fmt: skip
-    out: Path | None = option(None, "Output folder: figures, a table and a plot.")
-    limit: int = option(200, "Maximum number of rows of each dataset.", ge=1)
+    out: Path | None = option(None, "Output folder of the measures, a table and a plot.")
+    limit: int = option(200, "Maximum number of rows per dataset.", ge=1)
     max_length: int = option(1024, "Maximum tokens of a row. Longer rows are not measured.", ge=16)
     seed: int = option(0, "Random seed of constraints, sampling and few-shot examples.", ge=0)
     format: Literal["chat", "alpaca", "dolly"] = _FORMAT
@@ -418,17 +427,17 @@ class EvaluateOptions(Options):
 
 
 class AblateOptions(Options):
-    """Options of `ablate`; ``settings`` are those of `train sft`."""
+    """Options of `ablate`; ``settings`` are options of `train sft`."""
 
     open_field: ClassVar[str | None] = "settings"
 
     datasets: Paths = argument(
-        "Two or more datasets. The first is the one that the others were made from.",
+        "Two or more datasets. The others were derived from the first.",
         metavar="DATASETS",
         many=True,
     )
     tokens: int = option(..., "Number of supervised tokens to train each model on.", ge=1)
-    seeds: int = option(3, "Number of random seeds, that is models per dataset.", ge=1)
+    seeds: int = option(3, "Number of random seeds, and of models per dataset.", ge=1)
     model: str | None = _MODEL
     data: Path | None = option(
         None, "Held-out rows to measure on.", metavar="DATA", shown="split test of the first"
@@ -456,7 +465,7 @@ class PreferOptions(Options):
     """Options of `prefer`."""
 
     data: Path = argument("Dataset of instructions.", metavar="DATA")
-    out: Path = option(..., "Output folder of the dataset. An unfinished one there is resumed.")
+    out: Path = option(..., "Output folder of the dataset. An unfinished dataset in it is resumed.")
     score: Names = option(
         ...,
         "Score to compare answers by: the folder of a reward model, verifiers:ifeval,math, "
@@ -469,7 +478,7 @@ class PreferOptions(Options):
     )
     shape: Shape = option(
         "preferences",
-        "Keep the best and the worst answer to each prompt, or the best alone.",
+        "Keep the best and the worst answer to each prompt, or only the best.",
         flag="--as",
     )
     samples: int = option(4, "Number of answers per prompt.", ge=1)
@@ -520,7 +529,7 @@ class RunOptions(Options):
     out: Path | None = option(None, "Output folder of all steps.", shown="runs/NAME")
     inputs: dict[str, str] = option(
         {},
-        "Path of an input of the pipeline, if it differs from the one that the pipeline gives.",
+        "Path of an input of the pipeline, in place of the path in the pipeline.",
         flag="--input",
         metavar="NAME=PATH",
         many="pairs",

@@ -1,7 +1,7 @@
 """The command prefer: several answers to each prompt, compared: pairs, or the best of them.
 
 What a model writes is paid for once: completions go to a journal in ``answers/`` (and
-a judge's replies to one in ``judgements/``), and everything after that is computed.
+a judge's replies to one in ``judgments/``), and everything after that is computed.
 """
 
 from __future__ import annotations
@@ -350,7 +350,7 @@ class _Maker:
                 places.append((number, a, b))
         longest = 2 * self.options.max_tokens + 512
         engine = _engine(self.judge_engine, judge, longest, self.options.endpoint)
-        replies = self._answered("judgements", engine, judge_requests(contests), tasks, run)
+        replies = self._answered("judgments", engine, judge_requests(contests), tasks, run)
         results, counts = verdicts(replies)
         won: dict[tuple[int, int], list[float]] = {}
         for (number, a, b), result in zip(places, results, strict=True):

@@ -1,4 +1,7 @@
-"""A few real batches, then what the whole run would take. Nothing is kept."""
+"""The command preview: runs a few batches and forecasts the time and tokens of the complete run.
+
+It runs in a temporary folder, which is removed.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,22 @@ from instructgen.generation.runner import Session, run_loop
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejection, Sample
 
-# Enough for every stage to have run a few times: an instruction proposed in
-# batch 0 is classified in batch LAG and has its rows in batch 2 * LAG.
+# Every stage must run a few times: an instruction proposed in batch 0 is classified in batch LAG,
+# and its rows are written in batch 2 * LAG.
 _BATCHES = 2 * LAG + 3
-# Smaller than a run's, so that a preview is quick.
+# Smaller than the batches of a run, so that a preview is fast.
 _BATCH_SIZE = 8
-# exp(20): half a billion proposals for one more that is new.
-_OUT_OF_REACH = 20
+# At exp(20), one new instruction takes half a billion proposals.
+_MAX_EXPONENT = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a few batches showed, and what follows for the target.
+    """The results of a few batches, and a forecast for the target.
 
-    The forecasts are None where too little was kept to tell, and where new
-    instructions would become too rare to reach the target at all.
+    ``duplicates`` is the share of proposed instructions that were too similar to an earlier
+    one. Forecasts are None if too few rows were kept for an estimate, or if new instructions
+    would become too rare to reach the target.
     """
 
     rows: tuple[Sample, ...]
@@ -52,12 +56,12 @@ class Forecast:
 
 @command(PreviewOptions, "seeds", "target")
 def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
-    """Run the first batches of `instructgen.generate` and forecast the rest.
+    """Run the first batches of `instructgen.generate` and forecast the complete run.
 
-    Nothing is left on disk.
+    All files are removed afterwards.
 
     Raises:
-        InputError, ConfigError, EngineError: as `generate`.
+        InputError, ConfigError, EngineError: as for `generate`.
     """
     config = configure(options, _BATCH_SIZE)
     samples, _ = seeds_for(options)
@@ -73,8 +77,8 @@ def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
 
 def _forecast(loop: Loop, session: Session, target: int) -> Forecast:
     t = loop.tally
-    alike = _alike(loop)
-    proposed = (t.kept_instructions or t.kept_rows) + len(alike)
+    similar = _too_similar(loop)
+    proposed = (t.kept_instructions or t.kept_rows) + len(similar)
     rows_per_instruction = _rows_per_instruction(loop)
     needed = math.ceil(target / rows_per_instruction) if rows_per_instruction else None
     at_target, effort = _growth(loop, proposed, needed)
@@ -86,7 +90,7 @@ def _forecast(loop: Loop, session: Session, target: int) -> Forecast:
         kept_instructions=t.kept_instructions,
         kept_rows=t.kept_rows,
         acceptance=t.kept / t.candidates if t.candidates else 0.0,
-        duplicates=len(alike) / proposed if proposed else 0.0,
+        duplicates=len(similar) / proposed if proposed else 0.0,
         output_tokens_per_s=session.tokens_per_s,
         target=target,
         duplicates_at_target=at_target,
@@ -96,15 +100,15 @@ def _forecast(loop: Loop, session: Session, target: int) -> Forecast:
     )
 
 
-def _alike(loop: Loop) -> list[Rejection]:
-    """Of the proposed instructions those that were too near to an earlier one."""
+def _too_similar(loop: Loop) -> list[Rejection]:
+    """Return the rejections of instructions that were too similar to an earlier one."""
     filters = (f for f in loop.config.filters if isinstance(f, ComparingFilter))
     names = {f.name for f in filters if f.scope != "row"}
     return [r.rejection for r in loop.rejected if r.rejection.filter in names]
 
 
 def _rows_per_instruction(loop: Loop) -> float:
-    """Rows that an accepted instruction leads to; 1 for methods in one stage."""
+    """Return the mean number of rows per accepted instruction; 1 for methods with one stage."""
     if not loop.pool.tasks:
         return 1.0
     resolved = sum(task.resolved for task in loop.pool.tasks)
@@ -112,27 +116,27 @@ def _rows_per_instruction(loop: Loop) -> float:
 
 
 def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None, float | None]:
-    """The share of duplicates once ``needed`` instructions are kept, and proposals until then.
+    """Forecast the share of duplicates at ``needed`` kept instructions, and the proposals needed.
 
-    A proposal is taken to hit each seed with a fixed chance in all, and each
-    kept instruction with the same small chance of its own, so that the share
-    of duplicates among n kept ones is 1 - (1 - s) * exp(-h * n). s and h are
-    estimated from who the rejected were nearest to.
+    The model assumes that a proposal duplicates some seed with probability s, and each kept
+    instruction with the same small probability h. The share of duplicates after n kept
+    instructions is then 1 - (1 - s) * exp(-h * n). s and h are estimated from the nearest
+    rows of the rejected instructions.
     """
     if not proposed or needed is None:
         return None, None
     seeds = {s.id for s in loop.pool.seeds}
-    alike = _alike(loop)
-    hit_seed = sum(r.nearest in seeds for r in alike)
-    hit_kept = len(alike) - hit_seed
-    kept = proposed - len(alike)
+    similar = _too_similar(loop)
+    hit_seed = sum(r.nearest in seeds for r in similar)
+    hit_kept = len(similar) - hit_seed
+    kept = proposed - len(similar)
     s = hit_seed / proposed
-    # Proposals met 0..kept earlier ones, half of them on average.
+    # A proposal was compared with 0 to ``kept`` earlier ones, on average half of them.
     h = hit_kept / max(1.0, (proposed - hit_seed) * kept / 2)
     survive = 1 - s
     if survive <= 0:
         return 1.0, None
-    if h * needed > _OUT_OF_REACH:
+    if h * needed > _MAX_EXPONENT:
         return 1.0, None
     duplicates = 1 - survive * math.exp(-h * needed)
     effort = (math.expm1(h * needed) / h if h else needed) / survive

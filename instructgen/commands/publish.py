@@ -1,4 +1,4 @@
-"""The command publish: uploads a dataset to the Hub, with its card and its rejected rows."""
+"""The command publish: uploads a dataset with its card and rejected rows to the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from instructgen.store import is_complete, manifest_in
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a dataset is on the Hub, and its size."""
+    """The URL of a dataset on the Hub, and the number and size of the uploaded files."""
 
     url: str
     files: int
@@ -30,8 +30,8 @@ def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
     The journal and the seeds of a run are not uploaded.
 
     Raises:
-        ConfigError: the name is invalid, there is no token, or a package is missing.
-        RunError: there is no complete dataset, or a part was changed.
+        ConfigError: the name is invalid, or the token or a package is missing.
+        RunError: the folder contains no complete dataset, or a part was changed.
         StorageError: the Hub cannot be reached, or rejects the upload.
     """
     folder, name = options.data, options.name
@@ -48,14 +48,14 @@ def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
     token = get_token()
     if not token:
         raise ConfigError(
-            "there is no token for the Hub.",
+            "the token for the Hub is missing.",
             "Set HF_TOKEN to a token with write access, or run: hf auth login.",
         )
     if not is_complete(folder):
         raise RunError(f"{folder} contains no complete dataset.", "Create it again.")
     files = [*_files(folder)]
     api = HfApi(token=token)
-    # Its HTTP client is httpx or httpx2, depending on its version.
+    # The HTTP client of huggingface_hub is httpx or httpx2, depending on its version.
     client = importlib.import_module(type(get_session()).__module__.partition(".")[0])
     try:
         url = api.create_repo(name, repo_type="dataset", private=options.private, exist_ok=True)
@@ -64,7 +64,7 @@ def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
             repo_type="dataset",
             folder_path=folder,
             allow_patterns=[str(path.relative_to(folder)) for path in files],
-            commit_message=f"{folder.resolve().name}: made with instructgen",
+            commit_message=f"{folder.resolve().name}: created with instructgen",
         )
     except (HfHubHTTPError, client.HTTPError, OSError, ValueError) as error:
         raise StorageError(

@@ -30,7 +30,7 @@ from instructgen.store import (
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Where the page is, the titles of its chapters, and its size."""
+    """The path of the report, the titles of its chapters, and its size."""
 
     to: Path
     chapters: tuple[str, ...]
@@ -39,7 +39,7 @@ class Reported:
 
 @command(ReportOptions, "inputs", "out")
 def report(options: ReportOptions, watch: Watch | None = None) -> Reported:
-    """Write a report: one HTML file that loads nothing from elsewhere.
+    """Write a report: one HTML file that does not load other files.
 
     Each input becomes a chapter, in order. An existing file is replaced only if it is a
     report.
@@ -101,7 +101,7 @@ def _words_of(folder: Path) -> dict[str, Counts]:
 
 
 def _check_out(file: Path) -> None:
-    """Reject an output path that is a folder, or a file that is not a report."""
+    """Raise InputError if the output path is a folder, or a file that is not a report."""
     if file.is_dir():
         raise InputError("is a folder.", path=file, hint="Give a file, such as report.html.")
     if file.exists() and b'name="generator" content="instructgen"' not in file.read_bytes()[:4096]:

@@ -1,4 +1,7 @@
-"""The command train: trains a model on a dataset, and records what it took and what it gained."""
+"""The command train: trains a model on a dataset, evaluates it, and writes the model folder.
+
+The trainers themselves are in `instructgen.training`.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +66,8 @@ _PROBE_TOKENS = 64
 class TrainResult:
     """The result of a training.
 
-    ``facts`` are those of training.json; None in every process of a distributed training but
-    the first, which reports for all. ``messages`` are notes for the user.
+    ``facts`` are those of training.json. In a distributed training, they are None in every
+    process except the first. ``messages`` are notes for the user.
     """
 
     out: Path
@@ -79,16 +82,16 @@ class TrainResult:
 def train(options: TrainOptions, watch: Watch | None = None) -> TrainResult:
     """Train a model on a dataset, or resume a training.
 
-    The dataset contains instructions for sft, grpo, rloo and ppo, preferences for reward, dpo
-    and kto. A finished training is left as it is. Settings of the trainer are given by name,
-    or as one object, such as ``settings=SftOptions(tokens=20_000)``.
+    sft, grpo, rloo and ppo require a dataset of instructions; reward, dpo and kto require
+    preferences. A finished training is not repeated. Pass settings of the trainer by name, or
+    as one object, such as ``settings=SftOptions(tokens=20_000)``.
 
     Raises:
         InputError: the dataset is invalid or of the wrong kind.
         ConfigError: an option, the recipe or the model is invalid, or packages are missing.
         RunError: the folder contains something else, or is in use.
         StorageError: the files cannot be written; the training can be resumed.
-        TrainingError: the loss is not finite, or the saved model is not the trained one.
+        TrainingError: the loss is not finite, or the saved model differs from the trained one.
     """
     settings = check(options)
     folder = options.out
@@ -116,11 +119,11 @@ def train(options: TrainOptions, watch: Watch | None = None) -> TrainResult:
 
 
 def _inputs(options: TrainOptions, base: str, settings: TrainerOptions) -> TrainingInputs:
-    """What determines the trained model."""
+    """Return all that determines the trained model."""
     from instructgen.training.rewards import verifiers_in
 
     held_out = options.held_out
-    # The format of a file is recognized, so that any installed one may be used.
+    # The format of a file is recognized, so any installed format may be used.
     read = any(path is not None and path.is_file() for path in (options.data, held_out))
     formats = classes("sources").values() if read else ()
     return TrainingInputs(
@@ -135,11 +138,11 @@ def _inputs(options: TrainOptions, base: str, settings: TrainerOptions) -> Train
 
 
 def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions:
-    """Return the trainer's settings, checked as far as that is possible without a model.
+    """Return the settings of the trainer after all checks that do not require a model.
 
     Args:
         options: the options of train.
-        look_at_data: whether the dataset is there already and is checked too.
+        look_at_data: whether to check the dataset too, which must exist then.
 
     Raises:
         InputError: the dataset does not exist, or is of the wrong kind.
@@ -161,14 +164,14 @@ def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions
 
 
 def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
-    """Return the first rows as supervised fine-tuning uses them.
+    """Return the text of the first rows as `train sft` uses it, with the loss mask.
 
     Args:
-        options: those of train sft.
+        options: the options of train sft.
         count: the number of rows.
 
     Returns:
-        For each row its pieces of text, each with whether the loss covers it.
+        The pieces of text of each row, each with whether the loss covers it.
 
     Raises:
         InputError: the dataset is invalid, or no row can be used.
@@ -209,34 +212,34 @@ def _no_rows(source: Path, rejected: RejectedRows) -> InputError:
     return InputError(
         f"no row can be trained on: {reasons or 'all rows are held out'}.",
         path=source,
-        hint="See max_length, held_out_rows and the rows' answers.",
+        hint="Check max_length, held_out_rows and the answers of the rows.",
     )
 
 
 def check_rows(trainer: Trainer, source: Path) -> None:
-    """Reject a dataset that does not exist, or whose rows the trainer cannot use.
+    """Check that a dataset exists and that the trainer can use its rows.
 
     Raises:
-        InputError: one of these.
+        InputError: a check failed.
     """
     from instructgen.training.rows import shape_at
 
     if not source.exists():
         raise InputError("does not exist.", path=source, hint="Check the path.")
-    wanted = "preferences" if trainer in PAIRS else "instructions"
-    if (shape := shape_at(source)) != wanted:
+    required = "preferences" if trainer in PAIRS else "instructions"
+    if (shape := shape_at(source)) != required:
         hint = (
             "Run: instructgen import --as=preferences, or instructgen prefer."
-            if wanted == "preferences"
+            if required == "preferences"
             else "Train reward, dpo or kto on it."
         )
         raise InputError(
-            f"contains {shape}; train {trainer} requires {wanted}.", path=source, hint=hint
+            f"contains {shape}; train {trainer} requires {required}.", path=source, hint=hint
         )
 
 
 def _check_strategy(trainer: Trainer, options: TrainerOptions) -> None:
-    """Reject settings that would not have the effect they state."""
+    """Raise ConfigError for settings that are not supported together."""
     import os
 
     import torch
@@ -265,7 +268,7 @@ def _reward_identity(spec: str) -> InputRef:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What the steps of a training gave; ``rows`` are the different rows that they used."""
+    """The result of the training steps; ``rows`` is the number of different rows used."""
 
     steps: int
     seconds: float
@@ -276,7 +279,7 @@ class _Outcome:
 
 
 class _Training:
-    """One training, from rows to files."""
+    """Runs one training, from the rows to the files of the model."""
 
     def __init__(
         self,
@@ -317,7 +320,7 @@ class _Training:
         model = self._model(tokenizer)
         policy.set_eos(model, encoder.end_id)
         if is_main():
-            # Other processes may get here before the folder exists, and write nothing.
+            # The folder may not exist yet in the other processes, which do not write files.
             _check_space(model, options, run.folder)
         probes = [ids[:_PROBE_TOKENS] for ids in prepared.probes[:_PROBES]]
         base_outputs = policy.outputs(model, probes)
@@ -344,7 +347,7 @@ class _Training:
         return self._finished(rows, prepared, rejected, outcome, began)
 
     def _rows(self, encoder: Encoder) -> Rows:
-        """The rows to train on, and those held out."""
+        """Return the rows to train on and the held-out rows."""
         from instructgen.training.rows import rows_for
         from instructgen.training.trainer import fits
 
@@ -364,7 +367,7 @@ class _Training:
         return rows
 
     def _prepared(self, rows: Rows, encoder: Encoder, rejected: RejectedRows) -> Prepared:
-        """The rows as the trainer uses them; see `sft`, `preference` and `online`."""
+        """Return the rows as the trainer uses them; see `sft`, `preference` and `online`."""
         from instructgen.training import online, preference, sft
 
         options = self.options
@@ -380,7 +383,7 @@ class _Training:
         return prepared
 
     def _model(self, tokenizer: Any) -> Any:
-        """The base model; a new head or new adapters are initialized from the random seed."""
+        """Load the base model; the random seed determines a new head or new adapters."""
         import torch
         from transformers import set_seed
 
@@ -407,12 +410,12 @@ class _Training:
         return model
 
     def _fitted(self, trainer: Any, rejected: RejectedRows) -> tuple[float, bool]:
-        """Train from the latest complete checkpoint; return seconds and whether there was one."""
+        """Train from the latest complete checkpoint, if any; return the time and if it resumed."""
         from instructgen.training.launch import is_main
         from instructgen.training.trainer import fit
 
         run = self.run_folder
-        # The main process removes incomplete checkpoints; the others look after it did.
+        # The main process removes incomplete checkpoints before the others search for checkpoints.
         checkpoint = run.latest_complete_checkpoint() if is_main() else None
         trainer.accelerator.wait_for_everyone()
         checkpoint = checkpoint if is_main() else run.latest_complete_checkpoint()
@@ -434,7 +437,7 @@ class _Training:
         outcome: _Outcome,
         began: float,
     ) -> TrainingFacts:
-        """Evaluate, and write the facts, the card and the plot of the log."""
+        """Evaluate the model, and write the facts, the card and the plot of the log."""
         from instructgen.evaluation.before_after import before_after
         from instructgen.evaluation.plots import log_plot
         from instructgen.training.rows import digest_of_rows
@@ -496,8 +499,8 @@ class _Training:
         trainer.save_model(str(saved))
         if not is_main():
             return {}
-        for junk in ("training_args.bin", "README.md"):
-            (saved / junk).unlink(missing_ok=True)
+        for unused in ("training_args.bin", "README.md"):
+            (saved / unused).unlink(missing_ok=True)
         if adapters:
             merged = load_model(str(saved), self.head, tokenizer=tokenizer)
             if hasattr(merged, "peft_config"):
@@ -522,7 +525,7 @@ class _Training:
 
 @contextmanager
 def _weights_written(folder: Path) -> Iterator[None]:
-    """Turn the errors of the libraries that write weights into storage errors."""
+    """Raise errors of the libraries that write weights as StorageError."""
     from safetensors import SafetensorError
 
     try:
@@ -538,14 +541,14 @@ def _weights_written(folder: Path) -> Iterator[None]:
 
 
 def _check_space(model: Any, options: TrainerOptions, folder: Path) -> None:
-    """Reject a training for which the disk has too little space.
+    """Check that the disk has enough space.
 
     Raises:
-        ConfigError: there is less free space than two checkpoints and the model need.
+        ConfigError: two checkpoints and the model do not fit.
     """
     weights = sum(p.numel() for p in model.parameters()) * 4
     share = 0.05 if options.peft != "none" else 1.0
-    # A checkpoint has the weights and two moments of each; ppo has two models.
+    # A checkpoint contains the weights and two moments per weight; ppo trains two models.
     two = isinstance(options, PpoOptions)
     needed = int(weights * (1 + 2 * 3 * share * (1 + two) + (4 if two else 0)))
     free = shutil.disk_usage(folder).free

@@ -47,6 +47,12 @@ class Filter(BaseModel, ABC):
     name: ClassVar[str]
     scope: ClassVar[Scope] = "instruction"
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Reject a class that overrides a method by its old name."""
+        if "judge" in vars(cls):
+            raise TypeError(f"{cls.__name__}.judge: Filter.judge was renamed to evaluate")
+        super().__init_subclass__(**kwargs)
+
     @abstractmethod
     def reason(self, sample: Sample) -> Rejection | None:
         """Return the rejection of the sample, or None to keep it."""

@@ -52,13 +52,13 @@ class Contamination(Filter):
         0.6,
         gt=0,
         le=1,
-        description="Minimum fraction of its words, in order, that counts as contamination.",
+        description="Minimum fraction of a prompt's words, in order, that counts as contamination.",
     )
     weight_share: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="Minimum fraction of its words weighted by rarity, required in addition.",
+        description="Minimum fraction of words weighted by rarity, required in addition.",
     )
     cosine: float | None = Field(
         None,
@@ -162,7 +162,7 @@ _TIERS = ("words", "ngrams", "equal")
 
 
 def _benchmark_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return file names, with as many folders as it takes to tell the files apart."""
+    """Return file names, with the folders that are needed to distinguish the files."""
     names = {path: path.name for path in paths}
     depth = 1
     while len(set(names.values())) < len(names) and depth < 20:
@@ -185,7 +185,9 @@ def benchmark_prompts(path: Path, name: str = "") -> list[BenchmarkPrompt]:
         InputError: the file is missing or unreadable, or a row is invalid or has no prompt.
     """
     if not path.is_file():
-        raise InputError("no such file.", path=path, hint="Give a file of benchmark prompts.")
+        raise InputError(
+            "the file does not exist.", path=path, hint="Give a file of benchmark prompts."
+        )
     prompts: list[BenchmarkPrompt] = []
     for record in read_records(path):
         if isinstance(record, BadRecord):
@@ -233,7 +235,7 @@ def _texts(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _background() -> list[str]:
-    """Return the shipped seed tasks, which show what words are common in several languages."""
+    """Return the shipped seed tasks, from which the rarity of words is estimated."""
     return [
         str(record.fields["instruction"])
         for path in sorted(shipped("seeds").glob("*.jsonl"))

@@ -407,12 +407,12 @@ def _detect_language(sample: Sample) -> str:
 
 __all__ = [
     "BadRow",
+    "Conversion",
     "Format",
     "OnBadRow",
     "Reading",
     "Record",
     "RowError",
-    "Taken",
     "UnusedRow",
     "bad_row",
     "detect_format",

@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from instructgen.engines import Completion, Request, Supervisor
 from instructgen.errors import EngineError, RunError
 from instructgen.generation.loop import LAG, Loop, request_digest
+from instructgen.printable import printable
 from instructgen.schema.progress import Progress, Watch
 from instructgen.store import Run
 
 _FAILURES_LOOKED_AT = 20
 _FAILURES_NEEDED = 10
 _SECOND_CHANCES = 3
+# Candidates that cannot be parsed before the user is told.
+_HINT_AFTER = 16
 
 
 @dataclass(slots=True)
@@ -58,32 +61,68 @@ class Session:
         return self.idle_s / self.engine_s if self.engine_s else 0.0
 
     def progress(self) -> Progress:
-        """Rows and speed, and what the filters did."""
+        """Return what each stage has done and, before the first row, when it is expected."""
         tally = self.loop.tally
         rows, left = tally.kept_rows, None
-        # The first rows come late, so that a guess from few of them is far too high.
+        # The first rows come late, so that an estimate from few of them is far too high.
         if 10 * rows >= self.target and self.engine_s and not self.replayed:
             left = self.engine_s * (self.target - rows) / rows
-        reasons: Counter[str] = Counter()
-        for (_, name, reason), count in tally.rejected.items():
-            reasons[f"{name}/{reason}"] += count
-        share = tally.kept / tally.candidates if tally.candidates else 0.0
-        note = f"{tally.candidates:,} candidates, {share:.0%} kept"
-        if reasons:
-            worst = ", ".join(f"{name} {count}" for name, count in reasons.most_common(4))
-            note += f"; rejected: {worst}"
+        figures: dict[str, float] = {"instructions": tally.kept_instructions}
+        if tally.kept_instructions:
+            figures["with rows or a reason"] = sum(t.resolved for t in self.loop.pool.tasks)
+        figures |= {
+            "tokens/s": round(self.tokens_per_s),
+            "engine idle": round(self.idle_share, 2),
+        }
+        notes = [self._first_rows() if not rows else self._latest_row(), self._rejections()]
         return Progress(
             "generate",
             rows,
             self.target,
-            figures={
-                "instructions": tally.kept_instructions,
-                "batch": self.loop.batches_committed,
-                "tokens/s": round(self.tokens_per_s),
-                "engine idle": round(self.idle_share, 2),
-            },
-            notes=(note,),
+            figures=figures,
+            notes=tuple(note for note in (*notes, self.format_hint()) if note),
             seconds_left=left,
+        )
+
+    def _first_rows(self) -> str:
+        """The stage that is at work, and when the first rows are expected."""
+        stages = self.loop.config.method.stages
+        committed = self.loop.batches_committed
+        number = min(committed // LAG, len(stages) - 1)
+        text = f"stage {number + 1} of {len(stages)}, {stages[number]}"
+        done = self.asked - self.outstanding
+        if not done or not self.engine_s or self.replayed:
+            return f"{text}: waiting for the first completions"
+        # A row passes each stage LAG batches after the one before.
+        batches = max((len(stages) - 1) * LAG + 1, committed + 1)
+        requests = batches * self.loop.config.generate.batch_size
+        seconds = self.engine_s / done * max(1, requests - done)
+        return f"{text}: first rows expected in about {max(1, round(seconds)):,} s"
+
+    def _latest_row(self) -> str:
+        row = self.loop.rows[-1]
+        text = printable(" ".join(f"{row.instruction} → {row.output}".split()))
+        return f"latest row: {text if len(text) <= 110 else text[:109] + '…'}"
+
+    def _rejections(self) -> str:
+        tally = self.loop.tally
+        reasons: Counter[str] = Counter()
+        for (_, name, reason), count in tally.rejected.items():
+            reasons[f"{name}/{reason}"] += count
+        share = tally.kept / tally.candidates if tally.candidates else 0.0
+        note = f"{tally.candidates:,} candidates, {share:.0%} accepted"
+        most = ", ".join(f"{name} {count}" for name, count in reasons.most_common(4))
+        return f"{note}; rejected: {most}" if most else note
+
+    def format_hint(self) -> str:
+        """Return advice if most completions cannot be parsed; otherwise an empty string."""
+        tally, method = self.loop.tally, self.loop.config.method.name
+        unparsed = sum(n for (_, name, _), n in tally.rejected.items() if name == method)
+        if unparsed < _HINT_AFTER or unparsed < 0.7 * tally.candidates or tally.kept_rows:
+            return ""
+        return (
+            f"{unparsed:,} of {tally.candidates:,} candidates cannot be parsed: the model does "
+            f"not follow the format of the method {method}. Try another --method or --model."
         )
 
 

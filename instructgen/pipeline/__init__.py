@@ -1,7 +1,7 @@
-"""Runs pipelines: each step once, and again only if what it depends on has changed.
+"""Runs pipelines: each step once, and again only if something that it depends on has changed.
 
-A step is a command in a process of its own, so that a failure leaves the others as they are and
-its memory is freed. pipeline.json records each step; commands resume themselves, so that a
-killed pipeline continues inside its step. This package alone imports the command line, to
-parse the words of a step.
+A step is a command in a separate process, so a failure does not affect the other steps, and
+memory is freed after each step. pipeline.json records each step. Commands resume themselves, so
+a killed pipeline resumes within its step. Only this package imports the command line, which
+parses the options of a step.
 """

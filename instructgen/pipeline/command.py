@@ -1,4 +1,4 @@
-"""The command line of run: runs a pipeline, or prints its plan."""
+"""The command run of the command line: runs a pipeline, or prints its plan."""
 
 from __future__ import annotations
 
@@ -37,15 +37,17 @@ def _pipelines(_ctx: click.Context, _param: click.Parameter, typed: str) -> list
 @click.command(cls=OptionsCommand)
 @click.argument("pipeline", metavar="NAME_OR_FILE", shell_complete=_pipelines)
 @takes(RunOptions, "pipeline")
-@click.option("--dry-run", is_flag=True, help="Print which steps would run and why; run nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print which steps would run and why, and run none of them."
+)
 @quiet_option
 @json_option
 def run(options: RunOptions, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Run a pipeline from seeds to a trained model, or the steps that have changed since.
+    """Run a pipeline from seeds to a trained model; unchanged steps are skipped.
 
     Each step is one of the other commands. It is skipped if its inputs, options and versions
-    are those of its last run. Rerun the same command to resume a pipeline that was stopped.
-    The shipped pipelines are quickstart, dolly_expand and rlhf.
+    have not changed since its last run. Rerun the same command to resume a pipeline that was
+    stopped. The shipped pipelines are quickstart, dolly_expand and rlhf.
 
     \b
     Examples:

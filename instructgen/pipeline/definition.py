@@ -1,8 +1,8 @@
 """Reads a pipeline: steps from seeds to a trained model, each a command with its options.
 
-A pipeline is TOML. A step contains the words to type, ``run = "train sft @clean"``, and its
-options as keys; ``@name`` is the output of an earlier step or an input of the pipeline. It is
-data: a step can run a command of instructgen and nothing else.
+A pipeline is a TOML file. A step contains a command, such as ``run = "train sft @clean"``, and
+its options as keys; ``@name`` is the output of an earlier step or an input of the pipeline. A
+step can only run a command of instructgen.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ OUTPUTS = {
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _NAMES = "Use lower-case letters, digits, - and _."
-# Other names in the output folder.
-_OURS = ("replaced", "options", "lock")
-# Options that may name a file or a model, but are not of type Path.
+# Names in the output folder that are in use.
+_RESERVED = ("replaced", "options", "lock")
+# Options that may name a file or a model, although their type is not Path.
 _PLACES = ("model", "against", "judge", "score", "reward", "recipe")
 # As in "@rm", and in "judge:@rm".
 _REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
 
 
 class Input(BaseModel):
-    """A file or dataset that a pipeline starts with; at most one of the places is given."""
+    """A file or dataset that a pipeline starts with; at most one of its places is set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +70,7 @@ class Input(BaseModel):
         return self
 
     def place(self, folder: Path) -> str | None:
-        """The path or Hub name; None if the user has to give it."""
+        """Return the path or Hub name; None if the user must give it."""
         if self.shipped is not None:
             top, _, name = self.shipped.partition("/")
             return str(shipped(top) / name)
@@ -88,7 +88,7 @@ class _Step(BaseModel):
 
 
 class Pipeline(BaseModel):
-    """The keys of a pipeline file."""
+    """The contents of a pipeline file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -98,10 +98,10 @@ class Pipeline(BaseModel):
 
 
 def pipeline_path(pipeline: str) -> Path:
-    """The file of a pipeline: a path, or the name of a shipped one.
+    """Return the file of a pipeline, which is a path or the name of a shipped pipeline.
 
     Raises:
-        ConfigError: there is no such pipeline.
+        ConfigError: the pipeline does not exist.
     """
     path = Path(pipeline)
     if path.suffix == ".toml" or "/" in pipeline:
@@ -117,7 +117,7 @@ def pipeline_path(pipeline: str) -> Path:
 
 
 def shipped_pipelines() -> dict[str, Path]:
-    """The pipelines that are part of the package, by name."""
+    """Return the files of the pipelines that are part of the package, by name."""
     folder = Path(__file__).parent / "shipped"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -129,13 +129,13 @@ def load_steps(
     *,
     small: bool,
 ) -> list[Step]:
-    """Read the steps of a pipeline, and check all of them before the first is run.
+    """Read the steps of a pipeline, and check all of them before the first one runs.
 
     Args:
         pipeline: a path, or the name of a shipped pipeline.
         out: the folder for the outputs of all steps.
-        inputs: paths of the pipeline's inputs by name, in place of those that it gives.
-        small: whether each step's table ``small`` replaces its options.
+        inputs: paths of inputs by name, which replace those in the pipeline.
+        small: whether the options in a step's table ``small`` replace its other options.
 
     Raises:
         ConfigError: the pipeline, a step or an input is invalid; the message names it.
@@ -148,10 +148,10 @@ def load_steps(
     steps: list[Step] = []
     for number, each in enumerate(definition.steps, start=1):
         where = f"{path}: steps {number} ({each.name})"
-        if not _NAME.fullmatch(each.name) or each.name in _OURS:
+        if not _NAME.fullmatch(each.name) or each.name in _RESERVED:
             raise ConfigError(
-                f"{where}: invalid name of a step.",
-                f"{_NAMES[:-1]}, and not {' or '.join(_OURS)}.",
+                f"{where}: the name of the step is invalid.",
+                f"{_NAMES[:-1]}, and not {' or '.join(_RESERVED)}.",
             )
         if each.name in places:
             kind = "an input" if each.name in definition.inputs else "an earlier step"
@@ -165,14 +165,14 @@ def load_steps(
 
 
 def _check_command_line_only(options: Options, where: str) -> None:
-    """Reject options that only the command line may set, because others wrote the pipeline."""
+    """Raise ConfigError for options that a pipeline, which others may have written, cannot set."""
     if isinstance(options, PreviewOptions | PreferOptions) and options.endpoint:
-        # The API key is sent there.
+        # The API key is sent to the endpoint.
         raise ConfigError(
             f"{where}: endpoint: a pipeline cannot set it.", "Remove it, and set OPENAI_BASE_URL."
         )
     if isinstance(options, EvaluateOptions) and "lm-eval.include_path" in options.settings:
-        # Tasks of lm-eval may name functions in files next to them, which are then run.
+        # Tasks of lm-eval may name functions in other files, which lm-eval then runs.
         raise ConfigError(
             f"{where}: lm-eval.include_path: a pipeline cannot set it.",
             "Run instructgen evaluate on the command line.",
@@ -180,7 +180,7 @@ def _check_command_line_only(options: Options, where: str) -> None:
 
 
 def _parsed(argv: Sequence[str], where: str) -> Options:
-    """Parse the arguments as the command does, without running it."""
+    """Parse the arguments of a command without running it."""
     command = cli.commands[argv[0]]
     assert isinstance(command, OptionsCommand) and command.options is not None
     try:
@@ -193,24 +193,24 @@ def _parsed(argv: Sequence[str], where: str) -> Options:
 
 
 def _paths(options: Options) -> set[str]:
-    """The values of the options that are paths."""
+    """Return the values of all options that are paths."""
     values = [getattr(options, name) for name in type(options).model_fields]
     flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
     return {str(value) for value in flat if isinstance(value, Path)}
 
 
-def _places(path: Path, known: Mapping[str, Input], given: Mapping[str, str]) -> dict[str, str]:
+def _places(path: Path, known: Mapping[str, Input], paths: Mapping[str, str]) -> dict[str, str]:
     for name in known:
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{path}: inputs.{name}: invalid name of an input.", _NAMES)
-    for name in given:
+            raise ConfigError(f"{path}: inputs.{name}: the name of the input is invalid.", _NAMES)
+    for name in paths:
         if name not in known:
             raise ConfigError(
-                f"--input {name}: {path.name} has no such input.", suggest(name, [*known])
+                f"--input={name}: {path.name} does not have this input.", suggest(name, [*known])
             )
     places = {}
     for name, each in known.items():
-        place = given.get(name, each.place(path.parent))
+        place = paths.get(name, each.place(path.parent))
         if place is None:
             about = f" ({each.about})" if each.about else ""
             raise ConfigError(
@@ -232,7 +232,9 @@ def _step(
         match = _REFERENCE.fullmatch(value)
         if match is None:
             if value.startswith("@"):
-                raise ConfigError(f"{where}: {value}: invalid name of a step or input.", _NAMES)
+                raise ConfigError(
+                    f"{where}: {value}: the name of the step or input is invalid.", _NAMES
+                )
             return value
         if match[1] not in places:
             raise ConfigError(
@@ -257,6 +259,12 @@ def _step(
         else:
             argv += _typed(option, key, value, resolved, where)
     argv.append(f"{flag}={target}")
+    if any(word.startswith("--plugin") for word in argv):
+        # It would run code that the author of the pipeline chose. Checked here, and not in the
+        # keys: a word may also come from an input's place.
+        raise ConfigError(
+            f"{where}: plugin: a pipeline cannot set it.", "Pass --plugin=FILE to instructgen run."
+        )
     parsed = _parsed(argv, where)
     _check_command_line_only(parsed, where)
     texts = [*words, *_texts(options)]
@@ -275,7 +283,7 @@ def _step(
 
 
 def _words(run: str, options: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
-    """The command of a step and the words after it."""
+    """Return the command of a step and the words after it."""
     try:
         command, *words = shlex.split(run)
     except ValueError as error:
@@ -297,8 +305,8 @@ def _read(
     parsed: Options,
     options: Mapping[str, Any],
 ) -> dict[str, str]:
-    """The texts of a step that refer to something that it reads, and what that is."""
-    found = {
+    """Return the inputs of a step: what each text in the step refers to."""
+    referred = {
         text: places[m[1]] if (m := _REFERENCE.fullmatch(text)) else text.split(":", 1)[-1]
         for text in texts
     }
@@ -306,7 +314,7 @@ def _read(
     paths |= {text for key in _PLACES for text in _texts({key: options.get(key)})}
     return {
         text: place
-        for text, place in found.items()
+        for text, place in referred.items()
         if "@" in text or text in paths or place in paths or place == EMBEDDED
     }
 
@@ -314,7 +322,7 @@ def _read(
 def _typed(
     option: str, key: str, value: Any, resolved: Callable[[str], str], where: str
 ) -> list[str]:
-    """An option of a step as words of a command line."""
+    """Return an option of a step as arguments of a command line."""
     if key == "set" and isinstance(value, dict):
         texts = {k: _toml({"v": v}).removeprefix("v = ").strip() for k, v in value.items()}
         return [f"{option}={k}={v}" for k, v in texts.items()]

@@ -1,4 +1,4 @@
-"""Forecasts how long a step takes, from its last run or from measurements on two CPU cores."""
+"""Forecasts the time and tokens of a step, from its last run or from measurements on two cores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from instructgen.pipeline.records import StepRecord
 from instructgen.pipeline.step import Step
 
-# Seconds of a command's start and per unit of an option, measured with the embedded model
-# (135 million parameters) on two cores of x86-64.
+# Seconds to start a command and seconds per unit of an option, measured with the embedded model
+# (135 million parameters) on two x86-64 cores.
 _MEASURED: dict[str, tuple[float, dict[str, float]]] = {
     "import": (3, {}),
     "merge": (4, {}),
@@ -37,7 +37,7 @@ _LAST_TIME, _MEASURED_HERE = "as in its last run", "as measured on two CPU cores
 
 @dataclass(frozen=True, slots=True)
 class StepForecast:
-    """Seconds, tokens that a model will read and write, and the source of the estimate."""
+    """The seconds, the tokens that a model will read and write, and the basis of the estimate."""
 
     seconds: float
     basis: str
@@ -45,11 +45,11 @@ class StepForecast:
 
 
 def forecast(step: Step, record: StepRecord | None) -> StepForecast | None:
-    """Forecast the time and the tokens of a step; None if there is nothing to estimate from.
+    """Return a forecast of the time and tokens of a step; None if no estimate is possible.
 
     Args:
         step: the step.
-        record: its last run, if there was one.
+        record: the last run of the step, if any.
     """
     options = step.options
     target, tokens = options.get("target"), None

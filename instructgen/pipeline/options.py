@@ -1,4 +1,4 @@
-"""Checks the recipe of a step as its command would, before anything is run."""
+"""Checks the recipes of steps as their commands do, before any step runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from instructgen.pipeline.step import Step
 
 @contextmanager
 def with_files(step: Step) -> Iterator[Options]:
-    """The options of a step, with a recipe that is a table written to a temporary file."""
+    """Yield the options of a step; a recipe that is a table is written to a temporary file."""
     with TemporaryDirectory() as folder:
         options = step.parsed
         for path, text in step.files.items():
@@ -36,11 +36,11 @@ def with_files(step: Step) -> Iterator[Options]:
 
 
 def check_recipe(step: Step, where: str) -> None:
-    """Reject a recipe, or settings of a trainer, that the command would reject.
+    """Check the recipe and the trainer settings of a step as its command does.
 
     Args:
         step: the step.
-        where: the position in the pipeline, which begins the message.
+        where: the position in the pipeline, for the start of the message.
 
     Raises:
         ConfigError: a key or value is invalid.

@@ -28,7 +28,7 @@ _FORMAT = 2
 _TRAINED = ("torch", "transformers", "trl", "peft", "accelerate")
 _COMPARED = ("sentence-transformers", "datasketch", "rapidfuzz", "py3langid", "phonenumbers")
 # Packages whose versions affect the output of a command, in addition to instructgen. Recorded
-# completions do not depend on the engine's version, so that an upgrade requests none again.
+# completions do not depend on the version of the engine, so an upgrade repeats no request.
 _DEPENDS = {
     "train": _TRAINED,
     "ablate": _TRAINED,
@@ -47,12 +47,12 @@ _PLUGGED = {
     "evaluate": ("sources", "suites", "verifiers", "engines"),
     "ablate": ("sources", "suites", "verifiers"),
 }
-# Files of a model that determine what it does.
+# Files of a model that determine its outputs.
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _NOT_CONTENT = (
     "training.json", "lock", "rejected.jsonl", "log.jsonl", "log.png", "README.md",
 )  # fmt: skip
-# Files that a report about a model shows in addition.
+# Other files of a model that a report shows.
 _REPORTED = ("training.json", "log.jsonl")
 
 
@@ -71,7 +71,7 @@ class Planned:
 
 
 def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
-    """Decide for every step whether it would run now; nothing is run.
+    """Decide for every step whether it would run now, without running any.
 
     Raises:
         RunError: the folder's state, or an input, is damaged.
@@ -91,7 +91,7 @@ def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
 
 
 def decide(step: Step, state: State) -> Planned:
-    """Decide whether a step has to run, after those before it have run."""
+    """Decide whether a step must run, after the steps before it have run."""
     record = state.get(step.name)
     if record is None:
         return Planned(step, True, "not run yet", False, forecast(step, None))
@@ -103,14 +103,14 @@ def decide(step: Step, state: State) -> Planned:
     if record.output is None:
         return Planned(step, True, "not finished", False, expected)
     if output_digest(step.out) != record.output:
-        # The dataset of a run is written again from its journal.
+        # generate writes the dataset again from the journal in the folder.
         from_scratch = step.command != "generate"
         return Planned(step, True, "its output is missing or changed", from_scratch, expected)
     return Planned(step, False, "nothing changed", False, None)
 
 
 def fingerprint(step: Step) -> Fingerprint:
-    """What determines a step's output: its text, the content it reads, and versions."""
+    """Return all that determines a step's output: its text, the content it reads, and versions."""
     reported = step.command == "report"
     digests = {name: _input_digest(place, reported) for name, place in step.values.items()}
     return Fingerprint(
@@ -125,7 +125,7 @@ def fingerprint(step: Step) -> Fingerprint:
 
 
 def _plugins(step: Step) -> dict[str, str]:
-    """The code of every plug-in that the step, or its recipe, may name."""
+    """Return the code digests of all plug-ins that the step or its recipe may use."""
     plugins = provenance(
         **{group: classes(group).values() for group in _PLUGGED.get(step.command, ())}
     )
@@ -136,7 +136,7 @@ def _plugins(step: Step) -> dict[str, str]:
     return {
         f"plug-in {name}": " ".join(plugin.values())
         for name, plugin in plugins.items()
-        # The format of a file is recognized, so that it may be any.
+        # The format of a file is recognized, so any installed format may be used.
         if name.startswith("sources.") or name.partition(".")[2] in text
     }
 
@@ -163,7 +163,7 @@ def _short(value: Any) -> str:
 
 
 def _resumes(step: Step) -> bool:
-    """Whether the command can continue its old output: a run, if the settings allow it."""
+    """Return whether the command can resume its old output: a run with compatible settings."""
     if step.command != "generate" or not is_run(step.out):
         return False
     try:
@@ -172,7 +172,7 @@ def _resumes(step: Step) -> bool:
             seeds, _ = seeds_for(options)
             return resumable(step.out, configure(options), seeds)
     except InstructgenError:
-        # The command itself reports what is wrong, and leaves the folder as it is.
+        # The command itself reports the error and does not change the folder.
         return True
 
 
@@ -190,14 +190,14 @@ def _input_digest(place: str, reported: bool) -> str | None:
 
 
 def output_digest(path: Path, reported: bool = False) -> str | None:
-    """A digest of the content of a step's output or input; None if it is not complete.
+    """Return a digest of the content of a step's output or input; None if it is incomplete.
 
-    For a dataset it covers the digests of its parts, for a model the weights and the
-    configuration, for other folders all files.
+    It covers the digests of the parts of a dataset, the weights and the configuration of a
+    model, and all files of other folders.
 
     Args:
         path: a file or folder.
-        reported: whether the files count too that a report about a model shows.
+        reported: whether to include the other files of a model that a report shows.
     """
     if path.is_file():
         return digest_of_file(path)
@@ -237,6 +237,8 @@ def read_state(folder: Path) -> State:
         if isinstance(error, DamagedFileError) and _format_of(path) not in (None, _FORMAT):
             raise VersionError(path, _format_of(path), "Give another --out.") from None
         raise DamagedFileError("is damaged.", path=path, hint=hint) from error
+    if state.format != _FORMAT:
+        raise VersionError(path, state.format, "Give another --out.")
     return state.steps
 
 
@@ -249,5 +251,5 @@ def _format_of(path: Path) -> object:
 
 
 def state_bytes(state: State) -> bytes:
-    """The content of pipeline.json."""
+    """Return the content of pipeline.json."""
     return PipelineState(_FORMAT, state).to_json() + b"\n"

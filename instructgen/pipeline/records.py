@@ -1,4 +1,4 @@
-"""What pipeline.json records about the steps of a pipeline."""
+"""Defines the contents of pipeline.json: the last run of each step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instructgen.schema.records import JsonRecord
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint(JsonRecord):
-    """What determines a step's output: its text, and digests and versions of what it uses."""
+    """All that determines a step's output: its text, digests of its inputs, and versions."""
 
     run: str
     options: dict[str, JsonValue]
@@ -21,9 +21,10 @@ class Fingerprint(JsonRecord):
 
 @dataclass(slots=True)
 class StepRecord(JsonRecord):
-    """The last run of a step. ``output`` is the digest of its output, None before its end.
+    """The last run of a step.
 
-    ``seconds`` are those of all sessions of the run.
+    ``output`` is the digest of the output, None until the step ended. ``seconds`` are the sum
+    over all sessions.
     """
 
     fingerprint: Fingerprint
@@ -34,7 +35,7 @@ class StepRecord(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class PipelineState(JsonRecord):
-    """The steps of a pipeline by name: pipeline.json."""
+    """The contents of pipeline.json: the records of the steps by name."""
 
     format: int
     steps: dict[str, StepRecord] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""One step of a pipeline, ready to be planned and run."""
+"""Defines a step of a pipeline after it was read and checked."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from instructgen.commands.interface import Options
 class Step:
     """A command of a pipeline with its options.
 
-    ``run`` and ``options`` are the text of the pipeline, ``argv`` the words to type after
-    ``instructgen``. ``values`` maps words and texts of the pipeline to the paths that they
-    refer to. ``follows`` are the earlier steps and inputs that the step reads, ``files`` the
-    tables of its options that are written as files, ``parsed`` the options of its command.
+    ``run`` and ``options`` are the text of the pipeline, ``argv`` the arguments of
+    ``instructgen``. ``values`` maps texts of the pipeline to the paths that they refer to.
+    ``follows`` are the earlier steps and inputs that the step reads. ``files`` are the files
+    to write before the step, for options that are tables. ``parsed`` are the parsed options.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Step:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options by name, with those of a trainer among them."""
+        """The options by name, including the settings of a trainer."""
         values = {name: getattr(self.parsed, name) for name in type(self.parsed).model_fields}
         rest = type(self.parsed).open_field
         return values if rest is None else {**values, **values[rest]}

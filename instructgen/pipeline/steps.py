@@ -1,4 +1,4 @@
-"""The command run: runs the steps of a pipeline that have to run, one process each."""
+"""The command run: runs the steps of a pipeline that are not up to date, one process each."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ from instructgen.pipeline.plan import (
 )
 from instructgen.pipeline.records import StepRecord
 from instructgen.pipeline.step import Step
+from instructgen.plugins import loaded_files
 from instructgen.schema.progress import Progress, Watch
 from instructgen.store import locked, storage, write_atomic
 
-# The step of a killed run is killed by the kernel, and may hold its folder a moment longer.
+# If a pipeline is killed, its step is killed too, but may hold the lock a moment longer.
 _PATIENCE_S = 20.0
-# The output of these commands took a model's time, so that it is moved away and not removed.
+# The old output of these commands is expensive, so it is moved away and not removed.
 _EXPENSIVE = ("generate", "prefer", "train", "ablate")
-# generate has reported why it ended before its target, and has written its rows.
+# The exit code of a command that wrote its rows, but ended before its target.
 _ENDED_EARLY = 3
 _INVALID = 2
 
 
 class StepError(InstructgenError, RuntimeError):
-    """The command of a step failed; its own message is printed before this one."""
+    """The command of a step failed; the command has printed its own message before."""
 
     def __init__(self, step: Step, code: int) -> None:
         cause = f"exit code {code}" if code > 0 else f"signal {-code}"
@@ -57,7 +58,7 @@ class StepError(InstructgenError, RuntimeError):
 
 @dataclass(slots=True)
 class StepRun:
-    """A step in this run of the pipeline: whether and why it ran, and its seconds."""
+    """The result of a step in this run of the pipeline: whether and why it ran, and its time."""
 
     name: str
     command: str
@@ -70,7 +71,7 @@ class StepRun:
 
 @dataclass(slots=True)
 class PipelineResult:
-    """The result of a pipeline: its steps in order, and the seconds of this run."""
+    """The result of a pipeline: its steps in order, and the time of this run."""
 
     out: Path
     steps: list[StepRun] = field(default_factory=list)
@@ -85,16 +86,16 @@ class PipelineResult:
 def steps_of(
     pipeline: str, out: Path | None, inputs: Mapping[str, str], *, small: bool
 ) -> tuple[Path, list[Step]]:
-    """The output folder, by default ``runs/NAME``, and the steps of a pipeline."""
+    """Return the output folder, by default ``runs/NAME``, and the steps of a pipeline."""
     folder = Path("runs") / pipeline_path(pipeline).stem if out is None else out
     return folder, load_steps(pipeline, folder, inputs, small=small)
 
 
 @command(RunOptions, "pipeline", "out")
 def run(options: RunOptions, watch: Watch | None = None) -> PipelineResult:
-    """Run the steps of a pipeline, or those that are left.
+    """Run the steps of a pipeline that are not up to date.
 
-    Progress is reported with each step: why it runs or not and, if it runs, its command line.
+    Progress is reported once per step: why it runs or is skipped and, if it runs, its command.
 
     Raises:
         ConfigError: the pipeline is invalid; nothing was run.
@@ -106,7 +107,7 @@ def run(options: RunOptions, watch: Watch | None = None) -> PipelineResult:
 
 
 def run_steps(options: RunOptions, watch: Watch | None, *, quiet: bool) -> PipelineResult:
-    """Run a pipeline; with ``quiet`` the steps print errors only. See `run`."""
+    """Run a pipeline; see `run`. With ``quiet``, the steps print only errors."""
     began = time.monotonic()
     folder, steps = steps_of(options.pipeline, options.out, options.inputs, small=options.small)
     result = PipelineResult(folder)
@@ -141,15 +142,15 @@ def _progress(planned: Planned, number: int, count: int) -> Progress:
 
 
 def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bool) -> float:
-    """Run a step and record it; return its seconds."""
+    """Run a step and record it; return its time in seconds."""
     step = planned.step
     if step.name not in state and step.out.exists():
         raise RunError(
-            f"{step.out} exists already, and no step of this pipeline wrote it.",
+            f"{step.out} already exists, and this pipeline did not write it.",
             "Move it away, or give another --out.",
         )
     if planned.from_scratch or (step.name in state and step.out.is_file()):
-        # A file that was written just before a kill, and not recorded, is replaced too.
+        # A kill may have left a file that is not recorded yet. It is replaced too.
         _clear(step, folder)
     for path, text in step.files.items():
         path.parent.mkdir(exist_ok=True)
@@ -165,7 +166,7 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
     record.seconds = round(earlier + seconds, 1)
     if code not in (0, _ENDED_EARLY):
         if code == _INVALID and before is not None and not planned.from_scratch:
-            # The command did nothing, so that the output before it is still there.
+            # The command rejected its options before it wrote, so the earlier output is unchanged.
             state[step.name] = before
         write_atomic(folder / STATE, [state_bytes(state)])
         if code in (130, -signal.SIGINT):
@@ -180,7 +181,7 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
 
 
 def _clear(step: Step, folder: Path) -> None:
-    """Move away the old output of a step, or remove it if it is quick to write again."""
+    """Remove the old output of a step, or move it away if it was expensive."""
     if step.out.is_symlink():
         step.out.unlink()
         return
@@ -189,21 +190,22 @@ def _clear(step: Step, folder: Path) -> None:
     if step.command not in _EXPENSIVE:
         shutil.rmtree(step.out) if step.out.is_dir() else step.out.unlink()
         return
-    attic = folder / "replaced"
-    attic.mkdir(exist_ok=True)
+    replaced = folder / "replaced"
+    replaced.mkdir(exist_ok=True)
     number = 1
-    while (attic / f"{step.out.name}-{number}").exists():
+    while (replaced / f"{step.out.name}-{number}").exists():
         number += 1
-    step.out.rename(attic / f"{step.out.name}-{number}")
+    step.out.rename(replaced / f"{step.out.name}-{number}")
 
 
 def _command(argv: Sequence[str], lock: int, quiet: bool) -> int:
-    """Run a command of instructgen; Ctrl-C is passed on once, and a kill of this process kills it.
+    """Run a command in a new process; Ctrl-C interrupts it, and a kill of this process kills it.
 
-    The command holds the folder's lock as long as it runs, so that a second run waits for it.
+    The command holds the lock of the folder while it runs, so that a second run waits for it.
     """
+    plugins = [f"--plugin={file}" for file in loaded_files()]
     process = subprocess.Popen(
-        [sys.executable, "-m", "instructgen", *argv],
+        [sys.executable, "-m", "instructgen", *argv, *plugins],
         stdout=subprocess.DEVNULL if quiet else None,
         stdin=subprocess.DEVNULL,
         env={**os.environ, "INSTRUCTGEN_PARENT": str(os.getpid())},

@@ -110,6 +110,7 @@ def derived_card(
             f"{contents.rows:,} rows from {' and '.join(inputs)}{what}. Made with instructgen.",
             "",
             *([f"{synthetic:,} of them were written by {by}.", ""] if synthetic else []),
+            *_splits(contents),
             "## Licenses",
             "",
             *_licenses(contents),
@@ -127,6 +128,11 @@ def derived_card(
             "",
         ]
     )
+
+
+def _splits(contents: RowCounts) -> list[str]:
+    sizes = ", ".join(f"{name} {rows:,}" for name, rows in contents.splits.items())
+    return [f"Rows by split: {sizes}.", ""] if len(contents.splits) > 1 else []
 
 
 def model_card(
@@ -290,7 +296,7 @@ def _front_matter(title: str, contents: RowCounts) -> Iterable[str]:
     tags = ["synthetic"] if any(not p.human for p in contents.counts) else []
     yield from (f"- {tag}" for tag in (*tags, "instruction-tuning", "instructgen"))
     yield "configs:"
-    configs = [("default", "data", contents.splits)]
+    configs = [("default", "data", tuple(contents.splits))]
     if contents.rejected:
         # The package datasets cannot open a Parquet file without rows.
         configs.append(("rejected", "rejected", ("part",)))

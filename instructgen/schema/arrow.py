@@ -125,7 +125,7 @@ def sample_row(sample: Sample) -> dict[str, Any]:
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
-    """Return the sample from which `sample_row` made this row."""
+    """Return the sample of a row that `sample_row` returned."""
     origin = dict(row["origin"])
     values = {f.name: row[f.name] for f in fields(Sample)}
     return Sample(
@@ -190,7 +190,7 @@ def _messages(sample: Sample, column: str) -> tuple[Message, ...]:
     if column == "prompt":
         return sample.prompt
     answer = sample.output if column == "chosen" else sample.rejected_output
-    # Only a rejected candidate can have no second answer: it is half of a preference.
+    # A candidate for a preference can be rejected before it has a second answer.
     return () if answer is None else (Message("assistant", answer),)
 
 

@@ -1,4 +1,4 @@
-"""Measures of models: a value with its interval, and the measures that evaluations record."""
+"""Defines measures of models: values with intervals, and the record of an evaluation."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Measure(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord(JsonRecord):
-    """An evaluation: evaluation.json.
+    """The contents of evaluation.json: the measures of one evaluation.
 
-    ``data`` are the names of what was measured on, ``format`` the prompt format.
+    ``data`` are the names of the datasets, ``format`` is the prompt format.
     """
 
     model: InputRef

@@ -1,8 +1,8 @@
-"""Reads and writes dataclasses as JSON files; a file with other contents is damaged."""
+"""Converts dataclasses to JSON text and back; text that does not match its class is damaged."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,7 @@ Plugins = dict[str, dict[str, str]]
 
 
 class JsonRecord:
-    """Base class of dataclasses that are kept as JSON files."""
+    """Base class of dataclasses that are stored as JSON files."""
 
     __slots__ = ()
 
@@ -26,10 +26,10 @@ class JsonRecord:
 
         Args:
             data: the JSON text. Keys that the class does not have are ignored.
-            path: the file it came from, for the message.
+            path: the file of the text, for error messages.
 
         Raises:
-            DamagedFileError: the text is not JSON, a key is missing, or a value has another
+            DamagedFileError: the text is not JSON, a key is missing, or a value has the wrong
                 type.
         """
         from pydantic import ValidationError
@@ -49,19 +49,20 @@ class JsonRecord:
         return cls.from_json(orjson.dumps(values), path)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain data; absent values (None) included."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        """Return the record as parsed JSON: tuples as lists, and None for missing values."""
+        values: dict[str, Any] = orjson.loads(orjson.dumps(self))
+        return values
 
     def to_json(self) -> bytes:
-        """The record as indented JSON text."""
+        """Return the record as indented JSON text."""
         return orjson.dumps(self, option=orjson.OPT_INDENT_2)
 
 
 @dataclass(frozen=True, slots=True)
 class InputRef(JsonRecord):
-    """A file, dataset or model that something was made from, by name and digest.
+    """The name and digest of an input: a file, a dataset or a model.
 
-    ``split`` is that of a dataset on the Hub, which has no digest here.
+    ``split`` is the split of a dataset on the Hub, for which ``sha256`` is empty.
     """
 
     name: str

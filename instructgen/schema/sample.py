@@ -33,7 +33,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The origin of a row: how, by which model and from what it was made.
+    """The origin of a row: the method, the model, and the rows that it was created from.
 
     ``parents`` are the ids of the demonstrations in the prompt that produced the
     instruction, in prompt order. ``batch`` and ``request`` identify the completion in the

@@ -24,10 +24,10 @@ class RowOrigin(NamedTuple):
 
 @dataclass(slots=True)
 class RowCounts:
-    """The number of rows by origin, the names of the splits, and the number rejected."""
+    """The number of rows by origin and by split, and the number rejected."""
 
     counts: Counter[RowOrigin] = field(default_factory=Counter)
-    splits: tuple[str, ...] = ("part",)
+    splits: dict[str, int] = field(default_factory=lambda: {"part": 0})
     rejected: int = 0
 
     def add(self, samples: Iterable[Sample]) -> None:

@@ -1,7 +1,6 @@
-"""Run, dataset and model folders: lock, journal of completions, checkpoints, atomic publishing.
+"""Reads and writes run, dataset and model folders: locks, journals, checkpoints, atomic files.
 
-The only package that writes the files of runs, datasets and models, except for weights,
-which their libraries write.
+No other package writes these files, except for model weights, which their libraries write.
 """
 
 from instructgen.schema.records import InputRef

@@ -1,4 +1,7 @@
-"""Model folders: what a training run was asked for, sealed checkpoints, the finished weights."""
+"""Reads and writes model folders: training.json, the log, checkpoints and finished weights.
+
+It copies and checks files of weights, but does not read what they contain.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ from instructgen.store.records import (
 )
 
 _TRAINING, _LOG, _SEAL = "training.json", "log.jsonl", "sealed.json"
-# Where format 1 kept what is now in training.json.
-_OLD = "run.json"
+# The name of training.json in format 1.
+_OLD_TRAINING = "run.json"
 _CHECKPOINTS, _EXPORT = "checkpoints", ".export"
 _FORMAT = 2
 
@@ -53,11 +56,11 @@ class ModelRun:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder that checkpoints are written into, as ``checkpoint-STEP``."""
+        """The folder of the checkpoints, which are named ``checkpoint-STEP``."""
         return self.folder / _CHECKPOINTS
 
     def finished(self) -> TrainingFacts | None:
-        """The facts of a finished training, or None if it is not finished."""
+        """Return the facts of the training, or None if it is not finished."""
         if not (self.folder / _TRAINING).exists():
             return None
         result = read_training(self.folder).result
@@ -65,18 +68,18 @@ class ModelRun:
             return None
         if not any(self.folder.glob("*.safetensors")):
             raise RunError(
-                f"{self.folder} contains a finished training without its weights.",
+                f"{self.folder} contains a finished training, but its weights are missing.",
                 "Remove the folder to train again, or give another --out.",
             )
-        # Left by a kill between the end of the training and its cleanup.
+        # The process may have been killed between the end of the training and its cleanup.
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         return result
 
     def seal(self, step: int) -> None:
-        """Mark a checkpoint as complete: from now on it is resumed from.
+        """Mark a checkpoint as complete, so that training can resume from it.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a file cannot be written.
         """
         checkpoint = self.checkpoints / f"checkpoint-{step}"
         with storage(checkpoint):
@@ -90,9 +93,9 @@ class ModelRun:
             sync_folder(self.checkpoints)
 
     def latest_complete_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; others are removed, and named in ``messages``."""
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
-        for checkpoint in found:
+        """Return the latest complete checkpoint or None; later ones are removed, with a message."""
+        newest_first = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
+        for checkpoint in newest_first:
             if problem := _problem(checkpoint):
                 self.messages.append(f"{checkpoint} is not used: {problem}.")
                 shutil.rmtree(checkpoint)
@@ -104,28 +107,28 @@ class ModelRun:
         """Append an entry to log.jsonl.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the file cannot be written.
         """
         with storage(self.folder / _LOG), (self.folder / _LOG).open("ab") as file:
             file.write(orjson.dumps(entry) + b"\n")
 
     def truncate_log(self, step: int) -> None:
-        """Cut the log's entries of later steps: they are run again."""
+        """Remove the log entries of later steps, which are about to run again."""
         path = regular_file(self.folder / _LOG)
         if path.exists():
             kept = [line for line in _lines(path) if orjson.loads(line).get("step", 0) <= step]
             write_atomic(path, [line + b"\n" for line in kept])
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file of the run."""
+        """Write a small file into the model folder."""
         with storage(self.folder):
             write_atomic(self.folder / name, [data])
 
     @contextmanager
     def exporting(self) -> Iterator[Path]:
-        """A folder to put the finished weights in; afterwards its files are the model's.
+        """Yield a folder for the finished weights; its files are then moved into the model folder.
 
-        config.json, by which a folder is known as a model, comes last.
+        config.json, by which a folder is recognized as a model, is moved last.
         """
         export = self.folder / _EXPORT
         with storage(self.folder):
@@ -160,26 +163,26 @@ def training(folder: Path, inputs: TrainingInputs) -> Iterator[ModelRun]:
 
     Args:
         folder: the output folder of the model; created with its parents.
-        inputs: what determines the result: command, base model, data and options.
+        inputs: all that determines the result: command, base model, data and options.
 
     Raises:
         RunError: the folder contains something else or a training with other settings, or is
             in use.
         StorageError: the files cannot be written.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with storage(folder):
             path = folder / _TRAINING
             _check_old(folder)
             if not path.exists():
                 make_folder(folder, _TRAINING)
-            held.enter_context(locked(folder))
+            stack.enter_context(locked(folder))
             before = read_training(folder) if path.exists() else None
-            kept = any(folder.glob(f"{_CHECKPOINTS}/checkpoint-*"))
-            if before is not None and (kept or before.result is not None):
+            has_checkpoint = any(folder.glob(f"{_CHECKPOINTS}/checkpoint-*"))
+            if before is not None and (has_checkpoint or before.result is not None):
                 _check_same(folder, before.inputs, inputs)
             else:
-                # Without a checkpoint nothing is lost, so that wrong options can be corrected.
+                # Nothing is lost without a checkpoint, so the options may still change.
                 write_atomic(path, [TrainingInfo(_FORMAT, inputs).to_json()])
             (folder / _CHECKPOINTS).mkdir(exist_ok=True)
         yield ModelRun(folder, inputs)
@@ -189,9 +192,9 @@ def read_training(folder: Path) -> TrainingInfo:
     """Read training.json of a model folder.
 
     Raises:
-        RunError: there is none.
+        RunError: the folder has no training.json.
         DamagedFileError: the file is damaged.
-        VersionError: the training was written in another format.
+        VersionError: the file has another format.
     """
     _check_old(folder)
     path = regular_file(folder / _TRAINING)
@@ -204,15 +207,15 @@ def read_training(folder: Path) -> TrainingInfo:
         ) from None
     except OSError as error:
         raise DamagedFileError(f"cannot be read ({error}).", path=path) from error
-    found = read_format(data, path).get("format")
-    if found != _FORMAT:
-        raise VersionError(path, found, "Use the version of instructgen that wrote it.")
+    file_format = read_format(data, path).get("format")
+    if file_format != _FORMAT:
+        raise VersionError(path, file_format, "Use the version of instructgen that wrote it.")
     return TrainingInfo.from_json(data, path)
 
 
 def _check_old(folder: Path) -> None:
-    """Reject a model folder of format 1, whose facts are in run.json."""
-    old = folder / _OLD
+    """Raise VersionError for a model folder of format 1, whose facts are in run.json."""
+    old = folder / _OLD_TRAINING
     if not old.is_file() or (folder / _TRAINING).exists():
         return
     values = read_format(old.read_bytes(), old)
@@ -222,12 +225,12 @@ def _check_old(folder: Path) -> None:
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether a model folder was trained by instructgen."""
+    """Return whether instructgen trained the model in a folder."""
     return (folder / _TRAINING).is_file()
 
 
 def root_of(model: str) -> str:
-    """The model at the start of a chain of trainings; ``model`` itself if it has none.
+    """Return the model at the start of a chain of trainings, or ``model`` if it was not trained.
 
     Raises:
         DamagedFileError: training.json is damaged.
@@ -242,14 +245,14 @@ def root_of(model: str) -> str:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a training run's log, in order."""
+    """Return the entries of a training's log, in order."""
     path = folder / _LOG
     return [orjson.loads(line) for line in _lines(path)] if path.exists() else []
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     for line in path.read_bytes().split(b"\n")[:-1]:
-        # A kill can tear the last line, and what follows stands in its own.
+        # A killed process can leave an incomplete line; the lines after it are complete.
         try:
             entry = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -262,7 +265,7 @@ def _check_same(folder: Path, before: TrainingInputs, now: TrainingInputs) -> No
     differ = differences(before.to_dict(), now.to_dict())
     if differ:
         changed = ", ".join(
-            f"{key} ({was!r} there, {value!r} now)" for key, (was, value) in [*differ.items()][:3]
+            f"{key} (was {was!r}, now {value!r})" for key, (was, value) in [*differ.items()][:3]
         )
         raise RunError(
             f"{folder} contains a training with other settings: {changed}.",
@@ -271,18 +274,18 @@ def _check_same(folder: Path, before: TrainingInputs, now: TrainingInputs) -> No
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name; -1 of what is none."""
+    """Return the step in a checkpoint's name, or -1 if the name has no number."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
 
 
 def _problem(checkpoint: Path) -> str:
-    """Why a checkpoint cannot be resumed from; empty if it can."""
+    """Return why training cannot resume from a checkpoint; empty if it can."""
     path = checkpoint / _SEAL
     try:
         seal = Seal.from_json(path.read_bytes(), path)
     except FileNotFoundError:
-        return "it was not finished"
+        return "it is incomplete"
     except (OSError, DamagedFileError):
         return f"{_SEAL} is damaged"
     for name, digest in seal.files.items():

@@ -1,4 +1,7 @@
-"""Dataset folders: Parquet parts, a card, and last the manifest, whose presence means complete."""
+"""Reads and writes dataset folders: Parquet parts, a card, and the manifest.
+
+The manifest is written last, so a folder with a manifest contains a complete dataset.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from instructgen.errors import DamagedFileError, RunError
+from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.schema.arrow import rejected_table_of, samples_in, schema, table_of
 from instructgen.schema.sample import Rejected, Sample, Shape
 from instructgen.schema.statistics import RowCounts
@@ -46,37 +49,44 @@ _ROWS_PER_PART = 100_000
 _ROWS_PER_GROUP = 5_000
 _ROWS_READ = 1_024
 _PART = re.compile(r"(data|rejected)/[a-z]+-\d{5}\.parquet")
-# One file name for all rows, unless they are split.
+# The parts of a dataset without splits are named part-00000.parquet and so on.
 WHOLE = ("part",)
 SPLITS = ("train", "validation", "test")
 
 
 @contextmanager
 def output_folder(folder: Path, provenance: Provenance) -> Iterator[None]:
-    """Hold a folder in which a dataset is derived from others.
+    """Create and lock the output folder of a dataset that is derived from other data.
 
     Args:
         folder: the output folder; created with its parents.
-        provenance: the command, its inputs' digests and its options.
+        provenance: the command, the digests of its inputs, and its options.
 
     Raises:
-        RunError: the folder contains something else, a dataset with another provenance, or is
-            in use.
+        RunError: the folder contains something else or a dataset with another provenance, or
+            is in use.
         StorageError: the files cannot be written.
     """
     path = folder / _PROVENANCE
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with storage(folder):
             if not path.exists():
+                _check_old(folder)
                 make_folder(folder, _PROVENANCE)
-            held.enter_context(locked(folder))
+            stack.enter_context(locked(folder))
             if (folder / _MANIFEST).exists():
                 _check_same(folder, path, provenance)
             write_atomic(path, [provenance.to_json()])
-            for left in folder.glob(f"{SPOOL}*"):
-                # Left by a command that was killed.
-                shutil.rmtree(left)
+            for spool in folder.glob(f"{SPOOL}*"):
+                # A command that was killed did not remove it.
+                shutil.rmtree(spool)
         yield
+
+
+def _check_old(folder: Path) -> None:
+    """Raise VersionError for a dataset of format 2, which can be read but not written."""
+    if (folder / _OLD_PROVENANCE).exists():
+        raise VersionError(folder / _MANIFEST, 2, "Give another --out, or remove the folder.")
 
 
 def _check_same(folder: Path, path: Path, provenance: Provenance) -> None:
@@ -89,15 +99,15 @@ def _check_same(folder: Path, path: Path, provenance: Provenance) -> None:
         raise RunError(
             f"{folder} contains a dataset with other inputs, options or code; "
             f"changed: {', '.join(changed)}.",
-            "Give another --out, or remove it.",
+            "Give another --out, or remove the folder.",
         )
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """Read the command, inputs and options that a dataset was derived with.
+    """Read the command, inputs and options from which a dataset was derived.
 
     Raises:
-        RunError: the dataset was not derived from others.
+        RunError: the folder has no record of them.
         DamagedFileError: the file is damaged.
     """
     for name in (_PROVENANCE, _OLD_PROVENANCE):
@@ -108,7 +118,7 @@ def read_provenance(folder: Path) -> Provenance:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder contains a complete dataset with every part as it was written.
+    """Return whether a folder contains a complete dataset whose parts match their digests.
 
     Raises:
         DamagedFileError: the manifest is damaged.
@@ -126,10 +136,12 @@ def is_complete(folder: Path) -> bool:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, or of a dataset folder's manifest, which contains its parts' digests.
+    """Return the SHA-256 of a file or dataset; that of a dataset is the digest of its manifest.
+
+    The manifest contains the digests of all parts.
 
     Raises:
-        RunError: it is a folder without a complete dataset.
+        RunError: the path is a folder without a complete dataset.
     """
     if path.is_dir():
         manifest_in(path)
@@ -138,7 +150,7 @@ def digest_of(path: Path) -> str:
 
 
 class Writer:
-    """Writes a dataset as its rows come; see `writing`."""
+    """Writes a dataset row by row; see `writing`."""
 
     def __init__(self, folder: Path, shape: Shape, splits: Sequence[str]) -> None:
         self.contents = RowCounts()
@@ -161,20 +173,20 @@ class Writer:
 
         Raises:
             ValueError: a row does not have the dataset's shape.
-            StorageError: the disk refuses.
+            StorageError: a file cannot be written.
         """
         if any(s.shape != self._shape for s in samples):
-            raise ValueError(f"a row is none of the {self._shape}")
+            raise ValueError(f"a row does not have the shape {self._shape}")
         self.contents.add(samples)
         self._rows[split] += len(samples)
         with storage(self._folder):
             self._data[split].add(samples)
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
-        """Append rows that are not in the dataset.
+        """Append rejected rows.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a file cannot be written.
         """
         self.contents.rejected += len(rejected)
         with storage(self._folder):
@@ -188,21 +200,21 @@ class Writer:
     ) -> list[Part]:
         """Close the parts, then write the card and the manifest.
 
-        A split without rows has no part, because `datasets` cannot open one. A dataset
-        without rows has the first.
+        A split without rows gets no part, because `datasets` cannot open a part without rows.
+        If all splits are empty, only the first gets a part.
 
         Args:
             card: returns the text of README.md.
             rejections: the rejected rows by stage, filter and reason.
-            facts: further facts for the manifest.
+            facts: other facts for the manifest.
 
         Raises:
-            StorageError: the files cannot be written; no incomplete file has a final name.
+            StorageError: a file cannot be written. No incomplete file has its final name.
         """
         with storage(self._folder):
             filled = [split for split, rows in self._rows.items() if rows]
             contents = self.contents
-            contents.splits = tuple(filled or list(self._rows)[:1])
+            contents.splits = {name: self._rows[name] for name in filled or [*self._rows][:1]}
             data = [self._data[split] for split in contents.splits]
             parts = [p for table in (*data, self._rejected) for p in table.close()]
             _remove_others(self._folder, {p.path for p in parts})
@@ -223,13 +235,12 @@ class Writer:
 
 @contextmanager
 def writing(folder: Path, shape: Shape, splits: Sequence[str] = WHOLE) -> Iterator[Writer]:
-    """A writer for a dataset folder; what was there before is no dataset from now on.
+    """Yield a writer for a dataset folder; the manifest of an earlier dataset is removed first.
 
-    The same rows in the same order give the same bytes, however they are
-    handed over.
+    The same rows in the same order give the same bytes, in whatever batches they are passed.
 
     Raises:
-        StorageError: the disk refuses.
+        StorageError: a file cannot be written.
     """
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -251,33 +262,33 @@ def write_dataset(
     facts: Mapping[str, Any] | None = None,
     shape: Shape = "instructions",
 ) -> list[Part]:
-    """Write a whole dataset at once; see `writing`.
+    """Write a complete dataset; see `writing`.
 
     Raises:
         StorageError: the files cannot be written.
     """
     with writing(folder, shape) as writer:
-        for some in _chunks(samples):
-            writer.keep(some)
-        for some in _chunks(rejected):
-            writer.reject(some)
+        for chunk in _chunks(samples):
+            writer.keep(chunk)
+        for chunk in _chunks(rejected):
+            writer.reject(chunk)
         return writer.finish(card, rejections, facts or {})
 
 
 def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
     rows = iter(rows)
-    while some := list(islice(rows, _ROWS_PER_GROUP)):
-        yield some
+    while chunk := list(islice(rows, _ROWS_PER_GROUP)):
+        yield chunk
 
 
 class _Table:
-    """The parts of one table: row groups and files of fixed numbers of rows."""
+    """Writes the parts of one table; row groups and parts have fixed numbers of rows."""
 
     def __init__(
-        self, folder: Path, table: str, split: str, schema: Any, made: Callable[[Any], Any]
+        self, folder: Path, table: str, split: str, schema: Any, to_table: Callable[[Any], Any]
     ) -> None:
         self._target, self._split = folder / table, split
-        self._schema, self._made = schema, made
+        self._schema, self._to_table = schema, to_table
         self._waiting: list[Any] = []
         self._parts: list[Part] = []
         self._writer: Any = None
@@ -302,7 +313,7 @@ class _Table:
     def abandon(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
-            # What stopped the writing is on its way up; this file never gets its name.
+            # An exception is already propagating, and this file never gets its final name.
             with suppress(OSError):
                 writer.close()
 
@@ -314,11 +325,11 @@ class _Table:
         import pyarrow.parquet as pq
 
         if self._writer is None:
-            # Checksums: pyarrow reads a part with flipped bits without complaint.
+            # Without checksums, pyarrow reads a part with flipped bits without an error.
             self._writer = pq.ParquetWriter(
                 _partial(self._path), self._schema, compression="zstd", write_page_checksum=True
             )
-        self._writer.write_table(self._made(rows))
+        self._writer.write_table(self._to_table(rows))
         self._rows += len(rows)
         if self._rows >= _ROWS_PER_PART:
             self._end_part()
@@ -340,7 +351,7 @@ def _partial(path: Path) -> Path:
 
 
 def _remove_others(folder: Path, written: set[str]) -> None:
-    """Remove parts of an earlier dataset; what others put here is theirs."""
+    """Remove the parts of an earlier dataset, but no other files."""
     for table in ("data", "rejected"):
         for split in (*WHOLE, *SPLITS):
             for pattern in (f"{split}-*.parquet", f".{split}-*.partial"):
@@ -350,13 +361,13 @@ def _remove_others(folder: Path, written: set[str]) -> None:
 
 
 def manifest_bytes(folder: Path) -> bytes | None:
-    """The manifest as it is on disk, to see whether a dataset changed; None without one."""
+    """Return the bytes of the manifest, to see whether a dataset changed, or None."""
     path = folder / _MANIFEST
     return path.read_bytes() if path.is_file() else None
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Read the manifest of a complete dataset; None if there is none.
+    """Read the manifest of a complete dataset; None if the folder has no manifest.
 
     Raises:
         DamagedFileError: the file is damaged.
@@ -373,7 +384,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except DamagedFileError as error:
         error.hint = hint
         raise
-    # A path never leads out of the folder.
+    # A path in the manifest must not lead out of the folder.
     if not manifest.files or any(_PART.fullmatch(part.path) is None for part in manifest.files):
         raise DamagedFileError("is damaged (files).", path=path, hint=hint)
     return manifest
@@ -383,7 +394,7 @@ def manifest_in(folder: Path) -> Manifest:
     """Read the manifest of a complete dataset.
 
     Raises:
-        RunError: there is no complete dataset, or the manifest is damaged.
+        RunError: the folder contains no complete dataset, or the manifest is damaged.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -395,36 +406,36 @@ def _next_step(folder: Path) -> str:
     if is_run(folder):
         return "Run: instructgen rebuild."
     if (folder / _PROVENANCE).exists() or (folder / _OLD_PROVENANCE).exists():
-        return "Remove the folder and run the command that made it again."
-    return "Give a dataset folder that instructgen made."
+        return "Remove the folder, then rerun the command that created it."
+    return "Give a dataset folder that instructgen created."
 
 
 def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
-    """A row by its id: (``data`` or ``rejected``, the row), or None."""
+    """Return the table (``data`` or ``rejected``) and the row with this id, or None."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if not row_id.isascii():
         return None
     table = "rejected" if row_id.startswith("r-") else "data"
-    for path in _whole_parts(folder, table):
-        found = pq.read_table(path, filters=pc.field("id") == row_id)
-        if found.num_rows:
-            row: dict[str, Any] = found.slice(0, 1).to_pylist()[0]
+    for path in _intact_parts(folder, table):
+        matches = pq.read_table(path, filters=pc.field("id") == row_id)
+        if matches.num_rows:
+            row: dict[str, Any] = matches.slice(0, 1).to_pylist()[0]
             return table, row
     return None
 
 
 def shape_of(folder: Path) -> Shape:
-    """The shape of the rows of a complete dataset; see `manifest_in`."""
+    """Return the shape of the rows of a complete dataset; see `manifest_in`."""
     return manifest_in(folder).shape
 
 
 def splits_of(folder: Path) -> dict[str, int]:
-    """The rows of a complete dataset by split, in the order in which they are read.
+    """Return the row counts of a complete dataset by split, in the order of the parts.
 
     Raises:
-        RunError: see `manifest_in`.
+        RunError: the folder contains no complete dataset.
     """
     counts: dict[str, int] = {}
     for part in manifest_in(folder).files:
@@ -436,16 +447,16 @@ def splits_of(folder: Path) -> dict[str, int]:
 
 
 def training_split(folder: Path) -> str | None:
-    """The split to train on, ``train``; None of a dataset that is whole.
+    """Return the split to train on: ``train``, or None for a dataset without splits.
 
     Raises:
-        RunError: as `splits_of`.
+        RunError: the folder contains no complete dataset.
     """
     return None if splits_of(folder).keys() <= set(WHOLE) else "train"
 
 
 def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:
-    """The rows of a dataset folder in order, as they stand in its files.
+    """Yield the rows of a dataset in order, as dictionaries of its columns.
 
     Raises:
         RunError: the dataset is not complete, or a part differs from its manifest.
@@ -455,15 +466,15 @@ def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:
 
 
 def read_samples(folder: Path, table: str = "data", split: str | None = None) -> Iterator[Sample]:
-    """The samples of a dataset folder in order, in small batches.
+    """Yield the samples of a dataset in order; only one batch of rows is in memory at a time.
 
     Args:
-        folder: where.
+        folder: the dataset folder.
         table: ``data`` or ``rejected``.
-        split: only those of this split.
+        split: yield only the rows of this split.
 
     Raises:
-        RunError: as `read_rows`, or there is no such split.
+        RunError: as for `read_rows`, or the dataset does not have this split.
     """
     if split is not None and split not in (known := splits_of(folder)):
         raise RunError(f"{folder} has no split {split!r}.", f"It has {', '.join(known)}.")
@@ -477,28 +488,28 @@ def read_batches(
     split: str | None = None,
     columns: list[str] | None = None,
 ) -> Iterator[Any]:
-    """The rows of a dataset folder in order, as Arrow record batches of 1,024 rows at most.
+    """Yield the rows of a dataset in order, as Arrow record batches of at most 1,024 rows.
 
     Args:
-        folder: where.
+        folder: the dataset folder.
         table: ``data`` or ``rejected``.
-        split: only those of this split.
-        columns: only these; all without it.
+        split: yield only the rows of this split.
+        columns: the columns to read; default: all.
 
     Raises:
-        RunError: as `read_rows`.
+        RunError: as for `read_rows`.
     """
     import pyarrow.parquet as pq
 
-    for path in _whole_parts(folder, table):
+    for path in _intact_parts(folder, table):
         if split is not None and path.name.split("-")[0] != split:
             continue
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield from file.iter_batches(_ROWS_READ, columns=columns)
 
 
-def _whole_parts(folder: Path, table: str) -> Iterator[Path]:
-    """The parts of a table, each compared with its digest: checksums miss the footer."""
+def _intact_parts(folder: Path, table: str) -> Iterator[Path]:
+    """Yield the parts of a table after comparing digests: page checksums miss the footer."""
     for part in manifest_in(folder).files:
         path = folder / part.path
         if path.parent.name != table:

@@ -1,4 +1,7 @@
-"""Files that survive a kill: whole or absent, locked folders, the disk's refusals in one line."""
+"""Writes files and locks folders so that a process can be killed at any time.
+
+A file is complete or absent, and errors of the disk are raised as `StorageError`.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from typing import Any
 from instructgen.errors import RunError, StorageError
 
 LOCK = "lock"
-_MENDED_BY = {
+_NEXT_STEPS = {
     errno.ENOSPC: "Free space",
     errno.EDQUOT: "Free space",
-    errno.EACCES: "Mend permissions",
-    errno.EPERM: "Mend permissions",
-    errno.EROFS: "Make it writable",
+    errno.EACCES: "Fix the permissions",
+    errno.EPERM: "Fix the permissions",
+    errno.EROFS: "Make the file system writable",
 }
 
 
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file so that its name always stands for a whole one."""
+    """Write a file so that a file with this name is always complete."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -41,11 +44,11 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a few files into a folder that holds nothing else, or the same files.
+    """Write files into a new folder, or into one that contains only files with these names.
 
     Raises:
-        RunError: the folder holds something else.
-        StorageError: the disk refuses.
+        RunError: the folder contains other files.
+        StorageError: a file cannot be written.
     """
     with storage(folder):
         make_folder(folder, *files)
@@ -54,30 +57,33 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def make_folder(folder: Path, *begun: str) -> None:
-    """Make a folder, unless it holds more than these files, whole or not, and the lock."""
+def make_folder(folder: Path, *names: str) -> None:
+    """Create a folder, or check that it contains only these files and the lock file."""
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is no folder.", "Give another --out.")
+        raise RunError(f"{folder} is not a folder.", "Give another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    ours = {LOCK, *begun, *(f".{name}.partial" for name in begun)}
-    if others := sorted({p.name for p in folder.iterdir()} - ours):
-        raise RunError(f"{folder} holds {others[0]} and is none of ours.", "Give another --out.")
+    known = {LOCK, *names, *(f".{name}.partial" for name in names)}
+    if others := sorted({p.name for p in folder.iterdir()} - known):
+        raise RunError(
+            f"{folder} is not an instructgen output folder (contains {others[0]}).",
+            "Give another --out.",
+        )
 
 
 def regular_file(path: Path) -> Path:
-    """The path, unless it is a pipe or the like, which would be waited on for ever."""
+    """Return the path; raise RunError if it is a pipe or device, where reading could block."""
     if path.exists() and not path.is_file():
-        raise RunError(f"{path} is no regular file.", "Restore it from a copy.")
+        raise RunError(f"{path} is not a regular file.", "Restore it from a copy.")
     return path
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Write the names in a folder to disk, so that they survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -87,23 +93,23 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
-    """Hold a folder for this process, and for those that inherit the lock's file descriptor.
+    """Lock a folder for this process, and for those that inherit the yielded file descriptor.
 
     Raises:
-        RunError: another process holds it, and did all the time that was waited.
+        RunError: another process still holds the lock after ``wait_s`` seconds.
     """
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        until = time.monotonic() + wait_s
+        deadline = time.monotonic() + wait_s
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() >= until:
+                if time.monotonic() >= deadline:
                     raise RunError(
                         f"{folder} is in use by another process.",
-                        "Wait for it, or give another --out.",
+                        "Wait until it ends, or give another --out.",
                     ) from None
                 time.sleep(0.05)
         yield handle
@@ -113,35 +119,35 @@ def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn the disk's refusals into one clear line."""
+    """Raise errors of the file system as `StorageError`, with the file and the next step."""
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
         where = error.filename or path
-        cause = _MENDED_BY.get(error.errno or 0, "Mend the cause")
+        step = _NEXT_STEPS.get(error.errno or 0, "Fix the cause")
         raise StorageError(
             f"{where}: cannot be written ({error.strerror or error}).",
-            f"{cause}; the same command goes on from here.",
+            f"{step}, then rerun the same command to resume.",
         ) from error
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys, as ``table.key``, that two records do not agree on, with both values.
+    """Return the keys, as ``table.key``, whose values differ between two records, with both values.
 
-    A key that one does not have is None there, as an option that is not given.
+    The value of a missing key is None, as that of an option that was not given.
     """
-    one, other = _flat(was), _flat(now)
-    keys = [k for k in (one | other) if one.get(k) != other.get(k)]
-    return {key: (one.get(key), other.get(key)) for key in keys}
+    before, after = _flat(was), _flat(now)
+    keys = [k for k in (before | after) if before.get(k) != after.get(k)]
+    return {key: (before.get(key), after.get(key)) for key in keys}
 
 
-def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            found |= _flat(inner, f"{before}{key}.")
+            flat |= _flat(inner, f"{prefix}{key}.")
         else:
-            found[before + key] = inner
-    return found
+            flat[prefix + key] = inner
+    return flat

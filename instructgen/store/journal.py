@@ -1,6 +1,6 @@
-"""Run folders: the journal of completions, the one truth of a run.
+"""Reads and writes run folders: run.json, the seeds, and the journal of completions.
 
-Everything else in the folder is computed from it and can be made again.
+The dataset in the folder is computed from these files and can be written again from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SESSIONS = "sessions.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One recorded completion and the digest of the request it answers."""
+    """A recorded completion and the digest of its request."""
 
     request_digest: str
     completion: Completion
@@ -42,7 +42,8 @@ class Entry:
 class Run:
     """A run folder, locked for this process.
 
-    Use `Run.create` or `Run.open`; both are context managers.
+    Use `Run.create` or `Run.open`, which are context managers. ``healed`` is a message if an
+    incomplete last line of the journal was removed.
     """
 
     def __init__(self, folder: Path, info: RunInfo) -> None:
@@ -56,63 +57,66 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The run's id: a digest of its configuration and seeds."""
+        """The id of the run: a digest of its configuration and seeds."""
         return self.info.run
 
     @classmethod
     @contextmanager
     def create(cls, folder: Path, info: RunInfo, seeds: Iterable[bytes]) -> Iterator[Run]:
-        """Begin a run in a new or empty folder.
+        """Start a run in a new or empty folder.
 
         Args:
-            folder: where; made with its parents.
+            folder: the run folder; created with its parents.
             info: the contents of run.json.
-            seeds: the seeds as JSON lines, kept so that the run stands alone.
+            seeds: the seeds as JSON lines. They are copied, so that the run does not depend
+                on other files.
 
         Raises:
-            RunError: the folder holds something else, or is in use.
-            StorageError: the disk refuses.
+            RunError: the folder contains something else, or is in use.
+            StorageError: a file cannot be written.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with storage(folder):
-                # run.json is written last, so a folder with only these is a
-                # run that was killed while it began.
+                # A folder with only these files is a run that was killed while it started,
+                # because run.json is written last.
                 make_folder(folder, _SEEDS, _RUN)
-                held.enter_context(locked(folder))
+                stack.enter_context(locked(folder))
                 write_atomic(folder / _SEEDS, seeds)
                 write_atomic(folder / _RUN, [info.to_json()])
-                run = held.enter_context(cls(folder, info)._opened())
+                run = stack.enter_context(cls(folder, info)._opened())
             yield run
 
     @classmethod
     @contextmanager
     def open(cls, folder: Path) -> Iterator[Run]:
-        """Go on with a run; a torn last line of its journal is cut off.
+        """Open a run to resume it; an incomplete last line of the journal is removed.
 
         Raises:
-            RunError: no run there, in use, made by another format, or damaged.
-            StorageError: the disk refuses.
+            RunError: the folder is not a run, is in use, is damaged, or has another format.
+            StorageError: a file cannot be written.
         """
         info = read_info(folder)
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with storage(folder):
-                held.enter_context(locked(folder))
-                run = held.enter_context(cls(folder, info)._opened())
+                stack.enter_context(locked(folder))
+                run = stack.enter_context(cls(folder, info)._opened())
             yield run
 
     def recorded(self, batch: int, request: int) -> Entry | None:
-        """The completion recorded for a request, if any."""
+        """Return the recorded completion of a request, or None."""
         return self._recorded.get((batch, request))
 
     def __len__(self) -> int:
-        """How many completions are recorded."""
+        """Return the number of recorded completions."""
         return len(self._recorded)
 
     def record(self, batch: int, request: int, digest: str, completion: Completion) -> None:
-        """Append one completion. It survives a kill at once, a power cut after `sync`.
+        """Append a completion to the journal.
+
+        It survives a kill from now on, and a power failure after `sync`.
 
         Raises:
-            StorageError: the disk refuses; what was recorded before is safe.
+            StorageError: the file cannot be written; earlier completions stay recorded.
         """
         payload = orjson.dumps(
             {
@@ -134,7 +138,7 @@ class Run:
                 while view:
                     view = view[os.write(self._journal, view) :]
         finally:
-            # Whatever interrupts this, a later record must find a whole line.
+            # If the write was interrupted, the next record must still follow a complete line.
             if view:
                 os.ftruncate(self._journal, self._end)
             else:
@@ -143,33 +147,33 @@ class Run:
                 self._recorded[batch, request] = Entry(digest, completion)
 
     def update(self, info: RunInfo) -> None:
-        """Replace what run.json holds.
+        """Replace the contents of run.json.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the file cannot be written.
         """
         with storage(self.folder):
             write_atomic(self.folder / _RUN, [info.to_json()])
         self.info = info
 
     def sync(self) -> None:
-        """Make what was recorded survive a power cut."""
+        """Write all recorded completions to disk, so that they survive a power failure."""
         with storage(self.folder / _JOURNAL):
             os.fsync(self._journal)
 
     def seeds(self) -> Iterator[dict[str, Any]]:
-        """The seeds as they were when the run began.
+        """Yield the seeds as they were when the run started.
 
         Raises:
-            RunError: the copy does not match its digest.
+            RunError: the copy of the seeds does not match its digest.
         """
         return read_seed_rows(self.folder, self.info)
 
     def end_session(self, use: SessionUse) -> None:
-        """Note what the time until now brought; nothing of the dataset depends on it.
+        """Append the use of this session to sessions.jsonl; the dataset does not depend on it.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the file cannot be written.
         """
         path = regular_file(self.folder / _SESSIONS)
         with storage(path), path.open("ab") as file:
@@ -185,13 +189,13 @@ class Run:
             if self._end < os.fstat(self._journal).st_size:
                 os.ftruncate(self._journal, self._end)
                 os.fsync(self._journal)
-                self.healed = f"{path}: the last line was torn and is asked again."
+                self.healed = f"{path}: the last line was incomplete; its request is sent again."
             yield self
         finally:
             os.close(self._journal)
 
     def _read(self, path: Path) -> int:
-        """Check and index the journal; returns the end of its last whole line."""
+        """Check and index the journal; return the end of its last complete line."""
         offset = 0
         with path.open("rb") as file:
             for line in file:
@@ -217,9 +221,9 @@ def read_info(folder: Path) -> RunInfo:
     """Read run.json of a run folder.
 
     Raises:
-        RunError: there is none.
+        RunError: the folder has no run.json.
         DamagedFileError: the file is damaged.
-        VersionError: the run was written in another format.
+        VersionError: the file has another format.
     """
     path = regular_file(folder / _RUN)
     try:
@@ -232,10 +236,10 @@ def read_info(folder: Path) -> RunInfo:
 
 
 def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
-    """Read the seeds of a run, as `sample_row` writes them.
+    """Yield the seeds of a run, as rows in the format of `sample_row`.
 
     Raises:
-        DamagedFileError: the copy does not match its digest.
+        DamagedFileError: the copy of the seeds does not match its digest.
     """
     path = folder / _SEEDS
     data = path.read_bytes() if path.is_file() else b""
@@ -245,22 +249,22 @@ def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
 
 
 def read_sessions(folder: Path) -> list[SessionUse]:
-    """Read what each session of a run used; sessions that were killed have no entry."""
+    """Read the use of each session of a run; sessions that were killed have no entry."""
     path = folder / _SESSIONS
     if not path.is_file():
         return []
     sessions = []
     for line in path.read_bytes().split(b"\n")[:-1]:
-        # A kill can leave an incomplete line; the lines after it are complete.
+        # A killed process can leave an incomplete line; the lines after it are complete.
         with suppress(DamagedFileError):
             sessions.append(SessionUse.from_json(line, path))
     return sessions
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this folder contains a run, finished or not."""
-    begun = (folder / _SEEDS).exists() or (folder / _JOURNAL).exists()
-    return begun and (folder / _RUN).exists()
+    """Return whether a folder contains a run, finished or not."""
+    has_input = (folder / _SEEDS).exists() or (folder / _JOURNAL).exists()
+    return has_input and (folder / _RUN).exists()
 
 
 def _link(previous: str, payload: bytes) -> str:

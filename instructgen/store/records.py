@@ -1,7 +1,7 @@
-"""What the JSON files of runs, datasets and models contain.
+"""Defines the JSON files of runs, datasets and models, one dataclass per file.
 
-run.json, manifest.json, provenance.json, training.json and sealed.json, each as a dataclass.
-Older formats of datasets are migrated here when they are read.
+The files are run.json, manifest.json, provenance.json, training.json and sealed.json. A
+manifest of format 2 is migrated when it is read.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from instructgen.schema.measures import Measure
 from instructgen.schema.records import InputRef, JsonRecord, Plugins
 from instructgen.schema.sample import Shape
 
-# Of runs and datasets. 2: rows have more columns than in 1. 3: facts of a command in one table.
+# The format of runs and datasets. In 2, rows have more columns than in 1. In 3, the facts of a
+# command are in one table of the manifest.
 FORMAT = 3
-# The version of instructgen that reads and continues runs and trainings of the format before.
+# The version of instructgen that can resume runs and trainings of the previous format.
 VERSION_BEFORE = "0.1.0"
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance(JsonRecord):
-    """What determines a derived dataset: provenance.json."""
+    """All that determines a derived dataset: the contents of provenance.json."""
 
     command: str
     inputs: tuple[InputRef, ...]
@@ -67,10 +68,10 @@ class RejectionCount(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Manifest(JsonRecord):
-    """What a complete dataset consists of: manifest.json.
+    """The contents of manifest.json: the parts of a complete dataset and the row counts.
 
-    ``rejections`` count the rejected rows; ``facts`` are further facts of the command that
-    made it, such as the rows read.
+    ``rejections`` count the rejected rows. ``facts`` are other facts of the command that
+    created the dataset, such as the number of rows read.
     """
 
     format: int
@@ -93,9 +94,10 @@ class Seeds(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class RunInfo(JsonRecord):
-    """What a run was started with: run.json.
+    """The contents of run.json: the settings with which a run was started.
 
-    ``config`` are the settings by table; ``form`` how prompts are made, if a method makes them.
+    ``config`` are the settings by table. ``form`` contains the prompt style and whether JSON
+    schemas are enforced; it is empty in the runs of prefer.
     """
 
     format: int
@@ -108,7 +110,7 @@ class RunInfo(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs(JsonRecord):
-    """What determines a trained model: the first part of training.json."""
+    """All that determines a trained model: the first part of training.json."""
 
     command: str
     model: InputRef
@@ -121,9 +123,10 @@ class TrainingInputs(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainedRows(JsonRecord):
-    """The rows of a training: those trained on, those rejected by reason, those held out.
+    """The row counts of a training.
 
-    ``train`` are the rows that could be trained on, ``seen`` those that the steps used.
+    ``train`` counts the rows available for training, ``seen`` those that the steps used.
+    ``rejected`` counts rejected rows by reason, ``held_out`` the rows of the evaluation.
     """
 
     train: int
@@ -136,7 +139,7 @@ class TrainedRows(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts(JsonRecord):
-    """What a training achieved: the second part of training.json.
+    """The results of a training: the second part of training.json.
 
     ``base`` is the base model, ``root`` the model at the start of a chain of trainings.
     ``reload`` compares the saved model with the trained one.
@@ -160,7 +163,7 @@ class TrainingFacts(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainingInfo(JsonRecord):
-    """A training: training.json. Without a result it is not finished."""
+    """The contents of training.json; a training without a result is not finished."""
 
     format: int
     inputs: TrainingInputs
@@ -169,14 +172,14 @@ class TrainingInfo(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Seal(JsonRecord):
-    """The digests of a complete checkpoint's files, by name: sealed.json."""
+    """The contents of sealed.json: digests of a complete checkpoint's files, by name."""
 
     files: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionUse(JsonRecord):
-    """What one session of a run used: a line of sessions.jsonl."""
+    """The time and tokens that one session of a run used: a line of sessions.jsonl."""
 
     engine_s: float
     asked: int
@@ -184,7 +187,7 @@ class SessionUse(JsonRecord):
 
 
 def read_format(data: bytes, path: Path) -> Mapping[str, Any]:
-    """A JSON object with its key ``format``.
+    """Parse the JSON object in a file, whose key ``format`` states its format.
 
     Raises:
         DamagedFileError: the text is not a JSON object.
@@ -214,12 +217,12 @@ def manifest_of(data: bytes, path: Path) -> Manifest:
 
 
 def _migrated(values: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of format 2 in format 3: the command's own facts were among the other keys."""
+    """Migrate a manifest from format 2, which had the command's facts among the other keys."""
     known = ("format", "shape", "rows", "rejected", "terms", "files")
     facts = {k: v for k, v in values.items() if k not in (*known, "licenses", "funnel")}
     funnel = values.get("funnel", [])
     if isinstance(funnel, dict):
-        # A run's: counts of requests and candidates, and the rejections among them.
+        # Manifests of runs counted requests, candidates and rejections in one table.
         facts["funnel"] = {k: v for k, v in funnel.items() if k != "rejected"}
         funnel = funnel.get("rejected", [])
     kept = {k: values[k] for k in known if k in values}
@@ -233,10 +236,10 @@ def run_info_of(data: bytes, path: Path) -> RunInfo:
         DamagedFileError: the file is damaged.
         VersionError: the run has another format.
     """
-    found = read_format(data, path).get("format")
-    if found != FORMAT:
-        hint = f"Use instructgen {VERSION_BEFORE}, which wrote it." if found == 2 else _OTHER
-        raise VersionError(path, found, hint)
+    version = read_format(data, path).get("format")
+    if version != FORMAT:
+        hint = f"Use instructgen {VERSION_BEFORE}, which wrote it." if version == 2 else _OTHER
+        raise VersionError(path, version, hint)
     return RunInfo.from_json(data, path)
 
 

@@ -1,4 +1,4 @@
-"""Rows parked on disk between two passes over a dataset; nothing of it outlives the command."""
+"""Keeps rows on disk between two passes over a dataset; removed when the command ends."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ROWS_AT_ONCE = 1_000
 
 
 class Spool:
-    """Samples with a number each, in buckets that are read back one at a time.
+    """Numbered samples on disk, in buckets that are read back one at a time.
 
     Args:
-        folder: on whose disk they are parked.
-        shape: of all the samples.
-        buckets: how many there are.
+        folder: the folder in which a temporary folder is created.
+        shape: the shape of all samples.
+        buckets: the number of buckets.
     """
 
     def __init__(self, folder: Path, shape: Shape, buckets: int = 1) -> None:
@@ -33,7 +33,7 @@ class Spool:
 
     def __enter__(self) -> Spool:
         with storage(self._folder):
-            self._parked = tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._folder)
+            self._temporary = tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._folder)
         return self
 
     def __exit__(
@@ -44,16 +44,16 @@ class Spool:
     ) -> None:
         for writer in self._writers:
             if writer is not None:
-                # Nothing of it is read again: a disk that is full has been told of before.
+                # The file is not read again, and a full disk has already raised an error.
                 with suppress(OSError):
                     writer.close()
-        self._parked.cleanup()
+        self._temporary.cleanup()
 
     def add(self, bucket: int, number: int, sample: Sample) -> None:
-        """Park a sample.
+        """Append a sample to a bucket.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the file cannot be written.
         """
         waiting = self._waiting[bucket]
         waiting.append((number, sample))
@@ -61,24 +61,24 @@ class Spool:
             self._write(bucket)
 
     def take(self, bucket: int) -> Iterator[tuple[int, Sample]]:
-        """What a bucket holds, in the order of the numbers; nothing is added to it after this."""
+        """Yield a bucket's samples in the order of their numbers, and remove the bucket."""
         import pyarrow as pa
 
         waiting, self._waiting[bucket] = self._waiting[bucket], []
-        found: list[tuple[int, Sample]] = []
+        rows: list[tuple[int, Sample]] = []
         if self._writers[bucket] is not None:
             with storage(self._folder):
                 self._writers[bucket].close()
             with pa.OSFile(self._path(bucket), "rb") as file, pa.ipc.open_stream(file) as stream:
                 for batch in stream:
                     numbers: list[Any] = batch.column("number").to_pylist()
-                    found += zip(numbers, samples_in(batch), strict=True)
+                    rows += zip(numbers, samples_in(batch), strict=True)
             self._writers[bucket] = None
             Path(self._path(bucket)).unlink()
-        yield from sorted([*found, *waiting], key=lambda row: row[0])
+        yield from sorted([*rows, *waiting], key=lambda row: row[0])
 
     def _path(self, bucket: int) -> str:
-        return f"{self._parked.name}/{bucket}"
+        return f"{self._temporary.name}/{bucket}"
 
     def _write(self, bucket: int) -> None:
         import pyarrow as pa

@@ -67,26 +67,26 @@ def set_eos(model: Any, end_id: int) -> None:
         config.eos_token_id = [end_id, *(e for e in ends if e is not None)]
 
 
-def length_for(name: str, asked: int) -> int:
+def length_for(name: str, requested: int) -> int:
     """Return the maximum row length in tokens.
 
     Args:
         name: the model: a folder, a Hub name, or ``smollm2``.
-        asked: requested length; 0 for 1024, or the model's context length if it is smaller.
+        requested: requested length; 0 for 1024, or the model's context length if it is smaller.
 
     Raises:
         ConfigError: the requested length exceeds the model's context length, or the model's
             configuration cannot be loaded.
     """
     most = getattr(read_config(name).get_text_config(), "max_position_embeddings", None)
-    if asked == 0:
+    if requested == 0:
         return min(_LONGEST, most or _LONGEST)
-    if most is not None and asked > most:
+    if most is not None and requested > most:
         raise ConfigError(
-            f"max_length is {asked}, but the model {name} supports at most {most} tokens.",
+            f"max_length is {requested}, but the model {name} supports at most {most} tokens.",
             f"Pass --max-length={most} or less.",
         )
-    return asked
+    return requested
 
 
 def peft_of(options: TrainerOptions, model: Any, head: Head) -> Any:
@@ -171,7 +171,7 @@ def check_reload(
     if not rough and difference > most:
         raise TrainingError(
             f"The saved model differs from the trained one by {difference:.3g} in its logits.",
-            "The checkpoints are kept. Report this as a bug, with run.json attached.",
+            "The checkpoints are kept. Report this as a bug, with training.json attached.",
         )
     return {"difference": difference, "moved": moved}
 

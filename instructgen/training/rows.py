@@ -57,7 +57,7 @@ def samples_at(path: Path, split: str | None = None) -> list[Sample]:
         RunError: the folder does not contain a complete dataset.
     """
     if not path.exists():
-        raise InputError("no such dataset.", path=path, hint="Check the path.")
+        raise InputError("the dataset does not exist.", path=path, hint="Check the path.")
     if path.is_dir():
         samples = list(read_samples(path, split=split))
     else:
@@ -92,7 +92,7 @@ def shape_at(path: Path) -> Shape:
 
 
 def rows_for(
-    data: Path, held_out: Path | None, asked: int | None, fits: Callable[[Sample], bool]
+    data: Path, held_out: Path | None, limit: int | None, fits: Callable[[Sample], bool]
 ) -> Rows:
     """Select the rows to train on and the held-out rows to evaluate on.
 
@@ -104,7 +104,7 @@ def rows_for(
     Args:
         data: dataset folder or file to train on.
         held_out: dataset folder or file to evaluate on.
-        asked: maximum number of held-out rows; None for 64. From the rows themselves, at most
+        limit: maximum number of held-out rows; None for 64. From the rows themselves, at most
             half are held out, or a tenth if this is None.
         fits: whether a row can be evaluated; other rows are not held out.
 
@@ -112,7 +112,7 @@ def rows_for(
         InputError: a dataset is missing or empty.
     """
     splits = splits_of(data) if data.is_dir() else {}
-    most = _HELD_OUT if asked is None else asked
+    most = _HELD_OUT if limit is None else limit
     train = samples_at(data, training_split(data) if splits else None)
     if held_out is not None:
         candidates = held_out_at(held_out)
@@ -124,7 +124,7 @@ def rows_for(
     if "validation" in splits:
         kept = list(islice(filter(fits, samples_at(data, "validation")), most))
         return Rows(_disjoint(train, kept), kept, "its split validation")
-    share = _SHARE_HELD_OUT if asked is None else _MOST_HELD_OUT
+    share = _SHARE_HELD_OUT if limit is None else _MOST_HELD_OUT
     most = min(most, int(len(train) * share))
     groups: dict[str, list[Sample]] = {}
     for sample in train:

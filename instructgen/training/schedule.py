@@ -40,14 +40,14 @@ def schedule(
     With ``whole``, rows are added until the last step is a full batch. ``steps`` overrides
     ``epochs``.
     """
-    wanted = steps * batch_size if steps is not None else max(1, round(epochs * count))
+    needed = steps * batch_size if steps is not None else max(1, round(epochs * count))
     if whole:
-        wanted = -(-wanted // batch_size) * batch_size
+        needed = -(-needed // batch_size) * batch_size
     rng = np.random.default_rng([seed, 0])
     order: list[int] = []
-    while len(order) < wanted:
+    while len(order) < needed:
         order += rng.permutation(count).tolist()
-    return Schedule(order[:wanted], batch_size)
+    return Schedule(order[:needed], batch_size)
 
 
 def schedule_tokens(tokens: Sequence[int], budget: int, batch_size: int, seed: int) -> Schedule:
@@ -73,13 +73,13 @@ def schedule_tokens(tokens: Sequence[int], budget: int, batch_size: int, seed: i
 
 
 def micro_batch(
-    batch_size: int, asked: int | None, processes: int, most: int = 4
+    batch_size: int, requested: int | None, processes: int, most: int = 4
 ) -> tuple[int, int]:
     """Return the micro-batch size per device and the number of gradient accumulation steps.
 
     Args:
         batch_size: rows per optimizer step, over all devices.
-        asked: requested micro-batch size; None for the largest divisor of a device's share that
+        requested: requested micro-batch size; None for the largest divisor of a device's share that
             is at most ``most``.
         processes: number of processes, one per device.
         most: largest default micro-batch size.
@@ -90,10 +90,10 @@ def micro_batch(
     share, rest = divmod(batch_size, processes)
     if rest or not share:
         raise ValueError(f"batch_size {batch_size} is not divisible by {processes} processes")
-    if asked is None:
-        asked = max(n for n in range(1, most + 1) if share % n == 0)
-    if share % asked:
+    if requested is None:
+        requested = max(n for n in range(1, most + 1) if share % n == 0)
+    if share % requested:
         raise ValueError(
-            f"batch_size {share} per device is not a multiple of micro_batch_size {asked}"
+            f"batch_size {share} per device is not a multiple of micro_batch_size {requested}"
         )
-    return asked, share // asked
+    return requested, share // requested

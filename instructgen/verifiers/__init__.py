@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +21,12 @@ class Verifier(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Reject a class that overrides a method by its old name."""
+        if "judge" in vars(cls):
+            raise TypeError(f"{cls.__name__}.judge: Verifier.judge was renamed to check")
+        super().__init_subclass__(**kwargs)
 
     @abstractmethod
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:

@@ -91,28 +91,33 @@ def derive(command: str, out: str, recipe: str, inputs: list[str], at: int) -> N
 
 
 def train(
-    method: str,
+    trainer: str,
     data: str,
     model: str,
     out: str,
     options: dict[str, Any],
     at_step: int = -1,
-    at_sync: int = 0,
+    at_file: str = "",
 ) -> None:
-    """Train; die when the log has an entry for ``at_step``, or at fsync number ``at_sync``."""
+    """Train; die when the log has an entry for ``at_step``, or before an fsync of ``at_file``."""
     import instructgen
     from instructgen.store import ModelRun
 
-    log = ModelRun.log
+    log, fsync = ModelRun.log, os.fsync
 
     def deadly(self: Any, entry: Any) -> None:
         log(self, entry)
         if entry["step"] == at_step:
             die()
 
+    def deadly_fsync(descriptor: int) -> None:
+        if at_file and os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/{at_file}"):
+            die()
+        fsync(descriptor)
+
     ModelRun.log = deadly  # type: ignore[method-assign]
-    kill_at(at_sync, "before", (os, "fsync"))
-    instructgen.train(method, data, out, model=model, **options)
+    os.fsync = deadly_fsync  # type: ignore[assignment]
+    instructgen.train(trainer, data, out, model=model, **options)
 
 
 def command(

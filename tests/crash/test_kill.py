@@ -261,6 +261,6 @@ def test_target_and_token_limit_may_change_on_resume(tmp_path: Path) -> None:
     out = tmp_path / "run"
     generate(SEEDS, 10, out, engine="echo", batch_size=BATCH, max_tokens_total=10**6)
     result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)
-    assert (result.rows, result.stopped.reason) == (TARGET, "target")
+    assert (result.rows, result.facts.stopped) == (TARGET, "target")
     finish(tmp_path / "direct" / "run", tmp_path / "calls")
     assert tree_digest(out) == tree_digest(tmp_path / "direct" / "run")

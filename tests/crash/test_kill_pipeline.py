@@ -12,20 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_pipeline import RECIPE, SEEDS, datasets, write
+from tests.test_pipeline import PIPELINE, SEEDS, datasets, write
 
 
-def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "instructgen", "run", str(recipe), "--out", str(out), "--quiet"]
+def start(pipeline: Path, out: Path) -> subprocess.Popen[bytes]:
+    """Start the pipeline in its own process."""
+    argv = [sys.executable, "-m", "instructgen", "run", str(pipeline), "--out", str(out), "--quiet"]
     return subprocess.Popen([*argv, "--input", f"tasks={SEEDS}"], cwd=ROOT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.long)])
 def test_a_pipeline_killed_at_random_times_gives_the_same_bytes(tmp_path: Path, runs: int) -> None:
-    recipe = write(tmp_path, RECIPE.replace("target = 12", "target = 40"))
+    pipeline = write(tmp_path, PIPELINE.replace("target = 12", "target = 40"))
     began = time.monotonic()
-    assert start(recipe, tmp_path / "whole").wait() == 0
+    assert start(pipeline, tmp_path / "whole").wait() == 0
     seconds = time.monotonic() - began
     expected = datasets(tmp_path / "whole")
     rng, kills = random.Random(4), 0
@@ -33,13 +34,13 @@ def test_a_pipeline_killed_at_random_times_gives_the_same_bytes(tmp_path: Path, 
         out = tmp_path / f"killed{number}"
         # Kill up to three times, at random moments of the remaining work.
         for _ in range(3):
-            process = start(recipe, out)
+            process = start(pipeline, out)
             try:
                 process.wait(rng.uniform(0.05, 0.8) * seconds)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
-        assert start(recipe, out).wait() == 0
+        assert start(pipeline, out).wait() == 0
         assert datasets(out) == expected
     assert kills >= runs

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
 from pathlib import Path
 
-import orjson
 import pytest
 
 from instructgen import train
-from instructgen.store import read_log
-from instructgen.store.checkpoints import training
+from instructgen.errors import RunError
+from instructgen.store import read_log, read_training, training
 from tests import forks
 from tests.crash import children
 from tests.training_data import dataset, sentences
@@ -47,8 +47,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset(tmp_path_factory.mktemp("rows"), sentences(120))
 
 
-def run(method: str, rows: Path, tiny: Path, out: Path, step: int = -1, sync: int = 0) -> int:
-    arguments = (method, str(rows), str(tiny), str(out), OPTIONS[method], step, sync)
+def run(trainer: str, rows: Path, tiny: Path, out: Path, step: int = -1, file: str = "") -> int:
+    arguments = (trainer, str(rows), str(tiny), str(out), OPTIONS[trainer], step, file)
     return forks.run(children.train, *arguments, timeout_s=300)
 
 
@@ -56,16 +56,16 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in read_log(out)]
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "ppo"])
+@pytest.mark.parametrize("trainer", ["sft", "grpo", "ppo"])
 def test_training_killed_twice_has_the_same_losses(
-    method: str, rows: Path, tiny: Path, tmp_path: Path
+    trainer: str, rows: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    assert run(method, rows, tiny, tmp_path / "whole") == 0
+    assert run(trainer, rows, tiny, tmp_path / "whole") == 0
     out = tmp_path / "killed"
     # Once before the first checkpoint, and once between two checkpoints.
-    for step in (1, OPTIONS[method]["checkpoint_every"] + 1):
-        assert run(method, rows, tiny, out, step=step) == -signal.SIGKILL
-    assert run(method, rows, tiny, out) == 0
+    for step in (1, OPTIONS[trainer]["checkpoint_every"] + 1):
+        assert run(trainer, rows, tiny, out, step=step) == -signal.SIGKILL
+    assert run(trainer, rows, tiny, out) == 0
     assert losses(out) == losses(tmp_path / "whole")
     one, other = ((p / "model.safetensors").read_bytes() for p in (out, tmp_path / "whole"))
     assert one == other
@@ -76,16 +76,18 @@ def test_training_killed_twice_has_the_same_losses(
 def test_training_killed_while_it_writes_files_resumes(
     rows: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    """Kill at an fsync of a checkpoint's seal, of the export, and of the end."""
+    """Kill at an fsync of a checkpoint's file, of its seal, of the export, and of the end."""
     assert run("sft", rows, tiny, tmp_path / "whole") == 0
     out = tmp_path / "killed"
-    kills = 0
-    for sync in (9, 19, 24):
-        code = run("sft", rows, tiny, out, sync=sync)
-        assert code in (0, -signal.SIGKILL)
-        kills += code != 0
+    for file in (
+        "checkpoint-3/optimizer.pt",
+        "checkpoint-6/.sealed.json.partial",
+        ".export/config.json",
+        ".training.json.partial",
+    ):
+        assert run("sft", rows, tiny, out, file=file) == -signal.SIGKILL, file
+    assert read_training(out).result is None
     assert run("sft", rows, tiny, out) == 0
-    assert kills >= 2
     assert losses(out) == losses(tmp_path / "whole")
     assert (out / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
@@ -122,8 +124,7 @@ def test_a_damaged_checkpoint_is_skipped(rows: Path, tiny: Path, tmp_path: Path)
     newest = checkpointed(rows, tiny, tmp_path / "m")
     files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
     assert len(files) > 5
-    asked = orjson.loads((tmp_path / "m" / "run.json").read_bytes())
-    asked = {k: v for k, v in asked.items() if k not in ("format", "status")}
+    inputs = read_training(tmp_path / "m").inputs
     for number, name in enumerate(files):
         for harm in ("truncate", "delete"):
             out = tmp_path / f"{number}-{harm}"
@@ -133,10 +134,10 @@ def test_a_damaged_checkpoint_is_skipped(rows: Path, tiny: Path, tmp_path: Path)
                 path.unlink()
             else:
                 os.truncate(path, path.stat().st_size // 2)
-            with training(out, asked) as model_run:
-                taken = model_run.latest_complete_checkpoint()
+            with training(out, inputs) as model_run:
+                used = model_run.latest_complete_checkpoint()
             empty = harm == "truncate" and not (newest / name).stat().st_size
-            assert taken.name == ("checkpoint-6" if empty else "checkpoint-3"), name
+            assert used.name == ("checkpoint-6" if empty else "checkpoint-3"), name
             assert len(model_run.messages) == (not empty)
             shutil.rmtree(out)
 
@@ -148,23 +149,24 @@ def test_a_resumed_training_reports_its_checkpoint(rows: Path, tiny: Path, tmp_p
     resumed = train("sft", rows, tmp_path / "m", model=str(tiny), **options)
     assert any("optimizer.pt" in message for message in resumed.messages)
     assert any("checkpoint-3" in message for message in resumed.messages)
-    assert resumed.facts["steps"] == 12
+    assert resumed.facts.resumed
+    assert resumed.facts.steps == 12
 
 
 def test_two_trainings_cannot_use_one_folder_at_the_same_time(
     rows: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    from instructgen.errors import RunError
-
     out = tmp_path / "m"
     first = train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
     again = train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
     assert (first.unchanged, again.unchanged) == (False, True)
-    asked = orjson.loads((out / "run.json").read_bytes())
-    asked = {k: asked[k] for k in ("command", "options")}
+    inputs = read_training(out).inputs
     with (
-        training(out, asked),
-        pytest.raises(RunError, match="in use"),
-        training(out, asked),
+        training(out, inputs),
+        pytest.raises(RunError, match=re.escape(str(out))),
+        training(out, inputs),
     ):
         pass
+    # The same inputs are accepted when no other training uses the folder.
+    with training(out, inputs) as alone:
+        assert alone.finished() == first.facts

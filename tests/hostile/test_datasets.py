@@ -1,8 +1,9 @@
-"""Hostile files and options for the commands that make datasets: one clear line, nothing lost."""
+"""Tests that commands that make datasets raise clear errors for hostile files and options."""
 
 from __future__ import annotations
 
 import gzip
+import re
 import resource
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from instructgen import curate, export, import_data, merge
-from instructgen.errors import ConfigError, InputError, InstructgenError, RunError
+from instructgen.errors import ConfigError, DamagedFileError, InputError
 from instructgen.filters.contamination import benchmark_prompts
 from instructgen.formats import BadRow, read
 from instructgen.schema.sample import Sample
@@ -28,12 +29,14 @@ def lines(path: Path, *rows: object) -> Path:
 
 def dataset(folder: Path, rows: int = 3) -> Path:
     samples = [Sample(f"task {i}", output="x", source="s", license="MIT") for i in range(rows)]
-    write_dataset(folder, samples, [], lambda _: "# card\n", {"funnel": []})
+    write_dataset(folder, samples, [], lambda _: "# card\n")
     return folder
 
 
-def only_bad(path: Path, source: str | None = None) -> str:
-    rows = list(read(path, source, license="MIT", on_bad_row="reject"))
+def only_bad(path: Path) -> str:
+    """Return the reasons for which the rows of a file are rejected; all must be."""
+    rows = list(read(path, license="MIT", on_bad_row="reject"))
+    assert rows
     assert all(isinstance(row, BadRow) for row in rows)
     return " ".join(row.reason for row in rows if isinstance(row, BadRow))
 
@@ -56,35 +59,40 @@ FIELDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("source", FIELDS)
-def test_any_type_in_any_field_costs_only_the_row(tmp_path: Path, source: str) -> None:
-    rows = [dict.fromkeys(FIELDS[source], odd) for odd in ODD]
-    for field in FIELDS[source]:
-        rows += [{**dict.fromkeys(FIELDS[source], "x"), field: odd} for odd in ODD]
-        rows.append({f: "x" for f in FIELDS[source] if f != field})
-    reading = read(lines(tmp_path / "a.jsonl", *rows), source, license="MIT", on_bad_row="reject")
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_value_of_any_type_rejects_only_its_own_row(tmp_path: Path, name: str) -> None:
+    rows = [dict.fromkeys(FIELDS[name], odd) for odd in ODD]
+    for field in FIELDS[name]:
+        rows += [{**dict.fromkeys(FIELDS[name], "x"), field: odd} for odd in ODD]
+        rows.append({f: "x" for f in FIELDS[name] if f != field})
+    reading = read(lines(tmp_path / "a.jsonl", *rows), name, license="MIT", on_bad_row="reject")
     assert sum(1 for _ in reading) >= len(rows)
     assert reading.units == len(rows)
 
 
-def test_text_before_a_dialogue_is_not_dropped(tmp_path: Path) -> None:
+def test_a_dialogue_with_text_before_its_first_turn_is_rejected(tmp_path: Path) -> None:
     row = {
         "chosen": "Lost?\n\nHuman: a\n\nAssistant: b",
         "rejected": "\n\nHuman: a\n\nAssistant: c",
     }
-    assert "no dialogue" in only_bad(lines(tmp_path / "a.jsonl", row))
+    reason = only_bad(lines(tmp_path / "a.jsonl", row))
+    assert '"chosen"' in reason
+    assert '"rejected"' not in reason
+    valid = {**row, "chosen": row["chosen"].removeprefix("Lost?")}
+    (sample,) = read(lines(tmp_path / "b.jsonl", valid))
+    assert isinstance(sample, Sample)
 
 
-def test_content_parts_are_text(tmp_path: Path) -> None:
+def test_content_parts_without_text_are_rejected(tmp_path: Path) -> None:
     for part in (None, {"k": 1}, 5):
         messages = [
             {"role": "user", "content": [{"type": "text", "text": part}]},
             {"role": "assistant", "content": "x"},
         ]
-        assert "text" in only_bad(lines(tmp_path / "a.jsonl", {"messages": messages}))
+        assert '"text"' in only_bad(lines(tmp_path / "a.jsonl", {"messages": messages}))
 
 
-def test_nan_is_no_score(tmp_path: Path) -> None:
+def test_nan_is_not_read_as_a_score(tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": float("nan")}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     (sample,) = read(tmp_path / "a.parquet", license="MIT")
@@ -95,24 +103,33 @@ def test_nan_is_no_score(tmp_path: Path) -> None:
 def test_groups_of_a_mapped_table_are_kept(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"i": "a", "o": "b", "g": "family"})
     names = {"instruction": "i", "output": "o", "group": "g"}
-    made = import_data(path, tmp_path / "d", mapping=names, license="MIT")
-    (sample,) = read_samples(made.out)
+    result = import_data(path, tmp_path / "d", mapping=names, license="MIT")
+    (sample,) = read_samples(result.out)
     assert sample.origin.group == "family"
 
 
-def test_no_dataset_is_written_over(tmp_path: Path) -> None:
+def test_no_dataset_is_overwritten(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d")
     before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
     for name in ("data/part-00000.parquet", "manifest.json", "new.jsonl"):
-        with pytest.raises(InputError, match="holds a dataset"):
+        with pytest.raises(InputError, match=rf": {re.escape(str(data))} ") as caught:
             export(data, data / name, format="alpaca", overwrite=True)
-    with pytest.raises(InputError, match="given twice"):
+        assert caught.value.path == data / name
+    # The same dataset twice.
+    with pytest.raises(InputError) as caught:
         merge([data, data / ".." / "d"], tmp_path / "m")
-    with pytest.raises(InputError, match="lies in an input"):
+    assert caught.value.path == data / ".." / "d"
+    # The output folder is inside an input, or is the input.
+    with pytest.raises(InputError, match=rf": .*{re.escape(str(data / 'm'))} ") as caught:
         merge([data], data / "m")
-    with pytest.raises(InputError, match="lies in an input"):
+    assert caught.value.path == data
+    with pytest.raises(InputError, match=rf": .*{re.escape(str(data))} ") as caught:
         curate(data, data)
+    assert caught.value.path == data
     assert before == {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+
+
+PART = {"rows": 1, "bytes": 1, "sha256": ""}
 
 
 @pytest.mark.parametrize(
@@ -121,73 +138,84 @@ def test_no_dataset_is_written_over(tmp_path: Path) -> None:
         {"files": []},
         {"files": 3},
         {"files": [{}]},
-        {"files": [{"path": "../x/data/part-00000.parquet", "rows": 1, "sha256": ""}]},
-        {"files": [{"path": "/etc/passwd", "rows": 1, "sha256": ""}]},
+        {"files": [{"path": "../x/data/part-00000.parquet", **PART}]},
+        {"files": [{"path": "/etc/passwd", **PART}]},
         {"shape": "round"},
         {"rows": "many"},
         {"terms": None},
     ],
 )
-def test_a_manifest_that_lies(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_manifest_with_false_values_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
     data = dataset(tmp_path / "d")
-    manifest = orjson.loads((data / "manifest.json").read_bytes())
-    (data / "manifest.json").write_bytes(orjson.dumps({**manifest, **change}))
-    with pytest.raises(RunError, match="damaged"):
+    assert export(data, tmp_path / "valid.jsonl", format="alpaca").rows == 3
+    path = data / "manifest.json"
+    manifest = orjson.loads(path.read_bytes())
+    path.write_bytes(orjson.dumps({**manifest, **change}))
+    with pytest.raises(DamagedFileError) as caught:
         merge([data], tmp_path / "m")
-    with pytest.raises(RunError, match="damaged"):
+    assert caught.value.path == path
+    with pytest.raises(DamagedFileError) as caught:
         export(data, tmp_path / "a.jsonl", format="alpaca")
+    assert caught.value.path == path
 
 
-def test_a_card_that_is_gone_is_made_again(tmp_path: Path) -> None:
+def test_a_deleted_card_is_written_again(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"instruction": "a", "output": "b"})
-    made = import_data(path, tmp_path / "d", license="MIT")
-    Path(made.card).unlink()
+    result = import_data(path, tmp_path / "d", license="MIT")
+    Path(result.card).unlink()
     import_data(path, tmp_path / "d", license="MIT")
-    assert Path(made.card).is_file()
+    assert Path(result.card).is_file()
 
 
-def test_benchmarks_are_read_whole_or_not(tmp_path: Path) -> None:
+def test_a_benchmark_with_a_row_without_prompt_raises_an_error(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"question": "what is it"}, {"foo": 3})
-    with pytest.raises(InputError, match=r"a\.jsonl line 2: the row has no prompt"):
+    with pytest.raises(InputError, match=r"\bprompt\b") as caught:
         benchmark_prompts(path)
-    with pytest.raises(InputError, match="no such file"):
-        benchmark_prompts(dataset(tmp_path / "d"))
+    assert (caught.value.path, caught.value.line) == (path, 2)
+    data = dataset(tmp_path / "d")
+    with pytest.raises(InputError) as caught:
+        benchmark_prompts(data)
+    assert caught.value.path == data
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "named"),
     [
-        ("a.csv", b"\xef\xbb\xbf", "no row"),
-        ("a.csv.gz", gzip.compress(b""), "no row"),
-        ("a.csv", b"instruction,output,output\na,b,c\n", "two columns are called 'output'"),
-        ("a.csv", b'instruction,output\na,"b\n', "quote that does not close"),
-        ("d/a.jsonl", None, "no such file"),
-        ("a.json", b"[] x", "empty"),
+        # Files without a row.
+        ("a.csv", b"\xef\xbb\xbf", r"\brow\b"),
+        ("a.csv.gz", gzip.compress(b""), r"\brow\b"),
+        # Two columns with one name.
+        ("a.csv", b"instruction,output,output\na,b,c\n", "'output'"),
+        # A quote that is not closed.
+        ("a.csv", b'instruction,output\na,"b\n', r"\bline 2\b.*\bquote\b"),
+        # A missing file, and not a name on the Hub.
+        ("d/a.jsonl", None, "ORG/NAME"),
+        ("a.json", b"[] x", r"\bempty\b"),
     ],
 )
-def test_files_that_are_none(
-    tmp_path: Path, name: str, content: bytes | None, message: str
+def test_invalid_files_raise_an_error(
+    tmp_path: Path, name: str, content: bytes | None, named: str
 ) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=named) as caught:
         list(read(path, license="MIT", on_bad_row="reject"))
+    assert caught.value.path == path
 
 
-def test_one_bad_text_in_parquet_costs_its_row(tmp_path: Path) -> None:
+def test_an_invalid_text_in_parquet_rejects_only_its_row(tmp_path: Path) -> None:
     outputs = pa.array([b"a", b"\xff\xfe", b"c"], pa.binary()).cast(pa.string(), safe=False)
     table = pa.table({"instruction": ["x", "y", "z"], "output": outputs})
     pq.write_table(table, tmp_path / "a.parquet")
     rows = list(read(tmp_path / "a.parquet", license="MIT", on_bad_row="reject"))
-    assert [type(r).__name__ for r in rows] == ["Sample", "BadRow", "Sample"] or [
-        r.line for r in rows if isinstance(r, BadRow)
-    ] == [2]
+    assert [isinstance(r, Sample) for r in rows] == [True, False, True]
+    assert [r.line for r in rows if isinstance(r, BadRow)] == [2]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv.gz", "jsonl.gz", "json.gz", "parquet"])
-def test_bombs_are_bounded(tmp_path: Path, kind: str) -> None:
+def test_memory_is_bounded_for_decompression_bombs(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"bomb.{kind}"
     if kind == "parquet":
         column = pa.array(["x" * 2**20]).dictionary_encode()
@@ -221,42 +249,45 @@ def test_bombs_are_bounded(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "error", "named"),
     [
-        "[mix]\ntemperature = inf\n",
-        "[mix]\ntemperature = 1e-320\n",
-        "[mix.weights]\ns = 1e308\n",
-        "[mix.caps]\ns = 99999999999999999999999\n",
-        "[split]\nvalidation = 0.9999999\n",
-        "[mix]\nrows = 1\n[split]\ntest = 0.9\n",
+        ("[mix]\ntemperature = inf\n", ConfigError, r"mix\.temperature"),
+        ("[mix]\ntemperature = 1e-320\n", ConfigError, r"mix\.temperature"),
+        ("[mix.weights]\ns = 1e308\n", ConfigError, r"weights\.s"),
+        ("[mix.caps]\ns = 99999999999999999999999\n", ConfigError, r"caps\.s"),
+        # No training row would be left.
+        ("[split]\nvalidation = 0.9999999\n", InputError, r"\[split\]"),
+        ("[mix]\nrows = 1\n[split]\ntest = 0.9\n", InputError, r"\[split\]"),
     ],
 )
-def test_numbers_of_a_mix(tmp_path: Path, text: str) -> None:
+def test_extreme_numbers_of_a_mix_raise_an_error(
+    tmp_path: Path, text: str, error: type[Exception], named: str
+) -> None:
     (tmp_path / "mix.toml").write_text(text)
-    with pytest.raises(InstructgenError):
+    with pytest.raises(error, match=named):
         merge([dataset(tmp_path / "d")], tmp_path / "m", recipe=tmp_path / "mix.toml")
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "named"),
     [
-        'name = "score"\nof = "x"\nmin = nan\n',
-        'name = "score"\nof = "x"\nmin = 5\nmax = 1\n',
-        'name = "perplexity"\nmin = 5.0\nmax = 2.0\n',
-        'name = "length"\nmax_words = 99999999999999999999999\n',
-        'name = "language"\nallowed = ["english"]\n',
-        'name = "refusal"\nphrases = [""]\n',
-        'name = "control_tokens"\nwords = [""]\n',
-        'name = "pii"\nregions = ["../"]\n',
+        ('name = "score"\nof = "x"\nmin = nan\n', r"score.*\bmin\b"),
+        ('name = "score"\nof = "x"\nmin = 5\nmax = 1\n', r"score.*\bmin\b.*\bmax\b"),
+        ('name = "perplexity"\nmin = 5.0\nmax = 2.0\n', r"perplexity.*\bmin\b.*\bmax\b"),
+        ('name = "length"\nmax_words = 99999999999999999999999\n', r"length.*\bmax_words\b"),
+        ('name = "language"\nallowed = ["english"]\n', r"language.*\ballowed\b"),
+        ('name = "refusal"\nphrases = [""]\n', r"refusal.*\bphrases\b"),
+        ('name = "control_tokens"\nwords = [""]\n', r"control_tokens.*\bwords\b"),
+        ('name = "pii"\nregions = ["../"]\n', r"pii.*\bregions\b"),
     ],
 )
-def test_keys_of_a_recipe(tmp_path: Path, keys: str) -> None:
+def test_invalid_keys_of_a_filter_raise_an_error(tmp_path: Path, keys: str, named: str) -> None:
     (tmp_path / "r.toml").write_text(f"[[filters]]\n{keys}")
-    with pytest.raises(ConfigError, match=r"r\.toml"):
+    with pytest.raises(ConfigError, match=rf"r\.toml: .*{named}"):
         curate(dataset(tmp_path / "d"), tmp_path / "c", recipe=tmp_path / "r.toml")
 
 
-def test_options_that_are_no_text(tmp_path: Path) -> None:
+def test_options_that_are_not_utf_8_raise_an_error(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"instruction": "a", "output": "b"})
     for options in ({"attribution": "\udcff"}, {"model": "\udcff"}):
         with pytest.raises(ConfigError, match="UTF-8"):

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import orjson
@@ -18,7 +19,7 @@ import pytest
 from jinja2 import TemplateError
 
 from instructgen import ablate, evaluate, prefer, train
-from instructgen.errors import ConfigError, InputError, InstructgenError, RunError
+from instructgen.errors import ConfigError, InputError, RunError, TrainingError
 from instructgen.schema.sample import Sample
 from tests import forks
 from tests.hostile.test_models import without
@@ -36,6 +37,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset(tmp_path_factory.mktemp("pairs"), pairs(40))
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    """Return the contents of all files in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_one_error(*arguments: str | Path, facts: tuple[str, ...]) -> None:
@@ -59,19 +65,22 @@ def test_the_command_line_prints_one_error_line(tiny: Path, rows: Path, tmp_path
 def test_a_dataset_of_the_wrong_shape_is_an_error(
     tiny: Path, rows: Path, preferences: Path, tmp_path: Path
 ) -> None:
-    for method, data in (("sft", preferences), ("reward", rows), ("kto", rows)):
-        with pytest.raises(
-            InputError, match=rf"\b{method}\b.*(instructions|preferences)"
-        ) as caught:
-            train(method, data, tmp_path / "m", model=str(tiny))
+    for trainer, data, shape in (
+        ("sft", preferences, "instructions"),
+        ("reward", rows, "preferences"),
+        ("kto", rows, "preferences"),
+    ):
+        with pytest.raises(InputError, match=rf"\b{trainer}\b.*\b{shape}\b") as caught:
+            train(trainer, data, tmp_path / "m", model=str(tiny))
         assert caught.value.path == data
 
 
 def test_unknown_columns_are_an_error(tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"foo": 1}\n')
-    with pytest.raises(InstructgenError, match=r"rows\.jsonl"):
+    with pytest.raises(InputError, match=r"\bfoo\b") as caught:
         train("sft", file, tmp_path / "m", model=str(tiny))
+    assert caught.value.path == file
 
 
 def test_a_missing_dataset_is_an_error(tiny: Path, tmp_path: Path) -> None:
@@ -97,31 +106,36 @@ def test_a_dataset_without_rows_is_an_error(tiny: Path, rows: Path, tmp_path: Pa
     manifest["rows"] = 0
     manifest["files"][0] |= {"rows": 0, "sha256": digest_of_file(part)}
     (folder / "manifest.json").write_bytes(orjson.dumps(manifest))
-    with pytest.raises(InputError, match=r"\bempty\b") as caught:
+    with pytest.raises(InputError) as caught:
         train("sft", folder, tmp_path / "m", model=str(tiny))
     assert caught.value.path == folder
+    # The error is about the dataset, not about rows that the options reject.
+    assert "max_length" not in str(caught.value)
 
 
 def test_an_error_counts_the_rejected_rows_if_none_is_left(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"\b40 too_long\b"):
+    with pytest.raises(InputError, match=r"\b40 too_long\b") as caught:
         train("sft", rows, tmp_path / "m", model=str(tiny), max_length=16, held_out_rows=0)
+    assert caught.value.path == rows
 
 
 def test_a_missing_chat_template_is_an_error(rows: Path, tmp_path: Path) -> None:
     bare = make_tiny_model(tmp_path / "bare", template=None)
-    with pytest.raises(ConfigError, match=r"no chat template.*format.*alpaca"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(bare))}.*\bformat=.*alpaca") as caught:
         train("sft", rows, tmp_path / "m", model=str(bare))
+    # No template was rendered: an error of a template is the cause of its ConfigError.
+    assert caught.value.__cause__ is None
     out = train("sft", rows, tmp_path / "n", model=str(bare), format="alpaca", steps=1).out
     assert "### Response:" in (out / "chat_template.jinja").read_text()
 
 
 def test_a_missing_padding_token_is_an_error(rows: Path, tmp_path: Path) -> None:
     bare = make_tiny_model(tmp_path / "bare", pad=False)
-    with pytest.raises(ConfigError, match=r"pad.token.*eos"):
+    with pytest.raises(ConfigError, match=r"\bpad.token=.*eos"):
         train("sft", rows, tmp_path / "m", model=str(bare))
-    with pytest.raises(ConfigError, match="<nope>"):
+    with pytest.raises(ConfigError, match=r"\bpad.token=.*<nope>"):
         train("sft", rows, tmp_path / "m", model=str(bare), pad_token="<nope>")
     out = train("sft", rows, tmp_path / "n", model=str(bare), pad_token="eos", steps=1).out
     config = json.loads((out / "generation_config.json").read_text())
@@ -131,7 +145,7 @@ def test_a_missing_padding_token_is_an_error(rows: Path, tmp_path: Path) -> None
 def test_a_length_beyond_the_context_length_is_an_error(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"max.length.*\b600\b.*\b512\b"):
+    with pytest.raises(ConfigError, match=r"\bmax_length\b.*\b600\b.*\b512\b"):
         train("sft", rows, tmp_path / "m", model=str(tiny), max_length=600)
 
 
@@ -140,7 +154,7 @@ def test_too_little_disk_space_is_an_error(
 ) -> None:
     usage = type("Usage", (), {"free": 1_000_000})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ConfigError, match=r"\b0\.0 GB.*GB"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(tmp_path / 'm'))}.*\b0\.0 GB.*GB"):
         train("sft", rows, tmp_path / "m", model=str(tiny))
 
 
@@ -166,7 +180,7 @@ def test_training_resumes_after_the_disk_was_full(tiny: Path, rows: Path, tmp_pa
     facts = train(
         "sft", rows, out, model=str(tiny), steps=4, checkpoint_every=2, evaluate=False
     ).facts
-    assert facts["steps"] == 4
+    assert facts.steps == 4
 
 
 def test_missing_and_damaged_models_are_errors(rows: Path, tiny: Path, tmp_path: Path) -> None:
@@ -190,9 +204,9 @@ def test_missing_and_damaged_models_are_errors(rows: Path, tiny: Path, tmp_path:
         ({"batch_size": 0}, r"batch.size.*\b0\b"),
         ({"steps": 1, "tokens": 9}, r"tokens.*steps"),
         ({"learning_rate": float("nan")}, r"learning.rate"),
-        ({"batch_size": 8, "micro_batch_size": 3}, r"batch_size 8.*micro_batch_size 3"),
-        ({"peft": "lorra"}, r"peft.*lorra"),
-        ({"weights": {"sentences": 0.0}, "held_out_rows": 0}, r"weight 0\b"),
+        ({"batch_size": 8, "micro_batch_size": 3}, r"\bbatch_size\b.*\b8\b.*micro_batch_size\b.*\b3\b"),
+        ({"peft": "lorra"}, r"\bpeft\b.*lorra"),
+        ({"weights": {"sentences": 0.0}, "held_out_rows": 0}, r"\bweights\b.*\bweight_score\b"),
         ({"weights": {"sentence": 2.0}}, r"weights.*'sentence'.*\bsentences\b"),
     ],
 )
@@ -225,7 +239,7 @@ def test_invalid_settings_on_the_command_line_are_named(
 
 def test_fewer_prompts_than_a_batch_are_an_error(tiny: Path, tmp_path: Path) -> None:
     few = dataset(tmp_path / "few", sentences(5))
-    with pytest.raises(ConfigError, match=r"batch_size is 8\b.*\b5 prompts"):
+    with pytest.raises(ConfigError, match=r"\bbatch_size\b.*\b8\b.*\b5\b"):
         train(
             "grpo", few, tmp_path / "m", model=str(tiny), reward=["verifiers:ifeval"],
             max_new_tokens=8, max_length=128, held_out_rows=0,
@@ -234,25 +248,26 @@ def test_fewer_prompts_than_a_batch_are_an_error(tiny: Path, tmp_path: Path) -> 
 
 def test_invalid_recipes_name_the_table_and_key(tiny: Path, rows: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "train.toml"
-    for text, facts in (
-        ("[train]\nlorarank = 3\n", r"\blorarank\b.*\blora_rank\b"),
-        ("[trian]\n", r"\btrian\b.*\btrain\b"),
-        ("train = 3\n", r"\btrain\b.*\[train\]"),
-        ("[train\n", r"\bTOML\b"),
+    for text, facts, cause in (
+        ("[train]\nlorarank = 3\n", r"\blorarank\b.*\blora_rank\b", type(None)),
+        ("[trian]\n", r"\btrian\b.*\btrain\b", type(None)),
+        ("train = 3\n", r"\btrain\b.*\[train\]", type(None)),
+        ("[train\n", r"\bline 1\b", tomllib.TOMLDecodeError),
     ):
         recipe.write_text(text)
-        with pytest.raises(ConfigError, match=rf"train\.toml.*{facts}"):
+        with pytest.raises(ConfigError, match=rf"train\.toml.*{facts}") as caught:
             train("sft", rows, tmp_path / "m", model=str(tiny), recipe=recipe)
+        assert isinstance(caught.value.__cause__, cause)
 
 
 def test_unsuitable_and_missing_rewards_are_errors(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\bsft\b.*reward"):
+    with pytest.raises(ConfigError, match=r"\bsft\b.*\breward\b"):
         train("sft", rows, tmp_path / "m", model=str(tiny), reward=["verifiers:math"])
-    with pytest.raises(ConfigError, match=r"\bgrpo\b.*reward"):
+    with pytest.raises(ConfigError, match=r"\bgrpo\b.*\breward="):
         train("grpo", rows, tmp_path / "m", model=str(tiny))
-    with pytest.raises(ConfigError, match=rf"{re.escape(str(tiny))}.*reward model"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(tiny))}.*\btrain reward\b"):
         train("grpo", rows, tmp_path / "m", model=str(tiny), reward=[str(tiny)])
-    with pytest.raises(InputError, match="no_reward"):
+    with pytest.raises(InputError, match=r"\b36 no_reward\b"):
         train("grpo", rows, tmp_path / "n", model=str(tiny), reward=["verifiers:code"])
     with pytest.raises(ConfigError, match=r"reward_weights.*'math'"):
         train(
@@ -269,8 +284,10 @@ def test_folders_with_other_contents_are_not_overwritten(
     with pytest.raises(RunError, match=r"\bthesis\.txt\b"):
         train("sft", rows, tmp_path / "m", model=str(tiny))
     assert (tmp_path / "m" / "thesis.txt").read_text() == "years of work"
-    with pytest.raises((RunError, InstructgenError)):
+    before = files_in(rows)
+    with pytest.raises(RunError, match=re.escape(str(rows))):
         train("sft", rows, rows, model=str(tiny))
+    assert files_in(rows) == before
 
 
 def test_fsdp_on_a_cpu_is_an_error(
@@ -285,9 +302,7 @@ def test_fsdp_on_a_cpu_is_an_error(
         train("sft", rows, tmp_path / "m", model=str(tiny))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    from instructgen.errors import TrainingError
-
+def test_a_loss_that_is_not_finite_stops_the_training(tiny: Path, rows: Path, tmp_path: Path) -> None:
     facts = r"\b(loss|grad_norm)\b.*\b(nan|inf)\b.*step \d+.*learning.rate"
     with pytest.raises(TrainingError, match=facts):
         train(
@@ -302,15 +317,15 @@ def test_invalid_evaluations_are_errors(
     none = tmp_path / "none"
     for options, error, facts in (
         ({"suites": ["likelyhood"], "data": rows}, ConfigError, r"likelyhood.*likelihood"),
-        ({}, ConfigError, r"\bdata\b.*suite"),
-        ({"suites": ["preference"], "data": rows}, InputError, r"\bpreference\b.*preferences"),
-        ({"suites": ["winrate"], "data": rows}, ConfigError, r"\bagainst\b"),
-        ({"suites": ["winrate"], "data": rows, "against": str(tiny)}, ConfigError, r"\bjudge\b"),
+        ({}, ConfigError, r"\bdata\b.*\bsuites\b"),
+        ({"suites": ["preference"], "data": rows}, InputError, r"\bpreference\b.*\bpreferences\b.*\bdata\b"),
+        ({"suites": ["winrate"], "data": rows}, ConfigError, r"\bagainst="),
+        ({"suites": ["winrate"], "data": rows, "against": str(tiny)}, ConfigError, r"\bjudge="),
         ({"data": rows, "settings": {"likelihood.x": 1}}, ConfigError, r"likelihood\.x\b"),
         ({"data": rows, "settings": {"no.x": 1}}, ConfigError, r"\bno\.x\b.*likelihood"),
         ({"data": none}, InputError, re.escape(str(none))),
-        ({"data": rows, "max_length": 16}, InputError, r"likelihood.*max.length"),
-        ({"data": rows, "limit": 0}, ConfigError, r"\blimit\b"),
+        ({"data": rows, "max_length": 16}, InputError, r"\blikelihood\b.*\bmax_length\b"),
+        ({"data": rows, "limit": 0}, ConfigError, r"\blimit\b.*\b0\b"),
     ):
         with pytest.raises(error, match=facts):
             evaluate(str(tiny), **options)
@@ -321,7 +336,7 @@ def test_invalid_ablations_are_errors(
 ) -> None:
     other = dataset(tmp_path / "other", sentences(10))
     for datasets, error, facts in (
-        ([rows], ConfigError, r"\btwo datasets\b"),
+        ([rows], ConfigError, r"\bdatasets\b"),
         ([rows, other], InputError, rf"{re.escape(str(rows))}.*\btest\b"),
         ([preferences, preferences], InputError, rf"{re.escape(str(preferences))}.*instructions"),
     ):
@@ -339,7 +354,7 @@ def test_invalid_options_of_prefer_are_errors(
         (rows, {"score": ["verifiers:math"], "samples": 1}, ConfigError, r"\bsamples\b"),
         (preferences, {"score": ["verifiers:math"]}, InputError, rf"{held}.*instructions"),
         (rows, {"score": ["verifiers:math"], "engine": "vlm"}, ConfigError, r"\bvlm\b.*\bvllm\b"),
-        (rows, {"score": ["verifiers:math"], "max_tokens": 0}, ConfigError, r"max.tokens.*\b0\b"),
+        (rows, {"score": ["verifiers:math"], "max_tokens": 0}, ConfigError, r"\bmax_tokens\b.*\b0\b"),
         (rows, {"score": ["verifiers:math"], "limit": -1}, ConfigError, r"\blimit\b.*-1\b"),
     ):
         with pytest.raises(error, match=facts):
@@ -396,16 +411,16 @@ def test_a_reward_model_cannot_generate_text(
     model = tmp_path / "rm"
     facts = rf"{re.escape(str(model))}\b.*reward model"
     train("reward", preferences, model, model=str(tiny), steps=1, max_length=128)
-    for method, data in (("sft", rows), ("dpo", preferences)):
+    for trainer, data in (("sft", rows), ("dpo", preferences)):
         with pytest.raises(ConfigError, match=facts):
-            train(method, data, tmp_path / "m", model=str(model), max_length=128)
+            train(trainer, data, tmp_path / "m", model=str(model), max_length=128)
     with pytest.raises(ConfigError, match=facts):
         evaluate(str(model), data=rows, max_length=128)
     with pytest.raises(ConfigError, match=facts):
         prefer(rows, tmp_path / "p", model=str(model), score=["verifiers:ifeval"])
 
 
-def test_a_finished_run_without_its_weights_is_an_error(
+def test_a_finished_training_without_its_weights_is_an_error(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "m"
@@ -427,32 +442,33 @@ def test_unsuitable_held_out_rows(
     assert caught.value.path == tmp_path / "none"
     long = dataset(tmp_path / "long", [Sample("Say it. " * 200, output="x", license="MIT")])
     done = train("sft", rows, tmp_path / "m", held_out=long, **common)
-    assert any(re.search(r"\b0\b.*held.out", message) for message in done.messages)
+    assert (done.facts.rows.held_out, done.facts.rows.held_out_from) == (0, "long")
+    assert any(re.search(r"\b0\b", message) for message in done.messages)
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "facts"),
+    ("trainer", "options", "facts"),
     [
         ("sft", {"steps": 10**12}, r"\bsteps\b"),
         ("sft", {"tokens": 10**18}, r"\btokens\b"),
         ("sft", {"peft": "lora", "lora_rank": 10**9}, r"lora.rank"),
         ("grpo", {"temperature": 1e-300}, r"\btemperature\b"),
         ("ppo", {"peft": "adapter"}, r"\bpeft\b.*\badapter\b.*\blora\b"),
-        ("sft", {"model": ""}, r"\bmodel\b"),
+        ("sft", {"model": ""}, r"\bmodel="),
     ],
 )
 def test_values_out_of_range_are_named(
-    method: str, options: dict[str, object], facts: str, tiny: Path, rows: Path, tmp_path: Path
+    trainer: str, options: dict[str, object], facts: str, tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
-    reward = ["verifiers:ifeval"] if method in ("grpo", "ppo") else []
+    reward = ["verifiers:ifeval"] if trainer in ("grpo", "ppo") else []
     with pytest.raises(ConfigError, match=facts):
-        train(method, rows, tmp_path / "m", reward=reward, **{"model": str(tiny), **options})
+        train(trainer, rows, tmp_path / "m", reward=reward, **{"model": str(tiny), **options})
 
 
 def test_numbers_that_are_not_finite_are_named(tiny: Path, rows: Path, tmp_path: Path) -> None:
     for options in ({"margin": float("nan")}, {"temperature": float("nan")}, {"min_score": -1e999}):
         (name,) = options
-        with pytest.raises(ConfigError, match=name.replace("_", ".")):
+        with pytest.raises(ConfigError, match=rf"\b{name}\b"):
             prefer(rows, tmp_path / "p", model=str(tiny), score=["verifiers:ifeval"], **options)
     with pytest.raises(ConfigError, match=r"\brows\b"):
         ablate([rows, rows], tokens=50, rows=0, model=str(tiny), out=tmp_path / "a")
@@ -463,7 +479,7 @@ def test_chat_templates_that_fail_are_errors(tiny: Path, rows: Path, tmp_path: P
         model = tmp_path / f"m{number}"
         shutil.copytree(tiny, model)
         (model / "chat_template.jinja").write_text(text)
-        with pytest.raises(ConfigError, match=rf"{re.escape(str(model))}.*chat template") as caught:
+        with pytest.raises(ConfigError, match=re.escape(str(model))) as caught:
             train("sft", rows, tmp_path / "out", model=str(model), max_length=128)
         assert isinstance(caught.value.__cause__, TemplateError)
 

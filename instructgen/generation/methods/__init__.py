@@ -82,10 +82,14 @@ class SamplingOptions(BaseModel):
 
 
 class Method(BaseModel, ABC):
-    """An algorithm that generates rows from a pool of tasks."""
+    """An algorithm that generates rows from a pool of tasks.
+
+    ``stages`` name the steps from a prompt to a row, in order.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
+    stages: ClassVar[tuple[str, ...]] = ("rows",)
 
     style: Literal["auto", "completion", "chat"] = Field(
         "auto",

@@ -47,6 +47,7 @@ class SelfInstruct(Method):
     """Generates rows in three stages; accepted instructions become demonstrations."""
 
     name = "self_instruct"
+    stages = ("instructions", "classification", "instances")
 
     human: int = Field(6, ge=1, description="Number of human-written demonstrations in a prompt.")
     machine: int = Field(

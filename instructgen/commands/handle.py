@@ -1,0 +1,144 @@
+"""Opens a dataset folder for Python sessions and notebooks; it does not change the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from instructgen.commands.explain import explain
+from instructgen.commands.explanation import Explanation
+from instructgen.errors import InputError, RunError
+from instructgen.schema.sample import Sample
+from instructgen.store import (
+    Manifest,
+    manifest_in,
+    read_batches,
+    read_rows,
+    read_samples,
+    splits_of,
+)
+
+_SHOWN, _CELL = 5, 200
+
+
+class DatasetHandle:
+    """A complete dataset, whose rows are read from its folder when they are requested.
+
+    Attributes:
+        path: the dataset or run folder.
+        manifest: the contents of manifest.json: rows, rejections, license counts, parts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = manifest_in(path)
+
+    def __len__(self) -> int:
+        """Return the number of rows, without the rejected ones."""
+        return self.manifest.rows
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The number of rows by split; a dataset without splits has one, named ``part``."""
+        return splits_of(self.path)
+
+    def rows(self, table: str = "data") -> Iterator[dict[str, Any]]:
+        """Yield the rows in order; those of ``table="rejected"`` have a filter and a reason.
+
+        Raises:
+            DamagedFileError: a part is damaged or missing.
+        """
+        return read_rows(self.path, table)
+
+    def samples(self, split: str | None = None) -> Iterator[Sample]:
+        """Yield the rows of a split, or of all, as `instructgen.schema.sample.Sample`."""
+        return read_samples(self.path, split=split)
+
+    def to_pandas(self, table: str = "data") -> Any:
+        """Return all rows as a pandas DataFrame.
+
+        Raises:
+            DamagedFileError: a part is damaged or missing.
+        """
+        import pyarrow as pa
+
+        return pa.Table.from_batches(list(read_batches(self.path, table))).to_pandas()
+
+    def to_datasets(self) -> Any:
+        """Return a `datasets.Dataset`, or a `datasets.DatasetDict` if there are splits.
+
+        Raises:
+            ConfigError: the package datasets is not installed.
+            DamagedFileError: a part is damaged or missing.
+        """
+        import pyarrow as pa
+
+        try:
+            import datasets
+        except ImportError:
+            from instructgen.errors import ConfigError
+
+            raise ConfigError(
+                "to_datasets requires the package datasets.", "Run: pip install datasets"
+            ) from None
+
+        def split(name: str) -> Any:
+            batches = list(read_batches(self.path, split=name))
+            return datasets.Dataset(pa.Table.from_batches(batches))
+
+        names = list(self.splits)
+        if len(names) == 1:
+            return split(names[0])
+        return datasets.DatasetDict({name: split(name) for name in names})
+
+    def explain(self, row_id: str) -> Explanation:
+        """Explain where a row comes from and why it was kept or rejected.
+
+        Raises:
+            InputError: no row has this id.
+        """
+        return explain(self.path, row_id)
+
+    def __repr__(self) -> str:
+        """Return the path and the numbers of rows."""
+        m = self.manifest
+        return f"<instructgen dataset {self.path}: {m.rows:,} rows, {m.rejected:,} rejected>"
+
+    def _repr_html_(self) -> str:
+        """Return the counts and the first rows as HTML, for notebooks."""
+        m = self.manifest
+        licenses = ", ".join(f"{name} {rows:,}" for name, rows in m.terms.licenses.items())
+        fields = ("instruction", "input", "output", "source", "license")
+        head = "".join(f"<th>{name}</th>" for name in fields)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{_cell(row.get(name))}</td>' for name in fields)}</tr>"
+            for row in islice(self.rows(), _SHOWN)
+        )
+        return (
+            f"<p><b>{escape(str(self.path))}</b>: {m.rows:,} {m.shape}, {m.rejected:,} rejected. "
+            f"Licenses: {escape(licenses or 'none')}.</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+def open_dataset(path: str | Path) -> DatasetHandle:
+    """Open a dataset or run folder.
+
+    Raises:
+        InputError: the folder does not exist.
+        RunError: the folder contains no complete dataset, or the manifest is damaged.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise InputError("does not exist.", path=folder, hint="Check the path.")
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder.", "Give a dataset folder.")
+    return DatasetHandle(folder)
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return escape(text if len(text) <= _CELL else text[: _CELL - 1] + "…")
