@@ -215,5 +215,5 @@ def _inner(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
 
 
 def named(plugin: Any) -> dict[str, Any]:
-    """Return the settings of a plug-in with its name, as stored in run.json and made.json."""
+    """Return the settings of a plug-in with its name, as stored in run.json and provenance.json."""
     return {"name": plugin.name, **plugin.model_dump(mode="json")}

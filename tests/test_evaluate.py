@@ -203,8 +203,8 @@ def test_ablation_finds_the_better_dataset(tiny: Path, tmp_path: Path) -> None:
     assert control.arm == "random-drop"
     # The difference is significant, so the verdict names the better dataset before the numbers.
     assert re.match(r"curated\b.*\bbetter\b.*\braw\b", result.verdict[0])
-    dropped = list(read_samples(tmp_path / "out" / "random-drop"))
-    assert len(dropped) == 200
+    control_rows = list(read_samples(tmp_path / "out" / "random-drop"))
+    assert len(control_rows) == 200
     # Running the same command again does not train again.
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/model.safetensors")}
     again = ablate([raw, curated], tmp_path / "out", **options)

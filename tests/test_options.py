@@ -149,6 +149,7 @@ def test_no_option_is_declared_twice() -> None:
         (lambda: instructgen.generate("a", 0, "b"), "target"),
         (lambda: instructgen.prefer("a", "b", score="judge:x", max_tokens=0), "max_tokens"),
         (lambda: instructgen.evaluate("m", limit=0), "limit"),
+        (lambda: instructgen.train("sfd", "a", "b"), "trainer"),
     ],
 )
 def test_python_errors_name_the_parameter(call: Any, named: str) -> None:
@@ -174,6 +175,7 @@ def test_a_value_in_a_message_is_translated_too(tmp_path: Path) -> None:
         (lambda: instructgen.import_data("a", "b", source="dolly"), "format"),
         (lambda: instructgen.explain(out="a", row_id="b"), "data"),
         (lambda: instructgen.rebuild(out="a"), "run"),
+        (lambda: instructgen.train(method="sft", data="a", out="b"), "trainer"),
         (lambda: instructgen.train("ppo", "a", "b", reward="verifiers:math", kl=0.1), "kl_coef"),
         (lambda: instructgen.train("ppo", "a", "b", reward="verifiers:math", clip=1), "clip_range"),
         (lambda: instructgen.train("ppo", "a", "b", reward="verifiers:math", passes=1), "ppo_epochs"),

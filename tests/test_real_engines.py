@@ -71,24 +71,25 @@ def test_vllm_enforces_schemas_and_a_failed_request_affects_no_other(
         assert engine.has_chat_template()
         assert engine.enforces_schema()
         good = Request("The capital of France is", Sampling(temperature=0, max_tokens=8))
-        for bad, why in (
-            (Request("", Sampling()), "empty"),
-            (Request("word " * 3000, Sampling()), "tokens"),
+        for bad, least, most in (
+            (Request("", Sampling()), 0, 0),
+            (Request("word " * 3000, Sampling()), 2048, 10_000),
         ):
             for at in range(3):
-                given = [good, good, good]
-                given[at] = bad
-                answers = dict(engine.complete(given))
+                requests = [good, good, good]
+                requests[at] = bad
+                answers = dict(engine.complete(requests))
                 assert sorted(answers) == [0, 1, 2]
-                assert why in answers[at].error, answers[at]
+                assert answers[at].finish_reason == "error" and answers[at].error, answers[at]
+                assert least <= answers[at].prompt_tokens <= most, answers[at]
                 rest = [answers[i] for i in range(3) if i != at]
                 assert all("Paris" in c.text and c.output_tokens == 8 for c in rest), rest
         schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
                   "additionalProperties": False}
-        asked = [Request((Message("user", f"Give a number, try {i}."),),
-                         Sampling(temperature=0.7, max_tokens=32, seed=i), schema=schema)
-                 for i in range(8)]
-        parsed = [orjson.loads(c.text) for _, c in engine.complete(asked)
+        requests = [Request((Message("user", f"Give a number, try {i}."),),
+                            Sampling(temperature=0.7, max_tokens=32, seed=i), schema=schema)
+                    for i in range(8)]
+        parsed = [orjson.loads(c.text) for _, c in engine.complete(requests)
                   if c.finish_reason == "stop"]
         assert len(parsed) >= 6 and all(isinstance(p["n"], int) for p in parsed), parsed
         stopped = Request("1. One\\n2. Two\\n3. Three\\n4.",
@@ -144,7 +145,7 @@ def test_transformers_follows_the_engine_interface(engine_host: EngineHost) -> N
         """
         engine = TransformersEngine(model="smollm2", max_model_len=1024)
         assert engine.has_chat_template() and not engine.enforces_schema()
-        given = [
+        requests = [
             Request("The capital of France is", Sampling(temperature=0, max_tokens=8)),
             Request("", Sampling()),
             Request("word " * 3000, Sampling()),
@@ -152,7 +153,7 @@ def test_transformers_follows_the_engine_interface(engine_host: EngineHost) -> N
             Request("1, 2, 3,", Sampling(temperature=0, max_tokens=30, stop=("7",))),
             Request("a a a a a a", Sampling(temperature=0, max_tokens=12, presence_penalty=2)),
         ]
-        answers = dict(engine.complete(given))
+        answers = dict(engine.complete(requests))
         assert "Paris" in answers[0].text and answers[0].finish_reason == "length"
         assert answers[1].finish_reason == answers[2].finish_reason == "error"
         assert answers[3].text and answers[3].finish_reason == "stop"
@@ -171,13 +172,13 @@ def test_penalties_of_transformers_equal_those_of_vllm(engine_host: EngineHost) 
         from vllm.model_executor.layers.utils import apply_penalties
         from instructgen.engines.transformers import _Penalties
         torch.manual_seed(0)
-        prompt, made = torch.tensor([[1, 2, 3]]), torch.tensor([[3, 4, 4]])
+        prompt, completion = torch.tensor([[1, 2, 3]]), torch.tensor([[3, 4, 4]])
         logits = torch.randn(1, 10)
         ours = _Penalties(3, Sampling(presence_penalty=1.5, frequency_penalty=0.3))(
-            torch.cat([prompt, made], dim=1), logits.clone()
+            torch.cat([prompt, completion], dim=1), logits.clone()
         )
         theirs = apply_penalties(
-            logits.clone(), prompt, made,
+            logits.clone(), prompt, completion,
             torch.tensor([1.5]), torch.tensor([0.3]), torch.tensor([1.0]),
         )
         assert torch.allclose(ours, theirs)
@@ -187,7 +188,7 @@ def test_penalties_of_transformers_equal_those_of_vllm(engine_host: EngineHost) 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of the quickstart pipeline in its reduced version (`--limit`)."""
+    """The output of the quickstart pipeline in its reduced version (`--small`)."""
     out = tmp_path_factory.mktemp("demo") / "q"
     steps = run_quickstart(out)
     assert [s["ran"] for s in steps] == [True] * 8
@@ -195,7 +196,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_quickstart(out: Path) -> list[dict[str, Any]]:
-    done = run("run", "quickstart", "--limit", "--json", "--out", out)
+    done = run("run", "quickstart", "--small", "--json", "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
     steps: list[dict[str, Any]] = orjson.loads(done.stdout)["steps"]
     return steps
@@ -211,7 +212,7 @@ def test_the_quickstart_makes_a_dataset_an_adapter_and_a_report(quickstart: Path
     trained = {s.id for s in read_samples(quickstart / "clean", split="train")}
     assert len(held) == 36 and not held & trained
     text = (quickstart / "report.html").read_text()
-    assert "<h3>Before and after</h3>" in text and "<h3>Map of meanings</h3>" in text
+    assert "<h3>Before and after</h3>" in text and "<h3>Embedding map</h3>" in text
     assert not any(s["ran"] for s in run_quickstart(quickstart))
 
 
@@ -228,13 +229,13 @@ def test_a_finished_quickstart_dataset_is_not_generated_again(quickstart: Path) 
     out = quickstart / "expanded"
     before = (out / "journal.jsonl").stat().st_size
     began = time.monotonic()
-    given = ("--seeds", quickstart / "human", "--target", 6, "--batch-size", 2)
-    done = run("generate", *given, "--out", out, "--show", 3)
+    options = ("--seeds", quickstart / "human", "--target", 6, "--batch-size", 2)
+    done = run("generate", *options, "--out", out, "--show", 3)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("  output  ") == 3
     assert str(out / "data" / "part-00000.parquet") in done.stdout
     assert str(out / "README.md") in done.stdout
-    again = run("generate", *given, "--out", out, "--json")
+    again = run("generate", *options, "--out", out, "--json")
     assert orjson.loads(again.stdout)["asked"] == 0
     assert (out / "journal.jsonl").stat().st_size == before
     assert time.monotonic() - began < 60
@@ -315,9 +316,9 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
     parts = [p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))]
     assert run("rebuild", out).returncode == 0
     assert [p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))] == parts
-    passed = run("explain", out, next(read_rows(out))["id"]).stdout
-    assert "semantic_duplicate" in passed
-    assert "frame_quota" in passed
+    done = run("explain", out, next(read_rows(out))["id"], "--json")
+    passed = orjson.loads(done.stdout)["passed"]
+    assert {"instruction/semantic_duplicate", "instruction/frame_quota"} <= set(passed)
 
 
 def test_the_chat_style_uses_json_schemas_on_vllm(engine_host: EngineHost, tmp_path: Path) -> None:
@@ -332,7 +333,7 @@ def test_the_chat_style_uses_json_schemas_on_vllm(engine_host: EngineHost, tmp_p
     args += ["--batch-size", 2, "--max-tokens-total", 3_000]
     done = engine_host.run(*args, most_tokens=600)
     assert done.code in (0, 3), done.stderr[-3000:]
-    assert read_info(out)["form"] == {"style": "chat", "structured": True}
+    assert read_info(out).form == {"style": "chat", "structured": True}
     finished = [
         e
         for line in (out / "journal.jsonl").read_bytes().splitlines()
@@ -450,9 +451,9 @@ def test_vllm_samples_from_the_weights_passed_to_it(
         texts = []
         for step, size in enumerate((0.0, 0.02)):
             perturb(size)
-            made = sample(model, step, [prompt, prompt], 8, 0.0)
-            assert made[0] == made[1] == expected(), (made, expected())
-            texts.append(tokenizer.decode(made[0]))
+            completions = sample(model, step, [prompt, prompt], 8, 0.0)
+            assert completions[0] == completions[1] == expected(), (completions, expected())
+            texts.append(tokenizer.decode(completions[0]))
         assert "Paris" in texts[0] and texts[0] != texts[1], texts
         """,
     )

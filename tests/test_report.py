@@ -273,13 +273,15 @@ def test_invalid_inputs_and_outputs_are_rejected(run: Path, tmp_path: Path) -> N
     (tmp_path / "notes.html").write_text("mine")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "evaluation.json").write_text("{}")
+    (tmp_path / "unreadable" / "evaluation.json").mkdir(parents=True)
     for name in ("missing", "empty"):
         with pytest.raises(InputError) as error:
             report(tmp_path / name, tmp_path / "r.html")
         assert error.value.path == tmp_path / name
-    with pytest.raises(DamagedFileError) as damaged:
-        report(tmp_path / "broken", tmp_path / "r.html")
-    assert damaged.value.path == tmp_path / "broken" / "evaluation.json"
+    for name in ("broken", "unreadable"):
+        with pytest.raises(DamagedFileError) as damaged:
+            report(tmp_path / name, tmp_path / "r.html")
+        assert damaged.value.path == tmp_path / name / "evaluation.json"
     assert not (tmp_path / "r.html").exists()
     for name in ("notes.html", "empty"):
         with pytest.raises(InputError) as error:

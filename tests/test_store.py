@@ -10,7 +10,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -27,10 +26,7 @@ from instructgen.store import (
     Seeds,
     find_row,
     is_run,
-    manifest_in,
-    output_folder,
     read_manifest,
-    read_provenance,
     read_rows,
     read_samples,
     write_atomic,
@@ -221,11 +217,10 @@ def test_a_folder_that_is_not_a_run_of_this_format_raises_an_error(tmp_path: Pat
     with pytest.raises(DamagedFileError) as damaged, Run.open(tmp_path / "a"):
         pass
     assert damaged.value.path == info
-    for other in (2, 99):
-        info.write_bytes(replace(INFO, format=other).to_json())
-        with pytest.raises(VersionError) as version, Run.open(tmp_path / "a"):
-            pass
-        assert (version.value.path, version.value.found) == (info, other)
+    info.write_bytes(replace(INFO, format=99).to_json())
+    with pytest.raises(VersionError) as version, Run.open(tmp_path / "a"):
+        pass
+    assert (version.value.path, version.value.found) == (info, 99)
 
 
 def test_a_model_folder_is_not_a_run(tmp_path: Path) -> None:
@@ -303,28 +298,6 @@ def test_the_rows_and_the_manifest_of_a_dataset_are_read_back(tmp_path: Path) ->
     assert found is not None
     assert (found[0], found[1]["reason"], found[1]["nearest"]) == ("rejected", "too_similar", "abc")
     assert find_row(tmp_path / "d", "nope") is None
-
-
-@pytest.mark.parametrize("kind", ["derived", "generated"])
-def test_a_dataset_of_format_2_is_read_but_not_replaced(tmp_path: Path, kind: str) -> None:
-    folder = tmp_path / "d"
-    put(folder)
-    manifest = manifest_in(folder)
-    old = orjson.loads((folder / "manifest.json").read_bytes())
-    facts, rejections = old.pop("facts"), old.pop("rejections")
-    counts = {"candidates": 8, "rejected": rejections}
-    old |= {"format": 2, **facts, "funnel": rejections if kind == "derived" else counts}
-    (folder / "manifest.json").write_bytes(orjson.dumps(old))
-    (folder / "made.json").write_bytes(b'{"command": "dedup", "inputs": [], "options": {}}')
-    expected = facts if kind == "derived" else {**facts, "funnel": {"candidates": 8}}
-    assert manifest_in(folder) == replace(manifest, facts=expected)
-    assert list(read_samples(folder)) == samples()
-    provenance = read_provenance(folder)
-    assert provenance.command == "dedup"
-    with pytest.raises(VersionError) as caught, output_folder(folder, provenance):
-        pass
-    assert (caught.value.path, caught.value.found) == (folder / "manifest.json", 2)
-    assert orjson.loads((folder / "manifest.json").read_bytes()) == old
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_rows_with_weight_zero_are_not_learned(tiny: Path, tmp_path: Path) -> No
     good = sentences(40)
     bad = [replace(s, output="XQZ " * 8, source="noise") for s in sentences(80)[40:]]
     measured = []
-    for name, weights in (("kept", {"noise": 1.0}), ("dropped", {"noise": 0.0})):
+    for name, weights in (("weight-1", {"noise": 1.0}), ("weight-0", {"noise": 0.0})):
         data = dataset(tmp_path / f"rows-{name}", good + bad)
         out = tmp_path / name
         train(
@@ -227,7 +227,9 @@ def test_an_sft_term_increases_the_dpo_loss(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_trainings_with_the_same_seed_are_identical(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_two_trainings_with_the_same_seed_are_identical(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
     for name in "ab":
         train("sft", rows, tmp_path / name, model=str(tiny), steps=5, peft="lora", **SHORT)
     logs = [read_log(tmp_path / name) for name in "ab"]

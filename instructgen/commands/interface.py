@@ -213,9 +213,9 @@ def command(
         @functools.wraps(run)
         def call(*args: Any, **values: Any) -> R:
             watch = values.pop("watch", None)
-            if len(args) == 1 and isinstance(args[0], options) and not values:
-                return run(args[0], watch)
             try:
+                if len(args) == 1 and isinstance(args[0], options) and not values:
+                    return run(args[0], watch)
                 named = _named(options, positional, args, values)
                 with _files(options, named) as replaced:
                     return run(options.checked(replaced), watch)
@@ -243,7 +243,8 @@ def _named(
     rest = options.open_field
     if rest is None:
         return named
-    others = {k: named.pop(k) for k in list(named) if k not in options.model_fields}
+    known = options.model_fields.keys() | options.renamed.keys()
+    others = {k: named.pop(k) for k in list(named) if k not in known}
     if others:
         settings = named.get(rest) or {}
         if isinstance(settings, BaseModel):
@@ -308,6 +309,8 @@ def _in_python(options: type[Options]) -> dict[str, str]:
     """Return the Python parameters by the flags of a command, with the longest flag first."""
     names = {flag_of(options, name): name for name in options.model_fields}
     flags = {flag: name for flag, name in names.items() if flag.startswith("--")}
+    # An argument has no flag; its messages begin with the name that the usage line shows.
+    flags |= {f"{name}: ": f"{names[name]}: " for name in names if not name.startswith("--")}
     return dict(sorted(flags.items(), key=lambda item: -len(item[0])))
 
 

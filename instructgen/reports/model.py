@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgen.errors import InputError
+from instructgen.errors import DamagedFileError, InputError
 from instructgen.licensing.licenses import obligations
 from instructgen.reports.cards import estimated
 from instructgen.reports.charts import Series, intervals, lines, number_text
@@ -132,7 +132,11 @@ def evaluation_chapter(folder: Path, name: str) -> Chapter:
         DamagedFileError: evaluation.json is damaged.
     """
     path = folder / "evaluation.json"
-    record = EvaluationRecord.from_json(path.read_bytes(), path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedFileError(f"cannot be read ({error}).", path=path) from error
+    record = EvaluationRecord.from_json(data, path)
     names = [Path(ref.name).name for ref in (record.model, record.against) if ref is not None]
     nodes = [
         figures(*(_measure(m, names) for m in record.measures)),

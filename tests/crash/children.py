@@ -111,7 +111,8 @@ def train(
             die()
 
     def deadly_fsync(descriptor: int) -> None:
-        if at_file and os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/{at_file}"):
+        path = pathlib.Path(f"/proc/self/fd/{descriptor}").readlink()
+        if at_file and str(path).endswith(f"/{at_file}"):
             die()
         fsync(descriptor)
 

@@ -204,7 +204,10 @@ def test_missing_and_damaged_models_are_errors(rows: Path, tiny: Path, tmp_path:
         ({"batch_size": 0}, r"batch.size.*\b0\b"),
         ({"steps": 1, "tokens": 9}, r"tokens.*steps"),
         ({"learning_rate": float("nan")}, r"learning.rate"),
-        ({"batch_size": 8, "micro_batch_size": 3}, r"\bbatch_size\b.*\b8\b.*micro_batch_size\b.*\b3\b"),
+        (
+            {"batch_size": 8, "micro_batch_size": 3},
+            r"\bbatch_size\b.*\b8\b.*micro_batch_size\b.*\b3\b",
+        ),
         ({"peft": "lorra"}, r"\bpeft\b.*lorra"),
         ({"weights": {"sentences": 0.0}, "held_out_rows": 0}, r"\bweights\b.*\bweight_score\b"),
         ({"weights": {"sentence": 2.0}}, r"weights.*'sentence'.*\bsentences\b"),
@@ -302,7 +305,9 @@ def test_fsdp_on_a_cpu_is_an_error(
         train("sft", rows, tmp_path / "m", model=str(tiny))
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
     facts = r"\b(loss|grad_norm)\b.*\b(nan|inf)\b.*step \d+.*learning.rate"
     with pytest.raises(TrainingError, match=facts):
         train(
@@ -318,7 +323,11 @@ def test_invalid_evaluations_are_errors(
     for options, error, facts in (
         ({"suites": ["likelyhood"], "data": rows}, ConfigError, r"likelyhood.*likelihood"),
         ({}, ConfigError, r"\bdata\b.*\bsuites\b"),
-        ({"suites": ["preference"], "data": rows}, InputError, r"\bpreference\b.*\bpreferences\b.*\bdata\b"),
+        (
+            {"suites": ["preference"], "data": rows},
+            InputError,
+            r"\bpreference\b.*\bpreferences\b.*\bdata\b",
+        ),
         ({"suites": ["winrate"], "data": rows}, ConfigError, r"\bagainst="),
         ({"suites": ["winrate"], "data": rows, "against": str(tiny)}, ConfigError, r"\bjudge="),
         ({"data": rows, "settings": {"likelihood.x": 1}}, ConfigError, r"likelihood\.x\b"),
@@ -354,7 +363,12 @@ def test_invalid_options_of_prefer_are_errors(
         (rows, {"score": ["verifiers:math"], "samples": 1}, ConfigError, r"\bsamples\b"),
         (preferences, {"score": ["verifiers:math"]}, InputError, rf"{held}.*instructions"),
         (rows, {"score": ["verifiers:math"], "engine": "vlm"}, ConfigError, r"\bvlm\b.*\bvllm\b"),
-        (rows, {"score": ["verifiers:math"], "max_tokens": 0}, ConfigError, r"\bmax_tokens\b.*\b0\b"),
+        (
+            rows,
+            {"score": ["verifiers:math"], "max_tokens": 0},
+            ConfigError,
+            r"\bmax_tokens\b.*\b0\b",
+        ),
         (rows, {"score": ["verifiers:math"], "limit": -1}, ConfigError, r"\blimit\b.*-1\b"),
     ):
         with pytest.raises(error, match=facts):
