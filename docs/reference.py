@@ -69,9 +69,7 @@ def _command(name: str, command: click.Command) -> list[str]:
     options = command.options if isinstance(command, OptionsCommand) else None
     fields = [] if options is None else list(options.model_fields.values())
     arguments = [
-        (str(facts_of(f)["metavar"]), help_text(f))
-        for f in fields
-        if facts_of(f).get("argument")
+        (str(facts_of(f)["metavar"]), help_text(f)) for f in fields if facts_of(f).get("argument")
     ]
     records = [p.get_help_record(context) for p in command.get_params(context)]
     flags = [record for record in records if record and record[1]]

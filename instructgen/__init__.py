@@ -1,6 +1,6 @@
 """instructgen generates, curates and documents instruction data, and trains models on it.
 
-The functions are the commands of the command line. Importing this package imports no torch,
+Its functions are the commands of the command line. Importing this package does not import torch,
 vllm, transformers, datasets or trl.
 
 Errors (instructgen.errors):
@@ -11,9 +11,9 @@ Errors (instructgen.errors):
     ├── RunError           a folder cannot be used
     │   ├── DamagedFileError
     │   └── VersionError
-    ├── StorageError       the disk rejected a write
+    ├── StorageError       a file cannot be written
     ├── EngineError        the engine cannot start or continue
-    └── TrainingError      the training cannot continue
+    └── TrainingError      training cannot continue
 """
 
 from __future__ import annotations

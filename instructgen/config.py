@@ -1,7 +1,7 @@
-"""Reads and validates recipes: converts TOML tables to typed settings, with one line per bad key.
+"""Reads and validates recipes: converts TOML tables to typed settings and reports invalid keys.
 
-A recipe is data: its names are looked up among installed plug-ins, and nothing in it is
-executed. The tables of each command are defined where its options are.
+A recipe is data: names in it are looked up among installed plug-ins, and nothing in it is
+executed. The tables of each command are defined together with its options.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_table(model: type[M], recipe: str | None, table: str, options: dict[str, Any]) -> M:
-    """Read one table of a recipe; options that were given override its values.
+    """Read one table of a recipe. Options that were given override its values.
 
     Args:
         model: the pydantic model that defines the keys.
         recipe: the path of the recipe, or None.
         table: the name of the table.
-        options: values for the same keys; None means not given.
+        options: values that override those of the table, by key; None means not given.
 
     Raises:
         ConfigError: if the file or a key is invalid, with one line per invalid key.
@@ -38,7 +38,7 @@ def load_table(model: type[M], recipe: str | None, table: str, options: dict[str
     check_tables(tables, (table,), path)
     values = tables.get(table, {})
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: {table}: not a table.", f"Write [{table}] above its keys.")
+        raise ConfigError(f"{path}: {table} is not a table.", f"Write [{table}] above its keys.")
     return merged(model, values, options, path, table)
 
 
@@ -90,22 +90,24 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: the file does not exist.", "Check the path.") from None
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}).", "Check the path."
+            f"{path}: the file cannot be read ({error.strerror}).", "Check the path."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}.", "Fix that line.") from error
+        raise ConfigError(
+            f"{path}: the file is not valid TOML: {error}.", "Correct that line."
+        ) from error
 
 
 def merged(
     model: type[M], values: dict[str, Any], options: dict[str, Any], path: Path, table: str
 ) -> M:
-    """Return the settings of a recipe, overridden by the options; both are validated."""
+    """Return the settings of a recipe, overridden by the options. Both are validated."""
     for key, field in model.model_fields.items():
         extra = field.json_schema_extra
         if key in values and isinstance(extra, dict) and extra.get("command_line_only"):
             raise ConfigError(
-                f"{path}: {table}.{key}: not allowed in a recipe.",
-                f"Delete it, and pass --{key.replace('_', '-')} on the command line.",
+                f"{path}: {table}.{key}: not allowed in a recipe, which others may have written.",
+                f"Delete the key, and pass --{key.replace('_', '-')} on the command line.",
             )
     overrides = {k: v for k, v in options.items() if v is not None}
     # An invalid value in the recipe is an error even if an option overrides it.
@@ -150,13 +152,13 @@ def _check_numbers(value: Any, path: Path, where: str) -> None:
         for inner in value:
             _check_numbers(inner, path, where)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path}: {where}: {value} is not finite.", "Give a finite number.")
+        raise ConfigError(f"{path}: {where}: {value} is not finite.", "Use a finite number.")
     elif isinstance(value, int) and abs(value) >= 2**63:
-        raise ConfigError(f"{path}: {where}: the number is too large.", "Give a smaller number.")
+        raise ConfigError(f"{path}: {where}: the number is too large.", "Use a smaller number.")
 
 
 def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: Set[str]) -> str:
-    """Return one line for a validation error; a flag may have set the keys in ``options``."""
+    """Return a line for a validation error; a flag may have set the keys in ``options``."""
     *outer, last = error["loc"] or ("",)
     # Positions in a list are counted from one.
     key = ".".join(str(p + 1 if isinstance(p, int) else p) for p in error["loc"])

@@ -1,4 +1,4 @@
-"""Defines the errors that users can see; each says what is wrong, where, and the next step.
+"""Defines the errors that users can see. Each states what is wrong, where, and the next step.
 
 Each class also inherits from the built-in exception that it replaces, so that code which uses
 instructgen as a library can catch either.
@@ -43,10 +43,10 @@ class InstructgenError(Exception):
         return f"{self.message} {self.hint}".strip()
 
     def translate(self, names: Mapping[str, str]) -> None:
-        """Replace names in the message, such as flags by the Python parameters they set.
+        """Replace names in the message and the hint, such as flags with Python parameters.
 
         Args:
-            names: old and new names. A value given as ``--flag=value`` becomes ``flag="value"``.
+            names: new names by old name. ``--flag=value`` becomes ``flag="value"``.
         """
         for old, new in names.items():
             if old.startswith("--"):
@@ -65,7 +65,7 @@ class InputError(InstructgenError, ValueError):
     Args:
         message: what is wrong.
         path: the file.
-        line: its line or row, counted from 1.
+        line: the number of the line or row in the file, counted from 1.
         hint: the next step.
     """
 
@@ -88,7 +88,7 @@ class ConfigError(InstructgenError, ValueError):
 
 
 class RunError(InstructgenError, RuntimeError):
-    """A run folder cannot be used: it is locked, damaged, or made with different settings."""
+    """A run folder cannot be used: it is locked, damaged, or was made with different settings."""
 
     exit_code = 2
 
@@ -103,16 +103,16 @@ class DamagedFileError(RunError):
     """
 
     def __init__(self, message: str, *, path: Path, hint: str = "") -> None:
-        super().__init__(f"{path}: {message}", hint or "Restore it from a copy.")
+        super().__init__(f"{path}: {message}", hint or "Restore the file from a copy.")
         self.path = path
 
 
 class VersionError(RunError):
-    """A folder was written by another version of instructgen, in an unsupported format.
+    """A folder was written by a different version of instructgen, in an unsupported format.
 
     Args:
         path: the file that states the format.
-        found: the format found there.
+        found: the format that the file states.
         hint: the next step.
     """
 
@@ -130,7 +130,7 @@ class EngineError(InstructgenError, RuntimeError):
 
 
 class EngineDied(EngineError):
-    """The process of the engine ended before all requests were answered; a restart may help."""
+    """The process of the engine ended before all requests were completed. A restart may help."""
 
 
 class TrainingError(InstructgenError, RuntimeError):

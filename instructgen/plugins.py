@@ -1,8 +1,8 @@
 """Finds filters, formats, engines, methods, verifiers and suites by name.
 
-Built-in plug-ins are the classes in the modules of one package per group. An installed package
-adds more through the entry-point group ``instructgen.filters``, or that of another group. Names
-in a recipe are looked up only here, so a recipe cannot run other code.
+Built-in plug-ins are the classes in one package per group. Installed packages can add plug-ins
+through an entry-point group, such as ``instructgen.filters``. The names in a recipe are looked up
+only among these plug-ins, so a recipe cannot run any other code.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def classes(group: str) -> dict[str, Any]:
         group: the group, such as ``filters``; formats are in the group ``sources``.
 
     Raises:
-        ConfigError: if a class of an installed package cannot be loaded, or has a name in use.
+        ConfigError: if a class of an installed package cannot be loaded, or its name is taken.
     """
     name, base_name = _GROUPS[group]
     package = importlib.import_module(name)
@@ -79,24 +79,24 @@ def classes(group: str) -> dict[str, Any]:
 
 
 def load_plugin(file: str | Path) -> tuple[Any, ...]:
-    """Load the filters, formats, engines, methods, verifiers and suites of a Python file.
+    """Load the filters, formats, engines, methods, verifiers and suites in a Python file.
 
-    The file is executed. Only the user can name it, on the command line (``--plugin``) or in
-    Python: no recipe and no pipeline can.
+    The file is executed. It can be named only by the user, on the command line (``--plugin``) or
+    in Python. Recipes and pipelines must not name it, because others may have written them.
 
     Args:
         file: the path of a Python file.
 
     Returns:
-        The classes that it adds.
+        The plug-in classes that the file defines.
 
     Raises:
-        ConfigError: the file does not exist, fails when it is executed, or adds nothing.
+        ConfigError: the file does not exist, fails when it is executed, or defines no plug-in.
     """
     path = Path(file).expanduser().resolve()
     spec = importlib.util.spec_from_file_location(f"instructgen_plugin_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"--plugin={file}: not a Python file.", "Give the path of a .py file.")
+        raise ConfigError(f"--plugin={file}: no such Python file.", "Use the path of a .py file.")
     if any(_file_of(cls) == path for cls in _FROM_FILES):
         return tuple(cls for cls in _FROM_FILES if _file_of(cls) == path)
     module = importlib.util.module_from_spec(spec)
@@ -122,7 +122,7 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
     if not added:
         raise ConfigError(
             f"--plugin={file} contains no filter, format, engine, method, verifier or suite.",
-            "Define a class with a name, such as class MyFilter(Filter).",
+            "Define a subclass with a name attribute, such as class MyFilter(Filter).",
         )
     _FROM_FILES.extend(added)
     _ADDED_BY.update({cls: {"file": path.name} for cls in added})
@@ -131,7 +131,7 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
 
 
 def loaded_files() -> tuple[Path, ...]:
-    """Return the files that `load_plugin` has loaded, for processes started later."""
+    """Return the plug-in files that were loaded, so that child processes can load them too."""
     return tuple(dict.fromkeys(_file_of(cls) for cls in _FROM_FILES))
 
 
@@ -162,7 +162,7 @@ def provenance(**plugins: Iterable[Any]) -> dict[str, dict[str, str]]:
 
     Returns:
         ``{"GROUP.NAME": {"package", "version", "sha256"}}`` with one entry for each class that
-        another package adds.
+        is not part of instructgen.
     """
     entries = {
         f"{group}.{cls.name}": {**_ADDED_BY.get(cls, {}), "sha256": _code_digest(cls)}
@@ -174,7 +174,7 @@ def provenance(**plugins: Iterable[Any]) -> dict[str, dict[str, str]]:
 
 
 def _code_digest(cls: Any) -> str:
-    """Return a digest of all files of the package, or of the single module, of a class."""
+    """Return a digest of the files of the package, or of the single file, that defines a class."""
     try:
         file = Path(inspect.getfile(cls))
     except (TypeError, OSError):
@@ -211,7 +211,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def find(group: str, name: str) -> Any:
-    """Return the class of a group with this name.
+    """Return the class with this name in a group.
 
     Raises:
         ConfigError: if the name is unknown; the message suggests the most similar name.
@@ -220,8 +220,8 @@ def find(group: str, name: str) -> Any:
     if name in known:
         return known[name]
     raise ConfigError(
-        f"{name!r} is not one of the {group}.",
-        f"{suggest(name, list(known))} One from a file of your own needs --plugin=FILE.",
+        f"{name!r} is not one of the {'formats' if group == 'sources' else group}.",
+        f"{suggest(name, list(known))} To load your own file, pass --plugin=FILE.",
     )
 
 

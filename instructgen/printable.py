@@ -1,4 +1,4 @@
-"""Makes text from models and files safe to display in a terminal or on a page."""
+"""Makes text from models and files safe to display in a terminal or on a web page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Finds the data files of the package: seeds, filter recipes and word lists.
 
 In a checkout these are the top-level folders seeds/ and filters/; in an installed wheel they
-are inside the package. Models converted from packaged ones are in the cache of the user.
+are inside the package. Converted models are stored in the cache folder of the user.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from instructgen.plugins import suggest
 
 
 def shipped(folder: str) -> Path:
-    """Return the shipped folder ``seeds`` or ``filters``."""
+    """Return the path of the folder ``seeds`` or ``filters`` that comes with instructgen."""
     package = Path(__file__).parent
     inside = package / "data" / folder
     return inside if inside.is_dir() else package.parent / folder
 
 
 def model_cache() -> Path:
-    """Return the folder of converted models: in INSTRUCTGEN_CACHE, or in the cache of the user."""
+    """Return the folder for converted models, in $INSTRUCTGEN_CACHE or the user's cache folder."""
     root = os.environ.get("INSTRUCTGEN_CACHE")
     if root:
         return Path(root) / "models"
@@ -32,7 +32,7 @@ def model_cache() -> Path:
 
 @cache
 def word_list(name: str) -> tuple[str, ...]:
-    """Return the words of filters/words/NAME.txt: one per line, with comments after #.
+    """Return the words in filters/words/NAME.txt, which has one per line and comments after #.
 
     Raises:
         ConfigError: if there is no such list.

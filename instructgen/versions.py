@@ -13,7 +13,7 @@ OF_MODELS = ("instructgen", "torch", "transformers", "trl", "peft", "accelerate"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of Python and of each installed package."""
+    """Return the version of Python, and of each of the packages that is installed."""
     return {"python": platform.python_version(), **installed(packages)}
 
 

@@ -129,7 +129,9 @@ def test_defaults_that_depend_on_a_recipe_are_shown_as_they_are() -> None:
             assert field.default is None
             # Where the text differs, it explains a default such as 0 or None.
             explained = {"tokens", "peft", "learning_rate", "max_length"}
-            assert name in explained or facts_of(field)["shown"] == ("" if default is None else str(default))
+            assert name in explained or facts_of(field)["shown"] == (
+                "" if default is None else str(default)
+            )
 
 
 def test_no_option_is_declared_twice() -> None:
@@ -178,7 +180,10 @@ def test_a_value_in_a_message_is_translated_too(tmp_path: Path) -> None:
         (lambda: instructgen.train(method="sft", data="a", out="b"), "trainer"),
         (lambda: instructgen.train("ppo", "a", "b", reward="verifiers:math", kl=0.1), "kl_coef"),
         (lambda: instructgen.train("ppo", "a", "b", reward="verifiers:math", clip=1), "clip_range"),
-        (lambda: instructgen.train("ppo", "a", "b", reward="verifiers:math", passes=1), "ppo_epochs"),
+        (
+            lambda: instructgen.train("ppo", "a", "b", reward="verifiers:math", passes=1),
+            "ppo_epochs",
+        ),
     ],
 )
 def test_an_old_name_is_answered_with_the_new_one(call: Any, new: str) -> None:
@@ -235,14 +240,18 @@ def test_a_dict_stands_for_a_recipe(tmp_path: Path) -> None:
     result = instructgen.curate(tmp_path / "a", tmp_path / "b", recipe=recipe)
     assert [(r.filter, r.count) for r in result.rejections] == [("length", 2)]
     with pytest.raises(ConfigError) as caught:
-        instructgen.curate(tmp_path / "a", tmp_path / "c", recipe={"filters": [{"name": "length", "max_word": 9}]})
+        instructgen.curate(
+            tmp_path / "a", tmp_path / "c", recipe={"filters": [{"name": "length", "max_word": 9}]}
+        )
     assert str(caught.value).startswith("recipe.toml: ")
 
 
 def test_train_takes_typed_settings() -> None:
     settings = SftOptions(tokens=500, peft="lora")
     by_object = TrainOptions(trainer="sft", data="d", out="o", settings=settings)
-    by_name = TrainOptions(trainer="sft", data="d", out="o", settings={"tokens": 500, "peft": "lora"})
+    by_name = TrainOptions(
+        trainer="sft", data="d", out="o", settings={"tokens": 500, "peft": "lora"}
+    )
     assert by_object == by_name
 
 

@@ -31,7 +31,9 @@ from tests.engine_host import EngineHost
 GUIDES = ("generating", "datasets", "duplicates", "training", "recipes", "pipelines", "reports")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
 OTHERS = [ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md"]
-OTHERS += [ROOT / "docs" / f"{name}.md" for name in ("commands", "parts", "architecture", "dolly_expand")]
+OTHERS += [
+    ROOT / "docs" / f"{name}.md" for name in ("commands", "parts", "architecture", "dolly_expand")
+]
 BIN = Path(sys.executable).parent
 
 

@@ -1,8 +1,8 @@
 """The command line: parses the arguments, calls one function, and prints the result.
 
 Exit codes: 0 success; 1 the engine, the disk or a bug stopped the command; 2 invalid input or
-options; 3 the command ended before its target; 130 interrupted. After 1, 3 and 130, rerun the
-same command to resume.
+options; 3 the command ended without reaching its target; 130 interrupted. After 1, 3 and 130,
+rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class _Group(click.Group):
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success; 1 the engine, the disk or a bug stopped the command; 2 invalid "
-    "input or options; 3 the command ended before its target; 130 interrupted. After 1, 3 and 130, "
-    "rerun the same command to resume. Set NO_COLOR to disable colors.",
+    "input or options; 3 the command ended without reaching its target; 130 interrupted. After 1, "
+    "3 and 130, rerun the same command to resume. Set NO_COLOR to disable colors.",
 )
 @click.version_option(__version__, prog_name="instructgen")
 def cli() -> None:
@@ -54,7 +54,7 @@ def cli() -> None:
       instructgen report runs/a --out report.html
 
     \b
-    Shell completion, for bash (also zsh_source and fish_source):
+    Shell completion for bash (for zsh or fish, use zsh_source or fish_source):
       eval "$(_INSTRUCTGEN_COMPLETE=bash_source instructgen)"
     """
 
@@ -82,7 +82,7 @@ for _command in (
 
 
 def main() -> None:
-    """Run the command line; errors become one message and an exit code."""
+    """Run the command line; an error is printed as one message and sets the exit code."""
     # A pipe that closes early (| head) is not an error.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
@@ -92,7 +92,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except InstructgenError as error:
         if os.environ.get("RANK", "0") != "0":
-            # One of several processes of a training; the first one reports the error.
+            # One of several processes of a training run; the main process reports the error.
             sys.exit(error.exit_code)
         err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
         sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""The commands about datasets: import, merge, curate, dedup, export, report, publish."""
+"""The dataset commands: `import`, `merge`, `curate`, `dedup`, `export`, `report`, `publish`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 @quiet_option
 @json_option
 def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
-    """Read data in a known format. Every row is kept, or rejected with a reason.
+    """Read data in a supported format, and write it as a dataset.
 
-    `instructgen formats` lists the values of FORMAT. By default, the format is recognized by
-    the fields of the file.
+    Every row is kept, or rejected with a reason. `instructgen formats` lists the values of
+    FORMAT. By default, the format is detected from the fields of the rows.
 
     \b
     Examples:
@@ -64,7 +64,7 @@ def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
     facts = result.facts
     if options.format is None and not options.mapping:
         fields = ", ".join(sorted(find("sources", facts.format).fields))
-        screen.print(f"format: {facts.format} (recognized by the fields {fields})")
+        screen.print(f"format: {facts.format} (detected from the fields {fields})")
     screen.print(
         f"[bold]{result.rows:,} rows[/] from {facts.used:,} of {facts.read:,} {facts.unit} read; "
         f"{result.rejected:,} rejected."
@@ -133,7 +133,7 @@ def curate(options: CurateOptions, quiet: bool, as_json: bool) -> None:
         searched = ", ".join(f"{name} {prompts:,}" for name, prompts in facts.benchmarks.items())
         rejected = sum(r.count for r in result.rejections if r.filter == "contamination")
         screen.print(
-            f"Benchmark prompts searched: {safe(searched)}; {rejected:,} rows contain one."
+            f"Benchmark prompts searched for: {safe(searched)}; {rejected:,} rows contain one."
         )
     return print_derived(result)
 
@@ -145,12 +145,12 @@ def curate(options: CurateOptions, quiet: bool, as_json: bool) -> None:
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Print the first N rejected rows.",
+    help="Print the first N rejected rows, each with the kept row that it duplicates.",
 )
 @quiet_option
 @json_option
 def dedup(options: DedupOptions, show: int, quiet: bool, as_json: bool) -> None:
-    """Reject duplicates. Every rejected row is similar to a row that is kept.
+    """Reject duplicate rows. Every rejected row is similar to a row that is kept.
 
     \b
     Examples:
@@ -169,11 +169,11 @@ def dedup(options: DedupOptions, show: int, quiet: bool, as_json: bool) -> None:
     if show:
         _print_duplicates(result.out, show)
     if facts.invalid:
-        screen.print(f"{facts.invalid:,} rows are invalid and were not read.")
+        screen.print(f"{facts.invalid:,} rows are invalid and were skipped.")
     screen.print(f"[bold]{result.rows:,} rows[/] kept, {result.rejected:,} rejected.")
     screen.print(
-        "Keeping one row per connected component would have rejected "
-        f"{facts.components_would_reject:,} rows; the largest component has "
+        "If only one row of each connected group of duplicates were kept, "
+        f"{facts.components_would_reject:,} rows would be rejected; the largest group has "
         f"{facts.largest_component:,} rows."
     )
     if facts.uncompared:
@@ -204,7 +204,7 @@ def _print_duplicates(out: Path, count: int) -> None:
 @quiet_option
 @json_option
 def export(options: ExportOptions, quiet: bool, as_json: bool) -> None:
-    """Write a dataset as JSON lines in the format of another tool.
+    """Write a dataset as JSON Lines in the format of another tool.
 
     \b
     Example:
@@ -251,7 +251,7 @@ def report(options: ReportOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def publish(options: PublishOptions, quiet: bool, as_json: bool) -> None:
-    """Upload a dataset to the Hub: parts, rejected rows, card and manifest.
+    """Upload a dataset to the Hugging Face Hub: kept rows, rejected rows, card and manifest.
 
     The token is read from HF_TOKEN or from `hf auth login`.
 

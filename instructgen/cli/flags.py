@@ -1,4 +1,4 @@
-"""Builds the flags and arguments of a command from its class of options."""
+"""Builds the command-line flags and arguments of a command from its class of options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def takes(options: type[Options], *excluded: str) -> Callable[[Callable[..., Any
 
     Args:
         options: the class of options.
-        excluded: fields that the command declares itself.
+        excluded: fields whose parameters the command declares itself.
     """
     own = _OWN_FLAGS.get(options, {})
     fields = {n: f for n, f in options.model_fields.items() if n not in excluded}
@@ -57,15 +57,15 @@ def takes(options: type[Options], *excluded: str) -> Callable[[Callable[..., Any
 
 
 def values_of(options: type[Options], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of click's parameters by field name.
+    """Return the values of click's parameters as a dict keyed by field name.
 
     Raises:
-        ConfigError: a setting is given twice, by its flag and by --set, or two files are given.
+        ConfigError: a setting is passed twice, by its flag and by --set, or two files are passed.
     """
     values = {k: v for k, v in params.items() if k in options.model_fields}
     if (words := params.get("format_and_path")) is not None:
         if len(words) > 2:
-            raise ConfigError("more than one file is given.", "Give one file or Hub dataset.")
+            raise ConfigError("more than one file is passed.", "Pass one file or Hub dataset.")
         values |= {"path": words[-1], "format": words[0] if len(words) == 2 else None}
     rest = options.open_field
     own = _OWN_FLAGS.get(options, {})
@@ -73,7 +73,7 @@ def values_of(options: type[Options], params: Mapping[str, Any]) -> dict[str, An
     if rest is not None:
         if both := sorted(by_flag.keys() & values[rest].keys()):
             flag = f"--{both[0].replace('_', '-')}"
-            raise ConfigError(f"{flag} and --set={both[0]} are both given.", "Give one of them.")
+            raise ConfigError(f"{flag} and --set={both[0]} are both set.", "Use only one of them.")
         values[rest] = {**values[rest], **by_flag}
     return values
 
@@ -109,7 +109,7 @@ def _parameter(name: str, flag: str, field: FieldInfo) -> Callable[[Any], Any]:
 
 
 def _default(value: Any) -> dict[str, Any]:
-    """Return click's parameter ``default``; None would be a value, even if it is required."""
+    """Return click's argument ``default``. It is omitted for None, which click takes as a value."""
     return {} if value is None else {"default": value}
 
 
@@ -153,7 +153,7 @@ def _pairs(_ctx: click.Context, option: click.Parameter, values: tuple[str, ...]
     for value in values:
         name, equals, text = value.partition("=")
         if not (name and equals and text):
-            raise click.BadParameter(f"{value!r} is not {option.metavar}.")
+            raise click.BadParameter(f"{value!r} must have the form {option.metavar}.")
         pairs[name] = text
     return pairs
 
@@ -165,11 +165,11 @@ def _settings(
     for value in values:
         key, equals, text = value.partition("=")
         if not (key.strip() and equals):
-            raise click.BadParameter(f"{value!r} is not {option.metavar}, such as lora_rank=8.")
+            raise click.BadParameter(f"{value!r} must be {option.metavar}, such as lora_rank=8.")
         try:
             settings[key.strip()] = tomllib.loads(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:
-            # A text does not need quotes.
+            # A string does not need quotes.
             settings[key.strip()] = text
     return settings
 
@@ -184,11 +184,11 @@ def _numbers(
         try:
             by_stage[stage] = float(number)
         except ValueError:
-            raise click.BadParameter(f"{value!r} is not NUMBER or STAGE=NUMBER.") from None
+            raise click.BadParameter(f"{value!r} must be NUMBER or STAGE=NUMBER.") from None
     if "" not in by_stage:
         return by_stage or None
     if len(by_stage) > 1:
-        raise click.BadParameter("give one number, or STAGE=NUMBER for each stage.")
+        raise click.BadParameter("pass one number for all stages, or STAGE=NUMBER for each stage.")
     return by_stage[""]
 
 
@@ -201,7 +201,7 @@ _PARSERS: Mapping[str | None, Callable[..., Any]] = {
 
 
 class OptionsCommand(click.Command):
-    """A command with a class of options. Its help lists arguments, and it knows old flags."""
+    """A click command with a class of options. Its help also describes the arguments."""
 
     @property
     def options(self) -> type[Options] | None:
@@ -221,7 +221,7 @@ class OptionsCommand(click.Command):
             raise click.UsageError(f"{error.option_name} was renamed to {flag}.", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the arguments, then the options."""
+        """Write the help for the arguments, then the help for the options."""
         fields = (self.options.model_fields if self.options else {}).values()
         rows = [
             (str(facts_of(field)["metavar"]), help_text(field))
@@ -249,7 +249,7 @@ def plugin_option(command: Any) -> Any:
         callback=_load,
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Python file with your own filters, methods, formats or engines. It is executed.",
+        help="Python file with your own filters, methods, formats or engines. It will be executed.",
     )(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that list and describe the installed filters, methods, engines and others."""
+"""The commands that list and describe installed plug-ins, such as `filters` and `engines`."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_unchanged(result: Any) -> None:
-    """Print that the output already existed, if it did."""
+    """Print a note if the output already existed and nothing was written."""
     if result.unchanged:
         screen.print("already made, unchanged")
 
@@ -86,7 +86,7 @@ def print_row(instruction: str, input_: str, output: str) -> None:
 
 
 def safe(text: object) -> str:
-    """Return text without control characters, with markup escaped."""
+    """Return text without control characters, and with rich's markup escaped."""
     return escape(printable(str(text)))
 
 

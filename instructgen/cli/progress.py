@@ -18,12 +18,12 @@ _BAR = 24
 
 @contextmanager
 def watching(console: Console, *, show: bool, first: str = "reading ...") -> Iterator[Watch | None]:
-    """Yield a callback that shows progress, or None.
+    """Yield a callback that shows progress, or None if ``show`` is false.
 
     Args:
         console: the console to print on.
         show: whether to show anything.
-        first: the text before the first event.
+        first: the text to show before the first progress event.
     """
     if not show:
         yield None
@@ -44,7 +44,7 @@ def watching(console: Console, *, show: bool, first: str = "reading ...") -> Ite
 
 
 def lines(p: Progress) -> list[str]:
-    """Return an event as lines of text: a progress bar with figures, then the notes."""
+    """Return a progress event as lines of text: a progress bar with figures, then the notes."""
     counted = f"{p.done:,} {p.unit}"
     bar = ""
     if p.total:

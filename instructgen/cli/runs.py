@@ -1,4 +1,4 @@
-"""The commands that write runs and explain rows: generate, preview, rebuild, explain."""
+"""The commands for runs and rows: `generate`, `preview`, `rebuild` and `explain`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LOADING = "loading the model ..."
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Print the first N rows at the end.",
+    help="Print the first N rows when the command ends.",
 )
 @quiet_option
 @json_option
@@ -76,7 +76,7 @@ def generate(options: GenerateOptions, show: int, quiet: bool, as_json: bool) ->
 @quiet_option
 @json_option
 def preview(options: PreviewOptions, quiet: bool, as_json: bool) -> None:
-    """Run a few batches, show their rows, and forecast the complete run. Nothing is written.
+    """Run a few batches, print their rows, and forecast the complete run. Nothing is written.
 
     \b
     Example:
@@ -118,7 +118,7 @@ def explain(options: ExplainOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def rebuild(options: RebuildOptions, quiet: bool, as_json: bool) -> None:
-    """Write the dataset of a run again from its journal, without an engine.
+    """Write the dataset of a run again from its recorded completions, without an engine.
 
     \b
     Example:
@@ -152,8 +152,8 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
     if result.asked:
         screen.print(
             f"{facts.prompt_tokens:,} prompt and {facts.output_tokens:,} output tokens; "
-            f"{result.tokens_per_s:,.0f} output tokens/s, engine idle {result.idle_share:.1%}"
-            + (f", {result.restarts} restarts" if result.restarts else "")
+            f"{result.tokens_per_s:,.0f} output tokens/s, engine idle time {result.idle_share:.1%}"
+            + (f", {result.restarts} engine restarts" if result.restarts else "")
             + "."
         )
     if result.hint:
@@ -171,16 +171,16 @@ def _print_forecast(f: Forecast, as_json: bool) -> None:
     screen.print(
         f"{f.batches} batches: {f.candidates:,} candidates, {f.kept_instructions:,} instructions "
         f"and {f.kept_rows:,} rows accepted ({f.acceptance:.0%} of the candidates; "
-        f"{f.duplicates:.0%} of the new instructions too similar), "
+        f"{f.duplicates:.0%} of the new instructions were too similar to earlier ones), "
         f"{f.output_tokens_per_s:,.0f} output tokens/s."
     )
     if f.seconds is None or f.prompt_tokens is None or f.output_tokens is None:
-        screen.print("Too few rows were accepted for a forecast. Try another model or recipe.")
+        screen.print("Too few rows were accepted for a forecast. Try a different model or recipe.")
         return None
     screen.print(
         f"For {f.target:,} rows: about {duration(f.seconds)}, {f.prompt_tokens:,} prompt and "
         f"{f.output_tokens:,} output tokens; at the end, {f.duplicates_at_target:.0%} of the new "
-        "instructions too similar. This is a rough estimate from a few batches. Nothing was "
-        "written."
+        "instructions will be too similar to earlier ones. This is a rough estimate from a few "
+        "batches. Nothing was written."
     )
     return None

@@ -1,4 +1,4 @@
-"""The commands about models: train, evaluate, ablate, prefer, chat."""
+"""The model commands: `train`, `evaluate`, `ablate`, `prefer` and `chat`."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _LOADING = "loading the model ..."
     "--show-masks",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Print N rows with the text that the loss covers, and do not train (sft only).",
+    help="Print the first N rows, mark the text that the loss covers, and do not train (sft only).",
 )
 @click.option(
     "--strategy",
     type=click.Choice(["ddp", "fsdp", "zero2", "zero3"]),
-    help="Distribution of the training over several processes.  [default: ddp]",
+    help="Strategy for training with several processes.  [default: ddp]",
 )
 @click.option(
     "--processes", type=int, help="Number of processes, one per GPU.  [default: number of GPUs]"
@@ -64,8 +64,8 @@ def train(
 ) -> None:
     """Train a model with sft, reward, dpo, kto, grpo, rloo or ppo.
 
-    sft, grpo, rloo and ppo require a dataset of instructions; reward, dpo and kto require
-    preferences. Rerun the same command to resume a training that was stopped.
+    sft, grpo, rloo and ppo require instruction rows; reward, dpo and kto require preference
+    rows. Rerun the same command to resume a training run that was stopped.
 
     \b
     Examples:
@@ -110,7 +110,7 @@ def _print_training(result: TrainResult) -> None:
     )
     if rows.rejected:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in rows.rejected.items())
-        screen.print(f"Rejected or truncated: {reasons}; listed in "
+        screen.print(f"Rejected or truncated rows: {reasons}; listed in "
                      f"{safe(result.out / 'rejected.jsonl')}")  # fmt: skip
     for measure in facts.evaluation:
         _print_measure(measure)
@@ -136,7 +136,7 @@ def _interval(value: Estimate) -> str:
 
 def _show_masks(options: TrainOptions, count: int) -> None:
     if options.trainer != "sft":
-        raise click.UsageError("--show-masks works only with train sft.")
+        raise click.UsageError("--show-masks can be used only with train sft.")
     from rich.text import Text
 
     from instructgen.commands.train import masks
@@ -156,7 +156,7 @@ def _show_masks(options: TrainOptions, count: int) -> None:
 @quiet_option
 @json_option
 def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
-    """Measure a model and, optionally, a second one on rows that they were not trained on.
+    """Evaluate a model and, optionally, a second one on rows that they were not trained on.
 
     \b
     Examples:
@@ -177,8 +177,8 @@ def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
         if "length_controlled" in m.details:
             d: Any = m.details
             screen.print(
-                f"{m.measure} at equal lengths: {d['length_controlled']:.3f}; "
-                f"{d['judged']:,} judged, {d['abstained']:,} abstained"
+                f"{m.measure} at equal answer lengths: {d['length_controlled']:.3f}; "
+                f"{d['judged']:,} judged, {d['abstained']:,} abstentions"
             )
     for note in result.notes:
         print_note(note)
@@ -192,10 +192,10 @@ def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def ablate(options: AblateOptions, quiet: bool, as_json: bool) -> None:
-    """Train on each dataset, and report which one trains the better model.
+    """Train a model on each dataset, and report which dataset gives the better model.
 
-    A control is trained too: the first dataset, with rows removed at random until it is as
-    small as the smallest dataset.
+    Models are also trained on a control: the first dataset, with rows removed at random until
+    it is as small as the smallest dataset.
 
     \b
     Example:
@@ -229,7 +229,7 @@ def ablate(options: AblateOptions, quiet: bool, as_json: bool) -> None:
 def prefer(options: PreferOptions, quiet: bool, as_json: bool) -> None:
     """Sample several answers to each prompt, and keep the best, or the best and the worst.
 
-    Completions are recorded in a journal. Rerun the same command to resume.
+    Completions are recorded in a journal, so you can rerun the same command to resume.
 
     \b
     Examples:
@@ -262,7 +262,7 @@ def prefer(options: PreferOptions, quiet: bool, as_json: bool) -> None:
 @click.option("--quiet", "-q", is_flag=True, help="Print only the answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per answer.")
 def chat(options: ChatOptions, quiet: bool, as_json: bool) -> None:
-    """Chat with a model. /new starts a new conversation; /quit or Ctrl-D ends.
+    """Chat with a model. Type /new for a new conversation, and /quit or Ctrl-D to end.
 
     \b
     Examples:

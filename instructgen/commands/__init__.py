@@ -1,1 +1,1 @@
-"""The commands as Python functions, and the code that several of them share."""
+"""The commands as Python functions, and the code that several commands share."""

@@ -1,4 +1,7 @@
-"""The command ablate: finds which dataset trains the better model at equal supervised tokens."""
+"""The command `ablate`: compares datasets by training a model on each of them.
+
+All models are trained on the same number of supervised tokens.
+"""
 
 from __future__ import annotations
 
@@ -42,20 +45,26 @@ if TYPE_CHECKING:
     from instructgen.evaluation.measures import MeasuredRows
 
 _RESAMPLES = 4_000
-_CONTROL_IS = ", with rows of the first removed at random: the control of an ablation"
+_CONTROL_IS = ", with rows of the first dataset removed at random: the control of an ablation"
 _CONTROL = "random-drop"
 
 
 @dataclass(frozen=True, slots=True)
 class ControlFacts(JsonRecord):
-    """The number of rows from which those of the control were drawn."""
+    """Facts about the control of an ablation.
+
+    ``read`` is the number of rows of the first dataset, from which the control is a random sample.
+    """
 
     read: int
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A dataset of an ablation: its rows, and bits per byte by seed and on average."""
+    """The results of one dataset of an ablation.
+
+    ``bits_per_byte`` has one value per random seed, and ``mean`` is the mean of these values.
+    """
 
     arm: str
     rows: int
@@ -66,9 +75,11 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class ArmComparison:
-    """The difference in bits per byte between two datasets; negative is better.
+    """The comparison of two datasets: the mean bits per byte of ``arm`` minus that of ``against``.
 
-    ``low`` and ``high`` are the bounds of a 95% interval over held-out rows and seeds.
+    A negative difference means that ``arm`` is better. ``low`` and ``high`` are the bounds of its
+    95% confidence interval over held-out rows and seeds. ``better_seeds`` is the number of seeds
+    with which ``arm`` is better.
     """
 
     arm: str
@@ -97,8 +108,8 @@ class AblationRecord(JsonRecord):
 class Ablation:
     """The result of an ablation.
 
-    ``base`` is the bits per byte of the base model. ``verdict`` states the comparisons in
-    words.
+    ``base`` is the bits per byte of the base model before training. ``verdict`` contains one
+    sentence for each comparison.
     """
 
     out: Path
@@ -110,25 +121,29 @@ class Ablation:
 
 @command(AblateOptions, "datasets", "out")
 def ablate(options: AblateOptions, watch: Watch | None = None) -> Ablation:
-    """Train on each dataset and on a control with several seeds, and compare on held-out rows.
+    """Train models on several datasets and on a control, and compare them on held-out rows.
 
     The control is the first dataset, with rows removed at random until it is as small as the
-    smallest dataset: curation must do better than removing rows at random. The same call
-    resumes an ablation that was stopped.
+    smallest dataset. It shows whether curation does better than removing rows at random. Repeat
+    the same call to resume an ablation that was stopped.
 
     Raises:
-        InputError: a dataset is invalid, or held-out rows are missing.
+        InputError: a dataset is invalid, or the held-out rows are missing.
         ConfigError: an option or the model is invalid.
-        TrainingError: a training failed.
+        TrainingError: a training run failed.
     """
     paths, folder, rows = options.datasets, options.out, options.rows
     if len(paths) < 2:
         raise ConfigError(
-            "ablate requires at least two datasets.", "Give the raw dataset, then the curated one."
+            "ablate requires at least two datasets.", "Pass the raw dataset, then the curated one."
         )
     inputs = inputs_of(paths)
     if common_shape(paths) != "instructions":
-        raise InputError("contains preferences.", path=paths[0], hint="Give instructions.")
+        raise InputError(
+            "contains preference rows, but ablate requires instruction rows.",
+            path=paths[0],
+            hint="Use a dataset of instruction rows.",
+        )
     held_out = _held_out(paths, options.data)
     base_name = default_model() if options.model is None else options.model
     recorded: dict[str, JsonValue] = {
@@ -174,14 +189,14 @@ def _held_out(paths: Sequence[Path], data: Path | None) -> Path:
     if "test" in splits_of(paths[0]):
         return paths[0]
     raise InputError(
-        "has no split test, so held-out rows are missing.",
+        "has no test split, so the held-out rows are missing.",
         path=paths[0],
-        hint="Give --data, or merge with [split] test = 0.02 first.",
+        hint="Pass --data=DATA, or run merge with [split] test = 0.02 first.",
     )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the datasets, numbered where two folders have the same name."""
+    """Return the names of the datasets; a number is appended to names that are not unique."""
     names = [name_of(p) for p in paths]
     return [
         name if names.count(name) == 1 and name != _CONTROL else f"{name}-{i}"
@@ -190,7 +205,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _control(folder: Path, paths: Sequence[Path]) -> Path:
-    """Write the first dataset with as many random rows as the smallest has; return its path."""
+    """Write a random sample of the first dataset, as large as the smallest one; return its path."""
     made_from = Provenance("ablate", inputs_of(paths), {"arm": _CONTROL})
 
     def write(output: Output) -> Written[ControlFacts]:
@@ -213,7 +228,7 @@ def _measured(
     name: str = "",
     folder: Path | None = None,
 ) -> MeasuredRows:
-    """Return the bits per byte of each held-out row, from a file next to the model if it exists."""
+    """Return the bits per byte of each held-out row, cached in a file next to the model."""
     from instructgen.evaluation.measures import MeasuredRows, PromptFormat, bits_per_byte
     from instructgen.training.rows import held_out_at
 
@@ -269,11 +284,11 @@ def _comparison(
 
 
 def _interval(one: np.ndarray, other: np.ndarray, bytes_: np.ndarray) -> tuple[float, float]:
-    """Return the 95% interval of the difference, over held-out rows (the same for both) and seeds.
+    """Return the 95% confidence interval of the difference, over held-out rows and seeds.
 
-    Seeds are too few to resample, so their variance is estimated. The interval is Student's,
-    with Welch and Satterthwaite's degrees of freedom for the sum of the variances. With one
-    seed, the interval is over rows only.
+    Rows are resampled, the same rows for both datasets. Seeds are too few for that, so their
+    variance is estimated. The interval is a Student's t interval with the Welch-Satterthwaite
+    degrees of freedom for the sum of both variances. With one seed, it is over rows only.
     """
     from scipy.stats import t
 
@@ -299,11 +314,11 @@ def _verdict(c: ArmComparison) -> str:
     numbers = f"{c.difference:+.4f} bits per byte [{c.low:+.4f}, {c.high:+.4f}]"
     seeds = f"better with {c.better_seeds} of {c.seeds} seeds"
     if c.seeds == 1:
-        seeds = "with a single seed, so that the variation between seeds is unknown"
+        seeds = "with a single seed, so the variation between seeds is unknown"
     if c.high < 0:
-        return f"{c.arm} trains the better model than {c.against}: {numbers}, {seeds}."
+        return f"{c.arm} trains a better model than {c.against}: {numbers}, {seeds}."
     if c.low > 0:
-        return f"{c.arm} trains the worse model than {c.against}: {numbers}, {seeds}."
+        return f"{c.arm} trains a worse model than {c.against}: {numbers}, {seeds}."
     return f"{c.arm} and {c.against} do not differ significantly: {numbers}, {seeds}."
 
 
@@ -325,8 +340,8 @@ def _write(ablation: Ablation, inputs: tuple[InputRef, ...], options: dict[str, 
         "# Which dataset trains the better model",
         "",
         f"Base model `{options['model']}`; {options['tokens']:,} supervised tokens per model; "
-        f"{seeds} seeds. Bits per byte of held-out answers; lower is better; "
-        f"{ablation.base:.4f} before training. The intervals are 95%, over rows"
+        f"{seeds} seeds. The values are bits per byte of held-out answers; lower is better. The "
+        f"base model has {ablation.base:.4f}. The 95% confidence intervals are over rows"
         + (" and seeds." if seeds != 1 else " only."),
         "",
         *table(("dataset", "rows", "supervised tokens", "mean", "by seed"), lines),

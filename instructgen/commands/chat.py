@@ -1,4 +1,4 @@
-"""The command chat: a conversation with a model. Answers are returned as they are generated."""
+"""The command `chat`: a conversation with a model, which returns answers piece by piece."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Chat:
         options: the model, the system prompt, and the sampling options.
 
     Raises:
-        ConfigError: the model cannot be loaded, has no chat template, or does not write text.
+        ConfigError: the model cannot be loaded, has no chat template, or is a reward model.
     """
 
     def __init__(self, options: ChatOptions) -> None:
@@ -30,11 +30,15 @@ class Chat:
 
         model = options.model
         if is_reward_model(model):
-            raise ConfigError(f"{model} is a reward model.", "Give a model that writes text.")
+            raise ConfigError(
+                f"{model} is a reward model, which does not write text.", "Use a language model."
+            )
         self._options = options
         self._tokenizer: Any = load_tokenizer(model, "eos")
         if not self._tokenizer.chat_template:
-            raise ConfigError(f"{model} has no chat template.", "Train it with train sft.")
+            raise ConfigError(
+                f"{model} has no chat template.", "Use a model trained with train sft."
+            )
         self._model: Any = load_model(model, tokenizer=self._tokenizer).eval()
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.messages: list[Message] = []
@@ -48,7 +52,7 @@ class Chat:
         self.messages = [Message("system", system)] if system else []
 
     def say(self, text: str) -> Iterator[str]:
-        """Yield the answer in pieces, then append the complete answer to ``messages``."""
+        """Yield the answer to ``text`` piece by piece, then append it to ``messages``."""
         from jinja2 import TemplateError
         from transformers import TextIteratorStreamer
 
@@ -63,7 +67,7 @@ class Chat:
         except TemplateError as error:
             raise ConfigError(
                 f"the chat template rejects the message: {error}.",
-                "Omit --system." if self._options.system else "Give another model.",
+                "Omit --system." if self._options.system else "Use a different model.",
             ) from None
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         sampled: dict[str, Any] = {"do_sample": self._options.temperature > 0}

@@ -1,6 +1,7 @@
-"""The command curate: applies a recipe's filters to one dataset.
+"""The command `curate`: applies a recipe's filters to one dataset.
 
-Rows that all filters accept are kept. Every other row is rejected with a filter and a reason.
+Rows that all filters accept are kept. For every other row, the filter that rejected it and the
+reason are recorded.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ class BorderlineRow:
 
 @dataclass(frozen=True, slots=True)
 class CurateFacts(JsonRecord):
-    """The results of the filters.
+    """Facts about a curation, for the manifest.
 
-    ``filters`` are their names in the order in which they evaluated the rows, ``sources`` the
-    rows read by source, ``edited`` the rows that each filter edited, and ``benchmarks`` the
-    number of prompts searched for in each benchmark.
+    ``filters`` are the names of the filters in the order in which they evaluated the rows.
+    ``sources`` is the number of rows read from each source, ``edited`` the number of rows that
+    each filter edited, and ``benchmarks`` the number of prompts in each benchmark file.
     """
 
     read: int
@@ -78,14 +79,14 @@ class CurateFacts(JsonRecord):
 def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[CurateFacts]:
     """Keep the rows that all filters of a recipe accept.
 
-    The recipe's filter ``contamination`` also searches the benchmark files in ``against``. If
-    the recipe has no such filter, one with default settings is added before all others.
+    Rows that contain a prompt of the files in ``against`` are rejected by the recipe's filter
+    ``contamination`` or, if it has none, by one with default settings that runs first.
 
     Raises:
         InputError: an input is invalid.
-        ConfigError: the recipe is invalid, or packages are missing.
-        RunError: the input is not a complete dataset, or the output folder contains something
-            else.
+        ConfigError: the recipe is invalid, or a required package is missing.
+        RunError: the input is not a complete dataset, or the output folder contains anything
+            other than this dataset.
         StorageError: the files cannot be written.
     """
     source = options.data
@@ -131,13 +132,13 @@ def _with_benchmarks(filters: Sequence[Filter], files: Sequence[Path]) -> list[F
 
 
 def _models(filters: Sequence[Filter]) -> dict[str, str]:
-    """Return the digests of the models that filters score with."""
+    """Return the digests of the models that filters compute scores with, by filter."""
     scoring = [f.model_dump() | {"filter": f.name} for f in filters if isinstance(f, ScoringFilter)]
     return {each["filter"]: model_digest(each["model"]) for each in scoring if "model" in each}
 
 
 def _without_paths(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return a filter without benchmark paths; names and digests are recorded separately."""
+    """Return a filter's settings without benchmark paths; file digests are recorded instead."""
     return {k: v for k, v in recorded.items() if k != "against"}
 
 
@@ -213,15 +214,15 @@ def _sections(facts: CurateFacts) -> list[str]:
     return [
         "## Funnel",
         "",
-        "The first filter that rejects a row determines its reason. Rejected rows are in "
-        "`rejected/`, each with its reason and, from filters that compute them, its score and "
+        "Each row is rejected by the first filter that does not accept it. The rejected rows are "
+        "in `rejected/`, each with the reason and, if the filter computes them, the score and the "
         "nearest row.",
         "",
         *_funnel(facts),
         "",
         *(["## Edited rows", "", *table(("filter", "rows"), edited), ""] if edited else []),
         *(
-            ["## Benchmarks searched", "", *table(("benchmark", "prompts"), searched), ""]
+            ["## Benchmark prompts", "", *table(("benchmark", "prompts"), searched), ""]
             if searched
             else []
         ),
@@ -250,4 +251,4 @@ def _borderline(examples: Sequence[BorderlineRow]) -> list[str]:
     if not examples:
         return []
     lines = [(e.filter, e.side, f"{e.value:.4g}", " ".join(e.text.split())[:100]) for e in examples]
-    return ["## Rows near the thresholds", "", *table(("filter", "side", "value", "row"), lines)]
+    return ["## Rows near the thresholds", "", *table(("filter", "status", "value", "row"), lines)]

@@ -1,4 +1,7 @@
-"""The command dedup: rejects duplicates. A rejected row names the kept row that it duplicates."""
+"""The command `dedup`: rejects duplicate rows.
+
+Each rejected row is recorded with the ID of the kept row that it duplicates.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +29,18 @@ from instructgen.schema.sample import Rejected, Rejection, Sample
 from instructgen.similarity import deduplicate
 from instructgen.store import SPLITS, WHOLE, Provenance, read_samples, splits_of
 
-# Pairs below the thresholds are not searched, because no later call uses a lower threshold.
+# Pairs below the thresholds are not searched for, as no later call uses a lower threshold.
 _FLOOR = 0.999
 
 
 @dataclass(frozen=True, slots=True)
 class DedupFacts(JsonRecord):
-    """Facts of a deduplication.
+    """Facts about a deduplication, for the manifest.
 
-    ``largest_component`` is the size of the largest connected component of duplicates, and
-    ``components_would_reject`` the rows that keeping one row per component would reject.
-    ``uncompared`` texts are in languages that the embedding model does not support.
-    ``invalid`` rows could not be read.
+    Pairs of duplicates form a graph. ``largest_component`` is the size of its largest connected
+    component, and ``components_would_reject`` the number of rows that would be rejected if one
+    row per component were kept. ``uncompared`` is the number of texts in languages that the
+    embedding model does not support, and ``invalid`` the number of rows that could not be read.
     """
 
     largest_component: int
@@ -48,17 +51,17 @@ class DedupFacts(JsonRecord):
 
 @command(DedupOptions, "inputs", "out")
 def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFacts]:
-    """Write the rows of datasets without the duplicates that `deduplicate` rejects.
+    """Combine datasets into one, and reject the duplicates that `deduplicate` finds.
 
-    The splits of inputs are kept. If another input has splits, the rows of an input without
-    splits are training rows. Among duplicates that are equal by all criteria, the first row in
-    the order of the inputs is kept.
+    Rows stay in the splits of their inputs. If only some inputs have splits, the rows of the
+    other inputs become training rows. Of duplicates that are equal by all criteria of
+    ``priority``, the first in the order of the inputs is kept.
 
     Raises:
         InputError: a file is invalid, or contains no rows.
-        ConfigError: an option is invalid, or packages are missing.
-        RunError: an input is not a complete dataset, or the output folder contains something
-            else.
+        ConfigError: an option is invalid, or a required package is missing.
+        RunError: an input is not a complete dataset, or the output folder contains anything
+            other than this dataset.
         StorageError: the files cannot be written.
     """
     paths = options.inputs
@@ -98,7 +101,8 @@ def _read(options: DedupOptions) -> tuple[list[Sample], list[str], int]:
         raise InputError("the inputs contain no rows.", hint="Check the paths.")
     if len({sample.shape for sample in samples}) > 1:
         raise InputError(
-            "the inputs contain instructions and preferences.", hint="Give one kind of rows."
+            "the inputs mix instruction rows and preference rows.",
+            hint="Pass rows of one kind only.",
         )
     return samples, splits, invalid
 
@@ -155,10 +159,10 @@ def _sections(facts: DedupFacts, output: Output) -> list[str]:
     return [
         "## Duplicates",
         "",
-        "Every row in `rejected/` names the kept row that it duplicates, with the score, which "
-        "is above the threshold. Keeping one row per connected component would have rejected "
-        f"{facts.components_would_reject:,} rows; the largest component has "
-        f"{facts.largest_component:,} rows.",
+        "For every row in `rejected/`, the kept row that it duplicates is recorded, and their "
+        "similarity, which is above the threshold. If only one row of each connected group of "
+        f"duplicates were kept, {facts.components_would_reject:,} rows would be rejected; the "
+        f"largest group has {facts.largest_component:,} rows.",
         "",
         *rejected_table(output.rejections()),
     ]

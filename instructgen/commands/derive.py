@@ -1,7 +1,7 @@
-"""Writes datasets that are derived from other data, unless they exist already.
+"""Writes a dataset that is derived from other data, unless it already exists.
 
-A command passes `derive` a function that writes the rows. This module creates the folder, and
-writes the provenance, the rejection counts and the card.
+A command passes a function that writes the rows to `derive`, which creates the folder and writes
+the provenance, the rejection counts and the card.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ F = TypeVar("F", bound=JsonRecord)
 class Derived(Generic[F]):
     """The result of a command that derives a dataset.
 
-    ``splits`` are the row counts by split, ``rejections`` those of rejected rows by stage,
-    filter and reason, and ``facts`` the facts of the command. ``unchanged`` is true if the
-    dataset already existed and nothing was written.
+    ``splits`` are the numbers of rows by split, and ``rejections`` the numbers of rejected rows
+    by stage, filter and reason. ``facts`` are specific to the command. ``parts`` are the paths
+    of the Parquet files, and ``card`` is the path of the dataset card. ``unchanged`` is true if
+    the dataset already existed and nothing was written.
     """
 
     out: Path
@@ -61,10 +62,10 @@ class Derived(Generic[F]):
 
 @dataclass(frozen=True, slots=True)
 class Written(Generic[F]):
-    """The facts of a command about the rows that it wrote.
+    """What a command reports about the rows that it wrote.
 
-    ``facts`` are written to the manifest, ``sections`` (lines of Markdown) to the card, and
-    ``what`` is the end of the card's sentence about the rows and the inputs.
+    ``facts`` are stored in the manifest. ``sections`` are lines of Markdown for the card, and
+    ``what`` ends the card's sentence "N rows from INPUTS", such as ``, curated``.
     """
 
     facts: F
@@ -81,7 +82,7 @@ class Output:
 
     @property
     def rejected(self) -> int:
-        """The number of rows rejected so far, which is also the number of the next rejected row."""
+        """The number of rows rejected so far, which is also the index of the next rejected row."""
         return self._writer.contents.rejected
 
     def keep(self, samples: Sequence[Sample], split: str = "part") -> None:
@@ -106,21 +107,21 @@ def derive(
     write: Callable[[Output], Written[F]],
     splits: Sequence[str] = WHOLE,
 ) -> Derived[F]:
-    """Write a dataset, unless the folder already contains it, complete and unchanged.
+    """Write a dataset, unless the folder already contains the same complete dataset.
 
-    A dataset is unchanged if its command, inputs, options and plug-in code are the same.
+    Datasets are the same if their commands, inputs, options and plug-in code are the same.
 
     Args:
-        folder: the output folder; created with its parents.
+        folder: the output folder; it is created if it does not exist.
         provenance: the command, its inputs, options and plug-in code, which determine the
             dataset.
         shape: ``instructions`` or ``preferences``.
-        facts: the class of the command's facts.
-        write: a function that writes the rows, and returns facts and card sections about them.
+        facts: the dataclass of the facts that the command records.
+        write: a function that writes the rows, and returns facts and card sections for them.
         splits: the names of the dataset's splits.
 
     Raises:
-        RunError: the folder contains something else or a different dataset, or is in use.
+        RunError: the folder contains anything other than this dataset, or is in use.
         StorageError: the files cannot be written.
     """
     with output_folder(folder, provenance):
@@ -140,7 +141,7 @@ def derive(
 
 
 def _derived(folder: Path, facts: type[F], unchanged: bool) -> Derived[F]:
-    """Return the result from the manifest of a complete dataset."""
+    """Return the result of a command, read from the manifest of its complete dataset."""
     manifest = manifest_in(folder)
     return Derived(
         out=folder,
@@ -157,12 +158,12 @@ def _derived(folder: Path, facts: type[F], unchanged: bool) -> Derived[F]:
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a file or folder as text, with invalid bytes replaced."""
+    """Return the last component of a path as text, with invalid bytes replaced."""
     return os.fsencode(path.resolve().name).decode("utf-8", "replace")
 
 
 def inputs_of(paths: Sequence[Path]) -> tuple[InputRef, ...]:
-    """Return the names and digests of files and dataset folders, for the provenance.
+    """Return the name and digest of each file or dataset folder, for the provenance.
 
     Raises:
         InputError: a path does not exist.
@@ -170,12 +171,12 @@ def inputs_of(paths: Sequence[Path]) -> tuple[InputRef, ...]:
     """
     for path in paths:
         if not path.exists():
-            raise InputError("does not exist.", path=path, hint="Check the path.")
+            raise InputError("the path does not exist.", path=path, hint="Check the path.")
     return tuple(InputRef(name_of(p), digest_of(p)) for p in paths)
 
 
 def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
-    """Check that no input is given twice, and that the output folder is not inside an input.
+    """Check that no input is passed twice, and that the output folder is not inside an input.
 
     Raises:
         InputError: a check failed.
@@ -184,18 +185,18 @@ def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
     for path in inputs:
         place = path.resolve()
         if place in seen:
-            raise InputError("the dataset is given twice.", path=path, hint="Give it once.")
+            raise InputError("the input is passed twice.", path=path, hint="Pass it once.")
         seen.add(place)
         if folder.resolve().is_relative_to(place):
             raise InputError(
                 f"the output folder {folder} is inside this input.",
                 path=path,
-                hint="Give another --out.",
+                hint="Use another --out.",
             )
 
 
 def common_shape(folders: Sequence[Path]) -> Shape:
-    """Return the shape that all these datasets have.
+    """Return the shape of the datasets, instructions or preferences, if all have the same shape.
 
     Raises:
         RunError: a folder is not a dataset, or the shapes differ.
@@ -203,12 +204,14 @@ def common_shape(folders: Sequence[Path]) -> Shape:
     shapes: dict[Shape, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise RunError(f"{folder} is not a dataset folder.", "Run: instructgen import.")
+            raise RunError(
+                f"{folder} is not a dataset folder.", "Create a dataset with instructgen import."
+            )
         shapes.setdefault(shape_of(folder), folder)
     if len(shapes) > 1:
         kinds = ", ".join(f"{folder} contains {shape}" for shape, folder in shapes.items())
         raise RunError(
             f"the datasets have different kinds of rows: {kinds}.",
-            "Give datasets of one kind.",
+            "Pass datasets of one kind only.",
         )
     return next(iter(shapes))

@@ -1,6 +1,6 @@
-"""The command evaluate: measures a model and, if given, a second model on the same rows.
+"""The command `evaluate`: evaluates a model and, optionally, a second one on the same rows.
 
-Every measure has a confidence interval.
+Each measure is reported with a confidence interval.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _PLUGGED = ("sources", "suites", "verifiers", "engines")
 class Evaluation:
     """The result of an evaluation: the measures, the files written, and notes.
 
-    The notes state, for example, which split of a dataset was measured and how many rows
-    could not be measured.
+    The notes state, for example, which split of a dataset was used and how many rows could not
+    be evaluated.
     """
 
     model: str
@@ -56,11 +56,11 @@ class Evaluation:
 
 @command(EvaluateOptions, "model")
 def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation:
-    """Measure a model on rows that it was not trained on.
+    """Evaluate a model, and optionally a second one, on rows that they were not trained on.
 
     Raises:
-        InputError: the data contains no rows for a suite.
-        ConfigError: an option or a model is invalid, or packages are missing.
+        InputError: the data contains no rows that a suite can use.
+        ConfigError: an option or a model is invalid, or a required package is missing.
         EngineError: an engine cannot start.
     """
     from instructgen.evaluation.measures import PromptFormat
@@ -72,7 +72,7 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
     names = list(options.suites) or _fitting(rows)
     if not names:
         raise ConfigError(
-            "the evaluation has no suite and no data.", "Give --data, or --suite=lm-eval."
+            "evaluate requires data or a suite.", "Pass --data=DATA, or --suite=lm-eval."
         )
     settings = dict(options.settings)
     if options.judge:
@@ -96,7 +96,7 @@ def _findings(
     rows: Mapping[str, list[Sample]],
     watch: Watch | None,
 ) -> list[tuple[str, Finding]]:
-    """Return the measures of all suites, each with the name of its suite."""
+    """Run all suites; return their measures, each with the name of its suite."""
     findings: list[tuple[str, Finding]] = []
     for number, suite in enumerate(suites):
         if watch is not None:
@@ -105,14 +105,15 @@ def _findings(
         if suite.shape is not None and not suited:
             raise InputError(
                 f"the suite {suite.name} requires {suite.shape}, which --data does not contain.",
-                hint=f"Give a dataset of {suite.shape}.",
+                hint=f"Use a dataset of {suite.shape}.",
             )
         findings += [(suite.name, finding) for finding in suite.findings(subject, suited)]
     for name, finding in findings:
         if not finding.after.rows:
             raise InputError(
-                f"the suite {name} cannot measure any of the rows.",
-                hint="Raise --max-length, or check --format.",
+                f"the suite {name} cannot use any row: all are longer than --max-length, or "
+                "do not have what the suite requires.",
+                hint="Increase --max-length, or check --format.",
             )
     return findings
 
@@ -120,21 +121,21 @@ def _findings(
 def _unmeasured(
     findings: Sequence[tuple[str, Finding]], rows: Mapping[str, list[Sample]]
 ) -> list[str]:
-    """Return notes about rows that a suite could not measure."""
+    """Return notes about the number of rows that a suite could not use."""
     notes = []
     for name, finding in findings:
         total = len(rows.get(find("suites", name).shape or "", ()))
         measured = len(finding.after.rows)
         if measured < total:
             notes.append(
-                f"{name} measured {measured:,} of {total:,} rows; the others are longer than "
+                f"{name} used {measured:,} of {total:,} rows; the others are longer than "
                 "--max-length, or do not have what the suite requires."
             )
     return notes
 
 
 def _trained_on(models: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Return notes about rows that a model was trained on."""
+    """Return a note for each dataset that a model was trained on."""
     notes = []
     for name in models:
         if not is_trained(Path(name)):
@@ -143,7 +144,7 @@ def _trained_on(models: Sequence[str], paths: Sequence[Path]) -> list[str]:
         for path in paths:
             splits = splits_of(path) if path.is_dir() else {}
             if digest_of(path) == trained and not {"test", "validation"} & splits.keys():
-                notes.append(f"{name} was trained on rows of {path}.")
+                notes.append(f"{name} was trained on rows of {path}, so its results are biased.")
     return notes
 
 
@@ -159,7 +160,7 @@ def _rows(paths: Sequence[Path], limit: int) -> tuple[dict[str, list[Sample]], l
         split = held_out_split(path)
         if split is not None:
             notes.append(f"{path}: {min(limit, len(samples)):,} of {len(samples):,} rows of the "
-                         f"split {split}.")  # fmt: skip
+                         f"{split} split are used.")  # fmt: skip
     return rows, notes
 
 
@@ -229,7 +230,7 @@ def _reference(model: str) -> InputRef:
 
 
 def _row_lines(findings: Sequence[tuple[str, Finding]], names: Sequence[str]) -> list[bytes]:
-    """Return one line of JSON for each row that a suite measured with a model."""
+    """Return one line of JSON for each suite, model and row."""
     return [
         orjson.dumps(
             {
@@ -262,7 +263,7 @@ def _table(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
     return [
         f"# {' against '.join(names)}",
         "",
-        "95% bootstrap intervals over rows; differences on the same rows.",
+        "Intervals are 95% bootstrap intervals over rows. Differences are on the same rows.",
         "",
         *table(head, lines),
         "",

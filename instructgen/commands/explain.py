@@ -1,7 +1,7 @@
-"""The command explain: finds why a row is in a dataset, or why a candidate was rejected.
+"""The command `explain`: finds why a row is in a dataset, or why a candidate was rejected.
 
-The explanation of a run's row is not stored. The run is replayed from its journal up to the
-completion of the row, so the explanation always agrees with the data.
+Explanations of generated rows are not stored. Instead, the run is replayed from its journal up to
+the completion from which the row was created, so that the explanation always agrees with the data.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _ANY_SIMILARITY = 1e-6
 def explain(options: ExplainOptions, watch: Watch | None = None) -> Explanation:
     """Explain where a row comes from, and why it was kept or rejected.
 
-    The id is that of a row in ``data`` or ``rejected``, where ids start with ``r-``. In a run
-    it may also be the id of an instruction or seed that a row names as parent or nearest row.
+    ``row_id`` is the ID of a kept row or, if it starts with ``r-``, of a rejected row. In a run,
+    it may also be the ID of an instruction or seed that rows refer to as a parent or nearest row.
 
     Raises:
         RunError: the folder contains no run or dataset, or is in use, damaged or incomplete.
-        InputError: no row, instruction or seed has this id.
+        InputError: no row, instruction or seed has this ID.
     """
     folder, row_id = options.data, options.row_id
     if not is_run(folder) and read_manifest(folder) is not None:
@@ -91,7 +91,7 @@ def _find(run: Run, row_id: str) -> tuple[str, dict[str, Any]]:
 
 
 def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) -> tuple[str, ...]:
-    """Return the filters that accepted the row, in the order of their evaluation."""
+    """Return the filters that accepted the row, in the order in which they evaluated it."""
     instruction = [f"instruction/{f.name}" for f in loop.chain.at("instruction")]
     answered = [f"row/{f.name}" for f in loop.chain.at("row")]
     if verdict == "in the pool" or row.get("reason") == "not_expanded":
@@ -110,7 +110,7 @@ def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) ->
 def _replay(
     run: Run, places: Sequence[tuple[int, int]]
 ) -> tuple[Loop, dict[tuple[int, int], Request]]:
-    """Replay a run up to the last of these places; also return the requests at the places."""
+    """Replay a run up to the last of the (batch, request) pairs; return the loop and requests."""
     loop = reopen(run)
     kept: dict[tuple[int, int], Request] = {}
 
@@ -153,14 +153,14 @@ def _parents(loop: Loop, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _place(sample: Sample) -> tuple[int, int]:
-    """Return the batch and the request of a generated sample."""
+    """Return the numbers of the batch and the request that generated a sample."""
     batch, request = sample.origin.batch, sample.origin.request
     assert batch is not None and request is not None
     return batch, request
 
 
 def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
-    """Return the seeds, then the instructions accepted from completions before ``place``."""
+    """Return the seeds and the instructions accepted before ``place``, a (batch, request) pair."""
     # A method with one stage has no pool of instructions, so its rows are compared.
     generated = [task.sample for task in loop.pool.tasks] or loop.rows
     return [
@@ -170,11 +170,11 @@ def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
 
 
 def _nearest(loop: Loop, row: dict[str, Any], place: tuple[int, int]) -> Neighbor | None:
-    """Return the row that the filter named, or else the most similar earlier row."""
+    """Return the nearest row that the filter recorded, or else the most similar earlier row."""
     gates = [f for f in loop.config.filters if isinstance(f, Novelty)]
     tokenizer = gates[0].tokenizer if gates else "unicode"
     if row.get("nearest"):
-        # The score of the filter may be another measure, so ROUGE-L is computed here.
+        # The score of the filter may be a different measure, so ROUGE-L is computed here.
         texts = {s.id: s.instruction for s in (*_earlier(loop, None), *loop.rows)}
         text = texts.get(row["nearest"], "")
         tokens, others = tokenize(row["instruction"], tokenizer), tokenize(text, tokenizer)

@@ -1,6 +1,6 @@
-"""Explains a row as data and as text, and finds the explanation of a derived dataset's row.
+"""Defines the explanation of a row, as data and as text, and explains rows of derived datasets.
 
-The explanation of a generated row is found in `instructgen.commands.explain`.
+Generated rows are explained in `instructgen.commands.explain`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from instructgen.store import find_row, manifest_in, read_provenance
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """The most similar row: its id, its text, and the ROUGE-L F-measure if it was computed."""
+    """The row most similar to an explained row, with the ROUGE-L F-measure if it was computed."""
 
     id: str
     instruction: str
@@ -28,7 +28,7 @@ class Neighbor:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A completion from which a row was created: its place in the run, its prompt and its text."""
+    """A completion from which a row was created: its batch and request, its prompt and its text."""
 
     stage: str
     batch: int
@@ -42,12 +42,12 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
-    """The explanation of a row, rejected candidate, pool instruction or seed.
+    """The explanation of a kept row, a rejected row, a pool instruction or a seed.
 
     ``verdict`` is ``kept``, ``rejected``, ``in the pool`` or ``a seed``. ``passed`` are the
-    filters that accepted the row. ``command`` and ``inputs`` are those of a derived dataset.
-    ``obligations`` follow from the row's license, attribution and models. The text of an
-    explanation is the output of the command line.
+    filters that accepted the row. ``command`` is the command that created a derived dataset, and
+    ``inputs`` are its inputs. ``obligations`` follow from the row's license, attribution and
+    models. The command line prints an explanation as ``str`` returns it.
     """
 
     id: str
@@ -101,7 +101,7 @@ class Explanation:
         if row.get("detail"):
             yield f"  {printable(row['detail'])}"
         for message in (row.get("messages") or row.get("prompt") or ())[:-2]:
-            yield f"earlier, {message['role']}\n  {_indented(message['content'])}"
+            yield f"earlier message, {message['role']}\n  {_indented(message['content'])}"
         for field in ("instruction", "input", "output"):
             if row[field]:
                 yield f"{field}\n  {_indented(row[field])}"
@@ -149,8 +149,8 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
     """Explain a row of a derived dataset; see `instructgen.explain`.
 
     Raises:
-        RunError: the folder contains no complete dataset, or a part was changed.
-        InputError: no row has this id.
+        RunError: the folder contains no complete dataset, or a Parquet file was changed.
+        InputError: no row has this ID.
     """
     provenance, manifest = read_provenance(folder), manifest_in(folder)
     place = find_row(folder, row_id)
@@ -175,11 +175,11 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
 
 
 def unknown_id(folder: Path, row_id: str) -> InputError:
-    """Return the error for an id that is not in a run or dataset."""
+    """Return the error for an ID that is not in a run or dataset."""
     return InputError(
-        f"the id {quoted(row_id)} was not found.",
+        f"the ID {quoted(row_id)} was not found.",
         path=folder,
-        hint="Ids are in the columns id, nearest and origin.parents of data/ and rejected/.",
+        hint="Use an ID from the column id, nearest or origin.parents in data/ or rejected/.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The command export: writes a dataset as JSON lines in the format of another tool."""
+"""The command `export`: writes a dataset as JSON Lines in the format of another tool."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLUMNS = ("id", "category", "language", "source", "license", "attribution", "g
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The file and number of rows written, and the license obligations of the rows."""
+    """The result of an export: the file, the number of rows, and their license obligations."""
 
     to: Path
     rows: int
@@ -41,11 +41,11 @@ class Exported:
 
 @command(ExportOptions, "data", "to")
 def export(options: ExportOptions, watch: Watch | None = None) -> Exported:
-    """Write a dataset as JSON lines in the format of another tool.
+    """Write a dataset as JSON Lines in the format of another tool.
 
     Raises:
-        ConfigError: a column or the format is unknown, or the format is for another shape.
-        InputError: the file exists.
+        ConfigError: a column or the format is unknown, or the format does not support the rows.
+        InputError: the file exists, or is inside a dataset folder.
         RunError: the folder contains no complete dataset.
         StorageError: the file cannot be written.
     """
@@ -85,7 +85,7 @@ def _checked(
     if shape != supported:
         other = next(name for name, (other_shape, _) in FORMATS.items() if other_shape == shape)
         raise ConfigError(
-            f"{folder} contains {shape}, and {format} is a format for {supported}.",
+            f"{folder} contains {shape}, but {format} is a format for {supported}.",
             f"Pass --format={other}.",
         )
     return convert
@@ -95,14 +95,16 @@ def _check_target(file: Path, *, overwrite: bool) -> None:
     for place in file.resolve().parents:
         if is_run(place) or (place / "manifest.json").exists():
             raise InputError(
-                f"{place} contains a dataset.", path=file, hint="Write to another folder."
+                f"the file would be inside the dataset folder {place}.",
+                path=file,
+                hint="Use a different folder.",
             )
     if file.exists() and not overwrite:
-        raise InputError("the file exists.", path=file, hint="Pass --overwrite.")
+        raise InputError("the file exists.", path=file, hint="Pass --overwrite to replace it.")
 
 
 def _alpaca(sample: Sample) -> dict[str, Any]:
-    """Return Alpaca's three columns, with earlier turns in the columns of LLaMA-Factory."""
+    """Return Alpaca's three columns, with earlier turns in LLaMA-Factory's additional columns."""
     row: dict[str, Any] = {
         "instruction": sample.instruction,
         "input": sample.input,

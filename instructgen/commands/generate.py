@@ -1,4 +1,4 @@
-"""The commands generate and rebuild: start or resume a run, and write the dataset of a run."""
+"""The commands `generate` (start or resume a run) and `rebuild` (write its dataset again)."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from instructgen.versions import OF_RUNS, versions
 
 @dataclass(frozen=True, slots=True)
 class RunFacts(JsonRecord):
-    """The facts of a run in its manifest.
+    """Facts about a run, for its manifest.
 
-    ``candidates`` is the sum of ``kept_instructions``, ``kept_rows`` and the rejected
-    candidates. ``not_expanded`` counts the kept instructions without rows; they are rejected
-    with this reason.
+    ``candidates`` is the sum of ``kept_instructions``, ``kept_rows`` and the number of rejected
+    candidates. ``not_expanded`` is the number of kept instructions for which no row was
+    generated; they are in ``rejected/`` with this reason.
     """
 
     run: str
@@ -73,9 +73,10 @@ class RunFacts(JsonRecord):
 class GenerateResult:
     """The result of a run.
 
-    ``facts`` are those of all sessions of the run; ``asked`` (the number of requests),
-    ``seconds``, ``tokens_per_s`` and ``idle_share`` are those of this session. ``unchanged`` is
-    true if the same dataset already existed. ``hint`` is advice for a model that does not
+    ``facts`` are about all sessions of the run. ``asked`` (the number of requests), ``seconds``,
+    ``tokens_per_s`` and ``idle_share`` (the fraction of time in which the engine was idle) are
+    about this session. ``healed`` describes a repair of the journal. ``unchanged`` is true if
+    the same dataset already existed. ``hint`` is advice for the case that the model does not
     follow the format of the method.
     """
 
@@ -102,12 +103,13 @@ class GenerateResult:
 def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateResult:
     """Expand seed tasks into a dataset of ``target`` accepted rows.
 
-    The same call resumes a run that was stopped. A higher target continues a finished run.
+    Repeat the same call to resume a run that was stopped. Pass a higher target to continue a
+    finished run.
 
     Raises:
         InputError: a seed file is invalid.
         ConfigError: an option or the recipe is invalid.
-        RunError: the folder contains another run, or is in use.
+        RunError: the folder contains a different run or other files, or is in use.
         EngineError: the engine cannot start or continue; the run can be resumed.
         StorageError: the files cannot be written; the run can be resumed.
     """
@@ -122,7 +124,7 @@ def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateRe
 
 
 def _generated(run: Run, session: Session, watch: Watch | None) -> int:
-    """Run the loop to its end and record what the session used; return engine restarts."""
+    """Run the loop to its end, record the usage, and return the number of engine restarts."""
     supervisor = Supervisor(session.loop.config.engine)
     try:
         run_loop(session.loop, run, supervisor, session, watch)
@@ -136,12 +138,12 @@ def _generated(run: Run, session: Session, watch: Watch | None) -> int:
 
 @command(RebuildOptions, "run")
 def rebuild(options: RebuildOptions, watch: Watch | None = None) -> GenerateResult:
-    """Write the dataset of a run again from its journal, without an engine.
+    """Write the dataset of a run again from the completions in its journal, without an engine.
 
-    The dataset of an interrupted run contains the rows of all complete batches.
+    For an interrupted run, the dataset contains the rows from all complete batches.
 
     Raises:
-        RunError: the folder is not a run, is in use, or was generated with other code.
+        RunError: the folder is not a run or is in use, or the code of a plug-in has changed.
         DamagedFileError: the journal is damaged.
         StorageError: the files cannot be written.
     """
@@ -163,17 +165,17 @@ def _reject_fewer_rows(folder: Path, rows: int, hint: str) -> None:
     existing = sum(part.rows for part in files if part.path.startswith("data/"))
     if existing > rows:
         raise RunError(
-            f"{folder} contains a dataset of {existing:,} rows; this would reduce it to {rows:,}.",
+            f"{folder} contains a dataset of {existing:,} rows; it would be reduced to {rows:,}.",
             hint,
         )
 
 
 def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
-    """Return the validated configuration of these options and their recipe.
+    """Return the validated configuration that the options and their recipe specify.
 
     Args:
         options: the options of generate or preview.
-        batch_size: the batch size if the options do not set one.
+        batch_size: the batch size to use if the options do not set one.
 
     Raises:
         ConfigError: a key or value is invalid.
@@ -184,7 +186,7 @@ def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
             "generate": {
                 "target": options.target,
                 "seed": options.seed,
-                "batch_size": options.batch_size or batch_size,
+                "batch_size": batch_size if options.batch_size is None else options.batch_size,
                 "max_tokens_total": options.max_tokens_total,
             },
             "method": {"name": options.method},
@@ -198,14 +200,14 @@ def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
 
 
 def seeds_for(options: PreviewOptions) -> tuple[list[Sample], list[Any]]:
-    """Return the seeds that the options name, and the invalid rows; see `read_seeds`."""
+    """Read the seeds that the options name; return them and the invalid rows, as `read_seeds`."""
     return read_seeds(options.seeds, options.license, options.language, options.on_bad_row)
 
 
 def read_seeds(
     paths: Sequence[Path], license: str, language: str, on_bad_row: OnBadRow
 ) -> tuple[list[Sample], list[Any]]:
-    """Return the seeds of files and dataset folders, and the invalid rows.
+    """Read seeds from files and dataset folders; return them and the invalid rows.
 
     Only the training rows of a dataset with splits are read, so that no prompt contains an
     evaluation row.
@@ -220,11 +222,13 @@ def read_seeds(
     for folder in folders:
         if shape_of(folder) != "instructions":
             raise InputError(
-                "contains preferences.", path=folder, hint="Give a dataset of instructions."
+                "contains preference rows, but seeds must be instruction rows.",
+                path=folder,
+                hint="Use a dataset of instruction rows.",
             )
         samples += read_samples(folder, split=training_split(folder))
     if not samples:
-        raise ConfigError("--seeds: no row is valid.", "Give seed tasks.")
+        raise ConfigError("--seeds: no row is valid.", "Use files with valid seed tasks.")
     return samples, invalid
 
 
@@ -237,18 +241,18 @@ def _is_folder(path: Path) -> bool:
 
 
 def reopen(run: Run) -> Loop:
-    """Return the loop of a recorded run in its initial state.
+    """Return the generation loop of a recorded run, in its initial state.
 
     Raises:
-        RunError: the run was generated with different code of a plug-in.
+        RunError: the code of a plug-in has changed since the run was generated.
     """
     config = from_recorded(run.info.config, run.folder)
     before: Any = run.info.config["plugins"]
     now = config.plugins()
     if changed := [n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]:
         raise RunError(
-            f"{run.folder} was generated with different code of the plug-in {changed[0]}.",
-            "Install the plug-in version that run.json names.",
+            f"{run.folder}: the code of the plug-in {changed[0]} has changed since this run.",
+            "Install the version of the plug-in that run.json names.",
         )
     seeds = [sample_of(row) for row in run.seeds()]
     return Loop(config, form_of(run), seeds, run.id)
@@ -259,7 +263,7 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
     """Resume the run in a folder, or start a new one.
 
     Raises:
-        RunError: the folder contains something else, or a run with other settings.
+        RunError: the folder contains other files, or a run with different settings.
         ConfigError: the prompt style requires a chat template, and the model has none.
     """
     recorded = config.recorded()
@@ -306,14 +310,14 @@ def _check_same_run(folder: Path, config: Config, info: RunInfo, digest: str) ->
         changed.append(f"the seeds ({info.seeds.rows} rows before, different rows now)")
     if changed:
         raise RunError(
-            f"{folder} contains a run with other settings: {'; '.join(changed)}.",
-            "Give the same settings to resume the run, or give another --out.",
+            f"{folder} contains a run with different settings: {'; '.join(changed)}.",
+            "Use the same settings to resume the run, or use another --out.",
         )
-    _reject_fewer_rows(folder, config.generate.target, "Give the same --target or a higher one.")
+    _reject_fewer_rows(folder, config.generate.target, "Use the same --target or a higher one.")
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by ``table.key``; a nested table or a filter is one value."""
+    """Return the settings as a dict keyed by ``table.key``; a nested table is one value."""
     tables = ("generate", "method", "engine")
     flat = {f"{t}.{k}": v for t in tables for k, v in config[t].items()}
     flat |= {f"plugins.{name}": part for name, part in config.get("plugins", {}).items()}
@@ -337,7 +341,7 @@ def _decide_form(config: Config) -> PromptSetup:
 
 
 def form_of(run: Run) -> PromptSetup:
-    """Return the prompt setup of a run, as decided when it started."""
+    """Return the prompt setup that was decided when the run started."""
     form: dict[str, Any] = run.info.form
     return PromptSetup(**form)
 
@@ -345,7 +349,7 @@ def form_of(run: Run) -> PromptSetup:
 def _write(run: Run, session: Session, restarts: int, invalid_seeds: int) -> GenerateResult:
     loop = session.loop
     rejected = loop.finish()
-    stopped = loop.stopped or Stop("interrupted", "the journal ends here; generate resumes the run")
+    stopped = loop.stopped or Stop("interrupted", "the run was interrupted; generate resumes it")
     facts = facts_of(loop, rejected, stopped)
     rejections = rejections_of(loop)
     before = manifest_bytes(run.folder)
@@ -379,7 +383,7 @@ def _write(run: Run, session: Session, restarts: int, invalid_seeds: int) -> Gen
 
 
 def facts_of(loop: Loop, rejected: Sequence[Rejected], stopped: Stop) -> RunFacts:
-    """Return the facts of a run, which count every candidate by its outcome."""
+    """Return the facts of a run, in which each candidate is counted by its outcome."""
     t = loop.tally
     return RunFacts(
         run=loop.run_id,

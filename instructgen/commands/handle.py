@@ -1,4 +1,4 @@
-"""Opens a dataset folder for Python sessions and notebooks; it does not change the folder."""
+"""Gives Python sessions and notebooks read-only access to a dataset folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DatasetHandle:
 
     Attributes:
         path: the dataset or run folder.
-        manifest: the contents of manifest.json: rows, rejections, license counts, parts.
+        manifest: the contents of manifest.json, such as the numbers of rows and rejections.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +37,7 @@ class DatasetHandle:
         self.manifest: Manifest = manifest_in(path)
 
     def __len__(self) -> int:
-        """Return the number of rows, without the rejected ones."""
+        """Return the number of rows, not counting rejected rows."""
         return self.manifest.rows
 
     @property
@@ -46,33 +46,35 @@ class DatasetHandle:
         return splits_of(self.path)
 
     def rows(self, table: str = "data") -> Iterator[dict[str, Any]]:
-        """Yield the rows in order; those of ``table="rejected"`` have a filter and a reason.
+        """Yield the kept rows in order or, with ``table="rejected"``, the rejected rows.
+
+        Rejected rows have the additional columns ``filter`` and ``reason``.
 
         Raises:
-            DamagedFileError: a part is damaged or missing.
+            DamagedFileError: a Parquet file is damaged or missing.
         """
         return read_rows(self.path, table)
 
     def samples(self, split: str | None = None) -> Iterator[Sample]:
-        """Yield the rows of a split, or of all, as `instructgen.schema.sample.Sample`."""
+        """Yield the rows of one split, or all rows, as `instructgen.schema.sample.Sample`."""
         return read_samples(self.path, split=split)
 
     def to_pandas(self, table: str = "data") -> Any:
-        """Return all rows as a pandas DataFrame.
+        """Return the kept or, with ``table="rejected"``, the rejected rows as a pandas DataFrame.
 
         Raises:
-            DamagedFileError: a part is damaged or missing.
+            DamagedFileError: a Parquet file is damaged or missing.
         """
         import pyarrow as pa
 
         return pa.Table.from_batches(list(read_batches(self.path, table))).to_pandas()
 
     def to_datasets(self) -> Any:
-        """Return a `datasets.Dataset`, or a `datasets.DatasetDict` if there are splits.
+        """Return the rows as a `datasets.Dataset`, or a `datasets.DatasetDict` if there are splits.
 
         Raises:
             ConfigError: the package datasets is not installed.
-            DamagedFileError: a part is damaged or missing.
+            DamagedFileError: a Parquet file is damaged or missing.
         """
         import pyarrow as pa
 
@@ -98,12 +100,12 @@ class DatasetHandle:
         """Explain where a row comes from and why it was kept or rejected.
 
         Raises:
-            InputError: no row has this id.
+            InputError: no row has this ID.
         """
         return explain(self.path, row_id)
 
     def __repr__(self) -> str:
-        """Return the path and the numbers of rows."""
+        """Return the path and the numbers of kept and rejected rows."""
         m = self.manifest
         return f"<instructgen dataset {self.path}: {m.rows:,} rows, {m.rejected:,} rejected>"
 
@@ -133,9 +135,9 @@ def open_dataset(path: str | Path) -> DatasetHandle:
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        raise InputError("does not exist.", path=folder, hint="Check the path.")
+        raise InputError("the path does not exist.", path=folder, hint="Check the path.")
     if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder.", "Give a dataset folder.")
+        raise RunError(f"{folder} is not a folder.", "Pass a dataset folder.")
     return DatasetHandle(folder)
 
 

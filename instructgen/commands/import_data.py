@@ -1,6 +1,6 @@
-"""The command import: reads data in a known format, and writes it as a dataset.
+"""The command `import`: reads data in a supported format, and writes it as a dataset.
 
-Every row is kept, or rejected with its line and a reason.
+Every row is kept or rejected. For a rejected row, its line and the reason are recorded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from instructgen.store import InputRef, Provenance, digest_of
 
 @dataclass(frozen=True, slots=True)
 class ImportFacts(JsonRecord):
-    """The format, the unit that it counts, and the numbers of units read and used."""
+    """Facts about an import, for the manifest.
+
+    ``read`` and ``used`` count what ``unit`` names, such as ``rows`` or ``messages``.
+    """
 
     format: str
     unit: str
@@ -43,14 +46,14 @@ class ImportFacts(JsonRecord):
 
 @command(ImportOptions, "path", "out", "format")
 def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[ImportFacts]:
-    """Read data in a known format, and write it as a dataset.
+    """Read data in a supported format, and write it as a dataset.
 
     If the folder already contains the same dataset, nothing is written.
 
     Raises:
         InputError: the file or a row is invalid.
         ConfigError: an option is invalid.
-        RunError: the output folder contains something else.
+        RunError: the output folder contains anything other than this dataset.
         StorageError: the files cannot be written.
     """
     license = check_license(options.license) if options.license else ""
@@ -68,7 +71,7 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
     }
     reading = read(options.path, format, split=options.split, **terms)
     if format is None and (options.shape or options.take):
-        # The format was recognized by its fields. Now it gets the options of the user.
+        # The format was detected from the fields of the rows, so the options are applied only now.
         reading.format = type(reading.format)(options.shape, options.take)
     shape = reading.format.shape
     assert shape is not None  # The format has set its default.
@@ -81,11 +84,11 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
 def _check_texts(*texts: str) -> None:
     for text in texts:
         if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ConfigError(f"{text[:40]!r} is not valid UTF-8.", "Write it in UTF-8.")
+            raise ConfigError(f"{text[:40]!r} is not valid UTF-8.", "Pass it as UTF-8.")
 
 
 def _provenance(options: ImportOptions, format: Format, terms: Mapping[str, Any]) -> Provenance:
-    """Return all that determines the dataset: the file, its format, and defaults for rows."""
+    """Return everything that determines the dataset: the file, its format, and row defaults."""
     path = options.path
     ref = InputRef(str(path), split=options.split)
     if path.exists():
@@ -135,15 +138,15 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
                 watch(Progress("read", reading.used + reading.others))
     flush()
     if output.rejected != reading.others or reading.used + reading.others != reading.units:
-        raise RuntimeError("the row counts are inconsistent; please report the format of this file")
+        raise RuntimeError("the row counts are inconsistent; please report a bug with this file")
     facts = ImportFacts(reading.format.name, reading.format.unit, reading.units, reading.used)
     rejections = output.rejections()
     sections = [
         "## Rows read",
         "",
         f"{facts.read:,} {facts.unit} were read in the format `{facts.format}`; {facts.used:,} "
-        f"are part of a row. The other {reading.others:,} are in `rejected/`, each with its line "
-        "and a reason.",
+        f"of them are part of a kept row. The other {reading.others:,} are in `rejected/`, each "
+        "with its line and a reason.",
         "",
         *(rejected_table(rejections) if rejections else ()),
     ]

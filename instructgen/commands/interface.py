@@ -1,8 +1,8 @@
-"""Declares a command: one class of options and one function that takes it.
+"""Defines how a command is declared: with a class of options, and a function that takes them.
 
-The command line builds its flags from the class (cli/flags.py), `command` builds the Python
-function, pipelines check their steps with it, and docs/commands.md lists it. This module does
-not depend on any particular command.
+From the class, the command line builds the flags (cli/flags.py), and `command` builds the Python
+function. Pipelines check their steps with it, and docs/commands.md lists the options. This module
+does not depend on any particular command.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ class Options(BaseModel):
     """The options of one command; each field is a flag, a Python parameter and a pipeline key.
 
     Attributes:
-        renamed: new field names by old ones, for the message about an old name.
+        renamed: the new name of a field by its old name, for the message about an old name.
+        open_keys: the keyword arguments that ``open_field`` may contain.
         open_field: the field that receives keyword arguments that are not fields.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     renamed: ClassVar[Mapping[str, str]] = {}
     open_field: ClassVar[str | None] = None
+    open_keys: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
-        """Build the options from values by field name.
+        """Validate values, given by field name, and return them as options.
 
         Raises:
-            ConfigError: a value is invalid, missing or unknown; one line per problem, each
-                with the command-line flag.
+            ConfigError: a value is invalid or missing, or a name is unknown; the message has one
+                line per problem, which starts with the command-line flag.
         """
         known = list(cls.model_fields)
         for name in values:
@@ -75,7 +77,7 @@ def option(
     takes: str = "",
     **bounds: Any,
 ) -> Any:
-    """Declare a field of `Options` that is a flag.
+    """Declare a field of `Options` that is a flag on the command line.
 
     Args:
         default: the default value; ``...`` if the option is required.
@@ -83,11 +85,12 @@ def option(
         flag: the flag, if it differs from the field's name with dashes.
         metavar: the name of the value in the help.
         shown: the default to show in the help, if it differs from ``default``.
-        many: how the command line takes several values: ``repeat`` the flag,
-            ``words`` after the flag, ``commas``, or NAME=VALUE ``pairs`` or ``settings``.
+        many: how several values are passed on the command line: ``repeat`` the flag, ``words``
+            after the flag, ``commas`` between them, or repeated NAME=VALUE (``pairs``,
+            ``settings`` or ``numbers``).
         takes: ``rows`` if Python may pass a DataFrame or a list of dicts in place of a
             file, ``recipe`` if it may pass a dict.
-        bounds: constraints of pydantic, such as ``ge``.
+        bounds: bounds of a number, as in `pydantic.Field`, such as ``ge``.
     """
     facts: dict[str, JsonValue] = {
         "flag": flag,
@@ -102,7 +105,7 @@ def option(
 def argument(
     help: str, *, metavar: str, many: bool = False, takes: str = "", default: Any = ...
 ) -> Any:
-    """Declare a field of `Options` that is a positional argument; see `option`."""
+    """Declare a field of `Options` that is positional on the command line; see `option`."""
     facts: dict[str, JsonValue] = {
         "argument": True,
         "metavar": metavar,
@@ -113,15 +116,15 @@ def argument(
 
 
 def inherited(model: type[BaseModel], name: str, **facts: Any) -> Any:
-    """Declare an option that sets a key of a recipe's table, without repeating the default.
+    """Declare an option that overrides a key of a recipe's table.
 
-    The option's own default is None, which means the recipe's value. Help and bounds are
-    those of the key.
+    The default of the option is None, which means that the recipe's value applies. The help and
+    the bounds are those of the key.
 
     Args:
-        model: the class of the table.
+        model: the pydantic class of the table.
         name: the key.
-        facts: arguments of `option` that replace those of the key.
+        facts: arguments of `option`, which replace those of the key.
     """
     field = model.model_fields[name]
     if "shown" not in facts and field.default not in (None, ""):
@@ -132,7 +135,7 @@ def inherited(model: type[BaseModel], name: str, **facts: Any) -> Any:
 
 
 class _Bounds:
-    """Marks an option that has the bounds of a recipe's key."""
+    """Marks an option that has the same bounds as a key of a recipe."""
 
     def __init__(self, field: FieldInfo) -> None:
         self.field = field
@@ -163,12 +166,12 @@ _LIMITS = {
 
 
 def sentence(text: str) -> str:
-    """Return a description as a sentence: capitalized and with a period."""
+    """Return a description as a sentence, capitalized and with a final period."""
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
 def facts_of(field: FieldInfo) -> Mapping[str, Any]:
-    """Return the arguments with which `option` or `argument` declared a field."""
+    """Return the command-line facts of a field, as passed to `option` or `argument`."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     return cast(Mapping[str, Any], extra["cli"])
@@ -183,10 +186,10 @@ def flag_of(options: type[Options], name: str) -> str:
 
 
 class Command(Protocol[R_co]):
-    """A function that `command` returned.
+    """A command as a Python function, created by the decorator `command`.
 
-    Call it with the options as arguments, or with one options object. ``run`` takes the
-    options object only; its error messages name the flags of the command line.
+    Call it with the options as arguments, or with one options object. ``run`` takes only an
+    options object, and its error messages name command-line flags, not Python parameters.
     """
 
     options: type[Options]
@@ -235,7 +238,7 @@ def _named(
     options: type[Options], positional: Sequence[str], args: Sequence[Any], values: dict[str, Any]
 ) -> dict[str, Any]:
     if len(args) > len(positional):
-        raise TypeError(f"takes {len(positional)} positional arguments, not {len(args)}")
+        raise TypeError(f"expected at most {len(positional)} positional arguments, not {len(args)}")
     named = dict(zip(positional, args, strict=False))
     if both := [name for name in named if name in values]:
         raise TypeError(f"multiple values for {both[0]!r}")
@@ -248,14 +251,14 @@ def _named(
     if others:
         settings = named.get(rest) or {}
         if isinstance(settings, BaseModel):
-            raise TypeError(f"give {rest} or single settings such as {next(iter(others))}")
+            raise TypeError(f"pass {rest} or single settings ({next(iter(others))}), not both")
         named[rest] = {**settings, **others}
     return named
 
 
 @contextmanager
 def _files(options: type[Options], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the values, with rows and recipes that are Python objects replaced by files."""
+    """Yield the values; rows and recipes that are Python objects are replaced by files."""
     with ExitStack() as stack:
         folder: Path | None = None
         replaced = dict(values)
@@ -283,7 +286,7 @@ def _is_data(value: Any, takes: str) -> bool:
 
 
 def _written(value: Any, takes: str, folder: Path) -> Any:
-    """Write a value to files named by content, so that equal rows are the same input."""
+    """Write a value to a file; rows are named by their digest, so equal rows are the same input."""
     if takes == "recipe":
         import tomli_w
 
@@ -306,9 +309,11 @@ def _written(value: Any, takes: str, folder: Path) -> Any:
 
 
 def _in_python(options: type[Options]) -> dict[str, str]:
-    """Return the Python parameters by the flags of a command, with the longest flag first."""
+    """Return the Python parameter of each flag of a command, with the longest flags first."""
     names = {flag_of(options, name): name for name in options.model_fields}
     flags = {flag: name for flag, name in names.items() if flag.startswith("--")}
+    if options.open_field is not None:
+        flags |= {f"--{key.replace('_', '-')}": key for key in options.open_keys}
     # An argument has no flag; its messages begin with the name that the usage line shows.
     flags |= {f"{name}: ": f"{names[name]}: " for name in names if not name.startswith("--")}
     return dict(sorted(flags.items(), key=lambda item: -len(item[0])))
@@ -347,7 +352,7 @@ def _documented(options: type[Options], positional: Sequence[str], run: Callable
     lines = [
         f"    {name}: {options.model_fields[name].description}" for name in (*positional, *others)
     ]
-    lines.append("    watch: Called with progress.")
+    lines.append("    watch: A function that is called with the progress.")
     return "\n".join(
         [about.rstrip(), "", "Args:", *lines, "", f"{marker.strip()}{raises}"]
     ).rstrip()

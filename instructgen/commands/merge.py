@@ -1,7 +1,7 @@
-"""The command merge: mixes datasets into one, with the license obligations of the mix.
+"""The command `merge`: mixes several datasets into one.
 
-The inputs are read twice: first to decide which rows are taken, then to write them. Rows are
-sorted on disk, so that memory does not grow with the size of the mix.
+The inputs are read twice: first to decide which rows the mix contains, then to write them. Rows
+are sorted on disk, so that memory use does not grow with the size of the mix.
 """
 
 from __future__ import annotations
@@ -51,17 +51,20 @@ from instructgen.store import (
 
 _ROWS_PER_BUCKET = 20_000
 _NOT_DRAWN = Rejection(
-    "mix", "not_drawn", "the mix takes only some of these rows, and this one was not drawn"
+    "mix", "not_drawn", "the mix contains a random sample of these rows, and this row was not drawn"
 )
 _EVALUATION = {"validation", "test"}
 _HELD_OUT = Rejection(
-    "mix", "held_out", "its question, or a similar one, is in an evaluation split"
+    "mix", "held_out", "the same question, or a similar one, is in an evaluation split"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """The row counts of a source, category or language: read, taken, and taken with copies."""
+    """The row counts of one source, category or language.
+
+    ``rows`` were read, and ``taken`` of them are in the mix. ``with_copies`` includes copies.
+    """
 
     name: str
     rows: int
@@ -71,7 +74,11 @@ class Stratum:
 
 @dataclass(frozen=True, slots=True)
 class MergeFacts(JsonRecord):
-    """The numbers of rows read and taken; ``by`` is the property that defines the strata."""
+    """Facts about a merge, for the manifest.
+
+    ``read`` rows were read, and ``taken`` of them are in the mix. ``strata`` counts the rows by
+    the property ``by``, which is the source, category or language.
+    """
 
     read: int
     taken: int
@@ -83,15 +90,15 @@ class MergeFacts(JsonRecord):
 def merge(options: MergeOptions, watch: Watch | None = None) -> Derived[MergeFacts]:
     """Mix datasets into one.
 
-    The evaluation splits of inputs are kept. No training row of the mix has the same question
-    as an evaluation row, or a similar question.
+    Rows in the validation or test split of an input stay in that split. Training rows whose
+    question is the same as that of an evaluation row, or similar to it, are rejected.
 
     Raises:
         InputError: an input does not exist, or all rows were rejected.
         ConfigError: the recipe or ``require`` is invalid, or the recipe splits an input that
             already has splits.
-        RunError: an input is not a complete dataset, or the output folder contains something
-            else.
+        RunError: an input is not a complete dataset, or the output folder contains anything
+            other than this dataset.
         StorageError: the files cannot be written.
     """
     recipe = options.recipe
@@ -127,7 +134,8 @@ class _Merge:
         splits_rows = bool(split.validation or split.test)
         if with_splits is not None and splits_rows:
             raise ConfigError(
-                f"{with_splits} already has splits, which merge keeps.", "Remove [split]."
+                f"{with_splits} already has splits, so [split] cannot create new ones.",
+                "Remove [split] from the recipe.",
             )
         self.splits = SPLITS if splits_rows or with_splits is not None else ("part",)
 
@@ -160,7 +168,7 @@ class _Merge:
     def _sides(
         self, taken: dict[int, int], groups: SplitGroups, evaluation: dict[int, str]
     ) -> tuple[dict[int, int], dict[int, str]]:
-        """Return the number of copies of each row, and its split."""
+        """Return the number of copies of each row, and the split of each row."""
         if len(self.splits) == 1:
             return taken, dict.fromkeys(taken, "part")
         sides = (
@@ -170,8 +178,8 @@ class _Merge:
         )
         if "train" not in sides.values():
             raise InputError(
-                "the split leaves no training rows.",
-                hint="Lower the shares in [split], or take more rows.",
+                "[split] leaves no training rows.",
+                hint="Use smaller fractions in [split], or more rows.",
             )
         # A second copy of an evaluation row would not add information.
         return {row: n if sides[row] == "train" else 1 for row, n in taken.items()}, sides
@@ -199,7 +207,7 @@ class _Merge:
         sides: dict[int, str],
         held_out: set[int],
     ) -> None:
-        """Store each row on disk with its position in the mix, then write the rows by position."""
+        """Save rows to temporary files by their positions in the mix, then write them in order."""
         order = [row for row in sorted(taken) for _ in range(taken[row])]
         if self.mix.shuffle:
             random.Random(digest(self.mix.seed, "shuffle")).shuffle(order)
@@ -255,10 +263,10 @@ def _sections(
     return [
         "## Mix",
         "",
-        f"{facts.read:,} rows were read, and {facts.taken:,} of them taken. "
-        "The others are in `rejected/`, each with its reason.",
+        f"{facts.read:,} rows were read, and {facts.taken:,} of them are in the mix. "
+        "The others are in `rejected/`, each with the reason.",
         "",
-        *table((facts.by, "rows", "taken", "with copies"), strata),
+        *table((facts.by, "rows read", "in the mix", "with copies"), strata),
         "",
         *([*table(("split", "different rows"), sizes), ""] if sizes else []),
         *(rejected_table(rejections) if rejections else ()),

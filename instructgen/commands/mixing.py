@@ -1,7 +1,7 @@
-"""Decides how many rows of each source, category or language a mix takes, and their splits.
+"""Decides how many rows of each source, category or language a mix contains, and their splits.
 
-This module works on row numbers. It keeps the text of questions only to find similar ones,
-which must be in the same split.
+This module uses row numbers instead of rows. It stores the text of questions only to find
+similar ones, which must be in the same split.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEXTS_AT_ONCE = 2048
 
 
 class MixOptions(BaseModel):
-    """The recipe's table [mix]."""
+    """Options in a recipe's table [mix]."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,22 +35,26 @@ class MixOptions(BaseModel):
         None,
         ge=1,
         le=10**9,
-        description="number of rows of the mix; default: as many as the shares allow",
+        description="Number of rows in the mix; default: as many as the proportions allow.",
     )
     by: Literal["source", "category", "language"] = Field(
-        "source", description="property of rows to which weights, caps and temperature apply"
+        "source", description="Property of rows that weights, caps and temperature apply to."
     )
-    weights: dict[str, float] = Field({}, description="weight by name; default: 1")
-    caps: dict[str, int] = Field({}, description="maximum number of rows by name")
+    weights: dict[str, float] = Field(
+        {}, description="Weight by name, such as the name of a source; default: 1."
+    )
+    caps: dict[str, int] = Field(
+        {}, description="Maximum number of rows by name, such as the name of a source."
+    )
     temperature: float = Field(
         1.0,
         ge=0.1,
         le=1e9,
-        description="shares are proportional to size to the power of 1/temperature",
+        description="Proportions are row counts to the power of 1/temperature, normalized.",
     )
-    repeat: int = Field(1, ge=1, le=1000, description="maximum number of copies of a row")
-    shuffle: bool = Field(True, description="shuffle the rows; false: keep the order of the inputs")
-    seed: int = Field(0, ge=0, lt=2**63, description="random seed")
+    repeat: int = Field(1, ge=1, le=1000, description="Maximum number of copies of a row.")
+    shuffle: bool = Field(True, description="Shuffle the rows. false keeps the input order.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
@@ -64,23 +68,23 @@ class MixOptions(BaseModel):
 
 
 class SplitOptions(BaseModel):
-    """The recipe's table [split]."""
+    """Options in a recipe's table [split]."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    validation: float = Field(0.0, ge=0, lt=1, description="share of rows in this split")
-    test: float = Field(0.0, ge=0, lt=1, description="share of rows in this split")
+    validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the rows in this split.")
+    test: float = Field(0.0, ge=0, lt=1, description="Fraction of the rows in this split.")
     near: float = Field(
         0.7,
         ge=0.05,
         lt=1,
-        description="rows whose questions have a higher Jaccard similarity are in the same split",
+        description="Rows whose questions have a higher Jaccard similarity stay in the same split.",
     )
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> Self:
         if self.validation + self.test >= 1:
-            raise ValueError("validation and test must have a sum below 1")
+            raise ValueError("the sum of validation and test must be less than 1")
         return self
 
 
@@ -104,10 +108,10 @@ class Strata:
 
 
 def copies(strata: Strata, options: MixOptions) -> dict[int, int]:
-    """Return the number of copies of each row in the mix; rows that are not taken are missing.
+    """Return the number of copies of each row of the mix; other rows are not in the result.
 
     Raises:
-        ConfigError: no row has a name in ``weights`` or ``caps``.
+        ConfigError: ``weights`` or ``caps`` contains a name that no row has.
     """
     for table, values in (("weights", options.weights), ("caps", options.caps)):
         for name in values:
@@ -130,11 +134,12 @@ def copies(strata: Strata, options: MixOptions) -> dict[int, int]:
 
 
 def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
-    """Return the number of rows, with copies, that the mix takes from each stratum.
+    """Return the number of rows in the mix, including copies, from each stratum.
 
-    Shares are proportional to weight times size to the power of 1/temperature (Arivazhagan
-    et al. 2019). If the cap or the size of a stratum is below its share, the other strata
-    provide the missing rows, in proportion to their shares.
+    A stratum consists of the rows of one source, category or language. Its fraction of the mix is
+    proportional to weight times size to the power of 1/temperature (Arivazhagan et al. 2019). If
+    its cap or size does not allow that fraction, the others provide the missing rows, in
+    proportion to their own fractions.
     """
     names = sorted(sizes)
     limit = {
@@ -150,7 +155,7 @@ def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
     if options.rows is None:
         if plain:
             return {n: min(sizes[n], limit[n]) for n in names}
-        # The largest mix with these shares in which no stratum exceeds its limit.
+        # The largest mix with these proportions in which no stratum exceeds its limit.
         total = sum(weight[n] for n in open_)
         rows = min((limit[n] * total / weight[n] for n in open_), default=0.0)
     else:
@@ -179,8 +184,8 @@ def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
 class SplitGroups:
     """Finds groups of rows that must be in the same split.
 
-    These are rows with the same ``origin.group``, such as the paths of one tree, with the same
-    question, or with similar questions.
+    Rows are in a group if they have the same ``origin.group``, such as dialogues of the same
+    message tree, the same question, or similar questions.
     """
 
     def __init__(self, options: SplitOptions) -> None:
@@ -206,7 +211,7 @@ class SplitGroups:
                 self._texts.append(question)
 
     def sides(self, rows: Sequence[int], seed: int) -> dict[int, str]:
-        """Return a random split for each row, the same one for all rows of a group."""
+        """Return a random split for each row, which is the same for all rows of a group."""
         label = self._components(max(rows, default=-1) + 1)
         members: dict[int, list[int]] = {}
         for row in rows:
@@ -226,7 +231,7 @@ class SplitGroups:
         return side
 
     def near(self, rows: Mapping[int, str]) -> set[int]:
-        """Return all other rows that are in a group with one of these rows."""
+        """Return the rows that are in the same group as any of ``rows``, without ``rows``."""
         label = self._components(self._count)
         groups = {int(label[row]) for row in rows}
         return {row for row in range(self._count) if int(label[row]) in groups} - rows.keys()

@@ -1,7 +1,7 @@
 """The options of every command: names, types, defaults, bounds and help in one place.
 
-The flags of the command line, the Python functions, the checks of pipelines and
-docs/commands.md are derived from these classes. The commands themselves are in other files.
+The command-line flags, the Python functions, the validation of pipelines and docs/commands.md
+are derived from these classes. The code that runs the commands is in other files.
 """
 
 from __future__ import annotations
@@ -21,56 +21,76 @@ from instructgen.training.options import OPTIONS, SftOptions, Trainer, TrainerOp
 
 
 def _listed(value: Any) -> Any:
-    """Return a single name or path as a tuple of one."""
+    """Put a single name or path into a tuple; return other values unchanged."""
     return (value,) if isinstance(value, str | Path) else value
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_listed)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-# Trainer options passed as an object set only its explicit fields, so a recipe can set others.
+_SETTINGS = frozenset(key for model in OPTIONS.values() for key in model.model_fields)
+# Only the fields that a settings object sets explicitly, so that a recipe can set the others.
 Settings = Annotated[
     dict[str, Any],
     BeforeValidator(
         lambda v: v.model_dump(exclude_unset=True) if isinstance(v, TrainerOptions) else v
     ),
 ]
-# The name or path of a recipe. A dict has been written to a file before (see `command`).
+# The name or path of a recipe. A dict was already written to a file (see `command`).
 RecipeName = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
 
-_DATASET_OUT = "Output folder of the dataset. An identical dataset in it is not rewritten."
-_RECIPE = option("default", "Filters and settings: the name of a recipe, or a TOML file.",
-                 metavar="NAME_OR_FILE", takes="recipe")  # fmt: skip
-_LICENSE = option("", "License (SPDX) for rows that do not specify one.", metavar="SPDX")
-_LANGUAGE = option("", "Language (ISO 639) for rows that do not specify one.", metavar="CODE")
-_ON_BAD_ROW = option("fail", "Whether an invalid row ends the command or is rejected.")
+_HUB = "a folder, or the name of a model on the Hugging Face Hub"
+_DATASET_OUT = (
+    "Output folder for the dataset. If it already contains the same dataset, nothing is written."
+)
+_RECIPE = option(
+    "default",
+    "Recipe with filters and settings: the name of a built-in recipe, or a TOML file.",
+    metavar="NAME_OR_FILE",
+    takes="recipe",
+)
+_LICENSE = option("", "License (SPDX identifier) for rows that do not specify one.", metavar="SPDX")
+_LANGUAGE = option("", "Language (ISO 639 code) for rows that do not specify one.", metavar="CODE")
+_ON_BAD_ROW = option(
+    "fail",
+    "What to do when a row is invalid: stop with an error (fail), or reject the row and continue "
+    "(reject).",
+)
 _ENDPOINT = option(
     None,
-    "URL of the server for the openai engine. The API key is sent to it.",
+    "URL of the server for the engine openai. The API key is sent to this server.",
     metavar="URL",
-    shown="OPENAI_BASE_URL",
+    shown="environment variable OPENAI_BASE_URL",
 )
-_MODEL = option(
-    None, "Base model: a folder or a Hub name.", metavar="PATH_OR_HUB", shown="smollm2, embedded"
+_FORMAT = option(
+    "chat",
+    "Prompt format. chat: the tokenizer's chat template; alpaca or dolly: prompts for base models.",
 )
-_FORMAT = option("chat", "Prompt format of rows.")
 _PAD_TOKEN = option(
-    None, "Padding token for tokenizers that have none, such as eos.", metavar="TOKEN"
+    None,
+    "Padding token for a tokenizer without one: a token of its vocabulary, or eos.",
+    metavar="TOKEN",
 )
+_DEFAULT_MODEL = "smollm2; with a GPU, HuggingFaceTB/SmolLM3-3B"
+_MODEL = option(None, f"Base model: {_HUB}.", metavar="PATH_OR_HUB", shown=_DEFAULT_MODEL)
 
 
 class PreviewOptions(Options):
-    """Options of `preview`; `generate` also has them."""
+    """Options of `preview`, which `generate` accepts too."""
 
     seeds: Paths = option(
-        ..., "Seed tasks: files in any known format, or datasets.", metavar="FILE", many="repeat",
+        ...,
+        "Seed tasks: files in any supported format, or dataset folders.",
+        metavar="FILE",
+        many="repeat",
         takes="rows",
-    )  # fmt: skip
+    )
     target: int = option(..., "Number of accepted rows to generate.", ge=1, le=10**9)
     model: str | None = option(
         None,
-        "Model: a folder, a Hub name, or the name of a model on the server.",
+        "Model that generates the rows: a folder, the name of a model on the Hugging Face Hub, or, "
+        "for the engine openai, the name of a model on the server.",
         metavar="NAME",
-        shown="smollm2, embedded",
+        shown=_DEFAULT_MODEL,
     )
     engine: str | None = option(
         None,
@@ -97,7 +117,9 @@ class PreviewOptions(Options):
 class GenerateOptions(PreviewOptions):
     """Options of `generate`."""
 
-    out: Path = option(..., "Run folder. An unfinished run in it is resumed.")
+    out: Path = option(
+        ..., "Output folder for the run. If it contains an unfinished run, that run is resumed."
+    )
 
 
 class ExplainOptions(Options):
@@ -105,9 +127,11 @@ class ExplainOptions(Options):
 
     renamed: ClassVar[Mapping[str, str]] = {"out": "data"}
 
-    data: Path = argument("Run or dataset folder.", metavar="RUN_OR_DATASET")
-    row_id: str = argument("Id of a row, from the columns id, nearest or origin.parents.",
-                           metavar="ROW_ID")  # fmt: skip
+    data: Path = argument("Folder of a run or dataset.", metavar="RUN_OR_DATASET")
+    row_id: str = argument(
+        "ID of the row to explain, from one of the columns id, nearest and origin.parents.",
+        metavar="ROW_ID",
+    )
 
 
 class RebuildOptions(Options):
@@ -115,7 +139,7 @@ class RebuildOptions(Options):
 
     renamed: ClassVar[Mapping[str, str]] = {"out": "run"}
 
-    run: Path = argument("Run folder.", metavar="RUN")
+    run: Path = argument("Folder of the run.", metavar="RUN")
 
 
 class ImportOptions(Options):
@@ -124,31 +148,33 @@ class ImportOptions(Options):
     renamed: ClassVar[Mapping[str, str]] = {"source": "format"}
 
     path: Path = argument(
-        "File (.jsonl, .json, .csv or .parquet; text also .gz or .zst), or ORG/NAME on the Hub.",
+        "File to read, or name of a dataset on the Hugging Face Hub (ORG/NAME). Files are .jsonl, "
+        ".json, .csv or .parquet; all but .parquet can be compressed (.gz or .zst).",
         metavar="PATH_OR_HUB",
         takes="rows",
     )
     out: Path = option(..., _DATASET_OUT)
     format: str | None = argument(
-        "Format of the file. By default, it is recognized by the fields.",
+        "Format of the file. By default, it is detected from the fields of the rows.",
         metavar="[FORMAT]",
         default=None,
     )
     mapping: dict[str, str] = option(
         {},
-        "Field of a row and its name in the file, for a file in an unknown format.",
+        "For a file whose format is not supported: a field of the dataset, and the field or column "
+        "of the file to read it from, such as instruction=question.",
         flag="--map",
         metavar="FIELD=NAME",
         many="pairs",
     )
     shape: Shape | None = option(
         None,
-        "Kind of rows, for formats that contain both, such as oasst and hh-rlhf.",
+        "Kind of rows to import, for formats that contain both kinds, such as oasst and hh-rlhf.",
         flag="--as",
     )
     take: str | None = option(
         None,
-        "Rows to take. oasst: best, all or first. hh-rlhf: dialogue or first. "
+        "Which rows to import. For oasst: best, all or first. For hh-rlhf: dialogue or first. For "
         "self-instruct: first or all.",
         metavar="WHICH",
     )
@@ -158,24 +184,27 @@ class ImportOptions(Options):
         "", "Attribution text for rows that do not specify one.", metavar="TEXT"
     )
     model: str = option(
-        "", "Name of the model that wrote the rows, if a model wrote them.", metavar="NAME"
+        "", "Name of the model that generated the rows, if they are synthetic.", metavar="NAME"
     )
-    split: str = option("train", "Split of a dataset on the Hub.")
+    split: str = option("train", "Split to read from a dataset on the Hugging Face Hub.")
     on_bad_row: OnBadRow = _ON_BAD_ROW
 
 
 class MergeOptions(Options):
     """Options of `merge`."""
 
-    inputs: Paths = argument("Dataset or run folders.", metavar="INPUTS", many=True)
+    inputs: Paths = argument("Folders of datasets or runs to merge.", metavar="INPUTS", many=True)
     out: Path = option(..., _DATASET_OUT)
     recipe: Path | None = option(
-        None, "TOML file with the tables [mix] and [split].", metavar="FILE", takes="recipe"
+        None,
+        "TOML file whose tables [mix] and [split] set the proportions and splits of the dataset.",
+        metavar="FILE",
+        takes="recipe",
     )
     require: str | None = option(
         None,
-        "License requirement: commercial-use, permissive, or SPDX licenses separated by commas. "
-        "Other rows are rejected.",
+        "License requirement: commercial-use, permissive, or a comma-separated list of SPDX "
+        "licenses. Rows that do not meet it are rejected.",
         metavar="WHAT",
     )
 
@@ -183,19 +212,19 @@ class MergeOptions(Options):
 class CurateOptions(Options):
     """Options of `curate`."""
 
-    data: Path = argument("Dataset or run folder.", metavar="DATA")
+    data: Path = argument("Folder of a dataset or run.", metavar="DATA")
     out: Path = option(..., _DATASET_OUT)
     recipe: RecipeName = _RECIPE
     against: Paths = option(
         (),
-        "Files of benchmark prompts. Rows that contain one are rejected as contaminated.",
+        "Files with benchmark prompts. Rows that contain one of these prompts are rejected.",
         metavar="FILE...",
         many="words",
         takes="rows",
     )
     scores_from: Path | None = option(
         None,
-        "Curated dataset. The scores of its rows are reused and not computed again.",
+        "Curated dataset whose scores are reused, so that its rows are not scored again.",
         metavar="DATASET",
     )
 
@@ -204,43 +233,51 @@ class DedupOptions(Options):
     """Options of `dedup`."""
 
     inputs: Paths = argument(
-        "Dataset folders, or files in any known format.", metavar="INPUTS", many=True, takes="rows"
+        "Folders of datasets or runs, or files in any supported format.",
+        metavar="INPUTS",
+        many=True,
+        takes="rows",
     )
     out: Path = option(..., _DATASET_OUT)
     how: Names = option(
         ("exact", "minhash", "semantic"),
-        "Stages: exact, minhash, rouge_l, semantic, two_key.",
+        "Stages of the comparison, in order: any of exact, minhash, rouge_l, semantic and two_key.",
         metavar="STAGES",
         many="commas",
     )
     threshold: float | dict[str, float] | None = option(
         None,
-        "Highest similarity of two kept rows, for all stages or for one.",
+        "Similarity above which two rows are duplicates, for all stages or for the named stage.",
         metavar="[STAGE=]NUMBER",
         many="numbers",
         shown="minhash=0.7, rouge_l=0.7, semantic=0.9",
     )
     priority: Names = option(
         ("source", "license", "quality", "length"),
-        "Criteria for which duplicate is kept: source, human, license, quality, length.",
+        "Criteria that decide which duplicate is kept, the most important first: any of source, "
+        "human, license, quality and length.",
         metavar="CRITERIA",
         many="commas",
     )
     sources: Names = option(
         (),
-        "Sources in order of preference, for the criterion source.",
+        "Sources in order of preference, for the criterion source of the priority.",
         metavar="NAMES",
         many="commas",
     )
     compared: Literal["row", "prompt", "instruction"] = option(
-        "row", "Text that is compared: the complete row, the prompt, or the instruction."
+        "row", "Text to compare: the complete row, the prompt, or only the instruction."
     )
     frame_quota: int = option(
-        3, "Maximum number of rows with the same frame that two_key keeps.", ge=1
+        3,
+        "Maximum number of rows that the stage two_key keeps if their words are similar but their "
+        "meanings differ.",
+        ge=1,
     )
     embedding_model: str = option(
         "minilm",
-        "Embedding model: minilm (packaged, for English), a folder, or a Hub name.",
+        "Embedding model for the stages semantic and two_key: minilm (included, for English), a "
+        "folder, or the name of a model on the Hugging Face Hub.",
         metavar="NAME",
     )
     license: str = _LICENSE
@@ -251,25 +288,30 @@ class DedupOptions(Options):
 class ExportOptions(Options):
     """Options of `export`."""
 
-    data: Path = argument("Dataset or run folder.", metavar="DATA")
-    to: Path = option(..., "Output file: JSON lines. Its folder is created.")
-    format: str = option(..., "Format: alpaca, sharegpt, openai or trl-preference.", metavar="NAME")
+    data: Path = argument("Folder of a dataset or run.", metavar="DATA")
+    to: Path = option(..., "Output file (JSON Lines). Its folder is created if it does not exist.")
+    format: str = option(
+        ..., "Output format: alpaca, sharegpt, openai or trl-preference.", metavar="NAME"
+    )
     columns: Names = option(
         (),
-        "Additional columns: id, category, language, source, license, attribution, generators.",
+        "Columns to write in addition to those of the format: any of id, category, language, "
+        "source, license, attribution and generators.",
         metavar="NAMES",
         many="commas",
     )
-    split: str | None = option(None, "Split to write: train, validation or test.")
-    overwrite: bool = option(False, "Replace an existing file.")
+    split: str | None = option(
+        None, "Split to write: train, validation or test. By default, all rows are written."
+    )
+    overwrite: bool = option(False, "Replace the output file if it exists.")
 
 
 class PublishOptions(Options):
     """Options of `publish`."""
 
-    data: Path = argument("Dataset or run folder.", metavar="DATA")
-    name: str = argument("Name of the dataset on the Hub.", metavar="ORG/NAME")
-    private: bool = option(False, "Create the dataset as private.")
+    data: Path = argument("Folder of a dataset or run.", metavar="DATA")
+    name: str = argument("Name for the dataset on the Hugging Face Hub.", metavar="ORG/NAME")
+    private: bool = option(False, "Make the dataset private when it is created on the Hub.")
 
 
 def _prices(value: Any) -> Any:
@@ -278,7 +320,7 @@ def _prices(value: Any) -> Any:
     try:
         prompt, output = (float(part) for part in value.split(","))
     except ValueError:
-        raise ValueError(f"{value!r} is not PROMPT,OUTPUT, such as 0.15,0.6") from None
+        raise ValueError(f"{value!r} must have the form PROMPT,OUTPUT, such as 0.15,0.6") from None
     return prompt, output
 
 
@@ -286,59 +328,71 @@ class ReportOptions(Options):
     """Options of `report`."""
 
     inputs: Paths = argument(
-        "Dataset, run, model and evaluation folders.", metavar="INPUTS", many=True
+        "Folders to report on: datasets, runs, models or evaluations.", metavar="INPUTS", many=True
     )
-    out: Path = option(..., "Output file: one HTML page. Its folder is created.")
+    out: Path = option(..., "Output file (HTML). Its folder is created if it does not exist.")
     seeds: Paths = option(
         (),
-        "Seed tasks or a dataset to compare rows with. A run is compared with its own seeds.",
+        "Seed tasks (files or dataset folders) to compare the rows with. By default, a run is "
+        "compared with its own seeds.",
         metavar="FILE",
         many="repeat",
         takes="rows",
     )
     reference: Path | None = option(
-        None, "Dataset of human-written rows to compare lengths with.", metavar="DATA"
+        None, "Dataset of human-written rows to compare text lengths with.", metavar="DATA"
     )
     price: Annotated[tuple[float, float], BeforeValidator(_prices)] | None = option(
         None,
-        "Price of one million prompt tokens and of one million output tokens.",
+        "Price per million prompt tokens and per million output tokens, to show the cost of a run.",
         metavar="PROMPT,OUTPUT",
     )
 
 
 class TrainOptions(Options):
-    """Options of `train`; ``settings`` are the options of the trainer."""
+    """Options of `train`. The field ``settings`` contains the settings of the trainer."""
 
     renamed: ClassVar[Mapping[str, str]] = {"method": "trainer"}
     open_field: ClassVar[str | None] = "settings"
+    open_keys: ClassVar[frozenset[str]] = _SETTINGS
 
-    trainer: Trainer = argument("Training algorithm.", metavar="TRAINER")
+    trainer: Trainer = argument(
+        "Training algorithm: sft, reward, dpo, kto, grpo, rloo or ppo.", metavar="TRAINER"
+    )
     data: Path = argument(
-        "Dataset or run folder, or a file in any known format.", metavar="DATA", takes="rows"
+        "Rows to train on: the folder of a dataset or run, or a file in any supported format.",
+        metavar="DATA",
+        takes="rows",
     )
     out: Path | None = option(
-        None, "Output folder of the model (required). An unfinished training in it is resumed."
+        None,
+        "Output folder for the model (required). If it contains an unfinished training run, that "
+        "run is resumed.",
     )
     model: str | None = _MODEL
     recipe: Path | None = option(
-        None, "TOML file with the table [train].", metavar="FILE", takes="recipe"
+        None,
+        "TOML file whose table [train] contains settings of the trainer.",
+        metavar="FILE",
+        takes="recipe",
     )
     reward: Names = option(
         (),
-        "Reward for grpo, rloo and ppo: the folder of a reward model, or verifiers:ifeval,math.",
+        "Reward for grpo, rloo and ppo: the folder of a reward model, or a list of verifiers, such "
+        "as verifiers:ifeval,math.",
         metavar="WHAT",
         many="repeat",
     )
     held_out: Path | None = option(
         None,
-        "Rows to evaluate on before and after training.",
+        "Held-out rows (a dataset or file) to evaluate on before and after training.",
         metavar="DATA",
-        shown="split validation, or rows held out of the data",
+        shown="the validation split, or rows held out from the data",
         takes="rows",
     )
     settings: Settings = option(
         {},
-        "Any other setting of the trainer. An unknown KEY lists all settings.",
+        "Any other setting of the trainer; the command `instructgen trainers TRAINER` lists them.",
         flag="--set",
         metavar="KEY=VALUE",
         many="settings",
@@ -353,10 +407,10 @@ class TrainOptions(Options):
 def check_settings(
     trainer: Trainer, settings: Mapping[str, Any], fixed: tuple[str, ...] = ()
 ) -> None:
-    """Reject settings that the trainer does not have.
+    """Check that the trainer has these settings, and that none of them is in ``fixed``.
 
     Raises:
-        ValueError: a key is unknown; the message suggests the most similar name.
+        ValueError: a setting is not allowed; the message suggests the most similar name.
     """
     model = OPTIONS[trainer]
     known = sorted(model.model_fields.keys() - set(fixed))
@@ -372,10 +426,25 @@ TRAIN_FLAGS: dict[str, Any] = {
     "tokens": inherited(SftOptions, "tokens", shown="one epoch"),
     "epochs": inherited(SftOptions, "epochs"),
     "steps": inherited(SftOptions, "steps"),
-    "peft": inherited(SftOptions, "peft", shown="none: full fine-tuning"),
-    "learning_rate": inherited(SftOptions, "learning_rate", shown="depends on the trainer"),
+    "peft": inherited(
+        SftOptions,
+        "peft",
+        help="Method of parameter-efficient fine-tuning (PEFT).",
+        shown="none, which is full fine-tuning",
+    ),
+    "learning_rate": inherited(
+        SftOptions,
+        "learning_rate",
+        help="Peak learning rate.",
+        shown="depends on the trainer and on --peft",
+    ),
     "batch_size": inherited(SftOptions, "batch_size"),
-    "max_length": inherited(SftOptions, "max_length", shown="1024, or the model's limit"),
+    "max_length": inherited(
+        SftOptions,
+        "max_length",
+        help="Maximum number of tokens per row; 0 means the default.",
+        shown="1024, or the context length of the model if it is smaller",
+    ),
     "format": inherited(SftOptions, "format"),
     "pad_token": inherited(SftOptions, "pad_token", metavar="TOKEN"),
     "seed": inherited(SftOptions, "seed"),
@@ -383,43 +452,54 @@ TRAIN_FLAGS: dict[str, Any] = {
 ABLATE_FLAGS = {
     name: TRAIN_FLAGS[name] for name in ("peft", "learning_rate", "batch_size", "max_length")
 }
-# Settings that ablate decides itself.
+# Settings that `ablate` sets itself.
 _ABLATED = ("tokens", "seed", "steps", "epochs", "held_out_rows", "evaluate")
 
 
 class EvaluateOptions(Options):
     """Options of `evaluate`."""
 
-    model: str = argument("Model: a folder, a Hub name, or smollm2.", metavar="MODEL")
+    model: str = argument(f"Model to evaluate: smollm2 (included), {_HUB}.", metavar="MODEL")
     against: str | None = option(
-        None, "Second model, measured on the same rows.", metavar="PATH_OR_HUB"
+        None,
+        "Second model to compare with, which is evaluated on the same rows.",
+        metavar="PATH_OR_HUB",
     )
     data: Paths = option(
         (),
-        "Datasets or files of rows. If a dataset has splits, test or else validation is measured.",
+        "Datasets or files with the rows to evaluate on. For a dataset with splits, only the test "
+        "split is used, or the validation split if it has no test split.",
         metavar="DATA...",
         many="words",
         takes="rows",
     )
     suites: Names = option(
         (),
-        "Suites: likelihood, constraints, preference, winrate, lm-eval.",
+        "Suites to evaluate with: any of likelihood, constraints, preference, winrate and lm-eval.",
         flag="--suite",
         metavar="NAME...",
         many="words",
-        shown="likelihood or preference, by the kind of rows",
+        shown="likelihood for instruction rows, preference for preference rows",
     )
-    judge: str = option("", "Judge for winrate: a reward model or a generative model.",
-                        metavar="MODEL")  # fmt: skip
-    out: Path | None = option(None, "Output folder of the measures, a table and a plot.")
-    limit: int = option(200, "Maximum number of rows per dataset.", ge=1)
-    max_length: int = option(1024, "Maximum tokens of a row. Longer rows are not measured.", ge=16)
-    seed: int = option(0, "Random seed of constraints, sampling and few-shot examples.", ge=0)
+    judge: str = option(
+        "",
+        "Model that judges the answers in the suite winrate: a reward model or a generative model.",
+        metavar="MODEL",
+    )
+    out: Path | None = option(
+        None, "Output folder for the results: the measures, a table and a plot."
+    )
+    limit: int = option(200, "Maximum number of rows to use from each dataset.", ge=1)
+    max_length: int = option(
+        1024, "Maximum number of tokens per row. Longer rows are skipped.", ge=16
+    )
+    seed: int = option(0, "Random seed for constraints, sampling and few-shot examples.", ge=0)
     format: Literal["chat", "alpaca", "dolly"] = _FORMAT
     pad_token: str | None = _PAD_TOKEN
     settings: dict[str, Any] = option(
         {},
-        "Any option of a suite, such as constraints.engine=vllm.",
+        "Option of a suite, such as constraints.engine=vllm; the command "
+        "`instructgen suites SUITE` lists them.",
         flag="--set",
         metavar="SUITE.KEY=VALUE",
         many="settings",
@@ -427,29 +507,38 @@ class EvaluateOptions(Options):
 
 
 class AblateOptions(Options):
-    """Options of `ablate`; ``settings`` are options of `train sft`."""
+    """Options of `ablate`. The field ``settings`` contains settings of the trainer ``sft``."""
 
     open_field: ClassVar[str | None] = "settings"
+    open_keys: ClassVar[frozenset[str]] = _SETTINGS
 
     datasets: Paths = argument(
-        "Two or more datasets. The others were derived from the first.",
+        "Two or more datasets: the original first, then the datasets derived from it.",
         metavar="DATASETS",
         many=True,
     )
     tokens: int = option(..., "Number of supervised tokens to train each model on.", ge=1)
-    seeds: int = option(3, "Number of random seeds, and of models per dataset.", ge=1)
+    seeds: int = option(
+        3, "Number of random seeds. One model per dataset is trained with each seed.", ge=1
+    )
     model: str | None = _MODEL
     data: Path | None = option(
-        None, "Held-out rows to measure on.", metavar="DATA", shown="split test of the first"
+        None,
+        "Held-out rows (a dataset or file) to evaluate on.",
+        metavar="DATA",
+        shown="the test split of the first dataset",
     )
-    rows: int = option(200, "Number of held-out rows to measure.", ge=1)
-    out: Path = option(Path("ablation"), "Output folder of models and results.")
+    rows: int = option(200, "Number of held-out rows to evaluate on.", ge=1)
+    out: Path = option(Path("ablation"), "Output folder for the models and results.")
     recipe: Path | None = option(
-        None, "TOML file with the table [train].", metavar="FILE", takes="recipe"
+        None,
+        "TOML file whose table [train] contains settings of the trainer.",
+        metavar="FILE",
+        takes="recipe",
     )
     settings: Settings = option(
         {},
-        "Any other setting of train sft.",
+        "Any other setting of the trainer sft; the command `instructgen trainers sft` lists them.",
         flag="--set",
         metavar="KEY=VALUE",
         many="settings",
@@ -464,40 +553,54 @@ class AblateOptions(Options):
 class PreferOptions(Options):
     """Options of `prefer`."""
 
-    data: Path = argument("Dataset of instructions.", metavar="DATA")
-    out: Path = option(..., "Output folder of the dataset. An unfinished dataset in it is resumed.")
+    data: Path = argument("Dataset of instruction rows with the prompts to answer.", metavar="DATA")
+    out: Path = option(
+        ..., "Output folder for the dataset. If it contains an unfinished dataset, it is completed."
+    )
     score: Names = option(
         ...,
-        "Score to compare answers by: the folder of a reward model, verifiers:ifeval,math, "
-        "or judge:MODEL.",
+        "Scorer for the answers: the folder of a reward model, a list of verifiers, such as "
+        "verifiers:ifeval,math, or a model that compares the answers: judge:MODEL.",
         metavar="WHAT",
         many="repeat",
     )
     model: str | None = option(
-        None, "Model that answers.", metavar="PATH_OR_HUB", shown="smollm2, embedded"
+        None,
+        f"Model that answers the prompts: {_HUB}.",
+        metavar="PATH_OR_HUB",
+        shown=_DEFAULT_MODEL,
     )
     shape: Shape = option(
         "preferences",
-        "Keep the best and the worst answer to each prompt, or only the best.",
+        "What to keep for each prompt: only the best answer (instructions), or the best and the "
+        "worst answer (preferences).",
         flag="--as",
     )
-    samples: int = option(4, "Number of answers per prompt.", ge=1)
+    samples: int = option(4, "Number of answers to sample for each prompt.", ge=1)
     temperature: float = option(0.8, "Sampling temperature.", ge=0, allow_inf_nan=False)
-    max_tokens: int = option(256, "Maximum tokens of an answer.", ge=1)
+    max_tokens: int = option(256, "Maximum number of tokens per answer.", ge=1)
     margin: float = option(
-        0.0, "Minimum difference between the best and the worst score.", ge=0, allow_inf_nan=False
+        0.0,
+        "Minimum difference between the scores of the best and the worst answer. Prompts with a "
+        "smaller difference are rejected.",
+        ge=0,
+        allow_inf_nan=False,
     )
-    min_score: float | None = option(None, "Minimum score of the best answer.", allow_inf_nan=False)
-    limit: int | None = option(None, "Maximum number of prompts.", ge=1)
+    min_score: float | None = option(
+        None,
+        "Minimum score of the best answer. Prompts without such an answer are rejected.",
+        allow_inf_nan=False,
+    )
+    limit: int | None = option(None, "Maximum number of prompts to answer.", ge=1)
     engine: str | None = option(
         None, "Engine that runs the model: vllm, openai or transformers.", metavar="NAME",
         shown="vllm",
     )  # fmt: skip
     judge_engine: str | None = option(
-        None, "Engine that runs the judge.", metavar="NAME", shown="as --engine"
+        None, "Engine that runs the judge.", metavar="NAME", shown="same as --engine"
     )
     endpoint: str | None = _ENDPOINT
-    seed: int = option(0, "Random seed of sampling and constraints.", ge=0)
+    seed: int = option(0, "Random seed for sampling and constraints.", ge=0)
 
     @model_validator(mode="after")
     def _comparable(self) -> PreferOptions:
@@ -510,12 +613,12 @@ class ChatOptions(Options):
     """Options of `chat`."""
 
     model: str = argument(
-        "Model: a folder, a Hub name, or smollm2.", metavar="[MODEL]", default="smollm2"
+        f"Model to chat with: smollm2 (included), {_HUB}.", metavar="[MODEL]", default="smollm2"
     )
     system: str = option("", "System prompt.")
-    temperature: float = option(0.7, "Sampling temperature. 0 is greedy decoding.", ge=0, le=100)
-    max_tokens: int = option(512, "Maximum tokens of an answer.", ge=1)
-    seed: int | None = option(None, "Random seed of sampling.", ge=0)
+    temperature: float = option(0.7, "Sampling temperature; 0 means greedy decoding.", ge=0, le=100)
+    max_tokens: int = option(512, "Maximum number of tokens per answer.", ge=1)
+    seed: int | None = option(None, "Random seed for sampling.", ge=0)
 
 
 class RunOptions(Options):
@@ -524,14 +627,16 @@ class RunOptions(Options):
     renamed: ClassVar[Mapping[str, str]] = {"limit": "small", "recipe": "pipeline"}
 
     pipeline: RecipeName = argument(
-        "Pipeline: the name of a shipped one, or a TOML file.", metavar="NAME_OR_FILE"
+        "Pipeline to run: the name of a built-in pipeline, or a TOML file.", metavar="NAME_OR_FILE"
     )
-    out: Path | None = option(None, "Output folder of all steps.", shown="runs/NAME")
+    out: Path | None = option(None, "Output folder for all steps.", shown="runs/NAME")
     inputs: dict[str, str] = option(
         {},
-        "Path of an input of the pipeline, in place of the path in the pipeline.",
+        "Path of an input of the pipeline, which replaces the path that the pipeline specifies.",
         flag="--input",
         metavar="NAME=PATH",
         many="pairs",
     )
-    small: bool = option(False, "Run the reduced version of the pipeline, which a CPU can run.")
+    small: bool = option(
+        False, "Run the reduced version of the pipeline, which is small enough for a CPU."
+    )

@@ -1,7 +1,7 @@
-"""Describes the filters, formats, engines, methods, verifiers and suites that are installed.
+"""Describes the installed filters, formats, engines, methods, verifiers, suites and trainers.
 
-The descriptions are derived from the classes. `instructgen filters`, the commands of the other
-groups and docs/parts.md show them.
+The descriptions are derived from the classes. The command `instructgen filters`, the commands for
+the other groups, and docs/parts.md show them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from instructgen.errors import ConfigError
 from instructgen.plugins import classes, find, suggest
 from instructgen.training.options import ONLINE, OPTIONS
 
-# The name of each group on the command line, and the name of its plug-in group.
+# The plug-in group of each group on the command line.
 GROUPS = {
     "filters": "filters",
     "methods": "methods",
@@ -30,7 +30,7 @@ GROUPS = {
     "suites": "suites",
     "trainers": "",
 }
-# The table of a recipe that selects a part, by group.
+# The table of a recipe that selects a filter, method, engine or trainer, by group.
 _TABLES = {
     "filters": "[[filters]]",
     "methods": "[method]",
@@ -53,7 +53,7 @@ class OptionDescription:
 
 @dataclass(frozen=True, slots=True)
 class PartDescription:
-    """A part: its name, its description, its options, and an example of its use."""
+    """The description of a filter, engine or other plug-in, with its options and an example."""
 
     name: str
     about: str
@@ -62,10 +62,10 @@ class PartDescription:
 
 
 def describe_parts(group: str) -> list[PartDescription]:
-    """Describe all parts of a group, sorted by name.
+    """Describe all members of a group, such as all filters.
 
     Args:
-        group: a key of `GROUPS`.
+        group: the name of the group, a key of `GROUPS`.
     """
     if group == "trainers":
         return [_trainer(name) for name in OPTIONS]
@@ -73,7 +73,7 @@ def describe_parts(group: str) -> list[PartDescription]:
 
 
 def describe_part(group: str, name: str) -> PartDescription:
-    """Describe one part.
+    """Describe one member of a group, such as one filter.
 
     Raises:
         ConfigError: the name is unknown; the message suggests the most similar name.
@@ -150,7 +150,7 @@ def _toml_value(value: Any) -> str:
 
 
 def _example(group: str, cls: Any) -> str:
-    """Return the part as used in a recipe or on the command line, with default options."""
+    """Return an example of the use in a recipe or on the command line, with default options."""
     values = {
         name: field.examples[0] if field.examples else field.get_default(call_default_factory=True)
         for name, field in cls.model_fields.items()
@@ -170,13 +170,13 @@ def _example(group: str, cls: Any) -> str:
 
 def _format_options(cls: Any) -> tuple[OptionDescription, ...]:
     fields = ", ".join(sorted(cls.fields)) or "any, by --map"
-    options = [OptionDescription("fields", "read", "", f"Fields of a row: {fields}.")]
+    options = [OptionDescription("fields", "read", "", f"Fields of a row in the file: {fields}.")]
     if len(cls.shapes) > 1:
         shapes = " or ".join(f'"{shape}"' for shape in cls.shapes)
         options.append(OptionDescription("--as", shapes, f'"{cls.shapes[0]}"', "Kind of rows."))
     if cls.takes:
         takes = " or ".join(f'"{take}"' for take in cls.takes)
-        options.append(OptionDescription("--take", takes, f'"{cls.takes[0]}"', "Rows to take."))
+        options.append(OptionDescription("--take", takes, f'"{cls.takes[0]}"', "Rows to import."))
     return tuple(options)
 
 

@@ -284,7 +284,7 @@ class _Maker:
                 if failed:
                     raise EngineError(
                         f"{len(failed)} of {len(part)} requests failed: {failed[0].error}.",
-                        "Mend the cause; the same command goes on.",
+                        "Fix the cause, then rerun the same command to resume.",
                     )
                 if self.watch is not None:
                     done = len(requests) - len(missing) + at + len(part)
@@ -402,7 +402,7 @@ class _Maker:
             ended = f"{len(whole)} of {len(some)} answers came to an end"
             return Rejection("prefer", "unfinished", ended)
         if len(known) < least:
-            return Rejection("prefer", "undecided", "the answers could not be told apart")
+            return Rejection("prefer", "undecided", "the answers have the same score, or none")
         best, worst = known[0], known[-1]
         value = best.score or 0.0
         gap = value - (worst.score or 0.0)

@@ -1,6 +1,6 @@
-"""The command preview: runs a few batches and forecasts the time and tokens of the complete run.
+"""The command `preview`: runs a few batches, and forecasts time and tokens of the complete run.
 
-It runs in a temporary folder, which is removed.
+The batches run in a temporary folder, which is removed afterwards.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _MAX_EXPONENT = 20
 class Forecast:
     """The results of a few batches, and a forecast for the target.
 
-    ``duplicates`` is the share of proposed instructions that were too similar to an earlier
-    one. Forecasts are None if too few rows were kept for an estimate, or if new instructions
-    would become too rare to reach the target.
+    ``duplicates`` is the fraction of proposed instructions that were too similar to an earlier
+    one. ``duplicates_at_target`` and the fields after it are forecasts. They are None if too few
+    rows were kept for an estimate, or if new instructions would become too rare.
     """
 
     rows: tuple[Sample, ...]
@@ -56,9 +56,9 @@ class Forecast:
 
 @command(PreviewOptions, "seeds", "target")
 def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
-    """Run the first batches of `instructgen.generate` and forecast the complete run.
+    """Run a few batches as `instructgen.generate` does, and forecast the complete run.
 
-    All files are removed afterwards.
+    No files remain afterwards.
 
     Raises:
         InputError, ConfigError, EngineError: as for `generate`.
@@ -116,10 +116,10 @@ def _rows_per_instruction(loop: Loop) -> float:
 
 
 def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None, float | None]:
-    """Forecast the share of duplicates at ``needed`` kept instructions, and the proposals needed.
+    """Forecast the fraction of duplicates and the proposals for ``needed`` kept instructions.
 
     The model assumes that a proposal duplicates some seed with probability s, and each kept
-    instruction with the same small probability h. The share of duplicates after n kept
+    instruction with the same small probability h. The fraction of duplicates after n kept
     instructions is then 1 - (1 - s) * exp(-h * n). s and h are estimated from the nearest
     rows of the rejected instructions.
     """

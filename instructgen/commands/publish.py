@@ -1,4 +1,4 @@
-"""The command publish: uploads a dataset with its card and rejected rows to the Hub."""
+"""The command `publish`: uploads a dataset to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Published:
 
 @command(PublishOptions, "data", "name")
 def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
-    """Upload a dataset to the Hub: parts, rejected parts, card and manifest.
+    """Upload a dataset to the Hugging Face Hub: kept rows, rejected rows, card and manifest.
 
     The journal and the seeds of a run are not uploaded.
 
     Raises:
         ConfigError: the name is invalid, or the token or a package is missing.
-        RunError: the folder contains no complete dataset, or a part was changed.
+        RunError: the folder contains no complete dataset, or a Parquet file was changed.
         StorageError: the Hub cannot be reached, or rejects the upload.
     """
     folder, name = options.data, options.name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise ConfigError(f"{name[:80]!r} is not a name on the Hub.", "Use ORG/NAME.")
+        raise ConfigError(f"{name[:80]!r} is not a valid dataset name.", "Use ORG/NAME.")
     try:
         from huggingface_hub import HfApi, get_session, get_token
         from huggingface_hub.errors import HfHubHTTPError
@@ -48,11 +48,11 @@ def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
     token = get_token()
     if not token:
         raise ConfigError(
-            "the token for the Hub is missing.",
+            "the token for the Hugging Face Hub is missing.",
             "Set HF_TOKEN to a token with write access, or run: hf auth login.",
         )
     if not is_complete(folder):
-        raise RunError(f"{folder} contains no complete dataset.", "Create it again.")
+        raise RunError(f"{folder} contains no complete dataset.", "Create the dataset again.")
     files = [*_files(folder)]
     api = HfApi(token=token)
     # The HTTP client of huggingface_hub is httpx or httpx2, depending on its version.
@@ -69,7 +69,7 @@ def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
     except (HfHubHTTPError, client.HTTPError, OSError, ValueError) as error:
         raise StorageError(
             f"{name}: the upload to the Hub failed ({first_line(error)}).",
-            "Check the connection and the token's write access. The dataset is unchanged.",
+            "Check the connection and the token's write access. The local dataset is unchanged.",
         ) from error
     return Published(str(url), len(files), sum(path.stat().st_size for path in files))
 

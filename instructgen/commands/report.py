@@ -1,4 +1,4 @@
-"""The command report: writes one HTML page about datasets, runs, models and evaluations."""
+"""The command `report`: writes one HTML page about datasets, runs, models and evaluations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Reported:
 
 @command(ReportOptions, "inputs", "out")
 def report(options: ReportOptions, watch: Watch | None = None) -> Reported:
-    """Write a report: one HTML file that does not load other files.
+    """Write a report about datasets, runs, models and evaluations as one self-contained HTML file.
 
     Each input becomes a chapter, in order. An existing file is replaced only if it is a
     report.
@@ -73,7 +73,7 @@ def report(options: ReportOptions, watch: Watch | None = None) -> Reported:
 
 def _chapter(path: Path, comparison: Comparison) -> Chapter:
     if not path.exists():
-        raise InputError("does not exist.", path=path, hint="Check the path.")
+        raise InputError("the path does not exist.", path=path, hint="Check the path.")
     name = name_of(path)
     if (path / "manifest.json").exists():
         seeds = (
@@ -91,7 +91,7 @@ def _chapter(path: Path, comparison: Comparison) -> Chapter:
     raise InputError(
         "is not a dataset, run, model or evaluation.",
         path=path,
-        hint="Give a folder that instructgen wrote.",
+        hint="Use a folder that instructgen wrote.",
     )
 
 
@@ -103,6 +103,6 @@ def _words_of(folder: Path) -> dict[str, Counts]:
 def _check_out(file: Path) -> None:
     """Raise InputError if the output path is a folder, or a file that is not a report."""
     if file.is_dir():
-        raise InputError("is a folder.", path=file, hint="Give a file, such as report.html.")
+        raise InputError("is a folder.", path=file, hint="Use a file name, such as report.html.")
     if file.exists() and b'name="generator" content="instructgen"' not in file.read_bytes()[:4096]:
-        raise InputError("is not a report.", path=file, hint="Give another --out.")
+        raise InputError("exists, but is not a report.", path=file, hint="Use another --out.")

@@ -1,6 +1,6 @@
-"""The command train: trains a model on a dataset, evaluates it, and writes the model folder.
+"""The command `train`: trains a model on a dataset, evaluates it, and writes the model folder.
 
-The trainers themselves are in `instructgen.training`.
+The training algorithms themselves are in `instructgen.training`.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ _PROBE_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """The result of a training.
+    """The result of a training run.
 
-    ``facts`` are those of training.json. In a distributed training, they are None in every
-    process except the first. ``messages`` are notes for the user.
+    ``facts`` are those in training.json. In distributed training, they are None in all processes
+    except the main process. ``messages`` are notes for the user.
     """
 
     out: Path
@@ -80,23 +80,23 @@ class TrainResult:
 
 @command(TrainOptions, "trainer", "data", "out")
 def train(options: TrainOptions, watch: Watch | None = None) -> TrainResult:
-    """Train a model on a dataset, or resume a training.
+    """Train a model on a dataset, or resume a training run.
 
-    sft, grpo, rloo and ppo require a dataset of instructions; reward, dpo and kto require
-    preferences. A finished training is not repeated. Pass settings of the trainer by name, or
-    as one object, such as ``settings=SftOptions(tokens=20_000)``.
+    The trainers ``sft``, ``grpo``, ``rloo`` and ``ppo`` require instruction rows; ``reward``,
+    ``dpo`` and ``kto`` require preference rows. A finished training run is not repeated. Pass
+    trainer settings as keywords, or as one object: ``settings=SftOptions(tokens=20_000)``.
 
     Raises:
         InputError: the dataset is invalid or of the wrong kind.
-        ConfigError: an option, the recipe or the model is invalid, or packages are missing.
-        RunError: the folder contains something else, or is in use.
-        StorageError: the files cannot be written; the training can be resumed.
+        ConfigError: an option, the recipe or the model is invalid, or a package is missing.
+        RunError: the folder contains anything other than this training run, or is in use.
+        StorageError: the files cannot be written; the training run can be resumed.
         TrainingError: the loss is not finite, or the saved model differs from the trained one.
     """
     settings = check(options)
     folder = options.out
     if folder is None:
-        raise ConfigError("--out is missing.", "Give the output folder of the model.")
+        raise ConfigError("--out is missing.", "Pass --out=FOLDER.")
     if options.held_out is not None:
         check_rows(options.trainer, options.held_out)
     from instructgen.training.policy import length_for, require_training_packages
@@ -119,7 +119,7 @@ def train(options: TrainOptions, watch: Watch | None = None) -> TrainResult:
 
 
 def _inputs(options: TrainOptions, base: str, settings: TrainerOptions) -> TrainingInputs:
-    """Return all that determines the trained model."""
+    """Return everything that determines the trained model, such as the data and the settings."""
     from instructgen.training.rewards import verifiers_in
 
     held_out = options.held_out
@@ -138,11 +138,11 @@ def _inputs(options: TrainOptions, base: str, settings: TrainerOptions) -> Train
 
 
 def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions:
-    """Return the settings of the trainer after all checks that do not require a model.
+    """Check all that can be checked without a model, and return the settings of the trainer.
 
     Args:
         options: the options of train.
-        look_at_data: whether to check the dataset too, which must exist then.
+        look_at_data: whether to check the dataset as well, which must then exist.
 
     Raises:
         InputError: the dataset does not exist, or is of the wrong kind.
@@ -164,14 +164,14 @@ def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions
 
 
 def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
-    """Return the text of the first rows as `train sft` uses it, with the loss mask.
+    """Return the text of the first rows as the trainer ``sft`` uses it, with the loss mask.
 
     Args:
-        options: the options of train sft.
+        options: the options of `train` for the trainer ``sft``.
         count: the number of rows.
 
     Returns:
-        The pieces of text of each row, each with whether the loss covers it.
+        For each row, its text in pieces, each with whether the loss covers it.
 
     Raises:
         InputError: the dataset is invalid, or no row can be used.
@@ -210,7 +210,7 @@ def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
 def _no_rows(source: Path, rejected: RejectedRows) -> InputError:
     reasons = ", ".join(f"{n} {reason}" for reason, n in rejected.counts().items())
     return InputError(
-        f"no row can be trained on: {reasons or 'all rows are held out'}.",
+        f"no row can be used for training: {reasons or 'all rows are held out'}.",
         path=source,
         hint="Check max_length, held_out_rows and the answers of the rows.",
     )
@@ -231,15 +231,15 @@ def check_rows(trainer: Trainer, source: Path) -> None:
         hint = (
             "Run: instructgen import --as=preferences, or instructgen prefer."
             if required == "preferences"
-            else "Train reward, dpo or kto on it."
+            else "Use it with the trainer reward, dpo or kto."
         )
         raise InputError(
-            f"contains {shape}; train {trainer} requires {required}.", path=source, hint=hint
+            f"contains {shape}, but train {trainer} requires {required}.", path=source, hint=hint
         )
 
 
 def _check_strategy(trainer: Trainer, options: TrainerOptions) -> None:
-    """Raise ConfigError for settings that are not supported together."""
+    """Raise ConfigError for a combination of settings that is not supported."""
     import os
 
     import torch
@@ -247,12 +247,14 @@ def _check_strategy(trainer: Trainer, options: TrainerOptions) -> None:
     from instructgen.training.launch import needs_gpus, processes
 
     if trainer == "ppo" and processes() > 1:
-        raise ConfigError("ppo trains in one process.", "Omit --processes.")
+        raise ConfigError("ppo can train only in one process.", "Omit --processes.")
     if isinstance(options, OnlineOptions) and options.rollouts == "vllm":
         if torch.cuda.is_available() and trainer == "ppo":
-            raise ConfigError("ppo on a GPU samples with transformers.", "Omit rollouts=vllm.")
+            raise ConfigError(
+                "ppo on a GPU can sample only with transformers.", "Omit rollouts=vllm."
+            )
         if not torch.cuda.is_available() and processes() > 1:
-            raise ConfigError("vLLM on a CPU supports one process.", "Omit --processes.")
+            raise ConfigError("vLLM on a CPU supports only one process.", "Omit --processes.")
     if torch.cuda.is_available():
         return
     for name, variable in (("fsdp", "ACCELERATE_USE_FSDP"), ("ZeRO", "ACCELERATE_USE_DEEPSPEED")):
@@ -279,7 +281,7 @@ class _Outcome:
 
 
 class _Training:
-    """Runs one training, from the rows to the files of the model."""
+    """A training run, from reading the rows to writing the files of the model."""
 
     def __init__(
         self,
@@ -302,7 +304,7 @@ class _Training:
             self.watch(pace.progress())
 
     def run(self) -> TrainingFacts | None:
-        """Train, save, check and evaluate; return the facts for training.json."""
+        """Train, save, check and evaluate the model; return the facts for training.json."""
         from instructgen.models.loading import load_tokenizer
         from instructgen.training import policy
         from instructgen.training.callbacks import Hooks
@@ -362,12 +364,12 @@ class _Training:
             self.held_out is not None and not rows.held_out
         ):
             self.run_folder.messages.append(
-                f"{len(rows.held_out):,} rows are held out; the data has no more suitable rows."
+                f"only {len(rows.held_out):,} rows are held out: no other row is suitable."
             )
         return rows
 
     def _prepared(self, rows: Rows, encoder: Encoder, rejected: RejectedRows) -> Prepared:
-        """Return the rows as the trainer uses them; see `sft`, `preference` and `online`."""
+        """Prepare the rows for the trainer; see the modules `sft`, `preference` and `online`."""
         from instructgen.training import online, preference, sft
 
         options = self.options
@@ -383,7 +385,7 @@ class _Training:
         return prepared
 
     def _model(self, tokenizer: Any) -> Any:
-        """Load the base model; the random seed determines a new head or new adapters."""
+        """Load the base model; a new head or new adapters are initialized with the random seed."""
         import torch
         from transformers import set_seed
 
@@ -404,13 +406,13 @@ class _Training:
         )
         if isinstance(getattr(model, "peft_config", None), dict):
             raise ConfigError(
-                f"--model={self.base} is an adapter that cannot be merged.",
-                "Train on its base model, or give a merged model.",
+                f"--model={self.base} is an adapter that cannot be merged into its base model.",
+                "Use its base model, or a merged model.",
             )
         return model
 
     def _fitted(self, trainer: Any, rejected: RejectedRows) -> tuple[float, bool]:
-        """Train from the latest complete checkpoint, if any; return the time and if it resumed."""
+        """Train, from the latest complete checkpoint if any; return the time and if it resumed."""
         from instructgen.training.launch import is_main
         from instructgen.training.trainer import fit
 
@@ -437,7 +439,7 @@ class _Training:
         outcome: _Outcome,
         began: float,
     ) -> TrainingFacts:
-        """Evaluate the model, and write the facts, the card and the plot of the log."""
+        """Evaluate the model, and write the facts, the card and the plot of the training log."""
         from instructgen.evaluation.before_after import before_after
         from instructgen.evaluation.plots import log_plot
         from instructgen.training.rows import digest_of_rows
@@ -451,7 +453,7 @@ class _Training:
             else ()
         )
         if outcome.reload["moved"] == 0:
-            run.messages.append("the saved model equals the base model.")
+            run.messages.append("training did not change the model.")
         facts = TrainingFacts(
             base=self.base,
             root=root_of(self.base),
@@ -485,7 +487,7 @@ class _Training:
     def _export(
         self, trainer: Any, tokenizer: Any, export: Path, probes: Any, base_outputs: Any
     ) -> dict[str, float]:
-        """Save the model, merged and as an adapter, and compare it with the trained one."""
+        """Save the model, with adapters merged, and compare it with the trained model."""
         import torch
 
         from instructgen.models.loading import load_model
@@ -525,7 +527,7 @@ class _Training:
 
 @contextmanager
 def _weights_written(folder: Path) -> Iterator[None]:
-    """Raise errors of the libraries that write weights as StorageError."""
+    """Convert errors of the libraries that write weights to StorageError."""
     from safetensors import SafetensorError
 
     try:
@@ -535,16 +537,16 @@ def _weights_written(folder: Path) -> Iterator[None]:
         if "I/O error" not in text and "PytorchStreamWriter failed" not in text:
             raise
         raise StorageError(
-            f"{folder}: weights cannot be written ({first_line(error)}).",
+            f"{folder}: the weights cannot be written ({first_line(error)}).",
             "Free space, then rerun the same command to resume.",
         ) from error
 
 
 def _check_space(model: Any, options: TrainerOptions, folder: Path) -> None:
-    """Check that the disk has enough space.
+    """Check that the disk has enough free space for training.
 
     Raises:
-        ConfigError: two checkpoints and the model do not fit.
+        ConfigError: there is too little space for two checkpoints and the model.
     """
     weights = sum(p.numel() for p in model.parameters()) * 4
     share = 0.05 if options.peft != "none" else 1.0
@@ -554,7 +556,7 @@ def _check_space(model: Any, options: TrainerOptions, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConfigError(
-            f"{folder}: {free / 1e9:.1f} GB are free, but the training requires about "
+            f"{folder}: {free / 1e9:.1f} GB are free, but training requires about "
             f"{needed / 1e9:.1f} GB for checkpoints and the model.",
-            "Free space, or give another --out.",
+            "Free space, or use another --out.",
         )

@@ -1,4 +1,4 @@
-"""The interface between instructgen and a language model, and the restart of an engine that died.
+"""Defines the interface between instructgen and language models, and restarts dead engines.
 
 Each engine has its own file in this folder. The file name is the name of the engine in
 recipes and on the command line. Nothing here depends on methods or filters.
@@ -22,9 +22,9 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling parameters of one completion, with the names and meanings of vLLM.
+    """Sampling parameters for one completion, with the same names and meanings as in vLLM.
 
-    A string of ``stop`` ends the completion and is not part of its text.
+    The completion ends before the first occurrence of a string in ``stop``.
     """
 
     temperature: float = 1.0
@@ -72,8 +72,8 @@ class Request:
 class Completion:
     """The result of one request: its text, why the text ended, and the number of tokens.
 
-    ``retryable`` marks an error that the state of the server may have caused, and not
-    the request.
+    ``retryable`` is True for an error that may be caused by the state of the server and not
+    by the request.
     """
 
     text: str
@@ -85,12 +85,12 @@ class Completion:
 
     @classmethod
     def failed(cls, error: str, prompt_tokens: int = 0, *, retryable: bool = False) -> Completion:
-        """Return the completion of a request that failed; other requests are not affected."""
+        """Return the completion for a request that failed; other requests are not affected."""
         return cls("", "error", prompt_tokens, 0, error, retryable)
 
 
 class Engine(BaseModel, ABC):
-    """A language model that completes requests. Its fields are the keys of a recipe's [engine].
+    """A language model that completes requests; its fields are the keys of the table ``[engine]``.
 
     Constructing an engine is cheap: the model is loaded at the first request. A field
     marked ``resumable`` does not affect the completions that a run has recorded, so it
@@ -102,7 +102,7 @@ class Engine(BaseModel, ABC):
 
     model: str = Field(
         "",
-        description="Folder, Hub name or smollm2 (embedded). Default: depends on the machine.",
+        description="Folder, Hub name, or smollm2 (included). The default depends on the machine.",
     )
     max_restarts: int = Field(
         2,
@@ -128,9 +128,9 @@ class Engine(BaseModel, ABC):
 
     @abstractmethod
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yield (position in ``requests``, completion) as each finishes, each position once.
+        """Yield each request's position in ``requests`` and its completion, as soon as it finishes.
 
-        Several threads may call it at the same time. A request that fails yields a
+        Several threads may call this method at the same time. A request that fails yields a
         completion with ``finish_reason="error"`` and does not affect the others.
 
         Raises:
@@ -147,12 +147,12 @@ class Engine(BaseModel, ABC):
 
 
 def operational(default: Any, description: str, **limits: Any) -> Any:
-    """Return an engine field that may change on resume: it does not affect recorded completions."""
+    """Return a field that may change on resume, as it does not affect recorded completions."""
     return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
 
 
 def command_line_only(description: str) -> Any:
-    """Return a text field that only the command line or a Python caller may set, not a recipe."""
+    """Return a text field that a recipe must not set, because others may have written it."""
     # Not recorded: the address of a server does not affect its completions.
     extra: dict[str, Any] = {"resumable": True, "command_line_only": True}
     return Field("", description=description, exclude=True, json_schema_extra=extra)
@@ -166,7 +166,7 @@ class LocalEngine(Engine):
     )
 
     def model_post_init(self, context: Any) -> None:
-        """Use the default model of this machine when none is given."""
+        """Set the default model for this machine if no model is given."""
         from instructgen.models.folders import default_model
 
         if not self.model:
@@ -180,7 +180,7 @@ class LocalEngine(Engine):
 
 
 def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
-    """Return the token ids of a prompt; the chat template renders messages."""
+    """Return the token ids of a prompt; messages are rendered with the chat template."""
     if isinstance(request.prompt, str):
         return list(tokenizer.encode(request.prompt)) if request.prompt else []
     if all(isinstance(part, int) for part in request.prompt):
@@ -196,10 +196,10 @@ def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
 
 
 def probe_schema_enforcement(engine: Engine) -> bool:
-    """Return whether the engine enforces a JSON schema that no free completion would match.
+    """Test with one request whether the engine enforces JSON schemas.
 
-    A server ignores structured-output parameters that it does not know and returns free
-    text without an error, so only a completion shows whether the schema is enforced.
+    A server silently ignores parameters for structured output that it does not know, so only a
+    completion that free text would not match shows whether schemas are enforced.
     """
     import orjson
 
@@ -231,8 +231,8 @@ def probe_schema_enforcement(engine: Engine) -> bool:
 class Supervisor:
     """Completes requests through an engine, and restarts the engine when it dies.
 
-    Finished completions are kept; only unfinished requests are sent again.
-    Thread-safe: when one death interrupts several batches, the engine restarts once.
+    Finished completions are kept; only unfinished requests are sent again. Several threads may
+    use it: if the same failure interrupts all of them, the engine is restarted only once.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -242,7 +242,7 @@ class Supervisor:
         self._lock = threading.Lock()
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Do what `Engine.complete` does; raise EngineError after ``max_restarts`` restarts."""
+        """Work like `Engine.complete`, but restart a dead engine at most ``max_restarts`` times."""
         pending = dict(enumerate(requests))
         while pending:
             incarnation = self._incarnation

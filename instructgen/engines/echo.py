@@ -1,7 +1,7 @@
 """The echo engine: a Markov chain over the words of the prompt, without a model.
 
-It is instant and deterministic. It continues a few-shot prompt with words of that prompt,
-which is enough to try the loop and the filters, and for tests. The rows make no sense.
+It is instant and deterministic. It continues a few-shot prompt with words from that prompt, which
+is enough for tests and for trying out a recipe. The generated rows make no sense.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"\n|[^\s]+")
 
 
 class EchoEngine(Engine):
-    """Draws each word from the words that follow the previous word in the prompt.
+    """Draws each word at random from the words that follow the previous word in the prompt.
 
     A Markov chain does not end by itself, so each line break ends the text with
     probability 1/8.
@@ -35,7 +35,7 @@ class EchoEngine(Engine):
         return False
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete in order from the seed; use ``max_tokens`` and ``stop``, ignore the rest."""
+        """Complete requests in order; use only ``seed``, ``max_tokens`` and ``stop``."""
         import time
 
         for position, request in enumerate(requests):

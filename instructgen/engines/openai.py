@@ -53,7 +53,7 @@ class OpenAIEngine(Engine):
 
     base_url: str = operational("", "the server; empty: OPENAI_BASE_URL, or vLLM's default here")
     endpoint: str = command_line_only("the server as typed, in place of base_url; it gets the key")
-    chat: bool = Field(True, description="the model has a chat template")
+    chat: bool = Field(True, description="The model has a chat template.")
     concurrency: int = operational(32, "requests at the same time", ge=1)
     timeout_s: float = operational(120.0, "silence after which a request has failed", gt=0)
     max_retries: int = operational(6, "further tries of a request", ge=0)

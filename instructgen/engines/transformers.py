@@ -1,7 +1,7 @@
-"""The transformers engine, for machines where PyTorch runs and vLLM does not. Much slower.
+"""The transformers engine, for machines on which PyTorch runs but vLLM does not.
 
-It does not enforce JSON schemas. A batch shares the seed of its first request, so a
-completion depends on the seed and on the other requests of its batch.
+It is much slower than vLLM and does not enforce JSON schemas. All requests of a batch use the
+seed of the first one, so a completion also depends on the other requests in its batch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TransformersEngine(LocalEngine):
             object.__setattr__(self, "_model", model)
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete batch by batch; threads that call at the same time take turns."""
+        """Complete requests batch by batch; threads that call this at the same time take turns."""
         self.start()
         groups: dict[Sampling, list[tuple[int, list[int]]]] = {}
         for i, request in enumerate(requests):

@@ -1,8 +1,8 @@
 """The vllm engine: one vLLM instance in this process, which completes several batches at once.
 
 The same code drives the GPU build and the CPU build. A single thread steps vLLM while
-callers add requests, so that it does not run empty between two batches. It does not serve
-HTTP; for a running server use the ``openai`` engine.
+callers add requests, so that it is not idle between two batches. This engine does not serve
+HTTP; to use a running server, choose the ``openai`` engine.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class VllmEngine(LocalEngine):
                 watch.start()
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete requests; one whose prompt leaves no room for a token yields an error."""
+        """Complete requests; a prompt that leaves no room for a completion yields an error."""
         self.start()
         results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
         accepted: list[tuple[int, Request, list[int]]] = []
@@ -134,7 +134,7 @@ class VllmEngine(LocalEngine):
             self._drop()
 
     def close(self) -> None:
-        """Stop the stepping thread, release the model and cancel unfinished requests."""
+        """Stop the thread that runs vLLM, release the model and cancel unfinished requests."""
         self._jobs.put(None)
         if self._thread is not None:
             self._thread.join(timeout=60)
@@ -200,7 +200,7 @@ class VllmEngine(LocalEngine):
                 raise load_error(self.model, error) from error
             raise EngineError(
                 f"vLLM cannot start with --model={self.model}: {first_line(error)}",
-                "Try a smaller max_model_len, another model, or --engine=transformers.",
+                "Use a smaller max_model_len, a different model, or --engine=transformers.",
             ) from error
 
     # -- the stepping thread: no other thread calls vLLM while it runs ------------------
@@ -278,7 +278,7 @@ class VllmEngine(LocalEngine):
 
 
 def sampling_params(request: Request, room: int) -> Any:
-    """Return a request's sampling as vLLM's `SamplingParams`, with at most ``room`` tokens."""
+    """Return a request's parameters as vLLM's `SamplingParams`, with at most ``room`` tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -300,9 +300,9 @@ def sampling_params(request: Request, room: int) -> Any:
 
 
 def _work_around_llvmlite() -> None:
-    """Make vLLM's CPU build start after numba was imported.
+    """Allow vLLM's CPU build to start after numba was imported.
 
-    At its start vLLM reads ``__dict__`` of every value of every imported module. The
+    When it starts, vLLM reads ``__dict__`` of every value of every imported module. The
     library handle of llvmlite returns a wrapped function for any attribute, not a dict.
     """
     with contextlib.suppress(ImportError):

@@ -1,5 +1,5 @@
 """Evaluation of trained models: scores with 95% confidence intervals.
 
-`intervals` computes bootstrap intervals and `likelihood` scores given answers. Each module of
-`suites` measures one property of one or two models, always on the same rows.
+`intervals` computes bootstrap intervals, and `likelihood` the likelihood of given answers. Each
+module of `suites` measures one property of a model, or of two models on the same rows.
 """

@@ -1,4 +1,4 @@
-"""Completions of a model for evaluation prompts, from the engines that also generate data."""
+"""Get a model's completions of evaluation prompts, from the engines that also generate data."""
 
 from __future__ import annotations
 

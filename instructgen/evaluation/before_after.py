@@ -1,4 +1,4 @@
-"""Measures the effect of a training: the base model and the trained model on held-out rows."""
+"""Measures the effect of training by evaluating a model on held-out rows before and after it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def before_after(
     before: str,
     after: str,
 ) -> tuple[Measure, ...]:
-    """Return a trainer's measure for both models, or None without held-out tasks.
+    """Return a trainer's measures of the base and the trained model; empty without held-out tasks.
 
     Args:
         method: the trainer. It determines the measure: bits per byte for sft, pair accuracy
             for reward, dpo and kto, the mean reward for grpo, rloo and ppo.
-        options: the options of the training, including maximum length and prompt format.
-        rows: the rows of the training; the held-out ones are measured.
-        tasks: the tasks of grpo, rloo and ppo; the held-out ones are answered.
+        options: the training options, including the maximum length and the prompt format.
+        rows: the rows of the training run; only the held-out rows are used.
+        tasks: the tasks of grpo, rloo or ppo, of which only the held-out ones are used; else None.
         before: the base model.
         after: the trained model.
     """

@@ -1,7 +1,7 @@
-"""Bootstrap confidence intervals of means and ratios, for one model or two on the same rows.
+"""Bootstrap confidence intervals for means and ratios, of one model or of two on the same rows.
 
 Rows are resampled with replacement (Efron 1979). Two models are always measured on the same
-resamples, so that the variation between rows that both share cancels out.
+resamples, so that variation between rows that affects both models cancels out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _RESAMPLES_PER_BATCH = 200
 
 
 def ratio(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> Estimate:
-    """Return the sum of the parts over the sum of the wholes; a mean if every whole is 1.
+    """Return the sum of ``parts`` divided by the sum of ``wholes``, with a 95% interval.
 
-    Both sequences have one value per row. Raises ValueError without rows.
+    Both sequences have one value per row. Raises ValueError if they are empty.
     """
     return _bootstrap([np.asarray(parts, float)], np.asarray(wholes, float), [1.0], seed)
 
@@ -27,7 +27,7 @@ def ratio(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> Est
 def ratio_difference(
     after: Sequence[float], before: Sequence[float], wholes: Sequence[float], seed: int = 0
 ) -> Estimate:
-    """Return one model's ratio minus another's, on the same rows (see `ratio`)."""
+    """Return ``ratio(after, wholes) - ratio(before, wholes)`` with its interval; see `ratio`."""
     parts = [np.asarray(after, float), np.asarray(before, float)]
     return _bootstrap(parts, np.asarray(wholes, float), [1.0, -1.0], seed)
 

@@ -1,7 +1,7 @@
-"""An LLM judge that compares two answers, asked once with each order of the answers.
+"""An LLM judge that compares two answers twice, the second time with the answers swapped.
 
-The judge abstains in case of doubt: a verdict counts only if both orders agree, and a reply
-that cannot be parsed never counts (position bias: Wang et al. 2023, 2305.17926).
+The judge abstains if its two verdicts differ or a reply cannot be parsed, because a judge may
+prefer an answer for its position (Wang et al. 2023, 2305.17926).
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def verdicts(completions: Sequence[Completion]) -> tuple[list[float | None], dic
         completions: the replies to `judge_requests`, in the same order.
 
     Returns:
-        Two values. The first holds a verdict per contest: 1 if the first answer wins, 0 if
-        the second wins, 0.5 for a tie in both orders, None if the judge abstains. The second
-        counts the contests that are decided, tied, unreadable, or differ between the orders.
+        Two values. The first is a list with a verdict per contest: 1 if the first answer wins,
+        0 if the second wins, 0.5 for a tie in both orders, None if the judge abstains. The second
+        is the number of contests by outcome: decided, tie, orders_disagree or unreadable.
     """
     results: list[float | None] = []
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Measures that compare a model before and after training, on the same held-out rows."""
+"""Measures of a model, and of the difference between two models on the same rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from instructgen.training.rewards import score_ids
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How rows become model input: maximum length in tokens, prompt format, padding token.
+    """How rows are turned into model input: maximum length in tokens, prompt format, padding token.
 
     ``pad_token`` is only needed for a tokenizer without one.
     """
@@ -30,7 +30,7 @@ class PromptFormat:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRows(JsonRecord):
-    """A measure of one model on given rows: the sum of ``parts`` over the sum of ``wholes``.
+    """A measure of one model on some rows: the sum of ``parts`` divided by the sum of ``wholes``.
 
     ``parts`` and ``wholes`` have one value per row; ``rows`` are the IDs of the rows.
     """
@@ -46,7 +46,7 @@ class MeasuredRows(JsonRecord):
         return ratio(self.parts, self.wholes)
 
     def over(self, other: MeasuredRows) -> Estimate:
-        """Return the difference to another model's measure, on the rows that both have."""
+        """Return this measure minus another model's, on the rows that both measures include."""
         places = {row: i for i, row in enumerate(other.rows)}
         shared = [(i, places[row]) for i, row in enumerate(self.rows) if row in places]
         return ratio_difference(
@@ -81,11 +81,11 @@ def bits_per_byte(
 def pair_margins(
     name: str, samples: Sequence[Sample], prompt_format: PromptFormat
 ) -> dict[str, tuple[float, float]]:
-    """Return how much likelier a model finds the chosen answer of each pair.
+    """Return how much likelier each pair's chosen answer is than its rejected answer, by row ID.
 
     Returns:
-        By row ID, the log2-likelihood of the chosen answer minus that of the rejected answer:
-        in bits over the whole answers, and in bits per token.
+        The log2-likelihood of the chosen answer minus that of the rejected answer, as two
+        numbers: in bits for the complete answers, and in bits per token.
     """
     model, encoder = _load(name, prompt_format)
     margins = {}
@@ -127,14 +127,14 @@ def reward_margins(
 
 
 def compared(after: MeasuredRows, before: MeasuredRows | None = None) -> Measure:
-    """Return a measure; with ``before`` also its value and the difference."""
+    """Return one model's measure; with ``before``, also the other model's and the difference."""
     if before is None:
         return Measure(after.name, after.estimate)
     return Measure(after.name, after.estimate, before.estimate, after.over(before))
 
 
 def reward_measure(name: str, values: Sequence[float], rows: Sequence[str]) -> MeasuredRows:
-    """Return the mean reward over the rows as a measure."""
+    """Return a measure of the mean reward over the rows."""
     return MeasuredRows(name, list(values), [1.0] * len(values), list(rows))
 
 

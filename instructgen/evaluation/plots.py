@@ -1,4 +1,4 @@
-"""Plots of measures, ablations and training logs, as PNG."""
+"""Plots of measures, ablations and training logs, as PNG images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def measures_plot(measures: Sequence[Measure], names: Sequence[str]) -> bytes:
     """Return a PNG with one panel per measure; each model is a point with its interval.
 
     Args:
-        measures: one per panel.
+        measures: measures to plot.
         names: name of the model, then of the model it is compared with, if any.
     """
     figure, axes = _panels(len(measures))
@@ -31,7 +31,7 @@ def measures_plot(measures: Sequence[Measure], names: Sequence[str]) -> bytes:
 
 
 def arms_plot(arms: Sequence[Any], base: float) -> bytes:
-    """Return a PNG of an ablation's arms: a point per random seed and a bar at the mean.
+    """Return a PNG of the arms of an ablation: a point per random seed and a bar at the mean.
 
     ``base`` is the bits per byte before training, drawn as a dotted line.
     """

@@ -1,10 +1,11 @@
-"""Base classes of the filters, which decide for each sample whether it is kept or rejected.
+"""Base classes for filters, which decide for each sample whether to keep or reject it.
 
-Each filter is one file of this package, and the fields of its class are its recipe keys. The
-thresholds in use are not set here but in the recipes of the top-level folder filters/.
+Each filter has its own file in this package, and the fields of its class are its recipe keys. The
+thresholds for actual use are set in the recipes in the top-level folder ``filters/``.
 
-`Transform` changes samples, `ScoringFilter` attaches a score to each sample, `ComparingFilter`
-compares a sample with earlier ones, and `SelectingFilter` needs all samples before it decides.
+A `Transform` changes samples, a `ScoringFilter` attaches a score to each sample, a
+`ComparingFilter` compares each sample with earlier ones, and a `SelectingFilter` receives all
+samples before it decides.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ Scope = Literal["instruction", "row", "both"]
 
 
 class Verdict(NamedTuple):
-    """The result of a filter: the sample (changed or not), its rejection if any, and its value.
+    """The result of a filter for one sample: the sample, which may be changed, and its rejection.
 
-    ``value`` is the number that was compared with the thresholds, if there is one.
+    ``rejection`` is None if the filter keeps the sample. ``value`` is the number that the filter
+    compared with its thresholds, or None.
     """
 
     sample: Sample
@@ -37,10 +39,10 @@ class Verdict(NamedTuple):
 
 
 class Filter(BaseModel, ABC):
-    """Base class of all filters: evaluates a sample, and rejects it with a reason or keeps it.
+    """Base class for all filters; a filter keeps a sample, or rejects it with a reason.
 
-    ``scope`` states what is evaluated: ``instruction`` (before there is an answer), ``row``
-    (the finished row), or ``both``.
+    ``scope`` states what the filter evaluates: ``instruction`` (a new instruction that has no
+    answer yet), ``row`` (the finished row), or ``both``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,14 +50,14 @@ class Filter(BaseModel, ABC):
     scope: ClassVar[Scope] = "instruction"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Reject a class that overrides a method by its old name."""
+        """Raise TypeError if a subclass overrides `evaluate` under its old name, ``judge``."""
         if "judge" in vars(cls):
             raise TypeError(f"{cls.__name__}.judge: Filter.judge was renamed to evaluate")
         super().__init_subclass__(**kwargs)
 
     @abstractmethod
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return the rejection of the sample, or None to keep it."""
+        """Return a `Rejection` with the reason, or None to keep the sample."""
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
         """Return one verdict for each sample, in order."""
@@ -67,7 +69,7 @@ class Filter(BaseModel, ABC):
         return verdicts
 
     def value(self, sample: Sample) -> float | None:
-        """Return the number of a kept sample that is compared with the thresholds, if any."""
+        """Return the number that is compared with the thresholds for a kept sample, or None."""
         return None
 
     def thresholds(self) -> tuple[float, ...]:
@@ -75,21 +77,21 @@ class Filter(BaseModel, ABC):
         return ()
 
     def remember(self, sample: Sample) -> None:
-        """Record a sample that all filters kept, or a seed, for comparison with later samples."""
+        """Store a seed, or a sample that all filters kept, for comparison with later samples."""
 
     def files(self) -> tuple[Path, ...]:
-        """Return the files that the verdicts depend on."""
+        """Return the paths of the files that the verdicts depend on."""
         return ()
 
     def reject(
         self, reason: str, detail: str = "", score: float | None = None, nearest: str | None = None
     ) -> Rejection:
-        """Return a rejection with the name of this filter."""
+        """Create a rejection that names this filter."""
         return Rejection(self.name, reason, detail, score, nearest)
 
 
 class Transform(Filter):
-    """Base class of filters that change samples and record each change in the row's edits.
+    """Base class for filters that change samples and record each change in the row's edits.
 
     A sample whose instruction or output is empty after the change is rejected.
     """
@@ -98,13 +100,13 @@ class Transform(Filter):
 
     @abstractmethod
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
-        """Return the new text of a field, and one description for each kind of change.
+        """Return the changed text of a field, and one description for each kind of change.
 
-        If nothing changes, the text is returned as it is.
+        If there is nothing to change, the same text is returned.
         """
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``empty_instruction``, ``empty_output``) if no text remains."""
+        """Return a rejection (``empty_instruction`` or ``empty_output``) if no text remains."""
         return self.evaluate([sample])[0].rejection
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -125,7 +127,7 @@ class Transform(Filter):
             replace(m, content=self.change(m.content, "history")[0]) for m in sample.history
         )
         if history != sample.history:
-            edits.append(Edit(self.name, "history", "changed by the same rules"))
+            edits.append(Edit(self.name, "history", "changed by the rules for other fields"))
         if not edits:
             return Verdict(sample)
         sample = replace(sample, **new, history=history, edits=(*sample.edits, *edits))
@@ -138,11 +140,11 @@ class Transform(Filter):
 
 
 class ScoringFilter(Filter):
-    """Base class of filters that store a score in each row and reject scores out of bounds.
+    """Base class for filters that score each row and reject rows whose score is out of bounds.
 
-    If a score cannot be computed, it has no value and its error is stored instead; ``on_error``
-    determines whether such a row is kept. A score that the row already has is not computed
-    again, so that a dataset can be curated with other bounds at no cost.
+    If a score cannot be computed, the error is stored instead of a value, and ``on_error``
+    determines whether the row is kept. A score that a row already has is not computed again, so
+    a dataset can be curated with different bounds without computing its scores again.
     """
 
     scope: ClassVar[Scope] = "row"
@@ -156,7 +158,7 @@ class ScoringFilter(Filter):
     @property
     @abstractmethod
     def score_name(self) -> str:
-        """Return the name under which rows store the score, with all that it depends on."""
+        """Return the name of the stored score; it includes everything that the score depends on."""
 
     @abstractmethod
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
@@ -169,11 +171,11 @@ class ScoringFilter(Filter):
         return self
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``too_low``, ``too_high`` or ``no_score``), or None."""
+        """Return a rejection (``too_low``, ``too_high``, ``no_score``), or None to keep the row."""
         return self.evaluate([sample])[0].rejection
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the bounds that are set."""
+        """Return the values of ``min`` and ``max`` that are set."""
         return tuple(b for b in (self.min, self.max) if b is not None)
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -191,62 +193,62 @@ class ScoringFilter(Filter):
             rejection = self.reject("no_score", score.error or "the score is missing")
             return Verdict(sample, rejection if self.on_error == "reject" else None)
         if (low := self.min) is not None and score.value < low:
-            detail = f"{score.name} {score.value:.4g}, below {low:g}"
+            detail = f"{score.name} is {score.value:.4g}, below {low:g}"
             return Verdict(sample, self.reject("too_low", detail, score.value), score.value)
         if (high := self.max) is not None and score.value > high:
-            detail = f"{score.name} {score.value:.4g}, above {high:g}"
+            detail = f"{score.name} is {score.value:.4g}, above {high:g}"
             return Verdict(sample, self.reject("too_high", detail, score.value), score.value)
         return Verdict(sample, None, score.value)
 
 
 class SelectingFilter(Filter):
-    """Base class of filters that need all rows before they decide on any.
+    """Base class for filters that compare all rows of a dataset before they reject any.
 
-    Only `curate` can use them. All rows that reach such a filter are held in memory.
+    Only the command `curate` can use them. All rows that reach such a filter are held in memory.
     """
 
     scope: ClassVar[Scope] = "row"
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Raise NotImplementedError: this filter cannot evaluate a single row."""
-        raise NotImplementedError(f"{self.name} needs the whole dataset")
+        raise NotImplementedError(f"{self.name} can only evaluate a whole dataset.")
 
     @abstractmethod
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """Return the rejection of each sample, in order, or None for each kept one."""
+        """Return one item per sample, in order: its rejection, or None if it is kept."""
 
 
 class Index(Protocol):
     """Interface of the similarity indexes in `instructgen.similarity`."""
 
     def add(self, texts: Sequence[str], /) -> None:
-        """Append texts to the index; each becomes its next row."""
+        """Append texts to the index, one row per text."""
 
     def nearest(self, texts: Sequence[str], /) -> list[Match | None]:
-        """Return the best match of each text above the threshold, or None."""
+        """For each text, return its best match, or None if no match is above the threshold."""
 
     def pairs(self, texts: Sequence[str], /) -> Pairs:
-        """Return every row that each text matches, with the score."""
+        """Return all pairs of a text and a row that are above the threshold, with their scores."""
 
 
 class EarlierSample(NamedTuple):
-    """The stored part of an earlier sample: its id and the fields that comparisons need."""
+    """The stored part of an earlier sample: its id and the fields needed to compare it."""
 
     id: str
     texts: tuple[str, ...]
 
 
 class EarlierMatch(NamedTuple):
-    """An earlier sample whose similarity is above the threshold, with that score."""
+    """An earlier sample whose similarity to a new one is above the threshold, with the score."""
 
     score: float
     seen: EarlierSample
 
 
 class ComparingFilter(Filter):
-    """Base class of filters that compare a sample's text with the samples kept before it.
+    """Base class for filters that compare the text of each sample with earlier kept samples.
 
-    ``needs`` lists the fields of earlier samples that `decide` uses.
+    ``needs`` lists the fields of earlier samples that are stored because `decide` uses them.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -267,10 +269,10 @@ class ComparingFilter(Filter):
 
     @abstractmethod
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return the rejection of a sample with these matches (oldest first), or None."""
+        """Return a rejection, or None to keep the sample, given its matches (oldest first)."""
 
     def text(self, sample: Sample) -> str:
-        """Return the text of a sample to compare: by default its instruction."""
+        """Return the text by which the sample is compared: by default, its instruction."""
         return sample.instruction
 
     def model_post_init(self, context: object) -> None:
@@ -278,32 +280,32 @@ class ComparingFilter(Filter):
         object.__setattr__(self, "_index", self.index())
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return what `decide` returns for the sample's matches, or None without matches."""
+        """Compare the sample with all earlier ones; return a rejection, or None to keep it."""
         return evaluate_block([self], [sample])[0]
 
     def remember(self, sample: Sample) -> None:
-        """Record the sample, so that later samples are compared with it."""
+        """Store the sample so that later samples are compared with it."""
         self._ids.append(int(sample.id, 16))
         if self.needs:
             self._texts.append(self._needed_fields(sample))
         self._pending.append(self.text(sample))
 
     def too_long(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``too_long``) if the text is too long to compare, or None."""
+        """Return a rejection (``too_long``) if the text is too long to compare, otherwise None."""
         length = len(self.text(sample))
         if length <= self.max_characters:
             return None
         return self.reject(
             "too_long",
-            f"{length:,} characters, more than the {self.max_characters:,} that can be compared",
+            f"{length:,} characters; at most {self.max_characters:,} can be compared",
         )
 
     def seen(self, sample: Sample) -> EarlierSample:
-        """Return the part of a sample to store for comparisons."""
+        """Return the part of a sample that is stored to compare later samples with it."""
         return EarlierSample(sample.id, self._needed_fields(sample))
 
     def pairs(self, texts: Sequence[str]) -> list[list[EarlierMatch]]:
-        """Return for each text the earlier samples above the threshold, oldest first."""
+        """For each text, return the earlier samples above the threshold, the oldest first."""
         if self._pending:
             self._index.add(self._pending)
             self._pending.clear()
@@ -325,11 +327,11 @@ class ComparingFilter(Filter):
 def evaluate_block(
     filters: Sequence[ComparingFilter], samples: Sequence[Sample]
 ) -> list[Rejection | None]:
-    """Return the rejection of each sample of a block, or None for each kept one.
+    """Return one item per sample of a block: its rejection, or None if it is kept.
 
-    The decisions are the same as if the samples came one by one and each kept one were
-    remembered, but the whole block is looked up at once. The kept samples are not remembered
-    here; the caller does that.
+    The decisions are the same as if the samples were evaluated one by one and each kept sample
+    were remembered before the next, but the whole block is looked up at once. The caller must
+    pass the kept samples to `remember` afterwards.
     """
     too_long = [next((r for f in filters if (r := f.too_long(s))), None) for s in samples]
     comparable = [i for i, rejection in enumerate(too_long) if rejection is None]

@@ -9,7 +9,7 @@ from instructgen.schema.sample import Sample
 
 
 class Chain:
-    """A sequence of filters, of which the first that rejects a sample decides."""
+    """A sequence of filters that stops at the first filter that rejects a sample."""
 
     def __init__(self, filters: Sequence[Filter]) -> None:
         self.filters = tuple(filters)
@@ -19,7 +19,7 @@ class Chain:
         return [f for f in self.filters if f.scope in (stage, "both")]
 
     def evaluate(self, sample: Sample, stage: Stage) -> Verdict:
-        """Return the sample as the filters of this stage changed it, and the first rejection."""
+        """Evaluate a sample with the filters of this stage, in order, up to the first rejection."""
         for f in self.at(stage):
             (verdict,) = f.evaluate([sample])
             if verdict.rejection is not None:
@@ -28,6 +28,6 @@ class Chain:
         return Verdict(sample)
 
     def remember(self, sample: Sample, stage: Stage) -> None:
-        """Record a kept sample in every filter of this stage."""
+        """Pass a kept sample to `remember` of every filter of this stage."""
         for f in self.at(stage):
             f.remember(sample)

@@ -28,7 +28,8 @@ _URL = regex.compile(
 class Clean(Transform):
     """Remove citation marks and chat phrases; optionally mask or remove web addresses.
 
-    Each kind can be turned off. The changes are recorded in the row's edits.
+    Chat phrases are lines that belong to the chat and not to the task, such as "Sure! Here is".
+    Each of these steps can be turned off. The changes are recorded in the row's edits.
     """
 
     name = "clean"
@@ -38,14 +39,15 @@ class Clean(Transform):
     )
     boilerplate: bool = Field(
         True,
-        description="Remove first and last lines that begin like filters/words/boilerplate.txt.",
+        description="Remove first and last lines that begin with a phrase in "
+        "filters/words/boilerplate.txt.",
     )
     urls: Literal["keep", "mask", "remove"] = Field(
         "keep", description="Whether to keep, mask or remove web addresses."
     )
 
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
-        """Return the cleaned text, and a description of each kind of change."""
+        """Return the cleaned text and a description of each kind of change."""
         details = []
         if self.citation_marks and "[" in text and not _CODE.search(text):
             text, count = _CITATION.subn("", text)
@@ -54,7 +56,7 @@ class Clean(Transform):
         if self.boilerplate and field in ("output", "rejected_output"):
             shorter = self._without_phrases(text)
             if shorter != text:
-                details.append(f"characters of chat phrases removed: {len(text) - len(shorter)}")
+                details.append(f"chat phrases removed: {len(text) - len(shorter)} characters")
                 text = shorter
         if self.urls != "keep":
             text, links = _LINK.subn(r"\1", text)

@@ -1,6 +1,6 @@
-"""Rejects rows that contain a prompt of a benchmark.
+"""Rejects rows that contain a prompt from a benchmark.
 
-A model trained on such rows has seen the test, so its benchmark score is not valid.
+A model trained on such rows has seen the benchmark, so its score on it is not valid.
 """
 
 from __future__ import annotations
@@ -26,48 +26,55 @@ _FIELDS = ("turns", "prompt", "question", "problem", "query", "instruction", "te
 
 
 class Contamination(Filter):
-    """Reject rows that contain a benchmark prompt of the files ``against`` in any part.
+    """Reject rows that contain a benchmark prompt from one of the files in ``against``.
 
-    A prompt counts as contained in a text if one of these tests succeeds: the text has the same
-    words; it has a minimum fraction of the prompt's n-grams; it has a minimum fraction of the
-    prompt's words in order and close together, rare words included. If ``cosine`` is set, a
-    prompt with the same meaning as the row's question also counts.
+    A text contains a prompt if it consists of the same words, if it contains at least
+    ``ngram_share`` of the prompt's n-grams, or if it contains at least ``words_share`` of the
+    prompt's words, in order and close together, including enough of the rare words
+    (``weight_share``). If ``cosine`` is set, a row is also rejected if its question has the same
+    meaning as a prompt.
     """
 
     name = "contamination"
     scope = "row"
 
-    against: tuple[str, ...] = Field((), description="Files of benchmark prompts.")
-    look_in: Literal["row", "prompt"] = Field(
-        "row", description="Parts of the row to search; prompt excludes the outputs."
+    against: tuple[str, ...] = Field(
+        (), description="Files with the benchmark prompts to search for."
     )
-    ngram: int = Field(13, ge=3, description="Words per n-gram (default: Brown et al. 2020).")
+    look_in: Literal["row", "prompt"] = Field(
+        "row", description="Whether to search the whole row, or only the prompt, without answers."
+    )
+    ngram: int = Field(
+        13, ge=3, description="Words per n-gram; the default is that of Brown et al. 2020."
+    )
     ngram_share: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Minimum fraction of a prompt's n-grams that counts as contamination.",
+        description="Reject a row with at least this fraction of a benchmark prompt's n-grams.",
     )
     words_share: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="Minimum fraction of a prompt's words, in order, that counts as contamination.",
+        description="Reject a row with at least this fraction of a prompt's words, in order, if it "
+        "also reaches weight_share.",
     )
     weight_share: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="Minimum fraction of words weighted by rarity, required in addition.",
+        description="Like words_share, but rare words count more; both must be reached.",
     )
     cosine: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Cosine to a prompt above which a question counts as contamination.",
+        description="Reject a row whose question has a higher cosine similarity to a prompt.",
     )
     model: str = Field(
-        MINILM, description="Embedding model for cosine: minilm, a folder, or a Hub name."
+        MINILM,
+        description="Embedding model for the option cosine: minilm, a folder, or a Hub name.",
     )
 
     def files(self) -> tuple[Path, ...]:
@@ -75,13 +82,13 @@ class Contamination(Filter):
         return tuple(Path(name) for name in self.against)
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the minimum fraction of words that counts as contamination."""
+        """Return the lower of ``words_share`` and ``weight_share``."""
         return (min(self.words_share, self.weight_share),)
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection, or None.
+        """Return a rejection, or None to keep the row.
 
-        Its reason is ``equal_prompt``, ``prompt_ngrams``, ``prompt_words`` or ``prompt_meaning``.
+        The reason is ``equal_prompt``, ``prompt_ngrams``, ``prompt_words`` or ``prompt_meaning``.
         """
         return self.evaluate([sample])[0].rejection
 
@@ -132,7 +139,7 @@ class Contamination(Filter):
         return verdicts
 
     def searched(self) -> dict[str, int]:
-        """Return the number of prompts that are searched for, by benchmark."""
+        """Return the number of prompts that are searched for, as a dict keyed by benchmark."""
         return dict(Counter(p.benchmark for p in self._prompts.prompts))
 
     @cached_property
@@ -162,7 +169,7 @@ _TIERS = ("words", "ngrams", "equal")
 
 
 def _benchmark_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return file names, with the folders that are needed to distinguish the files."""
+    """Return the file names, with parent folders added where file names are equal."""
     names = {path: path.name for path in paths}
     depth = 1
     while len(set(names.values())) < len(names) and depth < 20:
@@ -176,17 +183,17 @@ def _benchmark_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def benchmark_prompts(path: Path, name: str = "") -> list[BenchmarkPrompt]:
-    """Return all prompts of a benchmark file, with one prompt for each user turn.
+    """Return all prompts in a benchmark file, one for each user turn.
 
-    The prompt is the first field of a row whose name is known, such as ``prompt``. ``name`` is
-    the name of the benchmark, by default that of the file.
+    The prompt of a row is its first field with a known name, such as ``prompt``. ``name`` is the
+    name of the benchmark, by default the file name.
 
     Raises:
         InputError: the file is missing or unreadable, or a row is invalid or has no prompt.
     """
     if not path.is_file():
         raise InputError(
-            "the file does not exist.", path=path, hint="Give a file of benchmark prompts."
+            "the file does not exist.", path=path, hint="Pass a file of benchmark prompts."
         )
     prompts: list[BenchmarkPrompt] = []
     for record in read_records(path):
@@ -215,7 +222,7 @@ def benchmark_prompts(path: Path, name: str = "") -> list[BenchmarkPrompt]:
 
 
 def _texts(fields: Mapping[str, Any]) -> list[str]:
-    """Return the prompts in the first known field of a row."""
+    """Return the prompts in the first field of a row that has a known name."""
     for name in _FIELDS:
         value = fields.get(name)
         if isinstance(value, str):

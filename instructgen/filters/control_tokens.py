@@ -1,8 +1,8 @@
-"""Rejects rows that contain a chat model's control tokens.
+"""Rejects rows that contain control tokens of chat models.
 
-Current tokenizers encode such text as the real control token, so that a row with
-``<|im_end|>`` trains the model on a forged turn. The tokens are listed in
-filters/words/control_tokens.txt.
+Tokenizers encode the text of a control token as the token itself, so a row that contains
+``<|im_end|>`` would train the model on a forged turn. The tokens are listed in
+``filters/words/control_tokens.txt``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _SHAPE = r"<[|｜][^|｜<>\s]{1,40}[|｜]>"
 
 
 class ControlTokens(Filter):
-    """Reject rows with special tokens or role markers of chat models in any field."""
+    """Reject rows in which any field contains a special token or role marker of a chat model."""
 
     name = "control_tokens"
     scope = "both"
 
     words: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="Additional tokens, matched exactly."
+        (), description="Additional strings that no field of a row may contain (case-sensitive)."
     )
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``control_token``), or None."""
+        """Return a rejection (``control_token``), or None to keep the sample."""
         for field in ("instruction", "input", "output", "context", "rejected_output"):
             match = self._pattern.search(getattr(sample, field) or "")
             if match:

@@ -1,8 +1,8 @@
-"""Applies filters to a finished dataset, block by block; each row is kept or rejected.
+"""Applies filters to a finished dataset, block by block, and keeps or rejects each row.
 
 Filters that compare rows run after those that do not, so that every row used in a comparison
-stays in the dataset. A selecting filter receives all rows kept so far; all other filters hold
-one block in memory at a time. This module reads and writes no files.
+stays in the dataset. A `SelectingFilter` receives all rows kept so far; all other filters hold one
+block in memory at a time. This module does not read or write files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 class RejectedRow(NamedTuple):
-    """A rejected row, as it was when the filter rejected it, and its rejection."""
+    """A rejected row, as it was when a filter rejected it: its position, sample and rejection."""
 
     place: int
     sample: Sample
@@ -45,7 +45,7 @@ class RejectedRow(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The results of a block of rows: the kept and the rejected ones, each in input order."""
+    """The kept rows and the rejected rows of one block, both in input order."""
 
     kept: list[Row]
     rejected: list[RejectedRow]
@@ -53,7 +53,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Example:
-    """A row near a threshold: the distance, its position, the value compared, and its text."""
+    """A row near a threshold: its distance, its position in the input, its value and its text."""
 
     distance: float
     place: int
@@ -63,10 +63,10 @@ class Example:
 
 @dataclass(slots=True)
 class Report:
-    """Counts of the rows read and rejected, and examples of rows near the thresholds.
+    """The numbers of rows read, rejected and edited, and examples of rows near the thresholds.
 
-    ``rejected`` is keyed by filter, reason and source, ``edited`` by filter.
-    ``borderline`` has for each filter the kept and the rejected rows nearest to a threshold.
+    ``read`` is keyed by source, ``rejected`` by filter, reason and source, ``edited`` by filter.
+    ``borderline`` maps each filter to the kept and the rejected rows nearest to a threshold.
     """
 
     read: Counter[str] = field(default_factory=Counter)
@@ -75,7 +75,7 @@ class Report:
     borderline: dict[str, tuple[list[Example], list[Example]]] = field(default_factory=dict)
 
     def near(self, f: Filter, place: int, verdict: Verdict) -> None:
-        """Store a row as an example if it is among the nearest to a threshold of the filter."""
+        """Store the row as an example if it is one of the nearest to a threshold of the filter."""
         thresholds = f.thresholds()
         if verdict.value is None or not thresholds:
             return
@@ -92,17 +92,17 @@ class Report:
         push(side, example)
 
     def examples(self, name: str) -> tuple[list[Example], list[Example]]:
-        """Return the kept and the rejected rows nearest to a threshold, nearest first."""
+        """Return the kept and the rejected examples for a filter, nearest to a threshold first."""
         kept, rejected = self.borderline.get(name, ([], []))
         return sorted(kept, reverse=True), sorted(rejected, reverse=True)
 
 
 class Curation:
-    """A single pass of rows through filters, with a report.
+    """Passes the rows of a dataset through filters once, and collects a report.
 
     Args:
         filters: the filters of the recipe, in order.
-        scores: scores computed earlier, by sample id; they are not computed again.
+        scores: scores computed earlier, keyed by sample id; they are not computed again.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Curation:
         self._first_rows: dict[int, list[Row]] = {}
 
     def blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
-        """Return an iterator of blocks that cover every row; kept rows stay in input order."""
+        """Return an iterator of blocks that together cover every row, kept rows in input order."""
         blocks = self._read_blocks(samples)
         group: list[Filter] = []
         for f in self.filters:
@@ -139,10 +139,10 @@ class Curation:
         return order
 
     def collect_borderline(self) -> None:
-        """Add kept rows near the thresholds of comparing filters to the report.
+        """Add examples of kept rows near the thresholds of comparing filters to the report.
 
-        During the pass, these filters search for matches above their threshold only. Here the
-        first rows kept are compared with each other again, at a lower threshold.
+        During the pass, these filters search only for matches above their threshold. This method
+        compares the first kept rows with each other again, at a lower threshold.
         """
         for f in self.filters:
             threshold = getattr(f, "threshold", None)

@@ -1,4 +1,4 @@
-"""Keeps a given number of rows: the most different ones, or the best ones that are different."""
+"""Keeps a given number of rows: the most diverse ones, or dissimilar rows with high scores."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from instructgen.similarity.encoders import MINILM, check_model, encoder
 
 
 class Diversity(SelectingFilter):
-    """Select rows by the embeddings of their questions, and reject the others.
+    """Select diverse rows by the embeddings of their questions, and reject all others.
 
     ``k_center`` starts with the row nearest to the mean, and repeatedly selects the row
     farthest from all selected rows (Sener and Savarese 2018). ``score_first`` visits the rows
-    in order of decreasing score, and selects each row whose cosine to all selected rows is at
-    most ``threshold`` (Liu et al. 2024, DEITA; as in its code).
+    in order of decreasing score, and selects each row whose cosine similarity to all selected
+    rows is at most ``threshold`` (as in the code of DEITA, Liu et al. 2024).
     """
 
     name = "diversity"
@@ -28,19 +28,25 @@ class Diversity(SelectingFilter):
     method: Literal["k_center", "score_first"] = Field(
         "k_center", description="Selection algorithm."
     )
-    score: str | None = Field(None, description="Name of the score, for score_first.")
+    score: str | None = Field(
+        None, description="Name of the score that orders the rows; used only by score_first."
+    )
     threshold: float = Field(
-        0.9, gt=0, le=1, description="Maximum cosine to a kept row, for score_first."
+        0.9,
+        gt=0,
+        le=1,
+        description="Maximum cosine similarity to a kept row; used only by score_first.",
     )
     model: str = Field(
-        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+        MINILM,
+        description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
     )
 
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """Return a rejection or None for each sample.
+        """Return one item per sample, in order: its rejection, or None if it is kept.
 
-        The reason is ``not_selected`` or ``too_similar``; the score is the cosine to the nearest
-        selected row.
+        The reason of a rejection is ``not_selected`` or ``too_similar``; its score is the cosine
+        similarity to the nearest selected row.
         """
         if not samples:
             return []

@@ -12,41 +12,47 @@ from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import deduplicate
 from instructgen.similarity.encoders import MINILM
 
-# `deduplicate` searches for pairs down to this floor so that other thresholds can be tried
-# later. A filter does not do that, so the floor is above every threshold.
+# `deduplicate` also searches for pairs below the threshold, down to its argument `floor`, so that
+# lower thresholds can be tried later. A filter does not need these pairs.
 _NO_LOWER = 0.999
 
 
 class Duplicate(SelectingFilter):
-    """Reject duplicates as `instructgen dedup` does; see `instructgen.similarity.deduplicate`."""
+    """Reject duplicates as the command `dedup` does; see `instructgen.similarity.deduplicate`."""
 
     name = "duplicate"
 
     how: tuple[Literal["exact", "minhash", "rouge_l", "semantic", "two_key"], ...] = Field(
-        ("exact", "minhash"), description="Comparisons that find duplicates, in order."
+        ("exact", "minhash"),
+        description="Comparisons that find duplicates, in the order in which they are applied.",
     )
     priority: tuple[Literal["source", "human", "license", "quality", "length"], ...] = Field(
         ("human", "license", "quality", "length"),
-        description="Criteria for which copy to keep, the first most important.",
+        description="Criteria that decide which copy to keep, the most important first.",
     )
     sources: tuple[str, ...] = Field(
-        (), description="Sources for the criterion source, the most trusted first."
+        (), description="Sources in order of preference; used only by the criterion source."
     )
     compared: Literal["row", "prompt", "instruction"] = Field(
         "row", description="Part of a row to compare."
     )
     threshold: dict[str, float] = Field(
-        {}, description="Maximum similarity of kept rows, by comparison."
+        {}, description="Maximum similarity of kept rows for each comparison in how."
     )
-    frame_quota: int = Field(3, ge=1, description="Maximum number of rows per frame, for two_key.")
+    frame_quota: int = Field(
+        3,
+        ge=1,
+        description="Maximum number of rows with the same sentence pattern; used only by two_key.",
+    )
     model: str = Field(
-        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+        MINILM,
+        description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
     )
 
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """Return a rejection or None for each sample.
+        """Return one item per sample, in order: its rejection, or None if it is kept.
 
-        The reason is ``duplicate``, ``paraphrase`` or ``same_frame``. The rejection has the
+        The reason is ``duplicate``, ``paraphrase`` or ``same_frame``. The rejection contains the
         similarity and the id of the kept copy.
         """
         present = {s.source for s in samples}
@@ -63,6 +69,6 @@ class Duplicate(SelectingFilter):
         )
         rejections: list[Rejection | None] = [None] * len(samples)
         for r in result.rejected:
-            detail = f"{r.detail}; {r.stage}"
+            detail = f"{r.detail}; found by {r.stage}"
             rejections[r.row] = self.reject(r.reason, detail, r.score, r.partner.id)
         return rejections

@@ -1,6 +1,6 @@
-"""Limits the number of instructions that share a frame, such as "What is a ...?".
+"""Limits the number of instructions with the same sentence pattern, such as "What is a ...?".
 
-The filter ``novelty`` keeps only one instruction per frame.
+In contrast, the filter ``novelty`` keeps only one instruction per pattern.
 """
 
 from __future__ import annotations
@@ -18,25 +18,40 @@ from instructgen.similarity.encoders import MINILM, check_model, encoder
 
 
 class FrameQuota(ComparingFilter):
-    """Reject instructions that share words with earlier ones and repeat their meaning or frame.
+    """Reject instructions that repeat the meaning or the sentence pattern of earlier ones.
 
-    An instruction that shares its words with an earlier one is a duplicate if the meaning is
-    also the same. Otherwise both share a frame, and at most ``quota`` instructions per frame
-    are kept. Only instructions that share words with others are embedded.
+    An instruction that shares most of its words with an earlier one is a duplicate if it also has
+    the same meaning. Otherwise the two have the same frame (sentence pattern), such as "What is
+    a ...?", and at most ``quota`` instructions per frame are kept. Embeddings are computed only
+    for instructions that share words.
     """
 
     name = "frame_quota"
     needs = ("instruction",)
 
     threshold: float = Field(
-        0.7, gt=0, le=1, description="ROUGE-L above which two texts share words."
+        0.7,
+        gt=0,
+        le=1,
+        description="Two instructions share most of their words if their ROUGE-L is above this.",
     )
-    quota: int = Field(3, ge=1, description="Maximum number of instructions per frame.")
-    cosine: float = Field(0.9, gt=0, lt=1, description="Cosine above which meanings are equal.")
+    quota: int = Field(
+        3, ge=1, description="Maximum number of kept instructions with the same pattern."
+    )
+    cosine: float = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="Two instructions mean the same if their cosine similarity is above this.",
+    )
     model: str = Field(
-        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+        MINILM,
+        description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
     )
-    tokenizer: Tokenizer = Field("unicode", description="Tokenizer; ascii ignores other scripts.")
+    tokenizer: Tokenizer = Field(
+        "unicode",
+        description="How to find words: unicode (any script), or ascii (ignores other scripts).",
+    )
 
     _vectors_by_text: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
 
@@ -46,9 +61,9 @@ class FrameQuota(ComparingFilter):
         return RougeLIndex(self.threshold, self.tokenizer)
 
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return a rejection (``duplicate`` or ``same_frame``), or None.
+        """Return a rejection (``duplicate`` or ``same_frame``), or None to keep the sample.
 
-        Its score is the ROUGE-L to the nearest earlier instruction.
+        Its score is the ROUGE-L similarity to the nearest earlier instruction.
         """
         vectors = self._vectors([sample.instruction, *(seen.texts[0] for _, seen in matches)])
         cosines = np.round(vectors[1:] @ vectors[0], 4).tolist()
@@ -57,13 +72,13 @@ class FrameQuota(ComparingFilter):
             key=lambda match: match[:2],
         )
         if cosine > self.cosine:
-            detail = f"ROUGE-L {score:.3f}, cosine {cosine:.3f} to {nearest.id}"
+            detail = f"ROUGE-L {score:.3f}, cosine {cosine:.3f} to row {nearest.id}"
             return self.reject("duplicate", detail, score, nearest.id)
         if len(matches) < self.quota:
             return None
         score, nearest = max(matches, key=lambda match: match.score)
         detail = (
-            f"ROUGE-L {score:.3f} to {nearest.id}; {len(matches)} kept instructions share its words"
+            f"ROUGE-L {score:.3f} to row {nearest.id}; {len(matches)} kept rows share its frame"
         )
         return self.reject("same_frame", detail, score, nearest.id)
 

@@ -15,22 +15,24 @@ from instructgen.schema.sample import Sample, Score
 class IFD(ScoringFilter):
     """Score rows by instruction-following difficulty (Li et al. 2024, equations 3 to 5).
 
-    The score is the loss of the answer given its question, divided by the loss of the answer
-    alone. Above 1 the question does not help to predict the answer. Far below 1 the answer
-    follows from the question, and the model has little to learn from the row.
+    The score is a language model's loss on the answer given its question, divided by its loss on
+    the answer alone. Above 1, the question does not help to predict the answer. Far below 1, the
+    answer follows from the question, and a model has little to learn from the row.
     """
 
     name: ClassVar[str] = "ifd"
 
     model: str = Field(
-        "smollm2", description="Language model: smollm2 (packaged), a folder, or a Hub name."
+        "smollm2", description="Language model: smollm2 (included), a folder, or a Hub name."
     )
     min: float | None = Field(None, ge=0, description="Minimum score of a kept row.")
-    max: float | None = Field(1.0, gt=0, description="Maximum score of a kept row; 1 in the paper.")
+    max: float | None = Field(
+        1.0, gt=0, description="Maximum score of a kept row; the paper uses 1."
+    )
 
     @property
     def score_name(self) -> str:
-        """Return the score's name, which includes the model."""
+        """Return the name of the score, which includes the name of the model."""
         return f"ifd/{self.model}"
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:

@@ -1,4 +1,4 @@
-"""Rejects rows whose input and output are invalid (Self-Instruct, section 2.2 and its code)."""
+"""Rejects rows with an invalid input or output, as in Self-Instruct (section 2.2 and its code)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _DETAILS = {
 class InstanceFilter(Filter):
     """Reject rows whose output is empty or equal to the input, or whose text ends in a colon.
 
-    A colon at the end shows that the text was cut off.
+    A colon at the end suggests that the text was cut off.
     """
 
     name = "instance"
     scope = "row"
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection, or None.
+        """Return a rejection, or None to keep the row.
 
-        Its reason is ``empty_output``, ``output_is_input`` or ``ends_in_colon``.
+        The reason is ``empty_output``, ``output_is_input`` or ``ends_in_colon``.
         """
         code = instance_fault(sample.input, sample.output)
         return self.reject(code, _DETAILS[code]) if code else None
 
 
 def instance_fault(given: str, output: str) -> str | None:
-    """Return the reason why an input and output are invalid, as a short code, or None."""
+    """Return a short code for why the input or output is invalid, or None if both are valid."""
     if not output.strip():
         return "empty_output"
     if given.strip() == output.strip():

@@ -9,17 +9,19 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class LabelFilter(Filter):
-    """Reject rows whose label has a value that is not allowed; rows without the label pass."""
+    """Reject rows in which a label has a value that is not allowed; keep rows without the label."""
 
     name = "label"
     scope = "row"
 
-    of: str = Field(min_length=1, description="Name of the label.")
-    allowed: tuple[str, ...] = Field(min_length=1, description="Values of kept rows.")
+    of: str = Field(min_length=1, description="Name of the label to check.")
+    allowed: tuple[str, ...] = Field(
+        min_length=1, description="Reject rows whose label has none of these values."
+    )
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``not_allowed``), or None."""
+        """Return a rejection (``not_allowed``), or None to keep the row."""
         for label in sample.labels:
             if label.name == self.of and label.value not in self.allowed:
-                return self.reject("not_allowed", f"{self.of} is {label.value[:80]!r}")
+                return self.reject("not_allowed", f"the label {self.of} is {label.value[:80]!r}")
         return None

@@ -1,8 +1,8 @@
-"""Rejects rows in a language other than the allowed ones, or than their own language code.
+"""Rejects rows in a language that is not allowed, or that differs from their language code.
 
-The packaged model of py3langid identifies the language of more than 99% of real prompts
-(tests/test_curation.py). It is less accurate on texts of a few words, and cannot distinguish
-Indonesian from Malay.
+The model in the package py3langid correctly identifies the language of more than 99% of real
+prompts (tests/test_curation.py). It is less accurate on texts of a few words, and cannot
+distinguish Indonesian from Malay.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_CHARACTERS = 2_000
 
 
 class Guess(NamedTuple):
-    """A language (ISO 639-1 code) and its likelihood, from 0 to 1."""
+    """The probable language of a text (ISO 639-1 code) and its likelihood, from 0 to 1."""
 
     language: str
     likelihood: float
@@ -33,22 +33,28 @@ class Guess(NamedTuple):
 class Language(Filter):
     """Reject rows whose instruction or output is in a language that is not allowed.
 
-    Code, names and short texts pass, because their language cannot be identified reliably.
+    Code, names and short texts are kept, because their language cannot be identified reliably.
     """
 
     name = "language"
     scope = "row"
 
     allowed: tuple[Annotated[str, Field(pattern=r"^[a-z]{2}$")], ...] = Field(
-        (), description="Allowed languages (ISO 639-1). Empty: the language of each row."
+        (),
+        description="Allowed languages (ISO 639-1). Default: the language each row is marked with.",
     )
     min_likelihood: float = Field(
-        0.8, ge=0, le=1, description="Minimum likelihood for a rejection."
+        0.8,
+        ge=0,
+        le=1,
+        description="Minimum likelihood of the identified language for a row to be rejected.",
     )
-    min_characters: int = Field(40, ge=0, description="Texts with fewer characters pass.")
+    min_characters: int = Field(
+        40, ge=0, description="Texts with fewer characters are not checked."
+    )
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``wrong_language``; its score is the likelihood), or None."""
+        """Return a rejection (``wrong_language``) with the likelihood as its score, or None."""
         return self.evaluate([sample])[0].rejection
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -72,7 +78,7 @@ class Language(Filter):
 
 
 def identify(texts: Sequence[str]) -> list[Guess | None]:
-    """Return the language of each text, or None if the text has no words."""
+    """For each text, return its language, or None if it has no linguistic content."""
     identifier = _identifier()
     guesses: list[Guess | None] = []
     for text in texts:

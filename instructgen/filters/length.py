@@ -35,12 +35,12 @@ class Length(Filter):
         return (self.min_words, self.max_words)
 
     def value(self, sample: Sample) -> float:
-        """Return the number of words of the instruction."""
+        """Return the number of words in the instruction."""
         text = sample.instruction
         return len(text.split() if self.words == "whitespace" else tokenize(text))
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``too_short`` or ``too_long``), or None.
+        """Return a rejection (``too_short`` or ``too_long``), or None to keep the sample.
 
         Its score is the number of words.
         """

@@ -16,9 +16,9 @@ from instructgen.similarity.tokens import tokenize_all
 class NearDuplicate(ComparingFilter):
     """Reject rows whose Jaccard similarity to an earlier row is above the threshold.
 
-    The whole rows, their instructions and their outputs must all be above it, because two
-    different tasks may share a long input. MinHash finds candidates; each is then decided by
-    the exact similarity.
+    The similarities of the whole rows, of their instructions and of their outputs must all be
+    above it, because two different tasks may share a long input. MinHash finds candidate pairs,
+    and the exact similarity decides on each of them.
     """
 
     name = "near_duplicate"
@@ -26,9 +26,14 @@ class NearDuplicate(ComparingFilter):
     needs = ("instruction", "output")
     max_characters = 2**24
 
-    threshold: float = Field(0.7, ge=0.05, lt=1, description="Maximum Jaccard similarity.")
+    threshold: float = Field(
+        0.7, ge=0.05, lt=1, description="Maximum Jaccard similarity to an earlier row."
+    )
     ngram: int = Field(1, ge=1, description="Words per n-gram; use 1 for short texts.")
-    tokenizer: Tokenizer = Field("unicode", description="Tokenizer; ascii ignores other scripts.")
+    tokenizer: Tokenizer = Field(
+        "unicode",
+        description="How to find words: unicode (any script), or ascii (ignores other scripts).",
+    )
 
     def index(self) -> MinHashIndex:
         """Return a new, empty MinHash index."""
@@ -43,15 +48,15 @@ class NearDuplicate(ComparingFilter):
         return (self.threshold,)
 
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return a rejection (``near_duplicate``), or None.
+        """Return a rejection (``near_duplicate``), or None to keep the row.
 
-        It has the similarity and the id of the nearest row.
+        The rejection contains the similarity and the id of the nearest earlier row.
         """
         scores = [(min(score, self._parts(sample, *o.texts)), o) for score, o in matches]
         score, nearest = max(scores, key=lambda match: match[0])
         if score <= self.threshold:
             return None
-        detail = f"Jaccard {score:.3f} to {nearest.id}, above {self.threshold}"
+        detail = f"Jaccard similarity {score:.3f} to row {nearest.id}, above {self.threshold}"
         return self.reject("near_duplicate", detail, score, nearest.id)
 
     def _parts(self, sample: Sample, instruction: str, output: str) -> float:

@@ -13,18 +13,22 @@ from instructgen.similarity import RougeLIndex, Tokenizer
 
 
 class Novelty(ComparingFilter):
-    """Reject instructions whose ROUGE-L to an earlier instruction is above the threshold."""
+    """Reject instructions whose ROUGE-L similarity to an earlier one is above the threshold."""
 
     name = "novelty"
 
-    threshold: float = Field(0.7, gt=0, le=1, description="Maximum ROUGE-L F-measure.")
+    threshold: float = Field(
+        0.7, gt=0, le=1, description="Maximum ROUGE-L F-measure to an earlier instruction."
+    )
     tokenizer: Tokenizer = Field(
-        "unicode", description="Tokenizer; ascii (as in the paper) ignores other scripts."
+        "unicode",
+        description="How to find words: unicode (any script), or ascii (as in the paper).",
     )
 
     compatible: Literal["rouge-score"] | None = Field(
         None,
-        description="rouge-score: round scores at exactly the threshold as that package does.",
+        description="Set to rouge-score to decide as that package does when a score equals the "
+        "threshold up to floating-point rounding.",
     )
 
     def index(self) -> RougeLIndex:
@@ -36,7 +40,7 @@ class Novelty(ComparingFilter):
         return (self.threshold,)
 
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return a rejection (``too_similar``) with the F-measure and the nearest instruction."""
+        """Return a rejection (``too_similar``) with the highest F-measure and the nearest row."""
         score, nearest = max(matches, key=lambda match: match.score)
-        detail = f"ROUGE-L {score:.3f} to {nearest.id}, above {self.threshold}"
+        detail = f"ROUGE-L {score:.3f} to row {nearest.id}, above {self.threshold}"
         return self.reject("too_similar", detail, score, nearest.id)

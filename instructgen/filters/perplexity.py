@@ -16,20 +16,20 @@ from instructgen.schema.sample import Sample, Score
 class Perplexity(ScoringFilter):
     """Score rows by the perplexity of the answer given the question.
 
-    It is the exponential of the mean loss (in nats) of the answer's tokens.
+    Perplexity is the exponential of the mean loss (in nats) on the answer's tokens.
     """
 
     name: ClassVar[str] = "perplexity"
 
     model: str = Field(
-        "smollm2", description="Language model: smollm2 (packaged), a folder, or a Hub name."
+        "smollm2", description="Language model: smollm2 (included), a folder, or a Hub name."
     )
     min: float | None = Field(None, ge=1, description="Minimum score of a kept row.")
     max: float | None = Field(None, ge=1, description="Maximum score of a kept row.")
 
     @property
     def score_name(self) -> str:
-        """Return the score's name, which includes the model."""
+        """Return the name of the score, which includes the name of the model."""
         return f"perplexity/{self.model}"
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:

@@ -1,7 +1,7 @@
-"""Masks personal data and secrets, or rejects rows with them.
+"""Masks personal data and secrets, or rejects rows that contain them.
 
-It finds e-mail addresses, phone and card numbers, public IP addresses and keys. It does not
-find names of people.
+The filter finds email addresses, phone and card numbers, public IP addresses and keys. It does
+not find names of people.
 """
 
 from __future__ import annotations
@@ -43,21 +43,22 @@ _PHONE_LIKE = regex.compile(r"\+?\(?\d[\d\s().-]{6,18}\d")
 class Pii(Transform):
     """Mask personal data and secrets, or reject rows that contain them.
 
-    Each match of a pattern is validated: cards by the Luhn checksum, IP addresses by their
-    range, phone numbers by the numbering plans.
+    Each match of a pattern is validated: card numbers by the Luhn checksum, IP addresses by their
+    range, and phone numbers by the numbering plans of the countries.
     """
 
     name = "pii"
 
     kinds: tuple[PiiKind, ...] = Field(
-        ("email", "phone", "card", "ip", "key"), description="Kinds of data to find."
+        ("email", "phone", "card", "ip", "key"), description="Kinds of personal data."
     )
     action: Literal["mask", "reject"] = Field(
-        "mask", description="mask: replace by a placeholder such as [EMAIL]."
+        "mask",
+        description="Whether to mask data with a placeholder such as [EMAIL] or reject the row.",
     )
     regions: tuple[str, ...] = Field(
         ("US", "GB"),
-        description="Countries whose phone numbers are found without a country code.",
+        description="Countries (ISO 3166) whose phone numbers are found without a country code.",
     )
 
     @field_validator("regions")
@@ -67,7 +68,7 @@ class Pii(Transform):
 
         for region in regions:
             if region not in SUPPORTED_REGIONS:
-                raise ValueError(f"{region!r} is not a country code of ISO 3166, such as US")
+                raise ValueError(f"{region!r} is not an ISO 3166 country code such as US")
         return regions
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -81,7 +82,7 @@ class Pii(Transform):
         ]
 
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
-        """Return the text with data masked, and the number masked of each kind."""
+        """Return the text with personal data masked, and the number of masks of each kind."""
         counts: Counter[str] = Counter()
         for kind in self.kinds:
             spans = sorted(self._find(kind, text)) if self._may_contain(kind, text) else []
@@ -98,7 +99,7 @@ class Pii(Transform):
         return self.reject("personal_data", detail)
 
     def _may_contain(self, kind: PiiKind, text: str) -> bool:
-        """Return False for most texts without the kind, by a check cheaper than `_find`."""
+        """Return False if a quick check shows that the text has no data of this kind."""
         if kind == "email":
             return "@" in text
         return kind == "key" or _NUMBERS.search(text) is not None
@@ -129,7 +130,7 @@ class Pii(Transform):
 
 
 def _is_card(text: str) -> bool:
-    """Return whether the Luhn checksum and first digit fit a card (ISO/IEC 7812-1)."""
+    """Return whether the Luhn checksum and first digit are those of a card (ISO/IEC 7812-1)."""
     digits = [int(c) for c in text if c.isdecimal()]
     doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
     return digits[0] in (3, 4, 5, 6) and (sum(doubled) + sum(digits[-1::-2])) % 10 == 0

@@ -1,4 +1,4 @@
-"""Reads the filters of a recipe, from its list [[filters]]."""
+"""Reads the filters of a recipe from its tables ``[[filters]]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_filters(recipe: str) -> tuple[Filter, ...]:
     """Return the filters of a recipe, in order; its tables for generation are ignored.
 
     Args:
-        recipe: the name of a shipped recipe, or a TOML file.
+        recipe: the name of a shipped recipe, or the path of a TOML file.
 
     Raises:
         ConfigError: the file or a key is invalid; the message has one line per invalid key.
@@ -43,12 +43,12 @@ def filters_in(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
     """
     entries = tables.get("filters", [])
     if not isinstance(entries, list) or not all(isinstance(f, dict) for f in entries):
-        raise ConfigError(f"{path}: filters: not a list of tables.", "Write each as [[filters]].")
+        raise ConfigError(f"{path}: filters: not a list of tables.", "Use [[filters]] tables.")
     filters = []
     for number, values in enumerate(entries, start=1):
         name = values.get("name")
         if not isinstance(name, str):
-            raise ConfigError(f'{path}: filters {number}: "name" is missing.', "Add it.")
+            raise ConfigError(f'{path}: filters {number}: "name" is missing.', "Add a filter name.")
         rest = {k: v for k, v in values.items() if k != "name"}
         filters.append(build(find("filters", name), rest, path, f"filters {number} ({name})"))
     return tuple(filters)

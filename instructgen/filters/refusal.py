@@ -14,18 +14,20 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class Refusal(Filter):
-    """Reject rows with a phrase of filters/words/refusals.txt near the start of the output."""
+    """Reject rows with a phrase from filters/words/refusals.txt near the start of the output."""
 
     name = "refusal"
     scope = "row"
 
-    within: int = Field(200, ge=1, description="Number of characters of the output to search.")
+    within: int = Field(
+        200, ge=1, description="Number of characters to search at the start of the output."
+    )
     phrases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="Additional phrases, in any case."
+        (), description="More phrases to reject, in upper or lower case."
     )
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``refusal``), or None."""
+        """Return a rejection (``refusal``), or None to keep the row."""
         # Texts have straight or curly apostrophes; the word list has straight ones.
         match = self._pattern.search(sample.output[: self.within].replace("’", "'"))
         return self.reject("refusal", f"the output says {match.group()!r}") if match else None

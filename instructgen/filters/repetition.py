@@ -10,9 +10,9 @@ from instructgen.similarity import tokenize
 
 
 class Repetition(Filter):
-    """Reject rows with a field in which too many words belong to repeated n-grams.
+    """Reject rows in which too many words of a field belong to repeated n-grams.
 
-    An output with the same words as its instruction is also rejected. The measure is the
+    A row whose output has the same words as its instruction is also rejected. The measure is the
     duplicate n-gram fraction of Rae et al. 2021 (Gopher), table A1, for words of any script.
     """
 
@@ -20,13 +20,15 @@ class Repetition(Filter):
     scope = "both"
 
     ngram: int = Field(4, ge=1, description="Words per n-gram.")
-    max_share: float = Field(0.3, ge=0, le=1, description="Maximum fraction of repeated words.")
-    min_words: int = Field(12, ge=1, description="Texts with fewer words pass.")
+    max_share: float = Field(
+        0.3, ge=0, le=1, description="Maximum fraction of words in repeated n-grams."
+    )
+    min_words: int = Field(12, ge=1, description="Texts with fewer words are not checked.")
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection, or None.
+        """Return a rejection, or None to keep the sample.
 
-        Its reason is ``repeats_instruction``, or ``repetition`` with the fraction as the score.
+        The reason is ``repeats_instruction``, or ``repetition`` with the fraction as the score.
         """
         if sample.output and tokenize(sample.output) == tokenize(sample.instruction):
             detail = "the output has the same words as the instruction"

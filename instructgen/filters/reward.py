@@ -1,4 +1,4 @@
-"""Scores rows with a reward model, and rejects those out of bounds."""
+"""Scores rows with a reward model, and rejects rows whose score is out of bounds."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from instructgen.schema.sample import Sample, Score
 
 
 class RewardFilter(ScoringFilter):
-    """Score rows by the single output of a sequence-classification model.
+    """Score rows with a reward model: a sequence-classification model with a single output.
 
     The model reads the whole conversation.
     """
 
     name: ClassVar[str] = "reward"
 
-    model: str = Field(description="Reward model: a folder or Hub name with safetensors weights.")
+    model: str = Field(description="Reward model with safetensors weights: a folder or a Hub name.")
 
     @property
     def score_name(self) -> str:
-        """Return the score's name, which includes the model."""
+        """Return the name of the score, which includes the name of the model."""
         return f"reward/{self.model}"
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:

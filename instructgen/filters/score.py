@@ -12,11 +12,11 @@ from instructgen.schema.sample import Sample, Score
 
 
 class ScoreFilter(ScoringFilter):
-    """Reject rows whose score, such as toxicity, quality or score_chosen, is out of bounds."""
+    """Reject rows in which a score, such as ``toxicity`` or ``score_chosen``, is out of bounds."""
 
     name: ClassVar[str] = "score"
 
-    of: str = Field(min_length=1, description="Name of the score.")
+    of: str = Field(min_length=1, description="Name of the score to check.")
 
     @model_validator(mode="after")
     def _require_bound(self) -> Self:
@@ -30,5 +30,5 @@ class ScoreFilter(ScoringFilter):
         return self.of
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """Return a missing score for each sample: this filter computes none."""
+        """Return a score without a value for each sample: this filter does not compute scores."""
         return [Score(self.of, None, "the row does not have this score") for _ in samples]

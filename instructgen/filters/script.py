@@ -8,16 +8,17 @@ from instructgen.similarity.scripts import fits_language, main_script
 
 
 class Script(Filter):
-    """Reject instructions in a foreign script, such as English text in a row marked Persian.
+    """Reject instructions in a script that the language of their row does not use.
 
-    It catches models that answer a prompt in one language with a task in another.
+    An example is an English text in a row marked as Persian. The filter catches models that
+    answer a prompt in one language with a task in a different language.
     """
 
     name = "script"
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``other_script``), or None."""
+        """Return a rejection (``other_script``), or None to keep the sample."""
         if fits_language(sample.instruction, sample.language):
             return None
         script = main_script(sample.instruction)
-        return self.reject("other_script", f"{script} script in a row marked {sample.language}")
+        return self.reject("other_script", f"{script} script in a row marked as {sample.language}")

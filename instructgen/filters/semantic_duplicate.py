@@ -1,4 +1,4 @@
-"""Rejects instructions with nearly the same meaning as an earlier one, in any wording."""
+"""Rejects instructions with nearly the same meaning as an earlier one, whatever the wording."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ from instructgen.similarity.encoders import MINILM
 
 
 class SemanticDuplicate(ComparingFilter):
-    """Reject instructions whose embedding has a cosine above the threshold to an earlier one.
+    """Reject instructions whose cosine similarity to an earlier one is above the threshold.
 
-    If the words are also similar, the instruction is a duplicate; otherwise it is a
-    paraphrase. Instructions in languages that the model cannot read pass.
+    If the words are also similar, the reason is ``duplicate``, otherwise ``paraphrase``.
+    Instructions in languages that the embedding model was not made for are kept.
     """
 
     name = "semantic_duplicate"
     needs = ("instruction",)
 
-    threshold: float = Field(0.9, gt=0, lt=1, description="Maximum cosine.")
+    threshold: float = Field(
+        0.9, gt=0, lt=1, description="Maximum cosine similarity to an earlier instruction."
+    )
     rouge_l: float = Field(
-        0.7, gt=0, le=1, description="ROUGE-L above which a paraphrase is a duplicate."
+        0.7,
+        gt=0,
+        le=1,
+        description="Matches with a ROUGE-L above this are duplicates; others are paraphrases.",
     )
     model: str = Field(
-        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+        MINILM,
+        description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
     )
     first_pass: bool = Field(
         False,
-        description="Search by static word vectors first: faster, finds about 98% of the pairs.",
+        description="Search with static word vectors first: faster, finds about 98% of the pairs.",
     )
 
     def index(self) -> EmbeddingIndex:
@@ -39,13 +45,13 @@ class SemanticDuplicate(ComparingFilter):
         return EmbeddingIndex(self.threshold, self.model, self.first_pass)
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the maximum cosine."""
+        """Return the maximum cosine similarity."""
         return (self.threshold,)
 
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return a rejection (``duplicate`` or ``paraphrase``) with cosine and nearest row."""
+        """Return a rejection (``duplicate`` or ``paraphrase``) that names the nearest row."""
         score, nearest = max(matches, key=lambda match: match.score)
         lexical = rouge_l(tokenize(sample.instruction), tokenize(nearest.texts[0]))
         reason = "duplicate" if lexical > self.rouge_l else "paraphrase"
-        detail = f"cosine {score:.3f}, ROUGE-L {lexical:.3f} to {nearest.id}"
+        detail = f"cosine {score:.3f}, ROUGE-L {lexical:.3f} to row {nearest.id}"
         return self.reject(reason, detail, score, nearest.id)

@@ -20,10 +20,11 @@ class Size(Filter):
     scope = "row"
 
     of: Literal["prompt", "output", "row"] = Field("row", description="Part of the row to count.")
-    min: int = Field(0, ge=0, description="Minimum count.")
-    max: int = Field(2_000, ge=1, description="Maximum count.")
+    min: int = Field(0, ge=0, description="Minimum number of words or tokens.")
+    max: int = Field(2_000, ge=1, description="Maximum number of words or tokens.")
     tokenizer: str | None = Field(
-        None, description="Model (folder or name) whose tokens to count. Default: count words."
+        None,
+        description="Count the tokens of this model (a folder or a name). Default: count words.",
     )
 
     @model_validator(mode="after")
@@ -33,11 +34,11 @@ class Size(Filter):
         return self
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the minimum and the maximum count."""
+        """Return the minimum and the maximum number of words or tokens."""
         return (self.min, self.max)
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``too_short`` or ``too_long``; its score is the count), or None."""
+        """Return a rejection (``too_short`` or ``too_long``) with the count as score, or None."""
         return self.evaluate([sample])[0].rejection
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:

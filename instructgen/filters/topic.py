@@ -1,4 +1,4 @@
-"""Rejects rows about unwanted topics, by meaning and in any wording."""
+"""Rejects rows about unwanted topics, which are recognized by meaning, whatever the wording."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from instructgen.similarity.encoders import MINILM, check_model
 
 
 class Topic(Filter):
-    """Reject rows whose question has a cosine above the threshold to a topic.
+    """Reject rows whose question is too similar in meaning to an unwanted topic.
 
-    A topic is a text: a phrase, or an example of an unwanted instruction.
+    A topic is any text: a phrase, or an example of an unwanted instruction. The similarity is the
+    cosine of the embeddings of the topic and the question.
     """
 
     name = "topic"
     scope = "row"
 
-    topics: tuple[str, ...] = Field(min_length=1, description="Unwanted topics.")
-    threshold: float = Field(0.5, gt=0, lt=1, description="Maximum cosine.")
+    topics: tuple[str, ...] = Field(
+        min_length=1, description="Unwanted topics: phrases or example instructions."
+    )
+    threshold: float = Field(0.5, gt=0, lt=1, description="Maximum cosine to any topic.")
     model: str = Field(
-        MINILM, description="Embedding model: minilm (packaged, English), a folder, or a Hub name."
+        MINILM,
+        description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
     )
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the maximum cosine."""
+        """Return the maximum cosine similarity."""
         return (self.threshold,)
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``unwanted_topic``) with the cosine and the topic, or None."""
+        """Return a rejection (``unwanted_topic``) that names the topic, or None to keep the row."""
         return self.evaluate([sample])[0].rejection
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:

@@ -1,6 +1,6 @@
 """Rejects instructions that contain certain words, or that begin in certain ways.
 
-These are the heuristics of Self-Instruct: a text model cannot see images or open files, and
+These rules are the heuristics of Self-Instruct: a text model cannot see images or open files, and
 "Write a program" led to too many nearly identical tasks.
 """
 
@@ -18,17 +18,21 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class Wording(Filter):
-    """Reject instructions by whole words, by their first words, or by their first character."""
+    """Reject instructions that contain certain words, or begin with certain words or characters."""
 
     name = "wording"
 
-    lists: tuple[str, ...] = Field((), description="Names of word lists in filters/words/.")
-    words: tuple[str, ...] = Field((), description="Additional words, in any case.")
-    starts: tuple[str, ...] = Field((), description="Rejected beginnings, case-sensitive.")
+    lists: tuple[str, ...] = Field(
+        (), description="Names of lists in filters/words/ with words to reject."
+    )
+    words: tuple[str, ...] = Field((), description="More words to reject, in upper or lower case.")
+    starts: tuple[str, ...] = Field(
+        (), description="Reject instructions that begin with one of these texts (case-sensitive)."
+    )
     first_character: str = Field(
         "any",
         pattern="^(any|no_punctuation|ascii)$",
-        description="First characters allowed; ascii (as in the paper) excludes punctuation too.",
+        description="Allowed first characters; ascii (as in the paper) also excludes punctuation.",
     )
 
     @field_validator("words", "starts")
@@ -46,7 +50,7 @@ class Wording(Filter):
         return lists
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``word``, ``start`` or ``first_character``), or None."""
+        """Return a rejection (``word``, ``start`` or ``first_character``), or None to keep it."""
         text = sample.instruction
         match = self._pattern.search(text) if self._pattern else None
         if match:
@@ -60,7 +64,7 @@ class Wording(Filter):
             if unicodedata.category(first)[0] in "PS" and first not in "¿¡":
                 return self.reject("first_character", f"begins with the symbol {first!r}")
             if self.first_character == "ascii" and not first.isascii():
-                return self.reject("first_character", f"begins with {first!r}, outside ASCII")
+                return self.reject("first_character", f"begins with {first!r}, which is not ASCII")
         return None
 
     @cached_property

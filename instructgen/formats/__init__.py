@@ -1,8 +1,8 @@
-"""Reads datasets of other projects, row by row, into samples.
+"""Reads dataset files in the formats of other projects, and converts their rows to samples.
 
 Each format has its own file in this package: a class with the fields that identify the
 format, the license and language of its rows, and one method that converts a record into
-samples. This module detects the format and accounts for every row; it does not filter.
+samples. This module detects the format and accounts for every row; it does not filter rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OnBadRow = Literal["fail", "reject"]
 
 
 class RowError(ValueError):
-    """One row cannot be used; the message names the field."""
+    """Raised if a row cannot be used; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class UnusedRow:
-    """A readable row that the format rejects.
+    """A readable row that the format does not use.
 
-    ``code`` is the short reason code, ``reason`` a sentence for people.
+    ``code`` is a short code for the reason, ``reason`` a sentence that explains it.
     """
 
     line: int
@@ -63,7 +63,7 @@ class Conversion:
     ``used`` counts the rows that are part of a sample; ``others`` lists the remaining rows,
     each with its reason. A record is one row, unless the format packs several rows into one
     record. ``line`` is the line of the first record; it identifies samples of datasets
-    without row ids. ``records`` counts the records.
+    without row ids. ``records`` is the number of records.
     """
 
     line: int
@@ -80,9 +80,9 @@ class Format(ABC):
     A record matches the format if it contains all ``fields``; if several formats match, the
     one with the most fields is used. ``identifies_dataset`` is False if many datasets share these
     fields. ``license``, ``attribution``, ``method`` and ``model`` of such a format apply only
-    if the user names the format. ``unit`` is the word for a row. ``shapes`` are the dataset
-    shapes that the format can give, ``takes`` the ways to select samples from a record; the
-    first of each is the default.
+    if the user names the format. ``unit`` is the word for a row in messages. ``shapes`` are the
+    dataset shapes to which the format can be converted, ``takes`` the ways to select samples
+    from a record; the first one of each is the default.
     """
 
     name: ClassVar[str]
@@ -101,7 +101,7 @@ class Format(ABC):
     take: str | None = None
 
     def __post_init__(self) -> None:
-        """Set the default shape and selection; raise ConfigError for unsupported ones."""
+        """Set the defaults of ``shape`` and ``take``; raise ConfigError for unsupported values."""
         shape, take = self.shape or self.shapes[0], self.take or next(iter(self.takes), "")
         if shape not in self.shapes:
             hint = f"Pass --as={self.shapes[0]}."
@@ -114,14 +114,14 @@ class Format(ABC):
 
     @abstractmethod
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return the samples of one record, at least one.
+        """Convert one record to one or more samples.
 
         Raises:
             RowError: if the record cannot be used.
         """
 
     def convert_all(self, records: Iterable[Record]) -> Iterator[Conversion]:
-        """Yield the samples of all records; formats with related rows override this."""
+        """Convert all records; formats that combine several records into a sample override this."""
         for record in records:
             try:
                 samples = self.samples(record.fields)
@@ -155,12 +155,12 @@ class Reading:
         self._seen = self._accounted = 0
 
     def __iter__(self) -> Iterator[Sample | BadRow | UnusedRow]:
-        """Yield every row, as a sample or with the reason why it is rejected.
+        """Yield every row, either as a sample or with the reason why it is not used.
 
         Raises:
-            InputError: if the rest of the file cannot be read, a row is bad and on_bad_row is
-                ``fail``, or a row has no license.
-            RuntimeError: if the number of rows read and accounted for differ.
+            InputError: if the rest of the file cannot be read, if a row is bad and ``on_bad_row``
+                is ``fail``, or if a row has no license.
+            RuntimeError: if the numbers of rows read and rows accounted for differ.
         """
         pending: deque[BadRow] = deque()
         for taken in self.format.convert_all(self._valid_records(pending)):
@@ -182,7 +182,9 @@ class Reading:
             yield self._count_other(pending.popleft())
         self.units = self.used + self.others
         if self._accounted != self._seen:
-            raise RuntimeError(f"{self._seen} rows read, but {self._accounted} accounted for")
+            raise RuntimeError(
+                f"{self._seen} rows were read, but {self._accounted} kept or rejected; report this"
+            )
 
     def _valid_records(self, pending: deque[BadRow]) -> Iterator[Record]:
         for record in self._records:
@@ -265,7 +267,7 @@ def read(
 
     Raises:
         InputError: if the file cannot be read, or its format is unknown.
-        ConfigError: if no format is called ``format``.
+        ConfigError: if no format has the name ``format``.
     """
     records = read_records(path, split)
     detected = format is None
@@ -306,7 +308,7 @@ def _detect_format(
     valid = [r for r in buffered if isinstance(r, Record)]
     if not valid:
         raise InputError(
-            "the file has no valid row.", path=path, hint="Check that it is the intended file."
+            "the file has no valid row.", path=path, hint="Check that this is the right file."
         )
     if format is None:
         raise _unknown_format(valid[0], path)
@@ -314,7 +316,7 @@ def _detect_format(
 
 
 def detect_format(fields: Mapping[str, Any]) -> Format | None:
-    """Return the format that matches the fields of a record, or None."""
+    """Return the format that matches the fields of a record, or None if no format matches."""
     known: list[type[Format]] = list(classes("sources").values())
     matching = [s for s in known if s.fields and fields.keys() >= set(s.fields)]
     best = max(matching, key=lambda s: (len(s.fields), s.name), default=None)
@@ -322,7 +324,7 @@ def detect_format(fields: Mapping[str, Any]) -> Format | None:
 
 
 def bad_row(path: Path, row: BadRow) -> InputError:
-    """Return the error for a bad row when on_bad_row is ``fail``."""
+    """Return the error that is raised for a bad row if ``on_bad_row`` is ``fail``."""
     return InputError(
         row.reason,
         path=path,
@@ -336,7 +338,7 @@ def _unknown_format(record: Record, path: Path) -> InputError:
     known = [s for s in classes("sources").values() if s.fields]
     formats = "; ".join(f"{s.name}: {', '.join(sorted(s.fields))}" for s in known)
     return InputError(
-        f"the fields of the row do not match a known format (its fields: {names}).",
+        f"the fields of the row do not match any known format (its fields: {names}).",
         path=path,
         line=record.line,
         hint=f"Pass --map with instruction=FIELD and output=FIELD. Known formats: {formats}.",
@@ -356,7 +358,7 @@ def check_language(code: str) -> None:
 def text(
     record: Mapping[str, Any], field: str, *, required: bool = True, filled: bool = True
 ) -> str:
-    """Return a text field of a record, without leading and trailing white space.
+    """Return the text in a field of a record, without leading and trailing white space.
 
     Args:
         record: the row.
@@ -385,7 +387,7 @@ def text(
 
 
 def number(record: Mapping[str, Any], field: str) -> float | None:
-    """Return a number of a record, or None if it is missing or not finite.
+    """Return the number in a field of a record, or None if it is missing or not finite.
 
     Raises:
         RowError: if the field is not a number.
@@ -423,7 +425,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Name the new class for plug-ins that import the old one."""
+    """Raise an ImportError that names `Format` if a plug-in imports `Source`, its old name."""
     if name == "Source":
         raise ImportError("instructgen.formats.Source was renamed to Format")
     raise AttributeError(name)

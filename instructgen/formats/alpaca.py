@@ -1,6 +1,6 @@
-"""Reads the three Alpaca columns, which Stanford Alpaca and many other datasets use.
+"""Reads the three columns of Stanford Alpaca, which many other datasets also use.
 
-The columns do not identify the dataset: the license of Stanford Alpaca applies only if the
+The columns do not identify the dataset, so the license of Stanford Alpaca applies only if the
 user names this format.
 """
 
@@ -14,10 +14,11 @@ from instructgen.schema.sample import Message, Sample
 
 
 class AlpacaFormat(Format):
-    """Rows with instruction, input and output; optional category, language and license are kept.
+    """Rows with ``instruction``, ``input`` and ``output``.
 
-    Stanford Alpaca: 52,002 rows by text-davinci-003, CC-BY-NC-4.0 since it was
-    corrected from ODC-By (tatsu-lab/stanford_alpaca issue 244).
+    The optional fields ``category``, ``language`` and ``license`` are also read. Stanford Alpaca
+    has 52,002 rows written by text-davinci-003. Its license is CC-BY-NC-4.0, a correction of the
+    original ODC-By (tatsu-lab/stanford_alpaca issue 244).
     """
 
     name = "alpaca"
@@ -29,7 +30,7 @@ class AlpacaFormat(Format):
     model = "text-davinci-003"
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample, without a kind."""
+        """Return one sample; its kind (classification or generation) is unknown."""
         return [
             Sample(
                 instruction=text(record, "instruction"),

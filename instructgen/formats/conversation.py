@@ -22,7 +22,7 @@ _ROLES = {
 
 
 def turns(value: Any, field: str, role: str = "role", content: str = "content") -> list[Message]:
-    """Return the messages of a list of records, with the roles user, assistant and system.
+    """Convert a list of records to messages with the roles ``user``, ``assistant``, ``system``.
 
     Args:
         value: the list.
@@ -67,7 +67,7 @@ def sample_of_turns(messages: Sequence[Message]) -> Sample:
     these changes is recorded as an edit.
 
     Raises:
-        RowError: if no user message has an answer, or a system message is not first.
+        RowError: if no user message has an answer, or if a system message is not at the start.
     """
     edits = []
     system = list(itertools.takewhile(lambda m: m.role == "system", messages))
@@ -104,7 +104,7 @@ def preference(chosen: Iterable[Message], rejected: Iterable[Message]) -> Sample
     """Combine two conversations that differ only in their last answer into a preference.
 
     Raises:
-        RowError: if they differ before the last answer, or do not differ.
+        RowError: if they differ before the last answer, or are identical.
     """
     better, worse = sample_of_turns(list(chosen)), sample_of_turns(list(rejected))
     if better.prompt != worse.prompt:

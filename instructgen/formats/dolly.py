@@ -10,7 +10,10 @@ from instructgen.schema.sample import Kind, Sample
 
 
 class Dolly(Format):
-    """Rows with instruction, context, response and category (CC-BY-SA-3.0, Databricks 2023)."""
+    """Rows with ``instruction``, ``context``, ``response`` and ``category``.
+
+    The license is CC-BY-SA-3.0 (Databricks 2023).
+    """
 
     name = "dolly"
     fields = frozenset({"instruction", "context", "response"})

@@ -15,12 +15,12 @@ _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
 class HHRLHF(Format):
-    """Rows with chosen and rejected, each a transcript (MIT, Bai et al. 2022).
+    """Rows with ``chosen`` and ``rejected``, each a transcript (MIT, Bai et al. 2022).
 
-    In the shape ``instructions`` a row is its chosen dialogue. The selection ``first`` uses
-    only the first exchange of that dialogue and rejects rows with a link, as the conversion
-    of Alpaca Libre does. Annotators judged the last answer, so in dialogues with several
-    exchanges the first answer was not judged by itself.
+    With ``--as=instructions``, a row becomes its chosen dialogue. With ``--take=first``, it becomes
+    only the first exchange of that dialogue, and rows with a link are rejected, as in the
+    conversion by Alpaca Libre. Annotators compared the last answers, so in dialogues with several
+    exchanges the first answer was not judged on its own.
     """
 
     name = "hh-rlhf"
@@ -33,13 +33,16 @@ class HHRLHF(Format):
     takes = ("dialogue", "first")
 
     def __post_init__(self) -> None:
-        """Reject ``first`` for preferences: both dialogues have the same first exchange."""
+        """Raise ConfigError for ``first`` with preferences: both dialogues begin the same way."""
         super().__post_init__()
         if self.take == "first" and self.shape == "preferences":
-            raise ConfigError("hh-rlhf: --take=first gives instructions.", "Add --as=instructions.")
+            raise ConfigError(
+                "hh-rlhf: --take=first cannot give preferences: both dialogues begin alike.",
+                "Add --as=instructions.",
+            )
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one preference, or one dialogue."""
+        """Return one sample: a preference or a dialogue."""
         chosen = _turns(record, "chosen")
         if self.take == "first":
             if "http" in text(record, "chosen"):

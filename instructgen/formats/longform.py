@@ -10,11 +10,11 @@ from instructgen.schema.sample import Sample
 
 
 class LongForm(Format):
-    """Rows with input (the instruction), output, source and subset.
+    """Rows with ``input`` (the instruction), ``output``, ``source`` and ``subset``.
 
-    The data card of akoksal/LongForm says "MIT License with custom limitations". SPDX has
-    no identifier for these limitations: the terms of OpenAI apply to the instructions of the
-    corpus subsets, those of WikiHow to its subset.
+    The data card of akoksal/LongForm says "MIT License with custom limitations": the terms of
+    OpenAI apply to the instructions of the corpus subsets, and those of WikiHow to the WikiHow
+    subset. SPDX has no identifier for these limitations.
     """
 
     name = "longform"
@@ -24,7 +24,7 @@ class LongForm(Format):
     attribution = ("LongForm, Köksal et al. 2023",)
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample, with source and subset as its category."""
+        """Return one sample, with ``source`` and ``subset`` as its category."""
         parts = [text(record, "source", required=False), text(record, "subset", required=False)]
         return [
             Sample(

@@ -1,4 +1,4 @@
-"""Reads instructgen's own rows: one instance per row, with kind, category, language and license."""
+"""Reads instructgen's own format: one task per row, with kind, category, language and license."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from instructgen.schema.sample import Kind, Sample
 
 
 class Native(Format):
-    """Rows as in seeds/*.jsonl."""
+    """Rows with the same fields as the seed tasks in ``seeds/*.jsonl``."""
 
     name = "instructgen"
     fields = frozenset({"instruction", "output", "kind", "license"})

@@ -43,10 +43,10 @@ class _Node:
 class OASST(Format):
     """Rows with one message or one tree each (Apache-2.0, Köpf et al. 2023).
 
-    The selection ``best`` follows the best-ranked reply from the first prompt to the end,
-    ``all`` gives every path to a last answer, and ``first`` only the best-ranked answer to
-    the first prompt. In the shape ``preferences``, each pair of answers to one prompt with
-    different ranks is a row, with the better-ranked answer as chosen.
+    ``--take=best`` follows the best-ranked replies from the first prompt to the end, ``--take=all``
+    takes every path from the first prompt to a last answer, and ``--take=first`` takes only the
+    first prompt with its best-ranked answer. With ``--as=preferences``, each pair of answers to the
+    same prompt with different ranks is a row, and the better-ranked answer is the chosen one.
     """
 
     name = "oasst"
@@ -63,7 +63,7 @@ class OASST(Format):
         return tree.samples
 
     def convert_all(self, records: Iterable[Record]) -> Iterator[Conversion]:
-        """Yield the samples of each tree; message rows of one tree must be consecutive."""
+        """Yield the samples of each tree; the rows of a tree must be consecutive."""
         done: set[str] = set()
         for key, rows in itertools.groupby(records, key=_tree_id):
             group = list(rows)
@@ -73,7 +73,7 @@ class OASST(Format):
                     yield self._tree(key, [record], *_flattened(record))
                 continue
             if key is None or key in done:
-                reason = "the rows of its tree are not consecutive; sort by message_tree_id."
+                reason = "the rows of this tree are not consecutive; sort by message_tree_id."
                 if key is None:
                     reason = '"message_tree_id" is missing or not text.'
                 bad_rows: list[BadRow | UnusedRow] = [BadRow(r.line, reason) for r in group]
@@ -92,7 +92,7 @@ class OASST(Format):
         self, key: str | None, records: list[Record], nodes: list[_Node], bad: list[BadRow]
     ) -> Conversion:
         if len(nodes) > _MAX_MESSAGES:
-            reason = f"its tree has {len(nodes):,} messages, more than {_MAX_MESSAGES:,}."
+            reason = f"the tree has {len(nodes):,} messages, more than {_MAX_MESSAGES:,}."
             bad += [BadRow(node.line, reason) for node in nodes]
             nodes = []
         roots, rejections = _link(nodes)
@@ -117,9 +117,9 @@ class OASST(Format):
         return Conversion(records[0].line, len(used), samples, others, len(records))
 
     def _paths(self, root: _Node, rejections: Mapping[str, Any]) -> Iterator[list[_Node]]:
-        """Yield the paths of messages that form a sample; the last message is an answer.
+        """Yield each path of messages that forms a sample; its last message is an answer.
 
-        For preferences the last two are answers to the same prompt, the better one first.
+        For preferences, the last two messages are answers to the same prompt, the better one first.
         """
         if root.id in rejections:
             return
@@ -165,14 +165,14 @@ class OASST(Format):
 
     def _unselected(self, node: _Node) -> tuple[str, str]:
         if self.shape == "preferences":
-            return "no_ranked_sibling", "it is not part of a pair of answers with different ranks"
+            return "no_ranked_sibling", "the message is not in a pair of ranked answers"
         if node.role == "user" and not node.children:
-            return "unanswered", "it has no reply"
+            return "unanswered", "the message has no reply"
         if self.take == "first":
-            return "not_first_turn", "it is not the first prompt or its best-ranked answer"
+            return "not_first_turn", "the message is not the first prompt or its best answer"
         if self.take == "best":
-            return "not_best_path", "it is not on the best-ranked path"
-        return "unanswered", "no usable answer follows it"
+            return "not_best_path", "the message is not on the best-ranked path"
+        return "unanswered", "no usable answer follows the message"
 
 
 def _by_rank(node: _Node) -> tuple[float, int]:
@@ -185,7 +185,7 @@ def _tree_id(record: Record) -> str | None:
 
 
 def _flattened(record: Record) -> tuple[list[_Node], list[BadRow]]:
-    """Return the messages of a nested tree, each before its replies, and the bad ones."""
+    """Return the messages of a nested tree, each before its replies, and the invalid messages."""
     nodes: list[_Node] = []
     bad: list[BadRow] = []
     pending: list[Any] = [(record.fields.get("prompt"), None)]
@@ -217,11 +217,11 @@ def _node(line: int, fields: Mapping[str, Any]) -> _Node:
     state = text(fields, "tree_state", required=False)
     fault = None
     if state and state != "ready_for_export":
-        fault = ("tree_not_ready", f"the state of its tree is {state}, not ready_for_export")
+        fault = ("tree_not_ready", f"the state of the tree is {state}, not ready_for_export")
     if fields.get("review_result") is False:
-        fault = ("failed_review", "its reviewers rejected it")
+        fault = ("failed_review", "reviewers rejected the message")
     if fields.get("deleted") is True:
-        fault = ("deleted", "it was deleted")
+        fault = ("deleted", "the message was deleted")
     synthetic = fields.get("synthetic") is True
     return _Node(
         line=line,
@@ -259,7 +259,7 @@ def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _link(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
-    """Link messages to their parents; return the first prompt and the rejections by id."""
+    """Link messages to their parents; return the first prompt, and rejections keyed by id."""
     rejections: dict[str, tuple[str, str]] = {}
     by_id: dict[str, _Node] = {}
     for node in nodes:
@@ -274,11 +274,11 @@ def _link(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
             continue
         parent = by_id.get(node.parent or "")
         if node.parent is not None and parent is None:
-            rejections[node.id] = ("orphan", f"its parent, {node.parent}, is not in its tree")
+            rejections[node.id] = ("orphan", f"the parent {node.parent} is not in the same tree")
         elif parent is None and node.role != "user":
             rejections[node.id] = ("wrong_role", "the first message of a tree must be a prompt")
         elif parent is not None and parent.role == node.role:
-            rejections[node.id] = ("wrong_role", "it has the same role as its parent")
+            rejections[node.id] = ("wrong_role", "the message has the same role as its parent")
         elif node.fault:
             rejections[node.id] = node.fault
         elif parent is None:
@@ -286,7 +286,7 @@ def _link(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
         if parent is not None and node.id not in rejections:
             parent.children.append(node)
     for extra in roots[1:]:
-        rejections[extra.id] = ("wrong_tree", "its tree has a different first prompt")
+        rejections[extra.id] = ("wrong_tree", "the tree already has a first prompt")
     # Messages below a rejected message, or in a loop, cannot be reached from the first prompt.
     reached = {roots[0].id} if roots else set()
     pending = roots[:1]
@@ -297,7 +297,7 @@ def _link(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
                 pending.append(child)
     for node in nodes:
         if node.id not in reached and node.id not in rejections:
-            rejections[node.id] = ("parent_rejected", "its parent was rejected")
+            rejections[node.id] = ("parent_rejected", "the parent of the message was rejected")
     return roots[:1], rejections
 
 
@@ -311,7 +311,7 @@ def _all_paths(root: _Node, rejections: Mapping[str, Any]) -> Iterator[list[_Nod
 
 
 def _sample(path: list[_Node], tree: str) -> Sample:
-    """Return a sample of the last answer, with its scores and the worst of the others."""
+    """Return the sample of a path; scores that do not rate the answer are the worst of the path."""
     *before, question, answer = path
     scores: dict[str, float] = {}
     for node in path:

@@ -29,9 +29,9 @@ _LABEL = "label."
 
 @dataclass(frozen=True)
 class Plain(Format):
-    """Rows of any table; ``mapping`` maps the name of a sample field to a field of the record.
+    """Rows of any table; ``mapping`` maps names of sample fields to fields of the record.
 
-    The path ``a.b`` is the field ``b`` of the object ``a``. The name ``label.NAME`` stores a
+    The path ``a.b`` means the field ``b`` of the object ``a``. The name ``label.NAME`` stores a
     field as a label, such as the ``rationale`` of an answer, the ``test`` of code or the
     ``pattern`` that an answer must match.
     """
@@ -42,18 +42,18 @@ class Plain(Format):
     mapping: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Set the shape; raise ConfigError if the mapping cannot give samples."""
+        """Set the kind of rows; raise ConfigError if the field mapping is invalid or incomplete."""
         for name in self.mapping:
             if name not in _FIELDS and not _is_label(name):
                 raise ConfigError(f"--map: unknown field {name!r}.", suggest(name, list(_FIELDS)))
         for required in ("instruction", "output"):
             if required not in self.mapping:
                 raise ConfigError(
-                    f"--map: {required}=FIELD is missing.", "Name the field of the file to use."
+                    f"--map: {required}=FIELD is missing.", "Add it; FIELD is a field in the file."
                 )
         shape = "preferences" if "rejected_output" in self.mapping else "instructions"
         if (self.shape or shape) != shape:
-            raise ConfigError(f"the fields in --map give {shape}.", "Omit --as.")
+            raise ConfigError(f"the fields in --map describe {shape}.", "Omit --as.")
         if self.take:
             raise ConfigError(f"plain does not support --take={self.take}.", "Omit --take.")
         object.__setattr__(self, "shape", shape)

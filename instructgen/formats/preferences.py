@@ -12,9 +12,9 @@ from instructgen.schema.sample import Message, Sample, Score
 
 
 class Preferences(Format):
-    """Rows with prompt, chosen and rejected, each text or a list of messages.
+    """Rows with ``prompt``, ``chosen`` and ``rejected``, each a text or a list of messages.
 
-    A prompt that the answers repeat is kept once. In the shape ``instructions`` a row is the
+    If the answers repeat the prompt, it is kept only once. With ``--as=instructions``, a row is the
     prompt with the chosen answer.
     """
 
@@ -53,5 +53,5 @@ def _conversation(prompt: list[Message], record: Mapping[str, Any], field: str) 
     if answer[: len(prompt)] == prompt and len(answer) > len(prompt):
         return answer
     if len(answer) != 1 or answer[0].role != "assistant":
-        raise RowError(f'"{field}" is not one assistant answer to "prompt".')
+        raise RowError(f'"{field}" is not a single assistant answer to "prompt".')
     return [*prompt, *answer]

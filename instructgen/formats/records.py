@@ -1,9 +1,9 @@
 """Reads the records of a file or a Hub dataset one at a time; bad records do not stop it.
 
-Supported are .jsonl, .ndjson, .json (an array or lines), .csv and .parquet; text formats also
-with .gz or .zst. JSON lines are split at LF only, so a U+2028 inside a text is kept. A
-byte-order mark and CR line ends are removed. If a key is repeated, its last value is used.
-No file is loaded into memory as a whole.
+Supported file types are .jsonl, .ndjson, .json (an array or lines), .csv and .parquet. All but
+.parquet may be compressed as .gz or .zst. JSON lines are split at LF only, so a U+2028 inside a
+text is kept. A byte-order mark and CR line ends are removed. If a key is repeated, its last value
+is used. No file is loaded into memory as a whole.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One object, with its line, row or array position, counted from 1."""
+    """A JSON object or table row, with its line or its position in the array, counted from 1."""
 
     line: int
     fields: dict[str, Any]
@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A line that is not an object, with the reason."""
+    """A record that cannot be read, with its line or position and the reason."""
 
     line: int
     reason: str
@@ -53,7 +53,7 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
     """Yield every record of a file or of a Hub dataset, in order.
 
     Args:
-        path: a file; if it does not exist, ORG/NAME is the name of a Hub dataset.
+        path: a file, or a Hub dataset as ORG/NAME if no such file exists.
         split: the split to read from a Hub dataset.
 
     Raises:
@@ -73,10 +73,10 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
             yield from _hub(name, split)
             return
         problem = "this is a folder" if path.is_dir() else "the file does not exist"
-        raise InputError(f"{problem}.", path=path, hint="Give a file or a Hub dataset ORG/NAME.")
+        raise InputError(f"{problem}.", path=path, hint="Pass a file or a Hub dataset ORG/NAME.")
     extension, compression = _file_type(path)
     if path.stat().st_size == 0:
-        raise InputError("the file is empty.", path=path, hint="Give a file with rows.")
+        raise InputError("the file is empty.", path=path, hint="Pass a file with rows.")
     try:
         if extension == ".parquet":
             yield from _parquet(path)
@@ -110,7 +110,7 @@ def _file_type(path: Path) -> tuple[str, str]:
         raise InputError(
             "this file type is not supported.",
             path=path,
-            hint=f"Give a {', '.join(_TEXT)} (optionally with .gz or .zst) or .parquet file.",
+            hint=f"Use a {', '.join(_TEXT)} (optionally with .gz or .zst) or .parquet file.",
         )
     return extension, compression
 
@@ -120,7 +120,7 @@ class _DamagedZstd(Exception):
 
 
 class _Zstd(io.RawIOBase):
-    """A zstd stream of pyarrow, which detects truncated data; that of zstandard does not."""
+    """A zstd stream read by pyarrow, which detects truncated data; zstandard does not."""
 
     def __init__(self, raw: BinaryIO) -> None:
         import pyarrow as pa
@@ -176,16 +176,16 @@ def _record(number: int, text: bytes) -> Record | BadRecord:
     try:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        return BadRecord(number, f"not valid JSON ({error}).")
+        return BadRecord(number, f"the row is not valid JSON ({error}).")
     if not isinstance(fields, dict):
-        return BadRecord(number, "not a JSON object.")
+        return BadRecord(number, "the row is not a JSON object.")
     return Record(number, fields)
 
 
 def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
     """Yield the elements of an array, split at the commas between them and parsed one by one.
 
-    A damaged element does not affect the others, unless a quote or bracket is not closed.
+    A damaged element does not affect the others, unless it has an unclosed quote or bracket.
     """
     number, depth, quoted, element = 1, 0, False, bytearray()
     for chunk in _chunks(first, stream):
@@ -213,7 +213,7 @@ def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadR
         if len(element) <= _MAX_BYTES:
             element += chunk[start:]
     raise InputError(
-        f"not a valid JSON array: it is incomplete, or row {number} has an open quote or bracket.",
+        f"the JSON array is incomplete, or row {number} has an unclosed quote or bracket.",
         path=path,
         hint="Fix the file, or convert it to JSON Lines.",
     )
@@ -221,10 +221,10 @@ def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadR
 
 def _check_end(number: int, rest: bytes, path: Path) -> None:
     if number == 1:
-        raise InputError("the array is empty.", path=path, hint="Give a file with rows.")
+        raise InputError("the array is empty.", path=path, hint="Pass a file with rows.")
     if rest.strip():
         raise InputError(
-            "there is text after the array.", path=path, hint="Fix it, or use JSON Lines."
+            "there is text after the array.", path=path, hint="Remove the text, or use JSON Lines."
         )
 
 
@@ -247,7 +247,7 @@ def _chunks(first: bytes, stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
-    """Yield the rows; the first row has the names. Invalid UTF-8 affects only its own row."""
+    """Yield the rows after the header; invalid UTF-8 affects only the row that contains it."""
     csv.field_size_limit(_MAX_BYTES)
     rows = csv.reader(_csv_lines(stream), strict=True)
     try:
@@ -255,7 +255,7 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
         while not names and rows.line_num < _BLANK_LINES and (row := next(rows, None)) is not None:
             names = row
         if not names:
-            raise InputError("the file has no row.", path=path, hint="Give a file with rows.")
+            raise InputError("the file has no rows.", path=path, hint="Pass a file with rows.")
         _check_names(names, path)
         number = 1 + rows.line_num
         for values in rows:
@@ -264,22 +264,22 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
             if not values:
                 continue
             if len(values) != len(names):
-                reason = f"{len(values)} columns, but the first row has {len(names)}."
+                reason = f"the row has {len(values)} columns; the first row has {len(names)}."
                 yield BadRecord(line, reason)
             elif not all(_is_text(v) for v in values):
-                yield BadRecord(line, "not valid UTF-8.")
+                yield BadRecord(line, "the row is not valid UTF-8.")
             else:
                 yield Record(line, dict(zip(names, values, strict=True)))
     except csv.Error as error:
         raise InputError(
-            f"not valid CSV at or before line {rows.line_num} ({error}).",
+            f"the file is not valid CSV at or before line {rows.line_num} ({error}).",
             path=path,
-            hint="Look for a quote that is not closed, or a field that is too long.",
+            hint="Look for an unclosed quote or a field that is too long.",
         ) from error
 
 
 def _csv_lines(stream: BinaryIO) -> Iterator[str]:
-    """Yield decoded lines of bounded length, for compressed files; bad UTF-8 as surrogates."""
+    """Yield decoded lines of limited length, with invalid UTF-8 as surrogates."""
     line = _line(stream).removeprefix(_BOM)
     while line:
         if len(line) > _MAX_BYTES:
@@ -319,12 +319,12 @@ def _parquet(path: Path) -> Iterator[Record | BadRecord]:
                         yield record
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"not valid Parquet after row {number} ({first_line(error)}).",
+            f"the file is not valid Parquet after row {number} ({first_line(error)}).",
             path=path,
             hint="Download or copy the file again.",
         ) from error
     if not number:
-        raise InputError("the file has no row.", path=path, hint="Give a file with rows.")
+        raise InputError("the file has no rows.", path=path, hint="Pass a file with rows.")
 
 
 def _batch_records(batch: Any, before: int) -> Iterator[Record | BadRecord]:
@@ -365,7 +365,7 @@ def _hub(name: str, split: str) -> Iterator[Record]:
     except ImportError:
         raise ConfigError(
             f"{name}: reading from the Hub needs the package datasets.",
-            "Run: pip install 'instructgen[hub]', or give a file.",
+            "Run: pip install 'instructgen[hub]', or pass a file.",
         ) from None
     try:
         # datasets 4 does not run loading scripts, which are code of the dataset.
@@ -374,6 +374,6 @@ def _hub(name: str, split: str) -> Iterator[Record]:
             yield Record(number, dict(fields))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{name}: not a file, and not readable from the Hub ({first_line(error)}).",
+            f"{name}: no such file, and not readable from the Hub ({first_line(error)}).",
             hint="Check the path or the name, and --split.",
         ) from error

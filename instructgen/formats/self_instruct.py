@@ -1,4 +1,4 @@
-"""Reads Self-Instruct's seed tasks: an instruction with one or more instances."""
+"""Reads Self-Instruct's seed tasks: instructions, each with one or more inputs and outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from instructgen.schema.sample import Kind, Sample
 
 
 class SelfInstructFormat(Format):
-    """Rows with instruction, instances and is_classification (Apache-2.0)."""
+    """Rows with ``instruction``, ``instances`` and ``is_classification`` (Apache-2.0)."""
 
     name = "self-instruct"
     fields = frozenset({"instruction", "instances"})
@@ -20,7 +20,7 @@ class SelfInstructFormat(Format):
     takes = ("first", "all")
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return a sample of the first instance, or with ``all`` a sample of each instance."""
+        """Return a sample for the first instance or, with ``--take=all``, for each instance."""
         instances = record.get("instances")
         if not isinstance(instances, list) or not instances:
             raise RowError('"instances" is not a list of objects with "input" and "output".')

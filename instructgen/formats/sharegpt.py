@@ -1,4 +1,4 @@
-"""Reads the ShareGPT format: conversations with a model, under any common names of the keys."""
+"""Reads the ShareGPT format: conversations with a model, with any common names for the keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEYS = (("from", "value"), ("role", "content"), ("from", "content"), ("user", "
 
 
 class ShareGPT(Format):
-    """Rows with conversations (a list of messages) and an optional system prompt."""
+    """Rows with ``conversations`` (a list of messages) and an optional ``system`` prompt."""
 
     name = "sharegpt"
     fields = frozenset({"conversations"})

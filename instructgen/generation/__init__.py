@@ -1,1 +1,1 @@
-"""Generation of instruction data: seed pool, prompts, methods, the pure loop and its runner."""
+"""Generates instruction data: seed pool, prompts, methods, the loop and its runner."""

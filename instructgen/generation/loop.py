@@ -30,7 +30,7 @@ LAG = 8
 # Candidates by which acceptance is judged.
 _WINDOW = 200
 
-# A model may propose tasks for ever and answer none of them: so many in a row.
+# Instructions in a row without an accepted row, after which the run stops.
 _MAX_EMPTY_STREAK = 200
 
 
@@ -170,7 +170,7 @@ class Loop:
 
     def _consider(self, sample: Sample, is_row: bool, request: Request) -> None:
         if is_row and self._full:
-            full = Rejection("loop", "target_reached", "the run had all the rows it wanted")
+            full = Rejection("loop", "target_reached", "the run had already reached its target")
             return self._reject(sample, full, request.stage)
         # An instruction is judged once: when it is proposed, alone or with its answer.
         proposed = request.task is None

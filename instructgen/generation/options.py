@@ -1,6 +1,7 @@
-"""Configuration of a generation run: [generate], [method], [engine] and [[filters]] of a recipe.
+"""Reads and validates the configuration of a generation run.
 
-It reads and validates these tables; it does not start an engine or a run.
+The configuration consists of the tables ``[generate]``, ``[method]``, ``[engine]`` and
+``[[filters]]`` of a recipe. This module does not start an engine or a run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Config:
     filters: tuple[Filter, ...]
 
     def recorded(self) -> dict[str, Any]:
-        """Return plain data for run.json, which a resumed run is compared with."""
+        """Return plain data for ``run.json``, with which a resumed run is compared."""
         return {
             "generate": self.generate.model_dump(mode="json"),
             "method": named(self.method),
@@ -58,11 +59,11 @@ class Config:
 
 
 def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
-    """Return the configuration of a recipe, with the user's options in place of its values.
+    """Return the configuration of a recipe, in which the user's options replace its values.
 
     Args:
         recipe: ``default``, ``self_instruct``, ``alpaca``, or the path of a TOML file.
-        options: values by table, with the keys of the recipe; None means not set.
+        options: values keyed by table and recipe key; None means not set.
 
     Raises:
         ConfigError: the file or a key is invalid; the message names each invalid key.
@@ -77,8 +78,9 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
     for f in filters:
         if isinstance(f, SelectingFilter):
             raise ConfigError(
-                f"{path}: the filter {f.name} needs the whole dataset.",
-                "Remove it from this recipe and use it with instructgen curate.",
+                f"{path}: the filter {f.name} compares rows across the whole dataset, so it cannot "
+                "be used while rows are generated.",
+                "Remove it from this recipe and use it with instructgen curate afterwards.",
             )
     return Config(
         generate=merged(
@@ -95,7 +97,7 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
 
 
 def from_recorded(recorded: dict[str, Any], where: Path) -> Config:
-    """Return the configuration that a run has recorded (`Config.recorded`)."""
+    """Return the configuration that a run recorded with `Config.recorded`."""
     engine = {k: v for k, v in recorded["engine"].items() if k not in ("name", "digest")}
     engine_class = find("engines", recorded["engine"]["name"])
     method = {k: v for k, v in recorded["method"].items() if k != "name"}

@@ -1,8 +1,8 @@
 """Builds prompts from the template of a language, and parses the completions of models.
 
-There are two prompt styles: ``completion`` lets a model continue a few-shot text, as in
-the paper, for base models; ``chat`` uses the chat template of the model. Text from data is
-inserted once and never scanned for placeholders. Nothing here samples or filters.
+There are two prompt styles: ``completion``, for base models, lets a model continue a few-shot
+text, as in the Self-Instruct paper; ``chat`` uses the chat template of the model. Text from
+data is inserted once and never scanned for placeholders. This module does not sample or filter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Instance:
 
     @property
     def fault(self) -> str | None:
-        """Why the instance is invalid (Self-Instruct, section 2.2), as a short code, or None."""
+        """A short code for why the instance is invalid (Self-Instruct, section 2.2), or None."""
         return instance_fault(self.input, self.output)
 
 
@@ -50,7 +50,7 @@ def languages() -> list[str]:
 
 
 class Template:
-    """The prompt texts of one language, and the parsers for completions in that language.
+    """The prompt texts for one language, and the parsers for completions in that language.
 
     A language without its own template uses the English one; the prompts then name the
     language by its code.
@@ -65,7 +65,7 @@ class Template:
     # -- instructions -----------------------------------------------------------------
 
     def instructions_completion(self, demonstrations: Sequence[str]) -> str:
-        """Return a numbered list of instructions that ends with the number of the next one."""
+        """Return a prompt: a numbered list of instructions that ends with the next number."""
         lines = [f"{i}. {one_line(d)}" for i, d in enumerate(demonstrations, start=1)]
         return "\n".join([self._header("instructions"), *lines, f"{len(lines) + 1}."])
 
@@ -79,7 +79,7 @@ class Template:
     # -- classification -------------------------------------------------------------------
 
     def classification_completion(self, instruction: str) -> str:
-        """Return worked examples, then the question whether this is a classification task."""
+        """Return a prompt that asks, after worked examples, whether a task is classification."""
         labels, question = self.labels, self._texts["completion"]["question"]
         answers = {True: labels["yes"], False: labels["no"]}
         worked = [
@@ -101,7 +101,7 @@ class Template:
     # -- instances ----------------------------------------------------------------------
 
     def input_first_completion(self, instruction: str) -> str:
-        """Return worked tasks with input and output, then the instruction to continue."""
+        """Return a prompt: worked tasks with input and output, then the new instruction."""
         worked = [
             self._task(w["instruction"], self._examples(w["examples"]))
             for w in self._texts["worked"]["input_first"]
@@ -109,7 +109,7 @@ class Template:
         return "\n\n".join([self._header("input_first"), *worked, self._task(instruction, "")])
 
     def output_first_completion(self, instruction: str) -> str:
-        """Return worked tasks with class label before input, then the instruction to continue."""
+        """Return a prompt: worked tasks with class label before input, then the instruction."""
         label, input_ = self.labels["class_label"], self.labels["input"]
         worked = [
             self._task(
@@ -128,11 +128,11 @@ class Template:
         return self._chat(key, structured, task=instruction, count=str(count))
 
     def instance_stops(self, most: int) -> tuple[str, ...]:
-        """Return stop strings: the label of a next task, and example number ``most + 1``."""
+        """Return the stop strings: the label of a next task, and example number ``most + 1``."""
         return (f"\n{self.labels['task']}:", f"\n{self.labels['example']} {most + 1}\n")
 
     def parse_input_first(self, text: str) -> list[Instance | None]:
-        """Return the instances of a completion in order; None for a part without an output line."""
+        """Return the instances of a completion in order; None for each part without an output."""
         labels = self.labels
         instances: list[Instance | None] = []
         for part in self._examples_of(text):
@@ -163,7 +163,7 @@ class Template:
     # -- triples of instruction, input and output (Alpaca) --------------------------------
 
     def triples_completion(self, demonstrations: Sequence[Sample], total: int) -> str:
-        """Return numbered triples that end with the label of the next instruction."""
+        """Return a prompt: numbered triples, then the label of the next instruction."""
         header = _fill(self._header("triples"), total=str(total))
         shown = self._triples(demonstrations)
         return (
@@ -178,7 +178,7 @@ class Template:
         return self._chat("triples", structured, demonstrations=shown, count=str(count))
 
     def parse_triples(self, text: str) -> list[tuple[str, Instance] | None]:
-        """Return instruction and instance of each item; None if a part of the item is missing."""
+        """Return the instruction and instance of each item, or None if a part of it is missing."""
         triples: list[tuple[str, Instance] | None] = []
         for item in re.split(r"^\s*###\s*$", text, flags=re.MULTILINE):
             # Remove the number of the item; `_at_line` accepts the numbers before its labels.
@@ -261,7 +261,7 @@ def parse_numbered(text: str, last: int) -> list[str]:
 
 
 def parse_json(text: str, key: str, *, cut: bool = False) -> list[Any]:
-    """Return the items of the list under ``key`` of a JSON object; [] if there is no such list.
+    """Return the items of the list under ``key`` in a JSON object, or [] if there is no such list.
 
     Args:
         text: the completion.
@@ -294,18 +294,18 @@ def parse_json(text: str, key: str, *, cut: bool = False) -> list[Any]:
 
 
 def one_line(text: str) -> str:
-    """Return the text on one line, with single spaces and without one colon at its end."""
+    """Return the text on one line, with single spaces and without a final colon."""
     text = " ".join(text.split())
     return text.removesuffix(":").removesuffix("：").rstrip()
 
 
 def capital(text: str) -> str:
-    """Return the text with a capital first letter; other letters do not change (NASA)."""
+    """Return the text with a capital first letter; other letters, as in NASA, do not change."""
     return text[:1].upper() + text[1:]
 
 
 def schema_of(key: str, item: dict[str, Any], most: int) -> dict[str, Any]:
-    """Return the JSON schema of an object with one list of 1 to ``most`` items."""
+    """Return the JSON schema of an object that contains one list of 1 to ``most`` items."""
     return {
         "type": "object",
         "properties": {key: {"type": "array", "items": item, "minItems": 1, "maxItems": most}},

@@ -23,7 +23,7 @@ from instructgen.store import Run
 _FAILURES_LOOKED_AT = 20
 _FAILURES_NEEDED = 10
 _SECOND_CHANCES = 3
-# Candidates that cannot be parsed before the user is told.
+# Candidates that cannot be parsed before a hint is shown.
 _HINT_AFTER = 16
 
 
@@ -94,9 +94,11 @@ class Session:
         if not done or not self.engine_s or self.replayed:
             return f"{text}: waiting for the first completions"
         # A row passes each stage LAG batches after the one before.
-        batches = max((len(stages) - 1) * LAG + 1, committed + 1)
-        requests = batches * self.loop.config.generate.batch_size
-        seconds = self.engine_s / done * max(1, requests - done)
+        batches = (len(stages) - 1) * LAG + 1
+        if committed >= batches:
+            return f"{text}: first rows expected soon"
+        finished = max(committed, min(done / self.loop.config.generate.batch_size, LAG))
+        seconds = self.engine_s / finished * (batches - committed)
         return f"{text}: first rows expected in about {max(1, round(seconds)):,} s"
 
     def _latest_row(self) -> str:
@@ -148,7 +150,7 @@ def run_loop(
         on_batch: called with the number and requests of each batch, before its commit.
 
     Raises:
-        EngineError: the engine cannot go on, or most requests fail.
+        EngineError: the engine cannot continue, or most requests fail.
         RunError: the journal was recorded with other requests.
     """
     desk = InFlightBatches(run, supervisor, session, watch)
@@ -292,7 +294,7 @@ class InFlightBatches:
         failed = self._last_failed = completion.finish_reason == "error"
         batch = self._batches[number]
         if i not in batch.again:
-            # A second chance tells of its request, not of the server.
+            # A second chance shows the state of its request, not of the server.
             self._failures.append(failed)
         if failed:
             batch.failed[i] = completion
@@ -312,5 +314,5 @@ class InFlightBatches:
         if looked_at >= _FAILURES_NEEDED and 2 * failed > looked_at:
             raise EngineError(
                 f"{failed} of the last {looked_at} requests failed; the last: {last.error}.",
-                "Mend the cause; the same command resumes the run.",
+                "Fix the cause, then rerun the same command to resume.",
             )

@@ -1,6 +1,6 @@
 """The task pool: human-written seeds and accepted instructions, from which prompts draw examples.
 
-It also queues accepted instructions for the stages that still follow. It does not judge quality.
+It also queues accepted instructions for the later stages. It does not assess their quality.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Task:
 
 @dataclass(slots=True)
 class Pool:
-    """Seeds at positions 0 to len(seeds)-1, and accepted instructions after them.
+    """The seeds, at positions 0 to len(seeds)-1, followed by the accepted instructions.
 
-    ``unclassified`` and ``classified`` have the numbers of the tasks that wait for the
-    classification stage and for the instance stage, oldest first. Seeds with more than
-    ``max_words`` words in the instruction are not used as demonstrations.
+    ``unclassified`` contains the numbers of the tasks that wait for the classification stage,
+    ``classified`` those of the tasks that wait for the instance stage, oldest first. Seeds with
+    more than ``max_words`` words in the instruction are not used as demonstrations.
 
     Raises:
         InputError: all seeds are too long.
@@ -97,8 +97,8 @@ class Pool:
     ) -> tuple[int, ...]:
         """Return positions of distinct demonstrations in one language, in random order.
 
-        They are up to ``machine`` accepted instructions, and seeds for the rest of
-        ``human + machine``. ``fits`` selects the seeds that may be drawn.
+        Up to ``machine`` of them are accepted instructions; the others, up to a total of
+        ``human + machine``, are seeds. ``fits`` selects the seeds that may be drawn.
         """
         tasks = self._tasks_by_language.get(language, [])
         chosen = rng.sample(tasks, min(machine, len(tasks)))

@@ -1,4 +1,4 @@
-"""The settings of the generation loop, which a recipe gives in its table [generate]."""
+"""The settings of the generation loop, which a recipe sets in its table ``[generate]``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _RESUMABLE: dict[str, JsonValue] = {"resumable": True}
 
 
 class RunSettings(BaseModel):
-    """Settings of the generation loop: the recipe's table [generate]."""
+    """Settings of the generation loop: the recipe's table ``[generate]``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,13 +28,13 @@ class RunSettings(BaseModel):
     max_tokens_total: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of prompt and completion tokens; then the run stops.",
+        description="Maximum number of prompt and completion tokens, after which the run stops.",
         json_schema_extra=_RESUMABLE,
     )
     acceptance_floor: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="Stop when a smaller fraction of the last 200 candidates is accepted.",
+        description="Stop when less than this fraction of the last 200 candidates was accepted.",
         json_schema_extra=_RESUMABLE,
     )

@@ -1,1 +1,1 @@
-"""Conditions on the use of rows: from their licenses, and from the terms of models."""
+"""The conditions that licenses and the terms of models put on the use of rows."""

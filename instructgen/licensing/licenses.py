@@ -1,7 +1,7 @@
-"""Licenses of rows: validate and combine SPDX expressions, and state their obligations.
+"""Validate and combine the licenses of rows (SPDX expressions), and list their obligations.
 
-The terms below are a summary for licenses that are common among instruction datasets. The
-license texts are authoritative, and nothing here is legal advice.
+`TERMS` is a summary of the licenses that are common for instruction datasets. The license texts
+are authoritative, and nothing in this module is legal advice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from instructgen.licensing.model_terms import generator_terms
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The conditions of a license on sharing and using a dataset."""
+    """The conditions that a license puts on sharing and using a dataset."""
 
     attribution: bool
     share_alike: bool
@@ -68,18 +68,18 @@ _PUBLIC_DOMAIN = frozenset({"CC0-1.0", "Unlicense", "PDDL-1.0"})
 
 @cache
 def check_license(expression: str) -> str:
-    """Return a license expression in the canonical spelling of SPDX.
+    """Return a license expression in its canonical SPDX spelling.
 
     Raises:
-        ConfigError: the expression is invalid; the message names its unknown licenses.
+        ConfigError: the expression is invalid or contains unknown licenses.
     """
     return str(_parse(expression).render())
 
 
 def combine(expressions: Iterable[str]) -> str:
-    """Return the license of a row made from rows under these licenses: all of them, by AND.
+    """Return the license of a row derived from rows with these licenses, which are joined by AND.
 
-    Public domain dedications have no conditions and are omitted if there is another license.
+    Public domain dedications have no conditions, and are omitted if there are other licenses.
 
     Raises:
         ConfigError: an expression is invalid.
@@ -97,7 +97,7 @@ def _combine(expressions: frozenset[str]) -> str:
 
 
 def _conjuncts(expression: str) -> list[str]:
-    """Return the parts of an expression joined by AND; an OR expression is one part."""
+    """Return the parts of an expression that are joined by AND; an OR expression is one part."""
     tree = _parse(expression)
     parts = tree.args if isinstance(tree, _licensing().AND) else [tree]
     return [str(part.render()) for part in parts]
@@ -105,9 +105,10 @@ def _conjuncts(expression: str) -> list[str]:
 
 @cache
 def terms(expression: str) -> Terms | None:
-    """Return the terms of an expression, or None if they are unknown.
+    """Return the terms of a license expression, or None if they are unknown.
 
-    An AND expression has the conditions of all parts, an OR those of the most permissive part.
+    An AND expression has the conditions of all its parts. An OR expression has the conditions of
+    its most permissive part.
     """
     return _terms(_parse(expression)) if expression else None
 
@@ -128,9 +129,9 @@ def _terms(tree: Any) -> Terms | None:
 
 
 def restrictiveness(expression: str) -> int:
-    """Return a rank of a license by its conditions, the most permissive first.
+    """Return how restrictive a license is, as a number from 0 to 4.
 
-    0: none, 1: attribution, 2: share alike, 3: no commercial use, 4: unknown.
+    0: no conditions, 1: attribution, 2: share alike, 3: no commercial use, 4: unknown terms.
     """
     return _freedom(terms(expression))
 
@@ -145,12 +146,12 @@ def _freedom(known: Terms | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A requirement on the license of every row of a dataset, and on the models that wrote it.
+    """A requirement that the license of each row, and the models that wrote it, must meet.
 
-    ``commercial-use`` requires licenses known to allow commercial use, and no model whose terms
-    are known to forbid it. ``permissive`` also requires licenses without a share-alike condition,
-    and models known to have no conditions on their output. Any other name is a comma-separated
-    list of the licenses allowed.
+    ``commercial-use`` requires a license that is known to allow commercial use, and no model
+    whose terms are known to forbid it. ``permissive`` also requires a license without a
+    share-alike condition, and models whose terms are known to have no conditions on their output.
+    Any other name is a comma-separated list of the licenses that are allowed.
     """
 
     name: str
@@ -161,7 +162,7 @@ class Requirement:
         """Parse ``commercial-use``, ``permissive``, or licenses separated by commas.
 
         Raises:
-            ConfigError: the list is empty, or a license is not an SPDX license.
+            ConfigError: the list is empty, or contains a license that SPDX does not define.
         """
         if text in ("commercial-use", "permissive"):
             return cls(text)
@@ -173,11 +174,11 @@ class Requirement:
         return cls(text, frozenset(check_license(name) for name in names))
 
     def objection(self, license: str, generators: Iterable[str]) -> tuple[str, str] | None:
-        """Return a code and a sentence if a license or model violates this, otherwise None."""
+        """Return a code and a sentence if the license or a model violates it, otherwise None."""
         if self.allowed:
             if _granted(_parse(license), self.allowed) if license else False:
                 return None
-            return "license_not_listed", f"{license or 'no license'} is not one of {self.name}"
+            return "license_not_listed", f"{license or 'an empty license'} is not among {self.name}"
         known = terms(license)
         if known is None:
             return "unknown_license", f"the terms of {license or 'an empty license'} are unknown"
@@ -193,12 +194,12 @@ class Requirement:
             elif not conditions.commercial_use or (
                 self.name == "permissive" and conditions.restricted
             ):
-                return "generator_terms", f"{model}, {conditions.name}: {conditions.asks}"
+                return "generator_terms", f"{model} ({conditions.name}): {conditions.asks}"
         return None
 
 
 def _granted(tree: Any, allowed: frozenset[str]) -> bool:
-    """Return whether the allowed licenses suffice: all parts of an AND, any part of an OR."""
+    """Return whether the allowed licenses include all parts of an AND, or any part of an OR."""
     if tree.isliteral:
         return str(tree.render()) in allowed
     granted = [_granted(part, allowed) for part in tree.args]
@@ -212,7 +213,7 @@ def obligations(
 
     Args:
         licenses: number of rows by SPDX expression.
-        generators: number of rows by the model whose terms apply.
+        generators: number of rows by model whose terms apply to them.
         attributions: number of rows by attribution text.
     """
     known = {name: terms(name) for name in licenses}
@@ -236,21 +237,22 @@ def obligations(
         )
     if non_commercial:
         sentences.append(
-            f"No commercial use of these rows or of works based on them: {counted(non_commercial)}."
+            f"Do not use these rows or works based on them commercially: {counted(non_commercial)}."
         )
     if {n for n in share_alike if terms(n) != _NC_SHARE_ALIKE} and non_commercial:
         sentences.append(
-            "A text that combines such rows cannot comply with both: derived works must keep the "
-            f"terms of {', '.join(share_alike)}, and {', '.join(non_commercial)} forbids "
+            "A work that combines share-alike and non-commercial rows cannot comply with both "
+            f"licenses: {', '.join(share_alike)} requires that derived works keep its terms, and "
+            f"{', '.join(non_commercial)} forbids "
             "commercial use. Keep the rows separate, each under its own license."
         )
     if unknown:
-        sentences.append(f"Unknown license terms, read the license text: {counted(unknown)}.")
+        sentences.append(f"License terms are unknown, read the license text: {counted(unknown)}.")
     for model, rows in generators.items():
         authorship = f"{model} wrote {rows:,} rows or text that they are based on"
         conditions = generator_terms(model)
         if conditions is None:
-            sentences.append(f"{authorship}; its terms are unknown.")
+            sentences.append(f"{authorship}; the terms of the model are unknown.")
         elif conditions.restricted:
             sentences.append(f"{authorship}. {conditions.name}: {conditions.asks}.")
     return sentences or ["None: no conditions are known for these rows."]
@@ -259,7 +261,7 @@ def obligations(
 def _parse(expression: str) -> Any:
     from license_expression import ExpressionError
 
-    hint = "Use an SPDX identifier such as CC-BY-4.0, or LicenseRef-NAME for another license."
+    hint = "Use an SPDX identifier such as CC-BY-4.0, or LicenseRef-NAME for any other license."
     try:
         parsed = _licensing().parse(expression)
         unknown = _licensing().unknown_license_keys(parsed)

@@ -1,7 +1,7 @@
-"""Terms of models on the use of their output, by model name.
+"""The terms of models for the use of their output, by model name.
 
-This is a summary of the terms as published in 2026. The terms themselves are authoritative, and
-nothing here is legal advice.
+This is a summary of the terms that were published in 2026. The published terms are authoritative,
+and nothing in this module is legal advice.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from functools import cache
 
 @dataclass(frozen=True, slots=True)
 class GeneratorTerms:
-    """The terms of a model on its output, by name, with their conditions in words (``asks``).
+    """The terms of a model for the use of its output.
 
-    ``restricted``: the terms forbid some training on the output, or have conditions on models
-    that are trained on it. ``commercial_use``: the output may be used commercially.
+    ``name`` is the name of the terms, and ``asks`` describes their conditions. ``restricted``
+    means that the terms forbid some training on the output, or have conditions for models that
+    are trained on it. ``commercial_use`` means that the output may be used commercially.
     """
 
     name: str
@@ -46,9 +47,9 @@ def _research(name: str) -> GeneratorTerms:
     return GeneratorTerms(name, restricted=True, commercial_use=False, asks=asks)
 
 
-_LLAMA_NAME = "a distributed model trained on output must have a name that begins with Llama"
+_LLAMA_NAME = "if a model trained on output is published, its name must begin with Llama"
 _LLAMA_BAN = "output may not be used to improve language models other than Llama"
-_SAME_RESTRICTIONS = "a model trained on output to behave like it must keep its use restrictions"
+_SAME_RESTRICTIONS = "a model trained on output to imitate it must have the same use restrictions"
 
 # Patterns for the last part of a path or Hub name, in lower case. The first match counts.
 _BY_NAME: tuple[tuple[str, GeneratorTerms], ...] = (
@@ -83,7 +84,7 @@ _BY_NAME: tuple[tuple[str, GeneratorTerms], ...] = (
 
 @cache
 def generator_terms(model: str) -> GeneratorTerms | None:
-    """Return the terms of a model by its path or Hub name, or None if they are unknown."""
+    """Return the terms of the model with this path or Hub name, or None if they are unknown."""
     # A local model is known only by the name of its folder.
     name = model.rstrip("/").rsplit("/", 1)[-1].lower()
     return next((terms for pattern, terms in _BY_NAME if re.fullmatch(pattern, name)), None)

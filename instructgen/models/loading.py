@@ -28,14 +28,14 @@ _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
-    """Return the tokenizer of a model to train, with a padding token.
+    """Return the tokenizer for training a model, with a padding token.
 
     Args:
         name: a folder, a Hub name, or ``smollm2``.
-        pad_token: a token of its vocabulary, or ``eos``; None for the tokenizer's own.
+        pad_token: a token in the vocabulary, or ``eos``; None for the tokenizer's own.
 
     Raises:
-        ConfigError: if it cannot be loaded, or no padding token is given or defined.
+        ConfigError: if the tokenizer cannot be loaded, or its padding token is invalid or missing.
     """
     tokenizer = read_tokenizer(name)
     if pad_token == "eos":  # noqa: S105 (not a secret)
@@ -44,13 +44,13 @@ def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
         if pad_token not in tokenizer.get_vocab():
             raise ConfigError(
                 f"--pad-token={pad_token!r} is not in the vocabulary of {name}.",
-                "Give a token of its vocabulary, or eos.",
+                "Use a token in its vocabulary, or eos.",
             )
         tokenizer.pad_token = pad_token
     if tokenizer.pad_token_id is None:
         raise ConfigError(
             f"--model={name}: the tokenizer has no padding token.",
-            "Pass --pad-token=eos, or another token of its vocabulary.",
+            "Pass --pad-token=eos, or another token in its vocabulary.",
         )
     return tokenizer
 
@@ -60,7 +60,7 @@ def read_tokenizer(name: str) -> Any:
 
     Raises:
         ConfigError: if a package is missing, or the tokenizer cannot be loaded.
-        EngineError: if the embedded model is requested and not installed.
+        EngineError: if the embedded model is requested but not installed.
     """
     transformers = _transformers()
     folder = _resolved(name)
@@ -76,7 +76,7 @@ def read_config(name: str) -> Any:
 
     Raises:
         ConfigError: if the configuration cannot be loaded.
-        EngineError: if the embedded model is requested and not installed.
+        EngineError: if the embedded model is requested but not installed.
     """
     folder = Path(_resolved(name))
     try:
@@ -102,24 +102,24 @@ def load_model(
 
     Args:
         name: a folder, a Hub name or ``smollm2``. If the folder contains only an adapter, the
-            adapter is merged into its base model, if its type supports that.
+            adapter is merged into its base model, if the type of the adapter supports merging.
         head: ``causal`` for token logits, ``reward`` for one number per text, ``value`` for
             one number per token.
-        tokenizer: its padding token is set in the model's configuration.
+        tokenizer: the tokenizer whose padding token is set in the model's configuration.
         dtype: the data type of the weights.
         quantized: whether to load weights in 4 bits (NF4), for training adapters.
-        new_head: whether the layer that gives the number may be missing, because it will be
-            trained. No other layer may be missing.
+        new_head: whether the output layer of a ``reward`` or ``value`` model may be missing,
+            because it will be trained. No other layer may be missing.
 
     Raises:
         ConfigError: if a package is missing, or the model cannot be loaded or is incomplete.
-        EngineError: if the embedded model is requested and not installed.
+        EngineError: if the embedded model is requested but not installed.
     """
     folder = _resolved(name)
     if head == "causal" and is_reward_model(name):
         raise ConfigError(
             f"--model={name} is a reward model, which cannot generate text.",
-            "Give a language model, such as the one it was trained from.",
+            "Use a language model, such as the one that it was trained from.",
         )
     try:
         if (Path(folder) / ADAPTER).exists():
@@ -143,7 +143,7 @@ def load_model(
 
 
 def _read_weights(folder: str, head: Head, dtype: str, *, quantized: bool) -> tuple[Any, Any]:
-    """Return the model, and which of its weights are missing or unexpected."""
+    """Return the model, and the names of its missing and unexpected weights."""
     transformers = _transformers()
     import torch
 
@@ -185,9 +185,9 @@ def load_for_inference(
         The tokenizer, which always has a padding token, and the model.
 
     Raises:
-        ConfigError: if a package is missing, the model cannot be loaded or is incomplete, or
-            ``head`` is ``reward`` and the model is not a reward model.
-        EngineError: if the embedded model is requested and not installed.
+        ConfigError: if a package is missing, if the model cannot be loaded or is incomplete, or
+            if ``head`` is ``reward`` but the model is not a reward model.
+        EngineError: if the embedded model is requested but not installed.
     """
     if head == "reward":
         check_reward_model(name)
@@ -205,11 +205,11 @@ def load_for_inference(
 def load_error(name: str, error: Exception, part: str = "") -> ConfigError:
     """Return the error to raise for an exception that a library raised while loading ``name``."""
     if "trust_remote_code" in str(error):
-        # The advice in the original message is to allow the code.
+        # The original message advises the user to allow the code.
         return ConfigError(
-            f"--model={name} requires custom code to load.",
-            "instructgen never runs a model's code. Use a model whose architecture is part of "
-            "transformers.",
+            f"--model={name} cannot be loaded without running the model's own code.",
+            "For security, instructgen never runs such code. Use a model whose architecture is "
+            "part of transformers.",
         )
     subject = f"{name}: {part}" if part else name
     return ConfigError(
@@ -219,7 +219,7 @@ def load_error(name: str, error: Exception, part: str = "") -> ConfigError:
 
 
 def is_reward_model(name: str) -> bool:
-    """Return whether a model gives numbers for a text instead of generating text.
+    """Return whether a model is a reward model, which returns numbers instead of text.
 
     Raises:
         ConfigError: if the configuration cannot be loaded.
@@ -228,17 +228,17 @@ def is_reward_model(name: str) -> bool:
 
 
 def check_reward_model(name: str) -> None:
-    """Raise an error if a model is not a reward model; only its configuration is read.
+    """Check that a model is a reward model, reading only its configuration.
 
     Raises:
-        ConfigError: if it generates text, gives several numbers, or cannot be loaded.
+        ConfigError: if it generates text, returns several numbers, or cannot be loaded.
     """
     if not is_reward_model(name):
         raise ConfigError(
             f"{name} is not a reward model; it generates text.", "Run: instructgen train reward."
         )
     if (labels := read_config(name).num_labels) != 1:
-        raise ConfigError(f"model {name} gives {labels} numbers, not one.", "Give a reward model.")
+        raise ConfigError(f"{name} returns {labels} numbers, not one.", "Use a reward model.")
 
 
 def head_of(model: Any) -> str:
@@ -279,13 +279,13 @@ def _adapter_keys(name: str, folder: str) -> set[str]:
 
 
 def _has_head(name: str, folder: str) -> bool:
-    """Return whether an adapter contains the number head, which its base may then lack."""
+    """Return whether an adapter contains the output layer, which its base model may then lack."""
     keys = _adapter_keys(name, folder)
     return any(f".{head}.weight" in key for head in _NUMBER_HEADS for key in keys)
 
 
 def _check_complete(name: str, model: Any, info: Mapping[str, Any], new_head: bool) -> None:
-    """Reject missing weights, which would be random, and unknown ones except a logit head."""
+    """Raise ConfigError for missing weights, and for unexpected ones except a logit head."""
     causal = model.get_output_embeddings() is not None
     head = f"{head_of(model)}." if new_head and not causal else None
     missing = [k for k in info["missing_keys"] if head is None or not k.startswith(head)]
@@ -298,12 +298,12 @@ def _reject_keys(name: str, keys: list[str], problem: str) -> None:
     if keys:
         raise ConfigError(
             f"--model={name}: {keys[0]} and {len(keys) - 1:,} more tensors are {problem}.",
-            "Check that the folder is complete and that all files are of the same model.",
+            "Check that the folder is complete and that all files belong to the same model.",
         )
 
 
 def _resolved(name: str) -> str:
-    """Resolve a name as `model_folder` does, but also accept a folder with only an adapter."""
+    """Resolve a name like `model_folder`, but also accept a folder with only an adapter."""
     path = Path(name).expanduser()
     return str(path) if (path / ADAPTER).exists() else model_folder(name)
 
@@ -314,7 +314,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ConfigError(
-            f"A model needs the package {error.name}.",
+            f"Loading a model requires the package {error.name}, which is not installed.",
             "Run: make setup, or pip install 'instructgen[cpu]'.",
         ) from error
     return transformers

@@ -1,4 +1,4 @@
-"""The command run of the command line: runs a pipeline, or prints its plan."""
+"""The command-line interface of `run`: runs a pipeline, or prints which steps would run."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def _pipelines(_ctx: click.Context, _param: click.Parameter, typed: str) -> list
 @quiet_option
 @json_option
 def run(options: RunOptions, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Run a pipeline from seeds to a trained model; unchanged steps are skipped.
+    """Run a pipeline, such as from seeds to a trained model; unchanged steps are skipped.
 
     Each step is one of the other commands. It is skipped if its inputs, options and versions
     have not changed since its last run. Rerun the same command to resume a pipeline that was
-    stopped. The shipped pipelines are quickstart, dolly_expand and rlhf.
+    stopped. The built-in pipelines are quickstart, dolly_expand and rlhf.
 
     \b
     Examples:
@@ -69,11 +69,11 @@ def run(options: RunOptions, dry_run: bool, quiet: bool, as_json: bool) -> None:
     else:
         ran = [step for step in result.steps if step.ran]
         screen.print(
-            f"[bold]{len(ran)} of {len(result.steps)} steps run[/] in "
+            f"[bold]{len(ran)} of {len(result.steps)} steps were run[/] in "
             f"{duration(result.seconds)}; the outputs are in {safe(result.out)}"
         )
         for name in result.ended_early:
-            print_note(f"the step {name} ended before its target.")
+            print_note(f"the step {name} ended without reaching its target.")
     if result.ended_early:
         sys.exit(3)
     return None
@@ -123,7 +123,7 @@ def _print_plan(planned: Sequence[Planned], as_json: bool) -> None:
     screen.print(
         f"[bold]{sum(p.runs for p in planned)} of {len(planned)} steps[/] to run, about "
         f"{duration(sum(known))}"
-        + (f" and {unknown} steps of unknown length" if unknown else "")
+        + (f" and {unknown} steps of unknown duration" if unknown else "")
         + ". Nothing was run."
     )
     return None

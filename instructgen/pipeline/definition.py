@@ -1,8 +1,8 @@
-"""Reads a pipeline: steps from seeds to a trained model, each a command with its options.
+"""Reads and checks a pipeline: a TOML file of steps, each a command with its options.
 
-A pipeline is a TOML file. A step contains a command, such as ``run = "train sft @clean"``, and
-its options as keys; ``@name`` is the output of an earlier step or an input of the pipeline. A
-step can only run a command of instructgen.
+A step contains a command, such as ``run = "train sft @clean"``, and its options as keys. ``@name``
+refers to the output of an earlier step or to an input of the pipeline. A step can run only a
+command of instructgen.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OUTPUTS = {
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _NAMES = "Use lower-case letters, digits, - and _."
-# Names in the output folder that are in use.
+# Names in the output folder that steps must not use.
 _RESERVED = ("replaced", "options", "lock")
 # Options that may name a file or a model, although their type is not Path.
 _PLACES = ("model", "against", "judge", "score", "reward", "recipe")
@@ -53,24 +53,24 @@ _REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
 
 
 class Input(BaseModel):
-    """A file or dataset that a pipeline starts with; at most one of its places is set."""
+    """An input of a pipeline. At most one of ``file``, ``hub`` and ``shipped`` is set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     about: str = ""
-    file: str | None = Field(None, description="path, relative to the pipeline's folder")
-    hub: str | None = Field(None, description="ORG/NAME on the Hub")
-    shipped: str | None = Field(None, description="file that is part of the package")
+    file: str | None = Field(None, description="Path, relative to the pipeline's folder.")
+    hub: str | None = Field(None, description="ORG/NAME on the Hugging Face Hub")
+    shipped: str | None = Field(None, description="File that is part of the package.")
 
     @model_validator(mode="after")
     def _one_place(self) -> Input:
         places = [k for k in ("file", "hub", "shipped") if getattr(self, k) is not None]
         if len(places) > 1:
-            raise ValueError(f"{' and '.join(places)} are both given; give one of them")
+            raise ValueError(f"{' and '.join(places)} are both set; set only one of them")
         return self
 
     def place(self, folder: Path) -> str | None:
-        """Return the path or Hub name; None if the user must give it."""
+        """Return the path or Hub name of the input; None if the user must pass it."""
         if self.shipped is not None:
             top, _, name = self.shipped.partition("/")
             return str(shipped(top) / name)
@@ -83,7 +83,7 @@ class _Step(BaseModel):
     name: str
     run: str
     small: dict[str, Any] = Field(
-        default_factory=dict, description="options of the reduced version (--small)"
+        default_factory=dict, description="Options of the reduced version (--small)."
     )
 
 
@@ -98,7 +98,7 @@ class Pipeline(BaseModel):
 
 
 def pipeline_path(pipeline: str) -> Path:
-    """Return the file of a pipeline, which is a path or the name of a shipped pipeline.
+    """Return the file of a pipeline, given as a path or as the name of a built-in pipeline.
 
     Raises:
         ConfigError: the pipeline does not exist.
@@ -111,13 +111,13 @@ def pipeline_path(pipeline: str) -> Path:
     known = shipped_pipelines()
     if pipeline not in known:
         raise ConfigError(
-            f"{pipeline!r} is not the name of a pipeline.", suggest(pipeline, list(known))
+            f"{pipeline!r} is not the name of a built-in pipeline.", suggest(pipeline, list(known))
         )
     return known[pipeline]
 
 
 def shipped_pipelines() -> dict[str, Path]:
-    """Return the files of the pipelines that are part of the package, by name."""
+    """Return the files of the built-in pipelines as a dict keyed by name."""
     folder = Path(__file__).parent / "shipped"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -132,13 +132,13 @@ def load_steps(
     """Read the steps of a pipeline, and check all of them before the first one runs.
 
     Args:
-        pipeline: a path, or the name of a shipped pipeline.
+        pipeline: a path, or the name of a built-in pipeline.
         out: the folder for the outputs of all steps.
-        inputs: paths of inputs by name, which replace those in the pipeline.
+        inputs: paths by input name, which replace those in the pipeline.
         small: whether the options in a step's table ``small`` replace its other options.
 
     Raises:
-        ConfigError: the pipeline, a step or an input is invalid; the message names it.
+        ConfigError: the pipeline, a step or an input is invalid; the message states which.
     """
     path = pipeline_path(pipeline)
     definition = load_file(Pipeline, path)
@@ -151,11 +151,11 @@ def load_steps(
         if not _NAME.fullmatch(each.name) or each.name in _RESERVED:
             raise ConfigError(
                 f"{where}: the name of the step is invalid.",
-                f"{_NAMES[:-1]}, and not {' or '.join(_RESERVED)}.",
+                f"{_NAMES} The names {', '.join(_RESERVED)} are reserved.",
             )
         if each.name in places:
             kind = "an input" if each.name in definition.inputs else "an earlier step"
-            raise ConfigError(f"{where}: {kind} has this name.", "Give it another name.")
+            raise ConfigError(f"{where}: {kind} already has this name.", "Use a different name.")
         options = {**(each.model_extra or {}), **(each.small if small else {})}
         step = _step(each.name, each.run, options, places, out, where)
         check_recipe(step, where)
@@ -165,16 +165,17 @@ def load_steps(
 
 
 def _check_command_line_only(options: Options, where: str) -> None:
-    """Raise ConfigError for options that a pipeline, which others may have written, cannot set."""
+    """Raise ConfigError for options that a pipeline must not set, as others may have written it."""
     if isinstance(options, PreviewOptions | PreferOptions) and options.endpoint:
         # The API key is sent to the endpoint.
         raise ConfigError(
-            f"{where}: endpoint: a pipeline cannot set it.", "Remove it, and set OPENAI_BASE_URL."
+            f"{where}: endpoint: not allowed in a pipeline, because the API key is sent to it.",
+            "Remove it, and set OPENAI_BASE_URL.",
         )
     if isinstance(options, EvaluateOptions) and "lm-eval.include_path" in options.settings:
         # Tasks of lm-eval may name functions in other files, which lm-eval then runs.
         raise ConfigError(
-            f"{where}: lm-eval.include_path: a pipeline cannot set it.",
+            f"{where}: lm-eval.include_path: not allowed in a pipeline, because it can run code.",
             "Run instructgen evaluate on the command line.",
         )
 
@@ -214,7 +215,7 @@ def _places(path: Path, known: Mapping[str, Input], paths: Mapping[str, str]) ->
         if place is None:
             about = f" ({each.about})" if each.about else ""
             raise ConfigError(
-                f"{path.name} requires the input {name}{about}.", f"Give --input {name}=PATH."
+                f"{path.name} requires the input {name}{about}.", f"Pass --input {name}=PATH."
             )
         places[name] = place
     return places
@@ -251,7 +252,7 @@ def _step(
     for key, value in options.items():
         option = f"--{key.replace('_', '-')}"
         if option == flag:
-            raise ConfigError(f"{where}: {key}: the pipeline sets it.", "Remove it.")
+            raise ConfigError(f"{where}: {key}: instructgen run sets this itself.", "Remove it.")
         if key == "recipe" and isinstance(value, dict):
             file = out / "options" / f"{name}.toml"
             files[file] = _toml(value)
@@ -260,10 +261,11 @@ def _step(
             argv += _typed(option, key, value, resolved, where)
     argv.append(f"{flag}={target}")
     if any(word.startswith("--plugin") for word in argv):
-        # It would run code that the author of the pipeline chose. Checked here, and not in the
-        # keys: a word may also come from an input's place.
+        # The file would run code that the author of the pipeline chose. The arguments are checked,
+        # and not the keys, because an argument may also come from the path of an input.
         raise ConfigError(
-            f"{where}: plugin: a pipeline cannot set it.", "Pass --plugin=FILE to instructgen run."
+            f"{where}: plugin: not allowed in a pipeline, because the file is executed.",
+            "Pass --plugin=FILE to instructgen run.",
         )
     parsed = _parsed(argv, where)
     _check_command_line_only(parsed, where)
@@ -283,7 +285,7 @@ def _step(
 
 
 def _words(run: str, options: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
-    """Return the command of a step and the words after it."""
+    """Return the command of a step and the arguments after it."""
     try:
         command, *words = shlex.split(run)
     except ValueError as error:
@@ -292,10 +294,10 @@ def _words(run: str, options: Mapping[str, Any], where: str) -> tuple[str, list[
         ) from None
     if command not in OUTPUTS:
         raise ConfigError(
-            f"{where}: {command!r} cannot be a step.", suggest(command, list(OUTPUTS))
+            f"{where}: a step cannot run {command!r}.", suggest(command, list(OUTPUTS))
         )
     if options.get("help") or {"--help", "-h"} & set(words):
-        raise ConfigError(f"{where}: --help does nothing in a pipeline.", "Remove it.")
+        raise ConfigError(f"{where}: --help is not allowed in a pipeline.", "Remove it.")
     return command, words
 
 
@@ -305,7 +307,7 @@ def _read(
     parsed: Options,
     options: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Return the inputs of a step: what each text in the step refers to."""
+    """Return the inputs of a step as a dict from the text in the step to the path or model."""
     referred = {
         text: places[m[1]] if (m := _REFERENCE.fullmatch(text)) else text.split(":", 1)[-1]
         for text in texts
@@ -330,7 +332,7 @@ def _typed(
         return [f"{option}={k}={v}" for k, v in value.items()]
     if isinstance(value, dict):
         raise ConfigError(
-            f"{where}: {key}: must not be a table.", "Only recipe, set and map are tables."
+            f"{where}: {key}: must not be a table.", "Only recipe, set and map can be tables."
         )
     if isinstance(value, bool):
         return [option] if value else []

@@ -37,7 +37,7 @@ _LAST_TIME, _MEASURED_HERE = "as in its last run", "as measured on two CPU cores
 
 @dataclass(frozen=True, slots=True)
 class StepForecast:
-    """The seconds, the tokens that a model will read and write, and the basis of the estimate."""
+    """The estimated seconds and model tokens of a step, and what the estimate is based on."""
 
     seconds: float
     basis: str

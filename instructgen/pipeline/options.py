@@ -1,4 +1,4 @@
-"""Checks the recipes of steps as their commands do, before any step runs."""
+"""Checks the recipes of all steps in the same way as their commands, before any step runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from instructgen.pipeline.step import Step
 
 @contextmanager
 def with_files(step: Step) -> Iterator[Options]:
-    """Yield the options of a step; a recipe that is a table is written to a temporary file."""
+    """Yield the options of a step; a recipe given as a table is written to a temporary file."""
     with TemporaryDirectory() as folder:
         options = step.parsed
         for path, text in step.files.items():
@@ -36,11 +36,11 @@ def with_files(step: Step) -> Iterator[Options]:
 
 
 def check_recipe(step: Step, where: str) -> None:
-    """Check the recipe and the trainer settings of a step as its command does.
+    """Check the recipe and the trainer settings of a step in the same way as its command.
 
     Args:
         step: the step.
-        where: the position in the pipeline, for the start of the message.
+        where: the position in the pipeline, with which the message starts.
 
     Raises:
         ConfigError: a key or value is invalid.

@@ -1,4 +1,4 @@
-"""Decides which steps of a pipeline run, by fingerprints of inputs, options and versions."""
+"""Decides which steps of a pipeline must run, by comparing inputs, options and versions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PLUGGED = {
     "evaluate": ("sources", "suites", "verifiers", "engines"),
     "ablate": ("sources", "suites", "verifiers"),
 }
-# Files of a model that determine its outputs.
+# The extensions of the files that determine the outputs of a model.
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _NOT_CONTENT = (
     "training.json", "lock", "rejected.jsonl", "log.jsonl", "log.png", "README.md",
@@ -61,7 +61,7 @@ State = dict[str, StepRecord]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A step, whether it runs and why, and whether it starts in an empty folder."""
+    """The decision about a step: whether it runs, why, and whether it starts in an empty folder."""
 
     step: Step
     runs: bool
@@ -71,10 +71,10 @@ class Planned:
 
 
 def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
-    """Decide for every step whether it would run now, without running any.
+    """Decide for each step whether it would run now, without running any step.
 
     Raises:
-        RunError: the folder's state, or an input, is damaged.
+        RunError: pipeline.json or an input is damaged.
     """
     state, planned_steps = read_state(folder), list[Planned]()
     running: set[str] = set()
@@ -94,23 +94,23 @@ def decide(step: Step, state: State) -> Planned:
     """Decide whether a step must run, after the steps before it have run."""
     record = state.get(step.name)
     if record is None:
-        return Planned(step, True, "not run yet", False, forecast(step, None))
+        return Planned(step, True, "has not run yet", False, forecast(step, None))
     expected = forecast(step, record)
     changes = list(_changes(record.fingerprint, fingerprint(step)))
     if changes:
         from_scratch = not _resumes(step)
         return Planned(step, True, "; ".join(changes), from_scratch, expected)
     if record.output is None:
-        return Planned(step, True, "not finished", False, expected)
+        return Planned(step, True, "has not finished", False, expected)
     if output_digest(step.out) != record.output:
         # generate writes the dataset again from the journal in the folder.
         from_scratch = step.command != "generate"
-        return Planned(step, True, "its output is missing or changed", from_scratch, expected)
+        return Planned(step, True, "its output is missing or was changed", from_scratch, expected)
     return Planned(step, False, "nothing changed", False, None)
 
 
 def fingerprint(step: Step) -> Fingerprint:
-    """Return all that determines a step's output: its text, the content it reads, and versions."""
+    """Return what determines a step's output: its text, the content of its inputs, and versions."""
     reported = step.command == "report"
     digests = {name: _input_digest(place, reported) for name, place in step.values.items()}
     return Fingerprint(
@@ -143,7 +143,7 @@ def _plugins(step: Step) -> dict[str, str]:
 
 def _changes(then: Fingerprint, now: Fingerprint) -> Iterable[str]:
     if then.run != now.run:
-        yield f"now {now.run!r}"
+        yield f"the command is now {now.run!r}"
     tables: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = (
         (then.options, now.options),
         (then.versions, now.versions),
@@ -163,7 +163,7 @@ def _short(value: Any) -> str:
 
 
 def _resumes(step: Step) -> bool:
-    """Return whether the command can resume its old output: a run with compatible settings."""
+    """Return whether the old output is a run that `generate` can resume with these settings."""
     if step.command != "generate" or not is_run(step.out):
         return False
     try:
@@ -185,7 +185,7 @@ def _input_digest(place: str, reported: bool) -> str | None:
             return model_digest(str(path))
         return output_digest(path, reported)
     except OSError:
-        # A text that cannot be a path.
+        # A string that cannot be a path.
         return None
 
 
@@ -221,24 +221,24 @@ def output_digest(path: Path, reported: bool = False) -> str | None:
 
 
 def read_state(folder: Path) -> State:
-    """Read the records of a pipeline's steps, by the name of the step.
+    """Return the records of a pipeline's steps as a dict keyed by step name.
 
     Raises:
-        DamagedFileError: the file is damaged.
-        VersionError: the folder was written by another version.
+        DamagedFileError: pipeline.json is damaged.
+        VersionError: pipeline.json was written by a different version of instructgen.
     """
     path = folder / STATE
     if not path.exists():
         return {}
-    hint = "Restore it from a copy, or give another --out."
+    hint = "Restore it from a copy, or use another --out."
     try:
         state = PipelineState.from_json(path.read_bytes(), path)
     except (OSError, DamagedFileError) as error:
         if isinstance(error, DamagedFileError) and _format_of(path) not in (None, _FORMAT):
-            raise VersionError(path, _format_of(path), "Give another --out.") from None
+            raise VersionError(path, _format_of(path), "Use another --out.") from None
         raise DamagedFileError("is damaged.", path=path, hint=hint) from error
     if state.format != _FORMAT:
-        raise VersionError(path, state.format, "Give another --out.")
+        raise VersionError(path, state.format, "Use another --out.")
     return state.steps
 
 

@@ -1,4 +1,4 @@
-"""Defines a step of a pipeline after it was read and checked."""
+"""Defines a step of a pipeline that was read and checked."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from instructgen.commands.interface import Options
 class Step:
     """A command of a pipeline with its options.
 
-    ``run`` and ``options`` are the text of the pipeline, ``argv`` the arguments of
-    ``instructgen``. ``values`` maps texts of the pipeline to the paths that they refer to.
-    ``follows`` are the earlier steps and inputs that the step reads. ``files`` are the files
-    to write before the step, for options that are tables. ``parsed`` are the parsed options.
+    ``run`` and ``options`` are as written in the pipeline. ``argv`` are the arguments for
+    ``instructgen``, and ``parsed`` are the options that they set. ``values`` maps strings in the
+    pipeline to the paths that they refer to. ``follows`` are the earlier steps and the inputs
+    that the step reads. ``files`` are files to write before the step, for options that are tables.
     """
 
     name: str

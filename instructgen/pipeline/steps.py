@@ -1,4 +1,4 @@
-"""The command run: runs the steps of a pipeline that are not up to date, one process each."""
+"""The command `run`: runs the steps of a pipeline that are not up to date, each as a process."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from instructgen.plugins import loaded_files
 from instructgen.schema.progress import Progress, Watch
 from instructgen.store import locked, storage, write_atomic
 
-# If a pipeline is killed, its step is killed too, but may hold the lock a moment longer.
+# If a pipeline is killed, its step is killed too, but may hold the lock for a moment longer.
 _PATIENCE_S = 20.0
 # The old output of these commands is expensive, so it is moved away and not removed.
 _EXPENSIVE = ("generate", "prefer", "train", "ablate")
-# The exit code of a command that wrote its rows, but ended before its target.
+# The exit code of a command that wrote its rows, but ended without reaching its target.
 _ENDED_EARLY = 3
 _INVALID = 2
 
 
 class StepError(InstructgenError, RuntimeError):
-    """The command of a step failed; the command has printed its own message before."""
+    """The command of a step failed. It has already printed its own error message."""
 
     def __init__(self, step: Step, code: int) -> None:
         cause = f"exit code {code}" if code > 0 else f"signal {-code}"
@@ -58,7 +58,7 @@ class StepError(InstructgenError, RuntimeError):
 
 @dataclass(slots=True)
 class StepRun:
-    """The result of a step in this run of the pipeline: whether and why it ran, and its time."""
+    """The result of a step in one run of the pipeline, such as whether and why the step ran."""
 
     name: str
     command: str
@@ -79,7 +79,7 @@ class PipelineResult:
 
     @property
     def ended_early(self) -> list[str]:
-        """The names of the steps that ended before their target."""
+        """The names of the steps that ended without reaching their target."""
         return [step.name for step in self.steps if step.ended_early]
 
 
@@ -99,7 +99,7 @@ def run(options: RunOptions, watch: Watch | None = None) -> PipelineResult:
 
     Raises:
         ConfigError: the pipeline is invalid; nothing was run.
-        RunError: the folder is in use, or its state is damaged.
+        RunError: the folder is in use, or pipeline.json is damaged.
         StorageError: the files cannot be written.
         StepError: a step failed.
     """
@@ -147,7 +147,7 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
     if step.name not in state and step.out.exists():
         raise RunError(
             f"{step.out} already exists, and this pipeline did not write it.",
-            "Move it away, or give another --out.",
+            "Move it away, or use another --out.",
         )
     if planned.from_scratch or (step.name in state and step.out.is_file()):
         # A kill may have left a file that is not recorded yet. It is replaced too.
@@ -199,7 +199,7 @@ def _clear(step: Step, folder: Path) -> None:
 
 
 def _command(argv: Sequence[str], lock: int, quiet: bool) -> int:
-    """Run a command in a new process; Ctrl-C interrupts it, and a kill of this process kills it.
+    """Run a command in a new process, which Ctrl-C interrupts and which is killed with this one.
 
     The command holds the lock of the folder while it runs, so that a second run waits for it.
     """

@@ -1,5 +1,5 @@
-"""The HTML report about datasets, runs, models and evaluations, and the Markdown cards.
+"""HTML reports about datasets, runs, models and evaluations, and Markdown cards.
 
-The report is one self-contained page. It loads no files and runs no scripts: charts are inline
+A report is one self-contained page. It loads no files and runs no scripts: charts are inline
 SVG, each with its numbers in a table, and text from data is always escaped.
 """

@@ -1,4 +1,4 @@
-"""Dataset and model cards: README.md with the front matter of the Hugging Face Hub.
+"""Dataset and model cards: README.md files with front matter for the Hugging Face Hub.
 
 A card contains no dates and no host names, so the same data always gives the same card.
 """
@@ -60,7 +60,7 @@ def generated_card(
             "",
             f"{facts.requests:,} requests gave {facts.candidates:,} candidates: "
             f"{facts.kept_instructions:,} instructions were accepted into the pool and "
-            f"{facts.kept_rows:,} rows into the dataset. The run stopped with the reason "
+            f"{facts.kept_rows:,} rows into the dataset. The run stopped for the reason "
             f"`{facts.stopped}`: {facts.stopped_detail}.",
             "",
             *rejected_table(rejections),
@@ -94,7 +94,7 @@ def derived_card(
     Args:
         title: the name of the dataset.
         contents: statistics of its rows.
-        what: the end of the sentence that begins with the number of rows and the inputs.
+        what: text that continues the sentence "N rows from INPUTS".
         sections: Markdown lines about the processing.
         provenance: the command, inputs and options that reproduce the dataset.
     """
@@ -148,7 +148,7 @@ def model_card(
         title: the name of the model.
         data: the name of the dataset.
         contents: statistics of the rows it was trained on.
-        facts: the record of the training, as stored with the model.
+        facts: the training record that is stored with the model.
     """
     rows, tokens = facts.rows, facts.supervised_tokens
     rejected = [(reason, f"{n:,}") for reason, n in rows.rejected.items()]
@@ -220,7 +220,7 @@ def _evaluated(facts: TrainingFacts) -> list[str]:
 
 
 def estimated(value: Estimate | None) -> str:
-    """Return a value with its interval as a table cell, or an empty cell for None."""
+    """Return a value with its interval as the text of a table cell; empty for None."""
     return "" if value is None else f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
 
 
@@ -268,7 +268,7 @@ def _sources(contents: RowCounts, counted: str) -> list[str]:
 
 
 def rejected_table(counts: Sequence[RejectionCount]) -> list[str]:
-    """Return the rejection counts of a funnel as the lines of a Markdown table."""
+    """Return the number of rows rejected by each filter as the lines of a Markdown table."""
     return table(
         ("stage", "filter", "reason", "rejected"),
         [(r.stage, r.filter, r.reason, f"{r.count:,}") for r in counts],
@@ -298,7 +298,7 @@ def _front_matter(title: str, contents: RowCounts) -> Iterable[str]:
     yield "configs:"
     configs = [("default", "data", tuple(contents.splits))]
     if contents.rejected:
-        # The package datasets cannot open a Parquet file without rows.
+        # The package `datasets` cannot open a Parquet file without rows.
         configs.append(("rejected", "rejected", ("part",)))
     for name, folder, files in configs:
         yield f"- config_name: {name}"

@@ -1,4 +1,4 @@
-"""Charts as SVG in the page's colors, which follow the light and dark color schemes.
+"""SVG charts in the page's colors, which follow the browser's light or dark color scheme.
 
 Kinds: bars, stacked bars, histograms, lines, points and intervals. A chart scales to the
 available width. Hovering over a mark shows its value; the figure's table lists all values.
@@ -21,7 +21,7 @@ _BAR, _LABELS = 24, 170
 
 
 class Series(NamedTuple):
-    """A name and its values, one per label or place of the chart."""
+    """A named series of values, one per label or horizontal position of a chart."""
 
     name: str
     values: Sequence[float]
@@ -56,12 +56,12 @@ def bars(labels: Sequence[str], series: Sequence[Series], unit: str = "") -> Mar
 
 
 def histogram(edges: Sequence[float], series: Sequence[Series], axis: str) -> Markup:
-    """Return a histogram of shares; each series is normalized to sum to one.
+    """Return a histogram of fractions; each series is normalized to sum to one.
 
     Args:
         edges: the edges of the bins, one more than there are values. Bins are drawn with
             equal width, even if the edges are not evenly spaced.
-        series: counts per bin.
+        series: count in each bin.
         axis: the label of the horizontal axis.
     """
     shares = []
@@ -154,7 +154,7 @@ def points(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Markup:
 
 
 def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]]) -> Markup:
-    """Return one point with its interval per label; values are (value, low, high)."""
+    """Return a chart of one point and its interval per label; values are (value, low, high)."""
     low, high = _span(min(v[1] for v in values), max(v[2] for v in values))
     place = _scale(low, high, _LABELS, WIDTH - _RIGHT - 40)
     marks = []
@@ -182,7 +182,7 @@ def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]
 def number_text(value: float) -> str:
     """Return a number for display; "none" if it is not finite.
 
-    Whole numbers have thousands separators, others four significant digits.
+    Integers have thousands separators; other numbers have four significant digits.
     """
     if not math.isfinite(value):
         return "none"

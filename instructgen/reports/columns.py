@@ -1,6 +1,6 @@
-"""Counts over a dataset's columns and a random sample of whole rows, in one pass.
+"""Counts values in a dataset's columns and draws a random sample of rows, in one pass.
 
-Reads a million rows in seconds with little memory: Arrow does the counting, and only the
+It reads a million rows in seconds with little memory: Arrow does the counting, and only the
 sampled rows become Python objects.
 """
 
@@ -36,9 +36,9 @@ class Columns:
     Attributes:
         rows: number of rows.
         by: number of rows by source, license, language, category and kind.
-        words: by field, the number of rows per bin of `WORD_EDGES`. Preferences also have
-            the rejected answer as a field.
-        batches: number of rows by the batch that generated them; -1 if no batch did.
+        words: number of rows in each bin of `WORD_EDGES` (word counts), by field. Preference
+            datasets also have the field ``rejected``.
+        batches: number of rows by generation batch; -1 for rows that were not generated.
         drawn: a random sample of rows: those with the smallest IDs. IDs are digests, so the
             same dataset always has the same sample.
     """
@@ -86,7 +86,7 @@ def read_columns(folder: Path, draw: int) -> Columns:
 
 
 def read_words(folder: Path) -> dict[str, Counts]:
-    """Return the number of rows per bin of `WORD_EDGES` for each field of a dataset."""
+    """Return the number of rows in each bin of `WORD_EDGES` (word counts), by field."""
     counts = {name: np.zeros(len(WORD_EDGES), np.int64) for name in FIELDS}
     for batch in read_batches(folder, columns=[*FIELDS]):
         for name in FIELDS:
@@ -95,7 +95,7 @@ def read_words(folder: Path) -> dict[str, Counts]:
 
 
 def word_classes(texts: Any) -> Counts:
-    """Return the number of texts of an Arrow column per bin of `WORD_EDGES`."""
+    """Return the number of texts of an Arrow column in each bin of `WORD_EDGES` (word counts)."""
     import pyarrow.compute as pc
 
     words = pc.count_substring_regex(texts, _WORD).fill_null(0).to_numpy(zero_copy_only=False)
@@ -109,8 +109,8 @@ class Rejections:
 
     Attributes:
         by: number of rows by stage, filter, reason and source.
-        batches: number of rows by the batch that generated them, without the instructions
-            that were not expanded.
+        batches: number of rows by generation batch, except instructions for which no rows
+            were requested.
         near: by filter, the rejected rows whose scores are nearest to the filter's thresholds.
     """
 
@@ -152,7 +152,7 @@ def read_rejections(folder: Path, thresholds: dict[str, Sequence[float]], most: 
 
 
 def _with_text(batch: Any) -> Any:
-    """Replace the rejected answer, a list with one message, by its text."""
+    """Replace the rejected answer, which is a list with one message, with the message's text."""
     import pyarrow.compute as pc
 
     place = batch.schema.get_field_index(REJECTED)

@@ -1,4 +1,4 @@
-"""The report's chapter about a dataset and, if there is one, the run that generated it."""
+"""The report's chapter about a dataset and, if it was generated, about the generation run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Comparison:
     """The seeds and human-written rows that a dataset is compared with, and token prices.
 
     ``reference`` contains the word counts of the human-written rows, as returned by `read_words`.
-    ``price`` is the price of a million prompt tokens and of a million completion tokens.
+    ``price`` is the price per million prompt tokens and the price per million output tokens.
     """
 
     seeds: Sequence[Sample] = ()
@@ -67,13 +67,13 @@ class Comparison:
 def dataset_chapter(
     folder: Path, name: str, comparison: Comparison, seeds: Sequence[Sample]
 ) -> Chapter:
-    """Return the chapter: funnel, similarity to seeds, diversity, lengths, licenses, examples.
+    """Return a dataset's chapter: funnel, similarity, diversity, lengths, licenses and examples.
 
     Args:
         folder: a complete dataset.
         name: the name of the dataset.
-        comparison: the seeds and rows that it is compared with, and token prices.
-        seeds: the seeds of the run that generated it; used if ``comparison`` has none.
+        comparison: the seeds and rows that the dataset is compared with, and token prices.
+        seeds: the seeds of the generation run, used if ``comparison`` contains no seeds.
     """
     manifest = manifest_in(folder)
     columns = read_columns(folder, _DRAWN)
@@ -118,7 +118,7 @@ def _tiles(manifest: Manifest, columns: Columns, rejections: Rejections) -> Mark
         ("rows", f"{columns.rows:,}"),
         ("rejected", f"{rejected:,}"),
         ("kept", f"{columns.rows / total:.0%}" if total else "none"),
-        *([("not used before the run ended", f"{unused:,}")] if unused else []),
+        *([("unused when the run ended", f"{unused:,}")] if unused else []),
         ("sources", f"{len(columns.counted('source')):,}"),
         ("languages", f"{len(columns.counted('language')):,}"),
         ("licenses", f"{len(manifest.terms.licenses):,}"),
@@ -242,7 +242,7 @@ def _share(columns: Columns, key: str) -> Markup | None:
     return figure(
         title,
         bars([name for name, _ in shown], [Series("", [n for _, n in shown])]),
-        (key, "rows", "share"),
+        (key, "rows", "fraction"),
         [(name, f"{n:,}", f"{n / columns.rows:.1%}") for name, n in list(counts.items())[:200]],
     )
 

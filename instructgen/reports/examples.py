@@ -22,9 +22,9 @@ ANY_SIMILARITY = 1e-9
 
 
 def thresholds_of(folder: Path) -> dict[str, Sequence[float]]:
-    """Return the thresholds of a run's filters, by filter name; empty for other datasets.
+    """Return the thresholds of a run's filters by filter name; empty if the folder is not a run.
 
-    A curated dataset has its borderline rows in its manifest.
+    A curated dataset needs no thresholds, because its manifest lists its borderline rows.
     """
     if not is_run(folder):
         return {}
@@ -47,7 +47,7 @@ def borderline(
     columns: Columns,
     seeds: Sequence[Sample],
 ) -> Markup | None:
-    """Return a card of the kept and rejected rows nearest to the thresholds, or None."""
+    """Return a card of the kept and rejected rows nearest to the thresholds, if any."""
     examples: Any = manifest.facts.get("borderline") or ()
     rows = [(e["filter"], e["side"], float(e["value"]), short(e["text"])) for e in examples]
     for name, bounds in thresholds.items():
@@ -72,7 +72,7 @@ def borderline(
 def _most_similar_kept(
     columns: Columns, seeds: Sequence[Sample], threshold: float
 ) -> list[tuple[str, str, float, str]]:
-    """Return the kept rows that are most similar to a seed or another kept row."""
+    """Return the kept rows that are most similar to a seed or to another kept row."""
     texts_ = [row["instruction"] for row in columns.drawn[:_COMPARED_WITH]]
     index = RougeLIndex(max(threshold - 0.3, ANY_SIMILARITY))
     index.add([s.instruction for s in seeds[:_COMPARED_WITH]])
@@ -87,7 +87,7 @@ def _most_similar_kept(
 
 
 def some_rows(columns: Columns) -> Markup | None:
-    """Return a card of some whole rows, sampled at random, or None without rows."""
+    """Return a card of some randomly sampled rows, or None if the dataset has no rows."""
     if not columns.drawn:
         return None
     shown = []

@@ -1,4 +1,4 @@
-"""HTML and SVG elements; the only module that turns text into markup, always escaped.
+"""Builds HTML and SVG elements. Only this module turns text into markup; it escapes all text.
 
 Names of elements and attributes come from code, never from data. Characters that control a
 terminal or change the reading direction are replaced; all other text stays unchanged.
@@ -16,7 +16,7 @@ _EMPTY = frozenset({"meta", "link", "br", "hr"})
 
 
 class Markup(NamedTuple):
-    """Markup that is already escaped; create it only with `element` and `together`."""
+    """Markup that is already escaped; create it only with `element` and `join_markup`."""
 
     text: str
 
@@ -47,7 +47,7 @@ def join_markup(nodes: Iterable[Markup | str]) -> Markup:
 
 
 def shown(text: str) -> str:
-    """Return text escaped for the page's source, with control characters replaced."""
+    """Return text escaped for HTML, with control characters replaced."""
     return escape(printable(text))
 
 

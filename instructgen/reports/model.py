@@ -32,13 +32,13 @@ def model_chapter(folder: Path, name: str) -> Chapter:
     """Return the chapter about a trained model: data, options, curves and evaluation.
 
     Raises:
-        InputError: the training is not finished.
+        InputError: the training run is not finished.
         RunError: instructgen did not train the model.
     """
     info = read_training(folder)
     if info.result is None:
         raise InputError(
-            "the training is not finished.",
+            "the training run is not finished.",
             path=folder,
             hint="Rerun the same train command to resume.",
         )
@@ -126,7 +126,7 @@ def _measure(m: Measure, names: Sequence[str]) -> Markup:
 
 
 def evaluation_chapter(folder: Path, name: str) -> Chapter:
-    """Return the chapter about an evaluation: a figure per measure and a table of all.
+    """Return the chapter about an evaluation: a figure per measure and a table of all measures.
 
     Raises:
         DamagedFileError: evaluation.json is damaged.
@@ -147,7 +147,7 @@ def evaluation_chapter(folder: Path, name: str) -> Chapter:
         ),
         *([card("Notes", listed(record.notes))] if record.notes else []),
     ]
-    return Chapter(name, f"{' against '.join(names)}, on {', '.join(record.data)}.", nodes)
+    return Chapter(name, f"{' compared with '.join(names)}, on {', '.join(record.data)}.", nodes)
 
 
 def _value_text(value: Any) -> str:

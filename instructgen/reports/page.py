@@ -73,7 +73,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 
 
 class Chapter(NamedTuple):
-    """A part of the report: a dataset, a run, a model or an evaluation."""
+    """A chapter of the report, about a dataset, a run, a model or an evaluation."""
 
     title: str
     about: str
@@ -83,7 +83,7 @@ class Chapter(NamedTuple):
 def page(title: str, chapters: Sequence[Chapter], version: str) -> bytes:
     """Return the whole page as HTML in UTF-8.
 
-    The content security policy allows only the page's own style sheet, by its digest.
+    Its content security policy allows only its own style sheet, identified by digest.
     """
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = (
@@ -159,7 +159,7 @@ def figure(
 
 
 def card(title: str, *nodes: Markup, note: str = "", wide: bool = True) -> Markup:
-    """Return a section without a chart: a title, an optional note, and the nodes."""
+    """Return a box without a chart: a title, an optional note, and the nodes."""
     return element(
         "div",
         element("h3", title),
@@ -192,7 +192,7 @@ def listed(sentences: Iterable[str]) -> Markup:
 
 
 def texts(fields: Iterable[tuple[str, str]]) -> Markup:
-    """Return a row's fields with their names, each in the reading direction of its text."""
+    """Return a row's fields as HTML, with the text direction (left or right) set for each."""
     return join_markup(
         element("div", element("b", name), text, class_="row", dir="auto")
         for name, text in fields

@@ -1,4 +1,4 @@
-"""Places texts as points in a plane, similar ones near each other: MiniLM and t-SNE."""
+"""Maps texts to points in a plane with MiniLM and t-SNE; similar texts are close together."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _PERPLEXITY = 30
 
 
 def in_plane(texts: Sequence[str]) -> list[tuple[float, float] | None] | None:
-    """Return the x and y coordinates of each text, in order.
+    """Return the coordinates of each text in a plane where similar texts are close together.
 
     Method: t-SNE (van der Maaten and Hinton 2008) from scikit-learn on MiniLM embeddings,
     initialized with the principal components so that the same texts give the same points.
 
     Returns:
-        None for a text without an embedding; None instead of the list if fewer than 10
-        texts differ.
+        One (x, y) per text, or None for a text without an embedding. None instead of the list if
+        there are fewer than 10 distinct texts.
 
     Raises:
-        ConfigError: packages are missing.
+        ConfigError: a required package is not installed.
     """
     vectors = encoder(MINILM).encode(texts)
     from sklearn.manifold import TSNE

@@ -26,7 +26,7 @@ _ROUGE_EDGES = [round(0.05 * i, 2) for i in range(21)]
 
 
 def nearest_seed(columns: Columns, seeds: Sequence[Sample]) -> Markup | None:
-    """Return a histogram of ROUGE-L to the nearest seed (Self-Instruct paper, figure 4)."""
+    """Return a histogram of ROUGE-L similarity to the nearest seed (Self-Instruct, figure 4)."""
     if not seeds:
         return None
     known = {s.id for s in seeds}
@@ -45,10 +45,10 @@ def nearest_seed(columns: Columns, seeds: Sequence[Sample]) -> Markup | None:
     return figure(
         "Similarity to the nearest seed",
         histogram(_ROUGE_EDGES, [Series("rows", [int(n) for n in counts])], "ROUGE-L F-measure"),
-        ("ROUGE-L", "rows", "share"),
+        ("ROUGE-L", "rows", "fraction"),
         numbers,
         f"{len(scores):,} instructions that are not seeds, compared with {len(seeds):,} seeds. "
-        f"Mean: {np.mean(scores):.2f}. Compare figure 4 of the Self-Instruct paper.",
+        f"Mean: {np.mean(scores):.2f}. For comparison, see figure 4 of the Self-Instruct paper.",
     )
 
 
@@ -80,13 +80,13 @@ def variety(columns: Columns) -> Markup | None:
         ("verb", "instructions", "most frequent objects"),
         [(v, f"{verbs[v]:,}", ", ".join(f"{o} {n:,}" for o, n in frequent[v])) for v in top],
         f"{len(pairs):,} of {parsed:,} instructions in English or an unknown language are "
-        f"imperatives, with {len(verbs):,} verbs and {len(set(pairs)):,} pairs of verb and object. "
+        f"imperatives, with {len(verbs):,} unique verbs and {len(set(pairs)):,} verb-object pairs. "
         f"Object 1 is a verb's most frequent object. {ACCURACY}",
     )
 
 
 def embedding_map(columns: Columns) -> Markup | None:
-    """Return a scatter plot of the instructions by source, similar ones near each other."""
+    """Return a scatter plot of the instructions; similar ones are close, colors show sources."""
     drawn = columns.drawn[:_MAPPED]
     if len(drawn) < 10:
         return None

@@ -1,7 +1,7 @@
-"""Finds the root verb and the direct object of imperative instructions, in English only.
+"""Finds the root verb and the direct object of imperative English instructions.
 
-Figure 3 of the Self-Instruct paper shows these pairs, found by a constituency parser of several
-gigabytes. Here HanTa (Wartena; a hidden Markov model of a few megabytes) tags the words. An
+Figure 3 of the Self-Instruct paper shows such pairs, found with a constituency parser of several
+gigabytes. Here, HanTa (Wartena; a hidden Markov model of a few megabytes) tags the words. An
 imperative begins with its verb, and its object is the last noun of the noun phrase that follows.
 """
 
@@ -16,9 +16,9 @@ from instructgen.errors import ConfigError
 
 # Checked by hand on instructions that were not used to write the rules; 73 are imperatives.
 ACCURACY = (
-    "Found with HanTa's part-of-speech tags and rules for imperatives. On 160 instructions of "
-    "Dolly and 100 generated ones, the verb was correct in 98% of the imperatives, verb and "
-    "object in 93%."
+    "Found with HanTa's part-of-speech tags and rules for imperatives. On 160 instructions "
+    "from Dolly and 100 generated ones, the verb was correct in 98% of the imperatives, and both "
+    "verb and object in 93%."
 )
 _WORD = re.compile(r"\w+(?:-\w+)*|['’]\w+|[^\w\s]")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
@@ -39,7 +39,7 @@ Tagged = tuple[str, str, str]
 
 
 def pairs_of(instructions: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the verb and object ("" if missing) of each instruction that is an imperative.
+    """Return the verb and the object ("" if missing) of each imperative instruction.
 
     Raises:
         ConfigError: HanTa is not installed.

@@ -1,6 +1,6 @@
-"""Defines the rows of a dataset: samples, their Arrow columns, and counts of their provenance.
+"""Defines the rows of a dataset: samples, their Arrow columns, and row counts by origin.
 
-Files are read and written elsewhere, in `instructgen.store`.
+This package does not read or write files; `instructgen.store` does.
 """
 
 from instructgen.schema.sample import (

@@ -1,7 +1,7 @@
 """Converts samples and rejections to Arrow tables and to plain data for JSON, and back.
 
-Tables are built and read by column, because one dictionary per row would take most of the
-time of reading and writing. This module does not open files.
+Tables are built and read by column, because building a dictionary for each row would take most
+of the time for reading and writing. This module does not open files.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _CONVERSATION: dict[Shape, tuple[str, ...]] = {
 def schema(shape: Shape, *, rejected: bool = False) -> Any:
     """Return the Arrow schema of the ``data`` or ``rejected`` parts of a dataset.
 
-    TRL trains on both shapes without conversion: ``messages``, or ``prompt``, ``chosen`` and
-    ``rejected``, each a list of messages with role and content.
+    TRL can train on both shapes without conversion. Instruction rows have the column
+    ``messages``, and preference rows have ``prompt``, ``chosen`` and ``rejected``. Each of these
+    is a list of messages with role and content.
     """
     import pyarrow as pa
 
@@ -120,12 +121,12 @@ def samples_in(batch: Any) -> list[Sample]:
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:
-    """Return a sample as plain data for JSON: all fields and the id."""
+    """Return a sample as plain data for JSON, with all fields and the id."""
     return {"id": sample.id, **asdict(sample)}
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
-    """Return the sample of a row that `sample_row` returned."""
+    """Convert a row that `sample_row` returned back to a sample."""
     origin = dict(row["origin"])
     values = {f.name: row[f.name] for f in fields(Sample)}
     return Sample(
@@ -228,7 +229,7 @@ def _structs(column: Any, kind: type) -> list[tuple[Any, ...]]:
 
 
 def _split_lists(column: Any, convert: Any) -> list[tuple[Any, ...]]:
-    """Return a list column as tuples; all values are converted in one call."""
+    """Return a list column as tuples. ``convert`` is called once, with the values of all lists."""
     column = _as_array(column)
     values = convert(column.flatten())
     ends = [0, *itertools.accumulate(column.value_lengths().to_pylist())]

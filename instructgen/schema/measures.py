@@ -1,4 +1,4 @@
-"""Defines measures of models: values with intervals, and the record of an evaluation."""
+"""Defines evaluation results: values with confidence intervals, and the evaluation record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instructgen.schema.records import InputRef, JsonRecord, Plugins
 
 @dataclass(frozen=True, slots=True)
 class Estimate(JsonRecord):
-    """A value, its 95% bootstrap interval, and the number of rows it was measured on."""
+    """A value, its 95% bootstrap interval, and the number of rows it was computed on."""
 
     value: float
     low: float
@@ -21,10 +21,12 @@ class Estimate(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Measure(JsonRecord):
-    """A measure of a model and, if there is one, of a second model on the same rows.
+    """The value of a measure for a model and, if given, for a second model on the same rows.
 
-    ``difference`` is the first minus the second. ``better`` is ``higher`` or ``lower``.
-    ``details`` are further values of a suite, such as the number of abstentions of a judge.
+    ``after`` is the value for the model, ``before`` the value for the second model, and
+    ``difference`` is ``after`` minus ``before``. ``better`` states which values are better:
+    ``higher`` or ``lower``. ``details`` are additional values from a suite, such as the number
+    of abstentions of a judge.
     """
 
     measure: str
@@ -40,7 +42,8 @@ class Measure(JsonRecord):
 class EvaluationRecord(JsonRecord):
     """The contents of evaluation.json: the measures of one evaluation.
 
-    ``data`` are the names of the datasets, ``format`` is the prompt format.
+    ``against`` is the second model, if any. ``data`` are the names of the datasets, and
+    ``format`` is the prompt format.
     """
 
     model: InputRef

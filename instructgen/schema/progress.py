@@ -1,4 +1,4 @@
-"""Defines the progress event that all commands report while they run."""
+"""Defines the progress events that all commands report while they run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 class Progress:
     """The progress of a command.
 
-    ``stage`` names the current work. ``done`` and ``total`` count ``unit``; ``total`` is None
-    if unknown. ``figures`` are named numbers to show, ``notes`` further lines of text.
-    ``seconds_left`` is an estimate.
+    ``stage`` is the name of the current stage. ``done`` and ``total`` are counts, whose unit is
+    ``unit``; ``total`` is None if it is unknown. ``figures`` are numbers to display, by name, and
+    ``notes`` are additional lines of text. ``seconds_left`` is the estimated remaining time.
     """
 
     stage: str

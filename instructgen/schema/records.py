@@ -1,4 +1,4 @@
-"""Converts dataclasses to JSON text and back; text that does not match its class is damaged."""
+"""Converts dataclasses to JSON text and back. Text that does not match its class is rejected."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Plugins = dict[str, dict[str, str]]
 
 
 class JsonRecord:
-    """Base class of dataclasses that are stored as JSON files."""
+    """Base class for dataclasses that are stored as JSON files."""
 
     __slots__ = ()
 
     @classmethod
     def from_json(cls, data: bytes, path: Path) -> Self:
-        """Read a record.
+        """Create a record from JSON text.
 
         Args:
             data: the JSON text. Keys that the class does not have are ignored.
-            path: the file of the text, for error messages.
+            path: the file that contains the text, for error messages.
 
         Raises:
             DamagedFileError: the text is not JSON, a key is missing, or a value has the wrong
@@ -39,17 +39,17 @@ class JsonRecord:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            message = f"is damaged ({f'{where}: ' if where else ''}{first['msg']})."
+            message = f"the file is damaged ({f'{where}: ' if where else ''}{first['msg']})."
             raise DamagedFileError(message, path=path) from None
         return record
 
     @classmethod
     def of(cls, values: Any, path: Path) -> Self:
-        """Read a record from parsed JSON; see `from_json`."""
+        """Create a record from parsed JSON; see `from_json`."""
         return cls.from_json(orjson.dumps(values), path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as parsed JSON: tuples as lists, and None for missing values."""
+        """Return the record as a dict of JSON values, with lists instead of tuples."""
         values: dict[str, Any] = orjson.loads(orjson.dumps(self))
         return values
 
@@ -62,7 +62,7 @@ class JsonRecord:
 class InputRef(JsonRecord):
     """The name and digest of an input: a file, a dataset or a model.
 
-    ``split`` is the split of a dataset on the Hub, for which ``sha256`` is empty.
+    ``split`` is set for a dataset on the Hub, whose ``sha256`` is empty.
     """
 
     name: str

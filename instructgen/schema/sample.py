@@ -1,4 +1,4 @@
-"""Defines the rows: a sample with its provenance, and a rejection with its reason.
+"""Defines the rows of a dataset: samples with their provenance, and rejections with reasons.
 
 Ids are derived from the content, so the same row has the same id in every run. This module
 does not read or write files; `instructgen.schema.arrow` defines the Parquet columns.
@@ -17,7 +17,7 @@ Shape = Literal["instructions", "preferences"]
 
 
 class Kind(StrEnum):
-    """The kind of a task: classification if its answer is one of a fixed set of labels."""
+    """The kind of a task, which is classification if its answer is one of a fixed set of labels."""
 
     GENERATION = "generation"
     CLASSIFICATION = "classification"
@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation: the role of its author, such as ``user``, and its text."""
 
     role: str
     content: str
@@ -33,14 +33,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The origin of a row: the method, the model, and the rows that it was created from.
+    """The origin of a row: the generation method, the model, and the rows it was created from.
 
     ``parents`` are the ids of the demonstrations in the prompt that produced the
     instruction, in prompt order. ``batch`` and ``request`` identify the completion in the
-    journal of the run, ``prompt_sha256`` its prompt. Human-written rows have the method
-    ``human`` and no run. ``record`` identifies an imported row: its id in its dataset, or
-    its line number. Rows with the same ``group``, such as the paths of one tree, must be in
-    the same split.
+    journal of the run, and ``prompt_sha256`` is the digest of its prompt. Human-written rows
+    have the method ``human`` and no run. ``record`` identifies an imported row by its id in
+    the original dataset, or by its line number. Rows with the same ``group``, such as the
+    paths through one conversation tree, must be in the same split.
     """
 
     method: str = "human"
@@ -56,7 +56,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A named number for a row, or the error because of which it is unknown."""
+    """A score of a row: its name, and its value or the error that prevented its computation."""
 
     name: str
     value: float | None
@@ -65,7 +65,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A named text that the source has for a row, such as its status."""
+    """A named text that the source dataset contains about a row, such as its review status."""
 
     name: str
     value: str
@@ -85,10 +85,10 @@ class Sample:
     """One row of instruction data: an instruction, an optional input, and an answer.
 
     In a conversation, ``instruction`` and ``output`` are the last exchange, and ``history``
-    contains the earlier messages, with a system message first. A row with a
-    ``rejected_output``, an answer judged worse than ``output``, is a preference.
+    contains the earlier messages, beginning with the system message if there is one. A row with
+    a ``rejected_output``, an answer that was judged worse than ``output``, is a preference row.
 
-    ``license`` is an SPDX expression, ``attribution`` the attribution texts of the row.
+    ``license`` is an SPDX expression, and ``attribution`` contains the attribution texts.
     ``generators`` are the models that wrote the row or the rows it was derived from.
     ``language`` is an ISO 639 code, or ``und`` if unknown.
     """
@@ -117,7 +117,7 @@ class Sample:
 
     @property
     def context(self) -> str:
-        """The contents of all earlier messages, one per line, as one text."""
+        """The text of all earlier messages, joined by newlines."""
         return "\n".join(message.content for message in self.history)
 
     @property
@@ -132,7 +132,7 @@ class Sample:
 
     @property
     def shape(self) -> Shape:
-        """The dataset shape of the row."""
+        """The shape of a dataset that can contain the row: instructions or preferences."""
         return "instructions" if self.rejected_output is None else "preferences"
 
     @property
@@ -146,11 +146,11 @@ class Sample:
         return content_id(*parts)
 
     def score(self, name: str) -> Score | None:
-        """Return the score with this name, or None."""
+        """Return the score with this name, or None if the row does not have it."""
         return next((s for s in self.scores if s.name == name), None)
 
     def with_score(self, score: Score) -> Sample:
-        """Return a copy with this score, which replaces one with the same name."""
+        """Return a copy with this score. It replaces an existing score with the same name."""
         others = tuple(s for s in self.scores if s.name != score.name)
         return replace(self, scores=(*others, score))
 
@@ -159,9 +159,9 @@ class Sample:
 class Rejection:
     """The reason why a filter rejected a row.
 
-    ``reason`` is a short code, ``detail`` a sentence for people. ``score`` is the number
-    that was compared with a limit. ``nearest`` is the id of the most similar row, for filters
-    that compare rows.
+    ``reason`` is a short code, and ``detail`` is a sentence for the user. ``score`` is the
+    number that was compared with a limit. ``nearest`` is the id of the most similar row, for
+    filters that compare rows.
     """
 
     filter: str
@@ -173,10 +173,10 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A candidate row with the reason why it was rejected.
+    """A candidate row that was rejected, and the reason.
 
-    ``stage`` is the stage of the method that rejected it. ``number`` counts the rejections
-    of a run, so that two equal candidates have different ids.
+    ``stage`` is the stage of a method, or the command, that rejected it. Rejections are
+    numbered by ``number``, so that two equal candidates have different ids.
     """
 
     sample: Sample

@@ -1,4 +1,4 @@
-"""Derives random seeds from a seed and other values, independent of machine and process."""
+"""Derives random seeds from a base seed and other values. They are equal on all machines."""
 
 from __future__ import annotations
 

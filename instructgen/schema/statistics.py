@@ -1,4 +1,4 @@
-"""Counts the rows of a dataset by source, license, language and other origin."""
+"""Counts the rows of a dataset by source, license, language and other facts of their origin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instructgen.schema.sample import Sample
 
 
 class RowOrigin(NamedTuple):
-    """The origin that many rows share; ``model`` is the model that wrote them, if any."""
+    """An origin by which rows are counted; ``model`` is the model that wrote the rows, if any."""
 
     source: str
     license: str
@@ -24,7 +24,7 @@ class RowOrigin(NamedTuple):
 
 @dataclass(slots=True)
 class RowCounts:
-    """The number of rows by origin and by split, and the number rejected."""
+    """The number of rows by origin and by split, and the number of rejected rows."""
 
     counts: Counter[RowOrigin] = field(default_factory=Counter)
     splits: dict[str, int] = field(default_factory=lambda: {"part": 0})
@@ -51,7 +51,7 @@ class RowCounts:
         return self.counts.total()
 
     def by(self, *fields: str) -> dict[tuple[str, ...], int]:
-        """Return row counts by these fields of `RowOrigin`, sorted by value."""
+        """Return row counts by the values of these fields of `RowOrigin`, sorted by value."""
         totals: Counter[tuple[str, ...]] = Counter()
         for origin, count in self.counts.items():
             totals[tuple(getattr(origin, f) for f in fields)] += count
@@ -59,12 +59,12 @@ class RowCounts:
 
     @property
     def licenses(self) -> dict[str, int]:
-        """Row counts by license."""
+        """The number of rows by license."""
         return {key[0]: count for key, count in self.by("license").items()}
 
     @property
     def generators(self) -> dict[str, int]:
-        """Row counts by each model whose terms apply to the rows."""
+        """The number of rows by model whose terms apply to them."""
         totals: Counter[str] = Counter()
         for origin, count in self.counts.items():
             totals.update(dict.fromkeys(origin.generators, count))
@@ -72,7 +72,7 @@ class RowCounts:
 
     @property
     def attributions(self) -> dict[str, int]:
-        """Row counts by each attribution text."""
+        """The number of rows by attribution text."""
         totals: Counter[str] = Counter()
         for origin, count in self.counts.items():
             totals.update(dict.fromkeys(origin.attribution, count))

@@ -1,4 +1,4 @@
-"""Similarity of texts in any script: exact ROUGE-L, Jaccard and cosine, and deduplication."""
+"""Compare texts in any script by ROUGE-L, Jaccard or cosine similarity, and deduplicate them."""
 
 from instructgen.similarity.dedup import Deduplicated, RejectedDuplicate, deduplicate
 from instructgen.similarity.embedding import EmbeddingIndex

@@ -1,8 +1,9 @@
-"""Measure how much of one text appears in another, in order and close together.
+"""Measure how much of one text appears in another text, in order and close together.
 
-The measure is the weight of the best local alignment (Smith and Waterman 1981), as a share of
-the total weight. A missing word costs its own weight. An extra word between two matched words
-costs a fraction of the mean weight. Texts are arrays of word numbers; nothing is tokenized here.
+The measure is the weight of the best local alignment (Smith and Waterman 1981), divided by the
+total weight of the words to look for. A word that is not found reduces the measure by its own
+weight. An extra word between two matched words reduces it by a fraction of the mean weight.
+Texts are arrays of word numbers; this module does not tokenize.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -19,20 +20,20 @@ from instructgen.similarity.jit import jit
 Numbers = npt.NDArray[np.int32]
 Weights = npt.NDArray[np.float64]
 
-# Cost of an extra word between two matched words, as a fraction of the mean weight.
+# Cost of an extra word between two matched words, as a fraction of the mean word weight.
 _GAP = 0.25
 
 
 def shares(wanted: Numbers, weights: Weights, text: Numbers) -> tuple[float, float]:
-    """Return how much of ``wanted`` appears in ``text``, by number of words and by weight.
+    """Return the fraction of ``wanted`` that appears in ``text``, by word count and by weight.
 
     Args:
-        wanted: (words,) numbers of the words to look for, all above 0.
-        weights: (words,) weight of each of these words.
-        text: (words,) word numbers of the text to search.
+        wanted: word numbers to look for, of shape (words,), all above 0.
+        weights: weight of each of these words, of shape (words,).
+        text: word numbers of the text to search, of shape (text words,).
 
     Returns:
-        Two shares, each from 0 to 1.
+        Two fractions, each from 0 to 1.
     """
     if not len(wanted) or not len(text):
         return 0.0, 0.0

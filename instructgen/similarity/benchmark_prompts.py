@@ -1,9 +1,11 @@
-"""Find benchmark prompts in texts, by their words and not by their meaning.
+"""Find benchmark prompts in texts by comparing words. Meanings are not compared.
 
-A third of real benchmark prompts are shorter than the usual n-grams of 13 words. The search
-therefore has three tiers: equal words; a share of the n-grams; and the words in order and close
-together, by number and by weight. The weight prevents matches of a mere frame: "What is a X?"
-shares most of its words with "What is a Y?", but little of the weight.
+A third of real benchmark prompts are shorter than the usual n-grams of 13 words, so n-grams are
+not enough. The search applies three tests in this order: the text has the same words as the
+prompt; it contains a minimum fraction of the prompt's n-grams; it contains a minimum fraction of
+the prompt's words, in order and close together, by word count and by weight. Rare words have
+higher weights. This prevents false matches of common phrases: "What is a X?" has most of its
+words in common with "What is a Y?", but little of the weight.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from instructgen.similarity.tokens import tokenize, tokenize_all
 if TYPE_CHECKING:
     from instructgen.similarity.alignment import Numbers
 
-# The last tier does not look for shorter prompts.
+# The last test does not look for shorter prompts.
 _MIN_WORDS = 5
 _TEXTS_AT_ONCE = 1024
 
 
 class BenchmarkPrompt(NamedTuple):
-    """One prompt: the name of its benchmark, its location in the benchmark, and its text."""
+    """A benchmark prompt: the name of its benchmark, its location there, and its text."""
 
     benchmark: str
     place: str
@@ -34,7 +36,11 @@ class BenchmarkPrompt(NamedTuple):
 
 
 class PromptMatch(NamedTuple):
-    """A prompt that a text contains, the tier that found it, and the share found (0 to 1)."""
+    """A benchmark prompt that was found in a text.
+
+    ``tier`` is the test that found it: ``equal``, ``ngrams`` or ``words``. ``share`` is the
+    fraction of the prompt that was found, from 0 to 1.
+    """
 
     prompt: BenchmarkPrompt
     tier: str
@@ -42,17 +48,18 @@ class PromptMatch(NamedTuple):
 
 
 class BenchmarkPrompts:
-    """Index of benchmark prompts that finds the prompts contained in texts.
+    """Index of benchmark prompts that determines which of them a text contains.
 
     Args:
         prompts: prompts to look for; prompts without words are ignored.
-        background: further texts, used to count how common each word is.
+        background: additional texts, used only to count how common each word is.
         ngram: number of words in an n-gram; shorter prompts have no n-grams.
-        ngram_share: minimum share of a prompt's n-grams that a matching text contains.
-        words_share: minimum share of a prompt's words, in order and close together, that a
-            matching text contains.
-        weight_share: minimum share of the weight of these words, in addition to
-            ``words_share``. The weight of a word is the logarithm of its rarity.
+        ngram_share: minimum fraction of a prompt's n-grams that a matching text contains.
+        words_share: minimum fraction of a prompt's words that a matching text contains, in
+            order and close together.
+        weight_share: minimum fraction of the total weight of a prompt's words that a matching
+            text contains. Both this and ``words_share`` must be reached. The weight of a word
+            is the logarithm of its rarity.
     """
 
     def __init__(
@@ -102,7 +109,7 @@ class BenchmarkPrompts:
         self._matrix = csr_matrix((values, (rows, columns)), shape, np.float32)
 
     def find(self, texts: Sequence[str]) -> list[PromptMatch | None]:
-        """Return for each text the prompt that the first successful tier found, or None."""
+        """For each text, return the match of the first test that succeeds, or None if none does."""
         matches: list[PromptMatch | None] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             matches += self._find(tokenize_all(texts[start : start + _TEXTS_AT_ONCE]))
@@ -136,9 +143,9 @@ class BenchmarkPrompts:
         )
 
     def _candidates_of(self, numbers: list[Numbers]) -> list[list[int]]:
-        """Return for each text the prompts of which it contains enough weight, in any order.
+        """For each text, return the prompts whose words it contains by weight, in any order.
 
-        An alignment never has more weight than this, so no match is missed.
+        The best alignment never has a higher weight, so no match is missed.
         """
         from scipy.sparse import csr_matrix
 

@@ -1,4 +1,4 @@
-"""Arrays for the ROUGE-L search: texts as word numbers, and rows in blocks of equal length.
+"""Arrays for the ROUGE-L search: texts as word numbers, and blocks of rows of equal length.
 
 The search itself is explained in `instructgen.similarity.rouge`.
 """
@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# 64-bit words per block: its 8 KiB stay in the L1 cache while all queries pass the block.
+# 64-bit words per block. Its 8 KiB stay in the L1 cache while all queries are compared with it.
 _BLOCK = 1024
-# 64-bit words of the widest bitmap, which is used for texts of more than 512 words.
+# 64-bit words in the widest bitmap, which is used for texts of more than 512 words.
 _WIDEST = 64
 
 
@@ -28,11 +28,12 @@ class Texts(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Texts to look up, in order of length, with bitmaps of every width that the search needs.
+    """Texts to search for, sorted by length, with bitmaps of every width that the search needs.
 
-    The bitmaps of query i begin at ``bits[starts[i]]``. The widest bitmap comes first, with
-    ``widths[i]`` 64-bit words. It is followed by its folding to half the width, and so on, down
-    to 2 words. Rows of fewer than ``shortest[i]`` or more than ``longest[i]`` words cannot match.
+    The bitmaps of query i begin at ``bits[starts[i]]``. The widest bitmap comes first and has
+    ``widths[i]`` 64-bit words. It is followed by the same bitmap folded to half the width, then
+    to a quarter, and so on, down to 2 words. Rows with fewer than ``shortest[i]`` or more than
+    ``longest[i]`` words cannot match query i.
     """
 
     words: Array
@@ -48,9 +49,9 @@ class Shelf(NamedTuple):
     """Blocks of rows, grouped by the length of the rows.
 
     The rows of group g have ``lengths[g]`` words and bitmaps of ``widths[g]`` 64-bit words. They
-    are in the blocks ``order[starts[g]:starts[g + 1]]``. Block b has ``fill[b]`` rows with the
-    ascending row numbers ``rows[b]``. Word k of the bitmap of its j-th row is
-    ``bits[b, k * (_BLOCK // width) + j]``.
+    are stored in the blocks ``order[starts[g]:starts[g + 1]]``. Block b contains ``fill[b]``
+    rows, whose row numbers ``rows[b]`` are in ascending order. Word k of the bitmap of its j-th
+    row is ``bits[b, k * (_BLOCK // width) + j]``.
     """
 
     bits: Array
@@ -73,7 +74,7 @@ class Growing:
 
     @property
     def view(self) -> Array:
-        """The current entries, as a view and not a copy."""
+        """A view of the current entries, not a copy."""
         return self._array[: self._size]
 
     def extend(self, more: Array) -> None:
@@ -82,7 +83,7 @@ class Growing:
         self._array[self._size - len(more) : self._size] = more
 
     def reserve(self, count: int) -> None:
-        """Append ``count`` entries: zeros, or the values that a `cut` removed from there."""
+        """Append ``count`` entries, which are 0 or have the values they had before a `cut`."""
         size = self._size + count
         if size > len(self._array):
             larger = np.zeros(
@@ -98,7 +99,7 @@ class Growing:
 
 
 class Blocks:
-    """Rows stored in blocks, each for rows of one length; see `Shelf`."""
+    """Rows stored in blocks. All rows of a block have the same number of words; see `Shelf`."""
 
     def __init__(
         self,
@@ -107,18 +108,18 @@ class Blocks:
         fill: Array | None = None,
         lengths: Array | None = None,
     ) -> None:
-        """Create empty blocks, or restore blocks from what `arrays` returned."""
+        """Create an object without rows, or restore one from the arrays that `arrays` returned."""
         self._bits = Growing(np.zeros((0, _BLOCK), np.uint64) if bits is None else bits)
         self._rows = Growing(np.zeros((0, _BLOCK // 2), np.int32) if rows is None else rows)
         self._fill = Growing(np.zeros(0, np.int32) if fill is None else fill)
         self._length = Growing(np.zeros(0, np.int32) if lengths is None else lengths)
         self.longest = int(self._length.view.max(initial=0))
-        # The last block of every length, the only one that may have room for more rows.
+        # The last block for each row length, the only one that may have room for more rows.
         self._last = {length: block for block, length in enumerate(self._length.view.tolist())}
         self._groups: tuple[Array, Array, Array, Array] | None = None
 
     def add(self, texts: Texts, first: int, vocabulary: int) -> None:
-        """Append texts as rows ``first`` and up; texts without words are not stored."""
+        """Append texts as rows ``first``, ``first + 1``, ... Texts without words are skipped."""
         order = by_length(texts)
         lengths = np.diff(texts.offsets)
         order = order[lengths[order] > 0]
@@ -159,11 +160,11 @@ class Blocks:
             stored += size
 
     def arrays(self) -> tuple[Array, Array, Array, Array]:
-        """Return bitmaps, row numbers, fill and length of all blocks, to restore them from."""
+        """Return four arrays from which the rows can be restored: bits, rows, fill and lengths."""
         return self._bits.view, self._rows.view, self._fill.view, self._length.view
 
     def shelf(self) -> Shelf:
-        """Return the blocks in groups of equal row length, as the search reads them."""
+        """Return the blocks grouped by row length, in the form that the search functions take."""
         if self._groups is None:
             order = np.argsort(self._length.view, kind="stable")
             lengths, starts = np.unique(self._length.view[order], return_index=True)
@@ -182,19 +183,22 @@ def kernels() -> Any:
 
 
 def bitmap_widths(lengths: Array) -> Array:
-    """Return bitmap widths in 64-bit words: powers of two from 2 to 64, 4 bits per text word."""
+    """Return the bitmap width for each text length, in 64-bit words.
+
+    Widths are powers of two from 2 to 64, with at least 4 bits per word up to 1,024 words.
+    """
     rough = np.clip(lengths, 32, 16 * _WIDEST) / 16
     widths: Array = (2 ** np.ceil(np.log2(rough))).astype(np.int64)
     return widths
 
 
 def most_words(texts: Texts) -> int:
-    """Return the number of words of the longest text, or 0 for an empty list."""
+    """Return the number of words in the longest text, or 0 for an empty list of texts."""
     return int(np.diff(texts.offsets).max(initial=0))
 
 
 def by_length(texts: Texts) -> Array:
-    """Return the positions of the texts in order of length, shortest first (stable sort)."""
+    """Return the positions of the texts sorted by length, shortest first (stable sort)."""
     order: Array = np.argsort(np.diff(texts.offsets), kind="stable")
     return order
 

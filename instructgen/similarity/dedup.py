@@ -1,9 +1,10 @@
-"""Reject duplicates so that every rejected row has a similar kept row, its partner.
+"""Reject duplicates so that every rejected row is similar to a row that is kept.
 
-Rows are visited in order of priority, and each is kept unless a kept row is too similar. The
-usual method, connected components, also joins rows that have only a chain of other rows in
-common: on real instructions, most rows that it rejects are not similar to any kept row. This
-module only counts how many rows that method would reject.
+Rows are visited in order of priority, and a row is kept unless it is too similar to a row that
+is already kept. The usual method keeps one row of each connected component. A component also
+contains rows that are connected only through a chain of similar rows: on real instructions, most
+rows that this method rejects are not similar to any kept row. This module only counts how many
+rows it would reject.
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ _NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
 
 @dataclass(frozen=True, slots=True)
 class RejectedDuplicate:
-    """A rejected sample and its partner, the kept sample that it duplicates.
+    """A rejected sample, and the kept sample that it duplicates (``partner``).
 
-    ``row`` and ``partner_row`` are their positions in the input. ``metric`` is ``exact``,
-    ``jaccard``, ``rouge_l`` or ``cosine``, and ``score`` the similarity by it. ``reason`` is
+    ``row`` and ``partner_row`` are the positions of the two samples in the input. ``score`` is
+    their similarity, measured by ``metric``: ``exact``, ``jaccard``, ``rouge_l`` or ``cosine``.
+    ``stage`` is the stage of `deduplicate` that rejected the sample, and ``reason`` is
     ``duplicate``, ``paraphrase`` or ``same_frame``. ``detail`` explains the decision in words.
     """
 
@@ -65,13 +67,14 @@ class RejectedDuplicate:
 
 @dataclass(frozen=True, slots=True)
 class Deduplicated:
-    """The kept samples in input order, and the rejected samples, each with its partner.
+    """The result of `deduplicate`: the kept samples in input order, and the rejected samples.
 
-    ``largest_component`` is the number of rows in the largest connected component.
+    ``thresholds`` are the maximum similarities of kept samples, by stage. ``largest_component``
+    is the number of rows in the largest connected component of similar rows.
     ``components_would_reject`` is the number of rows that would be rejected if one row of each
-    component was kept. ``uncompared`` is the number of different texts that could not be
-    compared by meaning, because the model was not made for the language of the text, of its
-    instruction or of its output.
+    component were kept. ``uncompared`` is the number of distinct texts that could not be
+    compared by meaning, because the embedding model does not support the language of the text,
+    of its instruction or of its output.
     """
 
     kept: list[Sample]
@@ -83,19 +86,19 @@ class Deduplicated:
     _all_pairs: _AllPairs = field(repr=False, compare=False)
 
     def rethreshold(self, threshold: Thresholds) -> Deduplicated:
-        """Return the result for another threshold, without searching for pairs again.
+        """Return the result for a different threshold, without searching for pairs again.
 
         Args:
-            threshold: one for all stages, or by stage as in `deduplicate`.
+            threshold: a number for all stages, or a dict of numbers by stage.
 
         Raises:
-            ConfigError: the threshold is below the floor of the search for pairs.
+            ConfigError: the threshold is below the ``floor`` that was passed to `deduplicate`.
         """
         thresholds = {**self.thresholds, **_by_stage(threshold, self._all_pairs.how)}
         for stage, value in thresholds.items():
             if value < self._all_pairs.floors[stage]:
                 raise ConfigError(
-                    f"threshold {value} of {stage} is too low: only pairs above "
+                    f"threshold {value} for {stage} is too low: only pairs above "
                     f"{self._all_pairs.floors[stage]} were searched for.",
                     f"Call deduplicate with floor={value}.",
                 )
@@ -115,34 +118,40 @@ def deduplicate(
     model: str = MINILM,
     watch: Watch | None = None,
 ) -> Deduplicated:
-    """Reject duplicates so that every rejected sample has a kept partner above a threshold.
+    """Reject duplicates: samples whose similarity to a kept sample is above a threshold.
 
     Args:
         samples: rows from any number of sources.
-        how: stages, in order: ``exact`` (equal up to Unicode form, case and white space; always
-            included), ``minhash`` (Jaccard similarity of words), ``rouge_l``, ``semantic``
-            (cosine of embeddings), and ``two_key``. By two_key, a pair similar in words and
-            meaning is a *duplicate*, and in meaning only, a *paraphrase*. A pair similar in
-            words only shares a *frame*, of which ``frame_quota`` rows are kept. The first stage
-            with a reason rejects a sample.
-        priority: which of two duplicates is kept: a sort key, or criteria, the most important
-            first: ``source`` (in the order of ``sources``), ``human`` (before synthetic),
-            ``license`` (fewest conditions first), ``quality`` (highest mean score first),
-            ``length`` (longest output first). Of equals, the first in the input is kept.
-        threshold: maximum similarity of kept samples, one number or one by stage. Default: 0.7
-            for minhash and rouge_l, 0.9 for semantic; two_key uses those of rouge_l and semantic.
-        compared: ``row`` (all text), ``prompt`` (without the outputs) or ``instruction``. A
-            pair scores the lowest of its similarities in all this text, in the instruction, and
-            in each output that is compared. A long input in common makes no duplicate.
-        sources: the most trusted sources first; others follow in order of appearance.
-        floor: pairs above this similarity are searched for; see `Deduplicated.rethreshold`.
+        how: stages, in the order in which they are applied. ``exact`` rejects samples that are
+            equal except for Unicode form, case and white space; it is always included.
+            ``minhash`` compares by Jaccard similarity of words, ``rouge_l`` by ROUGE-L, and
+            ``semantic`` by cosine of embeddings. ``two_key`` compares words and meaning: a
+            sample similar in both is a *duplicate*, and one similar only in meaning is a
+            *paraphrase*. Samples similar only in words have the same *frame*, such as "What is
+            a ...?"; of each frame, ``frame_quota`` samples are kept.
+        priority: which of two duplicates is kept: a sort key, or a list of criteria, the most
+            important first: ``source`` (in the order of ``sources``), ``human`` (human-written
+            first), ``license`` (fewest conditions first), ``quality`` (highest mean score
+            first), ``length`` (longest output first). If two samples are equal by all criteria,
+            the first in the input is kept.
+        threshold: maximum similarity of kept samples: a number for all stages, or a dict of
+            numbers by stage. Default: 0.7 for minhash and rouge_l, 0.9 for semantic; two_key
+            uses those of rouge_l and semantic.
+        compared: text to compare: ``row`` (all text), ``prompt`` (all except the outputs) or
+            ``instruction``. The score of a pair is the lowest of the similarities of all this
+            text, of the instructions, and of each output that is compared. Two rows with the
+            same long input are therefore not duplicates for that reason alone.
+        sources: names of sources, the most trusted first; all others follow in the order in
+            which they appear in the input.
+        floor: search for all pairs above this similarity, so that `Deduplicated.rethreshold`
+            can later use a threshold as low as this.
         frame_quota: maximum number of rows kept per frame.
         model: embedding model; see `EmbeddingIndex`.
-        watch: called with progress.
+        watch: function that is called with the progress.
 
     Raises:
-        ConfigError: an option is invalid, or packages are missing.
-        InputError: a text is too long, or too many pairs are above the floor.
+        ConfigError: an option is invalid, or a package is missing.
+        InputError: a text is too long, or too many pairs are above ``floor``.
     """
     _check_names(how, compared, floor, frame_quota)
     thresholds, floors = _thresholds(how, threshold, floor)
@@ -182,14 +191,14 @@ def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quo
 def _thresholds(
     how: Sequence[str], threshold: Thresholds | None, floor: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return by stage the maximum similarity of kept rows, and the floor of the search."""
+    """Return the maximum similarity of kept rows and the minimum to search for, by stage."""
     thresholds = {stage: THRESHOLDS[stage] for stage in measures(how)}
     if threshold is not None:
         thresholds.update(_by_stage(threshold, how))
     floors = {stage: min(floor, value) for stage, value in thresholds.items()}
     if floors.get("minhash", 1) < _MIN_JACCARD:
         raise ConfigError(
-            f"threshold or floor {floors['minhash']} of minhash is too low.",
+            f"threshold or floor {floors['minhash']} for minhash is too low.",
             f"The minimum is {_MIN_JACCARD}.",
         )
     return thresholds, floors
@@ -200,12 +209,12 @@ def _check_length(text: str, position: int, sample: Sample) -> None:
     if len(text) > MOST_WORDS and len(tokenize(text)) > MOST_WORDS:
         raise InputError(
             f"row {position} (id {sample.id}) has more than {MOST_WORDS:,} words.",
-            hint="Shorten it, or remove the row.",
+            hint="Shorten or remove the row.",
         )
 
 
 def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared) -> list[list[int]]:
-    """Return the positions of samples in groups of equal samples, the best of each first."""
+    """Return the positions of samples in groups of equal samples, the one to keep first."""
     first: dict[tuple[str, ...], int] = {}
     copies: list[list[int]] = []
     for position in order:
@@ -219,7 +228,7 @@ def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared)
 
 @dataclass(frozen=True, slots=True)
 class _AllPairs:
-    """The pairs found above the floors, and whatever else does not depend on a threshold."""
+    """All similar pairs that were found, and other data that do not depend on a threshold."""
 
     samples: Sequence[Sample]
     how: tuple[str, ...]
@@ -231,7 +240,7 @@ class _AllPairs:
 
 
 class _Reason(NamedTuple):
-    """The reason to reject a text; ``partner`` is the index of the kept text."""
+    """The reason why a text is rejected; ``partner`` is the index of the similar kept text."""
 
     partner: int
     metric: str
@@ -242,7 +251,7 @@ class _Reason(NamedTuple):
 
 
 def _select(all_pairs: _AllPairs, thresholds: dict[str, float]) -> Deduplicated:
-    """Visit the texts in order of priority and keep each unless a kept one is too similar."""
+    """Visit the texts in order of priority, and keep a text unless a kept one is too similar."""
     tables = {stage: above(table, thresholds[stage]) for stage, table in all_pairs.tables.items()}
     count = len(all_pairs.copies)
     kept = np.ones(count, np.bool_)
@@ -283,7 +292,7 @@ def _reason_to_reject(
     kept: Array,
     frame_quota: int,
 ) -> _Reason | None:
-    """Return the reason for which a stage rejects a text, or None."""
+    """Return the reason why a stage rejects a text, or None if it does not reject it."""
     if stage == "exact":
         return None
     if stage != "two_key":
@@ -307,14 +316,14 @@ def _reason_to_reject(
         best = int(score.argmax())
         detail = (
             f"ROUGE-L {score[best]:.3f}, cosine {float(other[best]):.3f}; "
-            f"{len(row)} kept rows share its words"
+            f"{len(row)} kept rows have similar words"
         )
         return _Reason(int(row[best]), "rouge_l", float(score[best]), stage, "same_frame", detail)
     return None
 
 
 def _partners(table: Table, text: int, kept: Array) -> tuple[Array, Array, Array]:
-    """Return the kept rows paired with a text, and their scores by both measures."""
+    """Return the kept rows that are similar to a text, and their scores by both measures."""
     begin, end = np.searchsorted(table.text, [text, text + 1])
     alive = kept[table.row[begin:end]]
     other = table.score if table.other is None else table.other
@@ -331,25 +340,28 @@ def _removed_row(all_pairs: _AllPairs, row: int, reason: _Reason) -> RejectedDup
 def _check_result(
     removed: list[RejectedDuplicate], rows: int, kept: int, thresholds: dict[str, float]
 ) -> None:
-    """Check that each rejected row has a kept partner above the threshold, and no row is lost."""
+    """Check that each rejected row is similar to a kept row, and that the row counts add up."""
     minimum = {_METRICS[stage]: value for stage, value in thresholds.items()}
     rejected = {r.row for r in removed}
     for r in removed:
         if r.partner_row in rejected or r.score <= minimum.get(r.metric, 0):
-            raise AssertionError(f"row {r.row}: invalid partner row {r.partner_row}: {r.detail}")
+            raise AssertionError(
+                f"row {r.row} is rejected as a duplicate of row {r.partner_row}, which is not kept "
+                f"or not similar: {r.detail}"
+            )
     if len(rejected) != len(removed) or len(rejected) + kept != rows:
-        raise AssertionError(f"{rows} rows, but {kept} kept and {len(removed)} rejected")
+        raise AssertionError(f"{kept} kept + {len(removed)} rejected rows are not {rows} rows")
 
 
 def _components(count: int, tables: list[Table]) -> Array:
-    """Return for each text the smallest index of a text in its connected component."""
+    """For each text, return the smallest index of the texts in its connected component."""
     label = np.arange(count)
     a = np.concatenate([np.zeros(0, np.int64), *(t.text for t in tables)])
     b = np.concatenate([np.zeros(0, np.int64), *(t.row for t in tables)])
     while True:
         minimum = np.minimum(label[a], label[b])
         new = label.copy()
-        # The labels' own labels are updated too, so that a whole tree moves at once.
+        # The labels of the labels are updated too, so that fewer passes are needed.
         for ends in (a, b, label[a], label[b]):
             np.minimum.at(new, ends, minimum)
         new = new[new]
@@ -364,10 +376,10 @@ def _by_stage(threshold: Thresholds, how: Sequence[str]) -> dict[str, float]:
     for stage, value in by_stage.items():
         if stage not in used:
             raise ConfigError(
-                f"threshold of {stage!r}: no such stage is selected.", suggest(stage, used)
+                f"threshold for {stage!r}: this stage is not selected.", suggest(stage, used)
             )
         if not 0 < value < 1:
-            raise ConfigError(f"threshold of {stage} is {value}, but must be between 0 and 1.")
+            raise ConfigError(f"threshold for {stage} is {value}, but must be between 0 and 1.")
     return dict(by_stage)
 
 
@@ -377,7 +389,7 @@ def _sort_key(
     present = dict.fromkeys(s.source for s in samples)
     for name in sources:
         if name not in present:
-            raise ConfigError(f"no row is from the source {name!r}.", suggest(name, [*present]))
+            raise ConfigError(f"no row comes from the source {name!r}.", suggest(name, [*present]))
     rank = {name: i for i, name in enumerate(dict.fromkeys([*sources, *present]))}
     keys: dict[str, Callable[[Sample], Any]] = {
         "source": lambda s: rank[s.source],

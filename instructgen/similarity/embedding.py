@@ -1,8 +1,9 @@
-"""An append-only index that finds texts of nearly the same meaning, by their embeddings.
+"""An append-only index that finds texts with nearly the same meaning by their embeddings.
 
 Two texts match when the cosine of their vectors, rounded to four digits, is above the threshold.
-An index of up to 50,000 rows compares a text with every row. A larger one finds the nearest rows
-by a graph (HNSW, Malkov and Yashunin 2016, from usearch), and then computes their exact cosines.
+An index of up to 50,000 rows compares a text with every row. A larger index finds the nearest
+rows with a graph (HNSW, Malkov and Yashunin 2016, implemented by usearch), and then computes
+their exact cosines.
 """
 
 from __future__ import annotations
@@ -27,22 +28,23 @@ _FIRST_PASS_BELOW = 0.18
 
 
 class EmbeddingIndex:
-    """Index of texts that finds the rows of nearly the same meaning as a new text.
+    """Index of texts that finds the rows whose meaning is nearly the same as a new text's.
 
     Args:
-        threshold: cosine in (0, 1); a pair matches when its cosine is above it.
-        model: ``minilm`` (packaged, for English), a folder, or a Hub name.
+        threshold: cosine in (0, 1) above which a pair matches.
+        model: ``minilm`` (for English, installed as a package), a folder, or a Hub name.
         first_pass: search with static word vectors first, and run the model only on texts that
-            are close to others by these vectors. Finds about 98 of 100 pairs, and saves time if
-            few texts are close to others.
-        exact_rows: number of rows above which the rows are searched by a graph.
+            are similar to others by these vectors. This finds about 98 of 100 matching pairs,
+            and saves time if few texts are similar to others.
+        exact_rows: maximum number of rows for which every row is compared. A larger index is
+            searched with a graph.
 
-    The model cannot read texts without words, nor texts in a language that it was not made for.
-    Such texts match nothing; ``unread`` is the number of such rows.
+    The model cannot encode texts without words or texts in a language that it does not support.
+    Such texts match nothing; ``unread`` is the number of rows with such a text.
 
     Raises:
         ValueError: the threshold is out of range.
-        ConfigError: the packages or the model are missing.
+        ConfigError: a package or the model is missing.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class EmbeddingIndex:
         return 0 if self._rows is None else len(self._rows)
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts as the next rows.
+        """Append the texts to the index as new rows.
 
         Raises:
             ConfigError: the model cannot be loaded.
@@ -82,9 +84,9 @@ class EmbeddingIndex:
                 self._lazy.add(part)
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """Return for each text its best match above the threshold, or None.
+        """For each text, return its best match, or None if no row is above the threshold.
 
-        Of equally good matches, the first row is returned.
+        If several rows match equally well, the first of them is returned.
 
         Raises:
             ConfigError: the model cannot be loaded.
@@ -97,7 +99,7 @@ class EmbeddingIndex:
         return results
 
     def pairs(self, texts: Sequence[str]) -> Pairs:
-        """Return all pairs of a text and a matching row, with cosines, in order of text and row.
+        """Return all pairs of a text and a matching row, with cosines, sorted by text and row.
 
         Raises:
             InputError: there are more than 100 million pairs.
@@ -118,7 +120,7 @@ class EmbeddingIndex:
         return joined(results)
 
     def vectors(self, rows: Array) -> Array:
-        """Return the model's vectors of these rows: float32 (rows, width), of length 1 or 0."""
+        """Return the model's vectors for these rows: float32 (rows, width), with norm 1 or 0."""
         opened = self._open_rows()
         return opened.view[rows] if self._lazy is None else self._lazy.vectors(rows)
 
@@ -131,7 +133,7 @@ class EmbeddingIndex:
         return self._rows
 
     def _encode(self, texts: Sequence[str]) -> Array:
-        # The texts of one call are often those of the call before: searched, then added.
+        # The same texts are often passed twice: first to search for them, then to add them.
         known, vectors = self._last_encoded
         if known != list(texts):
             model = encoder(self.model)
@@ -141,7 +143,7 @@ class EmbeddingIndex:
 
 
 class _Rows:
-    """Vectors of length 1, or 0 for unread texts, and the search for those near a query."""
+    """The vectors of all rows, and the search for the vectors that are similar to a query."""
 
     def __init__(self, width: int, exact: int) -> None:
         self._vectors = Growing(np.zeros((0, width), np.float32))
@@ -194,7 +196,7 @@ class _Rows:
 
 
 class LazyVectors:
-    """The model's vectors of texts, each computed when it is first needed."""
+    """The model's vectors for texts. Each vector is computed when it is first needed."""
 
     def __init__(self, model: SentenceEncoder) -> None:
         self._model = model
@@ -209,12 +211,12 @@ class LazyVectors:
         self._known.reserve(len(texts))
 
     def vectors(self, rows: Array) -> Array:
-        """Return the vectors (rows, width) of the texts at these positions."""
+        """Return the vectors of the texts at these positions, with shape (rows, width)."""
         self._embed(rows)
         return self._vectors.view[rows]
 
     def decide(self, texts: Sequence[str], guessed: Pairs, threshold: float) -> Pairs:
-        """Return those of the guessed pairs whose cosine by the model is above the threshold."""
+        """Return the guessed pairs whose cosine, computed by the model, is above the threshold."""
         queried = np.unique(guessed.text)
         ours = np.zeros((len(texts), self._vectors.view.shape[1]), np.float32)
         ours[queried] = self._model.encode([texts[t] for t in queried])
@@ -229,7 +231,7 @@ class LazyVectors:
 
 
 def cosines(text: Array, row: Array, ours: Array, theirs: Array) -> Array:
-    """Return the rounded cosine of ``ours[text]`` and ``theirs[row]`` for each pair."""
+    """For each pair, return the rounded cosine of ``ours[text]`` and ``theirs[row]``."""
     parts = [np.zeros(0, np.float32)]
     for at in range(0, len(text), _PAIRS_AT_ONCE):
         part = slice(at, at + _PAIRS_AT_ONCE)
@@ -254,5 +256,5 @@ def _above(text: Array, row: Array, cosine: Array, threshold: float) -> Pairs:
 
 
 def _rounded(cosine: Array) -> Array:
-    """Round to four digits: the last bits depend on the other texts of the embedded batch."""
+    """Round to four digits, because the last bits depend on the other texts in the batch."""
     return np.round(np.minimum(cosine, 1).astype(np.float64), 4)

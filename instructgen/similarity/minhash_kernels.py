@@ -13,7 +13,7 @@ from instructgen.similarity.jit import COMPILED, jit
 
 
 def signatures(hashes, a, b, words, offsets):
-    """Return per text and permutation the minimum of ``a * hash + b`` mod 2**32 over the words."""
+    """For each text and permutation, return the minimum of ``a * hash + b`` mod 2**32."""
     out = np.full((len(offsets) - 1, len(a)), 0xFFFFFFFF, np.uint32)
     if COMPILED:
         _minimum_hashes(hashes, a, b, words, offsets, out)
@@ -55,7 +55,7 @@ def rehash(old_keys, old_heads, keys, heads):
 
 @jit
 def _insert(bands, row, keys, heads, chain):
-    """Put a row first in the chain of each of its bands; return the number of new slots."""
+    """Insert a row at the head of the chain of each of its bands; return how many slots are new."""
     new_slots = 0
     for k in range(len(bands)):
         slot = _slot(keys, heads, bands[k])
@@ -67,12 +67,13 @@ def _insert(bands, row, keys, heads, chain):
 
 @jit
 def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark, text, pairs, found):
-    """Find the row with the highest Jaccard similarity above p/q among those that share a band.
+    """Among the rows with a band in common, find the one with the highest Jaccard above p/q.
 
-    ``ours`` holds the text's word numbers, ascending and without duplicates, like every row's.
-    Returns the row or -1, the number of words in both, and in either. If ``pairs`` is not empty,
-    all rows above p/q are written there instead, from index ``found`` on. The row returned is
-    then -1, and ``found`` is the new number of pairs.
+    ``ours`` contains the word numbers of the text in ascending order without duplicates, like
+    those of every row. Returns the row or -1, the number of words in both texts, the number in
+    either text, and ``found``. If ``pairs`` is not empty, all rows above p/q are written to it
+    instead, starting at index ``found``. The returned row is then -1, and the returned ``found``
+    is the new number of pairs.
     """
     row, common, either = -1, 0, 1
     for k in range(len(bands)):
@@ -129,13 +130,13 @@ def run(
     best,
     pairs,
 ):
-    """Search each text if ``look``, and append it if ``put`` and nothing matches.
+    """Search for each text if ``look`` is true; append texts without a match if ``put`` is true.
 
-    ``row`` is the number of the next row; the arrays have room for all texts. Fills ``best``
-    (texts, 3) with the row or -1, the words in both, and the words in either. If ``pairs``
-    (capacity, 4) is not empty, writes the text, the row and these two counts of every pair there
-    instead. Returns the number of rows, of new slots, and of pairs, including pairs that did not
-    fit.
+    ``row`` is the number of the next row. The arrays must have room for all texts. Fills ``best``
+    of shape (texts, 3) with the matching row or -1, the number of words in both texts, and the
+    number in either text. If ``pairs`` of shape (capacity, 4) is not empty, every matching pair
+    is written to it instead: the text, the row and the same two counts. Returns the number of
+    rows, of new slots and of pairs, including pairs that did not fit.
     """
     new_slots, found = 0, 0
     for i in range(len(best)):

@@ -1,7 +1,7 @@
 """Find all pairs of similar texts, by each measure that deduplication uses.
 
-A pair scores the lowest of its similarities over the whole texts and over given parts of them.
-Which rows to keep is not decided here.
+The score of a pair is the lowest of the similarities of the complete texts and of given parts of
+them, such as their instructions. This module does not decide which rows are kept.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _TEXTS_AT_ONCE = 2048
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Pairs of different texts, given by their index in the order of priority: ``row < text``.
+    """Pairs of similar texts, and their scores.
 
-    ``other`` is the score by the other measure of two_key, if that stage is used.
+    ``text`` and ``row`` are the indices of the two texts in order of priority (``row < text``).
+    ``other`` contains the scores by the second measure of two_key, if that stage is used.
     """
 
     text: Array
@@ -39,7 +40,7 @@ class Table:
 
 
 def measures(how: Sequence[str]) -> list[str]:
-    """Return the measures that these stages need."""
+    """Return the similarity measures that these stages use."""
     needed = {"rouge_l", "semantic"} if "two_key" in how else set()
     return [stage for stage in THRESHOLDS if stage in how or stage in needed]
 
@@ -58,10 +59,10 @@ def tables_of(
     model: str,
     watch: Watch | None,
 ) -> tuple[dict[str, Table], int]:
-    """Return the pairs by every measure needed, and the number of texts the model cannot read.
+    """Return the similar pairs by measure, and the number of texts the model does not support.
 
-    ``keys`` are parts of the texts, such as the instructions, which must be as similar as the
-    whole texts.
+    ``keys`` are lists of parts of the texts, such as the instructions. These parts must be as
+    similar as the complete texts.
     """
     whole, parts = _PairScorer(texts, model), [_PairScorer(key, model) for key in keys]
     tables: dict[str, Table] = {}
@@ -89,7 +90,7 @@ def tables_of(
 
 
 def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
-    """Return the pairs of each text with the texts before it."""
+    """Return the similar pairs of each text and an earlier text."""
     parts: list[Pairs] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         chunk = texts[start : start + _TEXTS_AT_ONCE]
@@ -105,7 +106,7 @@ def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watc
 
 
 class _PairScorer:
-    """Texts, or one part of each, and the similarities of given pairs of them by any measure."""
+    """Computes the similarities of given pairs of texts, or of parts of texts, by any measure."""
 
     def __init__(self, texts: list[str], model: str) -> None:
         self._texts, self._model = texts, model
@@ -113,7 +114,7 @@ class _PairScorer:
         self.vectors: Callable[[Array], Array] = self._embedded
 
     def scores(self, stage: str, pairs: Pairs | Table) -> Array:
-        """Return similarities by a stage's measure; 1 for texts equal or both without words."""
+        """Return the similarity of each pair: 1 if its texts are equal or both have no words."""
         text, row = pairs.text.tolist(), pairs.row.tolist()
         differ = [self._differ(a, b) for a, b in zip(text, row, strict=True)]
         result = np.ones(len(text))
@@ -130,7 +131,7 @@ class _PairScorer:
         return result
 
     def unread(self) -> Array:
-        """Return bool (texts,): whether a text has words but the model cannot read it."""
+        """For each text, return whether it has words in a language the model does not support."""
         filled = np.array([bool(self._words_of(i)) for i in range(len(self._texts))], np.bool_)
         return filled & ~encoder(self._model).reads(self._texts)
 

@@ -1,9 +1,9 @@
-"""An append-only index of texts that finds all ROUGE-L matches, exactly and fast.
+"""An append-only index of texts that finds all matches by ROUGE-L, without approximation.
 
-The F-measure of ROUGE-L is 2*LCS/(m+n) for texts of m and n words and their longest common
-subsequence (LCS) (Lin 2004, with equal weight of precision and recall). A pair matches when
-2*LCS*q > p*(m+n) for the threshold p/q, in integers. In floating point, 33 of 147 real pairs at
-exactly 7/10 have an F-measure above 0.7.
+The F-measure of ROUGE-L is 2*LCS/(m+n) for texts of m and n words, where LCS is the length of
+their longest common subsequence (Lin 2004, with equal weights for precision and recall). A pair
+matches when 2*LCS*q > p*(m+n) for the threshold p/q. The comparison uses integers, because in
+floating point, 33 of 147 real pairs at exactly 7/10 have an F-measure above 0.7.
 
 The search misses no match. The k-th occurrence of a word in a text flips one bit of the text's
 bitmap. A word that only one of two texts contains changes at most one bit of their difference.
@@ -13,10 +13,10 @@ threshold. Rows that differ in more than m + n - 2a bits cannot match, nor can r
 ``a`` exceeds m or n. For the remaining rows, a few in a million, a bit-parallel algorithm
 computes the LCS.
 
-Rows of equal length are stored together in blocks of 8 KiB, the first words of all bitmaps of a
-block first. A block stays in the cache while all queries pass it, and one vector instruction
-compares several rows. Longer texts have wider bitmaps; the bitmap of a query is folded to the
-width of the rows.
+Rows of equal length are stored together in blocks of 8 KiB. A block contains the first 64-bit
+words of all its bitmaps, then all second words, and so on, so that one vector instruction
+compares several rows. A block stays in the cache while all queries are compared with it. Longer
+texts have wider bitmaps; the bitmap of a query is folded to the width of the rows.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 class RougeLIndex:
-    """Index of texts that finds the rows which are too similar to a new text by ROUGE-L.
+    """Index of texts that finds the rows whose ROUGE-L similarity to a new text is too high.
 
     Args:
-        threshold: in (0, 1]; a pair matches when its F-measure is above it.
-        tokenizer: ``unicode`` for words of any script, ``ascii`` for rouge-score's.
-        compatible: ``rouge-score`` repeats that package's floating-point comparison, by which
+        threshold: F-measure in (0, 1] above which a pair matches.
+        tokenizer: ``unicode`` for words in any script, ``ascii`` for the words of rouge-score.
+        compatible: ``rouge-score`` to compare in floating point as that package does, so that
             some pairs at exactly the threshold match. Default: exact comparison.
-        threads: number of threads for a search of many texts; None for all cores. The results
+        threads: number of threads for searching for many texts; None for all cores. The results
             do not depend on it.
 
     Raises:
@@ -103,17 +103,18 @@ class RougeLIndex:
         return len(self._offsets) - 1
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts as the next rows.
+        """Append the texts to the index as new rows.
 
         Raises:
-            InputError: a text has more than 100,000 words. No text is appended then.
+            InputError: a text has more than 100,000 words; no text is appended.
         """
         self._append(self._encode(texts))
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """Return for each text its best match above the threshold, or None.
+        """For each text, return its best match, or None if no row is above the threshold.
 
-        Of equally good matches, the first row is returned. An empty text matches nothing.
+        If several rows match equally well, the first of them is returned. An empty text matches
+        nothing.
 
         Raises:
             InputError: a text has more than 100,000 words.
@@ -127,7 +128,7 @@ class RougeLIndex:
         return results
 
     def pairs(self, texts: Sequence[str]) -> Pairs:
-        """Return all pairs of a text and a matching row, with F-measures, by text and row.
+        """Return all pairs of a text and a matching row, with F-measures, sorted by text and row.
 
         Raises:
             InputError: a text has more than 100,000 words, or there are more
@@ -144,16 +145,16 @@ class RougeLIndex:
         return joined(results)
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
-        """Append each text in turn unless it matches a row (the rule of Self-Instruct).
+        """Append each text unless it matches a row (the rule of Self-Instruct).
 
-        Appended texts are rows for the texts that follow.
+        Each appended text counts as a row when the later texts are compared.
 
         Returns:
-            Positions of the kept texts, and (position, match) of each rejected text.
+            The positions of the appended texts, and (position, match) for each rejected text.
 
         Raises:
             InputError: a text has more than 100,000 words. Texts are processed in blocks of
-                2,048, and the kept texts of earlier blocks have been appended.
+                2,048; texts that were appended from earlier blocks stay in the index.
         """
         kept: list[int] = []
         rejected: list[tuple[int, Match]] = []
@@ -179,7 +180,7 @@ class RougeLIndex:
                 len(self._vocabulary),
                 most_words(part),
             )
-            # Matches within this part hold positions: replace them by the final row numbers.
+            # Matches within this part refer to positions; replace these with the final row numbers.
             row_of = base + np.cumsum(alive) - 1
             in_part = best[:, 0] >= base
             best[in_part, 0] = row_of[best[in_part, 0] - base]
@@ -192,10 +193,10 @@ class RougeLIndex:
         return kept, rejected
 
     def save(self, path: str | Path) -> None:
-        """Write the index to one file, which `open` maps into memory.
+        """Write the index to a single file, which `open` can read.
 
         Raises:
-            OSError: the file cannot be written. An existing file is unchanged.
+            OSError: the file cannot be written; an existing file stays unchanged.
         """
         settings = {
             "threshold": self.threshold,
@@ -207,7 +208,7 @@ class RougeLIndex:
 
     @classmethod
     def open(cls, path: str | Path, threads: int | None = None) -> RougeLIndex:
-        """Return an index that `save` wrote. Texts added later do not change the file.
+        """Read an index that `save` wrote. Texts that are added later do not change the file.
 
         Raises:
             InputError: the file is not a ROUGE-L index, or is damaged or truncated.
@@ -233,7 +234,7 @@ class RougeLIndex:
             raise InputError(
                 f"text {first + position} has {lengths[position]:,} words, "
                 f"but at most {MOST_WORDS:,} can be compared.",
-                hint="Shorten it, or remove it.",
+                hint="Shorten or remove the text.",
             )
         return encoded
 
@@ -244,7 +245,7 @@ class RougeLIndex:
         self._offsets.extend(start + texts.offsets[1:])
 
     def _extend_need(self, longest: int) -> None:
-        """Extend the table of the smallest matching LCS, by the sum of both lengths."""
+        """Extend the table that gives the smallest matching LCS for each sum of both lengths."""
         p, q, known = self._exact.numerator, self._exact.denominator, len(self._need)
         if known > 2 * longest:
             return
@@ -282,7 +283,7 @@ class RougeLIndex:
         return Queries(*sorted_, bits, starts, widths, shortest, longest)
 
     def _search(self, queries: Queries) -> Array:
-        """Return row, LCS and sum of lengths of each query's best match; LCS 0 if none."""
+        """Return row, LCS and sum of lengths of each query's best match. LCS 0 means no match."""
         best = np.tile(_NO_MATCH, (len(queries.widths), 1))
         no_pairs = np.zeros((0, 4), np.int64)
 
@@ -295,7 +296,7 @@ class RougeLIndex:
         return best
 
     def _search_all(self, queries: Queries) -> Array:
-        """Return query, row, LCS and sum of lengths of every matching pair."""
+        """Return the query, the row, the LCS and the sum of lengths of every matching pair."""
 
         def work(share: Array) -> Array:
             part, best = _subset(queries, share), np.tile(_NO_MATCH, (len(share), 1))
@@ -327,13 +328,13 @@ class RougeLIndex:
         return pair_count
 
     def _in_threads(self, work: Callable[[Array], T], count: int) -> list[T]:
-        """Run ``work`` in threads, each on a share of the ``count`` queries."""
+        """Run ``work`` in several threads, each on a part of the ``count`` queries."""
         threads = max(min(self.threads, count // 64), 1)
-        # Every n-th query, so that the shares have similar lengths and take similar time.
+        # Each thread gets every n-th query, so that all threads take a similar time.
         shares = [np.arange(i, count, threads) for i in range(threads)]
         if threads == 1:
             return [work(shares[0])]
-        # Compute and cache the groups now, not in several threads at once.
+        # Compute and cache the groups before several threads would do so at the same time.
         self._blocks.shelf()
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(work, shares))
@@ -349,7 +350,7 @@ class RougeLIndex:
         return results
 
     def _f_measure(self, lcs: Any, total: Any, m: Any) -> Any:
-        """Return the F-measure for an LCS, the sum of both lengths, and the text's length."""
+        """Return the F-measure from the LCS, the sum of both lengths, and the text's length."""
         if not self.compatible:
             return 2 * lcs / total
         precision, recall = lcs / m, lcs / (total - m)

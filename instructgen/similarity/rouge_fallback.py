@@ -1,7 +1,7 @@
 """The ROUGE-L search in numpy and rapidfuzz, for use without numba.
 
-The functions are those of `instructgen.similarity.rouge_compiled`, with the same results, and
-are twenty to fifty times slower.
+The functions have the same names and results as those of
+`instructgen.similarity.rouge_compiled`, but are 20 to 50 times slower.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from instructgen.similarity.blocks import Array, Queries, Shelf, Texts
 def bitmaps(
     words: Array, offsets: Array, widths: Array, starts: Array, bits: Array, vocabulary: int
 ) -> None:
-    """Flip one bit in ``bits`` per word and occurrence; text i has ``widths[i]`` 64-bit words."""
+    """Flip a bit in ``bits`` for each word of a text; bitmap i has ``widths[i]`` 64-bit words."""
     text = np.repeat(np.arange(len(widths)), np.diff(offsets))
     words = words[offsets[0] : offsets[-1]]
     key = text * vocabulary + words
@@ -69,7 +69,7 @@ def gate(
     vocabulary: int,
     longest: int,
 ) -> None:
-    """Keep each query unless a kept one matches; see `rouge_compiled.gate`."""
+    """Keep each query that matches no row and no kept query; see `rouge_compiled.gate`."""
     for i, c in enumerate(order.tolist()):
         _search_one(c, q, shelf, texts, need, threshold, alive, i, base, best, None)
         alive[i] = best[c, 1] == 0
@@ -125,6 +125,6 @@ def _search_one(
 
 
 def _float_above(lcs: int, m: int, n: int, threshold: float) -> bool:
-    """Return the result of rouge-score's floating-point comparison."""
+    """Return whether the F-measure is above the threshold in rouge-score's floating point."""
     precision, recall = lcs / m, lcs / n
     return 2 * precision * recall / (precision + recall) > threshold

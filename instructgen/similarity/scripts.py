@@ -46,7 +46,7 @@ _WRITTEN_IN = {
 
 
 def main_script(text: str) -> str:
-    """Return the script of most letters of ``text``, or "" if it has no letters of a known one."""
+    """Return the script of most letters in ``text``, or "" if no letter is in a known script."""
     if text.isascii():
         # A fast path, since most texts are ASCII and ASCII letters are all Latin.
         return "Latin" if any(map(str.isalpha, text)) else ""
@@ -55,7 +55,7 @@ def main_script(text: str) -> str:
 
 
 def language_of_script(text: str) -> str:
-    """Return the default language of the script of ``text``: an ISO 639 code, or ``und``."""
+    """Return the default language for the script of ``text`` (ISO 639), or ``und`` if unknown."""
     script = main_script(text)
     if script == "Arabic" and _PERSIAN.search(text):
         return "fa"
@@ -63,6 +63,6 @@ def language_of_script(text: str) -> str:
 
 
 def fits_language(text: str, language: str) -> bool:
-    """Return whether most letters of ``text`` are in a script that ``language`` uses."""
+    """Return whether ``text`` is mainly in a script of ``language``, or one of them is unknown."""
     scripts, script = _WRITTEN_IN.get(language), main_script(text)
     return scripts is None or not script or script in scripts

@@ -1,15 +1,16 @@
-"""Split texts of any script into words, to compare texts. This is not a model's tokenizer.
+"""Split texts in any script into words to compare the texts. This is not a model's tokenizer.
 
 ``unicode`` (the default): The text is converted to NFC and lower case. Words are sequences of
 letters, digits and combining marks of any script. Scripts written without spaces (Han, kana,
-Thai, Lao, Khmer, Burmese) are split into characters, each with its marks. Everything else,
-including the zero-width non-joiner, separates words.
+Thai, Lao, Khmer, Burmese) are split into characters, each with its combining marks. Everything
+else, including the zero-width non-joiner, separates words.
 
 ``ascii``: rouge-score's tokenizer without stemming. The text is converted to lower case, and words
-are sequences of [a-z0-9]. A Persian or Chinese text has no words.
+are sequences of [a-z0-9]. By this definition, a Persian or Chinese text has no words.
 
-Both return the same words for ASCII text. All texts of a call are split at once, by a table over
-code points: a regular expression per text would take ten times as long as the search itself.
+Both return the same words for ASCII text. All texts of a call are split together, with a table
+that classifies code points. A regular expression for each text would take ten times as long as
+the search itself.
 """
 
 from __future__ import annotations
@@ -45,20 +46,20 @@ def tokenize(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
 
 
 def tokenize_all(texts: Sequence[str], tokenizer: Tokenizer = "unicode") -> list[list[str]]:
-    """Return the words of each text."""
+    """Return the list of words of each text, in lower case."""
     return [words.split() for words in _spaced(texts, tokenizer).split("\n")] if texts else []
 
 
 class Vocabulary(dict[str, int]):
-    """Mapping of words to numbers, from 1, in the order in which they were first seen."""
+    """Mapping from words to numbers, which count from 1 in order of first appearance."""
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        """Number these words in order; they must all be different."""
+        """Number these words in order. The words must be distinct."""
         super().__init__({_BOUNDARY: 0})
         self.update(zip(words, itertools.count(1)))
 
     def __missing__(self, word: str) -> int:
-        """Give a new word the next number."""
+        """Assign the next number to a new word."""
         number = self[word] = len(self)
         return number
 
@@ -68,18 +69,18 @@ class Vocabulary(dict[str, int]):
 
     @classmethod
     def unpacked(cls, data: npt.NDArray[np.uint8]) -> Vocabulary:
-        """Return the vocabulary for which `packed` returned ``data``."""
+        """Restore a vocabulary from the bytes that `packed` returned."""
         text = data.tobytes().decode()
         return cls(text.split("\n") if text else ())
 
     def latest(self, count: int) -> list[str]:
-        """Return the last ``count`` words, in order."""
+        """Return the ``count`` words that were added last, in order."""
         return list(itertools.islice(reversed(self), count))[::-1]
 
     def encode(
         self, texts: Sequence[str], tokenizer: Tokenizer
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Return the words of the texts as numbers, all in one array, and each text's offset.
+        """Return the word numbers of all texts in one array, and the offset of each text.
 
         Returns:
             ``words`` (total,) and ``offsets`` (texts + 1,): text i is
@@ -98,7 +99,7 @@ class Vocabulary(dict[str, int]):
 
 
 def _spaced(texts: Sequence[str], tokenizer: Tokenizer) -> str:
-    """Return the words, with spaces between words and newlines between texts."""
+    """Return the words as one string, with spaces between words and newlines between texts."""
     if tokenizer == "ascii":
         return _ascii(texts)
     plain = [t for t in texts if t.isascii()]
@@ -125,7 +126,7 @@ def _any_script(texts: Sequence[str]) -> str:
         _classify(np.unique(points[classes == _UNKNOWN]))
         classes = _classes[points]
     spaced = np.where((classes == _OTHER) & (points != 10), 32, points)
-    # The class of the last character that is not a mark, which the marks after it belong to.
+    # The class of the last character that is not a mark; the marks after it belong to it.
     places = np.arange(len(points))
     continued = classes[np.maximum.accumulate(np.where(classes == _MARK, 0, places))]
     starts_word = classes == _SINGLE

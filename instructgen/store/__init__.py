@@ -1,6 +1,6 @@
-"""Reads and writes run, dataset and model folders: locks, journals, checkpoints, atomic files.
+"""Reads and writes run, dataset and model folders, with locks, journals and atomic writes.
 
-No other package writes these files, except for model weights, which their libraries write.
+No other package writes these files, except for model weights, which the model libraries write.
 """
 
 from instructgen.schema.records import InputRef

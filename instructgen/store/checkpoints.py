@@ -1,6 +1,6 @@
 """Reads and writes model folders: training.json, the log, checkpoints and finished weights.
 
-It copies and checks files of weights, but does not read what they contain.
+This module moves weight files and checks their digests, but does not interpret their contents.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _FORMAT = 2
 
 
 class ModelRun:
-    """A model folder, locked for this process; see `training`.
+    """A model folder that is locked for this process; created by `training`.
 
     Attributes:
         folder: the output folder.
-        messages: notes for the user, such as checkpoints that were damaged.
+        messages: messages for the user, such as which checkpoints were damaged.
     """
 
     def __init__(self, folder: Path, inputs: TrainingInputs) -> None:
@@ -60,7 +60,7 @@ class ModelRun:
         return self.folder / _CHECKPOINTS
 
     def finished(self) -> TrainingFacts | None:
-        """Return the facts of the training, or None if it is not finished."""
+        """Return the results of the training run, or None if it is not finished."""
         if not (self.folder / _TRAINING).exists():
             return None
         result = read_training(self.folder).result
@@ -68,10 +68,10 @@ class ModelRun:
             return None
         if not any(self.folder.glob("*.safetensors")):
             raise RunError(
-                f"{self.folder} contains a finished training, but its weights are missing.",
-                "Remove the folder to train again, or give another --out.",
+                f"{self.folder} contains a finished training run, but its weights are missing.",
+                "Remove the folder to train again, or use another --out.",
             )
-        # The process may have been killed between the end of the training and its cleanup.
+        # The process may have been killed between the end of training and the cleanup.
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         return result
 
@@ -93,7 +93,7 @@ class ModelRun:
             sync_folder(self.checkpoints)
 
     def latest_complete_checkpoint(self) -> Path | None:
-        """Return the latest complete checkpoint or None; later ones are removed, with a message."""
+        """Return the latest complete checkpoint, or None. Later, damaged ones are removed."""
         newest_first = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
         for checkpoint in newest_first:
             if problem := _problem(checkpoint):
@@ -113,7 +113,7 @@ class ModelRun:
             file.write(orjson.dumps(entry) + b"\n")
 
     def truncate_log(self, step: int) -> None:
-        """Remove the log entries of later steps, which are about to run again."""
+        """Remove the log entries after ``step``, because these steps will run again."""
         path = regular_file(self.folder / _LOG)
         if path.exists():
             kept = [line for line in _lines(path) if orjson.loads(line).get("step", 0) <= step]
@@ -126,9 +126,9 @@ class ModelRun:
 
     @contextmanager
     def exporting(self) -> Iterator[Path]:
-        """Yield a folder for the finished weights; its files are then moved into the model folder.
+        """Yield a folder for the finished weights; then move its files into the model folder.
 
-        config.json, by which a folder is recognized as a model, is moved last.
+        config.json is moved last, because its presence identifies a folder as a model.
         """
         export = self.folder / _EXPORT
         with storage(self.folder):
@@ -150,7 +150,7 @@ class ModelRun:
             sync_folder(self.folder)
 
     def finish(self, result: TrainingFacts) -> None:
-        """Record the result, then remove the checkpoints."""
+        """Write the result to training.json, then remove the checkpoints."""
         info = TrainingInfo(_FORMAT, self._inputs, result)
         with storage(self.folder):
             write_atomic(self.folder / _TRAINING, [info.to_json()])
@@ -159,16 +159,16 @@ class ModelRun:
 
 @contextmanager
 def training(folder: Path, inputs: TrainingInputs) -> Iterator[ModelRun]:
-    """Start a training in a new folder, or resume one.
+    """Start a training run in a new folder, or resume the training run in an existing folder.
 
     Args:
-        folder: the output folder of the model; created with its parents.
-        inputs: all that determines the result: command, base model, data and options.
+        folder: the output folder for the model. It is created, with its parents, if necessary.
+        inputs: everything that determines the result: command, base model, data and options.
 
     Raises:
-        RunError: the folder contains something else or a training with other settings, or is
-            in use.
-        StorageError: the files cannot be written.
+        RunError: the folder contains other files or a training run with different settings, or
+            is in use.
+        StorageError: a file cannot be written.
     """
     with ExitStack() as stack:
         with storage(folder):
@@ -182,7 +182,7 @@ def training(folder: Path, inputs: TrainingInputs) -> Iterator[ModelRun]:
             if before is not None and (has_checkpoint or before.result is not None):
                 _check_same(folder, before.inputs, inputs)
             else:
-                # Nothing is lost without a checkpoint, so the options may still change.
+                # Without a checkpoint, no work is lost if the options change.
                 write_atomic(path, [TrainingInfo(_FORMAT, inputs).to_json()])
             (folder / _CHECKPOINTS).mkdir(exist_ok=True)
         yield ModelRun(folder, inputs)
@@ -194,7 +194,7 @@ def read_training(folder: Path) -> TrainingInfo:
     Raises:
         RunError: the folder has no training.json.
         DamagedFileError: the file is damaged.
-        VersionError: the file has another format.
+        VersionError: the file has an unsupported format.
     """
     _check_old(folder)
     path = regular_file(folder / _TRAINING)
@@ -206,21 +206,21 @@ def read_training(folder: Path) -> TrainingInfo:
             "Check the path.",
         ) from None
     except OSError as error:
-        raise DamagedFileError(f"cannot be read ({error}).", path=path) from error
+        raise DamagedFileError(f"the file cannot be read ({error}).", path=path) from error
     file_format = read_format(data, path).get("format")
     if file_format != _FORMAT:
-        raise VersionError(path, file_format, "Use the version of instructgen that wrote it.")
+        raise VersionError(path, file_format, "Use the version of instructgen that wrote the file.")
     return TrainingInfo.from_json(data, path)
 
 
 def _check_old(folder: Path) -> None:
-    """Raise VersionError for a model folder of format 1, whose facts are in run.json."""
+    """Raise VersionError for a model folder of format 1, which has no training.json."""
     old = folder / _OLD_TRAINING
     if not old.is_file() or (folder / _TRAINING).exists():
         return
     values = read_format(old.read_bytes(), old)
     if "status" in values:
-        hint = f"Use instructgen {VERSION_BEFORE}, which wrote it, or give another --out."
+        hint = f"Use instructgen {VERSION_BEFORE}, which wrote the file, or use another --out."
         raise VersionError(old, values.get("format"), hint)
 
 
@@ -230,7 +230,7 @@ def is_trained(folder: Path) -> bool:
 
 
 def root_of(model: str) -> str:
-    """Return the model at the start of a chain of trainings, or ``model`` if it was not trained.
+    """Return the base model that a chain of training runs began with, or ``model`` if untrained.
 
     Raises:
         DamagedFileError: training.json is damaged.
@@ -245,7 +245,7 @@ def root_of(model: str) -> str:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the entries of a training's log, in order."""
+    """Return the entries of the log of a training run, in order."""
     path = folder / _LOG
     return [orjson.loads(line) for line in _lines(path)] if path.exists() else []
 
@@ -268,19 +268,19 @@ def _check_same(folder: Path, before: TrainingInputs, now: TrainingInputs) -> No
             f"{key} (was {was!r}, now {value!r})" for key, (was, value) in [*differ.items()][:3]
         )
         raise RunError(
-            f"{folder} contains a training with other settings: {changed}.",
-            "Give the same settings, or another --out.",
+            f"{folder} contains a training run with different settings: {changed}.",
+            "Use the same settings, or another --out.",
         )
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the step in a checkpoint's name, or -1 if the name has no number."""
+    """Return the step number in a checkpoint's name, or -1 if the name has no number."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
 
 
 def _problem(checkpoint: Path) -> str:
-    """Return why training cannot resume from a checkpoint; empty if it can."""
+    """Return the reason why training cannot resume from a checkpoint, or "" if it can."""
     path = checkpoint / _SEAL
     try:
         seal = Seal.from_json(path.read_bytes(), path)

@@ -1,4 +1,4 @@
-"""Reads and writes dataset folders: Parquet parts, a card, and the manifest.
+"""Reads and writes dataset folders: Parquet files (parts), the dataset card, and the manifest.
 
 The manifest is written last, so a folder with a manifest contains a complete dataset.
 """
@@ -13,8 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.schema.arrow import rejected_table_of, samples_in, schema, table_of
@@ -59,13 +57,13 @@ def output_folder(folder: Path, provenance: Provenance) -> Iterator[None]:
     """Create and lock the output folder of a dataset that is derived from other data.
 
     Args:
-        folder: the output folder; created with its parents.
+        folder: the output folder. It is created, with its parents, if necessary.
         provenance: the command, the digests of its inputs, and its options.
 
     Raises:
-        RunError: the folder contains something else or a dataset with another provenance, or
+        RunError: the folder contains other files or a dataset with a different provenance, or
             is in use.
-        StorageError: the files cannot be written.
+        StorageError: a file cannot be written.
     """
     path = folder / _PROVENANCE
     with ExitStack() as stack:
@@ -86,28 +84,25 @@ def output_folder(folder: Path, provenance: Provenance) -> Iterator[None]:
 def _check_old(folder: Path) -> None:
     """Raise VersionError for a dataset of format 2, which can be read but not written."""
     if (folder / _OLD_PROVENANCE).exists():
-        raise VersionError(folder / _MANIFEST, 2, "Give another --out, or remove the folder.")
+        raise VersionError(folder / _MANIFEST, 2, "Use another --out, or remove the folder.")
 
 
 def _check_same(folder: Path, path: Path, provenance: Provenance) -> None:
-    try:
-        before = orjson.loads(regular_file(path).read_bytes())
-        changed = differences(before, provenance.to_dict())
-    except (OSError, orjson.JSONDecodeError, AttributeError):
-        changed = {_PROVENANCE: (None, None)}
+    before = read_provenance(folder)
+    changed = differences(before.to_dict(), provenance.to_dict())
     if changed:
         raise RunError(
-            f"{folder} contains a dataset with other inputs, options or code; "
+            f"{folder} contains a dataset made with different inputs, options or code; "
             f"changed: {', '.join(changed)}.",
-            "Give another --out, or remove the folder.",
+            "Use another --out, or remove the folder.",
         )
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """Read the command, inputs and options from which a dataset was derived.
+    """Read the record of the command, inputs and options that created a dataset.
 
     Raises:
-        RunError: the folder has no record of them.
+        RunError: the folder has no such record.
         DamagedFileError: the file is damaged.
     """
     for name in (_PROVENANCE, _OLD_PROVENANCE):
@@ -122,7 +117,7 @@ def is_complete(folder: Path) -> bool:
 
     Raises:
         DamagedFileError: the manifest is damaged.
-        VersionError: the dataset has another format.
+        VersionError: the dataset has an unsupported format.
     """
     manifest = read_manifest(folder)
     return (
@@ -136,9 +131,9 @@ def is_complete(folder: Path) -> bool:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file or dataset; that of a dataset is the digest of its manifest.
+    """Return the SHA-256 of a file, or that of the manifest of a dataset folder.
 
-    The manifest contains the digests of all parts.
+    The manifest contains the digests of all parts, so its digest identifies the whole dataset.
 
     Raises:
         RunError: the path is a folder without a complete dataset.
@@ -150,7 +145,7 @@ def digest_of(path: Path) -> str:
 
 
 class Writer:
-    """Writes a dataset row by row; see `writing`."""
+    """Writes the rows of a dataset and its manifest; created by `writing`."""
 
     def __init__(self, folder: Path, shape: Shape, splits: Sequence[str]) -> None:
         self.contents = RowCounts()
@@ -176,18 +171,14 @@ class Writer:
             StorageError: a file cannot be written.
         """
         if any(s.shape != self._shape for s in samples):
-            raise ValueError(f"a row does not have the shape {self._shape}")
+            raise ValueError(f"a row cannot be written to a dataset of {self._shape}")
         self.contents.add(samples)
         self._rows[split] += len(samples)
         with storage(self._folder):
             self._data[split].add(samples)
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
-        """Append rejected rows.
-
-        Raises:
-            StorageError: a file cannot be written.
-        """
+        """Append rejected rows. Raise StorageError if a file cannot be written."""
         self.contents.rejected += len(rejected)
         with storage(self._folder):
             self._rejected.add(rejected)
@@ -206,10 +197,10 @@ class Writer:
         Args:
             card: returns the text of README.md.
             rejections: the rejected rows by stage, filter and reason.
-            facts: other facts for the manifest.
+            facts: additional facts for the manifest.
 
         Raises:
-            StorageError: a file cannot be written. No incomplete file has its final name.
+            StorageError: a file cannot be written. Incomplete files never get their final names.
         """
         with storage(self._folder):
             filled = [split for split, rows in self._rows.items() if rows]
@@ -237,7 +228,8 @@ class Writer:
 def writing(folder: Path, shape: Shape, splits: Sequence[str] = WHOLE) -> Iterator[Writer]:
     """Yield a writer for a dataset folder; the manifest of an earlier dataset is removed first.
 
-    The same rows in the same order give the same bytes, in whatever batches they are passed.
+    The same rows in the same order give the same bytes, even if they are passed in different
+    batches.
 
     Raises:
         StorageError: a file cannot be written.
@@ -282,7 +274,7 @@ def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 class _Table:
-    """Writes the parts of one table; row groups and parts have fixed numbers of rows."""
+    """Writes one table as Parquet files (parts) with a fixed number of rows per group and part."""
 
     def __init__(
         self, folder: Path, table: str, split: str, schema: Any, to_table: Callable[[Any], Any]
@@ -361,37 +353,39 @@ def _remove_others(folder: Path, written: set[str]) -> None:
 
 
 def manifest_bytes(folder: Path) -> bytes | None:
-    """Return the bytes of the manifest, to see whether a dataset changed, or None."""
+    """Return the manifest as bytes, to detect changes of a dataset, or None if it is missing."""
     path = folder / _MANIFEST
     return path.read_bytes() if path.is_file() else None
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Read the manifest of a complete dataset; None if the folder has no manifest.
+    """Return the manifest of a dataset, or None if the folder has no manifest.
 
     Raises:
         DamagedFileError: the file is damaged.
-        VersionError: the dataset has another format.
+        VersionError: the dataset has an unsupported format.
     """
     path = folder / _MANIFEST
     if not path.exists():
         return None
     hint = _next_step(folder)
     try:
-        manifest = manifest_of(path.read_bytes(), path)
+        manifest = manifest_of(regular_file(path).read_bytes(), path)
     except OSError as error:
-        raise DamagedFileError(f"cannot be read ({error}).", path=path, hint=hint) from error
+        raise DamagedFileError(
+            f"the file cannot be read ({error}).", path=path, hint=hint
+        ) from error
     except DamagedFileError as error:
         error.hint = hint
         raise
     # A path in the manifest must not lead out of the folder.
     if not manifest.files or any(_PART.fullmatch(part.path) is None for part in manifest.files):
-        raise DamagedFileError("is damaged (files).", path=path, hint=hint)
+        raise DamagedFileError("files: the list is damaged.", path=path, hint=hint)
     return manifest
 
 
 def manifest_in(folder: Path) -> Manifest:
-    """Read the manifest of a complete dataset.
+    """Return the manifest of a complete dataset.
 
     Raises:
         RunError: the folder contains no complete dataset, or the manifest is damaged.
@@ -407,11 +401,11 @@ def _next_step(folder: Path) -> str:
         return "Run: instructgen rebuild."
     if (folder / _PROVENANCE).exists() or (folder / _OLD_PROVENANCE).exists():
         return "Remove the folder, then rerun the command that created it."
-    return "Give a dataset folder that instructgen created."
+    return "Use a dataset folder that instructgen created."
 
 
 def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
-    """Return the table (``data`` or ``rejected``) and the row with this id, or None."""
+    """Return the table (``data`` or ``rejected``) that contains this id, and the row, or None."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -427,7 +421,7 @@ def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def shape_of(folder: Path) -> Shape:
-    """Return the shape of the rows of a complete dataset; see `manifest_in`."""
+    """Return whether a complete dataset has rows of instructions or of preferences."""
     return manifest_in(folder).shape
 
 
@@ -456,10 +450,10 @@ def training_split(folder: Path) -> str | None:
 
 
 def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:
-    """Yield the rows of a dataset in order, as dictionaries of its columns.
+    """Yield the rows of a dataset in order, each as a dictionary of values by column.
 
     Raises:
-        RunError: the dataset is not complete, or a part differs from its manifest.
+        RunError: the dataset is not complete, or a part does not match its digest.
     """
     for batch in read_batches(folder, table):
         yield from batch.to_pylist()
@@ -477,7 +471,7 @@ def read_samples(folder: Path, table: str = "data", split: str | None = None) ->
         RunError: as for `read_rows`, or the dataset does not have this split.
     """
     if split is not None and split not in (known := splits_of(folder)):
-        raise RunError(f"{folder} has no split {split!r}.", f"It has {', '.join(known)}.")
+        raise RunError(f"{folder} has no split {split!r}.", f"Use {' or '.join(known)}.")
     for batch in read_batches(folder, table, split):
         yield from samples_in(batch)
 
@@ -509,11 +503,13 @@ def read_batches(
 
 
 def _intact_parts(folder: Path, table: str) -> Iterator[Path]:
-    """Yield the parts of a table after comparing digests: page checksums miss the footer."""
+    """Yield the parts of a table after checking digests, as page checksums exclude the footer."""
     for part in manifest_in(folder).files:
         path = folder / part.path
         if path.parent.name != table:
             continue
         if not path.exists() or digest_of_file(path) != part.sha256:
-            raise DamagedFileError("is damaged or missing.", path=path, hint=_next_step(folder))
+            raise DamagedFileError(
+                "the file is damaged or missing.", path=path, hint=_next_step(folder)
+            )
         yield path

@@ -1,6 +1,6 @@
-"""Writes files and locks folders so that a process can be killed at any time.
+"""Writes files and locks folders so that no file is damaged if the process is killed.
 
-A file is complete or absent, and errors of the disk are raised as `StorageError`.
+A file is either complete or absent. File system errors are raised as `StorageError`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from instructgen.errors import RunError, StorageError
+from instructgen.errors import DamagedFileError, RunError, StorageError
 
 LOCK = "lock"
 _NEXT_STEPS = {
@@ -28,7 +28,7 @@ _NEXT_STEPS = {
 
 
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file so that a file with this name is always complete."""
+    """Write a file atomically, so that a file with this name is always complete."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -63,27 +63,27 @@ def digest_of_file(path: Path) -> str:
 
 
 def make_folder(folder: Path, *names: str) -> None:
-    """Create a folder, or check that it contains only these files and the lock file."""
+    """Create a folder; raise RunError if it contains other files than these and the lock file."""
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is not a folder.", "Give another --out.")
+        raise RunError(f"{folder} is not a folder.", "Use another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     known = {LOCK, *names, *(f".{name}.partial" for name in names)}
     if others := sorted({p.name for p in folder.iterdir()} - known):
         raise RunError(
             f"{folder} is not an instructgen output folder (contains {others[0]}).",
-            "Give another --out.",
+            "Use another --out.",
         )
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path; raise RunError if it is a pipe or device, where reading could block."""
+    """Return the path; raise DamagedFileError for a pipe or a device, where reading could block."""
     if path.exists() and not path.is_file():
-        raise RunError(f"{path} is not a regular file.", "Restore it from a copy.")
+        raise DamagedFileError("this is not a regular file.", path=path)
     return path
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to disk, so that they survive a power failure."""
+    """Flush the list of files in a folder to disk, so that new names survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -93,7 +93,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
-    """Lock a folder for this process, and for those that inherit the yielded file descriptor.
+    """Lock a folder for this process, and for processes that inherit the yielded descriptor.
 
     Raises:
         RunError: another process still holds the lock after ``wait_s`` seconds.
@@ -109,7 +109,7 @@ def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
                 if time.monotonic() >= deadline:
                     raise RunError(
                         f"{folder} is in use by another process.",
-                        "Wait until it ends, or give another --out.",
+                        "Wait until that process ends, or use another --out.",
                     ) from None
                 time.sleep(0.05)
         yield handle
@@ -119,7 +119,7 @@ def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Raise errors of the file system as `StorageError`, with the file and the next step."""
+    """Convert file system errors to `StorageError`, with the file and the next step."""
     try:
         yield
     except StorageError:
@@ -128,15 +128,15 @@ def storage(path: Path) -> Iterator[None]:
         where = error.filename or path
         step = _NEXT_STEPS.get(error.errno or 0, "Fix the cause")
         raise StorageError(
-            f"{where}: cannot be written ({error.strerror or error}).",
+            f"{where} cannot be written ({error.strerror or error}).",
             f"{step}, then rerun the same command to resume.",
         ) from error
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys, as ``table.key``, whose values differ between two records, with both values.
+    """Return both values of each key (``table.key``) whose values differ between two records.
 
-    The value of a missing key is None, as that of an option that was not given.
+    A missing key has the value None, like an option that was not given.
     """
     before, after = _flat(was), _flat(now)
     keys = [k for k in (before | after) if before.get(k) != after.get(k)]

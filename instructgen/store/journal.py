@@ -1,6 +1,6 @@
 """Reads and writes run folders: run.json, the seeds, and the journal of completions.
 
-The dataset in the folder is computed from these files and can be written again from them.
+The dataset in the folder is computed from these files, and can be rebuilt from them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _SESSIONS = "sessions.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A recorded completion and the digest of its request."""
+    """A completion in the journal, and the digest of its request."""
 
     request_digest: str
     completion: Completion
 
 
 class Run:
-    """A run folder, locked for this process.
+    """A run folder that is locked for this process.
 
-    Use `Run.create` or `Run.open`, which are context managers. ``healed`` is a message if an
-    incomplete last line of the journal was removed.
+    Use the context managers `Run.create` or `Run.open` to get one. ``healed`` is a message for
+    the user if an incomplete last line was removed from the journal, otherwise None.
     """
 
     def __init__(self, folder: Path, info: RunInfo) -> None:
@@ -66,13 +66,13 @@ class Run:
         """Start a run in a new or empty folder.
 
         Args:
-            folder: the run folder; created with its parents.
+            folder: the run folder. It is created, with its parents, if necessary.
             info: the contents of run.json.
             seeds: the seeds as JSON lines. They are copied, so that the run does not depend
                 on other files.
 
         Raises:
-            RunError: the folder contains something else, or is in use.
+            RunError: the folder contains other files, or is in use.
             StorageError: a file cannot be written.
         """
         with ExitStack() as stack:
@@ -92,7 +92,7 @@ class Run:
         """Open a run to resume it; an incomplete last line of the journal is removed.
 
         Raises:
-            RunError: the folder is not a run, is in use, is damaged, or has another format.
+            RunError: the folder is not a run, is in use, is damaged, or has an unsupported format.
             StorageError: a file cannot be written.
         """
         info = read_info(folder)
@@ -113,7 +113,8 @@ class Run:
     def record(self, batch: int, request: int, digest: str, completion: Completion) -> None:
         """Append a completion to the journal.
 
-        It survives a kill from now on, and a power failure after `sync`.
+        The recorded completion is not lost if the process is killed; after `sync`, not even in a
+        power failure.
 
         Raises:
             StorageError: the file cannot be written; earlier completions stay recorded.
@@ -147,11 +148,7 @@ class Run:
                 self._recorded[batch, request] = Entry(digest, completion)
 
     def update(self, info: RunInfo) -> None:
-        """Replace the contents of run.json.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
+        """Replace the contents of run.json. Raise StorageError if it cannot be written."""
         with storage(self.folder):
             write_atomic(self.folder / _RUN, [info.to_json()])
         self.info = info
@@ -170,11 +167,7 @@ class Run:
         return read_seed_rows(self.folder, self.info)
 
     def end_session(self, use: SessionUse) -> None:
-        """Append the use of this session to sessions.jsonl; the dataset does not depend on it.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
+        """Append this session's time and tokens to sessions.jsonl, or raise StorageError."""
         path = regular_file(self.folder / _SESSIONS)
         with storage(path), path.open("ab") as file:
             file.write(orjson.dumps(use) + b"\n")
@@ -189,13 +182,13 @@ class Run:
             if self._end < os.fstat(self._journal).st_size:
                 os.ftruncate(self._journal, self._end)
                 os.fsync(self._journal)
-                self.healed = f"{path}: the last line was incomplete; its request is sent again."
+                self.healed = f"{path}: removed an incomplete last line; its request is sent again."
             yield self
         finally:
             os.close(self._journal)
 
     def _read(self, path: Path) -> int:
-        """Check and index the journal; return the end of its last complete line."""
+        """Check and index the journal; return the offset of the end of its last complete line."""
         offset = 0
         with path.open("rb") as file:
             for line in file:
@@ -205,7 +198,7 @@ class Run:
                 self._chain = _link(self._chain, payload)
                 if chain != self._chain.encode():
                     raise DamagedFileError(
-                        f"is damaged at byte {offset}.",
+                        f"the file is damaged at byte {offset}.",
                         path=path,
                         hint=f"Restore it from a copy, or truncate it there (truncate -s {offset} "
                         f"{path}) to request the remaining completions again.",
@@ -223,7 +216,7 @@ def read_info(folder: Path) -> RunInfo:
     Raises:
         RunError: the folder has no run.json.
         DamagedFileError: the file is damaged.
-        VersionError: the file has another format.
+        VersionError: the file has an unsupported format.
     """
     path = regular_file(folder / _RUN)
     try:
@@ -231,7 +224,7 @@ def read_info(folder: Path) -> RunInfo:
     except FileNotFoundError:
         raise RunError(f"{folder} is not a run: it has no {_RUN}.", "Check the path.") from None
     except OSError as error:
-        raise DamagedFileError(f"cannot be read ({error}).", path=path) from error
+        raise DamagedFileError(f"the file cannot be read ({error}).", path=path) from error
     return run_info_of(data, path)
 
 
@@ -244,12 +237,12 @@ def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
     path = folder / _SEEDS
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != info.seeds.sha256:
-        raise DamagedFileError("is missing or was changed.", path=path)
+        raise DamagedFileError("the file is missing or was changed.", path=path)
     return (orjson.loads(line) for line in data.split(b"\n") if line)
 
 
 def read_sessions(folder: Path) -> list[SessionUse]:
-    """Read the use of each session of a run; sessions that were killed have no entry."""
+    """Return the time and tokens of each session of a run, except sessions that were killed."""
     path = folder / _SESSIONS
     if not path.is_file():
         return []

@@ -1,7 +1,7 @@
 """Defines the JSON files of runs, datasets and models, one dataclass per file.
 
 The files are run.json, manifest.json, provenance.json, training.json and sealed.json. A
-manifest of format 2 is migrated when it is read.
+manifest of format 2 is converted to the current format when it is read.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from instructgen.schema.sample import Shape
 # The format of runs and datasets. In 2, rows have more columns than in 1. In 3, the facts of a
 # command are in one table of the manifest.
 FORMAT = 3
-# The version of instructgen that can resume runs and trainings of the previous format.
+# The version of instructgen that can resume runs and training runs of the previous format.
 VERSION_BEFORE = "0.1.0"
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance(JsonRecord):
-    """All that determines a derived dataset: the contents of provenance.json."""
+    """Everything that determines a derived dataset: the contents of provenance.json."""
 
     command: str
     inputs: tuple[InputRef, ...]
@@ -39,7 +39,7 @@ class Provenance(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Part(JsonRecord):
-    """A Parquet file of a dataset, as its manifest lists it."""
+    """A Parquet file of a dataset, as listed in the manifest."""
 
     path: str
     rows: int
@@ -68,10 +68,10 @@ class RejectionCount(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Manifest(JsonRecord):
-    """The contents of manifest.json: the parts of a complete dataset and the row counts.
+    """The contents of manifest.json: the parts of a complete dataset and its row counts.
 
-    ``rejections`` count the rejected rows. ``facts`` are other facts of the command that
-    created the dataset, such as the number of rows read.
+    ``rejections`` are the numbers of rejected rows by stage, filter and reason. ``facts`` are
+    additional facts from the command that created the dataset, such as the number of rows read.
     """
 
     format: int
@@ -86,7 +86,7 @@ class Manifest(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Seeds(JsonRecord):
-    """The digest and number of a run's seed tasks."""
+    """The digest and the number of the seed tasks of a run."""
 
     sha256: str
     rows: int
@@ -96,8 +96,8 @@ class Seeds(JsonRecord):
 class RunInfo(JsonRecord):
     """The contents of run.json: the settings with which a run was started.
 
-    ``config`` are the settings by table. ``form`` contains the prompt style and whether JSON
-    schemas are enforced; it is empty in the runs of prefer.
+    ``config`` contains the settings by recipe table. ``form`` contains the prompt style and
+    whether JSON schemas are enforced; it is empty for runs of the command `prefer`.
     """
 
     format: int
@@ -110,7 +110,7 @@ class RunInfo(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs(JsonRecord):
-    """All that determines a trained model: the first part of training.json."""
+    """Everything that determines a trained model: the first part of training.json."""
 
     command: str
     model: InputRef
@@ -123,10 +123,11 @@ class TrainingInputs(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainedRows(JsonRecord):
-    """The row counts of a training.
+    """The row counts of a training run.
 
-    ``train`` counts the rows available for training, ``seen`` those that the steps used.
-    ``rejected`` counts rejected rows by reason, ``held_out`` the rows of the evaluation.
+    ``train`` is the number of rows available for training, and ``seen`` the number of rows that
+    the steps used. ``rejected`` contains the number of rejected rows by reason, and ``held_out``
+    is the number of held-out rows that the model was evaluated on.
     """
 
     train: int
@@ -139,10 +140,11 @@ class TrainedRows(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts(JsonRecord):
-    """The results of a training: the second part of training.json.
+    """The results of a training run: the second part of training.json.
 
-    ``base`` is the base model, ``root`` the model at the start of a chain of trainings.
-    ``reload`` compares the saved model with the trained one.
+    ``base`` is the model that was trained, and ``root`` the base model that a chain of training
+    runs began with. ``reload`` contains the differences between the logits of the saved model
+    and those of the trained model in memory.
     """
 
     base: str
@@ -163,7 +165,7 @@ class TrainingFacts(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainingInfo(JsonRecord):
-    """The contents of training.json; a training without a result is not finished."""
+    """The contents of training.json. A training run without a result is not finished."""
 
     format: int
     inputs: TrainingInputs
@@ -172,7 +174,7 @@ class TrainingInfo(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Seal(JsonRecord):
-    """The contents of sealed.json: digests of a complete checkpoint's files, by name."""
+    """The contents of sealed.json: the digests of the files of a complete checkpoint, by name."""
 
     files: dict[str, str]
 
@@ -187,7 +189,7 @@ class SessionUse(JsonRecord):
 
 
 def read_format(data: bytes, path: Path) -> Mapping[str, Any]:
-    """Parse the JSON object in a file, whose key ``format`` states its format.
+    """Parse a JSON file that contains an object; its key ``format`` states the file format.
 
     Raises:
         DamagedFileError: the text is not a JSON object.
@@ -195,14 +197,14 @@ def read_format(data: bytes, path: Path) -> Mapping[str, Any]:
     try:
         values = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise DamagedFileError(f"is damaged ({error}).", path=path) from None
+        raise DamagedFileError(f"the file is damaged ({error}).", path=path) from None
     if not isinstance(values, dict):
-        raise DamagedFileError("is damaged (not a JSON object).", path=path)
+        raise DamagedFileError("the file is damaged (not a JSON object).", path=path)
     return values
 
 
 def manifest_of(data: bytes, path: Path) -> Manifest:
-    """Read a manifest; one of format 2 is migrated.
+    """Parse a manifest. A manifest of format 2 is converted to the current format.
 
     Raises:
         DamagedFileError: the file is damaged.
@@ -217,7 +219,7 @@ def manifest_of(data: bytes, path: Path) -> Manifest:
 
 
 def _migrated(values: dict[str, Any]) -> dict[str, Any]:
-    """Migrate a manifest from format 2, which had the command's facts among the other keys."""
+    """Convert a manifest from format 2, in which the command's facts were top-level keys."""
     known = ("format", "shape", "rows", "rejected", "terms", "files")
     facts = {k: v for k, v in values.items() if k not in (*known, "licenses", "funnel")}
     funnel = values.get("funnel", [])
@@ -230,11 +232,11 @@ def _migrated(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_info_of(data: bytes, path: Path) -> RunInfo:
-    """Read run.json.
+    """Parse the contents of run.json.
 
     Raises:
         DamagedFileError: the file is damaged.
-        VersionError: the run has another format.
+        VersionError: the run has an unsupported format.
     """
     version = read_format(data, path).get("format")
     if version != FORMAT:
@@ -243,4 +245,4 @@ def run_info_of(data: bytes, path: Path) -> RunInfo:
     return RunInfo.from_json(data, path)
 
 
-_OTHER = "Use the version of instructgen that wrote it."
+_OTHER = "Use the version of instructgen that wrote the file."

@@ -1,4 +1,4 @@
-"""Keeps rows on disk between two passes over a dataset; removed when the command ends."""
+"""Keeps rows in temporary files between two passes over a dataset."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Spool:
     """Numbered samples on disk, in buckets that are read back one at a time.
 
     Args:
-        folder: the folder in which a temporary folder is created.
-        shape: the shape of all samples.
+        folder: the folder in which a temporary folder is created. The temporary folder is
+            removed when the ``with`` block ends.
+        shape: the shape of all samples, instructions or preferences.
         buckets: the number of buckets.
     """
 

@@ -1,4 +1,4 @@
-"""Callbacks of the trainers: write the log, seal checkpoints, and stop on non-finite numbers."""
+"""Training callbacks: write the log, report checkpoints, and stop on non-finite numbers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from instructgen.training.launch import is_main, processes
 class Pace:
     """Progress and speed of a training run.
 
-    ``tokens`` counts the tokens that the model has read since training started or resumed, and
-    ``entry`` is the latest entry of the log.
+    ``tokens`` is the number of tokens that the model has read since training started or resumed,
+    and ``entry`` is the latest log entry.
     """
 
     steps: int
@@ -48,7 +48,7 @@ class Pace:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def progress(self) -> Progress:
-        """Return a progress event, with loss, reward and accuracy if they are logged."""
+        """Return a progress event, with the loss, reward and accuracy if they are logged."""
         shown: dict[str, float] = {
             k: self.entry[k] for k in ("loss", "reward", "accuracy") if k in self.entry
         }
@@ -66,8 +66,8 @@ class Pace:
 class Hooks:
     """Functions that a trainer calls while it runs.
 
-    ``log`` receives an entry for the log, ``saved`` the step of a checkpoint that was
-    written, and ``pace`` the progress after each logged step.
+    ``log`` receives each log entry, ``saved`` receives the step of each checkpoint after it is
+    written, and ``pace`` receives the progress after each logged step.
     """
 
     log: Callable[[dict[str, Any]], None]
@@ -76,7 +76,7 @@ class Hooks:
 
 
 def check_finite(name: str, value: float, step: int) -> None:
-    """Stop the run if a number is infinite or not a number.
+    """Raise an error if a value is infinite or NaN, which stops the training run.
 
     Raises:
         TrainingError: the value is not finite.
@@ -89,11 +89,13 @@ def check_finite(name: str, value: float, step: int) -> None:
 
 
 class Log(TrainerCallback):
-    """Callback that writes the log, seals checkpoints, and stops on a non-finite loss or weight.
+    """Callback that passes log entries, progress and checkpoints to the hooks.
+
+    It raises TrainingError if the loss, the gradient norm or a trained weight is not finite.
 
     Args:
         hooks: functions to call.
-        steps: number of optimizer steps of the run.
+        steps: number of optimizer steps in the run.
         supervised: number of tokens that the loss covers in each step, if known.
         read: number of tokens in each step, if known; otherwise TRL's count is used.
     """
@@ -116,7 +118,7 @@ class Log(TrainerCallback):
         self._pace.step = self._pace.began_at = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Check a log entry, then pass it and the progress to the hooks."""
+        """Check that a log entry is finite, then pass it and the progress to the hooks."""
         if not is_main() or "train_runtime" in logs:
             return
         entry = {k: v for k, v in logs.items() if isinstance(v, int | float)}

@@ -1,8 +1,8 @@
 """Turn rows into tokens and mark the tokens that the loss covers.
 
 A row is rendered with the chat template that is saved with the trained model, so that training
-and inference use the same prompt format. The prompts of Alpaca and Dolly for base models are
-chat templates too. Nothing here pads, packs or batches.
+and inference use the same prompt format. The Alpaca and Dolly prompt formats for base models are
+also chat templates. This module does not pad, pack or batch rows.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Encoded:
 
     Attributes:
         ids: token ids of the whole row.
-        trained: for each token, whether it belongs to an answer or its end of turn.
+        trained: for each token, whether it belongs to an answer or ends an answer's turn.
         prompt: number of tokens before the last answer.
-        said: number of tokens up to the end of the last answer's text, where text added by the
-            template or the end-of-turn token starts.
+        said: number of tokens up to the end of the last answer's text. Text that the template
+            adds, and the end-of-turn token, come after it.
     """
 
     ids: list[int]
@@ -51,7 +51,7 @@ class Encoded:
 
     @property
     def answer(self) -> list[int]:
-        """Token ids of the last answer and its end of turn."""
+        """Token ids of the last answer, including its end-of-turn token."""
         return self.ids[self.prompt :]
 
     def cut(self, length: int) -> Encoded:
@@ -141,7 +141,7 @@ class Encoder:
         except TemplateError as error:
             return Unusable("template", f"the chat template raised an error: {error}")
         if not spans or spans[-1][2] != len(messages) - 1:
-            return Unusable("template", "the chat template changes the prompt before an answer")
+            return Unusable("template", "the chat template changes the prompt if an answer follows")
         begin = spans[-1][0]
         # A template may strip the answer and append text that is not part of it.
         answer = final if text.startswith(final, begin) else final.strip()
@@ -175,7 +175,7 @@ class Encoder:
     def _spans(
         self, messages: Sequence[Message], sample: Sample | None = None
     ) -> tuple[str, list[tuple[int, int, int]]]:
-        """Return the rendered text and (begin, end, turn) of each trainable answer."""
+        """Return the rendered text, and (begin, end, turn) of each answer to train on."""
         text = self._render(messages, sample)
         spans = []
         for turn, message in enumerate(messages):
@@ -230,7 +230,7 @@ class Encoder:
 
 
 def _training_template(tokenizer: Any) -> str | None:
-    """Return TRL's variant of a known template that renders earlier turns unchanged, or None."""
+    """Return TRL's variant of the template that renders earlier turns unchanged, if it has one."""
     from trl.chat_template_utils import get_training_chat_template
 
     try:

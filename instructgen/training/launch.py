@@ -1,4 +1,4 @@
-"""Start several training processes: rerun the same command under a launcher.
+"""Train in several processes, by rerunning the same command under a launcher.
 
 The configuration files in accelerate/ also work with `accelerate launch` directly.
 """
@@ -17,9 +17,9 @@ _LAUNCH_OPTIONS = ("--strategy", "--processes")
 
 
 def launch(strategy: str, processes: int | None) -> None:
-    """Replace this process by a launcher that runs the same command in several processes.
+    """Replace this process with a launcher that runs the same command in several processes.
 
-    Does nothing in a process that a launcher started.
+    If a launcher started this process, do nothing.
 
     Args:
         strategy: ``ddp``, ``fsdp``, ``zero2`` or ``zero3``; each has a file in accelerate/.
@@ -50,7 +50,7 @@ def needs_gpus(strategy: str) -> ConfigError:
 
 
 def command(strategy: str, processes: int, arguments: list[str]) -> list[str]:
-    """Return the arguments for Python that start the launcher with this command.
+    """Return the Python arguments that start the launcher, which then runs this command.
 
     Args:
         strategy: name of a file in accelerate/ without its extension; ignored on a CPU.

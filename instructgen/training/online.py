@@ -42,9 +42,9 @@ class Tasks:
         probes: the same prompts as token ids.
         unseen: held-out tasks.
         asked: the prompts of the held-out tasks as token ids, so that every model is evaluated
-            in the format that was trained.
-        rewards: rewards that score a completion.
-        weights: weight of a reward by name; 1 if missing.
+            with the prompt format used in training.
+        rewards: rewards that score the completions.
+        weights: weight of each reward by name; a reward that is not listed has weight 1.
     """
 
     usable: list[Sample]
@@ -56,7 +56,7 @@ class Tasks:
     weights: Mapping[str, float]
 
     def weighted(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float]:
-        """Return the weighted sum of rewards per answer; one that does not apply counts as 0."""
+        """Return each answer's weighted sum of rewards; rewards that do not apply count as 0."""
         total = [0.0] * len(tasks)
         for reward in self.rewards:
             weight = self.weights.get(reward.name, 1.0)
@@ -81,17 +81,17 @@ def prepare_tasks(
     rejected: RejectedRows,
     reward: Sequence[str],
 ) -> Tasks:
-    """Turn rows into tasks that the rewards can score and that fit into the maximum length.
+    """Turn rows into tasks that the rewards can score and that fit in the maximum length.
 
     Args:
         rows: rows to train on, and held-out rows.
         encoder: renders the prompts.
-        options: maximum lengths, reward weights and seed.
-        rejected: receives the rows that cannot be used.
+        options: provides the maximum lengths, the reward weights and the random seed.
+        rejected: rows that cannot be used are added to it.
         reward: specifications of the rewards; see `rewards_of`.
 
     Raises:
-        ConfigError: a reward is unknown, or a weight names an unknown reward.
+        ConfigError: ``reward`` or ``options.reward_weights`` names an unknown reward.
     """
     rewards = rewards_of(reward)
     for name in options.reward_weights:
@@ -109,7 +109,7 @@ def prepare_tasks(
         ids = encoder.ids(text)
         if len(ids) + options.max_new_tokens > options.max_length:
             rejected.add(
-                task, "too_long", f"{len(ids)} prompt + {options.max_new_tokens} new tokens"
+                task, "too_long", f"{len(ids)} prompt tokens + {options.max_new_tokens} new tokens"
             )
             continue
         usable.append(task)
@@ -127,7 +127,7 @@ def prepare_tasks(
 
 
 def prepare(name: Name, tasks: Tasks, options: OnlineOptions) -> Prepared:
-    """Return the tasks and the trainer called ``name``: grpo, rloo or ppo."""
+    """Prepare the tasks and the trainer ``name``, which is ``grpo``, ``rloo`` or ``ppo``."""
 
     def build(job: Job) -> Built:
         sampler = None
@@ -157,7 +157,7 @@ def group_trainer(
         job: model and settings; its options must be `GroupOptions`.
         prompts: prompts, rendered by the chat template.
         rewards: reward functions by name.
-        sampler: samples completions in place of transformers; see `rollouts.Sampler`.
+        sampler: samples completions instead of transformers; see `rollouts.Sampler`.
 
     Raises:
         ConfigError: there are fewer prompts than ``batch_size``.
@@ -202,7 +202,7 @@ def group_trainer(
         callbacks=[Log(job.hooks, steps)],
     )
     trainer.sampler = sampler
-    # TRL shuffles the prompts once per pass, so that a pass uses each once.
+    # TRL shuffles the prompts once per epoch, so an epoch uses each prompt once.
     used = -(-steps // options.iterations) * options.batch_size
     return Built(ready(trainer), min(len(prompts), used))
 
@@ -216,7 +216,7 @@ def _reward_function(name: str, function: RewardFunction) -> Any:
 
 
 class _RenderedPrompts:
-    """Tokenizes prompts that are already rendered, and samples with ``sampler`` if there is one."""
+    """Tokenizes prompts that are already rendered, and samples with ``sampler`` if it is set."""
 
     sampler: Any = None
 

@@ -1,4 +1,4 @@
-"""Settings of training runs: one class per trainer, whose fields are the keys of [train]."""
+"""Training settings: one class per trainer; its fields are the keys of the TOML table `[train]`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TrainerOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     # Default learning rate for full fine-tuning.
     full_rate: ClassVar[float] = _RATE
-    # Old names of settings, for the message about an old name.
+    # New name of each renamed setting by its old name, for the error message about the old name.
     renamed: ClassVar[Mapping[str, str]] = {}
 
     seed: int = Field(
@@ -33,16 +33,18 @@ class TrainerOptions(BaseModel):
     )
     epochs: float = Field(1.0, gt=0, le=1000, description="Number of passes over the rows.")
     steps: int | None = Field(
-        None, ge=1, le=10**6, description="Number of optimizer steps. Replaces epochs."
+        None, ge=1, le=10**6, description="Number of optimizer steps. Overrides epochs."
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak learning rate. Default: depends on the trainer and on peft."
+        None,
+        gt=0,
+        description="Peak learning rate. The default depends on the trainer and on peft.",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="Decay of the learning rate after the warm-up."
     )
     warmup: float = Field(
-        0.03, ge=0, lt=1, description="Fraction of the steps in which the learning rate increases."
+        0.03, ge=0, lt=1, description="Fraction of the steps used to warm up the learning rate."
     )
     batch_size: int = Field(
         8, ge=1, description="Number of sequences, pairs or prompts per optimizer step."
@@ -60,7 +62,7 @@ class TrainerOptions(BaseModel):
         "the model if it is smaller.",
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Maximum norm for gradient clipping.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay for AdamW.")
     format: Format = Field(
         "chat",
         description="Prompt format. chat: the tokenizer's chat template; alpaca or dolly: "
@@ -71,20 +73,23 @@ class TrainerOptions(BaseModel):
         description="Padding token for a tokenizer without one: a token of its vocabulary, or eos.",
     )
     peft: Peft = Field("none", description="PEFT method. Default: none, which is full fine-tuning.")
-    lora_rank: int = Field(16, ge=1, le=4096, description="Rank of LoRA, QLoRA and DoRA.")
+    lora_rank: int = Field(16, ge=1, le=4096, description="Rank of LoRA, QLoRA and DoRA adapters.")
     lora_alpha: int = Field(
         32, ge=1, description="LoRA updates are scaled by lora_alpha / lora_rank."
     )
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the LoRA layers.")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout probability in the LoRA layers."
+    )
     adapter_length: int = Field(
-        10, ge=1, le=4096, description="Number of prompt tokens per layer of LLaMA-Adapter."
+        10, ge=1, le=4096, description="Number of learned prompt tokens per layer (LLaMA-Adapter)."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Data type of the weights. auto: float32, or bfloat16 with adapters on a GPU.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations: less memory, about 20% more time."
+        False,
+        description="Recompute activations to save memory, at the cost of about 20% more time.",
     )
     checkpoint_every: int = Field(50, ge=1, description="Number of steps between checkpoints.")
     log_every: int = Field(1, ge=1, description="Number of steps between log entries.")
@@ -106,54 +111,56 @@ class TrainerOptions(BaseModel):
 
 
 class SftOptions(TrainerOptions):
-    """Settings of supervised fine-tuning."""
+    """Settings for supervised fine-tuning (SFT)."""
 
     tokens: int | None = Field(
         None,
         ge=1,
         le=10**10,
-        description="Exact number of supervised tokens to train on. Replaces epochs.",
+        description="Exact number of supervised tokens to train on. Overrides epochs.",
     )
     packing: bool = Field(
-        True, description="Pack several rows into a sequence, without attention between them."
+        True, description="Pack several rows into one sequence, without attention between rows."
     )
     too_long: Literal["drop", "truncate"] = Field(
         "drop", description="What to do with rows of more than max_length tokens."
     )
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Loss weight of rows by source. Other sources have weight 1.",
+        description="Loss weight of rows by source. Sources that are not listed have weight 1.",
     )
     weight_score: str | None = Field(
-        None, description="Name of a score that is multiplied with the loss weight of its row."
+        None, description="Name of a score. The loss weight of each row is multiplied by it."
     )
     rationale: float = Field(
         0.0,
         ge=0,
-        description="Loss weight of a second task: to write the text of the label `rationale`.",
+        description="Loss weight of a second task: writing the text of the label `rationale`. "
+        "Default (0): no second task.",
     )
 
     @model_validator(mode="after")
     def _check_amounts(self) -> SftOptions:
         if self.tokens is not None and self.steps is not None:
-            raise ValueError("tokens and steps cannot be combined; pass one of them")
+            raise ValueError("tokens and steps cannot be combined; pass only one of them")
         if any(w < 0 for w in self.weights.values()):
             raise ValueError("weights must be 0 or more")
         return self
 
 
 class RewardOptions(TrainerOptions):
-    """Settings of reward models, which learn from preference pairs (Bradley-Terry)."""
+    """Settings for reward models, which learn from preference pairs (Bradley-Terry)."""
 
     center: float = Field(
         0.0,
         ge=0,
-        description="Coefficient that centers the rewards at 0 (arXiv 2312.09244, eq. 2).",
+        description="Coefficient of the loss term that centers the rewards at 0 "
+        "(arXiv 2312.09244, eq. 2).",
     )
 
 
 class DpoOptions(TrainerOptions):
-    """Settings of direct preference optimization (DPO)."""
+    """Settings for direct preference optimization (DPO)."""
 
     full_rate: ClassVar[float] = _GENTLE_RATE
 
@@ -161,13 +168,14 @@ class DpoOptions(TrainerOptions):
         0.1, gt=0, description="Coefficient of the implicit KL penalty against the base model."
     )
     loss: Literal["sigmoid", "sigmoid_norm", "ipo"] = Field(
-        "sigmoid", description="Loss. sigmoid_norm: normalized by length, as in Tulu 3."
+        "sigmoid",
+        description="Loss function. sigmoid_norm: sigmoid, normalized by length as in Tulu 3.",
     )
     sft_weight: float = Field(0.0, ge=0, description="Weight of an SFT loss on the chosen answers.")
 
 
 class KtoOptions(TrainerOptions):
-    """Settings of Kahneman-Tversky optimization (KTO), which labels single answers good or bad."""
+    """Settings for Kahneman-Tversky optimization (KTO), which learns from good and bad answers."""
 
     full_rate: ClassVar[float] = _GENTLE_RATE
 
@@ -179,14 +187,15 @@ class KtoOptions(TrainerOptions):
 
 
 class OnlineOptions(TrainerOptions):
-    """Settings that grpo, rloo and ppo share: they learn from completions that they sample."""
+    """Settings for `grpo`, `rloo` and `ppo`, which learn from completions that they sample."""
 
     full_rate: ClassVar[float] = _GENTLE_RATE
 
     max_new_tokens: int = Field(128, ge=1, description="Maximum number of tokens per completion.")
     temperature: float = Field(1.0, ge=0.01, le=100, description="Sampling temperature.")
     reward_weights: dict[str, float] = Field(
-        default_factory=dict, description="Weight of rewards by name. Other rewards have weight 1."
+        default_factory=dict,
+        description="Weight of rewards by name. Rewards that are not listed have weight 1.",
     )
     rollouts: Literal["transformers", "vllm"] = Field(
         "transformers",
@@ -201,17 +210,19 @@ class OnlineOptions(TrainerOptions):
 
 
 class GroupOptions(OnlineOptions):
-    """Settings of grpo and rloo, which compare the completions of a prompt with each other."""
+    """Settings for `grpo` and `rloo`, which compare the completions of a prompt with each other."""
 
     generations: int = Field(4, ge=2, description="Number of completions per prompt (group size).")
-    beta: float = Field(0.0, ge=0, description="KL coefficient against the base model.")
+    beta: float = Field(
+        0.0, ge=0, description="Coefficient of the KL penalty against the base model."
+    )
     iterations: int = Field(
         1, ge=1, description="Number of optimizer steps per batch of completions."
     )
 
 
 class PpoOptions(OnlineOptions):
-    """Settings of proximal policy optimization (Schulman et al. 2017) with a learned critic."""
+    """Settings for proximal policy optimization (PPO; Schulman et al. 2017), with a critic."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "kl": "kl_coef",
@@ -220,20 +231,24 @@ class PpoOptions(OnlineOptions):
     }
 
     kl_coef: float = Field(
-        0.05, ge=0, description="KL coefficient against the base model, per token."
+        0.05, ge=0, description="Coefficient of the KL penalty per token against the base model."
     )
     clip_range: float = Field(
         0.2, gt=0, lt=1, description="Clipping range of the probability ratio in the policy loss."
     )
-    value_clip: float = Field(0.2, gt=0, description="Clipping range of the value in its loss.")
+    value_clip: float = Field(
+        0.2, gt=0, description="Clipping range of the predicted value in the value loss."
+    )
     value_weight: float = Field(0.1, gt=0, description="Weight of the value loss.")
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount factor of later rewards.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount factor for later rewards.")
     lam: float = Field(
-        0.95, ge=0, le=1, description="GAE lambda. 1: no bias; 0: the smallest variance."
+        0.95, ge=0, le=1, description="GAE lambda. 1 gives no bias, 0 gives the lowest variance."
     )
     ppo_epochs: int = Field(2, ge=1, description="PPO epochs per rollout batch.")
     no_end_penalty: float = Field(
-        1.0, ge=0, description="Subtracted from the score of a completion without an end token."
+        1.0,
+        ge=0,
+        description="Penalty subtracted from the score of a completion without an end token.",
     )
 
 

@@ -55,9 +55,9 @@ def require_training_packages() -> None:
 def set_eos(model: Any, end_id: int) -> None:
     """Add ``end_id``, which ends an answer in the chat template, to the model's EOS tokens.
 
-    The generation config, which is saved with the model, is changed. Many base models have an
-    end-of-text token that differs from the template's end-of-turn token. Without this, they
-    would generate up to the token limit.
+    This changes the generation config, which is saved with the model. Many base models have an
+    end-of-text token that differs from the template's end-of-turn token. Without this change,
+    they would generate up to the token limit.
     """
     config = getattr(model, "generation_config", None)
     if config is None:
@@ -72,7 +72,7 @@ def length_for(name: str, requested: int) -> int:
 
     Args:
         name: the model: a folder, a Hub name, or ``smollm2``.
-        requested: requested length; 0 for 1024, or the model's context length if it is smaller.
+        requested: requested length. 0 means 1024, or the model's context length if smaller.
 
     Raises:
         ConfigError: the requested length exceeds the model's context length, or the model's
@@ -156,12 +156,12 @@ def check_reload(
         reloaded: `outputs` of the saved model.
         base: `outputs` of the model before training.
         precise: whether the model in memory computes in float32.
-        rough: whether the model in memory has quantized or sharded weights. Then no error is
-            raised.
+        rough: whether the model in memory has quantized or sharded weights. If so, a difference
+            is not an error.
 
     Returns:
-        Root mean square differences of the logits: ``difference`` between trained and saved
-        model, ``moved`` between base and saved model.
+        Root mean square differences of the logits: ``difference`` between the trained and the
+        saved model, ``moved`` between the base and the saved model.
 
     Raises:
         TrainingError: the saved model differs from the trained one.
@@ -170,7 +170,7 @@ def check_reload(
     most = (_EXACT if precise else _COARSE) * max(1.0, _distance(trained, 0 * trained))
     if not rough and difference > most:
         raise TrainingError(
-            f"The saved model differs from the trained one by {difference:.3g} in its logits.",
+            f"The saved model's logits differ from the trained model's by {difference:.3g}.",
             "The checkpoints are kept. Report this as a bug, with training.json attached.",
         )
     return {"difference": difference, "moved": moved}

@@ -83,7 +83,7 @@ def policy_loss(
 def value_loss(
     now: torch.Tensor, then: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip: float
 ) -> torch.Tensor:
-    """Return half the squared error of the values, clipped to within ``clip`` of the old ones."""
+    """Return half the mean squared error of the values, clipped to ``clip`` around the old ones."""
     clipped = then + (now - then).clamp(-clip, clip)
     worst = torch.max((now - returns) ** 2, (clipped - returns) ** 2)
     return 0.5 * (worst * mask).sum() / mask.sum()
@@ -118,7 +118,7 @@ class ActorCritic(torch.nn.Module):
         """Return log-probabilities, values and entropies for the last ``width`` tokens.
 
         ``ids`` and ``mask`` have the shape (completions, prompt and completion tokens), the
-        results (completions, width). A value is the prediction before its token.
+        results (completions, width). Each value is predicted from the text before its token.
         """
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
@@ -143,7 +143,7 @@ class _Rollouts:
     """The completions of one step, as tensors with one row per completion.
 
     ``ids`` and ``mask`` cover prompt and completion tokens; ``completion_mask``, the
-    log-probabilities and ``values`` only the completion tokens.
+    log-probabilities and ``values`` cover only the completion tokens.
     """
 
     ids: torch.Tensor
@@ -161,13 +161,13 @@ class _Rollouts:
 
 
 class PpoTrainer:
-    """Trains a policy with PPO; has the few methods of TRL's trainers that the caller needs.
+    """Trains a policy with PPO. Its methods are those of TRL's trainers that the caller needs.
 
     Args:
         job: model and settings; its options must be `PpoOptions`.
         prompts: prompts, rendered by the chat template.
-        scores: function that scores completions.
-        sampler: samples completions in place of transformers; see `rollouts.Sampler`.
+        scores: function that returns one score per completion.
+        sampler: samples completions instead of transformers; see `rollouts.Sampler`.
 
     Raises:
         ConfigError: ``micro_batch_size`` does not divide ``batch_size``, or the critic cannot
@@ -216,11 +216,11 @@ class PpoTrainer:
 
     @property
     def model(self) -> Any:
-        """The policy that is trained, with its adapters if there are any."""
+        """The policy that is trained, with its adapters if it has any."""
         return self.accelerator.unwrap_model(self._actor_critic).policy
 
     def _models(self, job: Job) -> tuple[Any, Any, Any]:
-        """Return policy, critic and reference; the reference is None if there are adapters."""
+        """Return the policy, the critic and the reference, which is None if there are adapters."""
         policy = job.model
         folder = policy.config._name_or_path
         dtype = str(policy.dtype).removeprefix("torch.")
@@ -252,7 +252,7 @@ class PpoTrainer:
     # -- training -------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | None = None) -> None:
-        """Train until the last step, from a checkpoint folder if one is given.
+        """Train to the last step, starting from a checkpoint folder if one is given.
 
         Raises:
             TrainingError: the loss or the gradient norm is not finite.
@@ -434,7 +434,7 @@ class PpoTrainer:
     # -- files ----------------------------------------------------------------------------
 
     def save_model(self, folder: str) -> None:
-        """Save the policy, or only its adapters if there are any."""
+        """Save the policy, or only its adapters if it has any."""
         self.model.save_pretrained(folder)
 
     def _save(self) -> None:

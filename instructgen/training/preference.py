@@ -33,7 +33,7 @@ from instructgen.training.trainer import Built, Job, Prepared, arguments, plan, 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with its chosen and with its rejected answer, as tokens."""
+    """A preference pair as tokens: the prompt with the chosen and with the rejected answer."""
 
     chosen: Encoded
     rejected: Encoded
@@ -42,7 +42,7 @@ class Pair:
 def prepare(
     trainer: Name, rows: Rows, encoder: Encoder, options: TrainerOptions, rejected: RejectedRows
 ) -> Prepared:
-    """Turn rows into pairs of a chosen and a rejected answer, both within the maximum length.
+    """Encode each row as a pair of a chosen and a rejected answer within the maximum length.
 
     Rows that cannot be used are added to ``rejected``.
     """
@@ -122,7 +122,7 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
     ordered = [examples[i] for i in order.order]
     if shared < 2:
         raise ConfigError(
-            "kto compares the rows of a micro-batch, so it requires at least 2 rows in each.",
+            "kto compares the rows of a micro-batch, so a micro-batch needs at least 2 rows.",
             "Set micro_batch_size to 2 or more, and batch_size to a multiple of it.",
         )
     answers = [row.answer for row, _ in ordered]
@@ -164,15 +164,15 @@ def _pair_trainer(kind: Any, job: Job, args: Any, rows: Dataset, order: Schedule
 
 
 class _Tokenized:
-    """Skips TRL's preparation of the dataset, because the rows are already tokens."""
+    """Skips TRL's dataset preparation, because the rows are already tokenized."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
 
 class _Dpo(_Tokenized, DPOTrainer):
-    """TRL's DPO trainer for rows that are already tokens."""
+    """TRL's DPO trainer for rows that are already tokenized."""
 
 
 class _Kto(_Tokenized, KTOTrainer):
-    """TRL's KTO trainer for rows that are already tokens."""
+    """TRL's KTO trainer for rows that are already tokenized."""

@@ -23,14 +23,14 @@ _MAX_TOKENS = 2_048
 
 
 class Reward(Protocol):
-    """Protocol of an object that scores answers to tasks."""
+    """Protocol for objects that score answers to tasks."""
 
     @property
     def name(self) -> str:
         """Name of the reward in logs and in ``reward_weights``."""
 
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> Sequence[float | None]:
-        """Return one number per answer; None if the reward does not apply to the task."""
+        """Return one score per answer; None if the reward does not apply to the task."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class VerifierReward:
 
 
 def verifiers_in(specs: Sequence[str]) -> list[type[Verifier]]:
-    """Return the verifier classes that specifications such as ``verifiers:ifeval,math`` name."""
+    """Return the verifier classes named in specifications such as ``verifiers:ifeval,math``."""
     known = classes("verifiers")
     return [known[name] for spec in specs for name in _verifier_names(spec) if name in known]
 
 
 def _verifier_names(spec: str) -> list[str]:
-    """Return the verifiers that a specification names; empty if it names a model."""
+    """Return the names of the verifiers in a specification; empty if it specifies a model."""
     if not spec.startswith(_VERIFIERS):
         return []
     return [n for name in spec.removeprefix(_VERIFIERS).split(",") if (n := name.strip())]
@@ -129,7 +129,7 @@ def score_ids(model: Any, rows: Sequence[list[int] | None], pad: int) -> list[fl
 
 
 def rewards_of(specs: Sequence[str]) -> list[Reward]:
-    """Load the rewards that the specifications name.
+    """Load the specified rewards.
 
     Args:
         specs: each ``verifiers:NAME,NAME``, or the folder or Hub name of a reward model.
@@ -160,14 +160,14 @@ def rewards_of(specs: Sequence[str]) -> list[Reward]:
 def tasks_of(
     rewards: Sequence[Reward], samples: Sequence[Sample], seed: int, *, models: bool | None = None
 ) -> tuple[list[Sample], list[Sample]]:
-    """Turn rows into tasks that the rewards can score, and return the remaining rows too.
+    """Turn rows into tasks, and separate them from the rows that the rewards cannot score.
 
     Args:
         rewards: rewards that will score the answers.
-        samples: rows.
+        samples: rows to turn into tasks.
         seed: random seed for the tasks, such as the choice of a constraint.
-        models: whether a reward model will score the answers too. None: whether ``rewards``
-            contains one. Without a model, rows that no verifier can check remain.
+        models: whether a reward model also scores the answers; None to check whether ``rewards``
+            contains one. A reward model can score every row, a verifier only some rows.
     """
     verifiers = [r.verifier for r in rewards if isinstance(r, VerifierReward)]
     has_model = len(verifiers) < len(rewards) if models is None else models

@@ -1,7 +1,7 @@
-"""Sample completions with vLLM on a CPU, by saving the current weights for it to reload.
+"""Sample completions with vLLM on a CPU: save the current weights, and let vLLM reload them.
 
 TRL's vLLM mode transfers weights with collective operations that the CPU build of vLLM does not
-support. On a GPU, TRL's mode is used, not this module.
+support. On a GPU, TRL's vLLM mode is used instead of this module.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Sampler = Callable[[Any, int, list[list[int]], int, float], list[list[int]]]
 
 
 def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sampler | None:
-    """Return a sampler that reloads the policy's weights after each step that changed them.
+    """Return a vLLM sampler that reloads the policy's weights after each step that changed them.
 
     Args:
-        tokenizer: saved together with the weights.
-        options: maximum row length and random seed.
+        tokenizer: tokenizer to save together with the weights.
+        options: provides the maximum row length and the random seed.
         folder: the weights are saved in its subfolder ``.rollout``.
 
     Returns:
-        The sampler, or None on a GPU, where TRL's own mode is used. The sampler raises
+        The sampler, or None on a GPU, where TRL's vLLM mode is used. The sampler raises
         EngineError if vLLM is not installed or does not start.
     """
     if has_gpu():
@@ -73,7 +73,7 @@ def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sample
 
 
 def _save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the policy as one model; adapters are merged while it is saved."""
+    """Save the policy as one model, with its adapters merged."""
     shutil.rmtree(folder, ignore_errors=True)
     if hasattr(model, "merge_adapter"):
         model.merge_adapter()

@@ -16,7 +16,7 @@ from instructgen.schema.sample import Sample, Shape
 from instructgen.store import read_samples, shape_of, splits_of, training_split
 from instructgen.training.encode import Encoded, Encoder, Unusable
 
-# License of rows in plain files. They are only trained or measured on, and not published.
+# License of rows in plain files, which are only used for training and evaluation.
 _ANY = "LicenseRef-not-given"
 _HELD_OUT, _SHARE_HELD_OUT, _MOST_HELD_OUT = 64, 0.1, 0.5
 
@@ -32,7 +32,7 @@ class Rows:
 
 @dataclass(slots=True)
 class RejectedRows:
-    """Rows that are rejected for training or truncated, with id, reason code and details."""
+    """Rows that were rejected or truncated, each with its id, a reason code and details."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class RejectedRows:
 
 
 def samples_at(path: Path, split: str | None = None) -> list[Sample]:
-    """Read the samples of a dataset folder, or of a file in any format that import supports.
+    """Read the samples of a dataset folder, or of a file in any format that `import` supports.
 
     Args:
         path: dataset folder or file.
@@ -79,13 +79,13 @@ def held_out_at(path: Path) -> list[Sample]:
 
 
 def held_out_split(path: Path) -> str | None:
-    """Return the split to evaluate on, ``test`` or else ``validation``; None without splits."""
+    """Return the split to evaluate on: ``test``, else ``validation``, else None."""
     splits = splits_of(path) if path.is_dir() else {}
     return next((s for s in ("test", "validation") if s in splits), None)
 
 
 def shape_at(path: Path) -> Shape:
-    """Return the shape of the rows in a dataset folder or file: instructions or preferences."""
+    """Return whether the rows in a dataset folder or file are instructions or preferences."""
     if path.is_dir():
         return shape_of(path)
     return next(sample.shape for sample in samples_at(path))
@@ -97,16 +97,16 @@ def rows_for(
     """Select the rows to train on and the held-out rows to evaluate on.
 
     Held-out rows come from ``held_out`` if it is given, else from the split ``validation`` if
-    there is one, else from the rows themselves, chosen by hash and in whole groups. Rows that
-    share a question or a group with a held-out row are not trained on. A split ``test`` is
-    never trained on.
+    ``data`` has one, else from the training rows, chosen by hash and in complete groups. Rows
+    that have the same question or group as a held-out row are not trained on. The split
+    ``test`` of ``data`` is never trained on.
 
     Args:
         data: dataset folder or file to train on.
         held_out: dataset folder or file to evaluate on.
-        limit: maximum number of held-out rows; None for 64. From the rows themselves, at most
-            half are held out, or a tenth if this is None.
-        fits: whether a row can be evaluated; other rows are not held out.
+        limit: maximum number of held-out rows; None means 64. If they come from the
+            training rows, at most half of those are held out, or a tenth if ``limit`` is None.
+        fits: returns whether a row can be evaluated; rows that cannot are not held out.
 
     Raises:
         InputError: a dataset is missing or empty.
@@ -123,7 +123,7 @@ def rows_for(
         return Rows(_disjoint(train, measured), kept, held_out.name)
     if "validation" in splits:
         kept = list(islice(filter(fits, samples_at(data, "validation")), most))
-        return Rows(_disjoint(train, kept), kept, "its split validation")
+        return Rows(_disjoint(train, kept), kept, "the split validation")
     share = _SHARE_HELD_OUT if limit is None else _MOST_HELD_OUT
     most = min(most, int(len(train) * share))
     groups: dict[str, list[Sample]] = {}
@@ -134,11 +134,11 @@ def rows_for(
         if len(kept) >= most:
             break
         kept += filter(fits, groups[group])
-    return Rows(_disjoint(train, kept), kept[:most], "its own rows")
+    return Rows(_disjoint(train, kept), kept[:most], "rows of the training data")
 
 
 def _disjoint(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Sample]:
-    """Return the rows that share neither a question nor a group with a held-out row."""
+    """Return the rows whose question and group differ from those of all held-out rows."""
     questions = {s.question for s in held_out}
     groups = {s.origin.group for s in held_out} - {None}
     return [s for s in train if s.question not in questions and s.origin.group not in groups]
@@ -153,10 +153,10 @@ def encoded(
     truncate: bool = False,
     answer: Callable[[Sample], str] | None = None,
 ) -> list[tuple[Sample, Encoded]]:
-    """Encode the rows; those that cannot be used or are truncated are added to ``rejected``.
+    """Encode the rows, and add rows that cannot be used or are truncated to ``rejected``.
 
-    With ``truncate``, rows that are too long are truncated instead of rejected. ``answer``
-    returns the answer to encode in place of the output.
+    With ``truncate``, rows that are too long are truncated instead of rejected. If ``answer`` is
+    given, it returns the answer to encode in place of a row's output.
     """
     rows = []
     for sample in samples:

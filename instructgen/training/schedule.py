@@ -1,4 +1,4 @@
-"""Decide which rows each step trains on, before training, so that a resumed run does the same."""
+"""Decide before training which rows each step uses, so that resumed runs use the same rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 class Schedule:
     """Row numbers in training order.
 
-    ``last`` is the number of supervised tokens of the last row that count, if a token budget
-    ends within it.
+    ``last`` is the number of supervised tokens to use from the last row, if a token budget ends
+    within that row.
     """
 
     order: list[int]
@@ -35,7 +35,7 @@ def schedule(
     steps: int | None = None,
     whole: bool = False,
 ) -> Schedule:
-    """Schedule rows for a number of epochs or steps; each pass over the rows is shuffled.
+    """Schedule rows for a number of epochs or steps; the rows are shuffled in every epoch.
 
     With ``whole``, rows are added until the last step is a full batch. ``steps`` overrides
     ``epochs``.
@@ -51,13 +51,13 @@ def schedule(
 
 
 def schedule_tokens(tokens: Sequence[int], budget: int, batch_size: int, seed: int) -> Schedule:
-    """Schedule rows until their supervised tokens reach a budget exactly.
+    """Schedule rows up to an exact number of supervised tokens.
 
     Args:
-        tokens: number of supervised tokens of each row; at least one must be positive.
+        tokens: number of supervised tokens in each row; at least one must be positive.
         budget: number of supervised tokens to train on.
         batch_size: rows per step.
-        seed: random seed of the order.
+        seed: random seed for the row order.
     """
     rng = np.random.default_rng([seed, 0])
     order: list[int] = []
@@ -79,8 +79,8 @@ def micro_batch(
 
     Args:
         batch_size: rows per optimizer step, over all devices.
-        requested: requested micro-batch size; None for the largest divisor of a device's share that
-            is at most ``most``.
+        requested: requested micro-batch size; None for the largest divisor of the rows per device
+            that is at most ``most``.
         processes: number of processes, one per device.
         most: largest default micro-batch size.
 

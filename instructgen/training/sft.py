@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: rows to tokens, loss weights, batches, and the loss.
+"""Supervised fine-tuning: encode the rows, weight them, batch them, and compute the loss.
 
-The loss is the cross-entropy of the answer tokens, which `encode` marks, times the weight of their
-row. TRL's `SFTTrainer` runs the training.
+The loss is the cross-entropy of the answer tokens, which `encode` marks, times the loss weight of
+their row. TRL's `SFTTrainer` runs the training.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from instructgen.verifiers import label
 def prepare(rows: Rows, encoder: Encoder, options: SftOptions, rejected: RejectedRows) -> Prepared:
     """Encode the rows and compute their loss weights.
 
-    With ``options.rationale``, rows with the label `rationale` give a second example, whose answer
-    is the label. Rows that cannot be used are added to ``rejected``.
+    With ``options.rationale``, each row with the label `rationale` gives a second example, whose
+    answer is the text of the label. Rows that cannot be used are added to ``rejected``.
 
     Raises:
         ConfigError: an option names a source, score or label that the rows do not have.
@@ -51,7 +51,7 @@ def prepare(rows: Rows, encoder: Encoder, options: SftOptions, rejected: Rejecte
         tasks = [t for s, _ in main if (t := _rationale(s)) is not None]
         if not tasks:
             raise ConfigError(
-                "rationale is set, but no row has a label `rationale`.",
+                "rationale is set, but no row has the label `rationale`.",
                 "Import the rows with --map=label.rationale=FIELD, or remove the option.",
             )
         second = encoded(tasks, encoder, options.max_length, rejected, truncate=truncate)
@@ -73,14 +73,14 @@ def _weight(sample: Sample, options: SftOptions) -> float:
         if score is None or score.value is None or score.value < 0:
             raise ConfigError(
                 f"row {sample.id}: the score {options.weight_score!r} is missing or negative.",
-                "Curate with the filter that computes it, or remove weight_score.",
+                "Curate the dataset with a filter that computes the score, or remove weight_score.",
             )
         weight *= score.value
     return weight
 
 
 def _rationale(sample: Sample) -> Sample | None:
-    """Return the task to write the rationale of a row (Hsieh et al. 2023, section 3.2), or None."""
+    """Return a task to write the row's rationale (Hsieh et al. 2023, section 3.2), or None."""
     rationale = label(sample, "rationale")
     if not rationale:
         return None
@@ -88,12 +88,12 @@ def _rationale(sample: Sample) -> Sample | None:
 
 
 def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> Built:
-    """Return the trainer, with the rows and supervised tokens that it will train on.
+    """Build the trainer, and count the rows and supervised tokens that it will train on.
 
     Args:
         job: model and settings; its options must be `SftOptions`.
         rows: encoded rows.
-        weights: loss weight of each row. They are scaled to a mean of 1 over the supervised tokens.
+        weights: loss weight of each row; scaled to a mean of 1 over the supervised tokens.
 
     Raises:
         ConfigError: every weight is 0, or the batch cannot be divided evenly.
@@ -120,7 +120,7 @@ def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> Buil
         cut = _limit_labels(data[len(data) - 1], order.last)
         data, counts[-1] = _append(data.select(range(len(data) - 1)), [cut]), order.last
     if processes() > 1 and (missing := -len(data) % options.batch_size):
-        # Accelerate would fill the last step with rows of the first. These have no labels.
+        # Accelerate would fill up the last step with rows of the first. Add rows without labels.
         data = _append(data, [_limit_labels(data[0], 0)] * missing)
     # A packed micro-batch is one long sequence, and attention is quadratic in its length.
     shared, accumulated = batches(options, most=1 if options.packing else 4)
@@ -153,7 +153,7 @@ def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> Buil
 
 
 def _rows_used(sequences: Dataset, order: Sequence[int]) -> int:
-    """Return the number of rows in the sequences used; a packed sequence has several."""
+    """Return the number of rows in the scheduled sequences; packed ones contain several rows."""
     packed = "seq_lengths" in sequences.column_names
     return sum(len(sequences[i]["seq_lengths"]) if packed else 1 for i in set(order))
 
@@ -176,7 +176,7 @@ def _sequences(rows: Sequence[Encoded], weights: Sequence[float], options: SftOp
 
 
 def _limit_labels(sequence: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """Return the sequence with only its first ``tokens`` supervised tokens as labels."""
+    """Return the sequence with labels only for its first ``tokens`` supervised tokens."""
     labels, left = [], tokens
     for token in sequence["labels"]:
         counts = token != IGNORED and left > 0
@@ -192,7 +192,7 @@ def _append(data: Dataset, rows: list[dict[str, Any]]) -> Dataset:
 
 
 class _Collator(DataCollatorForLanguageModeling):
-    """TRL's collator, which also collates loss weights per token if the rows have them."""
+    """TRL's collator, extended to collate per-token loss weights if the rows have them."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super().torch_call(examples)
@@ -206,7 +206,7 @@ class _Collator(DataCollatorForLanguageModeling):
 
 
 class _Sft(SFTTrainer):
-    """TRL's trainer with a loss that applies weights per token."""
+    """TRL's SFT trainer, extended with per-token loss weights."""
 
     def compute_loss(
         self,

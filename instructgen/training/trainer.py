@@ -1,4 +1,4 @@
-"""Code that all trainers share: the job, TRL's arguments, the order of the rows, and the start.
+"""Code that all trainers share: the job, TRL's arguments, the row order, and the start of training.
 
 Only this module, `sft`, `preference` and `online` use TRL's trainers; `tests/test_trainers.py`
 lists every argument of TRL that they pass. They override three private methods, so that all
@@ -46,9 +46,10 @@ class Built:
     """A trainer that is ready to run.
 
     Attributes:
-        trainer: TRL's trainer, or one with the same interface.
-        rows: number of different rows that its steps use.
-        supervised_tokens: number of tokens that the loss covers; None unless it is sft.
+        trainer: a TRL trainer, or one with the same interface.
+        rows: number of distinct rows that its steps use.
+        supervised_tokens: number of tokens that the loss covers; None unless the trainer is
+            ``sft``.
     """
 
     trainer: Any
@@ -64,7 +65,7 @@ class Prepared:
         count: number of examples to train on.
         trained: the rows that the examples come from.
         probes: token ids of the examples, used to check the saved model.
-        trainer: builds the trainer.
+        trainer: function that builds the trainer for a job.
     """
 
     count: int
@@ -74,14 +75,14 @@ class Prepared:
 
 
 def fits(sample: Sample, encoder: Encoder, options: TrainerOptions) -> bool:
-    """Return whether a row can be evaluated: its answers can be encoded within the length."""
+    """Return whether a row's answers can be encoded within the maximum length."""
     answers = [sample.output, *([sample.rejected_output] if sample.rejected_output else [])]
     rows = [encoder.encode(sample, answer) for answer in answers]
     return not any(isinstance(r, Unusable) or len(r.ids) > options.max_length for r in rows)
 
 
 def fit(trainer: Any, checkpoint: Path | None) -> None:
-    """Train to the last step, from a checkpoint if one is given."""
+    """Train to the last step, starting from a checkpoint if one is given."""
     step = 0 if checkpoint is None else step_of(checkpoint)
     if isinstance(trainer, Trainer) and step >= trainer.args.max_steps:
         # Transformers checks whether training is finished only after a step: one too many here.
@@ -125,10 +126,10 @@ def batches(options: TrainerOptions, most: int = 4) -> tuple[int, int]:
 
 
 def arguments(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, Any]:
-    """Return the arguments of TRL that all trainers share.
+    """Return the TRL arguments that all trainers share.
 
     Args:
-        job: settings and folders.
+        job: provides the settings and output folders.
         steps: number of optimizer steps.
         shared: micro-batch size per device.
         accumulated: number of gradient accumulation steps.
@@ -154,7 +155,7 @@ def arguments(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, 
         "logging_steps": options.log_every,
         "logging_nan_inf_filter": False,
         "save_steps": options.checkpoint_every,
-        # The previous checkpoint must exist until the newest one is sealed.
+        # The previous checkpoint must exist until the newest one is marked as complete.
         "save_total_limit": 2,
         "train_sampling_strategy": "sequential",
         "report_to": ["tensorboard"] if is_main() else [],
@@ -164,7 +165,7 @@ def arguments(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, 
 
 
 def ready(trainer: Any) -> Any:
-    """Return the trainer, with printing disabled and LLaMA-Adapter's forward method repaired."""
+    """Return the trainer after disabling its printing and fixing LLaMA-Adapter's forward method."""
     trainer.remove_callback(PrinterCallback)
     inner = getattr(trainer.model, "base_model", None)
     if inner is not None and "forward" in vars(inner):

@@ -1,8 +1,8 @@
-"""Base class of the verifiers: programs that check an answer and return a reward from 0 to 1.
+"""Base class for verifiers, which check an answer with a program and return a reward (0 to 1).
 
-Each verifier is one file of this package. An installed package can add more through the
-entry-point group ``instructgen.verifiers``. No verifier uses a model, so an answer cannot
-persuade it.
+Each verifier has its own file in this package. An installed package can add more through the
+entry-point group ``instructgen.verifiers``. Verifiers do not use a model, so an answer cannot
+persuade them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from instructgen.schema.sample import Sample
 
 
 class Verifier(BaseModel, ABC):
-    """Base class of verifiers, which check an answer by data that its task contains."""
+    """Base class for verifiers, which check an answer against data in its task, such as tests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Reject a class that overrides a method by its old name."""
+        """Raise TypeError if a subclass overrides `check` under its old name, ``judge``."""
         if "judge" in vars(cls):
             raise TypeError(f"{cls.__name__}.judge: Verifier.judge was renamed to check")
         super().__init_subclass__(**kwargs)
 
     @abstractmethod
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """Return the row as a task whose answers can be checked, or None if it has no such data.
+        """Return the row as a task whose answers can be checked, or None if that is impossible.
 
-        A verifier may change the row, for example add a constraint chosen with ``rng``.
+        A verifier may change the row, for example to add a constraint chosen with ``rng``.
         """
 
     @abstractmethod
@@ -41,5 +41,5 @@ class Verifier(BaseModel, ABC):
 
 
 def label(sample: Sample, name: str) -> str | None:
-    """Return the value of the row's label of this name, or None."""
+    """Return the value of the row's label with this name, or None if there is no such label."""
     return next((v.value for v in sample.labels if v.name == name), None)

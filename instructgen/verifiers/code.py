@@ -1,9 +1,9 @@
 """Checks whether code passes the tests of its row, in a separate process with limits.
 
 The process has an empty environment and folder, and limits on time, memory and files. On
-Linux it also has no network and cannot start processes, if the system allows users to set
-that. The limits contain mistakes, not attacks: the answer runs in the same interpreter as the
-tests. Run models that you do not trust in a container.
+Linux it also has no network access and cannot start processes, if the system lets users set
+such limits. The limits protect against mistakes, not against attacks, because the answer runs
+in the same interpreter as the tests. Run models that you do not trust in a container.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 
 
 class Code(Verifier):
-    """Score an answer 1 if the tests in the label ``test``, run after its code, pass."""
+    """Score an answer 1 if its code passes the tests in the row's label ``test``."""
 
     name = "code"
 
-    seconds: int = Field(5, ge=1, description="CPU time limit of a test, in seconds.")
-    megabytes: int = Field(512, ge=64, description="Memory limit of a test, in MiB.")
+    seconds: int = Field(5, ge=1, description="CPU time limit for the tests, in seconds.")
+    megabytes: int = Field(512, ge=64, description="Memory limit for the tests, in MiB.")
     form: float = Field(
         0.1, ge=0, lt=1, description="Reward for code that compiles but fails the tests."
     )
@@ -116,7 +116,7 @@ class Code(Verifier):
 
 
 def _remove(folder: str) -> None:
-    """Remove the folder and all that the program left in it, at any depth."""
+    """Remove the folder and everything that the program left in it, at any depth."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except RecursionError:

@@ -1,8 +1,8 @@
-"""Defines constraints on an answer that a program can check, similar to IFEval (2311.07911).
+"""Defines constraints on answers that a program can check, as in IFEval (arXiv 2311.07911).
 
-Each constraint has an instruction for the model and a score from 0 to 1. There is partial
-credit, because a group of answers that all score 0 gives no training signal. The checks, the
-wording and the families are not those of IFEval. The family ``layout`` is used for evaluation
+Each constraint has an instruction for the model, and a score from 0 to 1 for an answer. There is
+partial credit, because a group of answers that all score 0 gives no training signal. The checks,
+the wording and the families are not those of IFEval. The family ``layout`` is used for evaluation
 only, never for rewards, so that it measures generalization to unseen constraints.
 """
 
@@ -69,7 +69,7 @@ class Constraint:
 
     @classmethod
     def loads(cls, text: str) -> Constraint:
-        """Return the constraint that `dumps` wrote as JSON.
+        """Return the constraint from the JSON that `dumps` wrote.
 
         Raises:
             ValueError: the text is not valid JSON, or not a known constraint with valid values.
@@ -81,12 +81,12 @@ class Constraint:
         try:
             constraint.met("Any answer.")
         except (TypeError, ZeroDivisionError, AttributeError) as error:
-            raise ValueError(f"invalid values of a constraint: {text[:80]}") from error
+            raise ValueError(f"invalid values for a constraint: {text[:80]}") from error
         return constraint
 
 
 def draw(rng: random.Random, *, held_out: bool = False) -> Constraint:
-    """Return a random constraint, of the held-out family or of the other families."""
+    """Return a random constraint, either from the held-out family or from all other families."""
     names = [name for name, kind in KINDS.items() if (kind.family == HELD_OUT) == held_out]
     name = rng.choice(names)
     return Constraint(name, KINDS[name].draw(rng))
@@ -104,7 +104,7 @@ def _sentence_count(answer: str) -> int:
 
 
 def _exactly(actual: int, target: int) -> float:
-    """Return 1 if the number is the target, and less with increasing distance."""
+    """Return 1 if ``actual`` equals ``target``, and less the more they differ."""
     return max(0.0, 1 - abs(actual - target) / max(1, target))
 
 
@@ -126,7 +126,7 @@ def _letter_share(answer: str, is_counted: Callable[[str], bool]) -> float:
 
 
 def _strict(share: float) -> float:
-    """Return 1 if the share is 1, and otherwise half of the share."""
+    """Return 1 if ``share`` is 1, and otherwise half of ``share``."""
     return 1.0 if share == 1 else share / 2
 
 

@@ -13,16 +13,18 @@ from instructgen.verifiers.constraints import HELD_OUT, LABEL, Constraint, draw
 
 
 class IfEval(Verifier):
-    """Score answers by the row's label ``constraint``; a row without one gets a random one."""
+    """Score answers by the row's label ``constraint``; rows without it get a random constraint."""
 
     name = "ifeval"
 
-    held_out: bool = Field(False, description="Use the constraint family for evaluation.")
+    held_out: bool = Field(
+        False, description="Use only the constraint family reserved for evaluation."
+    )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
         """Return the row with a constraint in its instruction and labels, or None.
 
-        It is None if the label ``constraint`` is invalid, or not in the family asked for.
+        The result is None if the label ``constraint`` is invalid or has the wrong family.
         """
         text = label(sample, LABEL)
         if text is not None:

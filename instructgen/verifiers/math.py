@@ -23,12 +23,12 @@ _MAX_LENGTH = 60
 
 
 class Math(Verifier):
-    """Score an answer 1 for the correct number, and ``form`` for a wrong one marked as final."""
+    """Score an answer 1 if its final number is correct, ``form`` if it is marked but wrong."""
 
     name = "math"
 
     form: float = Field(
-        0.1, ge=0, lt=1, description="Reward for a wrong number marked as the final one."
+        0.1, ge=0, lt=1, description="Reward for a wrong number that is marked as final."
     )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
@@ -36,7 +36,7 @@ class Math(Verifier):
         return sample if final_number(sample.output) is not None else None
 
     def check(self, task: Sample, answer: str) -> float:
-        """Return 1 if both end in the same number, ``form`` for another marked one, or 0."""
+        """Return 1 for the correct final number, ``form`` for a wrong marked one, otherwise 0."""
         number = final_number(answer)
         if number is None:
             return 0.0
@@ -46,7 +46,7 @@ class Math(Verifier):
 
 
 def final_number(text: str) -> Fraction | None:
-    """Return the final number of an answer: the last marked as final, or else the last one."""
+    """Return the last number that is marked as final or, if none is marked, the last number."""
     for pattern in _MARKED:
         for match in reversed(pattern.findall(text)):
             if (value := _value(match)) is not None:

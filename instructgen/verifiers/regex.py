@@ -12,11 +12,11 @@ from instructgen.verifiers import Verifier, label
 
 
 class Regex(Verifier):
-    """Score an answer 1 if it contains a match of the label ``pattern``, and otherwise 0."""
+    """Score an answer 1 if it matches the pattern in the row's label ``pattern``, otherwise 0."""
 
     name = "regex"
 
-    seconds: float = Field(1.0, gt=0, description="Time limit of a search, in seconds.")
+    seconds: float = Field(1.0, gt=0, description="Time limit for the search, in seconds.")
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
         """Return the row if it has a valid pattern, or None."""

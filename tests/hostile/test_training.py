@@ -66,7 +66,7 @@ def test_a_dataset_of_the_wrong_shape_is_an_error(
     tiny: Path, rows: Path, preferences: Path, tmp_path: Path
 ) -> None:
     for trainer, data, shape in (
-        ("sft", preferences, "instructions"),
+        ("sft", preferences, "instruction"),
         ("reward", rows, "preferences"),
         ("kto", rows, "preferences"),
     ):
@@ -347,7 +347,7 @@ def test_invalid_ablations_are_errors(
     for datasets, error, facts in (
         ([rows], ConfigError, r"\bdatasets\b"),
         ([rows, other], InputError, rf"{re.escape(str(rows))}.*\btest\b"),
-        ([preferences, preferences], InputError, rf"{re.escape(str(preferences))}.*instructions"),
+        ([preferences, preferences], InputError, rf"{re.escape(str(preferences))}.*instruction"),
     ):
         with pytest.raises(error, match=facts):
             ablate(datasets, tmp_path / "out", tokens=10, model=str(tiny))
@@ -361,7 +361,7 @@ def test_invalid_options_of_prefer_are_errors(
         (rows, {"score": []}, ConfigError, r"\bscore\b"),
         (rows, {"score": ["judge:a/b", "verifiers:math"]}, ConfigError, r"\bscore\b.*\bjudge\b"),
         (rows, {"score": ["verifiers:math"], "samples": 1}, ConfigError, r"\bsamples\b"),
-        (preferences, {"score": ["verifiers:math"]}, InputError, rf"{held}.*instructions"),
+        (preferences, {"score": ["verifiers:math"]}, InputError, rf"{held}.*instruction"),
         (rows, {"score": ["verifiers:math"], "engine": "vlm"}, ConfigError, r"\bvlm\b.*\bvllm\b"),
         (
             rows,

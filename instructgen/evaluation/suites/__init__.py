@@ -1,6 +1,6 @@
 """Evaluation suites, one module per suite, and the base classes that they share.
 
-A suite is found by the ``name`` of its class. An installed package can add suites through the
+A suite is selected by the ``name`` of its class. An installed package can add suites through the
 entry-point group ``instructgen.suites``.
 """
 
@@ -40,10 +40,10 @@ class Subject:
 
 @dataclass(slots=True)
 class Finding:
-    """One measure of the model, and of the second model if it has that measure too.
+    """One measure of the model, and the same measure of the second model if there is one.
 
     ``higher`` is true if a higher value is better. ``details`` are further values about the
-    measure, which evaluation.json records.
+    measure, which are written to evaluation.json.
     """
 
     after: MeasuredRows
@@ -52,14 +52,14 @@ class Finding:
     details: dict[str, JsonValue] = field(default_factory=dict)
 
     def measure(self, suite: str) -> Measure:
-        """Return the measure as evaluations record it."""
+        """Return the measure in the form that is written to evaluation.json."""
         better = "higher" if self.higher else "lower"
         measure = compared(self.after, self.before)
         return replace(measure, better=better, suite=suite, details=self.details)
 
 
 class Suite(BaseModel, ABC):
-    """Base class of the suites. Its fields are options: ``--set=SUITE.KEY=VALUE``.
+    """Base class for evaluation suites. The fields are options: ``--set=SUITE.KEY=VALUE``.
 
     ``shape`` is the kind of rows that the suite needs, or None if it needs no rows.
     """
@@ -70,7 +70,7 @@ class Suite(BaseModel, ABC):
 
     @abstractmethod
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Measure the subject's models on the rows.
+        """Measure the models of the subject on the rows.
 
         Raises:
             ConfigError: an option or a model is invalid.
@@ -79,12 +79,12 @@ class Suite(BaseModel, ABC):
 
 
 class AnsweringSuite(Suite):
-    """Base class of the suites in which the models write answers."""
+    """Base class for evaluation suites in which the models write answers."""
 
     engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="engine that writes the answers"
+        "transformers", description="Engine that writes the answers."
     )
-    max_new_tokens: int = Field(256, ge=1, description="maximum number of tokens per answer")
+    max_new_tokens: int = Field(256, ge=1, description="Maximum number of tokens per answer.")
 
     def fitting_tasks(self, subject: Subject, tasks: list[Sample]) -> list[Sample]:
         """Return the tasks whose prompt fits every model and leaves room for an answer."""
@@ -104,7 +104,7 @@ class AnsweringSuite(Suite):
         return max(256, subject.prompt_format.max_length)
 
     def answers(self, subject: Subject, tasks: list[Sample]) -> dict[str, list[str]]:
-        """Return each model's answers to `fitting_tasks` tasks, decoded greedily.
+        """Return each model's answers to tasks from `fitting_tasks`, decoded greedily.
 
         Raises:
             EngineError: a prompt was not answered.

@@ -1,7 +1,7 @@
-"""Checks by program whether a model's answers meet constraints on their form.
+"""Checks programmatically whether a model's answers meet constraints on their form.
 
-A constraint is added to every row's instruction. The training rewards that share these checks
-never use one family of constraints; that held-out family is measured separately.
+A constraint is added to the instruction of each row. One family of constraints is never used by
+the training rewards that make the same checks; this held-out family is measured separately.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from instructgen.verifiers.ifeval import IfEval
 
 
 class Constraints(AnsweringSuite):
-    """Measures the mean degree, from 0 to 1, to which answers meet their constraint."""
+    """Measures how well answers meet their constraint: the mean of a score from 0 to 1."""
 
     name = "constraints"
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Measure the constraint families of the training rewards, then the held-out family."""
+        """Measure the constraints used in training rewards, then the held-out constraint family."""
         findings = []
         for measure, held_out in (("constraints", False), ("constraints_held_out", True)):
             verifier = IfEval(held_out=held_out)
@@ -37,8 +37,8 @@ class Constraints(AnsweringSuite):
             tasks = self.fitting_tasks(subject, tasks)
             if not tasks:
                 raise InputError(
-                    "A constraint cannot be added to any row.",
-                    hint=f"Use rows without the label {LABEL!r}, or raise --max-length.",
+                    "No constraint can be added to any of the rows.",
+                    hint=f"Use rows without the label {LABEL!r}, or increase --max-length.",
                 )
             answers = self.answers(subject, tasks)
             scored = {

@@ -1,4 +1,4 @@
-"""Bits per byte of given answers: how well a model predicts text that people wrote."""
+"""Bits per byte of the answers in a dataset: how well a model predicts them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from instructgen.schema.sample import Sample
 
 
 class Likelihood(Suite):
-    """Measures bits per byte of the answers. Lower is better, whatever the tokenizer."""
+    """Measures bits per byte of the answers (lower is better), comparable across tokenizers."""
 
     name = "likelihood"
 

@@ -15,15 +15,17 @@ from instructgen.schema.sample import Sample
 
 
 class LmEval(Suite):
-    """Measures tasks with the package lm-eval and reports its metrics unchanged."""
+    """Evaluates models with the package lm-eval, and reports its metrics unchanged."""
 
     name = "lm-eval"
     shape = None
 
-    tasks: tuple[str, ...] = Field((), description="names of lm-eval tasks")
-    include_path: str | None = Field(None, description="folder with your own lm-eval tasks")
-    num_fewshot: int | None = Field(None, ge=0, description="number of examples in a prompt")
-    apply_chat_template: bool = Field(False, description="format prompts with the chat template")
+    tasks: tuple[str, ...] = Field((), description="Names of lm-eval tasks.")
+    include_path: str | None = Field(None, description="Folder with your own lm-eval tasks.")
+    num_fewshot: int | None = Field(
+        None, ge=0, description="Number of few-shot examples per prompt."
+    )
+    apply_chat_template: bool = Field(False, description="Format prompts with the chat template.")
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -31,7 +33,7 @@ class LmEval(Suite):
         return tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else value
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Return one measure per task and metric; ``rows`` is not used."""
+        """Return one measure per lm-eval task and metric; ``rows`` is not used."""
         try:
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
@@ -53,7 +55,7 @@ class LmEval(Suite):
             if not matches:
                 raise ConfigError(
                     f"lm-eval has no task {task!r}.",
-                    "List them with: lm-eval ls tasks. Set lm-eval.include_path to use your own.",
+                    "List the tasks: lm-eval ls tasks. To use your own, set lm-eval.include_path.",
                 )
             tasks += matches
         by_model: list[dict[tuple[str, str], MeasuredRows]] = []
@@ -78,9 +80,9 @@ class LmEval(Suite):
 
 
 def _measures(result: Any) -> dict[tuple[str, str], MeasuredRows]:
-    """Return the harness's values per document as measures, by task and metric.
+    """Return the values that lm-eval gives each document, as measures by task and metric.
 
-    A document has one entry per filter of its task, for example per way to extract an answer.
+    A document has one value per filter of its task, for example per way to extract an answer.
     """
     measures = {}
     for task, samples in result["samples"].items():

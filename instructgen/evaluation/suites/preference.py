@@ -15,9 +15,9 @@ class Preference(Suite):
     shape = "preferences"
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Measure the pairs; likelihoods are per token, as longer answers are less likely.
+        """Measure pair accuracy; likelihoods are per token, because longer answers are less likely.
 
-        With a second model, also measure which answer became likelier relative to that model.
+        With a second model, also measure how often the first favors the preferred answer more.
         """
         if is_reward_model(subject.model):
             measured = [

@@ -19,23 +19,23 @@ from instructgen.training.rewards import RewardModel
 
 
 class WinRate(AnsweringSuite):
-    """Measures the win rate against another model; 0.5 means that they are equally good.
+    """Measures the win rate against another model; 0.5 means that both models are equally good.
 
     The judge is a reward model, or a language model that sees the answers in both orders.
     """
 
     name = "winrate"
 
-    judge: str = Field("", description="folder of a reward model, or a language model")
+    judge: str = Field("", description="Judge: the folder of a reward model, or a language model.")
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
         """Measure the win rate, and estimate it for answers of equal length."""
         if subject.against is None:
-            raise ConfigError("A win rate needs two models.", "Pass --against=MODEL.")
+            raise ConfigError("The suite winrate requires two models.", "Pass --against=MODEL.")
         if not self.judge:
             raise ConfigError(
-                "A win rate needs a judge: a language model, or a reward model that was not used "
-                "in training.",
+                "The suite winrate requires a judge: a language model, or a reward model that was "
+                "not used in training.",
                 "Pass --judge=models/rm.",
             )
         rows = self.fitting_tasks(subject, rows)
@@ -47,7 +47,7 @@ class WinRate(AnsweringSuite):
         if not judged:
             raise ConfigError(
                 f"{self.judge} abstained in all {len(results)} contests.",
-                "Pass a stronger judge with --judge.",
+                "Use a stronger model with --judge.",
             )
         values = [float(results[i] or 0.0) for i in judged]
         lengths = [(len(first[i]), len(second[i])) for i in judged]
@@ -78,14 +78,14 @@ class WinRate(AnsweringSuite):
 
 
 def length_controlled(won: list[float], lengths: list[tuple[int, int]]) -> float:
-    """Return the win rate at equal lengths, as estimated by a logistic model of the lengths.
+    """Return the win rate for answers of equal length, estimated by a logistic regression.
 
-    Source: Dubois et al. 2024 (2404.04475). Here the model has a single term: tanh of the
-    length difference divided by its standard deviation.
+    Source: Dubois et al. 2024 (2404.04475). Here the regression has a single predictor: tanh of
+    the length difference divided by its standard deviation.
 
     Args:
-        won: 1, 0 or 0.5 per contest.
-        lengths: characters of both answers of each contest.
+        won: result of each contest: 1 for a win, 0.5 for a tie, 0 for a loss.
+        lengths: lengths of the two answers of each contest, in characters.
     """
     from scipy.optimize import minimize
 

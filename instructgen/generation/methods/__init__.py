@@ -1,4 +1,4 @@
-"""The interface of generation methods: requests from the pool, and candidates from completions.
+"""The interface of generation methods, which build requests and parse completions.
 
 Each method has its own file in this folder; the fields of its class are its recipe keys. A
 method is pure: it uses no clock, disk or network, and random numbers come only from the
@@ -29,13 +29,13 @@ class PromptSetup(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A candidate row; without an output, a candidate instruction for the pool."""
+    """A candidate row or, if it has no output, a candidate instruction for the pool."""
 
     sample: Sample
 
     @property
     def is_row(self) -> bool:
-        """Whether the candidate is a complete row and not an instruction for the pool."""
+        """Whether the candidate is a complete row, and not an instruction for the pool."""
         return bool(self.sample.output)
 
 
@@ -59,7 +59,7 @@ Outcome = Candidate | RejectedCandidate | Classified
 
 
 class SamplingOptions(BaseModel):
-    """Sampling parameters of one stage, with the names of vLLM."""
+    """Sampling parameters for one stage, with the same names as in vLLM."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +70,7 @@ class SamplingOptions(BaseModel):
     max_tokens: int = Field(ge=1)
 
     def sampling(self, stop: tuple[str, ...] = ()) -> Sampling:
-        """Return sampling parameters for a request, without a seed; the loop adds it."""
+        """Return sampling parameters for a request, without a seed, which the loop adds."""
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -84,7 +84,7 @@ class SamplingOptions(BaseModel):
 class Method(BaseModel, ABC):
     """An algorithm that generates rows from a pool of tasks.
 
-    ``stages`` name the steps from a prompt to a row, in order.
+    ``stages`` names the steps from a prompt to a row, in order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,15 +93,16 @@ class Method(BaseModel, ABC):
 
     style: Literal["auto", "completion", "chat"] = Field(
         "auto",
-        description="Prompt style: completion (few-shot text, as in the paper), chat (chat "
-        "template), or auto (chat if the model has a template and is not the embedded model).",
+        description="Prompt style: completion (few-shot text, as in the paper), chat (the "
+        "model's chat template), or auto (chat if the model has a template and is not the "
+        "included model).",
     )
 
     @abstractmethod
     def requests(
         self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
     ) -> list[Request]:
-        """Return at most ``count`` requests, plus any with very short completions.
+        """Return at most ``count`` requests, not counting those for very short completions.
 
         A method may take tasks from the queues of the pool; it must not change other parts.
         """

@@ -36,17 +36,18 @@ TRIPLES = "triples"
 
 
 class Alpaca(Method):
-    """Generates instruction, input and output (a triple) in one completion."""
+    """Generates several rows (instruction, input and output) with each completion."""
 
     name = "alpaca"
 
     human: int = Field(3, ge=1, description="Number of human-written demonstrations in a prompt.")
     new_tasks: int = Field(16, ge=1, description="Maximum number of rows from one completion.")
     max_demonstration_characters: int = Field(
-        2000, ge=100, description="Maximum characters of a seed that a prompt may show."
+        2000, ge=100, description="Maximum length, in characters, of a seed shown in a prompt."
     )
     triples: SamplingOptions = Field(
-        SamplingOptions(temperature=1.0, max_tokens=3072), description="Sampling parameters."
+        SamplingOptions(temperature=1.0, max_tokens=3072),
+        description="Sampling parameters for all requests.",
     )
 
     def requests(
@@ -56,7 +57,7 @@ class Alpaca(Method):
         return [self._request(pool, rng, form) for _ in range(count)]
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Return the rows of a completion; the last one is rejected if it was cut by length."""
+        """Return the rows of a completion; the last one is rejected if it was cut off."""
         blank = child_sample(pool, request.parents, request.language)
         if completion.finish_reason == "error":
             return [_reject(blank, "engine_error", completion.error or "")]
@@ -68,16 +69,16 @@ class Alpaca(Method):
                 blank, instruction=instruction, input=instance.input, output=instance.output
             )
             if number == len(items) and completion.finish_reason == "length":
-                outcomes.append(_reject(sample, "cut_by_length", "the last item was not finished"))
+                outcomes.append(_reject(sample, "cut_by_length", "the last task was cut off"))
             elif number > self.new_tasks:
-                outcomes.append(_reject(sample, "too_many_tasks", f"more than {self.new_tasks}"))
+                outcomes.append(_reject(sample, "too_many_tasks", f"over {self.new_tasks} tasks"))
             elif item is None:
-                outcomes.append(_reject(sample, "incomplete_task", "a part of the item is missing"))
+                outcomes.append(_reject(sample, "incomplete_task", "a part of the task is missing"))
             elif not instance.output:
-                outcomes.append(_reject(sample, "empty_output", "the item has no output"))
+                outcomes.append(_reject(sample, "empty_output", "the task has no output"))
             else:
                 outcomes.append(Candidate(sample))
-        return outcomes or [_reject(blank, "no_instructions", "no task could be read")]
+        return outcomes or [_reject(blank, "no_instructions", "the completion has no valid task")]
 
     def _request(self, pool: Pool, rng: random.Random, form: PromptSetup) -> Request:
         language = pool.draw_language(rng)

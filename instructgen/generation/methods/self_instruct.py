@@ -44,7 +44,7 @@ def _options(**values: float) -> SamplingOptions:
 
 
 class SelfInstruct(Method):
-    """Generates rows in three stages; accepted instructions become demonstrations."""
+    """Generates rows in three stages; later prompts use accepted instructions as demonstrations."""
 
     name = "self_instruct"
     stages = ("instructions", "classification", "instances")
@@ -59,27 +59,28 @@ class SelfInstruct(Method):
     max_instances: int = Field(5, ge=1, description="Maximum number of rows per instruction.")
     instructions: SamplingOptions = Field(
         _options(temperature=0.7, top_p=0.5, presence_penalty=2.0, max_tokens=1024),
-        description="Sampling of new instructions, completion style.",
+        description="Sampling parameters for new instructions in completion style.",
     )
     classification: SamplingOptions = Field(
-        _options(temperature=0.0, max_tokens=3), description="Sampling of the classification stage."
+        _options(temperature=0.0, max_tokens=3),
+        description="Sampling parameters for the classification stage.",
     )
     instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=350),
-        description="Sampling of instances.",
+        description="Sampling parameters for instances (inputs and outputs).",
     )
     classification_instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=300),
-        description="Sampling of instances of classification tasks.",
+        description="Sampling parameters for instances of classification tasks.",
     )
     # Without penalties: they would damage the format of the list or of the JSON.
     chat_instructions: SamplingOptions = Field(
         _options(temperature=0.9, top_p=0.95, max_tokens=1024),
-        description="Sampling of new instructions, chat style.",
+        description="Sampling parameters for new instructions in chat style.",
     )
     chat_answers: SamplingOptions = Field(
         _options(temperature=0.0, max_tokens=1024),
-        description="Sampling of classification and instances, chat style.",
+        description="Sampling parameters for classification and instances in chat style.",
     )
 
     def requests(
@@ -87,8 +88,8 @@ class SelfInstruct(Method):
     ) -> list[Request]:
         """Return all pending classifications, then pending instances, then new instructions.
 
-        Classifications do not count towards ``count``: they cost a few tokens, and batches
-        full of them would leave the engine half empty. New instructions get at least a
+        Classifications do not count towards ``count``, because they need only a few tokens and
+        batches full of them would leave the engine half idle. New instructions get at least a
         sixteenth of a batch, so that the pool keeps growing, and at most half of it, because
         each accepted instruction needs two more requests.
         """
@@ -147,7 +148,7 @@ class SelfInstruct(Method):
         if completion.finish_reason == "error":
             return [_reject(blank, "engine_error", completion.error or "")]
         if completion.finish_reason == "length":
-            return [_reject(unparsed, "cut_by_length", "the completion was not finished")]
+            return [_reject(unparsed, "cut_by_length", "the completion was cut off")]
         if request.schema is not None:
             items = parse_json(completion.text, "tasks")
             texts = [capital(one_line(t)) for t in items if isinstance(t, str) and t.strip()]
@@ -156,7 +157,7 @@ class SelfInstruct(Method):
         else:
             texts = parse_numbered(completion.text, self.new_instructions)
         if not texts:
-            return [_reject(unparsed, "no_instructions", "no instruction could be read")]
+            return [_reject(unparsed, "no_instructions", "the completion has no valid instruction")]
         return [Candidate(replace(blank, instruction=t)) for t in texts[: self.new_instructions]]
 
     # -- classification ---------------------------------------------------------------
@@ -220,10 +221,10 @@ class SelfInstruct(Method):
         if completion.finish_reason == "length":
             last = parsed.pop() if parsed else None
             unfinished = self._row(task, last) if last else unparsed
-            cut.append(_reject(unfinished, "cut_by_length", "the last instance was not finished"))
+            cut.append(_reject(unfinished, "cut_by_length", "the last instance was cut off"))
         instances = [instance for instance in parsed if instance is not None]
         if not instances and not cut:
-            return [_reject(unparsed, "no_instances", "no instance could be read")]
+            return [_reject(unparsed, "no_instances", "the completion has no valid instance")]
         return [*self._consistent(task, instances), *cut]
 
     def _parse_instances(
@@ -248,8 +249,8 @@ class SelfInstruct(Method):
     def _consistent(self, task: Task, instances: list[Instance]) -> Iterable[Outcome]:
         """Apply the rules of Self-Instruct to the instances of one instruction.
 
-        Instances that are invalid by themselves are passed on without a check against the
-        others; the filter ``instance`` rejects them.
+        Invalid instances are passed on without a comparison with the others, because the filter
+        ``instance`` rejects them.
         """
         valid = [instance for instance in instances if instance.fault is None]
         outputs: dict[str, set[str]] = {}
@@ -264,12 +265,12 @@ class SelfInstruct(Method):
             elif instance.fault:
                 yield Candidate(sample)
             elif conflict:
-                detail = "instances of one instruction give one input different outputs"
+                detail = "instances have the same input but different outputs"
                 yield _reject(sample, "conflicting_instances", detail)
             elif instance in seen:
-                yield _reject(sample, "duplicate_instance", "the same instance twice")
+                yield _reject(sample, "duplicate_instance", "the instance was already generated")
             elif len(seen) >= self.max_instances:
-                yield _reject(sample, "too_many_instances", f"more than {self.max_instances}")
+                yield _reject(sample, "too_many_instances", f"over {self.max_instances} rows")
             else:
                 seen.add(instance)
                 yield Candidate(sample)
