@@ -1,7 +1,7 @@
 """The Self-Instruct loop on one page: prompt, completions, ROUGE-L filter, pool.
 
     python examples/self_instruct_loop.py                      # echo engine, without a model
-    python examples/self_instruct_loop.py --model smollm2      # the embedded model, on a CPU
+    python examples/self_instruct_loop.py --model smollm2      # the included model, on a CPU
 
 `instructgen generate` does the same with a journal, resume, instances, licenses and 24 filters.
 Source: Self-Instruct (2212.10560), section 2.2.

@@ -1,16 +1,16 @@
-"""instructgen generates, curates and documents instruction data, and trains models on it.
+"""instructgen generates, curates and documents instruction data, and trains models on the data.
 
-Its functions are the commands of the command line. Importing this package does not import torch,
-vllm, transformers, datasets or trl.
+This package has one function for each command of the command line. Importing it does not import
+torch, vllm, transformers, datasets or trl.
 
 Errors (instructgen.errors):
 
     InstructgenError
     ├── InputError         a data file or a row is invalid
     ├── ConfigError        an option or a recipe key is invalid
-    ├── RunError           a folder cannot be used
-    │   ├── DamagedFileError
-    │   └── VersionError
+    ├── RunError           a run folder or dataset folder cannot be used
+    │   ├── DamagedFileError   a file in the folder is damaged
+    │   └── VersionError       the folder has an unsupported format
     ├── StorageError       a file cannot be written
     ├── EngineError        the engine cannot start or continue
     └── TrainingError      training cannot continue

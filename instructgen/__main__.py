@@ -6,7 +6,7 @@ import os
 
 
 def main() -> None:
-    """Load and run the command line. Ctrl-C during loading exits with code 130."""
+    """Load and run the command line. If Ctrl-C is pressed during loading, exit with code 130."""
     try:
         from instructgen.cli import cli
         from instructgen.cli import main as start
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def _die_with_parent() -> None:
-    """In a pipeline step, end this process when the pipeline is killed (Linux, prctl(2)).
+    """If this process is a pipeline step, end it when the pipeline is killed (Linux, prctl(2)).
 
     Otherwise the step would continue in the background and keep its output folder locked.
     """

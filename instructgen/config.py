@@ -1,7 +1,8 @@
 """Reads and validates recipes: converts TOML tables to typed settings and reports invalid keys.
 
-A recipe is data: names in it are looked up among installed plug-ins, and nothing in it is
-executed. The tables of each command are defined together with its options.
+A recipe is a TOML file with settings. Nothing in a recipe is executed: the names of plug-ins in it
+are only looked up among the installed plug-ins. The recipe tables of each command are defined
+together with the command's options.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_table(model: type[M], recipe: str | None, table: str, options: dict[str, Any]) -> M:
-    """Read one table of a recipe. Options that were given override its values.
+    """Read one TOML table of a recipe. Options that were passed override the values of the table.
 
     Args:
         model: the pydantic model that defines the keys.
         recipe: the path of the recipe, or None.
         table: the name of the table.
-        options: values that override those of the table, by key; None means not given.
+        options: values that override those of the table, by key; None means not passed.
 
     Raises:
         ConfigError: if the file or a key is invalid, with one line per invalid key.
@@ -38,7 +39,9 @@ def load_table(model: type[M], recipe: str | None, table: str, options: dict[str
     check_tables(tables, (table,), path)
     values = tables.get(table, {})
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: {table} is not a table.", f"Write [{table}] above its keys.")
+        raise ConfigError(
+            f"{path}: {table} is not a TOML table.", f"Write [{table}] above its keys."
+        )
     return merged(model, values, options, path, table)
 
 
@@ -52,17 +55,17 @@ def load_file(model: type[M], path: Path) -> M:
 
 
 def check_tables(tables: dict[str, Any], known: Sequence[str], path: Path) -> None:
-    """Raise an error if a table is not one of ``known``.
+    """Check that the names of all TOML tables in a file are ``known``.
 
     Raises:
-        ConfigError: if a table is unknown; the message suggests the most similar name.
+        ConfigError: if a table name is unknown; the message suggests the most similar name.
     """
     if unknown := sorted(tables.keys() - set(known)):
         raise ConfigError(f"{path}: {unknown[0]}: unknown table.", suggest(unknown[0], [*known]))
 
 
 def recipe_path(recipe: str) -> Path:
-    """Return the file of a recipe, given as a path or as the name of a shipped recipe.
+    """Return the path of a recipe, which is given as a path or as the name of an included recipe.
 
     Raises:
         ConfigError: if the recipe does not exist.
@@ -73,7 +76,8 @@ def recipe_path(recipe: str) -> Path:
     names = [p.stem for p in shipped("filters").glob("*.toml")]
     if recipe not in names:
         raise ConfigError(
-            f"--recipe={recipe}: there is no such file or shipped recipe.", suggest(recipe, names)
+            f"--recipe={recipe}: no file and no included recipe has this name.",
+            suggest(recipe, names),
         )
     return shipped("filters") / f"{recipe}.toml"
 
@@ -94,19 +98,20 @@ def read_tables(path: Path) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
-            f"{path}: the file is not valid TOML: {error}.", "Correct that line."
+            f"{path}: the file is not valid TOML: {error}.", "Correct the file."
         ) from error
 
 
 def merged(
     model: type[M], values: dict[str, Any], options: dict[str, Any], path: Path, table: str
 ) -> M:
-    """Return the settings of a recipe, overridden by the options. Both are validated."""
+    """Return a table's settings, overridden by options. Table and options are both validated."""
     for key, field in model.model_fields.items():
         extra = field.json_schema_extra
         if key in values and isinstance(extra, dict) and extra.get("command_line_only"):
             raise ConfigError(
-                f"{path}: {table}.{key}: not allowed in a recipe, which others may have written.",
+                f"{path}: {table}.{key}: for security, this key is not allowed in recipes, because "
+                "others may have written them.",
                 f"Delete the key, and pass --{key.replace('_', '-')} on the command line.",
             )
     overrides = {k: v for k, v in options.items() if v is not None}
@@ -122,14 +127,14 @@ def build(
     table: str,
     options: Set[str] = frozenset(),
 ) -> M:
-    """Build a pydantic model from the values of a table.
+    """Validate the values of a TOML table, and build a pydantic model from them.
 
     Args:
-        model: the class to build.
+        model: the class of the pydantic model.
         values: the values by key.
-        path: the file, for messages.
-        table: the name of the table, for messages.
-        options: keys that a command-line flag may have set.
+        path: the file of the table, for error messages.
+        table: the name of the table, for error messages.
+        options: keys whose values may come from command-line flags.
 
     Raises:
         ConfigError: if a key or value is invalid, with one line per invalid key.
@@ -152,37 +157,41 @@ def _check_numbers(value: Any, path: Path, where: str) -> None:
         for inner in value:
             _check_numbers(inner, path, where)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path}: {where}: {value} is not finite.", "Use a finite number.")
+        raise ConfigError(
+            f"{path}: {where}: {value} is not a finite number.", "Use a finite number."
+        )
     elif isinstance(value, int) and abs(value) >= 2**63:
         raise ConfigError(f"{path}: {where}: the number is too large.", "Use a smaller number.")
 
 
 def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: Set[str]) -> str:
-    """Return a line for a validation error; a flag may have set the keys in ``options``."""
+    """Describe a validation error in a line; flags may have set the keys in ``options``."""
     *outer, last = error["loc"] or ("",)
     # Positions in a list are counted from one.
     key = ".".join(str(p + 1 if isinstance(p, int) else p) for p in error["loc"])
     where = f"{path}: {'.'.join(filter(None, (table, key)))}"
     flag = f"--{key.replace('_', '-')}"
     if error["type"] == "extra_forbidden" and key in options and table == "engine":
-        return f"{flag}: not an option of this engine."
+        return f"{flag}: this engine does not have this option."
     if error["type"] == "extra_forbidden":
         inner = _inner(model, outer)
         hint = renamed_option(inner, str(last)) or suggest(str(last), list(inner.model_fields))
         return f"{where}: unknown key. {hint}"
     if error["type"] == "missing":
-        return f"{where}: is missing. Add it{f', or pass {flag}' if key in options else ''}."
+        return (
+            f"{where}: this key is missing. Add it{f', or pass {flag}' if key in options else ''}."
+        )
     return f"{flag if key in options else where}: {describe(error)}"
 
 
 def renamed_option(model: type[BaseModel], name: str) -> str:
-    """Return a hint with the new name if ``name`` is the old name of a field, else ""."""
+    """Return a hint with the new name if ``name`` is the old name of a field, otherwise ""."""
     new = getattr(model, "renamed", {}).get(name)
-    return f"It was renamed to {new}." if new else ""
+    return f"{name} was renamed to {new}." if new else ""
 
 
 def describe(error: Any) -> str:
-    """Return the message of a pydantic error as a sentence that includes the given value."""
+    """Return the message of a pydantic error as a sentence that contains the invalid value."""
     message = str(error["msg"]).removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1).removesuffix(".")
     for long, short in _SHORTER.items():
@@ -202,7 +211,7 @@ _SHORTER = {
 
 
 def _inner(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
-    """Return the model of the nested table at the location of an error."""
+    """Return the pydantic model of the nested TOML table in which an error is located."""
     for part in loc:
         field = model.model_fields.get(str(part))
         if field is None:
@@ -217,5 +226,5 @@ def _inner(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
 
 
 def named(plugin: Any) -> dict[str, Any]:
-    """Return the settings of a plug-in with its name, as stored in run.json and provenance.json."""
+    """Return a plug-in's name and settings, as stored in run.json and provenance.json."""
     return {"name": plugin.name, **plugin.model_dump(mode="json")}

@@ -1,7 +1,7 @@
-"""Defines the errors that users can see. Each states what is wrong, where, and the next step.
+"""Defines the errors that users can see. Each error states the problem, where, and the next step.
 
-Each class also inherits from the built-in exception that it replaces, so that code which uses
-instructgen as a library can catch either.
+Most classes also inherit from a similar built-in exception, so that code that uses instructgen as
+a library can catch either class.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 
 def quoted(value: Any, most: int = 80) -> str:
-    """Return the repr of a value for a message, truncated to ``most`` characters."""
+    """Return the repr of a value for an error message, truncated to ``most`` characters."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the message of an exception, without the final period."""
+    """Return the first line of an exception's message, without the final period."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (text if len(text) <= 200 else f"{text[:199]}…").rstrip(" .")
 
@@ -46,7 +46,8 @@ class InstructgenError(Exception):
         """Replace names in the message and the hint, such as flags with Python parameters.
 
         Args:
-            names: new names by old name. ``--flag=value`` becomes ``flag="value"``.
+            names: a dict from old to new names. A flag with a value, ``--flag=value``, becomes
+                ``flag="value"``.
         """
         for old, new in names.items():
             if old.startswith("--"):
@@ -88,13 +89,13 @@ class ConfigError(InstructgenError, ValueError):
 
 
 class RunError(InstructgenError, RuntimeError):
-    """A run folder cannot be used: it is locked, damaged, or was made with different settings."""
+    """A run or dataset folder is locked or damaged, or was made with different settings."""
 
     exit_code = 2
 
 
 class DamagedFileError(RunError):
-    """A file of a run, dataset or model folder is damaged: unreadable, or changed after writing.
+    """A file in a run, dataset or model folder is unreadable, or was changed after writing.
 
     Args:
         message: what is wrong.
@@ -108,30 +109,32 @@ class DamagedFileError(RunError):
 
 
 class VersionError(RunError):
-    """A folder was written by a different version of instructgen, in an unsupported format.
+    """A folder has a format of a different version of instructgen that is not supported.
 
     Args:
-        path: the file that states the format.
-        found: the format that the file states.
+        path: the file that contains the number of the format.
+        found: the format number in the file.
         hint: the next step.
     """
 
     def __init__(self, path: Path, found: object, hint: str) -> None:
-        super().__init__(f"{path} has format {found}, which this version cannot read.", hint)
+        super().__init__(
+            f"{path} has format {found}, which this version of instructgen cannot read.", hint
+        )
         self.path, self.found = path, found
 
 
 class StorageError(InstructgenError, OSError):
-    """A file cannot be written: the disk is full or read-only, or permission is missing."""
+    """A file cannot be written: the disk is full or read-only, or a permission is missing."""
 
 
 class EngineError(InstructgenError, RuntimeError):
-    """The engine cannot start or cannot continue."""
+    """The engine that generates text cannot start or cannot continue."""
 
 
 class EngineDied(EngineError):
-    """The process of the engine ended before all requests were completed. A restart may help."""
+    """The engine's process ended before all requests were completed. A restart may help."""
 
 
 class TrainingError(InstructgenError, RuntimeError):
-    """Training cannot continue, or its result is invalid."""
+    """Training cannot continue, or the trained model is invalid."""

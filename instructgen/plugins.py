@@ -1,8 +1,8 @@
-"""Finds filters, formats, engines, methods, verifiers and suites by name.
+"""Finds plug-ins by name: filters, formats, engines, methods, verifiers and evaluation suites.
 
-Built-in plug-ins are the classes in one package per group. Installed packages can add plug-ins
-through an entry-point group, such as ``instructgen.filters``. The names in a recipe are looked up
-only among these plug-ins, so a recipe cannot run any other code.
+Each group of plug-ins has a package, whose classes are the built-in plug-ins. Installed packages
+can add plug-ins through an entry-point group, such as ``instructgen.filters``. The names in a
+recipe are looked up only among the known plug-ins, so a recipe cannot run any other code.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ _ADDED_BY: dict[Any, dict[str, str]] = {}
 
 @cache
 def classes(group: str) -> dict[str, Any]:
-    """Return the classes of a group by their ``name``, sorted by name.
+    """Return the plug-in classes of a group as a dict keyed by their ``name``, sorted by name.
 
     Args:
         group: the group, such as ``filters``; formats are in the group ``sources``.
 
     Raises:
-        ConfigError: if a class of an installed package cannot be loaded, or its name is taken.
+        ConfigError: if a class of an installed package cannot be loaded, or if two classes have
+            the same name.
     """
     name, base_name = _GROUPS[group]
     package = importlib.import_module(name)
@@ -73,16 +74,17 @@ def classes(group: str) -> dict[str, Any]:
         if other is not cls:
             raise ConfigError(
                 f"{other.__module__} and {cls.__module__} both add {cls.name!r} to the {group}.",
-                "Uninstall one of the packages.",
+                "Remove one of the two plug-ins.",
             )
     return dict(sorted(by_name.items()))
 
 
 def load_plugin(file: str | Path) -> tuple[Any, ...]:
-    """Load the filters, formats, engines, methods, verifiers and suites in a Python file.
+    """Load the plug-ins in a Python file, such as filters, formats and engines.
 
-    The file is executed. It can be named only by the user, on the command line (``--plugin``) or
-    in Python. Recipes and pipelines must not name it, because others may have written them.
+    The file is executed. For security, only the user can choose it, with ``--plugin`` on the
+    command line or by calling this function. Recipes and pipelines cannot load a plug-in file,
+    because others may have written them.
 
     Args:
         file: the path of a Python file.
@@ -96,7 +98,9 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
     path = Path(file).expanduser().resolve()
     spec = importlib.util.spec_from_file_location(f"instructgen_plugin_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"--plugin={file}: no such Python file.", "Use the path of a .py file.")
+        raise ConfigError(
+            f"--plugin={file}: no Python file has this path.", "Use the path of a .py file."
+        )
     if any(_file_of(cls) == path for cls in _FROM_FILES):
         return tuple(cls for cls in _FROM_FILES if _file_of(cls) == path)
     module = importlib.util.module_from_spec(spec)
@@ -108,7 +112,7 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
         # The user's own code can raise any exception.
         raise ConfigError(
             f"--plugin={file} cannot be loaded ({type(error).__name__}: {first_line(error)}).",
-            "Fix the file.",
+            "Correct the file.",
         ) from error
     bases = tuple(getattr(importlib.import_module(name), base) for name, base in _GROUPS.values())
     added = [
@@ -122,7 +126,7 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
     if not added:
         raise ConfigError(
             f"--plugin={file} contains no filter, format, engine, method, verifier or suite.",
-            "Define a subclass with a name attribute, such as class MyFilter(Filter).",
+            "Define a subclass with the attribute name, such as class MyFilter(Filter).",
         )
     _FROM_FILES.extend(added)
     _ADDED_BY.update({cls: {"file": path.name} for cls in added})
@@ -147,7 +151,7 @@ def _installed(point: EntryPoint) -> Any:
         raise ConfigError(
             f"the plug-in {point.value} of an installed package cannot be loaded "
             f"({type(error).__name__}: {first_line(error)}).",
-            "Fix or uninstall that package.",
+            "Repair or uninstall that package.",
         ) from error
     dist = point.dist
     _ADDED_BY[cls] = {} if dist is None else {"package": dist.name, "version": dist.version}
@@ -155,10 +159,11 @@ def _installed(point: EntryPoint) -> Any:
 
 
 def provenance(**plugins: Iterable[Any]) -> dict[str, dict[str, str]]:
-    """Return the provenance of plug-in code: package, version and a digest of its files.
+    """Return the provenance of plug-ins: package, version, and a digest of the code files.
 
     Args:
-        plugins: the classes in use, by group, such as ``filters``.
+        plugins: the plug-in classes in use. The name of each argument is the group, such as
+            ``filters``.
 
     Returns:
         ``{"GROUP.NAME": {"package", "version", "sha256"}}`` with one entry for each class that
@@ -174,7 +179,7 @@ def provenance(**plugins: Iterable[Any]) -> dict[str, dict[str, str]]:
 
 
 def _code_digest(cls: Any) -> str:
-    """Return a digest of the files of the package, or of the single file, that defines a class."""
+    """Return a digest of all files of the package, or of the single file, that defines a class."""
     try:
         file = Path(inspect.getfile(cls))
     except (TypeError, OSError):
@@ -211,7 +216,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def find(group: str, name: str) -> Any:
-    """Return the class with this name in a group.
+    """Return the plug-in class with this name in a group.
 
     Raises:
         ConfigError: if the name is unknown; the message suggests the most similar name.

@@ -11,8 +11,8 @@ _JOINERS = "\u200c\u200d"
 def printable(text: str) -> str:
     """Return the text without characters that control a terminal or the reading direction.
 
-    Control and format characters and lone surrogates become U+FFFD; newlines and tabs are
-    kept.
+    Control and format characters and lone surrogates are replaced with U+FFFD. Newlines, tabs and
+    zero-width joiners are kept.
     """
     return "".join(
         c

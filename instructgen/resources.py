@@ -1,7 +1,7 @@
-"""Finds the data files of the package: seeds, filter recipes and word lists.
+"""Finds the data files of instructgen: seed tasks, filter recipes and word lists.
 
-In a checkout these are the top-level folders seeds/ and filters/; in an installed wheel they
-are inside the package. Converted models are stored in the cache folder of the user.
+In a checkout, these files are in the top-level folders seeds/ and filters/. In an installed wheel,
+they are inside the package. Converted models are stored in the cache folder of the user.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def model_cache() -> Path:
 
 @cache
 def word_list(name: str) -> tuple[str, ...]:
-    """Return the words in filters/words/NAME.txt, which has one per line and comments after #.
+    """Return the words in filters/words/NAME.txt, which has one word per line and # comments.
 
     Raises:
-        ConfigError: if there is no such list.
+        ConfigError: if a word list with this name does not exist.
     """
     lists = {p.stem: p for p in (shipped("filters") / "words").glob("*.txt")}
     if name not in lists:

@@ -13,12 +13,12 @@ OF_MODELS = ("instructgen", "torch", "transformers", "trl", "peft", "accelerate"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the version of Python, and of each of the packages that is installed."""
+    """Return the versions of Python and of those of the packages that are installed."""
     return {"python": platform.python_version(), **installed(packages)}
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Return the version of each installed package; other packages have no entry."""
+    """Return the versions of those of the packages that are installed, by package name."""
     result = {}
     for name in packages:
         with contextlib.suppress(PackageNotFoundError):

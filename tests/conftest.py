@@ -106,7 +106,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
-    """A process that loads the embedded model into vLLM once for all tests."""
+    """A process that loads the included model into vLLM once for all tests."""
     from tests.engine_host import EngineHost
 
     host = EngineHost(tmp_path_factory.mktemp("host") / "log")

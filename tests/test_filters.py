@@ -172,7 +172,7 @@ def test_the_turn_tokens_of_the_packaged_model_are_rejected() -> None:
     try:
         folder = prepare_embedded()
     except EngineError:
-        pytest.skip("the embedded model is not installed")
+        pytest.skip("the included model is not installed")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
     special = [t for t in special if t.startswith("<")]

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from instructgen import explain, prefer
@@ -14,6 +15,7 @@ from instructgen.errors import ConfigError, EngineError, RunError
 from instructgen.schema.sample import Label, Sample
 from instructgen.store import manifest_in, read_samples
 from instructgen.verifiers.constraints import LABEL, Constraint
+from tests import forks
 from tests.test_openai import Server, reply
 from tests.training_data import dataset
 
@@ -126,6 +128,18 @@ def test_an_invalid_score_raises_an_error_before_any_request(
     with pytest.raises(ConfigError):
         prefer(data, tmp_path / "out", score=[score], judge_engine="vllm", **OPTIONS)
     assert server.bodies == []
+
+
+def test_a_dataset_without_rows_ends_with_exit_code_3(data: Path, tmp_path: Path) -> None:
+    server = Writer()
+    args = ["--model", "writer", "--engine", "openai", "--endpoint", server.url]
+    args += ["--min-score", "99", "--as", "instructions"]
+    done = forks.command(
+        "prefer", data, "--score", "verifiers:ifeval", *args, "--out", tmp_path / "o", "--json"
+    )
+    assert done.returncode == 3, done.stderr
+    result = orjson.loads(done.stdout)
+    assert (result["rows"], result["rejected"]) == (0, 16)
 
 
 def test_shape_instructions_keeps_the_best_answer_above_min_score(

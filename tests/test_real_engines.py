@@ -1,4 +1,4 @@
-"""Tests of real engines with the embedded model: vLLM, its API server, and transformers.
+"""Tests of real engines with the included model: vLLM, its API server, and transformers.
 
 Most tests share one process with vLLM loaded (`tests.engine_host`). Tests about processes
 start their own: the demo, a run that is killed, a core that is killed, and a server.
@@ -348,7 +348,7 @@ def test_the_chat_style_uses_json_schemas_on_vllm(engine_host: EngineHost, tmp_p
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of vLLM's own API server with the embedded model."""
+    """The URL of vLLM's own API server with the included model."""
     from instructgen.models.folders import prepare_embedded
 
     with socket.socket() as free:

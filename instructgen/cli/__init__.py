@@ -23,12 +23,12 @@ from instructgen.printable import printable
 
 
 class _Group(click.Group):
-    """Suggests the most similar command name for an unknown one."""
+    """A group of commands that suggests the most similar name for an unknown command."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command; the error for an unknown name lists all names."""
+        """Return the command with the given name; the error for an unknown name lists all names."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise click.UsageError(
                 f"unknown command {args[0]!r}. {suggest(args[0], list(self.commands))}"
@@ -92,7 +92,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except InstructgenError as error:
         if os.environ.get("RANK", "0") != "0":
-            # One of several processes of a training run; the main process reports the error.
+            # This is not the main process of a training run, and only the main one reports errors.
             sys.exit(error.exit_code)
         err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
         sys.exit(error.exit_code)

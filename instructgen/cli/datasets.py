@@ -133,7 +133,8 @@ def curate(options: CurateOptions, quiet: bool, as_json: bool) -> None:
         searched = ", ".join(f"{name} {prompts:,}" for name, prompts in facts.benchmarks.items())
         rejected = sum(r.count for r in result.rejections if r.filter == "contamination")
         screen.print(
-            f"Benchmark prompts searched for: {safe(searched)}; {rejected:,} rows contain one."
+            f"Benchmark prompts searched for, by file: {safe(searched)}. Rejected rows that "
+            f"contain one of these prompts: {rejected:,}."
         )
     return print_derived(result)
 
@@ -172,13 +173,13 @@ def dedup(options: DedupOptions, show: int, quiet: bool, as_json: bool) -> None:
         screen.print(f"{facts.invalid:,} rows are invalid and were skipped.")
     screen.print(f"[bold]{result.rows:,} rows[/] kept, {result.rejected:,} rejected.")
     screen.print(
-        "If only one row of each connected group of duplicates were kept, "
-        f"{facts.components_would_reject:,} rows would be rejected; the largest group has "
-        f"{facts.largest_component:,} rows."
+        "If duplicates of duplicates were rejected too, "
+        f"{facts.components_would_reject:,} rows would be rejected; the largest group of such "
+        f"rows has {facts.largest_component:,} rows."
     )
     if facts.uncompared:
         screen.print(
-            f"{facts.uncompared:,} texts were not compared by meaning, because the model "
+            f"{facts.uncompared:,} texts were not compared by meaning, because the embedding model "
             f"{safe(options.embedding_model)} does not support their language."
         )
     return print_derived(result)
@@ -204,7 +205,7 @@ def _print_duplicates(out: Path, count: int) -> None:
 @quiet_option
 @json_option
 def export(options: ExportOptions, quiet: bool, as_json: bool) -> None:
-    """Write a dataset as JSON Lines in the format of another tool.
+    """Write a dataset as JSON Lines, in a format that other tools can read.
 
     \b
     Example:
@@ -253,7 +254,7 @@ def report(options: ReportOptions, quiet: bool, as_json: bool) -> None:
 def publish(options: PublishOptions, quiet: bool, as_json: bool) -> None:
     """Upload a dataset to the Hugging Face Hub: kept rows, rejected rows, card and manifest.
 
-    The token is read from HF_TOKEN or from `hf auth login`.
+    Set the environment variable HF_TOKEN to an access token, or log in with `hf auth login`.
 
     \b
     Example:
@@ -271,7 +272,7 @@ def publish(options: PublishOptions, quiet: bool, as_json: bool) -> None:
 
 
 def print_derived(result: Derived[Any]) -> None:
-    """Print the rejections, the splits, and the paths of the dataset and its card."""
+    """Print the rejection counts, the splits, and the paths of a dataset and its card."""
     print_rejections(result.rejections)
     if len(result.splits) > 1:
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in result.splits.items())

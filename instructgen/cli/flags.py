@@ -27,11 +27,11 @@ _OWN_FLAGS: Mapping[type[Options], Mapping[str, FieldInfo]] = {
 def takes(options: type[Options], *excluded: str) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that adds the flags of a class of options to a click command.
 
-    The decorated function receives an object of the class.
+    The decorated function receives an instance of the class.
 
     Args:
         options: the class of options.
-        excluded: fields whose parameters the command declares itself.
+        excluded: the names of fields for which no flag is added, because the command declares it.
     """
     own = _OWN_FLAGS.get(options, {})
     fields = {n: f for n, f in options.model_fields.items() if n not in excluded}
@@ -65,7 +65,7 @@ def values_of(options: type[Options], params: Mapping[str, Any]) -> dict[str, An
     values = {k: v for k, v in params.items() if k in options.model_fields}
     if (words := params.get("format_and_path")) is not None:
         if len(words) > 2:
-            raise ConfigError("more than one file is passed.", "Pass one file or Hub dataset.")
+            raise ConfigError("more than one file is passed.", "Pass only one file or Hub name.")
         values |= {"path": words[-1], "format": words[0] if len(words) == 2 else None}
     rest = options.open_field
     own = _OWN_FLAGS.get(options, {})
@@ -109,7 +109,7 @@ def _parameter(name: str, flag: str, field: FieldInfo) -> Callable[[Any], Any]:
 
 
 def _default(value: Any) -> dict[str, Any]:
-    """Return click's argument ``default``. It is omitted for None, which click takes as a value."""
+    """Return the keyword argument ``default`` for click, or no argument if the value is None."""
     return {} if value is None else {"default": value}
 
 
@@ -130,7 +130,7 @@ def _shown(field: FieldInfo) -> str:
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool, bool]:
-    """Return the click type of an annotation, whether it is a flag, and whether it is a list."""
+    """Return a tuple (click type, is a flag, is a list) for a type annotation."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return _click_type(next(a for a in inner if a is not type(None)))
@@ -165,7 +165,7 @@ def _settings(
     for value in values:
         key, equals, text = value.partition("=")
         if not (key.strip() and equals):
-            raise click.BadParameter(f"{value!r} must be {option.metavar}, such as lora_rank=8.")
+            raise click.BadParameter(f"{value!r} must have the form {option.metavar}.")
         try:
             settings[key.strip()] = tomllib.loads(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:
@@ -177,14 +177,16 @@ def _settings(
 def _numbers(
     _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
 ) -> float | dict[str, float] | None:
-    """Parse one number for all stages, or STAGE=NUMBER for some stages."""
+    """Parse a threshold for all stages of `dedup`, or one STAGE=NUMBER for each of several."""
     by_stage: dict[str, float] = {}
     for value in values:
         stage, _, number = value.rpartition("=")
         try:
             by_stage[stage] = float(number)
         except ValueError:
-            raise click.BadParameter(f"{value!r} must be NUMBER or STAGE=NUMBER.") from None
+            raise click.BadParameter(
+                f"{value!r} must have the form NUMBER or STAGE=NUMBER."
+            ) from None
     if "" not in by_stage:
         return by_stage or None
     if len(by_stage) > 1:
@@ -201,15 +203,15 @@ _PARSERS: Mapping[str | None, Callable[..., Any]] = {
 
 
 class OptionsCommand(click.Command):
-    """A click command with a class of options. Its help also describes the arguments."""
+    """A click command whose options a class declares. The help also describes the arguments."""
 
     @property
     def options(self) -> type[Options] | None:
-        """The class of options, if the command has one."""
+        """The class that declares the options, or None if the command has no such class."""
         return getattr(self.callback, "options", None)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; the error for an old flag names the new one."""
+        """Parse the arguments; the error for a renamed flag states its new name."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -249,15 +251,15 @@ def plugin_option(command: Any) -> Any:
         callback=_load,
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Python file with your own filters, methods, formats or engines. It will be executed.",
+        help="Python file with your own filters, methods, formats or engines. It is executed.",
     )(command)
 
 
 class Words(click.Option):
-    """An option that takes all words up to the next option, and may be repeated."""
+    """An option whose values are all arguments up to the next option. It may be repeated."""
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        """Register the option with a parser that reads several words."""
+        """Register the option so that the parser reads several values after its name."""
         super().add_to_parser(parser, ctx)
         for name in self.opts:
             option = parser._long_opt.get(name)

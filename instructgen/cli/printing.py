@@ -1,4 +1,4 @@
-"""Prints results: two consoles, tables, and text that is safe for a terminal."""
+"""Prints results on standard output, and notes on standard error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def print_note(text: str) -> None:
 
 
 def print_rejections(rejections: Sequence[RejectionCount]) -> None:
-    """Print a table of the rejected rows by stage, filter and reason."""
+    """Print a table with the number of rejected rows for each stage, filter and reason."""
     table = Table("stage", "filter", "reason", "rejected", box=None, header_style="dim")
     for r in rejections:
         table.add_row(r.stage, r.filter, r.reason, f"{r.count:,}")
@@ -86,12 +86,12 @@ def print_row(instruction: str, input_: str, output: str) -> None:
 
 
 def safe(text: object) -> str:
-    """Return text without control characters, and with rich's markup escaped."""
+    """Return a text without control characters, in which the markup of rich is escaped."""
     return escape(printable(str(text)))
 
 
 def short(text: str) -> str:
-    """Return text on one line, truncated to 100 characters."""
+    """Return a text on one line, truncated to 100 characters."""
     line = " ".join(printable(text).split())
     return escape(line if len(line) <= 100 else line[:99] + "…")
 

@@ -44,7 +44,7 @@ def watching(console: Console, *, show: bool, first: str = "reading ...") -> Ite
 
 
 def lines(p: Progress) -> list[str]:
-    """Return a progress event as lines of text: a progress bar with figures, then the notes."""
+    """Return a progress event as text: a line with a progress bar and numbers, then the notes."""
     counted = f"{p.done:,} {p.unit}"
     bar = ""
     if p.total:

@@ -118,7 +118,7 @@ def explain(options: ExplainOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def rebuild(options: RebuildOptions, quiet: bool, as_json: bool) -> None:
-    """Write the dataset of a run again from its recorded completions, without an engine.
+    """Recreate the dataset of a run from its recorded completions, without an engine.
 
     \b
     Example:
@@ -144,8 +144,8 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
     rejected = facts.candidates - facts.kept_instructions - facts.kept_rows
     screen.print(
         f"[bold]{result.rows:,} rows[/] from {facts.candidates:,} candidates "
-        f"({facts.kept_instructions:,} instructions accepted into the pool, {rejected:,} "
-        f"rejected, {facts.not_expanded:,} instructions without rows yet); "
+        f"({facts.kept_instructions:,} instructions accepted, {rejected:,} "
+        f"rejected); {facts.not_expanded:,} accepted instructions have no row yet; "
         f"{facts.stopped_detail}."
     )
     print_rejections(result.rejections)

@@ -1,4 +1,4 @@
-"""The model commands: `train`, `evaluate`, `ablate`, `prefer` and `chat`."""
+"""The commands that train or use models: `train`, `evaluate`, `ablate`, `prefer` and `chat`."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ _LOADING = "loading the model ..."
     "--show-masks",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Print the first N rows, mark the text that the loss covers, and do not train (sft only).",
+    help="Do not train. Print the first N rows, and mark the text on which the loss is computed "
+    "(only for sft).",
 )
 @click.option(
     "--strategy",
     type=click.Choice(["ddp", "fsdp", "zero2", "zero3"]),
-    help="Strategy for training with several processes.  [default: ddp]",
+    help="Strategy for distributed training.  [default: ddp]",
 )
 @click.option(
     "--processes", type=int, help="Number of processes, one per GPU.  [default: number of GPUs]"
@@ -118,7 +119,7 @@ def _print_training(result: TrainResult) -> None:
 
 
 def _print_measure(m: Measure) -> None:
-    """Print a measure on one line: before, after, and the difference with its interval."""
+    """Print a measure on one line: the values before and after, and their difference."""
     rows = f"{m.after.rows:,} rows"
     if m.difference is None or m.before is None:
         text = f"{m.after.value:.4f} {_interval(m.after)}, {rows}"
@@ -178,7 +179,8 @@ def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
             d: Any = m.details
             screen.print(
                 f"{m.measure} at equal answer lengths: {d['length_controlled']:.3f}; "
-                f"{d['judged']:,} judged, {d['abstained']:,} abstentions"
+                f"{d['judged']:,} pairs of answers judged; the judge abstained for "
+                f"{d['abstained']:,} pairs"
             )
     for note in result.notes:
         print_note(note)
@@ -192,7 +194,7 @@ def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def ablate(options: AblateOptions, quiet: bool, as_json: bool) -> None:
-    """Train a model on each dataset, and report which dataset gives the better model.
+    """Train a model on each dataset, and report which dataset gives the best model.
 
     Models are also trained on a control: the first dataset, with rows removed at random until
     it is as small as the smallest dataset.
@@ -216,7 +218,7 @@ def ablate(options: AblateOptions, quiet: bool, as_json: bool) -> None:
             safe(arm.arm), f"{arm.rows:,}", f"{arm.supervised_tokens:,}", f"{arm.mean:.4f}"
         )
     screen.print(table)
-    screen.print(f"before training: {result.base:.4f}")
+    screen.print(f"bits per byte before training: {result.base:.4f}")
     for sentence in result.verdict:
         screen.print(safe(sentence))
     return None
@@ -262,7 +264,7 @@ def prefer(options: PreferOptions, quiet: bool, as_json: bool) -> None:
 @click.option("--quiet", "-q", is_flag=True, help="Print only the answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per answer.")
 def chat(options: ChatOptions, quiet: bool, as_json: bool) -> None:
-    """Chat with a model. Type /new for a new conversation, and /quit or Ctrl-D to end.
+    """Chat with a model. Type /new to start a new conversation, and /quit or Ctrl-D to exit.
 
     \b
     Examples:

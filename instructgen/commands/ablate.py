@@ -51,9 +51,9 @@ _CONTROL = "random-drop"
 
 @dataclass(frozen=True, slots=True)
 class ControlFacts(JsonRecord):
-    """Facts about the control of an ablation.
+    """Facts about the control of an ablation, which is a random sample of the first dataset.
 
-    ``read`` is the number of rows of the first dataset, from which the control is a random sample.
+    ``read`` is the number of rows in the first dataset.
     """
 
     read: int
@@ -61,7 +61,7 @@ class ControlFacts(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """The results of one dataset of an ablation.
+    """The results for one dataset of an ablation.
 
     ``bits_per_byte`` has one value per random seed, and ``mean`` is the mean of these values.
     """
@@ -75,11 +75,11 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class ArmComparison:
-    """The comparison of two datasets: the mean bits per byte of ``arm`` minus that of ``against``.
+    """The comparison of the two datasets ``arm`` and ``against``.
 
-    A negative difference means that ``arm`` is better. ``low`` and ``high`` are the bounds of its
-    95% confidence interval over held-out rows and seeds. ``better_seeds`` is the number of seeds
-    with which ``arm`` is better.
+    ``difference`` is the mean bits per byte of ``arm`` minus that of ``against``; if it is
+    negative, ``arm`` is better. ``low`` and ``high`` are the bounds of its 95% confidence interval
+    over held-out rows and seeds. ``better_seeds`` counts the seeds with which ``arm`` is better.
     """
 
     arm: str
@@ -124,11 +124,11 @@ def ablate(options: AblateOptions, watch: Watch | None = None) -> Ablation:
     """Train models on several datasets and on a control, and compare them on held-out rows.
 
     The control is the first dataset, with rows removed at random until it is as small as the
-    smallest dataset. It shows whether curation does better than removing rows at random. Repeat
-    the same call to resume an ablation that was stopped.
+    smallest dataset. The control shows whether curation gives better models than removing rows at
+    random. Repeat the same call to resume an ablation that was stopped.
 
     Raises:
-        InputError: a dataset is invalid, or the held-out rows are missing.
+        InputError: a dataset is invalid, or there are no held-out rows.
         ConfigError: an option or the model is invalid.
         TrainingError: a training run failed.
     """
@@ -189,9 +189,9 @@ def _held_out(paths: Sequence[Path], data: Path | None) -> Path:
     if "test" in splits_of(paths[0]):
         return paths[0]
     raise InputError(
-        "has no test split, so the held-out rows are missing.",
+        "has no test split, so there are no held-out rows to evaluate on.",
         path=paths[0],
-        hint="Pass --data=DATA, or run merge with [split] test = 0.02 first.",
+        hint="Pass --data=DATA, or run merge first, with test = 0.02 in the table [split].",
     )
 
 
@@ -205,7 +205,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _control(folder: Path, paths: Sequence[Path]) -> Path:
-    """Write a random sample of the first dataset, as large as the smallest one; return its path."""
+    """Write a random sample of the first dataset, of the size of the smallest; return its path."""
     made_from = Provenance("ablate", inputs_of(paths), {"arm": _CONTROL})
 
     def write(output: Output) -> Written[ControlFacts]:
@@ -228,7 +228,7 @@ def _measured(
     name: str = "",
     folder: Path | None = None,
 ) -> MeasuredRows:
-    """Return the bits per byte of each held-out row, cached in a file next to the model."""
+    """Return the bits per byte of each held-out row, and cache them in a file."""
     from instructgen.evaluation.measures import MeasuredRows, PromptFormat, bits_per_byte
     from instructgen.training.rows import held_out_at
 
@@ -286,9 +286,10 @@ def _comparison(
 def _interval(one: np.ndarray, other: np.ndarray, bytes_: np.ndarray) -> tuple[float, float]:
     """Return the 95% confidence interval of the difference, over held-out rows and seeds.
 
-    Rows are resampled, the same rows for both datasets. Seeds are too few for that, so their
-    variance is estimated. The interval is a Student's t interval with the Welch-Satterthwaite
-    degrees of freedom for the sum of both variances. With one seed, it is over rows only.
+    The variance over rows is estimated by resampling the same rows for both datasets; the
+    variance over seeds is the sample variance, because resampling requires more seeds. The result
+    is a Student's t interval with the Welch-Satterthwaite degrees of freedom for the sum of both
+    variances. With one seed, only the variance over rows is used.
     """
     from scipy.stats import t
 
@@ -341,7 +342,7 @@ def _write(ablation: Ablation, inputs: tuple[InputRef, ...], options: dict[str, 
         "",
         f"Base model `{options['model']}`; {options['tokens']:,} supervised tokens per model; "
         f"{seeds} seeds. The values are bits per byte of held-out answers; lower is better. The "
-        f"base model has {ablation.base:.4f}. The 95% confidence intervals are over rows"
+        f"base model has the value {ablation.base:.4f}. The 95% confidence intervals are over rows"
         + (" and seeds." if seeds != 1 else " only."),
         "",
         *table(("dataset", "rows", "supervised tokens", "mean", "by seed"), lines),

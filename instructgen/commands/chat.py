@@ -37,7 +37,8 @@ class Chat:
         self._tokenizer: Any = load_tokenizer(model, "eos")
         if not self._tokenizer.chat_template:
             raise ConfigError(
-                f"{model} has no chat template.", "Use a model trained with train sft."
+                f"{model} has no chat template.",
+                "Use a model that was trained with instructgen train sft.",
             )
         self._model: Any = load_model(model, tokenizer=self._tokenizer).eval()
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,7 +67,7 @@ class Chat:
             ).to(self._model.device)
         except TemplateError as error:
             raise ConfigError(
-                f"the chat template rejects the message: {error}.",
+                f"the chat template of the model rejects the messages: {error}.",
                 "Omit --system." if self._options.system else "Use a different model.",
             ) from None
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)

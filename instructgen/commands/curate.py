@@ -49,7 +49,7 @@ class SourceRejections:
 
 @dataclass(frozen=True, slots=True)
 class BorderlineRow:
-    """A row near a filter's threshold; ``side`` is ``kept`` or ``rejected``."""
+    """A row whose value is near a filter's threshold; ``side`` is ``kept`` or ``rejected``."""
 
     filter: str
     side: str
@@ -59,7 +59,7 @@ class BorderlineRow:
 
 @dataclass(frozen=True, slots=True)
 class CurateFacts(JsonRecord):
-    """Facts about a curation, for the manifest.
+    """Facts about a curated dataset, for its manifest.
 
     ``filters`` are the names of the filters in the order in which they evaluated the rows.
     ``sources`` is the number of rows read from each source, ``edited`` the number of rows that
@@ -79,8 +79,8 @@ class CurateFacts(JsonRecord):
 def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[CurateFacts]:
     """Keep the rows that all filters of a recipe accept.
 
-    Rows that contain a prompt of the files in ``against`` are rejected by the recipe's filter
-    ``contamination`` or, if it has none, by one with default settings that runs first.
+    The filter ``contamination`` rejects rows that contain a benchmark prompt from the files in
+    ``against``. If the recipe does not contain this filter, it is added first.
 
     Raises:
         InputError: an input is invalid.
@@ -132,7 +132,7 @@ def _with_benchmarks(filters: Sequence[Filter], files: Sequence[Path]) -> list[F
 
 
 def _models(filters: Sequence[Filter]) -> dict[str, str]:
-    """Return the digests of the models that filters compute scores with, by filter."""
+    """Return the digest of the model of each scoring filter as a dict keyed by filter name."""
     scoring = [f.model_dump() | {"filter": f.name} for f in filters if isinstance(f, ScoringFilter)]
     return {each["filter"]: model_digest(each["model"]) for each in scoring if "model" in each}
 
@@ -173,7 +173,10 @@ def _write(
         )
     curation.collect_borderline()
     if kept_rows + output.rejected != total:
-        raise RuntimeError(f"{total} rows read, {kept_rows} kept, {output.rejected} rejected")
+        raise RuntimeError(
+            f"{total} rows were read, but {kept_rows} were kept and {output.rejected} rejected. "
+            "This is a bug; please report it."
+        )
     return _facts(curation, total)
 
 
@@ -214,9 +217,9 @@ def _sections(facts: CurateFacts) -> list[str]:
     return [
         "## Funnel",
         "",
-        "Each row is rejected by the first filter that does not accept it. The rejected rows are "
-        "in `rejected/`, each with the reason and, if the filter computes them, the score and the "
-        "nearest row.",
+        "A row is rejected by the first filter that does not accept it. The rejected rows are in "
+        "`rejected/`, each with the reason for its rejection and, if the filter computes them, its "
+        "score and the ID of the most similar row.",
         "",
         *_funnel(facts),
         "",

@@ -35,7 +35,7 @@ _FLOOR = 0.999
 
 @dataclass(frozen=True, slots=True)
 class DedupFacts(JsonRecord):
-    """Facts about a deduplication, for the manifest.
+    """Facts about a deduplicated dataset, for its manifest.
 
     Pairs of duplicates form a graph. ``largest_component`` is the size of its largest connected
     component, and ``components_would_reject`` the number of rows that would be rejected if one
@@ -53,9 +53,9 @@ class DedupFacts(JsonRecord):
 def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFacts]:
     """Combine datasets into one, and reject the duplicates that `deduplicate` finds.
 
-    Rows stay in the splits of their inputs. If only some inputs have splits, the rows of the
-    other inputs become training rows. Of duplicates that are equal by all criteria of
-    ``priority``, the first in the order of the inputs is kept.
+    Rows stay in the split that they have in their input. If only some inputs have splits, the rows
+    of the other inputs become training rows. If duplicates are equal by all criteria in
+    ``priority``, the first one in the order of the inputs is kept.
 
     Raises:
         InputError: a file is invalid, or contains no rows.
@@ -159,10 +159,10 @@ def _sections(facts: DedupFacts, output: Output) -> list[str]:
     return [
         "## Duplicates",
         "",
-        "For every row in `rejected/`, the kept row that it duplicates is recorded, and their "
-        "similarity, which is above the threshold. If only one row of each connected group of "
-        f"duplicates were kept, {facts.components_would_reject:,} rows would be rejected; the "
-        f"largest group has {facts.largest_component:,} rows.",
+        "For every row in `rejected/`, the ID of the kept row that it duplicates and the "
+        "similarity of the two rows are recorded. If duplicates of duplicates were rejected too, "
+        f"{facts.components_would_reject:,} rows would be rejected; the largest group of such rows "
+        f"has {facts.largest_component:,} rows.",
         "",
         *rejected_table(output.rejections()),
     ]

@@ -1,7 +1,7 @@
-"""Writes a dataset that is derived from other data, unless it already exists.
+"""Writes a dataset that is derived from other data, unless the dataset already exists.
 
-A command passes a function that writes the rows to `derive`, which creates the folder and writes
-the provenance, the rejection counts and the card.
+The function `derive` creates the folder, calls a function of the command that writes the rows, and
+writes the provenance, the rejection counts and the card.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ F = TypeVar("F", bound=JsonRecord)
 class Derived(Generic[F]):
     """The result of a command that derives a dataset.
 
-    ``splits`` are the numbers of rows by split, and ``rejections`` the numbers of rejected rows
-    by stage, filter and reason. ``facts`` are specific to the command. ``parts`` are the paths
+    ``splits`` is the number of rows in each split, and ``rejections`` the number of rejected rows
+    per stage, filter and reason. ``facts`` are specific to the command. ``parts`` are the paths
     of the Parquet files, and ``card`` is the path of the dataset card. ``unchanged`` is true if
     the dataset already existed and nothing was written.
     """
@@ -117,7 +117,7 @@ def derive(
             dataset.
         shape: ``instructions`` or ``preferences``.
         facts: the dataclass of the facts that the command records.
-        write: a function that writes the rows, and returns facts and card sections for them.
+        write: a function that writes the rows, and returns facts and card sections about them.
         splits: the names of the dataset's splits.
 
     Raises:
@@ -185,7 +185,7 @@ def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
     for path in inputs:
         place = path.resolve()
         if place in seen:
-            raise InputError("the input is passed twice.", path=path, hint="Pass it once.")
+            raise InputError("the input is passed twice.", path=path, hint="Pass each input once.")
         seen.add(place)
         if folder.resolve().is_relative_to(place):
             raise InputError(
@@ -196,10 +196,10 @@ def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
 
 
 def common_shape(folders: Sequence[Path]) -> Shape:
-    """Return the shape of the datasets, instructions or preferences, if all have the same shape.
+    """Return the kind of rows that all datasets contain: ``instructions`` or ``preferences``.
 
     Raises:
-        RunError: a folder is not a dataset, or the shapes differ.
+        RunError: a folder is not a dataset, or the datasets contain different kinds of rows.
     """
     shapes: dict[Shape, Path] = {}
     for folder in folders:
@@ -212,6 +212,6 @@ def common_shape(folders: Sequence[Path]) -> Shape:
         kinds = ", ".join(f"{folder} contains {shape}" for shape, folder in shapes.items())
         raise RunError(
             f"the datasets have different kinds of rows: {kinds}.",
-            "Pass datasets of one kind only.",
+            "Pass datasets that contain one kind of rows only.",
         )
     return next(iter(shapes))

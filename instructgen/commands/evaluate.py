@@ -105,14 +105,14 @@ def _findings(
         if suite.shape is not None and not suited:
             raise InputError(
                 f"the suite {suite.name} requires {suite.shape}, which --data does not contain.",
-                hint=f"Use a dataset of {suite.shape}.",
+                hint=f"Use a dataset that contains {suite.shape}.",
             )
         findings += [(suite.name, finding) for finding in suite.findings(subject, suited)]
     for name, finding in findings:
         if not finding.after.rows:
             raise InputError(
-                f"the suite {name} cannot use any row: all are longer than --max-length, or "
-                "do not have what the suite requires.",
+                f"the suite {name} cannot use any row: all rows are longer than --max-length, or "
+                "lack something that the suite requires.",
                 hint="Increase --max-length, or check --format.",
             )
     return findings
@@ -128,8 +128,8 @@ def _unmeasured(
         measured = len(finding.after.rows)
         if measured < total:
             notes.append(
-                f"{name} used {measured:,} of {total:,} rows; the others are longer than "
-                "--max-length, or do not have what the suite requires."
+                f"the suite {name} used {measured:,} of {total:,} rows; the others are longer than "
+                "--max-length, or lack something that the suite requires."
             )
     return notes
 
@@ -230,7 +230,7 @@ def _reference(model: str) -> InputRef:
 
 
 def _row_lines(findings: Sequence[tuple[str, Finding]], names: Sequence[str]) -> list[bytes]:
-    """Return one line of JSON for each suite, model and row."""
+    """Return a line of JSON for each measure, model and row."""
     return [
         orjson.dumps(
             {
@@ -263,7 +263,8 @@ def _table(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
     return [
         f"# {' against '.join(names)}",
         "",
-        "Intervals are 95% bootstrap intervals over rows. Differences are on the same rows.",
+        "The intervals are 95% bootstrap confidence intervals over rows. Both models are "
+        "evaluated on the same rows.",
         "",
         *table(head, lines),
         "",

@@ -28,7 +28,7 @@ class Neighbor:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A completion from which a row was created: its batch and request, its prompt and its text."""
+    """A completion from which a row was created, with its prompt, batch and request."""
 
     stage: str
     batch: int
@@ -42,12 +42,12 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
-    """The explanation of a kept row, a rejected row, a pool instruction or a seed.
+    """The explanation of a row, a seed, or an accepted instruction that has no row.
 
-    ``verdict`` is ``kept``, ``rejected``, ``in the pool`` or ``a seed``. ``passed`` are the
-    filters that accepted the row. ``command`` is the command that created a derived dataset, and
-    ``inputs`` are its inputs. ``obligations`` follow from the row's license, attribution and
-    models. The command line prints an explanation as ``str`` returns it.
+    ``verdict`` is ``kept``, ``rejected``, ``in the pool`` (an accepted instruction) or ``a seed``.
+    ``passed`` are the filters that accepted the row. ``command`` is the command that created a
+    derived dataset, and ``inputs`` are the inputs of this command. ``obligations`` are sentences
+    about the row's license, attribution and models. ``str`` returns the explanation as text.
     """
 
     id: str
@@ -179,7 +179,7 @@ def unknown_id(folder: Path, row_id: str) -> InputError:
     return InputError(
         f"the ID {quoted(row_id)} was not found.",
         path=folder,
-        hint="Use an ID from the column id, nearest or origin.parents in data/ or rejected/.",
+        hint="Use an ID from the columns id, nearest or origin.parents in data/ or rejected/.",
     )
 
 

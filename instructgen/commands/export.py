@@ -1,4 +1,4 @@
-"""The command `export`: writes a dataset as JSON Lines in the format of another tool."""
+"""The command `export`: writes a dataset as JSON Lines, in a format that other tools can read."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Exported:
 
 @command(ExportOptions, "data", "to")
 def export(options: ExportOptions, watch: Watch | None = None) -> Exported:
-    """Write a dataset as JSON Lines in the format of another tool.
+    """Write a dataset as JSON Lines, in a format that other tools can read.
 
     Raises:
         ConfigError: a column or the format is unknown, or the format does not support the rows.
-        InputError: the file exists, or is inside a dataset folder.
+        InputError: the output file already exists, or would be inside a dataset folder.
         RunError: the folder contains no complete dataset.
         StorageError: the file cannot be written.
     """
@@ -100,11 +100,13 @@ def _check_target(file: Path, *, overwrite: bool) -> None:
                 hint="Use a different folder.",
             )
     if file.exists() and not overwrite:
-        raise InputError("the file exists.", path=file, hint="Pass --overwrite to replace it.")
+        raise InputError(
+            "the file already exists.", path=file, hint="Pass --overwrite to replace it."
+        )
 
 
 def _alpaca(sample: Sample) -> dict[str, Any]:
-    """Return Alpaca's three columns, with earlier turns in LLaMA-Factory's additional columns."""
+    """Return Alpaca's three columns, with earlier turns in the columns of LLaMA-Factory."""
     row: dict[str, Any] = {
         "instruction": sample.instruction,
         "input": sample.input,
@@ -129,7 +131,7 @@ def _openai(sample: Sample) -> dict[str, Any]:
 
 
 def _preference(sample: Sample) -> dict[str, Any]:
-    """Return a preference in the conversational format of TRL."""
+    """Return a preference row in the conversational format of the library TRL."""
     return {
         "prompt": _messages(sample.prompt),
         "chosen": _messages([Message("assistant", sample.output)]),

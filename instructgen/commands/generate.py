@@ -1,4 +1,4 @@
-"""The commands `generate` (start or resume a run) and `rebuild` (write its dataset again)."""
+"""The commands `generate` (start or resume a run) and `rebuild` (recreate its dataset)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RunFacts(JsonRecord):
 
     ``candidates`` is the sum of ``kept_instructions``, ``kept_rows`` and the number of rejected
     candidates. ``not_expanded`` is the number of kept instructions for which no row was
-    generated; they are in ``rejected/`` with this reason.
+    generated; they are in ``rejected/`` with the reason ``not_expanded``.
     """
 
     run: str
@@ -73,11 +73,11 @@ class RunFacts(JsonRecord):
 class GenerateResult:
     """The result of a run.
 
-    ``facts`` are about all sessions of the run. ``asked`` (the number of requests), ``seconds``,
+    ``facts`` are about the whole run. ``asked`` (the number of requests), ``seconds``,
     ``tokens_per_s`` and ``idle_share`` (the fraction of time in which the engine was idle) are
-    about this session. ``healed`` describes a repair of the journal. ``unchanged`` is true if
-    the same dataset already existed. ``hint`` is advice for the case that the model does not
-    follow the format of the method.
+    about this call only, which may have resumed the run. ``healed`` describes a repair of the
+    journal. ``unchanged`` is true if the same dataset already existed. ``hint`` is advice for a
+    model whose completions do not have the format that the method requires.
     """
 
     out: Path
@@ -109,7 +109,7 @@ def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateRe
     Raises:
         InputError: a seed file is invalid.
         ConfigError: an option or the recipe is invalid.
-        RunError: the folder contains a different run or other files, or is in use.
+        RunError: the output folder contains a different run or other files, or is in use.
         EngineError: the engine cannot start or continue; the run can be resumed.
         StorageError: the files cannot be written; the run can be resumed.
     """
@@ -124,7 +124,7 @@ def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateRe
 
 
 def _generated(run: Run, session: Session, watch: Watch | None) -> int:
-    """Run the loop to its end, record the usage, and return the number of engine restarts."""
+    """Run the generation loop to its end; return the number of engine restarts."""
     supervisor = Supervisor(session.loop.config.engine)
     try:
         run_loop(session.loop, run, supervisor, session, watch)
@@ -138,7 +138,7 @@ def _generated(run: Run, session: Session, watch: Watch | None) -> int:
 
 @command(RebuildOptions, "run")
 def rebuild(options: RebuildOptions, watch: Watch | None = None) -> GenerateResult:
-    """Write the dataset of a run again from the completions in its journal, without an engine.
+    """Recreate the dataset of a run from the completions in its journal, without an engine.
 
     For an interrupted run, the dataset contains the rows from all complete batches.
 
@@ -165,7 +165,7 @@ def _reject_fewer_rows(folder: Path, rows: int, hint: str) -> None:
     existing = sum(part.rows for part in files if part.path.startswith("data/"))
     if existing > rows:
         raise RunError(
-            f"{folder} contains a dataset of {existing:,} rows; it would be reduced to {rows:,}.",
+            f"{folder} contains a dataset of {existing:,} rows, which would shrink to {rows:,}.",
             hint,
         )
 
@@ -200,17 +200,17 @@ def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
 
 
 def seeds_for(options: PreviewOptions) -> tuple[list[Sample], list[Any]]:
-    """Read the seeds that the options name; return them and the invalid rows, as `read_seeds`."""
+    """Read the seeds that the options name; return the valid seeds and the invalid rows."""
     return read_seeds(options.seeds, options.license, options.language, options.on_bad_row)
 
 
 def read_seeds(
     paths: Sequence[Path], license: str, language: str, on_bad_row: OnBadRow
 ) -> tuple[list[Sample], list[Any]]:
-    """Read seeds from files and dataset folders; return them and the invalid rows.
+    """Read seeds from files and dataset folders; return the valid seeds and the invalid rows.
 
-    Only the training rows of a dataset with splits are read, so that no prompt contains an
-    evaluation row.
+    Only the training rows of a dataset with splits are read, so that no generation prompt
+    contains an evaluation row.
 
     Raises:
         InputError: a file is invalid, or a dataset contains preferences.
@@ -263,7 +263,7 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
     """Resume the run in a folder, or start a new one.
 
     Raises:
-        RunError: the folder contains other files, or a run with different settings.
+        RunError: the folder contains a run with different settings, or files other than a run.
         ConfigError: the prompt style requires a chat template, and the model has none.
     """
     recorded = config.recorded()
@@ -317,7 +317,7 @@ def _check_same_run(folder: Path, config: Config, info: RunInfo, digest: str) ->
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings as a dict keyed by ``table.key``; a nested table is one value."""
+    """Return the settings as a dict keyed by ``table.key``, as in a TOML file."""
     tables = ("generate", "method", "engine")
     flat = {f"{t}.{k}": v for t in tables for k, v in config[t].items()}
     flat |= {f"plugins.{name}": part for name, part in config.get("plugins", {}).items()}
@@ -328,14 +328,15 @@ def _decide_form(config: Config) -> PromptSetup:
     """Decide the prompt style, and test whether the engine enforces JSON schemas."""
     style = config.method.style
     if style == "auto":
-        # Measured: the embedded model writes usable tasks as the continuation of a list, but
+        # Measured: the included model writes usable tasks as the continuation of a list, but
         # not as the answer to a question (docs/decisions/0003).
         chat = config.engine.model != EMBEDDED and config.engine.has_chat_template()
         style = "chat" if chat else "completion"
     if style == "chat" and not config.engine.has_chat_template():
         raise ConfigError(
-            f"style = chat, but {config.engine.model or config.engine.name} has no chat template.",
-            "Use style = completion.",
+            f"the option is style = chat, but {config.engine.model or config.engine.name} has no "
+            "chat template.",
+            "Set style = completion, or use a different model.",
         )
     return PromptSetup(style, structured=style == "chat" and config.engine.enforces_schema())
 
@@ -349,7 +350,9 @@ def form_of(run: Run) -> PromptSetup:
 def _write(run: Run, session: Session, restarts: int, invalid_seeds: int) -> GenerateResult:
     loop = session.loop
     rejected = loop.finish()
-    stopped = loop.stopped or Stop("interrupted", "the run was interrupted; generate resumes it")
+    stopped = loop.stopped or Stop(
+        "interrupted", "the run was interrupted, and generate can resume it"
+    )
     facts = facts_of(loop, rejected, stopped)
     rejections = rejections_of(loop)
     before = manifest_bytes(run.folder)

@@ -42,7 +42,7 @@ class DatasetHandle:
 
     @property
     def splits(self) -> dict[str, int]:
-        """The number of rows by split; a dataset without splits has one, named ``part``."""
+        """The number of rows in each split; without splits, there is one entry, ``part``."""
         return splits_of(self.path)
 
     def rows(self, table: str = "data") -> Iterator[dict[str, Any]]:
@@ -137,7 +137,7 @@ def open_dataset(path: str | Path) -> DatasetHandle:
     if not folder.exists():
         raise InputError("the path does not exist.", path=folder, hint="Check the path.")
     if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder.", "Pass a dataset folder.")
+        raise RunError(f"{folder} is not a folder.", "Pass the path of a dataset folder.")
     return DatasetHandle(folder)
 
 

@@ -1,6 +1,6 @@
 """The command `import`: reads data in a supported format, and writes it as a dataset.
 
-Every row is kept or rejected. For a rejected row, its line and the reason are recorded.
+Every row is kept or rejected. For a rejected row, its line number and the reason are recorded.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from instructgen.store import InputRef, Provenance, digest_of
 
 @dataclass(frozen=True, slots=True)
 class ImportFacts(JsonRecord):
-    """Facts about an import, for the manifest.
+    """Facts about an imported dataset, for its manifest.
 
-    ``read`` and ``used`` count what ``unit`` names, such as ``rows`` or ``messages``.
+    ``unit`` names what ``read`` and ``used`` count, such as ``rows`` or ``messages``.
     """
 
     format: str
@@ -84,11 +84,13 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
 def _check_texts(*texts: str) -> None:
     for text in texts:
         if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ConfigError(f"{text[:40]!r} is not valid UTF-8.", "Pass it as UTF-8.")
+            raise ConfigError(
+                f"{text[:40]!r} is not valid UTF-8.", "Pass the text in the encoding UTF-8."
+            )
 
 
 def _provenance(options: ImportOptions, format: Format, terms: Mapping[str, Any]) -> Provenance:
-    """Return everything that determines the dataset: the file, its format, and row defaults."""
+    """Return what determines the dataset: the file, its format, and default values for rows."""
     path = options.path
     ref = InputRef(str(path), split=options.split)
     if path.exists():
@@ -138,7 +140,7 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
                 watch(Progress("read", reading.used + reading.others))
     flush()
     if output.rejected != reading.others or reading.used + reading.others != reading.units:
-        raise RuntimeError("the row counts are inconsistent; please report a bug with this file")
+        raise RuntimeError("The row counts are inconsistent. This is a bug; please report it.")
     facts = ImportFacts(reading.format.name, reading.format.unit, reading.units, reading.used)
     rejections = output.rejections()
     sections = [
@@ -146,7 +148,7 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
         "",
         f"{facts.read:,} {facts.unit} were read in the format `{facts.format}`; {facts.used:,} "
         f"of them are part of a kept row. The other {reading.others:,} are in `rejected/`, each "
-        "with its line and a reason.",
+        "with its line number and the reason for its rejection.",
         "",
         *(rejected_table(rejections) if rejections else ()),
     ]

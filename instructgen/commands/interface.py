@@ -1,8 +1,8 @@
-"""Defines how a command is declared: with a class of options, and a function that takes them.
+"""Defines how a command is declared: by a class of options, and a function that takes them.
 
 From the class, the command line builds the flags (cli/flags.py), and `command` builds the Python
-function. Pipelines check their steps with it, and docs/commands.md lists the options. This module
-does not depend on any particular command.
+function. The class also checks the steps of pipelines, and docs/commands.md is created from it.
+This module does not depend on any particular command.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Options(BaseModel):
     """The options of one command; each field is a flag, a Python parameter and a pipeline key.
 
     Attributes:
-        renamed: the new name of a field by its old name, for the message about an old name.
-        open_keys: the keyword arguments that ``open_field`` may contain.
-        open_field: the field that receives keyword arguments that are not fields.
+        renamed: maps the old names of renamed fields to the new names, for error messages.
+        open_keys: the names of the keyword arguments that ``open_field`` may contain.
+        open_field: the name of the field that receives keyword arguments that are not fields.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,13 +83,13 @@ def option(
         default: the default value; ``...`` if the option is required.
         help: the description: one or two sentences that start with a noun or an imperative.
         flag: the flag, if it differs from the field's name with dashes.
-        metavar: the name of the value in the help.
+        metavar: the placeholder for the value in the help, such as FILE.
         shown: the default to show in the help, if it differs from ``default``.
-        many: how several values are passed on the command line: ``repeat`` the flag, ``words``
-            after the flag, ``commas`` between them, or repeated NAME=VALUE (``pairs``,
-            ``settings`` or ``numbers``).
-        takes: ``rows`` if Python may pass a DataFrame or a list of dicts in place of a
-            file, ``recipe`` if it may pass a dict.
+        many: how several values are passed on the command line: by repeating the flag
+            (``repeat``), separated by spaces (``words``) or commas (``commas``), or by repeating
+            the flag with NAME=VALUE (``pairs``, ``settings`` or ``numbers``).
+        takes: ``rows`` if Python callers may pass a DataFrame or a list of dicts in place
+            of a file, ``recipe`` if they may pass a dict in place of a TOML file.
         bounds: bounds of a number, as in `pydantic.Field`, such as ``ge``.
     """
     facts: dict[str, JsonValue] = {
@@ -105,7 +105,7 @@ def option(
 def argument(
     help: str, *, metavar: str, many: bool = False, takes: str = "", default: Any = ...
 ) -> Any:
-    """Declare a field of `Options` that is positional on the command line; see `option`."""
+    """Declare a field of `Options` that is a positional argument on the command line."""
     facts: dict[str, JsonValue] = {
         "argument": True,
         "metavar": metavar,
@@ -116,13 +116,13 @@ def argument(
 
 
 def inherited(model: type[BaseModel], name: str, **facts: Any) -> Any:
-    """Declare an option that overrides a key of a recipe's table.
+    """Declare an option that overrides a key in a TOML table of a recipe.
 
     The default of the option is None, which means that the recipe's value applies. The help and
     the bounds are those of the key.
 
     Args:
-        model: the pydantic class of the table.
+        model: the pydantic class that describes the table.
         name: the key.
         facts: arguments of `option`, which replace those of the key.
     """
@@ -171,7 +171,7 @@ def sentence(text: str) -> str:
 
 
 def facts_of(field: FieldInfo) -> Mapping[str, Any]:
-    """Return the command-line facts of a field, as passed to `option` or `argument`."""
+    """Return the facts that `option` or `argument` recorded about a field, such as its metavar."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     return cast(Mapping[str, Any], extra["cli"])
@@ -251,14 +251,16 @@ def _named(
     if others:
         settings = named.get(rest) or {}
         if isinstance(settings, BaseModel):
-            raise TypeError(f"pass {rest} or single settings ({next(iter(others))}), not both")
+            raise TypeError(
+                f"pass either {rest} or single settings such as {next(iter(others))}, not both"
+            )
         named[rest] = {**settings, **others}
     return named
 
 
 @contextmanager
 def _files(options: type[Options], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the values; rows and recipes that are Python objects are replaced by files."""
+    """Yield the values, in which rows and recipes are replaced by the paths of temporary files."""
     with ExitStack() as stack:
         folder: Path | None = None
         replaced = dict(values)
@@ -286,7 +288,7 @@ def _is_data(value: Any, takes: str) -> bool:
 
 
 def _written(value: Any, takes: str, folder: Path) -> Any:
-    """Write a value to a file; rows are named by their digest, so equal rows are the same input."""
+    """Write rows or a recipe to a file; files with equal rows have the same name."""
     if takes == "recipe":
         import tomli_w
 
@@ -309,7 +311,7 @@ def _written(value: Any, takes: str, folder: Path) -> Any:
 
 
 def _in_python(options: type[Options]) -> dict[str, str]:
-    """Return the Python parameter of each flag of a command, with the longest flags first."""
+    """Return a dict from the flags of a command to its Python parameters, longest flags first."""
     names = {flag_of(options, name): name for name in options.model_fields}
     flags = {flag: name for flag, name in names.items() if flag.startswith("--")}
     if options.open_field is not None:

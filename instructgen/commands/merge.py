@@ -51,7 +51,7 @@ from instructgen.store import (
 
 _ROWS_PER_BUCKET = 20_000
 _NOT_DRAWN = Rejection(
-    "mix", "not_drawn", "the mix contains a random sample of these rows, and this row was not drawn"
+    "mix", "not_drawn", "the mix contains a random sample of the rows, and this row was not drawn"
 )
 _EVALUATION = {"validation", "test"}
 _HELD_OUT = Rejection(
@@ -134,8 +134,8 @@ class _Merge:
         splits_rows = bool(split.validation or split.test)
         if with_splits is not None and splits_rows:
             raise ConfigError(
-                f"{with_splits} already has splits, so [split] cannot create new ones.",
-                "Remove [split] from the recipe.",
+                f"{with_splits} already has splits, so the table [split] must not define new ones.",
+                "Remove the table [split] from the recipe.",
             )
         self.splits = SPLITS if splits_rows or with_splits is not None else ("part",)
 
@@ -156,11 +156,16 @@ class _Merge:
         strata.remove(held_out)
         taken = copies(strata, self.mix)
         if not taken:
-            raise InputError("all rows were rejected.", hint="Check --require and [mix].")
+            raise InputError(
+                "all rows were rejected.", hint="Check --require and the table [mix] of the recipe."
+            )
         taken, sides = self._sides(taken, groups, evaluation)
         self._write_rows(output, taken, sides, held_out)
         if len(taken) + output.rejected != count:
-            raise RuntimeError(f"{count} rows read, {len(taken)} taken, {output.rejected} rejected")
+            raise RuntimeError(
+                f"{count} rows were read, but {len(taken)} were taken and {output.rejected} "
+                "rejected. This is a bug; please report it."
+            )
         facts = MergeFacts(count, len(taken), self.mix.by, self._strata(strata, taken))
         splits = Counter(sides[row] for row in taken)
         return Written(facts, _sections(facts, splits, output.rejections()))
@@ -178,8 +183,8 @@ class _Merge:
         )
         if "train" not in sides.values():
             raise InputError(
-                "[split] leaves no training rows.",
-                hint="Use smaller fractions in [split], or more rows.",
+                "the fractions in the table [split] leave no rows for training.",
+                hint="Use smaller fractions, or more rows.",
             )
         # A second copy of an evaluation row would not add information.
         return {row: n if sides[row] == "train" else 1 for row, n in taken.items()}, sides
@@ -207,7 +212,7 @@ class _Merge:
         sides: dict[int, str],
         held_out: set[int],
     ) -> None:
-        """Save rows to temporary files by their positions in the mix, then write them in order."""
+        """Sort the rows by their positions in the mix with temporary files, and write them."""
         order = [row for row in sorted(taken) for _ in range(taken[row])]
         if self.mix.shuffle:
             random.Random(digest(self.mix.seed, "shuffle")).shuffle(order)
@@ -264,7 +269,7 @@ def _sections(
         "## Mix",
         "",
         f"{facts.read:,} rows were read, and {facts.taken:,} of them are in the mix. "
-        "The others are in `rejected/`, each with the reason.",
+        "The other rows are in `rejected/`, each with the reason for its rejection.",
         "",
         *table((facts.by, "rows read", "in the mix", "with copies"), strata),
         "",

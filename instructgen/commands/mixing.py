@@ -1,4 +1,4 @@
-"""Decides how many rows of each source, category or language a mix contains, and their splits.
+"""Decides how many rows of each source, category or language a mix contains, and the splits.
 
 This module uses row numbers instead of rows. It stores the text of questions only to find
 similar ones, which must be in the same split.
@@ -38,23 +38,27 @@ class MixOptions(BaseModel):
         description="Number of rows in the mix; default: as many as the proportions allow.",
     )
     by: Literal["source", "category", "language"] = Field(
-        "source", description="Property of rows that weights, caps and temperature apply to."
+        "source", description="Property that groups rows; the other options apply to these groups."
     )
     weights: dict[str, float] = Field(
-        {}, description="Weight by name, such as the name of a source; default: 1."
+        {}, description="Weight of a group, by its name, such as a source's name; default: 1."
     )
     caps: dict[str, int] = Field(
-        {}, description="Maximum number of rows by name, such as the name of a source."
+        {}, description="Maximum number of rows in a group, by its name, such as a source's name."
     )
     temperature: float = Field(
         1.0,
         ge=0.1,
         le=1e9,
-        description="Proportions are row counts to the power of 1/temperature, normalized.",
+        description="A group's weight is multiplied by its row count to the power 1/temperature.",
     )
-    repeat: int = Field(1, ge=1, le=1000, description="Maximum number of copies of a row.")
-    shuffle: bool = Field(True, description="Shuffle the rows. false keeps the input order.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
+    repeat: int = Field(
+        1, ge=1, le=1000, description="Maximum number of copies of a row in the mix."
+    )
+    shuffle: bool = Field(True, description="Shuffle the rows. If false, they stay in input order.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Random seed for drawing, shuffling and splitting."
+    )
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
@@ -72,13 +76,15 @@ class SplitOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the rows in this split.")
-    test: float = Field(0.0, ge=0, lt=1, description="Fraction of the rows in this split.")
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="Fraction of the rows in the split validation."
+    )
+    test: float = Field(0.0, ge=0, lt=1, description="Fraction of the rows in the split test.")
     near: float = Field(
         0.7,
         ge=0.05,
         lt=1,
-        description="Rows whose questions have a higher Jaccard similarity stay in the same split.",
+        description="Jaccard similarity of questions above which rows stay in the same split.",
     )
 
     @model_validator(mode="after")
@@ -90,7 +96,7 @@ class SplitOptions(BaseModel):
 
 @dataclass(slots=True)
 class Strata:
-    """The row numbers of the inputs by source, category or language."""
+    """The numbers of the input rows, grouped by source, category or language."""
 
     by: str
     rows: dict[str, list[int]] = field(default_factory=dict)
@@ -108,7 +114,7 @@ class Strata:
 
 
 def copies(strata: Strata, options: MixOptions) -> dict[int, int]:
-    """Return the number of copies of each row of the mix; other rows are not in the result.
+    """Return how often the mix contains each row; rows that are not in the mix are left out.
 
     Raises:
         ConfigError: ``weights`` or ``caps`` contains a name that no row has.
@@ -134,11 +140,11 @@ def copies(strata: Strata, options: MixOptions) -> dict[int, int]:
 
 
 def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
-    """Return the number of rows in the mix, including copies, from each stratum.
+    """Return the number of rows, including copies, that each stratum contributes to the mix.
 
     A stratum consists of the rows of one source, category or language. Its fraction of the mix is
     proportional to weight times size to the power of 1/temperature (Arivazhagan et al. 2019). If
-    its cap or size does not allow that fraction, the others provide the missing rows, in
+    its cap or size does not allow that fraction, the other strata provide the missing rows, in
     proportion to their own fractions.
     """
     names = sorted(sizes)
@@ -184,8 +190,8 @@ def targets(sizes: Mapping[str, int], options: MixOptions) -> dict[str, int]:
 class SplitGroups:
     """Finds groups of rows that must be in the same split.
 
-    Rows are in a group if they have the same ``origin.group``, such as dialogues of the same
-    message tree, the same question, or similar questions.
+    Rows are in the same group if they have the same question, similar questions, or the same
+    ``origin.group``, such as dialogues from the same message tree.
     """
 
     def __init__(self, options: SplitOptions) -> None:
@@ -211,7 +217,7 @@ class SplitGroups:
                 self._texts.append(question)
 
     def sides(self, rows: Sequence[int], seed: int) -> dict[int, str]:
-        """Return a random split for each row, which is the same for all rows of a group."""
+        """Return a randomly chosen split for each row; all rows of a group get the same split."""
         label = self._components(max(rows, default=-1) + 1)
         members: dict[int, list[int]] = {}
         for row in rows:
@@ -231,7 +237,7 @@ class SplitGroups:
         return side
 
     def near(self, rows: Mapping[int, str]) -> set[int]:
-        """Return the rows that are in the same group as any of ``rows``, without ``rows``."""
+        """Return the rows not in ``rows`` that are in the same group as one of ``rows``."""
         label = self._components(self._count)
         groups = {int(label[row]) for row in rows}
         return {row for row in range(self._count) if int(label[row]) in groups} - rows.keys()

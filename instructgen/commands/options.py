@@ -63,11 +63,13 @@ _ENDPOINT = option(
 )
 _FORMAT = option(
     "chat",
-    "Prompt format. chat: the tokenizer's chat template; alpaca or dolly: prompts for base models.",
+    "Prompt format: the tokenizer's chat template (chat), or a plain-text format for base models "
+    "(alpaca or dolly).",
 )
 _PAD_TOKEN = option(
     None,
-    "Padding token for a tokenizer without one: a token of its vocabulary, or eos.",
+    "Padding token for a tokenizer that has none: a token of its vocabulary, or eos for its "
+    "end-of-sequence token.",
     metavar="TOKEN",
 )
 _DEFAULT_MODEL = "smollm2; with a GPU, HuggingFaceTB/SmolLM3-3B"
@@ -161,8 +163,8 @@ class ImportOptions(Options):
     )
     mapping: dict[str, str] = option(
         {},
-        "For a file whose format is not supported: a field of the dataset, and the field or column "
-        "of the file to read it from, such as instruction=question.",
+        "For a file in an unsupported format: a field of the dataset (FIELD), and the field or "
+        "column of the file that contains its values (NAME), such as instruction=question.",
         flag="--map",
         metavar="FIELD=NAME",
         many="pairs",
@@ -224,7 +226,8 @@ class CurateOptions(Options):
     )
     scores_from: Path | None = option(
         None,
-        "Curated dataset whose scores are reused, so that its rows are not scored again.",
+        "Curated dataset whose recorded scores are reused, so that filters do not compute them "
+        "again.",
         metavar="DATASET",
     )
 
@@ -247,7 +250,8 @@ class DedupOptions(Options):
     )
     threshold: float | dict[str, float] | None = option(
         None,
-        "Similarity above which two rows are duplicates, for all stages or for the named stage.",
+        "Similarity above which two rows are duplicates, for all stages (NUMBER) or for one stage "
+        "(STAGE=NUMBER).",
         metavar="[STAGE=]NUMBER",
         many="numbers",
         shown="minhash=0.7, rouge_l=0.7, semantic=0.9",
@@ -261,7 +265,7 @@ class DedupOptions(Options):
     )
     sources: Names = option(
         (),
-        "Sources in order of preference, for the criterion source of the priority.",
+        "Sources in order of preference, for the criterion source of the option --priority.",
         metavar="NAMES",
         many="commas",
     )
@@ -392,7 +396,7 @@ class TrainOptions(Options):
     )
     settings: Settings = option(
         {},
-        "Any other setting of the trainer; the command `instructgen trainers TRAINER` lists them.",
+        "Any other setting of the trainer; `instructgen trainers TRAINER` lists all settings.",
         flag="--set",
         metavar="KEY=VALUE",
         many="settings",
@@ -462,7 +466,7 @@ class EvaluateOptions(Options):
     model: str = argument(f"Model to evaluate: smollm2 (included), {_HUB}.", metavar="MODEL")
     against: str | None = option(
         None,
-        "Second model to compare with, which is evaluated on the same rows.",
+        "Second model, which is evaluated on the same rows for comparison.",
         metavar="PATH_OR_HUB",
     )
     data: Paths = option(
@@ -483,7 +487,8 @@ class EvaluateOptions(Options):
     )
     judge: str = option(
         "",
-        "Model that judges the answers in the suite winrate: a reward model or a generative model.",
+        "Judge of the answers in the suite winrate: the folder of a reward model, or the name or "
+        "folder of a language model.",
         metavar="MODEL",
     )
     out: Path | None = option(
@@ -493,13 +498,15 @@ class EvaluateOptions(Options):
     max_length: int = option(
         1024, "Maximum number of tokens per row. Longer rows are skipped.", ge=16
     )
-    seed: int = option(0, "Random seed for constraints, sampling and few-shot examples.", ge=0)
+    seed: int = option(
+        0, "Random seed for constraints, sampled answers and few-shot examples.", ge=0
+    )
     format: Literal["chat", "alpaca", "dolly"] = _FORMAT
     pad_token: str | None = _PAD_TOKEN
     settings: dict[str, Any] = option(
         {},
-        "Option of a suite, such as constraints.engine=vllm; the command "
-        "`instructgen suites SUITE` lists them.",
+        "Option of a suite, such as constraints.engine=vllm; `instructgen suites SUITE` lists the "
+        "options of a suite.",
         flag="--set",
         metavar="SUITE.KEY=VALUE",
         many="settings",
@@ -538,7 +545,7 @@ class AblateOptions(Options):
     )
     settings: Settings = option(
         {},
-        "Any other setting of the trainer sft; the command `instructgen trainers sft` lists them.",
+        "Any other setting of the trainer sft; `instructgen trainers sft` lists all settings.",
         flag="--set",
         metavar="KEY=VALUE",
         many="settings",
@@ -553,14 +560,14 @@ class AblateOptions(Options):
 class PreferOptions(Options):
     """Options of `prefer`."""
 
-    data: Path = argument("Dataset of instruction rows with the prompts to answer.", metavar="DATA")
+    data: Path = argument("Dataset of instruction rows whose prompts are answered.", metavar="DATA")
     out: Path = option(
         ..., "Output folder for the dataset. If it contains an unfinished dataset, it is completed."
     )
     score: Names = option(
         ...,
-        "Scorer for the answers: the folder of a reward model, a list of verifiers, such as "
-        "verifiers:ifeval,math, or a model that compares the answers: judge:MODEL.",
+        "Scorer for the answers: the folder of a reward model, a list of verifiers (such as "
+        "verifiers:ifeval,math), or a language model that compares the answers (judge:MODEL).",
         metavar="WHAT",
         many="repeat",
     )
@@ -588,7 +595,7 @@ class PreferOptions(Options):
     )
     min_score: float | None = option(
         None,
-        "Minimum score of the best answer. Prompts without such an answer are rejected.",
+        "Minimum score of the best answer. Prompts whose best answer scores lower are rejected.",
         allow_inf_nan=False,
     )
     limit: int | None = option(None, "Maximum number of prompts to answer.", ge=1)
@@ -597,10 +604,10 @@ class PreferOptions(Options):
         shown="vllm",
     )  # fmt: skip
     judge_engine: str | None = option(
-        None, "Engine that runs the judge.", metavar="NAME", shown="same as --engine"
+        None, "Engine that runs the judge (judge:MODEL).", metavar="NAME", shown="same as --engine"
     )
     endpoint: str | None = _ENDPOINT
-    seed: int = option(0, "Random seed for sampling and constraints.", ge=0)
+    seed: int = option(0, "Random seed for sampling answers and choosing constraints.", ge=0)
 
     @model_validator(mode="after")
     def _comparable(self) -> PreferOptions:

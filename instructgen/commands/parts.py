@@ -1,7 +1,7 @@
 """Describes the installed filters, formats, engines, methods, verifiers, suites and trainers.
 
-The descriptions are derived from the classes. The command `instructgen filters`, the commands for
-the other groups, and docs/parts.md show them.
+The descriptions are derived from the classes, and are shown by the commands of the groups, such as
+`instructgen filters`, and in docs/parts.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from instructgen.errors import ConfigError
 from instructgen.plugins import classes, find, suggest
 from instructgen.training.options import ONLINE, OPTIONS
 
-# The plug-in group of each group on the command line.
+# The group of plug-ins that each command describes; trainers are not plug-ins.
 GROUPS = {
     "filters": "filters",
     "methods": "methods",
@@ -118,7 +118,7 @@ def _option(name: str, field: FieldInfo) -> OptionDescription:
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type annotation in words, such as ``integer`` or ``"keep" or "mask"``."""
+    """Return a description of a type annotation, such as ``integer`` or ``"keep" or "mask"``."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return " or ".join(type_name(a) for a in inner if a is not type(None))
@@ -150,7 +150,7 @@ def _toml_value(value: Any) -> str:
 
 
 def _example(group: str, cls: Any) -> str:
-    """Return an example of the use in a recipe or on the command line, with default options."""
+    """Return an example that uses the class in a recipe or on the command line."""
     values = {
         name: field.examples[0] if field.examples else field.get_default(call_default_factory=True)
         for name, field in cls.model_fields.items()
@@ -169,14 +169,18 @@ def _example(group: str, cls: Any) -> str:
 
 
 def _format_options(cls: Any) -> tuple[OptionDescription, ...]:
-    fields = ", ".join(sorted(cls.fields)) or "any, by --map"
+    fields = ", ".join(sorted(cls.fields)) or "any fields, assigned by --map"
     options = [OptionDescription("fields", "read", "", f"Fields of a row in the file: {fields}.")]
     if len(cls.shapes) > 1:
         shapes = " or ".join(f'"{shape}"' for shape in cls.shapes)
-        options.append(OptionDescription("--as", shapes, f'"{cls.shapes[0]}"', "Kind of rows."))
+        options.append(
+            OptionDescription("--as", shapes, f'"{cls.shapes[0]}"', "Kind of rows to import.")
+        )
     if cls.takes:
         takes = " or ".join(f'"{take}"' for take in cls.takes)
-        options.append(OptionDescription("--take", takes, f'"{cls.takes[0]}"', "Rows to import."))
+        options.append(
+            OptionDescription("--take", takes, f'"{cls.takes[0]}"', "Which rows to import.")
+        )
     return tuple(options)
 
 

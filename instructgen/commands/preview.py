@@ -1,4 +1,4 @@
-"""The command `preview`: runs a few batches, and forecasts time and tokens of the complete run.
+"""The command `preview`: runs a few batches, and forecasts the complete run.
 
 The batches run in a temporary folder, which is removed afterwards.
 """
@@ -116,9 +116,9 @@ def _rows_per_instruction(loop: Loop) -> float:
 
 
 def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None, float | None]:
-    """Forecast the fraction of duplicates and the proposals for ``needed`` kept instructions.
+    """Forecast the fraction of duplicates and the number of proposals for ``needed`` instructions.
 
-    The model assumes that a proposal duplicates some seed with probability s, and each kept
+    The forecast assumes that a proposal duplicates some seed with probability s, and each kept
     instruction with the same small probability h. The fraction of duplicates after n kept
     instructions is then 1 - (1 - s) * exp(-h * n). s and h are estimated from the nearest
     rows of the rejected instructions.

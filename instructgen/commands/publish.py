@@ -36,7 +36,9 @@ def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
     """
     folder, name = options.data, options.name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise ConfigError(f"{name[:80]!r} is not a valid dataset name.", "Use ORG/NAME.")
+        raise ConfigError(
+            f"{name[:80]!r} is not a valid dataset name.", "Use a name of the form ORG/NAME."
+        )
     try:
         from huggingface_hub import HfApi, get_session, get_token
         from huggingface_hub.errors import HfHubHTTPError

@@ -45,8 +45,8 @@ def report(options: ReportOptions, watch: Watch | None = None) -> Reported:
     report.
 
     Raises:
-        InputError: an input does not exist or is of an unknown kind, or the file exists and
-            is not a report.
+        InputError: an input does not exist or is of an unknown kind, or the output file
+            exists and is not a report.
         RunError: an input is damaged.
         StorageError: the file cannot be written.
     """

@@ -138,7 +138,7 @@ def _inputs(options: TrainOptions, base: str, settings: TrainerOptions) -> Train
 
 
 def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions:
-    """Check all that can be checked without a model, and return the settings of the trainer.
+    """Check everything that can be checked without a model; return the settings of the trainer.
 
     Args:
         options: the options of train.
@@ -164,14 +164,14 @@ def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions
 
 
 def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
-    """Return the text of the first rows as the trainer ``sft`` uses it, with the loss mask.
+    """Return the text of the first rows as the trainer ``sft`` sees it, with the loss mask.
 
     Args:
         options: the options of `train` for the trainer ``sft``.
         count: the number of rows.
 
     Returns:
-        For each row, its text in pieces, each with whether the loss covers it.
+        For each row, pairs of a piece of its text and whether the loss is computed on it.
 
     Raises:
         InputError: the dataset is invalid, or no row can be used.
@@ -212,7 +212,7 @@ def _no_rows(source: Path, rejected: RejectedRows) -> InputError:
     return InputError(
         f"no row can be used for training: {reasons or 'all rows are held out'}.",
         path=source,
-        hint="Check max_length, held_out_rows and the answers of the rows.",
+        hint="Check the settings max_length and held_out_rows, and the answers of the rows.",
     )
 
 
@@ -220,7 +220,7 @@ def check_rows(trainer: Trainer, source: Path) -> None:
     """Check that a dataset exists and that the trainer can use its rows.
 
     Raises:
-        InputError: a check failed.
+        InputError: the dataset does not exist, or contains the wrong kind of rows.
     """
     from instructgen.training.rows import shape_at
 
@@ -231,7 +231,7 @@ def check_rows(trainer: Trainer, source: Path) -> None:
         hint = (
             "Run: instructgen import --as=preferences, or instructgen prefer."
             if required == "preferences"
-            else "Use it with the trainer reward, dpo or kto."
+            else "Use this dataset with the trainer reward, dpo or kto."
         )
         raise InputError(
             f"contains {shape}, but train {trainer} requires {required}.", path=source, hint=hint
@@ -251,7 +251,7 @@ def _check_strategy(trainer: Trainer, options: TrainerOptions) -> None:
     if isinstance(options, OnlineOptions) and options.rollouts == "vllm":
         if torch.cuda.is_available() and trainer == "ppo":
             raise ConfigError(
-                "ppo on a GPU can sample only with transformers.", "Omit rollouts=vllm."
+                "ppo on a GPU can sample only with transformers.", "Omit the setting rollouts=vllm."
             )
         if not torch.cuda.is_available() and processes() > 1:
             raise ConfigError("vLLM on a CPU supports only one process.", "Omit --processes.")
@@ -364,7 +364,7 @@ class _Training:
             self.held_out is not None and not rows.held_out
         ):
             self.run_folder.messages.append(
-                f"only {len(rows.held_out):,} rows are held out: no other row is suitable."
+                f"only {len(rows.held_out):,} rows are held out, because no other row is suitable."
             )
         return rows
 
@@ -385,7 +385,7 @@ class _Training:
         return prepared
 
     def _model(self, tokenizer: Any) -> Any:
-        """Load the base model; a new head or new adapters are initialized with the random seed."""
+        """Load the base model; a new reward head or new adapters depend on the random seed."""
         import torch
         from transformers import set_seed
 
@@ -412,7 +412,7 @@ class _Training:
         return model
 
     def _fitted(self, trainer: Any, rejected: RejectedRows) -> tuple[float, bool]:
-        """Train, from the latest complete checkpoint if any; return the time and if it resumed."""
+        """Train, or resume from a checkpoint; return the seconds, and whether it resumed."""
         from instructgen.training.launch import is_main
         from instructgen.training.trainer import fit
 
@@ -487,7 +487,7 @@ class _Training:
     def _export(
         self, trainer: Any, tokenizer: Any, export: Path, probes: Any, base_outputs: Any
     ) -> dict[str, float]:
-        """Save the model, with adapters merged, and compare it with the trained model."""
+        """Save the model with adapters merged, reload it, and compare it with the trained model."""
         import torch
 
         from instructgen.models.loading import load_model

@@ -1,7 +1,8 @@
-"""Defines the interface between instructgen and language models, and restarts dead engines.
+"""Defines the interface between instructgen and language models; restarts engines that died.
 
 Each engine has its own file in this folder. The file name is the name of the engine in
-recipes and on the command line. Nothing here depends on methods or filters.
+recipes and on the command line. Nothing here depends on generation
+methods or filters.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Request:
     ``prompt`` is plain text (for a base model), messages that the model's own chat
     template renders, or token ids. ``schema`` is a JSON schema that the completion must
     follow; only some engines enforce it (see `Engine.enforces_schema`). ``stage``,
-    ``language``, ``parents`` and ``task`` are for the method that made the request;
-    engines ignore them.
+    ``language``, ``parents`` and ``task`` are for the generation method that made the
+    request; engines ignore them.
     """
 
     prompt: str | tuple[Message, ...] | tuple[int, ...]
@@ -60,7 +61,7 @@ class Request:
         return replace(self, sampling=replace(self.sampling, seed=seed))
 
     def prompt_text(self) -> str:
-        """Return the prompt as one readable text, which is the same for every engine."""
+        """Return the prompt as one readable text, without the chat template of a model."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n\n".join(
@@ -90,8 +91,9 @@ class Completion:
 
 
 class Engine(BaseModel, ABC):
-    """A language model that completes requests; its fields are the keys of the table ``[engine]``.
+    """Base class for engines, which complete requests with a language model.
 
+    The fields of an engine are the keys of the TOML table ``[engine]`` in a recipe.
     Constructing an engine is cheap: the model is loaded at the first request. A field
     marked ``resumable`` does not affect the completions that a run has recorded, so it
     may change when the run is resumed.
@@ -102,12 +104,14 @@ class Engine(BaseModel, ABC):
 
     model: str = Field(
         "",
-        description="Folder, Hub name, or smollm2 (included). The default depends on the machine.",
+        description="Language model: a folder, a Hub name, or smollm2 (included). The default "
+        "depends on the machine.",
     )
     max_restarts: int = Field(
         2,
         ge=0,
-        description="Maximum number of restarts after the engine dies; then the run stops.",
+        description="Maximum number of times that a dead engine is restarted. If the engine dies "
+        "once more, the run stops.",
         json_schema_extra={"resumable": True},
     )
 
@@ -147,12 +151,12 @@ class Engine(BaseModel, ABC):
 
 
 def operational(default: Any, description: str, **limits: Any) -> Any:
-    """Return a field that may change on resume, as it does not affect recorded completions."""
+    """Return a field that may change when a run is resumed, as completions do not depend on it."""
     return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
 
 
 def command_line_only(description: str) -> Any:
-    """Return a text field that a recipe must not set, because others may have written it."""
+    """Return a text field that recipes must not set, because others may have written the recipe."""
     # Not recorded: the address of a server does not affect its completions.
     extra: dict[str, Any] = {"resumable": True, "command_line_only": True}
     return Field("", description=description, exclude=True, json_schema_extra=extra)
@@ -198,8 +202,8 @@ def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
 def probe_schema_enforcement(engine: Engine) -> bool:
     """Test with one request whether the engine enforces JSON schemas.
 
-    A server silently ignores parameters for structured output that it does not know, so only a
-    completion that free text would not match shows whether schemas are enforced.
+    A server may silently ignore the parameters for structured output. Therefore the test uses a
+    schema that allows only one text, which a model does not write on its own.
     """
     import orjson
 
@@ -220,7 +224,7 @@ def probe_schema_enforcement(engine: Engine) -> bool:
         # A server that is down does not show whether it enforces schemas.
         raise EngineError(
             f"The {engine.name} engine does not answer: {completion.error}.",
-            "Start it, or wait until it is ready. Then rerun the same command.",
+            "Start the server, or wait until it is ready. Then rerun the same command.",
         )
     try:
         return bool(orjson.loads(completion.text) == expected)
@@ -242,7 +246,7 @@ class Supervisor:
         self._lock = threading.Lock()
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Work like `Engine.complete`, but restart a dead engine at most ``max_restarts`` times."""
+        """Work like `Engine.complete`, but restart an engine that dies (``max_restarts`` times)."""
         pending = dict(enumerate(requests))
         while pending:
             incarnation = self._incarnation

@@ -1,7 +1,7 @@
 """The echo engine: a Markov chain over the words of the prompt, without a model.
 
-It is instant and deterministic. It continues a few-shot prompt with words from that prompt, which
-is enough for tests and for trying out a recipe. The generated rows make no sense.
+This engine is fast and deterministic. It continues a few-shot prompt with words from that
+prompt. This is enough for tests and for trying out a recipe, but the generated rows make no sense.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class EchoEngine(Engine):
     name = "echo"
 
     delay_s: float = operational(
-        0.0, "Delay per completion in seconds, to try out progress display and interruption.", ge=0
+        0.0,
+        "Delay per completion in seconds, to try out progress bars or interrupting a run.",
+        ge=0,
     )
 
     def has_chat_template(self) -> bool:
@@ -35,7 +37,7 @@ class EchoEngine(Engine):
         return False
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete requests in order; use only ``seed``, ``max_tokens`` and ``stop``."""
+        """Complete requests in order; only ``seed``, ``max_tokens`` and ``stop`` have an effect."""
         import time
 
         for position, request in enumerate(requests):

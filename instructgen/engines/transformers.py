@@ -1,7 +1,7 @@
 """The transformers engine, for machines on which PyTorch runs but vLLM does not.
 
 It is much slower than vLLM and does not enforce JSON schemas. All requests of a batch use the
-seed of the first one, so a completion also depends on the other requests in its batch.
+seed of the first request, so a completion also depends on the other requests in its batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from instructgen.models.loading import load_for_inference
 
 
 class TransformersEngine(LocalEngine):
-    """Calls `generate` of transformers on batches of requests with equal sampling parameters."""
+    """Runs the model with transformers on batches of requests with equal sampling parameters."""
 
     name = "transformers"
 
@@ -138,7 +138,7 @@ class _Penalties:
         self.frequency = sampling.frequency_penalty
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Return the scores of the next token, lowered for tokens already generated."""
+        """Return the scores for the next token, lowered for tokens that were already generated."""
         import torch
 
         generated = input_ids[:, self.prompt_width :]

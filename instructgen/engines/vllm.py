@@ -1,8 +1,8 @@
 """The vllm engine: one vLLM instance in this process, which completes several batches at once.
 
-The same code drives the GPU build and the CPU build. A single thread steps vLLM while
-callers add requests, so that it is not idle between two batches. This engine does not serve
-HTTP; to use a running server, choose the ``openai`` engine.
+The same code is used for the GPU build and the CPU build of vLLM. A single thread runs vLLM
+while callers add requests, so that vLLM is not idle between two batches. This engine does not
+serve HTTP; to use a running server, choose the ``openai`` engine.
 """
 
 from __future__ import annotations
@@ -42,22 +42,24 @@ _Job = tuple[int, Request, list[int], "queue.SimpleQueue[_Result]"] | None
 
 
 class VllmEngine(LocalEngine):
-    """Offline vLLM with batching and prefix caching."""
+    """Runs vLLM without a server, with batching and prefix caching."""
 
     name = "vllm"
 
-    dtype: str = Field("auto", description="Data type of the weights, as vLLM names it.")
+    dtype: str = Field(
+        "auto", description="Data type of the weights: auto, or a type known to vLLM."
+    )
     max_num_seqs: int = operational(64, "Number of requests decoded at the same time.", ge=1)
-    tensor_parallel_size: int = operational(1, "Number of GPUs that share the model.", ge=1)
+    tensor_parallel_size: int = operational(1, "Number of GPUs to split the model across.", ge=1)
     gpu_memory_utilization: float = operational(
         0.9, "Fraction of GPU memory to use (GPU only).", gt=0, le=1
     )
     cpu_kvcache_gib: int = operational(2, "Size of the key-value cache in GiB (CPU only).", ge=1)
     enforce_eager: bool | None = operational(
-        None, "Skip compilation. Default: true on a CPU, false on a GPU."
+        None, "Run the model without compiling it. Default: true on a CPU, false on a GPU."
     )
     own_process: bool | None = operational(
-        None, "Run the engine core in its own process. Default: true on a GPU, false on a CPU."
+        None, "Run the core of vLLM in a separate process. Default: true on a GPU, false on a CPU."
     )
 
     _llm: Any = PrivateAttr(None)
@@ -153,7 +155,7 @@ class VllmEngine(LocalEngine):
 
         Raises:
             EngineError: vLLM is not installed, or does not start.
-            ConfigError: the model needs code from its own folder, which is never executed.
+            ConfigError: the model needs code from its own folder; such code is never executed.
         """
         _silence_libraries()
         cpu = not has_gpu()
@@ -200,17 +202,18 @@ class VllmEngine(LocalEngine):
                 raise load_error(self.model, error) from error
             raise EngineError(
                 f"vLLM cannot start with --model={self.model}: {first_line(error)}",
-                "Use a smaller max_model_len, a different model, or --engine=transformers.",
+                "Use a smaller value of the option max_model_len, a different model, or "
+                "--engine=transformers.",
             ) from error
 
     # -- the stepping thread: no other thread calls vLLM while it runs ------------------
 
     def _serve(self, jobs: queue.SimpleQueue[_Job], ready: queue.SimpleQueue[Any]) -> None:
-        """Load the model and step it in the same thread.
+        """Load and run the model in the same thread.
 
-        On a CPU both use OpenMP, which keeps one team of workers for each thread that has
-        computed. Two teams have more workers than there are cores. The workers then sleep
-        between operations instead of spinning, and a step takes 40% longer.
+        On a CPU, loading and running use OpenMP, which keeps a team of worker threads for each
+        thread that uses it. Two teams have more workers than there are cores. The workers then
+        sleep between operations instead of spinning, and a step of vLLM takes 40% longer.
         """
         try:
             llm = self.load()
@@ -278,7 +281,7 @@ class VllmEngine(LocalEngine):
 
 
 def sampling_params(request: Request, room: int) -> Any:
-    """Return a request's parameters as vLLM's `SamplingParams`, with at most ``room`` tokens."""
+    """Return a request's `SamplingParams` for vLLM; a completion has at most ``room`` tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -302,7 +305,7 @@ def sampling_params(request: Request, room: int) -> Any:
 def _work_around_llvmlite() -> None:
     """Allow vLLM's CPU build to start after numba was imported.
 
-    When it starts, vLLM reads ``__dict__`` of every value of every imported module. The
+    At startup, vLLM reads ``__dict__`` of every value of every imported module. The
     library handle of llvmlite returns a wrapped function for any attribute, not a dict.
     """
     with contextlib.suppress(ImportError):
@@ -319,7 +322,7 @@ def _missing_package(error: ImportError) -> EngineError:
 
 
 def _report_death(core: weakref.ref[Any]) -> None:
-    """Raise an error in the thread that waits for a core whose process was killed.
+    """Raise an error in the thread that waits for a vLLM core whose process was killed.
 
     vLLM's synchronous client notices that the process has ended, but `get_output` does
     not return (seen in vLLM 0.32, SyncMPClient.get_output).
@@ -343,7 +346,7 @@ def _completion(output: Any) -> Completion:
         finish_reason=reason,
         prompt_tokens=len(output.prompt_token_ids),
         output_tokens=len(generated.token_ids),
-        error=None if reason != "error" else f"finish reason {generated.finish_reason}",
+        error=None if reason != "error" else f"vLLM finish reason {generated.finish_reason}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Measures the effect of training by evaluating a model on held-out rows before and after it."""
+"""Measures the effect of training by evaluating models on held-out rows, before and after."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def before_after(
     before: str,
     after: str,
 ) -> tuple[Measure, ...]:
-    """Return a trainer's measures of the base and the trained model; empty without held-out tasks.
+    """Return the measures before and after training; none if ``tasks`` has no held-out tasks.
 
     Args:
-        method: the trainer. It determines the measure: bits per byte for sft, pair accuracy
-            for reward, dpo and kto, the mean reward for grpo, rloo and ppo.
+        method: the trainer, which determines the measure: bits per byte for ``sft``; pair accuracy
+            for ``reward``, ``dpo`` and ``kto``; the mean reward for ``grpo``, ``rloo`` and
+            ``ppo``.
         options: the training options, including the maximum length and the prompt format.
         rows: the rows of the training run; only the held-out rows are used.
-        tasks: the tasks of grpo, rloo or ppo, of which only the held-out ones are used; else None.
-        before: the base model.
-        after: the trained model.
+        tasks: for grpo, rloo and ppo, the tasks, of which only the held-out ones are used.
+        before: folder or name of the base model.
+        after: folder of the trained model.
     """
     if tasks is not None:
         assert isinstance(options, OnlineOptions)

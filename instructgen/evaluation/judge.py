@@ -1,7 +1,7 @@
 """An LLM judge that compares two answers twice, the second time with the answers swapped.
 
 The judge abstains if its two verdicts differ or a reply cannot be parsed, because a judge may
-prefer an answer for its position (Wang et al. 2023, 2305.17926).
+prefer an answer because of its position (Wang et al. 2023, arXiv 2305.17926).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VERDICT = regex.compile(r"\W*(?:answer\s+|verdict\W+)?\b(A|B|TIE)\b\W*", regex.
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Two answers to the same task."""
+    """Two answers to the same task, to be compared by a judge."""
 
     task: Sample
     first: str

@@ -15,7 +15,7 @@ from instructgen.training.encode import Encoded
 class AnswerLikelihood:
     """The negative log2-likelihood of an answer's text, and its size in UTF-8 bytes and tokens.
 
-    The end-of-turn token is not counted, because a base model has never seen one.
+    The end-of-turn token is not counted, because a base model has never seen such a token.
     """
 
     bits: float

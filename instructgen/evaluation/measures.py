@@ -20,7 +20,7 @@ from instructgen.training.rewards import score_ids
 class PromptFormat:
     """How rows are turned into model input: maximum length in tokens, prompt format, padding token.
 
-    ``pad_token`` is only needed for a tokenizer without one.
+    ``pad_token`` is needed only if the tokenizer has no padding token.
     """
 
     max_length: int = 1024
@@ -46,7 +46,7 @@ class MeasuredRows(JsonRecord):
         return ratio(self.parts, self.wholes)
 
     def over(self, other: MeasuredRows) -> Estimate:
-        """Return this measure minus another model's, on the rows that both measures include."""
+        """Return this measure minus another model's, on the rows that both include."""
         places = {row: i for i, row in enumerate(other.rows)}
         shared = [(i, places[row]) for i, row in enumerate(self.rows) if row in places]
         return ratio_difference(
@@ -105,7 +105,7 @@ def pair_margins(
 
 
 def pair_accuracy(margins: dict[str, float], name: str = "pair_accuracy") -> MeasuredRows:
-    """Return the fraction of pairs whose margin is positive; a margin of 0 counts half."""
+    """Return the fraction of pairs whose margin is positive; a margin of 0 counts as half."""
     rows = list(margins)
     parts = [1.0 if margins[r] > 0 else 0.5 * (margins[r] == 0) for r in rows]
     return MeasuredRows(name, parts, [1.0] * len(rows), rows)

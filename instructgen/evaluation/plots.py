@@ -10,7 +10,7 @@ from instructgen.schema.measures import Measure
 
 
 def measures_plot(measures: Sequence[Measure], names: Sequence[str]) -> bytes:
-    """Return a PNG with one panel per measure; each model is a point with its interval.
+    """Return a PNG with a panel per measure; each model is a point with its confidence interval.
 
     Args:
         measures: measures to plot.
@@ -31,7 +31,7 @@ def measures_plot(measures: Sequence[Measure], names: Sequence[str]) -> bytes:
 
 
 def arms_plot(arms: Sequence[Any], base: float) -> bytes:
-    """Return a PNG of the arms of an ablation: a point per random seed and a bar at the mean.
+    """Return a PNG of an ablation: per arm, a point for each random seed and a bar at the mean.
 
     ``base`` is the bits per byte before training, drawn as a dotted line.
     """

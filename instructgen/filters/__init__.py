@@ -1,7 +1,8 @@
 """Base classes for filters, which decide for each sample whether to keep or reject it.
 
-Each filter has its own file in this package, and the fields of its class are its recipe keys. The
-thresholds for actual use are set in the recipes in the top-level folder ``filters/``.
+Each filter has its own file in this package. The fields of its class are the options that a
+recipe can set for it. The recipes in the top-level folder ``filters/`` set the thresholds that
+are used in practice.
 
 A `Transform` changes samples, a `ScoringFilter` attaches a score to each sample, a
 `ComparingFilter` compares each sample with earlier ones, and a `SelectingFilter` receives all
@@ -27,10 +28,10 @@ Scope = Literal["instruction", "row", "both"]
 
 
 class Verdict(NamedTuple):
-    """The result of a filter for one sample: the sample, which may be changed, and its rejection.
+    """The result of a filter for one sample: the (possibly changed) sample and any rejection.
 
     ``rejection`` is None if the filter keeps the sample. ``value`` is the number that the filter
-    compared with its thresholds, or None.
+    compared with its thresholds, or None if there is none.
     """
 
     sample: Sample
@@ -39,7 +40,7 @@ class Verdict(NamedTuple):
 
 
 class Filter(BaseModel, ABC):
-    """Base class for all filters; a filter keeps a sample, or rejects it with a reason.
+    """Base class for all filters; a filter keeps a sample, or rejects it and gives the reason.
 
     ``scope`` states what the filter evaluates: ``instruction`` (a new instruction that has no
     answer yet), ``row`` (the finished row), or ``both``.
@@ -69,15 +70,15 @@ class Filter(BaseModel, ABC):
         return verdicts
 
     def value(self, sample: Sample) -> float | None:
-        """Return the number that is compared with the thresholds for a kept sample, or None."""
+        """Return the value of a kept sample that is compared with the thresholds, or None."""
         return None
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the values at which the verdict changes; reports show rows near them."""
+        """Return the thresholds of the filter; reports show rows whose values are close to them."""
         return ()
 
     def remember(self, sample: Sample) -> None:
-        """Store a seed, or a sample that all filters kept, for comparison with later samples."""
+        """Store a seed task or a sample that all filters kept, to compare later samples with it."""
 
     def files(self) -> tuple[Path, ...]:
         """Return the paths of the files that the verdicts depend on."""
@@ -91,7 +92,7 @@ class Filter(BaseModel, ABC):
 
 
 class Transform(Filter):
-    """Base class for filters that change samples and record each change in the row's edits.
+    """Base class for filters that change samples and list the changes in the field ``edits``.
 
     A sample whose instruction or output is empty after the change is rejected.
     """
@@ -102,11 +103,11 @@ class Transform(Filter):
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
         """Return the changed text of a field, and one description for each kind of change.
 
-        If there is nothing to change, the same text is returned.
+        If nothing needs to change, the text is returned unchanged.
         """
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``empty_instruction`` or ``empty_output``) if no text remains."""
+        """Return a rejection (``empty_instruction`` or ``empty_output``), or None."""
         return self.evaluate([sample])[0].rejection
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -127,7 +128,7 @@ class Transform(Filter):
             replace(m, content=self.change(m.content, "history")[0]) for m in sample.history
         )
         if history != sample.history:
-            edits.append(Edit(self.name, "history", "changed by the rules for other fields"))
+            edits.append(Edit(self.name, "history", "earlier messages changed by the same rules"))
         if not edits:
             return Verdict(sample)
         sample = replace(sample, **new, history=history, edits=(*sample.edits, *edits))
@@ -158,7 +159,7 @@ class ScoringFilter(Filter):
     @property
     @abstractmethod
     def score_name(self) -> str:
-        """Return the name of the stored score; it includes everything that the score depends on."""
+        """Return the name of the stored score, with what its value depends on, such as a model."""
 
     @abstractmethod
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
@@ -171,11 +172,11 @@ class ScoringFilter(Filter):
         return self
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``too_low``, ``too_high``, ``no_score``), or None to keep the row."""
+        """Return a rejection (``too_low``, ``too_high`` or ``no_score``), or None to keep it."""
         return self.evaluate([sample])[0].rejection
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the values of ``min`` and ``max`` that are set."""
+        """Return the bounds ``min`` and ``max``, except those that are not set."""
         return tuple(b for b in (self.min, self.max) if b is not None)
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -211,7 +212,7 @@ class SelectingFilter(Filter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Raise NotImplementedError: this filter cannot evaluate a single row."""
-        raise NotImplementedError(f"{self.name} can only evaluate a whole dataset.")
+        raise NotImplementedError(f"The filter {self.name} can only evaluate a whole dataset.")
 
     @abstractmethod
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
@@ -225,28 +226,28 @@ class Index(Protocol):
         """Append texts to the index, one row per text."""
 
     def nearest(self, texts: Sequence[str], /) -> list[Match | None]:
-        """For each text, return its best match, or None if no match is above the threshold."""
+        """For each text, return its best match, or None if no match scores above the threshold."""
 
     def pairs(self, texts: Sequence[str], /) -> Pairs:
-        """Return all pairs of a text and a row that are above the threshold, with their scores."""
+        """Return all pairs of text and index row that score above the threshold, with scores."""
 
 
 class EarlierSample(NamedTuple):
-    """The stored part of an earlier sample: its id and the fields needed to compare it."""
+    """The stored part of an earlier sample: its id and the texts that are used in comparisons."""
 
     id: str
     texts: tuple[str, ...]
 
 
 class EarlierMatch(NamedTuple):
-    """An earlier sample whose similarity to a new one is above the threshold, with the score."""
+    """An earlier sample whose similarity to a new one is above the threshold, and that score."""
 
     score: float
     seen: EarlierSample
 
 
 class ComparingFilter(Filter):
-    """Base class for filters that compare the text of each sample with earlier kept samples.
+    """Base class for filters that compare each sample's text with those of earlier kept samples.
 
     ``needs`` lists the fields of earlier samples that are stored because `decide` uses them.
     """
@@ -269,7 +270,7 @@ class ComparingFilter(Filter):
 
     @abstractmethod
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return a rejection, or None to keep the sample, given its matches (oldest first)."""
+        """Return a rejection, or None to keep the sample; ``matches`` begins with the oldest."""
 
     def text(self, sample: Sample) -> str:
         """Return the text by which the sample is compared: by default, its instruction."""
@@ -297,7 +298,7 @@ class ComparingFilter(Filter):
             return None
         return self.reject(
             "too_long",
-            f"{length:,} characters; at most {self.max_characters:,} can be compared",
+            f"the text has {length:,} characters; at most {self.max_characters:,} can be compared",
         )
 
     def seen(self, sample: Sample) -> EarlierSample:
@@ -305,7 +306,7 @@ class ComparingFilter(Filter):
         return EarlierSample(sample.id, self._needed_fields(sample))
 
     def pairs(self, texts: Sequence[str]) -> list[list[EarlierMatch]]:
-        """For each text, return the earlier samples above the threshold, the oldest first."""
+        """For each text, return the earlier samples that match it, the oldest first."""
         if self._pending:
             self._index.add(self._pending)
             self._pending.clear()
@@ -330,8 +331,8 @@ def evaluate_block(
     """Return one item per sample of a block: its rejection, or None if it is kept.
 
     The decisions are the same as if the samples were evaluated one by one and each kept sample
-    were remembered before the next, but the whole block is looked up at once. The caller must
-    pass the kept samples to `remember` afterwards.
+    were passed to `remember` before the next one, but each index is searched only once for the
+    whole block. The caller must pass the kept samples to `remember` afterwards.
     """
     too_long = [next((r for f in filters if (r := f.too_long(s))), None) for s in samples]
     comparable = [i for i, rejection in enumerate(too_long) if rejection is None]

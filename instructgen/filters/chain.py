@@ -9,7 +9,7 @@ from instructgen.schema.sample import Sample
 
 
 class Chain:
-    """A sequence of filters that stops at the first filter that rejects a sample."""
+    """A sequence of filters; each sample is evaluated up to the first filter that rejects it."""
 
     def __init__(self, filters: Sequence[Filter]) -> None:
         self.filters = tuple(filters)
@@ -28,6 +28,6 @@ class Chain:
         return Verdict(sample)
 
     def remember(self, sample: Sample, stage: Stage) -> None:
-        """Pass a kept sample to `remember` of every filter of this stage."""
+        """Pass a kept sample to the method `remember` of every filter of this stage."""
         for f in self.at(stage):
             f.remember(sample)

@@ -29,18 +29,18 @@ class Clean(Transform):
     """Remove citation marks and chat phrases; optionally mask or remove web addresses.
 
     Chat phrases are lines that belong to the chat and not to the task, such as "Sure! Here is".
-    Each of these steps can be turned off. The changes are recorded in the row's edits.
+    Each of these steps can be turned off. The row's field ``edits`` lists the changes.
     """
 
     name = "clean"
 
     citation_marks: bool = Field(
-        True, description="Remove marks such as [42] and [citation needed]."
+        True, description="Remove citation marks such as [42] and [citation needed]."
     )
     boilerplate: bool = Field(
         True,
-        description="Remove first and last lines that begin with a phrase in "
-        "filters/words/boilerplate.txt.",
+        description="Remove the first line and the last lines of an output if they begin with a "
+        "phrase in filters/words/boilerplate.txt.",
     )
     urls: Literal["keep", "mask", "remove"] = Field(
         "keep", description="Whether to keep, mask or remove web addresses."

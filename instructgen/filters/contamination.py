@@ -1,6 +1,7 @@
 """Rejects rows that contain a prompt from a benchmark.
 
-A model trained on such rows has seen the benchmark, so its score on it is not valid.
+A model trained on such rows has seen the benchmark, so its score on
+that benchmark is not valid.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _FIELDS = ("turns", "prompt", "question", "problem", "query", "instruction", "te
 class Contamination(Filter):
     """Reject rows that contain a benchmark prompt from one of the files in ``against``.
 
-    A text contains a prompt if it consists of the same words, if it contains at least
-    ``ngram_share`` of the prompt's n-grams, or if it contains at least ``words_share`` of the
-    prompt's words, in order and close together, including enough of the rare words
-    (``weight_share``). If ``cosine`` is set, a row is also rejected if its question has the same
-    meaning as a prompt.
+    A text contains a benchmark prompt in three cases: both consist of the same words, or the text
+    contains at least ``ngram_share`` of the prompt's n-grams, or it contains at least
+    ``words_share`` of the prompt's words, in order and close together, including enough of the
+    rare words (see ``weight_share``). If ``cosine`` is set, a row is also rejected if its question
+    has nearly the same meaning as a benchmark prompt.
     """
 
     name = "contamination"
@@ -42,10 +43,11 @@ class Contamination(Filter):
         (), description="Files with the benchmark prompts to search for."
     )
     look_in: Literal["row", "prompt"] = Field(
-        "row", description="Whether to search the whole row, or only the prompt, without answers."
+        "row",
+        description="Whether to search the whole row or only its prompt (without the answers).",
     )
     ngram: int = Field(
-        13, ge=3, description="Words per n-gram; the default is that of Brown et al. 2020."
+        13, ge=3, description="Number of words per n-gram; Brown et al. 2020 also use 13."
     )
     ngram_share: float = Field(
         0.5,
@@ -57,24 +59,27 @@ class Contamination(Filter):
         0.6,
         gt=0,
         le=1,
-        description="Reject a row with at least this fraction of a prompt's words, in order, if it "
-        "also reaches weight_share.",
+        description="Reject a row with at least this fraction of a benchmark prompt's words, in "
+        "order, if the fraction in the option weight_share is also reached.",
     )
     weight_share: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="Like words_share, but rare words count more; both must be reached.",
+        description="Like the option words_share, but rare words count more. A row is rejected "
+        "only if both fractions are reached.",
     )
     cosine: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Reject a row whose question has a higher cosine similarity to a prompt.",
+        description="Reject a row if the cosine similarity of its question to a benchmark prompt "
+        "is above this value. By default, similarities are not computed.",
     )
     model: str = Field(
         MINILM,
-        description="Embedding model for the option cosine: minilm, a folder, or a Hub name.",
+        description="Embedding model for the option cosine: minilm (included, for English), a "
+        "folder, or a Hub name.",
     )
 
     def files(self) -> tuple[Path, ...]:
@@ -88,7 +93,8 @@ class Contamination(Filter):
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection, or None to keep the row.
 
-        The reason is ``equal_prompt``, ``prompt_ngrams``, ``prompt_words`` or ``prompt_meaning``.
+        The reason for a rejection is ``equal_prompt``, ``prompt_ngrams``, ``prompt_words`` or
+        ``prompt_meaning``.
         """
         return self.evaluate([sample])[0].rejection
 
@@ -120,9 +126,9 @@ class Contamination(Filter):
         reason = {"equal": "equal_prompt", "ngrams": "prompt_ngrams", "words": "prompt_words"}
         prompt = f"{match.prompt.benchmark} {match.prompt.place}"
         detail = {
-            "equal": f"{where} has the same words as {prompt}",
-            "ngrams": f"{where} contains {match.share:.0%} of the n-grams of {prompt}",
-            "words": f"{where} contains {match.share:.0%} of the words of {prompt}, in order",
+            "equal": f"{where} has the same words as the prompt {prompt}",
+            "ngrams": f"{where} contains {match.share:.0%} of the n-grams of the prompt {prompt}",
+            "words": f"{where} has {match.share:.0%} of the words of the prompt {prompt}, in order",
         }
         return self.reject(reason[match.tier], detail[match.tier], match.share, prompt)
 
@@ -133,13 +139,15 @@ class Contamination(Filter):
             if match is not None:
                 p = self._prompts.prompts[match.row]
                 prompt = f"{p.benchmark} {p.place}"
-                detail = f"cosine {match.score:.3f} to {prompt}, above {self.cosine}"
+                detail = (
+                    f"cosine similarity {match.score:.3f} to prompt {prompt}, above {self.cosine}"
+                )
                 rejection = self.reject("prompt_meaning", detail, match.score, prompt)
                 verdicts[i] = verdicts[i]._replace(rejection=rejection)
         return verdicts
 
     def searched(self) -> dict[str, int]:
-        """Return the number of prompts that are searched for, as a dict keyed by benchmark."""
+        """Return the number of prompts of each benchmark, as a dict keyed by benchmark name."""
         return dict(Counter(p.benchmark for p in self._prompts.prompts))
 
     @cached_property
@@ -169,7 +177,7 @@ _TIERS = ("words", "ngrams", "equal")
 
 
 def _benchmark_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return the file names, with parent folders added where file names are equal."""
+    """Return a name for each path: its file name, with parent folders if file names are equal."""
     names = {path: path.name for path in paths}
     depth = 1
     while len(set(names.values())) < len(names) and depth < 20:
@@ -205,7 +213,7 @@ def benchmark_prompts(path: Path, name: str = "") -> list[BenchmarkPrompt]:
                 "the row has no prompt, unlike the rows before it.",
                 path=path,
                 line=record.line,
-                hint=f"The prompt's field must be one of {', '.join(_FIELDS)}.",
+                hint=f"Put the prompt in one of the fields {', '.join(_FIELDS)}.",
             )
         for turn, text in enumerate(texts, start=1):
             place = f"row {record.line}" + (f" turn {turn}" if len(texts) > 1 else "")
@@ -216,13 +224,13 @@ def benchmark_prompts(path: Path, name: str = "") -> list[BenchmarkPrompt]:
         raise InputError(
             "no row has a prompt.",
             path=path,
-            hint=f"The prompt's field must be one of {', '.join(_FIELDS)}.",
+            hint=f"Put the prompt in one of the fields {', '.join(_FIELDS)}.",
         )
     return prompts
 
 
 def _texts(fields: Mapping[str, Any]) -> list[str]:
-    """Return the prompts in the first field of a row that has a known name."""
+    """Return the prompts in a row's first field with a known name."""
     for name in _FIELDS:
         value = fields.get(name)
         if isinstance(value, str):
@@ -242,7 +250,7 @@ def _texts(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _background() -> list[str]:
-    """Return the shipped seed tasks, from which the rarity of words is estimated."""
+    """Return the instructions of the included seed tasks, used to estimate how rare words are."""
     return [
         str(record.fields["instruction"])
         for path in sorted(shipped("seeds").glob("*.jsonl"))

@@ -1,8 +1,8 @@
 """Rejects rows that contain control tokens of chat models.
 
-Tokenizers encode the text of a control token as the token itself, so a row that contains
-``<|im_end|>`` would train the model on a forged turn. The tokens are listed in
-``filters/words/control_tokens.txt``.
+A control token, such as ``<|im_end|>``, marks where a message of a conversation begins or ends.
+Tokenizers encode its text as the token itself, so a row that contains this text would train the
+model on a forged message. The tokens are listed in ``filters/words/control_tokens.txt``.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Example:
-    """A row near a threshold: its distance, its position in the input, its value and its text."""
+    """A row near a threshold: its distance from the threshold, input position, value and text."""
 
     distance: float
     place: int
@@ -66,7 +66,7 @@ class Report:
     """The numbers of rows read, rejected and edited, and examples of rows near the thresholds.
 
     ``read`` is keyed by source, ``rejected`` by filter, reason and source, ``edited`` by filter.
-    ``borderline`` maps each filter to the kept and the rejected rows nearest to a threshold.
+    ``borderline`` maps each filter's name to the kept and the rejected rows nearest to a threshold.
     """
 
     read: Counter[str] = field(default_factory=Counter)
@@ -113,7 +113,7 @@ class Curation:
         self._first_rows: dict[int, list[Row]] = {}
 
     def blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
-        """Return an iterator of blocks that together cover every row, kept rows in input order."""
+        """Return an iterator over blocks that contain all rows, the kept ones in input order."""
         blocks = self._read_blocks(samples)
         group: list[Filter] = []
         for f in self.filters:
@@ -139,10 +139,10 @@ class Curation:
         return order
 
     def collect_borderline(self) -> None:
-        """Add examples of kept rows near the thresholds of comparing filters to the report.
+        """Add kept rows near the threshold of each `ComparingFilter` to the report's examples.
 
-        During the pass, these filters search only for matches above their threshold. This method
-        compares the first kept rows with each other again, at a lower threshold.
+        While rows are filtered, such a filter searches only for matches above its threshold. This
+        method compares the first kept rows with each other again, at a lower threshold.
         """
         for f in self.filters:
             threshold = getattr(f, "threshold", None)

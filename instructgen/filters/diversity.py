@@ -16,7 +16,7 @@ from instructgen.similarity.encoders import MINILM, check_model, encoder
 class Diversity(SelectingFilter):
     """Select diverse rows by the embeddings of their questions, and reject all others.
 
-    ``k_center`` starts with the row nearest to the mean, and repeatedly selects the row
+    ``k_center`` starts with the row nearest to the mean embedding, and repeatedly selects the row
     farthest from all selected rows (Sener and Savarese 2018). ``score_first`` visits the rows
     in order of decreasing score, and selects each row whose cosine similarity to all selected
     rows is at most ``threshold`` (as in the code of DEITA, Liu et al. 2024).
@@ -26,16 +26,20 @@ class Diversity(SelectingFilter):
 
     rows: int = Field(ge=1, description="Maximum number of rows to keep.")
     method: Literal["k_center", "score_first"] = Field(
-        "k_center", description="Selection algorithm."
+        "k_center",
+        description="How to select rows: k_center (the most diverse rows) or score_first (rows "
+        "with high scores that are not similar to each other).",
     )
     score: str | None = Field(
-        None, description="Name of the score that orders the rows; used only by score_first."
+        None,
+        description="Name of the score by which rows are sorted, the highest first; used only by "
+        "the method score_first.",
     )
     threshold: float = Field(
         0.9,
         gt=0,
         le=1,
-        description="Maximum cosine similarity to a kept row; used only by score_first.",
+        description="Maximum cosine similarity to a kept row; used only by the method score_first.",
     )
     model: str = Field(
         MINILM,
@@ -45,7 +49,7 @@ class Diversity(SelectingFilter):
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
         """Return one item per sample, in order: its rejection, or None if it is kept.
 
-        The reason of a rejection is ``not_selected`` or ``too_similar``; its score is the cosine
+        A rejection has the reason ``not_selected`` or ``too_similar``. Its score is the cosine
         similarity to the nearest selected row.
         """
         if not samples:
@@ -88,7 +92,8 @@ class Diversity(SelectingFilter):
                 continue
             cosine, near = round(float(nearest[i]), 4), samples[int(nearest_row[i])].id
             reason = "too_similar" if i in too_similar else "not_selected"
-            rejections.append(self.reject(reason, f"cosine {cosine:.3f} to {near}", cosine, near))
+            detail = f"cosine similarity {cosine:.3f} to row {near}"
+            rejections.append(self.reject(reason, detail, cosine, near))
         return rejections
 
     def _by_score(self, samples: Sequence[Sample]) -> list[int]:

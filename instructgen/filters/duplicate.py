@@ -31,18 +31,20 @@ class Duplicate(SelectingFilter):
         description="Criteria that decide which copy to keep, the most important first.",
     )
     sources: tuple[str, ...] = Field(
-        (), description="Sources in order of preference; used only by the criterion source."
+        (), description="Sources in order of preference; used only if priority contains source."
     )
     compared: Literal["row", "prompt", "instruction"] = Field(
         "row", description="Part of a row to compare."
     )
     threshold: dict[str, float] = Field(
-        {}, description="Maximum similarity of kept rows for each comparison in how."
+        {},
+        description="Maximum similarity of two kept rows, for each comparison in the option how.",
     )
     frame_quota: int = Field(
         3,
         ge=1,
-        description="Maximum number of rows with the same sentence pattern; used only by two_key.",
+        description="Maximum number of kept rows with the same sentence pattern; used only by the "
+        "comparison two_key.",
     )
     model: str = Field(
         MINILM,
@@ -52,8 +54,8 @@ class Duplicate(SelectingFilter):
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
         """Return one item per sample, in order: its rejection, or None if it is kept.
 
-        The reason is ``duplicate``, ``paraphrase`` or ``same_frame``. The rejection contains the
-        similarity and the id of the kept copy.
+        A rejection contains its reason (``duplicate``, ``paraphrase`` or ``same_frame``), the
+        similarity, and the id of the kept copy.
         """
         present = {s.source for s in samples}
         result = deduplicate(
@@ -69,6 +71,6 @@ class Duplicate(SelectingFilter):
         )
         rejections: list[Rejection | None] = [None] * len(samples)
         for r in result.rejected:
-            detail = f"{r.detail}; found by {r.stage}"
+            detail = f"{r.detail}; found by the comparison {r.stage}"
             rejections[r.row] = self.reject(r.reason, detail, r.score, r.partner.id)
         return rejections

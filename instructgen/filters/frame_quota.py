@@ -21,9 +21,9 @@ class FrameQuota(ComparingFilter):
     """Reject instructions that repeat the meaning or the sentence pattern of earlier ones.
 
     An instruction that shares most of its words with an earlier one is a duplicate if it also has
-    the same meaning. Otherwise the two have the same frame (sentence pattern), such as "What is
-    a ...?", and at most ``quota`` instructions per frame are kept. Embeddings are computed only
-    for instructions that share words.
+    the same meaning. Otherwise the two have the same sentence pattern with different words, such
+    as "What is a ...?", and at most ``quota`` instructions per pattern are kept. Embeddings are
+    computed only for instructions that share most of their words.
     """
 
     name = "frame_quota"
@@ -33,16 +33,18 @@ class FrameQuota(ComparingFilter):
         0.7,
         gt=0,
         le=1,
-        description="Two instructions share most of their words if their ROUGE-L is above this.",
+        description="Two instructions count as sharing most of their words if their ROUGE-L "
+        "similarity is above this value.",
     )
     quota: int = Field(
-        3, ge=1, description="Maximum number of kept instructions with the same pattern."
+        3, ge=1, description="Maximum number of kept instructions with the same sentence pattern."
     )
     cosine: float = Field(
         0.9,
         gt=0,
         lt=1,
-        description="Two instructions mean the same if their cosine similarity is above this.",
+        description="Two instructions count as having the same meaning if their cosine similarity "
+        "is above this value.",
     )
     model: str = Field(
         MINILM,
@@ -50,7 +52,7 @@ class FrameQuota(ComparingFilter):
     )
     tokenizer: Tokenizer = Field(
         "unicode",
-        description="How to find words: unicode (any script), or ascii (ignores other scripts).",
+        description="How to find words: unicode (any writing system), or ascii (a-z and 0-9 only).",
     )
 
     _vectors_by_text: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
@@ -63,7 +65,7 @@ class FrameQuota(ComparingFilter):
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
         """Return a rejection (``duplicate`` or ``same_frame``), or None to keep the sample.
 
-        Its score is the ROUGE-L similarity to the nearest earlier instruction.
+        The score of a rejection is the ROUGE-L similarity to the nearest earlier instruction.
         """
         vectors = self._vectors([sample.instruction, *(seen.texts[0] for _, seen in matches)])
         cosines = np.round(vectors[1:] @ vectors[0], 4).tolist()
@@ -78,7 +80,7 @@ class FrameQuota(ComparingFilter):
             return None
         score, nearest = max(matches, key=lambda match: match.score)
         detail = (
-            f"ROUGE-L {score:.3f} to row {nearest.id}; {len(matches)} kept rows share its frame"
+            f"ROUGE-L {score:.3f} to row {nearest.id}; {len(matches)} kept rows have this pattern"
         )
         return self.reject("same_frame", detail, score, nearest.id)
 

@@ -1,4 +1,4 @@
-"""Rejects rows whose question does not help to predict the answer, or gives it away."""
+"""Rejects rows whose question does not help to predict the answer, or gives the answer away."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class IFD(ScoringFilter):
     )
     min: float | None = Field(None, ge=0, description="Minimum score of a kept row.")
     max: float | None = Field(
-        1.0, gt=0, description="Maximum score of a kept row; the paper uses 1."
+        1.0, gt=0, description="Maximum score of a kept row; Li et al. 2024 use 1."
     )
 
     @property
@@ -47,7 +47,7 @@ class IFD(ScoringFilter):
         for (with_question, error), (alone, _) in zip(conditional, unconditional, strict=True):
             if with_question is None or not alone:
                 scores.append(
-                    Score(self.score_name, None, error or "the loss of the answer alone is 0")
+                    Score(self.score_name, None, error or "the loss on the answer alone is 0")
                 )
             else:
                 scores.append(Score(self.score_name, round(with_question / alone, 4)))

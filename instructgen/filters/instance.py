@@ -14,25 +14,23 @@ _DETAILS = {
 
 
 class InstanceFilter(Filter):
-    """Reject rows whose output is empty or equal to the input, or whose text ends in a colon.
+    """Reject rows whose output is empty, equals the input, or has a colon at its end.
 
-    A colon at the end suggests that the text was cut off.
+    Rows whose input ends in a colon are also rejected. A colon at the end of a text suggests that
+    the text was cut off.
     """
 
     name = "instance"
     scope = "row"
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection, or None to keep the row.
-
-        The reason is ``empty_output``, ``output_is_input`` or ``ends_in_colon``.
-        """
+        """Return a rejection for an invalid input or output, or None to keep the row."""
         code = instance_fault(sample.input, sample.output)
         return self.reject(code, _DETAILS[code]) if code else None
 
 
 def instance_fault(given: str, output: str) -> str | None:
-    """Return a short code for why the input or output is invalid, or None if both are valid."""
+    """Return the reason code if the input or the output is invalid, or None if both are valid."""
     if not output.strip():
         return "empty_output"
     if given.strip() == output.strip():

@@ -1,4 +1,4 @@
-"""Rejects rows by a label from their source, such as the status in Alpaca Libre."""
+"""Rejects rows by the value of a label from their source, such as the status in Alpaca Libre."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class LabelFilter(Filter):
-    """Reject rows in which a label has a value that is not allowed; keep rows without the label."""
+    """Reject rows in which a label has a value that is not allowed; keep rows without it."""
 
     name = "label"
     scope = "row"
 
     of: str = Field(min_length=1, description="Name of the label to check.")
     allowed: tuple[str, ...] = Field(
-        min_length=1, description="Reject rows whose label has none of these values."
+        min_length=1,
+        description="Allowed values; a row in which the label has a different value is rejected.",
     )
 
     def reason(self, sample: Sample) -> Rejection | None:

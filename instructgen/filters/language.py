@@ -1,6 +1,6 @@
-"""Rejects rows in a language that is not allowed, or that differs from their language code.
+"""Rejects rows whose language is not allowed, or is not the language that they are marked with.
 
-The model in the package py3langid correctly identifies the language of more than 99% of real
+The model in the package ``py3langid`` correctly identifies the language of more than 99% of real
 prompts (tests/test_curation.py). It is less accurate on texts of a few words, and cannot
 distinguish Indonesian from Malay.
 """
@@ -33,7 +33,8 @@ class Guess(NamedTuple):
 class Language(Filter):
     """Reject rows whose instruction or output is in a language that is not allowed.
 
-    Code, names and short texts are kept, because their language cannot be identified reliably.
+    Rows with only code, names or short texts are kept, because the language of such texts cannot
+    be identified reliably.
     """
 
     name = "language"
@@ -41,13 +42,14 @@ class Language(Filter):
 
     allowed: tuple[Annotated[str, Field(pattern=r"^[a-z]{2}$")], ...] = Field(
         (),
-        description="Allowed languages (ISO 639-1). Default: the language each row is marked with.",
+        description="Allowed languages (ISO 639-1 codes). Default: the language that a row is "
+        "marked with.",
     )
     min_likelihood: float = Field(
         0.8,
         ge=0,
         le=1,
-        description="Minimum likelihood of the identified language for a row to be rejected.",
+        description="Reject a row only if the identified language has at least this likelihood.",
     )
     min_characters: int = Field(
         40, ge=0, description="Texts with fewer characters are not checked."
@@ -89,7 +91,7 @@ def identify(texts: Sequence[str]) -> list[Guess | None]:
 
 
 def _is_same(a: str, b: str) -> bool:
-    """Return whether two codes mean the same language, or two indistinguishable ones."""
+    """Return whether two codes mean the same language, or languages that look the same."""
     a, b = a.split("-")[0], b.split("-")[0]
     return a == b or any({a, b} <= group for group in _INDISTINGUISHABLE)
 

@@ -16,12 +16,13 @@ class Length(Filter):
 
     name = "length"
 
-    min_words: int = Field(4, ge=0, description="Minimum number of words.")
-    max_words: int = Field(150, ge=1, description="Maximum number of words.")
+    min_words: int = Field(4, ge=0, description="Minimum number of words in an instruction.")
+    max_words: int = Field(150, ge=1, description="Maximum number of words in an instruction.")
     words: str = Field(
         "unicode",
         pattern="^(unicode|whitespace)$",
-        description="How to count words: whitespace (as in the paper) or unicode (any script).",
+        description="How to count words: whitespace (words are separated by spaces, as in the "
+        "Self-Instruct paper) or unicode (any writing system).",
     )
 
     @model_validator(mode="after")
@@ -42,7 +43,7 @@ class Length(Filter):
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection (``too_short`` or ``too_long``), or None to keep the sample.
 
-        Its score is the number of words.
+        The score of a rejection is the number of words.
         """
         count = self.value(sample)
         if count < self.min_words:

@@ -17,8 +17,8 @@ class NearDuplicate(ComparingFilter):
     """Reject rows whose Jaccard similarity to an earlier row is above the threshold.
 
     The similarities of the whole rows, of their instructions and of their outputs must all be
-    above it, because two different tasks may share a long input. MinHash finds candidate pairs,
-    and the exact similarity decides on each of them.
+    above the threshold, because two different tasks may share a long input. MinHash finds pairs
+    that may be similar enough, and their exact similarities are then computed.
     """
 
     name = "near_duplicate"
@@ -29,10 +29,10 @@ class NearDuplicate(ComparingFilter):
     threshold: float = Field(
         0.7, ge=0.05, lt=1, description="Maximum Jaccard similarity to an earlier row."
     )
-    ngram: int = Field(1, ge=1, description="Words per n-gram; use 1 for short texts.")
+    ngram: int = Field(1, ge=1, description="Number of words per n-gram; use 1 for short texts.")
     tokenizer: Tokenizer = Field(
         "unicode",
-        description="How to find words: unicode (any script), or ascii (ignores other scripts).",
+        description="How to find words: unicode (any writing system), or ascii (a-z and 0-9 only).",
     )
 
     def index(self) -> MinHashIndex:
@@ -44,7 +44,7 @@ class NearDuplicate(ComparingFilter):
         return f"{sample.context}\n{sample.instruction}\n{sample.input}\n{sample.output}"
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the maximum similarity."""
+        """Return the maximum Jaccard similarity."""
         return (self.threshold,)
 
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:

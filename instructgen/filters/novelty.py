@@ -1,4 +1,6 @@
-"""Rejects instructions too similar to any seed or kept instruction (Self-Instruct, section 2.2)."""
+"""Rejects instructions that are similar to an earlier one (Self-Instruct, section 2.2).
+
+Earlier instructions include those of the seed tasks."""
 
 from __future__ import annotations
 
@@ -18,17 +20,18 @@ class Novelty(ComparingFilter):
     name = "novelty"
 
     threshold: float = Field(
-        0.7, gt=0, le=1, description="Maximum ROUGE-L F-measure to an earlier instruction."
+        0.7, gt=0, le=1, description="Maximum ROUGE-L similarity to an earlier instruction."
     )
     tokenizer: Tokenizer = Field(
         "unicode",
-        description="How to find words: unicode (any script), or ascii (as in the paper).",
+        description="How to find words: unicode (any writing system), or ascii (a-z and 0-9 only, "
+        "as in the Self-Instruct paper).",
     )
 
     compatible: Literal["rouge-score"] | None = Field(
         None,
-        description="Set to rouge-score to decide as that package does when a score equals the "
-        "threshold up to floating-point rounding.",
+        description="Set this option to rouge-score to decide as the Python package rouge-score "
+        "does when a similarity differs from the threshold only by floating-point rounding.",
     )
 
     def index(self) -> RougeLIndex:
@@ -36,11 +39,11 @@ class Novelty(ComparingFilter):
         return RougeLIndex(self.threshold, self.tokenizer, self.compatible)
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the maximum similarity."""
+        """Return the maximum ROUGE-L similarity."""
         return (self.threshold,)
 
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return a rejection (``too_similar``) with the highest F-measure and the nearest row."""
+        """Return a rejection (``too_similar``) with the most similar row and its similarity."""
         score, nearest = max(matches, key=lambda match: match.score)
         detail = f"ROUGE-L {score:.3f} to row {nearest.id}, above {self.threshold}"
         return self.reject("too_similar", detail, score, nearest.id)

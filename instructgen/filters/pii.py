@@ -1,7 +1,7 @@
 """Masks personal data and secrets, or rejects rows that contain them.
 
-The filter finds email addresses, phone and card numbers, public IP addresses and keys. It does
-not find names of people.
+The filter finds email addresses, phone numbers, payment card numbers, public IP addresses, and
+keys of online services. It does not find names of people.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _PHONE_LIKE = regex.compile(r"\+?\(?\d[\d\s().-]{6,18}\d")
 class Pii(Transform):
     """Mask personal data and secrets, or reject rows that contain them.
 
-    Each match of a pattern is validated: card numbers by the Luhn checksum, IP addresses by their
-    range, and phone numbers by the numbering plans of the countries.
+    Numbers that only look like personal data are ignored: card numbers must have a valid Luhn
+    checksum, IP addresses must be public, and phone numbers must fit a country's numbering plan.
     """
 
     name = "pii"
 
     kinds: tuple[PiiKind, ...] = Field(
-        ("email", "phone", "card", "ip", "key"), description="Kinds of personal data."
+        ("email", "phone", "card", "ip", "key"), description="Kinds of data to find."
     )
     action: Literal["mask", "reject"] = Field(
         "mask",
@@ -58,7 +58,8 @@ class Pii(Transform):
     )
     regions: tuple[str, ...] = Field(
         ("US", "GB"),
-        description="Countries (ISO 3166) whose phone numbers are found without a country code.",
+        description="Countries (ISO 3166 codes) whose phone numbers are also found without an "
+        "international prefix such as +44.",
     )
 
     @field_validator("regions")
@@ -130,7 +131,7 @@ class Pii(Transform):
 
 
 def _is_card(text: str) -> bool:
-    """Return whether the Luhn checksum and first digit are those of a card (ISO/IEC 7812-1)."""
+    """Return whether the Luhn checksum and first digit fit a payment card (ISO/IEC 7812-1)."""
     digits = [int(c) for c in text if c.isdecimal()]
     doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
     return digits[0] in (3, 4, 5, 6) and (sum(doubled) + sum(digits[-1::-2])) % 10 == 0

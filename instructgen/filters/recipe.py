@@ -1,4 +1,4 @@
-"""Reads the filters of a recipe from its tables ``[[filters]]``."""
+"""Reads the filters of a recipe from its TOML tables ``[[filters]]``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TABLES = ("generate", "method", "engine", "filters")
 
 
 def load_filters(recipe: str) -> tuple[Filter, ...]:
-    """Return the filters of a recipe, in order; its tables for generation are ignored.
+    """Return the filters of a recipe, in order; its settings for generation are ignored.
 
     Args:
-        recipe: the name of a shipped recipe, or the path of a TOML file.
+        recipe: the name of an included recipe, or the path of a TOML file.
 
     Raises:
         ConfigError: the file or a key is invalid; the message has one line per invalid key.
@@ -36,14 +36,17 @@ def recorded_filters(filters: Sequence[Filter]) -> list[dict[str, Any]]:
 
 
 def filters_in(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
-    """Return the filters in the tables of a recipe, in order.
+    """Return the filters in the parsed TOML tables of a recipe, in order.
 
     Raises:
-        ConfigError: a filter is unknown, or one of its keys or values is invalid.
+        ConfigError: a filter or one of its options is unknown, or a value is invalid.
     """
     entries = tables.get("filters", [])
     if not isinstance(entries, list) or not all(isinstance(f, dict) for f in entries):
-        raise ConfigError(f"{path}: filters: not a list of tables.", "Use [[filters]] tables.")
+        raise ConfigError(
+            f'{path}: "filters" is not a list of TOML tables.',
+            "Begin each filter with the line [[filters]].",
+        )
     filters = []
     for number, values in enumerate(entries, start=1):
         name = values.get("name")

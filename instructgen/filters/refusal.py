@@ -1,4 +1,4 @@
-"""Rejects rows whose output refuses to answer or mentions being a language model."""
+"""Rejects rows whose output refuses to answer or calls its author a language model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Refusal(Filter):
         200, ge=1, description="Number of characters to search at the start of the output."
     )
     phrases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="More phrases to reject, in upper or lower case."
+        (),
+        description="More phrases to reject, in addition to those in filters/words/refusals.txt. "
+        "Case is ignored.",
     )
 
     def reason(self, sample: Sample) -> Rejection | None:

@@ -13,22 +13,27 @@ class Repetition(Filter):
     """Reject rows in which too many words of a field belong to repeated n-grams.
 
     A row whose output has the same words as its instruction is also rejected. The measure is the
-    duplicate n-gram fraction of Rae et al. 2021 (Gopher), table A1, for words of any script.
+    duplicate n-gram fraction of Rae et al. 2021 (Gopher), table A1, for words in any writing
+    system.
     """
 
     name = "repetition"
     scope = "both"
 
-    ngram: int = Field(4, ge=1, description="Words per n-gram.")
+    ngram: int = Field(4, ge=1, description="Number of words per n-gram.")
     max_share: float = Field(
-        0.3, ge=0, le=1, description="Maximum fraction of words in repeated n-grams."
+        0.3,
+        ge=0,
+        le=1,
+        description="Maximum fraction of a field's words that belong to repeated n-grams.",
     )
     min_words: int = Field(12, ge=1, description="Texts with fewer words are not checked.")
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection, or None to keep the sample.
 
-        The reason is ``repeats_instruction``, or ``repetition`` with the fraction as the score.
+        The reason for a rejection is ``repeats_instruction`` or ``repetition``. The score of a
+        ``repetition`` is the fraction of words in repeated n-grams.
         """
         if sample.output and tokenize(sample.output) == tokenize(sample.instruction):
             detail = "the output has the same words as the instruction"
@@ -38,13 +43,15 @@ class Repetition(Filter):
             if len(words) >= max(self.min_words, self.ngram):
                 share = repeated_share(words, self.ngram)
                 if share > self.max_share:
-                    detail = f"{share:.0%} of the {field} is repeated, above {self.max_share:.0%}"
+                    detail = (
+                        f"{share:.0%} of the {field} is repeated; the limit is {self.max_share:.0%}"
+                    )
                     return self.reject("repetition", detail, share)
         return None
 
 
 def repeated_share(words: list[str], n: int) -> float:
-    """Return the fraction (0 to 1) of words that repeat an earlier n-gram of ``words``."""
+    """Return the fraction (0 to 1) of ``words`` that repeat an n-gram found earlier in them."""
     grams = list(zip(*(words[i:] for i in range(n)), strict=False))
     seen: set[tuple[str, ...]] = set(grams)
     if len(seen) == len(grams):

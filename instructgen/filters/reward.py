@@ -16,7 +16,7 @@ from instructgen.schema.sample import Sample, Score
 class RewardFilter(ScoringFilter):
     """Score rows with a reward model: a sequence-classification model with a single output.
 
-    The model reads the whole conversation.
+    The reward model reads the whole conversation, including the row's answer.
     """
 
     name: ClassVar[str] = "reward"
@@ -51,7 +51,11 @@ class RewardFilter(ScoringFilter):
             max_tokens = int(getattr(model.config, "max_position_embeddings", 2_048))
             if len(ids) > max_tokens:
                 scores.append(
-                    Score(self.score_name, None, f"{len(ids)} tokens, more than {max_tokens}")
+                    Score(
+                        self.score_name,
+                        None,
+                        f"the row has {len(ids)} tokens, more than {max_tokens}",
+                    )
                 )
                 continue
             with torch.inference_mode():

@@ -21,7 +21,9 @@ class ScoreFilter(ScoringFilter):
     @model_validator(mode="after")
     def _require_bound(self) -> Self:
         if self.min is None and self.max is None:
-            raise ValueError("neither min nor max is set; set at least one")
+            raise ValueError(
+                "neither the option min nor the option max is set; set at least one of them"
+            )
         return self
 
     @property
@@ -30,5 +32,5 @@ class ScoreFilter(ScoringFilter):
         return self.of
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """Return a score without a value for each sample: this filter does not compute scores."""
+        """Return a score without a value for each sample; this filter does not compute scores."""
         return [Score(self.of, None, "the row does not have this score") for _ in samples]

@@ -1,4 +1,4 @@
-"""Rejects instructions in a script that their language does not use."""
+"""Rejects instructions in a writing system that their language does not use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from instructgen.similarity.scripts import fits_language, main_script
 
 
 class Script(Filter):
-    """Reject instructions in a script that the language of their row does not use.
+    """Reject instructions in a writing system that the language of their row does not use.
 
     An example is an English text in a row marked as Persian. The filter catches models that
     answer a prompt in one language with a task in a different language.
@@ -21,4 +21,4 @@ class Script(Filter):
         if fits_language(sample.instruction, sample.language):
             return None
         script = main_script(sample.instruction)
-        return self.reject("other_script", f"{script} script in a row marked as {sample.language}")
+        return self.reject("other_script", f"{script} letters in a row marked as {sample.language}")

@@ -15,8 +15,8 @@ from instructgen.similarity.encoders import MINILM
 class SemanticDuplicate(ComparingFilter):
     """Reject instructions whose cosine similarity to an earlier one is above the threshold.
 
-    If the words are also similar, the reason is ``duplicate``, otherwise ``paraphrase``.
-    Instructions in languages that the embedding model was not made for are kept.
+    The reason for a rejection is ``duplicate`` if the words are also similar, and otherwise
+    ``paraphrase``. Instructions in languages that the embedding model was not made for are kept.
     """
 
     name = "semantic_duplicate"
@@ -29,7 +29,8 @@ class SemanticDuplicate(ComparingFilter):
         0.7,
         gt=0,
         le=1,
-        description="Matches with a ROUGE-L above this are duplicates; others are paraphrases.",
+        description="Rejected instructions are called duplicates if their ROUGE-L similarity is "
+        "above this value, and paraphrases otherwise.",
     )
     model: str = Field(
         MINILM,
@@ -37,7 +38,8 @@ class SemanticDuplicate(ComparingFilter):
     )
     first_pass: bool = Field(
         False,
-        description="Search with static word vectors first: faster, finds about 98% of the pairs.",
+        description="Search with static word vectors first, which is faster but finds only about "
+        "98% of the matches.",
     )
 
     def index(self) -> EmbeddingIndex:
@@ -53,5 +55,5 @@ class SemanticDuplicate(ComparingFilter):
         score, nearest = max(matches, key=lambda match: match.score)
         lexical = rouge_l(tokenize(sample.instruction), tokenize(nearest.texts[0]))
         reason = "duplicate" if lexical > self.rouge_l else "paraphrase"
-        detail = f"cosine {score:.3f}, ROUGE-L {lexical:.3f} to row {nearest.id}"
+        detail = f"cosine similarity {score:.3f}, ROUGE-L {lexical:.3f} to row {nearest.id}"
         return self.reject(reason, detail, score, nearest.id)

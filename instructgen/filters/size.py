@@ -19,12 +19,13 @@ class Size(Filter):
     name = "size"
     scope = "row"
 
-    of: Literal["prompt", "output", "row"] = Field("row", description="Part of the row to count.")
-    min: int = Field(0, ge=0, description="Minimum number of words or tokens.")
-    max: int = Field(2_000, ge=1, description="Maximum number of words or tokens.")
+    of: Literal["prompt", "output", "row"] = Field("row", description="Part of the row to measure.")
+    min: int = Field(0, ge=0, description="Minimum length in words or tokens.")
+    max: int = Field(2_000, ge=1, description="Maximum length in words or tokens.")
     tokenizer: str | None = Field(
         None,
-        description="Count the tokens of this model (a folder or a name). Default: count words.",
+        description="Model (a folder or a Hub name) whose tokenizer measures the length in tokens. "
+        "Default: length in words.",
     )
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ class Topic(Filter):
     topics: tuple[str, ...] = Field(
         min_length=1, description="Unwanted topics: phrases or example instructions."
     )
-    threshold: float = Field(0.5, gt=0, lt=1, description="Maximum cosine to any topic.")
+    threshold: float = Field(0.5, gt=0, lt=1, description="Maximum cosine similarity to a topic.")
     model: str = Field(
         MINILM,
         description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
@@ -48,7 +48,9 @@ class Topic(Filter):
             rejection = None
             if match is not None:
                 topic = self.topics[match.row]
-                detail = f"cosine {match.score:.3f} to {topic[:60]!r}, above {self.threshold}"
+                detail = (
+                    f"cosine similarity {match.score:.3f} to {topic[:60]!r}, above {self.threshold}"
+                )
                 rejection = self.reject("unwanted_topic", detail, match.score)
             verdicts.append(Verdict(sample, rejection, None if match is None else match.score))
         return verdicts

@@ -1,7 +1,7 @@
 """Rejects instructions that contain certain words, or that begin in certain ways.
 
 These rules are the heuristics of Self-Instruct: a text model cannot see images or open files, and
-"Write a program" led to too many nearly identical tasks.
+too many of the instructions that begin with "Write a program" are nearly identical.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ class Wording(Filter):
     name = "wording"
 
     lists: tuple[str, ...] = Field(
-        (), description="Names of lists in filters/words/ with words to reject."
+        (), description="Names of lists (files in filters/words/) of words to reject."
     )
-    words: tuple[str, ...] = Field((), description="More words to reject, in upper or lower case.")
+    words: tuple[str, ...] = Field(
+        (), description="Words to reject in addition to those in the lists. Case is ignored."
+    )
     starts: tuple[str, ...] = Field(
         (), description="Reject instructions that begin with one of these texts (case-sensitive)."
     )
     first_character: str = Field(
         "any",
         pattern="^(any|no_punctuation|ascii)$",
-        description="Allowed first characters; ascii (as in the paper) also excludes punctuation.",
+        description="Allowed first characters: any, no_punctuation, or ascii (as in the "
+        "Self-Instruct paper: ASCII characters, but no punctuation).",
     )
 
     @field_validator("words", "starts")
@@ -50,21 +53,23 @@ class Wording(Filter):
         return lists
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``word``, ``start`` or ``first_character``), or None to keep it."""
+        """Return a rejection (``word``, ``start`` or ``first_character``), or None."""
         text = sample.instruction
         match = self._pattern.search(text) if self._pattern else None
         if match:
-            return self.reject("word", f"contains the word {match.group().lower()!r}")
+            return self.reject("word", f"the instruction contains {match.group().lower()!r}")
         for start in self.starts:
             if text.startswith(start):
-                return self.reject("start", f"begins with {start!r}")
+                return self.reject("start", f"the instruction begins with {start!r}")
         first = text[:1]
         if self.first_character != "any" and first:
             # Spanish questions and exclamations begin with an inverted mark.
             if unicodedata.category(first)[0] in "PS" and first not in "¿¡":
-                return self.reject("first_character", f"begins with the symbol {first!r}")
+                detail = f"the instruction begins with the symbol {first!r}"
+                return self.reject("first_character", detail)
             if self.first_character == "ascii" and not first.isascii():
-                return self.reject("first_character", f"begins with {first!r}, which is not ASCII")
+                detail = f"the instruction begins with {first!r}, which is not ASCII"
+                return self.reject("first_character", detail)
         return None
 
     @cached_property

@@ -1,8 +1,9 @@
 """Reads dataset files in the formats of other projects, and converts their rows to samples.
 
-Each format has its own file in this package: a class with the fields that identify the
-format, the license and language of its rows, and one method that converts a record into
-samples. This module detects the format and accounts for every row; it does not filter rows.
+Each format has its own file in this package. Its class states the fields by which the format is
+detected and the license and language of its rows, and has a method that converts a record into
+samples. This module detects the format of a file and returns every row either as samples or with
+the reason why it is not used; it does not filter rows.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from instructgen.schema.sample import Origin, Sample, Shape
 
 # With on_bad_row "reject": maximum number of rows read to detect the format.
 _DETECTION_ROWS = 100
-# Instruction data has no longer texts, and one of them would slow down every comparison.
+# Instruction data does not contain longer texts. One of them would slow down every comparison.
 _MAX_CHARACTERS = 2**20
 
 OnBadRow = Literal["fail", "reject"]
 
 
 class RowError(ValueError):
-    """Raised if a row cannot be used; the message names the field."""
+    """Raised if a row cannot be used; the message names the invalid field."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be read, with its line and the reason."""
+    """A row that cannot be read, with its line number and the reason why."""
 
     line: int
     reason: str
@@ -45,9 +46,9 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class UnusedRow:
-    """A readable row that the format does not use.
+    """A valid row that does not become part of a sample.
 
-    ``code`` is a short code for the reason, ``reason`` a sentence that explains it.
+    ``code`` is a short name for the reason, and ``reason`` a text that explains it.
     """
 
     line: int
@@ -61,9 +62,9 @@ class Conversion:
     """The samples made from one record, or from several records that belong together.
 
     ``used`` counts the rows that are part of a sample; ``others`` lists the remaining rows,
-    each with its reason. A record is one row, unless the format packs several rows into one
-    record. ``line`` is the line of the first record; it identifies samples of datasets
-    without row ids. ``records`` is the number of records.
+    each with the reason why it is not used. A record is one row, unless the format packs several
+    rows into one record. ``line`` is the line of the first record; it identifies samples of
+    datasets without row ids. ``records`` is the number of records.
     """
 
     line: int
@@ -80,9 +81,9 @@ class Format(ABC):
     A record matches the format if it contains all ``fields``; if several formats match, the
     one with the most fields is used. ``identifies_dataset`` is False if many datasets share these
     fields. ``license``, ``attribution``, ``method`` and ``model`` of such a format apply only
-    if the user names the format. ``unit`` is the word for a row in messages. ``shapes`` are the
-    dataset shapes to which the format can be converted, ``takes`` the ways to select samples
-    from a record; the first one of each is the default.
+    if the user names the format. ``unit`` is the plural noun for rows in messages. ``shapes`` are
+    the dataset shapes to which the format can be converted (instructions or preferences), and
+    ``takes`` the ways to select samples from a record; the first item of each is the default.
     """
 
     name: ClassVar[str]
@@ -105,10 +106,10 @@ class Format(ABC):
         shape, take = self.shape or self.shapes[0], self.take or next(iter(self.takes), "")
         if shape not in self.shapes:
             hint = f"Pass --as={self.shapes[0]}."
-            raise ConfigError(f"{self.name} does not support --as={shape}.", hint)
+            raise ConfigError(f"the format {self.name} does not support --as={shape}.", hint)
         if take and take not in self.takes:
             hint = suggest(take, list(self.takes)) if self.takes else "Omit --take."
-            raise ConfigError(f"{self.name} does not support --take={take}.", hint)
+            raise ConfigError(f"the format {self.name} does not support --take={take}.", hint)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "take", take)
 
@@ -121,7 +122,7 @@ class Format(ABC):
         """
 
     def convert_all(self, records: Iterable[Record]) -> Iterator[Conversion]:
-        """Convert all records; formats that combine several records into a sample override this."""
+        """Convert all records. Formats that combine records into a sample override this method."""
         for record in records:
             try:
                 samples = self.samples(record.fields)
@@ -160,7 +161,7 @@ class Reading:
         Raises:
             InputError: if the rest of the file cannot be read, if a row is bad and ``on_bad_row``
                 is ``fail``, or if a row has no license.
-            RuntimeError: if the numbers of rows read and rows accounted for differ.
+            RuntimeError: if fewer or more records were converted than were read.
         """
         pending: deque[BadRow] = deque()
         for taken in self.format.convert_all(self._valid_records(pending)):
@@ -183,7 +184,8 @@ class Reading:
         self.units = self.used + self.others
         if self._accounted != self._seen:
             raise RuntimeError(
-                f"{self._seen} rows were read, but {self._accounted} kept or rejected; report this"
+                f"{self._seen} records were read, but {self._accounted} were converted. "
+                "This is a bug; please report it."
             )
 
     def _valid_records(self, pending: deque[BadRow]) -> Iterator[Record]:
@@ -258,9 +260,9 @@ def read(
     Args:
         path: a file, or a Hub dataset as ORG/NAME; see `read_records`.
         format: the format or its name; None to detect it from the fields of the first row.
-        license: SPDX expression for rows whose record and format do not specify one.
-        language: ISO 639 code for rows that do not specify one.
-        attribution: attribution text; replaces that of the format.
+        license: SPDX expression for rows, if neither the row nor its format specifies a license.
+        language: ISO 639 code for rows that do not specify their language.
+        attribution: attribution text, which replaces the attribution text of the format.
         model: the model that wrote the rows, if they are not human-written.
         on_bad_row: ``fail`` raises an error at the first bad row; ``reject`` yields it.
         split: the split to read if ``path`` is a Hub dataset.
@@ -338,7 +340,7 @@ def _unknown_format(record: Record, path: Path) -> InputError:
     known = [s for s in classes("sources").values() if s.fields]
     formats = "; ".join(f"{s.name}: {', '.join(sorted(s.fields))}" for s in known)
     return InputError(
-        f"the fields of the row do not match any known format (its fields: {names}).",
+        f"the fields of the row do not match any known format (the row has the fields: {names}).",
         path=path,
         line=record.line,
         hint=f"Pass --map with instruction=FIELD and output=FIELD. Known formats: {formats}.",
@@ -349,10 +351,12 @@ def check_language(code: str) -> None:
     """Raise an error if a language code is invalid.
 
     Raises:
-        ConfigError: if it does not look like an ISO 639 code, such as fa or zh-Hant.
+        ConfigError: if the code does not look like an ISO 639 code, such as fa or zh-Hant.
     """
     if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
-        raise ConfigError(f"{code[:40]!r} is not a language code.", "Use ISO 639, such as fa.")
+        raise ConfigError(
+            f"{code[:40]!r} is not a language code.", "Use ISO 639 codes, such as fa."
+        )
 
 
 def text(
@@ -363,31 +367,32 @@ def text(
     Args:
         record: the row.
         field: the name of the field.
-        required: whether a missing field is an error; otherwise it is read as "".
+        required: whether a missing field is an error; if not, a missing field is read as "".
         filled: whether a required field must contain more than white space.
 
     Raises:
-        RowError: if the field is missing, empty, not text, too long, or contains NUL.
+        RowError: if the field is not text, is too long or contains NUL, or if it is required
+            but missing or empty.
     """
     value = record.get(field)
     if value is None:
         if required:
-            raise RowError(f'"{field}" is missing.')
+            raise RowError(f'the field "{field}" is missing.')
         return ""
     if not isinstance(value, str):
-        raise RowError(f'"{field}" is a {type(value).__name__}, not text.')
+        raise RowError(f'the field "{field}" is a {type(value).__name__}, not text.')
     value = value.strip()
     if required and filled and not value:
-        raise RowError(f'"{field}" is empty.')
+        raise RowError(f'the field "{field}" is empty.')
     if len(value) > _MAX_CHARACTERS:
-        raise RowError(f'"{field}" has more than {_MAX_CHARACTERS:,} characters.')
+        raise RowError(f'the field "{field}" has more than {_MAX_CHARACTERS:,} characters.')
     if "\0" in value:
-        raise RowError(f'"{field}" contains a NUL character.')
+        raise RowError(f'the field "{field}" contains a NUL character.')
     return value
 
 
 def number(record: Mapping[str, Any], field: str) -> float | None:
-    """Return the number in a field of a record, or None if it is missing or not finite.
+    """Return the number in a field of a record, or None if the field is missing, NaN or infinite.
 
     Raises:
         RowError: if the field is not a number.
@@ -396,8 +401,8 @@ def number(record: Mapping[str, Any], field: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f'"{field}" is a {type(value).__name__}, not a number.')
-    # Tables use NaN for missing values.
+        raise RowError(f'the field "{field}" is a {type(value).__name__}, not a number.')
+    # Parquet files use NaN for missing values.
     return float(value) if math.isfinite(value) else None
 
 

@@ -1,6 +1,6 @@
-"""Reads the three columns of Stanford Alpaca, which many other datasets also use.
+"""Reads files with the columns of Stanford Alpaca: instruction, input and output.
 
-The columns do not identify the dataset, so the license of Stanford Alpaca applies only if the
+Many other datasets use the same columns, so the license of Stanford Alpaca applies only if the
 user names this format.
 """
 
@@ -17,8 +17,8 @@ class AlpacaFormat(Format):
     """Rows with ``instruction``, ``input`` and ``output``.
 
     The optional fields ``category``, ``language`` and ``license`` are also read. Stanford Alpaca
-    has 52,002 rows written by text-davinci-003. Its license is CC-BY-NC-4.0, a correction of the
-    original ODC-By (tatsu-lab/stanford_alpaca issue 244).
+    has 52,002 rows written by text-davinci-003. Its license is CC-BY-NC-4.0, which replaced the
+    original license, ODC-By (tatsu-lab/stanford_alpaca issue 244).
     """
 
     name = "alpaca"
@@ -46,7 +46,7 @@ class AlpacaFormat(Format):
 
 
 def _history(value: Any) -> tuple[Message, ...]:
-    """Return the messages of earlier exchanges, which are [question, answer] pairs."""
+    """Convert a list of [question, answer] pairs to user and assistant messages."""
     if not value:
         return ()
     if not isinstance(value, list):

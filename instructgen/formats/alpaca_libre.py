@@ -1,7 +1,7 @@
-"""Reads Alpaca Libre's log of a Self-Instruct run: every candidate with status and similarity.
+"""Reads Alpaca Libre's log of a Self-Instruct run: all generated rows with status and similarity.
 
-The final dataset of Alpaca Libre has the columns of Alpaca without a status. It is read with
-this format only if the user names the format.
+The final dataset of Alpaca Libre has the columns of Stanford Alpaca and no status column. That
+dataset is read with this format only if the user names the format.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _NO_INPUT = ("<noinput>", "<no input>", '"<no input>"', '"<noinput>"')
 class AlpacaLibre(Format):
     """Rows with ``instruction``, ``input``, ``output``, ``status`` and ``similarity``.
 
-    Since version 0.3, ``similarity`` is a field of the object ``other``. The rows were written by
-    gpt-3.5-turbo. The README of mobarski/alpaca-libre says "all data byproducts
+    Since version 0.3 of Alpaca Libre, ``similarity`` is a field of the object ``other``. The rows
+    were written by gpt-3.5-turbo. The README of mobarski/alpaca-libre says "all data byproducts
     are CC0/MIT-licensed"; the license used here is MIT, which requires attribution.
     """
 
@@ -34,7 +34,7 @@ class AlpacaLibre(Format):
     model = "gpt-3.5-turbo"
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample with its status as a label, by which a recipe can filter."""
+        """Return one sample; its status is stored as a label, so that a recipe can filter by it."""
         (sample,) = AlpacaFormat().samples(record)
         if sample.input.lower() in _NO_INPUT:
             sample = replace(sample, input="")

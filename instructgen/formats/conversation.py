@@ -1,4 +1,4 @@
-"""Converts the messages of a conversation, with any common names for the roles, to a sample."""
+"""Converts a conversation to a sample, and accepts all common names for the message roles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from instructgen.formats import RowError, text
 from instructgen.schema.sample import Edit, Message, Sample
 
-# The role names that FastChat, Axolotl and LLaMA-Factory read, and others found in datasets.
+# The role names that FastChat, Axolotl and LLaMA-Factory read, and others that datasets use.
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "instruction", "question"), "user"),
     **dict.fromkeys(
@@ -22,13 +22,13 @@ _ROLES = {
 
 
 def turns(value: Any, field: str, role: str = "role", content: str = "content") -> list[Message]:
-    """Convert a list of records to messages with the roles ``user``, ``assistant``, ``system``.
+    """Convert JSON objects to messages with the roles ``user``, ``assistant`` and ``system``.
 
     Args:
-        value: the list.
-        field: the name of the list in the row, for error messages.
-        role: the key of the role.
-        content: the key of the content: text, or a list of parts of type text.
+        value: the list of objects.
+        field: the name of the field that contains the list, for error messages.
+        role: the key of the role in each object.
+        content: the key of the content, which is text or a list of parts of type ``text``.
 
     Raises:
         RowError: if the value is not a list of messages, or a role is unknown.
@@ -60,7 +60,7 @@ def _joined_parts(content: Any) -> Any:
 
 
 def sample_of_turns(messages: Sequence[Message]) -> Sample:
-    """Convert a conversation to a sample: the last exchange, with the rest as history.
+    """Convert a conversation to a sample: its last question and answer, with the rest as history.
 
     Consecutive messages of one role are joined. Empty messages, an assistant message before
     the first user message, and a last user message without an answer are removed. Each of
@@ -104,7 +104,7 @@ def preference(chosen: Iterable[Message], rejected: Iterable[Message]) -> Sample
     """Combine two conversations that differ only in their last answer into a preference.
 
     Raises:
-        RowError: if they differ before the last answer, or are identical.
+        RowError: if the conversations differ before the last answer, or are identical.
     """
     better, worse = sample_of_turns(list(chosen)), sample_of_turns(list(rejected))
     if better.prompt != worse.prompt:

@@ -1,4 +1,4 @@
-"""Reads Anthropic's HH-RLHF: pairs of dialogues, of which a person chose the better one."""
+"""Reads Anthropic's HH-RLHF: pairs of dialogues, of which a person preferred one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
 class HHRLHF(Format):
-    """Rows with ``chosen`` and ``rejected``, each a transcript (MIT, Bai et al. 2022).
+    """Rows with ``chosen`` and ``rejected``, two transcripts (MIT license, Bai et al. 2022).
 
-    With ``--as=instructions``, a row becomes its chosen dialogue. With ``--take=first``, it becomes
-    only the first exchange of that dialogue, and rows with a link are rejected, as in the
-    conversion by Alpaca Libre. Annotators compared the last answers, so in dialogues with several
-    exchanges the first answer was not judged on its own.
+    With ``--as=instructions``, only the chosen dialogue is used. With ``--take=first``, only the
+    first exchange of that dialogue is used, and rows whose chosen dialogue contains a link are
+    rejected, as in the conversion by Alpaca Libre. Annotators compared the last answers, so in
+    dialogues with several exchanges the first answer was not judged on its own.
     """
 
     name = "hh-rlhf"
@@ -33,16 +33,17 @@ class HHRLHF(Format):
     takes = ("dialogue", "first")
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for ``first`` with preferences: both dialogues begin the same way."""
+        """Raise ConfigError if ``--take=first`` is used for preferences."""
         super().__post_init__()
         if self.take == "first" and self.shape == "preferences":
             raise ConfigError(
-                "hh-rlhf: --take=first cannot give preferences: both dialogues begin alike.",
+                "hh-rlhf: --take=first cannot be used for preferences, because the chosen and the "
+                "rejected dialogue begin alike.",
                 "Add --as=instructions.",
             )
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample: a preference or a dialogue."""
+        """Return one sample: a preference, or the chosen dialogue or its first exchange."""
         chosen = _turns(record, "chosen")
         if self.take == "first":
             if "http" in text(record, "chosen"):

@@ -1,4 +1,4 @@
-"""Reads LongForm: instructions for long human-written texts."""
+"""Reads LongForm: long human-written texts, each with an instruction that asks for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads instructgen's own format: one task per row, with kind, category, language and license."""
+"""Reads instructgen's own format: one task per row, with kind, license and other fields."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Native(Format):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """Return one sample."""
-        # Imported rows have a null kind, also in Parquet parts that instructgen wrote.
+        # Imported rows have a null kind, also in Parquet files that instructgen wrote.
         unknown = "kind" in record and record["kind"] is None
         kind = None if unknown else text(record, "kind")
         if kind is not None and kind not in list(Kind):
-            raise RowError(f'"kind" is {kind!r}, not {" or ".join(Kind)}.')
+            raise RowError(f'"kind" is {kind!r}, but must be {" or ".join(Kind)}.')
         return [
             Sample(
                 instruction=text(record, "instruction"),

@@ -1,7 +1,7 @@
-"""Reads OASST1 and OASST2: trees of messages, as one message per row or one tree per row.
+"""Reads OASST1 and OASST2: trees of messages, with one message or one tree per row.
 
-Messages that were deleted or failed review are rejected, together with all replies below
-them. Every message is either part of a sample or rejected with a reason.
+Messages that were deleted or failed review are rejected, together with all direct and indirect
+replies to them. Every message is either part of a sample or rejected with a reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from instructgen.schema.sample import Message, Origin, Sample, Score
 _ROLES = {"prompter": "user", "assistant": "assistant"}
 # The number of paths and pairs grows quadratically; published trees have a few hundred messages.
 _MAX_MESSAGES = 1_000
-# These scores describe the answer; of all others the worst in the conversation is used.
+# These scores rate the answer; for all other scores, the worst in the conversation is used.
 _ANSWER_SCORES = ("quality", "helpfulness", "creativity", "humor")
 
 
@@ -44,9 +44,10 @@ class OASST(Format):
     """Rows with one message or one tree each (Apache-2.0, Köpf et al. 2023).
 
     ``--take=best`` follows the best-ranked replies from the first prompt to the end, ``--take=all``
-    takes every path from the first prompt to a last answer, and ``--take=first`` takes only the
-    first prompt with its best-ranked answer. With ``--as=preferences``, each pair of answers to the
-    same prompt with different ranks is a row, and the better-ranked answer is the chosen one.
+    takes every path from the first prompt to an answer that no other answer follows, and
+    ``--take=first`` takes only the first prompt with its best-ranked answer. With
+    ``--as=preferences``, each pair of differently ranked answers to the same user message is a
+    row, with the better-ranked answer as the chosen one.
     """
 
     name = "oasst"
@@ -73,7 +74,9 @@ class OASST(Format):
                     yield self._tree(key, [record], *_flattened(record))
                 continue
             if key is None or key in done:
-                reason = "the rows of this tree are not consecutive; sort by message_tree_id."
+                reason = (
+                    "the rows of this tree are not consecutive; sort the file by message_tree_id."
+                )
                 if key is None:
                     reason = '"message_tree_id" is missing or not text.'
                 bad_rows: list[BadRow | UnusedRow] = [BadRow(r.line, reason) for r in group]
@@ -119,7 +122,7 @@ class OASST(Format):
     def _paths(self, root: _Node, rejections: Mapping[str, Any]) -> Iterator[list[_Node]]:
         """Yield each path of messages that forms a sample; its last message is an answer.
 
-        For preferences, the last two messages are answers to the same prompt, the better one first.
+        For preferences, the last two messages answer the same user message, the better one first.
         """
         if root.id in rejections:
             return
@@ -169,7 +172,7 @@ class OASST(Format):
         if node.role == "user" and not node.children:
             return "unanswered", "the message has no reply"
         if self.take == "first":
-            return "not_first_turn", "the message is not the first prompt or its best answer"
+            return "not_first_turn", "the message is neither the first prompt nor its best answer"
         if self.take == "best":
             return "not_best_path", "the message is not on the best-ranked path"
         return "unanswered", "no usable answer follows the message"
@@ -199,7 +202,7 @@ def _flattened(record: Record) -> tuple[list[_Node], list[BadRow]]:
             node = _node(record.line, {**tree, "parent_id": parent, **fields})
             nodes.append(node)
         except RowError as error:
-            bad.append(BadRow(record.line, f"a message of the tree: {error}"))
+            bad.append(BadRow(record.line, f"a message of the tree is invalid: {error}"))
         replies = fields.get("replies") or []
         if isinstance(replies, list):
             message_id = fields.get("message_id")
@@ -212,7 +215,7 @@ def _flattened(record: Record) -> tuple[list[_Node], list[BadRow]]:
 def _node(line: int, fields: Mapping[str, Any]) -> _Node:
     role = _ROLES.get(text(fields, "role"))
     if role is None:
-        raise RowError(f'"role" is {fields["role"][:40]!r}, not {" or ".join(_ROLES)}.')
+        raise RowError(f'"role" is {fields["role"][:40]!r}, but must be {" or ".join(_ROLES)}.')
     rank = number(fields, "rank")
     state = text(fields, "tree_state", required=False)
     fault = None
@@ -239,7 +242,7 @@ def _node(line: int, fields: Mapping[str, Any]) -> _Node:
 
 
 def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
-    """Return the reviewers' labels, in either published layout, and Detoxify's toxicity."""
+    """Return the reviewers' ratings (in either published layout) and Detoxify's toxicity score."""
     scores: dict[str, Any] = {}
     labels = fields.get("labels")
     if isinstance(labels, Mapping):
@@ -259,7 +262,7 @@ def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _link(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
-    """Link messages to their parents; return the first prompt, and rejections keyed by id."""
+    """Link messages to parents; return a list of the first prompt, and rejections by message id."""
     rejections: dict[str, tuple[str, str]] = {}
     by_id: dict[str, _Node] = {}
     for node in nodes:
@@ -311,7 +314,7 @@ def _all_paths(root: _Node, rejections: Mapping[str, Any]) -> Iterator[list[_Nod
 
 
 def _sample(path: list[_Node], tree: str) -> Sample:
-    """Return the sample of a path; scores that do not rate the answer are the worst of the path."""
+    """Return a path's sample; a score not in ``_ANSWER_SCORES`` is its maximum over the path."""
     *before, question, answer = path
     scores: dict[str, float] = {}
     for node in path:

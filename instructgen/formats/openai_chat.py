@@ -12,7 +12,7 @@ from instructgen.schema.sample import Sample
 
 
 class OpenAIChat(Format):
-    """Rows with ``messages``, and optional ``category``, ``language`` and ``license``."""
+    """Rows with ``messages`` and optionally ``category``, ``language`` and ``license``."""
 
     name = "openai-chat"
     fields = frozenset({"messages"})

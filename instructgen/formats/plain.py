@@ -1,4 +1,4 @@
-"""Reads any table: the user names the fields for instruction, output and other values."""
+"""Reads rows with any fields: the user names the fields for instruction, output and so on."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _LABEL = "label."
 
 @dataclass(frozen=True)
 class Plain(Format):
-    """Rows of any table; ``mapping`` maps names of sample fields to fields of the record.
+    """Rows with any fields; ``mapping`` maps the names of sample fields to fields of the record.
 
     The path ``a.b`` means the field ``b`` of the object ``a``. The name ``label.NAME`` stores a
-    field as a label, such as the ``rationale`` of an answer, the ``test`` of code or the
-    ``pattern`` that an answer must match.
+    field as the label NAME, for example ``label.rationale`` (the reasoning behind an answer),
+    ``label.test`` (a test for code) or ``label.pattern`` (a pattern that an answer must match).
     """
 
     name = "plain"
@@ -42,20 +42,25 @@ class Plain(Format):
     mapping: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Set the kind of rows; raise ConfigError if the field mapping is invalid or incomplete."""
+        """Set the shape; raise ConfigError if the field mapping is invalid or incomplete."""
         for name in self.mapping:
             if name not in _FIELDS and not _is_label(name):
-                raise ConfigError(f"--map: unknown field {name!r}.", suggest(name, list(_FIELDS)))
+                raise ConfigError(
+                    f"--map: {name!r} is not a sample field.", suggest(name, list(_FIELDS))
+                )
         for required in ("instruction", "output"):
             if required not in self.mapping:
                 raise ConfigError(
-                    f"--map: {required}=FIELD is missing.", "Add it; FIELD is a field in the file."
+                    f"--map: {required}=FIELD is missing.",
+                    "Add it; FIELD is the name of a field in the file.",
                 )
         shape = "preferences" if "rejected_output" in self.mapping else "instructions"
         if (self.shape or shape) != shape:
-            raise ConfigError(f"the fields in --map describe {shape}.", "Omit --as.")
+            raise ConfigError(
+                f"--map has the fields of {shape}, but --as={self.shape} is set.", "Omit --as."
+            )
         if self.take:
-            raise ConfigError(f"plain does not support --take={self.take}.", "Omit --take.")
+            raise ConfigError(f"--map and --take={self.take} cannot be combined.", "Omit --take.")
         object.__setattr__(self, "shape", shape)
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
@@ -95,6 +100,6 @@ def _value(record: Mapping[str, Any], path: str) -> Any:
     value: Any = record
     for part in path.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            raise RowError(f'"{path}" is missing.')
+            raise RowError(f'the field "{path}" is missing.')
         value = value[part]
     return value

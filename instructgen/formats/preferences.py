@@ -12,10 +12,10 @@ from instructgen.schema.sample import Message, Sample, Score
 
 
 class Preferences(Format):
-    """Rows with ``prompt``, ``chosen`` and ``rejected``, each a text or a list of messages.
+    """Rows with ``prompt``, ``chosen`` and ``rejected``, each of them text or a list of messages.
 
-    If the answers repeat the prompt, it is kept only once. With ``--as=instructions``, a row is the
-    prompt with the chosen answer.
+    If the answers repeat the prompt, the prompt is kept only once. With ``--as=instructions``,
+    only the prompt and the chosen answer are used.
     """
 
     name = "preferences"
@@ -53,5 +53,5 @@ def _conversation(prompt: list[Message], record: Mapping[str, Any], field: str) 
     if answer[: len(prompt)] == prompt and len(answer) > len(prompt):
         return answer
     if len(answer) != 1 or answer[0].role != "assistant":
-        raise RowError(f'"{field}" is not a single assistant answer to "prompt".')
+        raise RowError(f'"{field}" is not a single assistant message that answers "prompt".')
     return [*prompt, *answer]

@@ -1,9 +1,9 @@
-"""Reads the records of a file or a Hub dataset one at a time; bad records do not stop it.
+"""Reads the records of a file or a Hub dataset one at a time, and continues after a bad record.
 
-Supported file types are .jsonl, .ndjson, .json (an array or lines), .csv and .parquet. All but
-.parquet may be compressed as .gz or .zst. JSON lines are split at LF only, so a U+2028 inside a
-text is kept. A byte-order mark and CR line ends are removed. If a key is repeated, its last value
-is used. No file is loaded into memory as a whole.
+Supported file types are .jsonl, .ndjson, .json (an array, or one object per line), .csv and
+.parquet. All but .parquet may be compressed as .gz or .zst. JSON lines are split at LF only, so a
+U+2028 inside a text is kept. A byte-order mark and CR line ends are removed. If a JSON object
+repeats a key, the last value is used. No file is loaded into memory as a whole.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A JSON object or table row, with its line or its position in the array, counted from 1."""
+    """A JSON object or a row. ``line`` is its line, or its position in the JSON array, from 1."""
 
     line: int
     fields: dict[str, Any]
@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A record that cannot be read, with its line or position and the reason."""
+    """A record that cannot be read, with the reason why. ``line`` is as for `Record`."""
 
     line: int
     reason: str
@@ -59,7 +59,7 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
     Raises:
         InputError: if the file does not exist, has an unsupported extension, is empty, or is
             damaged so that the rest cannot be read.
-        ConfigError: if a Hub dataset is requested and the package datasets is missing.
+        ConfigError: if a Hub dataset is requested but the package ``datasets`` is not installed.
     """
     try:
         exists = path.is_file()
@@ -72,7 +72,7 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
         if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not file_like:
             yield from _hub(name, split)
             return
-        problem = "this is a folder" if path.is_dir() else "the file does not exist"
+        problem = "the path is a folder" if path.is_dir() else "the file does not exist"
         raise InputError(f"{problem}.", path=path, hint="Pass a file or a Hub dataset ORG/NAME.")
     extension, compression = _file_type(path)
     if path.stat().st_size == 0:
@@ -95,7 +95,9 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
         ) from error
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror or error}).", path=path, hint="Check its permissions."
+            f"the file cannot be read ({error.strerror or error}).",
+            path=path,
+            hint="Check the permissions of the file.",
         ) from error
 
 
@@ -108,7 +110,7 @@ def _file_type(path: Path) -> tuple[str, str]:
         extension = ".parquet"
     if not extension:
         raise InputError(
-            "this file type is not supported.",
+            "the file type is not supported.",
             path=path,
             hint=f"Use a {', '.join(_TEXT)} (optionally with .gz or .zst) or .parquet file.",
         )
@@ -120,7 +122,7 @@ class _DamagedZstd(Exception):
 
 
 class _Zstd(io.RawIOBase):
-    """A zstd stream read by pyarrow, which detects truncated data; zstandard does not."""
+    """A zstd stream, read by pyarrow because the package zstandard ignores truncated data."""
 
     def __init__(self, raw: BinaryIO) -> None:
         import pyarrow as pa
@@ -221,10 +223,12 @@ def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadR
 
 def _check_end(number: int, rest: bytes, path: Path) -> None:
     if number == 1:
-        raise InputError("the array is empty.", path=path, hint="Pass a file with rows.")
+        raise InputError("the JSON array is empty.", path=path, hint="Pass a file with rows.")
     if rest.strip():
         raise InputError(
-            "there is text after the array.", path=path, hint="Remove the text, or use JSON Lines."
+            "there is text after the JSON array.",
+            path=path,
+            hint="Remove the text after the array.",
         )
 
 
@@ -279,7 +283,7 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
 
 
 def _csv_lines(stream: BinaryIO) -> Iterator[str]:
-    """Yield decoded lines of limited length, with invalid UTF-8 as surrogates."""
+    """Yield decoded lines of limited length, with invalid UTF-8 bytes as lone surrogates."""
     line = _line(stream).removeprefix(_BOM)
     while line:
         if len(line) > _MAX_BYTES:
@@ -292,7 +296,9 @@ def _check_names(names: list[str], path: Path) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                f"two columns have the name {name[:80]!r}.", path=path, hint="Rename one of them."
+                f"two columns have the name {name[:80]!r}.",
+                path=path,
+                hint="Rename one of these columns.",
             )
 
 
@@ -349,7 +355,8 @@ def _rows_at_once(group: Any, path: Path, number: int) -> int:
     size: int = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
     if size > _MAX_GROUP_BYTES:
         raise InputError(
-            f"row group {number} has {size / 2**30:.1f} GiB, over {_MAX_GROUP_BYTES // 2**30} GiB.",
+            f"row group {number} has {size / 2**30:.1f} GiB; the limit is "
+            f"{_MAX_GROUP_BYTES // 2**30} GiB.",
             path=path,
             hint="Write the file again with smaller row groups.",
         )
@@ -364,7 +371,7 @@ def _hub(name: str, split: str) -> Iterator[Record]:
         from datasets import load_dataset
     except ImportError:
         raise ConfigError(
-            f"{name}: reading from the Hub needs the package datasets.",
+            f"{name}: the package datasets, which reads from the Hub, is not installed.",
             "Run: pip install 'instructgen[hub]', or pass a file.",
         ) from None
     try:
@@ -374,6 +381,6 @@ def _hub(name: str, split: str) -> Iterator[Record]:
             yield Record(number, dict(fields))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{name}: no such file, and not readable from the Hub ({first_line(error)}).",
-            hint="Check the path or the name, and --split.",
+            f"{name} is not a file, and cannot be read from the Hub ({first_line(error)}).",
+            hint="Check the path or the dataset name, and the option --split.",
         ) from error

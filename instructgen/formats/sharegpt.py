@@ -1,4 +1,4 @@
-"""Reads the ShareGPT format: conversations with a model, with any common names for the keys."""
+"""Reads the ShareGPT format: conversations with a model. Accepts several names for the keys."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ class UltraFeedback(Format):
     """Rows with ``instruction`` and ``completions`` (MIT, Cui et al. 2023).
 
     The answers with the highest and the lowest ``overall_score`` form a preference; the models
-    that wrote the two are its generators. An ``overall_score`` of 10 was an error in the first
-    version (OpenBMB/UltraFeedback, README) and is treated as missing.
+    that wrote these two answers are its generators. An ``overall_score`` of 10 was an
+    error in the first version (OpenBMB/UltraFeedback, README) and is treated as missing.
     """
 
     name = "ultrafeedback"
@@ -39,7 +39,9 @@ class UltraFeedback(Format):
                 rated.append((score, text(completion, "model", required=False), completion))
         rated.sort(key=lambda r: r[0])
         if len(rated) < 2 or rated[0][0] == rated[-1][0]:
-            raise RowError('"completions" needs two answers that differ in "overall_score".')
+            raise RowError(
+                '"completions" does not have two answers with different "overall_score".'
+            )
         (low, worse_model, worse), (high, better_model, better) = rated[0], rated[-1]
         question = Message("user", text(record, "instruction"))
         sample = preference(

@@ -1,1 +1,1 @@
-"""Generates instruction data: seed pool, prompts, methods, the loop and its runner."""
+"""Generates instruction data: seed pool, prompts, methods, generation loop and its runner."""

@@ -1,6 +1,6 @@
 """Reads and validates the configuration of a generation run.
 
-The configuration consists of the tables ``[generate]``, ``[method]``, ``[engine]`` and
+The configuration consists of the TOML tables ``[generate]``, ``[method]``, ``[engine]`` and
 ``[[filters]]`` of a recipe. This module does not start an engine or a run.
 """
 
@@ -30,7 +30,7 @@ class Config:
     filters: tuple[Filter, ...]
 
     def recorded(self) -> dict[str, Any]:
-        """Return plain data for ``run.json``, with which a resumed run is compared."""
+        """Return the configuration as recorded in ``run.json`` and compared when a run resumes."""
         return {
             "generate": self.generate.model_dump(mode="json"),
             "method": named(self.method),
@@ -40,7 +40,7 @@ class Config:
         }
 
     def plugins(self) -> dict[str, dict[str, str]]:
-        """Return the provenance of code from other packages; see `plugins.provenance`."""
+        """Return package, version and digest of each plug-in in use; see `plugins.provenance`."""
         return provenance(
             engines=[type(self.engine)],
             methods=[type(self.method)],
@@ -59,11 +59,11 @@ class Config:
 
 
 def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
-    """Return the configuration of a recipe, in which the user's options replace its values.
+    """Return the configuration that a recipe sets; the user's options override its values.
 
     Args:
         recipe: ``default``, ``self_instruct``, ``alpaca``, or the path of a TOML file.
-        options: values keyed by table and recipe key; None means not set.
+        options: the user's options as ``{table: {key: value}}``; the value None means not set.
 
     Raises:
         ConfigError: the file or a key is invalid; the message names each invalid key.
@@ -73,14 +73,14 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
     check_tables(tables, TABLES, path)
     for name in ("generate", "method", "engine"):
         if not isinstance(tables.get(name, {}), dict):
-            raise ConfigError(f"{path}: {name}: not a table.", f"Write [{name}] above its keys.")
+            raise ConfigError(f"{path}: {name} is not a table.", f"Write [{name}] above its keys.")
     filters = filters_in(tables, path)
     for f in filters:
         if isinstance(f, SelectingFilter):
             raise ConfigError(
                 f"{path}: the filter {f.name} compares rows across the whole dataset, so it cannot "
                 "be used while rows are generated.",
-                "Remove it from this recipe and use it with instructgen curate afterwards.",
+                "Remove the filter from the recipe, and apply it later with instructgen curate.",
             )
     return Config(
         generate=merged(

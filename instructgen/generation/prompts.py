@@ -1,8 +1,9 @@
-"""Builds prompts from the template of a language, and parses the completions of models.
+"""Builds generation prompts from the template for a language, and parses the completions.
 
 There are two prompt styles: ``completion``, for base models, lets a model continue a few-shot
 text, as in the Self-Instruct paper; ``chat`` uses the chat template of the model. Text from
-data is inserted once and never scanned for placeholders. This module does not sample or filter.
+rows is inserted once and never scanned for placeholders. This module does not choose the examples
+in a prompt, and does not filter rows.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Template:
     """The prompt texts for one language, and the parsers for completions in that language.
 
     A language without its own template uses the English one; the prompts then name the
-    language by its code.
+    language by its ISO 639 code.
     """
 
     def __init__(self, language: str) -> None:
@@ -79,7 +80,7 @@ class Template:
     # -- classification -------------------------------------------------------------------
 
     def classification_completion(self, instruction: str) -> str:
-        """Return a prompt that asks, after worked examples, whether a task is classification."""
+        """Return a few-shot prompt that asks whether an instruction is a classification task."""
         labels, question = self.labels, self._texts["completion"]["question"]
         answers = {True: labels["yes"], False: labels["no"]}
         worked = [
@@ -90,18 +91,18 @@ class Template:
         return "\n\n".join([self._header("classification"), *worked, task])
 
     def classification_chat(self, instruction: str, structured: bool) -> tuple[Message, ...]:
-        """Return a chat request that asks whether this is a classification task."""
+        """Return a chat request that asks whether an instruction is a classification task."""
         return self._chat("classification", structured, task=instruction)
 
     def is_yes(self, answer: str) -> bool:
-        """Return whether an answer begins with yes; an unclear answer counts as no."""
+        """Return whether an answer begins with the word for "yes". An unclear one counts as no."""
         yes = tokenize(self.labels["yes"])
         return tokenize(answer)[: len(yes)] == yes
 
     # -- instances ----------------------------------------------------------------------
 
     def input_first_completion(self, instruction: str) -> str:
-        """Return a prompt: worked tasks with input and output, then the new instruction."""
+        """Return a few-shot prompt: tasks with inputs and outputs, then the new instruction."""
         worked = [
             self._task(w["instruction"], self._examples(w["examples"]))
             for w in self._texts["worked"]["input_first"]
@@ -109,7 +110,7 @@ class Template:
         return "\n\n".join([self._header("input_first"), *worked, self._task(instruction, "")])
 
     def output_first_completion(self, instruction: str) -> str:
-        """Return a prompt: worked tasks with class label before input, then the instruction."""
+        """Return a few-shot prompt: tasks with labels before inputs, then the new instruction."""
         label, input_ = self.labels["class_label"], self.labels["input"]
         worked = [
             self._task(
@@ -128,11 +129,11 @@ class Template:
         return self._chat(key, structured, task=instruction, count=str(count))
 
     def instance_stops(self, most: int) -> tuple[str, ...]:
-        """Return the stop strings: the label of a next task, and example number ``most + 1``."""
+        """Return the stop strings: the label of another task, and of example ``most + 1``."""
         return (f"\n{self.labels['task']}:", f"\n{self.labels['example']} {most + 1}\n")
 
     def parse_input_first(self, text: str) -> list[Instance | None]:
-        """Return the instances of a completion in order; None for each part without an output."""
+        """Return the instances in a completion, in order, with None for one without an output."""
         labels = self.labels
         instances: list[Instance | None] = []
         for part in self._examples_of(text):
@@ -149,7 +150,7 @@ class Template:
         return instances
 
     def parse_output_first(self, text: str) -> list[Instance | None]:
-        """Return the instances of a completion in which the class label precedes the input."""
+        """Return the instances in a completion that has each class label before its input."""
         instances: list[Instance | None] = []
         for part in self._examples_of(text):
             for piece in _split_before(part, self.labels["class_label"]):
@@ -163,7 +164,7 @@ class Template:
     # -- triples of instruction, input and output (Alpaca) --------------------------------
 
     def triples_completion(self, demonstrations: Sequence[Sample], total: int) -> str:
-        """Return a prompt: numbered triples, then the label of the next instruction."""
+        """Return a few-shot prompt: numbered triples, then the label of the next instruction."""
         header = _fill(self._header("triples"), total=str(total))
         shown = self._triples(demonstrations)
         return (
@@ -173,12 +174,12 @@ class Template:
     def triples_chat(
         self, demonstrations: Sequence[Sample], count: int, structured: bool
     ) -> tuple[Message, ...]:
-        """Return a chat request for ``count`` new triples."""
+        """Return a chat request for ``count`` new triples of instruction, input and output."""
         shown = self._triples(demonstrations)
         return self._chat("triples", structured, demonstrations=shown, count=str(count))
 
     def parse_triples(self, text: str) -> list[tuple[str, Instance] | None]:
-        """Return the instruction and instance of each item, or None if a part of it is missing."""
+        """For each item, return its instruction and instance, or None if the item is incomplete."""
         triples: list[tuple[str, Instance] | None] = []
         for item in re.split(r"^\s*###\s*$", text, flags=re.MULTILINE):
             # Remove the number of the item; `_at_line` accepts the numbers before its labels.
@@ -253,7 +254,7 @@ def parse_numbered(text: str, last: int) -> list[str]:
     """Return the items of a numbered list, each as one line.
 
     The list ends at a line that begins with the number after ``last``. The same number
-    inside a line, such as a year that ends a sentence, does not end it.
+    inside a line, such as a year that ends a sentence, does not end the list.
     """
     text = re.split(rf"^\s*{last + 1}\s?\.", text, flags=re.MULTILINE)[0]
     items = re.split(r"(?:^|\n)\s*\d+\s?[.)]\s", f"{text}\n")
@@ -305,7 +306,7 @@ def capital(text: str) -> str:
 
 
 def schema_of(key: str, item: dict[str, Any], most: int) -> dict[str, Any]:
-    """Return the JSON schema of an object that contains one list of 1 to ``most`` items."""
+    """Return the JSON schema of an object whose only key has a list of 1 to ``most`` items."""
     return {
         "type": "object",
         "properties": {key: {"type": "array", "items": item, "minItems": 1, "maxItems": most}},
@@ -315,7 +316,7 @@ def schema_of(key: str, item: dict[str, Any], most: int) -> dict[str, Any]:
 
 
 def record_of(*names: str) -> dict[str, Any]:
-    """Return the JSON schema of an object with these text fields, in this order."""
+    """Return the JSON schema of an object with text fields of these names, in this order."""
     return {
         "type": "object",
         "properties": {name: {"type": "string"} for name in names},

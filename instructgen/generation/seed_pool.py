@@ -1,6 +1,7 @@
 """The task pool: human-written seeds and accepted instructions, from which prompts draw examples.
 
-It also queues accepted instructions for the later stages. It does not assess their quality.
+The pool also queues accepted instructions for the later stages of generation. The pool does not
+assess their quality.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Task:
     """An accepted instruction for which rows are still to be generated.
 
     ``sample`` has the instruction with its language, license and origin. ``kind`` is set
-    by the classification stage. ``resolved`` is true when the instruction has rows, or a
-    recorded reason why it has no row.
+    by the classification stage. ``resolved`` is true when the instruction has rows, or
+    when the reason why it has no rows was recorded.
     """
 
     sample: Sample
@@ -76,7 +77,7 @@ class Pool:
         return number
 
     def at(self, position: int) -> Sample:
-        """Return the sample at a position of the pool."""
+        """Return the seed or accepted instruction at a position in the pool."""
         if position < len(self.seeds):
             return self.seeds[position]
         return self.tasks[position - len(self.seeds)].sample
@@ -98,7 +99,7 @@ class Pool:
         """Return positions of distinct demonstrations in one language, in random order.
 
         Up to ``machine`` of them are accepted instructions; the others, up to a total of
-        ``human + machine``, are seeds. ``fits`` selects the seeds that may be drawn.
+        ``human + machine``, are seeds. Only seeds for which ``fits`` returns True are drawn.
         """
         tasks = self._tasks_by_language.get(language, [])
         chosen = rng.sample(tasks, min(machine, len(tasks)))

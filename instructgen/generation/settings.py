@@ -1,4 +1,4 @@
-"""The settings of the generation loop, which a recipe sets in its table ``[generate]``."""
+"""The settings of the generation loop, which a recipe sets in its TOML table ``[generate]``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _RESUMABLE: dict[str, JsonValue] = {"resumable": True}
 
 
 class RunSettings(BaseModel):
-    """Settings of the generation loop: the recipe's table ``[generate]``."""
+    """Settings of the generation loop: the recipe's TOML table ``[generate]``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -18,7 +18,7 @@ class RunSettings(BaseModel):
         description="Number of accepted rows to generate.",
         json_schema_extra=_RESUMABLE,
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed for the run.")
     batch_size: int = Field(
         32,
         ge=1,
@@ -28,7 +28,7 @@ class RunSettings(BaseModel):
     max_tokens_total: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of prompt and completion tokens, after which the run stops.",
+        description="Stop the run when its prompts and completions have this many tokens in total.",
         json_schema_extra=_RESUMABLE,
     )
     acceptance_floor: float = Field(

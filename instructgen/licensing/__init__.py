@@ -1,1 +1,1 @@
-"""The conditions that licenses and the terms of models put on the use of rows."""
+"""Determines the conditions for using rows, from licenses and from the terms of models."""

@@ -1,7 +1,7 @@
 """Validate and combine the licenses of rows (SPDX expressions), and list their obligations.
 
-`TERMS` is a summary of the licenses that are common for instruction datasets. The license texts
-are authoritative, and nothing in this module is legal advice.
+`TERMS` summarizes the licenses that are common for instruction datasets. Only the license texts
+themselves are authoritative, and nothing in this module is legal advice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from instructgen.licensing.model_terms import generator_terms
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The conditions that a license puts on sharing and using a dataset."""
+    """The conditions of a license for sharing and using a dataset."""
 
     attribution: bool
     share_alike: bool
@@ -68,7 +68,7 @@ _PUBLIC_DOMAIN = frozenset({"CC0-1.0", "Unlicense", "PDDL-1.0"})
 
 @cache
 def check_license(expression: str) -> str:
-    """Return a license expression in its canonical SPDX spelling.
+    """Check a license expression, and return it in canonical SPDX spelling.
 
     Raises:
         ConfigError: the expression is invalid or contains unknown licenses.
@@ -77,9 +77,10 @@ def check_license(expression: str) -> str:
 
 
 def combine(expressions: Iterable[str]) -> str:
-    """Return the license of a row derived from rows with these licenses, which are joined by AND.
+    """Return the license of a row that was derived from rows with these licenses.
 
-    Public domain dedications have no conditions, and are omitted if there are other licenses.
+    The licenses are joined by AND. Public domain dedications such as CC0-1.0 have no conditions,
+    and are omitted if there is any other license.
 
     Raises:
         ConfigError: an expression is invalid.
@@ -97,7 +98,7 @@ def _combine(expressions: frozenset[str]) -> str:
 
 
 def _conjuncts(expression: str) -> list[str]:
-    """Return the parts of an expression that are joined by AND; an OR expression is one part."""
+    """Split an expression at its top-level AND operators. An OR expression stays one part."""
     tree = _parse(expression)
     parts = tree.args if isinstance(tree, _licensing().AND) else [tree]
     return [str(part.render()) for part in parts]
@@ -107,8 +108,8 @@ def _conjuncts(expression: str) -> list[str]:
 def terms(expression: str) -> Terms | None:
     """Return the terms of a license expression, or None if they are unknown.
 
-    An AND expression has the conditions of all its parts. An OR expression has the conditions of
-    its most permissive part.
+    An AND expression has the conditions of all the licenses that it joins. An OR expression has
+    the conditions of its most permissive license.
     """
     return _terms(_parse(expression)) if expression else None
 
@@ -146,12 +147,12 @@ def _freedom(known: Terms | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A requirement that the license of each row, and the models that wrote it, must meet.
+    """A requirement for the license of each row and for the models that wrote the row.
 
-    ``commercial-use`` requires a license that is known to allow commercial use, and no model
-    whose terms are known to forbid it. ``permissive`` also requires a license without a
-    share-alike condition, and models whose terms are known to have no conditions on their output.
-    Any other name is a comma-separated list of the licenses that are allowed.
+    If ``name`` is ``commercial-use``, the license must be known to allow commercial use, and the
+    terms of no model may be known to forbid it. If ``name`` is ``permissive``, the license must
+    also have no share-alike condition, and the terms of every model must be known to have no
+    conditions for its output. Any other name is a comma-separated list of allowed licenses.
     """
 
     name: str
@@ -159,7 +160,7 @@ class Requirement:
 
     @classmethod
     def of(cls, text: str) -> Requirement:
-        """Parse ``commercial-use``, ``permissive``, or licenses separated by commas.
+        """Parse a requirement: ``commercial-use``, ``permissive``, or licenses separated by commas.
 
         Raises:
             ConfigError: the list is empty, or contains a license that SPDX does not define.
@@ -169,16 +170,20 @@ class Requirement:
         names = [name.strip() for name in text.split(",") if name.strip()]
         if not names:
             raise ConfigError(
-                "--require is empty.", "Use commercial-use, permissive, or a list of licenses."
+                "--require is empty.",
+                "Use commercial-use, permissive, or a comma-separated list of licenses.",
             )
         return cls(text, frozenset(check_license(name) for name in names))
 
     def objection(self, license: str, generators: Iterable[str]) -> tuple[str, str] | None:
-        """Return a code and a sentence if the license or a model violates it, otherwise None."""
+        """If the requirement is violated, return a code and an explanation, otherwise None."""
         if self.allowed:
             if _granted(_parse(license), self.allowed) if license else False:
                 return None
-            return "license_not_listed", f"{license or 'an empty license'} is not among {self.name}"
+            return (
+                "license_not_listed",
+                f"{license or 'an empty license'} is not one of {self.name}",
+            )
         known = terms(license)
         if known is None:
             return "unknown_license", f"the terms of {license or 'an empty license'} are unknown"
@@ -199,7 +204,7 @@ class Requirement:
 
 
 def _granted(tree: Any, allowed: frozenset[str]) -> bool:
-    """Return whether the allowed licenses include all parts of an AND, or any part of an OR."""
+    """Return whether ``allowed`` contains all licenses of an AND, or any license of an OR."""
     if tree.isliteral:
         return str(tree.render()) in allowed
     granted = [_granted(part, allowed) for part in tree.args]
@@ -209,12 +214,12 @@ def _granted(tree: Any, allowed: frozenset[str]) -> bool:
 def obligations(
     licenses: Mapping[str, int], generators: Mapping[str, int], attributions: Mapping[str, int]
 ) -> list[str]:
-    """Return the license obligations of a dataset, one sentence each.
+    """Return the obligations of those who use a dataset, one sentence for each obligation.
 
     Args:
-        licenses: number of rows by SPDX expression.
-        generators: number of rows by model whose terms apply to them.
-        attributions: number of rows by attribution text.
+        licenses: number of rows for each license, an SPDX expression.
+        generators: number of rows for each model whose terms apply to the rows.
+        attributions: number of rows for each attribution text.
     """
     known = {name: terms(name) for name in licenses}
 
@@ -247,9 +252,11 @@ def obligations(
             "commercial use. Keep the rows separate, each under its own license."
         )
     if unknown:
-        sentences.append(f"License terms are unknown, read the license text: {counted(unknown)}.")
+        sentences.append(
+            f"Read the license texts, whose terms are unknown to instructgen: {counted(unknown)}."
+        )
     for model, rows in generators.items():
-        authorship = f"{model} wrote {rows:,} rows or text that they are based on"
+        authorship = f"{model} wrote {rows:,} rows, or text on which these rows are based"
         conditions = generator_terms(model)
         if conditions is None:
             sentences.append(f"{authorship}; the terms of the model are unknown.")
@@ -266,7 +273,7 @@ def _parse(expression: str) -> Any:
         parsed = _licensing().parse(expression)
         unknown = _licensing().unknown_license_keys(parsed)
     except ExpressionError as error:
-        raise ConfigError(f"invalid SPDX expression {expression!r}.", hint) from error
+        raise ConfigError(f"{expression!r} is an invalid SPDX expression.", hint) from error
     unknown = [key for key in unknown if not key.lower().startswith("licenseref-")]
     if parsed is None or unknown:
         raise ConfigError(

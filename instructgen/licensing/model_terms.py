@@ -1,7 +1,7 @@
-"""The terms of models for the use of their output, by model name.
+"""Terms of language models for the use of their output, by model name.
 
-This is a summary of the terms that were published in 2026. The published terms are authoritative,
-and nothing in this module is legal advice.
+This module summarizes the terms that were published in 2026. Only the published terms are
+authoritative, and nothing in this module is legal advice.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ class GeneratorTerms:
     """The terms of a model for the use of its output.
 
     ``name`` is the name of the terms, and ``asks`` describes their conditions. ``restricted``
-    means that the terms forbid some training on the output, or have conditions for models that
-    are trained on it. ``commercial_use`` means that the output may be used commercially.
+    means that the terms forbid some kinds of training on the model's output, or have conditions
+    for models that are trained on the output. ``commercial_use`` means that the output may be
+    used commercially.
     """
 
     name: str

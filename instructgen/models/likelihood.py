@@ -1,4 +1,4 @@
-"""Computes the loss of given texts under a local language model. It does not generate text."""
+"""Computes the loss of given texts under a local language model. No text is generated."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ _TOKENS_AT_ONCE = 2_048
 
 
 class Loss(NamedTuple):
-    """The mean negative log-likelihood of an answer's tokens in nats, or why it is unknown."""
+    """The mean negative log-likelihood of an answer's tokens in nats, or an error if unknown."""
 
     value: float | None
     error: str | None = None
 
 
 class LanguageModel:
-    """A causal language model that computes the loss of answers; created by `language_model`."""
+    """A causal language model that computes the loss of answers. `language_model` creates it."""
 
     def __init__(self, name: str) -> None:
         self._tokenizer, self._model = load_for_inference(name)
         self._max_tokens = int(getattr(self._model.config, "max_position_embeddings", 2_048))
 
     def losses(self, questions: Sequence[str | None], answers: Sequence[str]) -> list[Loss]:
-        """Return the loss of each answer given its question; a question of None means no prompt.
+        """Return the loss of each answer after its question, or of the answer alone (None).
 
-        The question and the answer are separated by a blank line. If an answer is empty or too
-        long for the model, the value of its loss is None, and ``error`` states the reason.
+        The question and the answer are separated by a blank line. If an answer is empty, or the
+        question and the answer together are too long for the model, the value of the loss is
+        None, and ``error`` states the reason.
         """
         inputs: list[tuple[list[int], int]] = []
         result: list[Loss] = []
@@ -42,7 +43,12 @@ class LanguageModel:
             if len(ids) == len(before):
                 result.append(Loss(None, "the answer is empty"))
             elif len(ids) > self._max_tokens:
-                result.append(Loss(None, f"{len(ids)} tokens, more than {self._max_tokens}"))
+                result.append(
+                    Loss(
+                        None,
+                        f"{len(ids)} tokens, but the model supports at most {self._max_tokens}",
+                    )
+                )
             else:
                 result.append(Loss(0.0))
         valid = [i for i, loss in enumerate(result) if loss.error is None]
@@ -69,11 +75,11 @@ class LanguageModel:
 
 @cache
 def language_model(name: str) -> LanguageModel:
-    """Return a model by name: ``smollm2``, a folder, or a Hub name. Each is loaded once.
+    """Return the model with this name: ``smollm2``, a folder, or a Hub name. It is loaded once.
 
     Raises:
         ConfigError: if the model cannot be loaded, or a package is missing.
-        EngineError: if the embedded model is requested but not installed.
+        EngineError: if the included model ``smollm2`` is requested but not installed.
     """
     return LanguageModel(name)
 
@@ -81,12 +87,12 @@ def language_model(name: str) -> LanguageModel:
 def negative_log_likelihoods(
     model: Any, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """For each row, return the sum of the negative log-likelihoods of a span of tokens, in nats.
+    """For each row, return the negative log-likelihood of a span of its tokens, in nats.
 
     Args:
         model: a causal language model from transformers.
         rows: the token ids of each row.
-        spans: the start (at least 1) and the exclusive end of the span in each row.
+        spans: the start of the span in each row (at least 1), and its end (exclusive).
     """
     result = [0.0] * len(rows)
     for batch in _batches(rows):
@@ -122,7 +128,7 @@ def _batch_sums(
 
 
 def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the row indices in batches of rows with similar lengths, to reduce padding."""
+    """Divide row indices into batches of rows with similar lengths, to reduce padding."""
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if batches[-1] and (len(batches[-1]) + 1) * len(rows[i]) > _TOKENS_AT_ONCE:

@@ -1,12 +1,12 @@
 """Loads models, tokenizers and configurations for all code that uses transformers directly.
 
 Rule 1: code in a model folder or a Hub repository never runs. ``trust_remote_code=False`` is
-passed everywhere, because transformers otherwise asks on standard input. Rule 2: weights are
-safetensors and must be complete, because transformers fills missing layers with random numbers
-and only logs a warning.
+passed everywhere, because without it transformers asks on standard input whether to run the code.
+Rule 2: weights are safetensors and must be complete, because transformers fills missing layers
+with random numbers and only logs a warning.
 
-vLLM (`engines/vllm.py`) and sentence-transformers (`similarity/encoders.py`) load models
-themselves; there only rule 1 applies.
+vLLM (`engines/vllm.py`) and sentence-transformers (`similarity/encoders.py`) load models without
+this module; only rule 1 applies to them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
-    """Return the tokenizer for training a model, with a padding token.
+    """Return the tokenizer of a model for training, with a padding token.
 
     Args:
         name: a folder, a Hub name, or ``smollm2``.
-        pad_token: a token in the vocabulary, or ``eos``; None for the tokenizer's own.
+        pad_token: a token in the vocabulary, or ``eos`` for the end-of-text token. None keeps
+            the padding token of the tokenizer.
 
     Raises:
         ConfigError: if the tokenizer cannot be loaded, or its padding token is invalid or missing.
@@ -44,23 +45,23 @@ def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
         if pad_token not in tokenizer.get_vocab():
             raise ConfigError(
                 f"--pad-token={pad_token!r} is not in the vocabulary of {name}.",
-                "Use a token in its vocabulary, or eos.",
+                "Use a token in the vocabulary of the model, or eos.",
             )
         tokenizer.pad_token = pad_token
     if tokenizer.pad_token_id is None:
         raise ConfigError(
             f"--model={name}: the tokenizer has no padding token.",
-            "Pass --pad-token=eos, or another token in its vocabulary.",
+            "Pass --pad-token=eos, or a different token in the vocabulary of the model.",
         )
     return tokenizer
 
 
 def read_tokenizer(name: str) -> Any:
-    """Return the tokenizer of a model, unchanged.
+    """Return the tokenizer of a model, without any changes.
 
     Raises:
         ConfigError: if a package is missing, or the tokenizer cannot be loaded.
-        EngineError: if the embedded model is requested but not installed.
+        EngineError: if the included model ``smollm2`` is requested but not installed.
     """
     transformers = _transformers()
     folder = _resolved(name)
@@ -72,11 +73,11 @@ def read_tokenizer(name: str) -> Any:
 
 
 def read_config(name: str) -> Any:
-    """Return the configuration of a model; for an adapter, that of its base model.
+    """Return the configuration of a model, or for an adapter, of its base model.
 
     Raises:
         ConfigError: if the configuration cannot be loaded.
-        EngineError: if the embedded model is requested but not installed.
+        EngineError: if the included model ``smollm2`` is requested but not installed.
     """
     folder = Path(_resolved(name))
     try:
@@ -103,23 +104,23 @@ def load_model(
     Args:
         name: a folder, a Hub name or ``smollm2``. If the folder contains only an adapter, the
             adapter is merged into its base model, if the type of the adapter supports merging.
-        head: ``causal`` for token logits, ``reward`` for one number per text, ``value`` for
-            one number per token.
+        head: the output layer: ``causal`` for token logits, ``reward`` for one number per text,
+            ``value`` for one number per token.
         tokenizer: the tokenizer whose padding token is set in the model's configuration.
-        dtype: the data type of the weights.
+        dtype: the data type of the weights, such as ``float32``.
         quantized: whether to load weights in 4 bits (NF4), for training adapters.
         new_head: whether the output layer of a ``reward`` or ``value`` model may be missing,
             because it will be trained. No other layer may be missing.
 
     Raises:
         ConfigError: if a package is missing, or the model cannot be loaded or is incomplete.
-        EngineError: if the embedded model is requested but not installed.
+        EngineError: if the included model ``smollm2`` is requested but not installed.
     """
     folder = _resolved(name)
     if head == "causal" and is_reward_model(name):
         raise ConfigError(
             f"--model={name} is a reward model, which cannot generate text.",
-            "Use a language model, such as the one that it was trained from.",
+            "Use a language model, such as the one from which the reward model was trained.",
         )
     try:
         if (Path(folder) / ADAPTER).exists():
@@ -174,12 +175,12 @@ def _read_weights(folder: str, head: Head, dtype: str, *, quantized: bool) -> tu
 def load_for_inference(
     name: str, head: Head = "causal", *, dtype: str = "float32"
 ) -> tuple[Any, Any]:
-    """Return a tokenizer and a model for inference, in evaluation mode and on a GPU if possible.
+    """Load a tokenizer and a model for inference, in evaluation mode and on a GPU if possible.
 
     Args:
         name: a folder, a Hub name or ``smollm2``.
-        head: ``causal`` for token logits, ``reward`` for one number per text.
-        dtype: the data type of the weights.
+        head: the output layer: ``causal`` for token logits, ``reward`` for one number per text.
+        dtype: the data type of the weights, such as ``float32``.
 
     Returns:
         The tokenizer, which always has a padding token, and the model.
@@ -187,7 +188,7 @@ def load_for_inference(
     Raises:
         ConfigError: if a package is missing, if the model cannot be loaded or is incomplete, or
             if ``head`` is ``reward`` but the model is not a reward model.
-        EngineError: if the embedded model is requested but not installed.
+        EngineError: if the included model ``smollm2`` is requested but not installed.
     """
     if head == "reward":
         check_reward_model(name)
@@ -203,23 +204,23 @@ def load_for_inference(
 
 
 def load_error(name: str, error: Exception, part: str = "") -> ConfigError:
-    """Return the error to raise for an exception that a library raised while loading ``name``."""
+    """Convert an exception that a library raised while loading the model ``name``."""
     if "trust_remote_code" in str(error):
         # The original message advises the user to allow the code.
         return ConfigError(
-            f"--model={name} cannot be loaded without running the model's own code.",
+            f"--model={name} cannot be loaded without running code that comes with the model.",
             "For security, instructgen never runs such code. Use a model whose architecture is "
             "part of transformers.",
         )
     subject = f"{name}: {part}" if part else name
     return ConfigError(
         f"--model={subject} cannot be loaded: {first_line(error)}.",
-        "Check the name, and that the folder is complete or the Hub can be reached.",
+        "Check the name of the model, and that its folder is complete or the Hub can be reached.",
     )
 
 
 def is_reward_model(name: str) -> bool:
-    """Return whether a model is a reward model, which returns numbers instead of text.
+    """Return whether a model is a reward model, which computes numbers instead of text.
 
     Raises:
         ConfigError: if the configuration cannot be loaded.
@@ -228,24 +229,29 @@ def is_reward_model(name: str) -> bool:
 
 
 def check_reward_model(name: str) -> None:
-    """Check that a model is a reward model, reading only its configuration.
+    """Check that a model is a reward model. Only the configuration is read.
 
     Raises:
-        ConfigError: if it generates text, returns several numbers, or cannot be loaded.
+        ConfigError: if the model generates text or returns several numbers, or if its
+            configuration cannot be loaded.
     """
     if not is_reward_model(name):
         raise ConfigError(
-            f"{name} is not a reward model; it generates text.", "Run: instructgen train reward."
+            f"{name} is not a reward model, but a model that generates text.",
+            "Use a reward model, or train one with: instructgen train reward.",
         )
     if (labels := read_config(name).num_labels) != 1:
-        raise ConfigError(f"{name} returns {labels} numbers, not one.", "Use a reward model.")
+        raise ConfigError(
+            f"{name} returns {labels} numbers for a text, but a reward model must return one.",
+            "Use a different model.",
+        )
 
 
 def head_of(model: Any) -> str:
-    """Return the name of the layer that maps hidden states to one number.
+    """Return the name of the output layer, which maps hidden states to one number.
 
     Raises:
-        ConfigError: if this head is not a single layer.
+        ConfigError: if the model does not have such a layer.
     """
     import torch
 
@@ -253,8 +259,9 @@ def head_of(model: Any) -> str:
         if isinstance(module, torch.nn.Linear) and module.out_features == 1:
             return str(name)
     raise ConfigError(
-        f"The head of {type(model).__name__} is not a single layer, so it cannot be trained.",
-        "Use a model with a single-layer head, such as Llama or Qwen.",
+        f"{type(model).__name__} cannot be trained to return a number, because its output head is "
+        "not a single layer.",
+        "Use a model whose output head is a single layer, such as Llama or Qwen.",
     )
 
 
@@ -273,19 +280,21 @@ def _adapter_keys(name: str, folder: str) -> set[str]:
 
     weights = Path(folder) / "adapter_model.safetensors"
     if not weights.is_file():  # PEFT would load a pickle instead.
-        raise ConfigError(f"--model={name}: {weights.name} is missing.", "Restore it from a copy.")
+        raise ConfigError(
+            f"--model={name}: the file {weights.name} is missing.", "Restore the file from a copy."
+        )
     with safe_open(weights, "pt") as file:
         return set(file.keys())
 
 
 def _has_head(name: str, folder: str) -> bool:
-    """Return whether an adapter contains the output layer, which its base model may then lack."""
+    """Return whether an adapter contains the output layer (then its base model may lack it)."""
     keys = _adapter_keys(name, folder)
     return any(f".{head}.weight" in key for head in _NUMBER_HEADS for key in keys)
 
 
 def _check_complete(name: str, model: Any, info: Mapping[str, Any], new_head: bool) -> None:
-    """Raise ConfigError for missing weights, and for unexpected ones except a logit head."""
+    """Raise ConfigError for missing weights, and for unexpected weights except an LM head."""
     causal = model.get_output_embeddings() is not None
     head = f"{head_of(model)}." if new_head and not causal else None
     missing = [k for k in info["missing_keys"] if head is None or not k.startswith(head)]
@@ -303,7 +312,7 @@ def _reject_keys(name: str, keys: list[str], problem: str) -> None:
 
 
 def _resolved(name: str) -> str:
-    """Resolve a name like `model_folder`, but also accept a folder with only an adapter."""
+    """Do the same as `model_folder`, but also accept a folder that contains only an adapter."""
     path = Path(name).expanduser()
     return str(path) if (path / ADAPTER).exists() else model_folder(name)
 

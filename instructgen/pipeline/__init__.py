@@ -1,7 +1,7 @@
-"""Runs pipelines: each step runs once, and again only if what it depends on has changed.
+"""Runs pipelines. A finished step runs again only if something that it depends on has changed.
 
-Each step runs a command in a separate process, so a failure does not affect the other steps, and
-memory is freed after each step. pipeline.json records each step. Commands can resume, so a killed
-pipeline resumes within its unfinished step. Only this package imports the command line, which
-parses the options of a step.
+Each step runs a command in a separate process, so a crash does not affect the outputs of other
+steps, and memory is freed after each step. The file pipeline.json records the last run of each
+step. Commands can resume, so a pipeline that was killed resumes within its unfinished step. This
+is the only package that imports `instructgen.cli`, which parses the options of a step.
 """

@@ -43,10 +43,10 @@ def _pipelines(_ctx: click.Context, _param: click.Parameter, typed: str) -> list
 @quiet_option
 @json_option
 def run(options: RunOptions, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Run a pipeline, such as from seeds to a trained model; unchanged steps are skipped.
+    """Run a pipeline, for example from seed tasks to a trained model; skip unchanged steps.
 
-    Each step is one of the other commands. It is skipped if its inputs, options and versions
-    have not changed since its last run. Rerun the same command to resume a pipeline that was
+    Each step is one of the other commands. A step is skipped if its inputs, its options and the
+    software versions have not changed. Rerun the same command to resume a pipeline that was
     stopped. The built-in pipelines are quickstart, dolly_expand and rlhf.
 
     \b
@@ -123,7 +123,7 @@ def _print_plan(planned: Sequence[Planned], as_json: bool) -> None:
     screen.print(
         f"[bold]{sum(p.runs for p in planned)} of {len(planned)} steps[/] to run, about "
         f"{duration(sum(known))}"
-        + (f" and {unknown} steps of unknown duration" if unknown else "")
+        + (f", plus {unknown} steps of unknown duration" if unknown else "")
         + ". Nothing was run."
     )
     return None

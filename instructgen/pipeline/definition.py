@@ -1,8 +1,8 @@
-"""Reads and checks a pipeline: a TOML file of steps, each a command with its options.
+"""Reads and checks a pipeline: a TOML file with steps, each of which runs a command.
 
-A step contains a command, such as ``run = "train sft @clean"``, and its options as keys. ``@name``
-refers to the output of an earlier step or to an input of the pipeline. A step can run only a
-command of instructgen.
+The key ``run`` of a step is a command, such as ``"train sft @clean"``, and its other keys are the
+options of this command. ``@name`` refers to the output of an earlier step or to an input of the
+pipeline. A step can run only commands of instructgen, and no other programs.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _NAMES = "Use lower-case letters, digits, - and _."
 # Names in the output folder that steps must not use.
 _RESERVED = ("replaced", "options", "lock")
-# Options that may name a file or a model, although their type is not Path.
+# Options whose values may be paths or models, although their type is not Path.
 _PLACES = ("model", "against", "judge", "score", "reward", "recipe")
-# As in "@rm", and in "judge:@rm".
+# A reference to a step or an input, such as "@rm" or "judge:@rm".
 _REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
 
 
@@ -58,19 +58,23 @@ class Input(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     about: str = ""
-    file: str | None = Field(None, description="Path, relative to the pipeline's folder.")
-    hub: str | None = Field(None, description="ORG/NAME on the Hugging Face Hub")
-    shipped: str | None = Field(None, description="File that is part of the package.")
+    file: str | None = Field(
+        None, description="Path of a file, relative to the folder of the pipeline file."
+    )
+    hub: str | None = Field(
+        None, description="Name of a dataset on the Hugging Face Hub (ORG/NAME)."
+    )
+    shipped: str | None = Field(None, description="File that is included in instructgen.")
 
     @model_validator(mode="after")
     def _one_place(self) -> Input:
         places = [k for k in ("file", "hub", "shipped") if getattr(self, k) is not None]
         if len(places) > 1:
-            raise ValueError(f"{' and '.join(places)} are both set; set only one of them")
+            raise ValueError(f"{' and '.join(places)} are set, but only one of them is allowed")
         return self
 
     def place(self, folder: Path) -> str | None:
-        """Return the path or Hub name of the input; None if the user must pass it."""
+        """Return the path or Hub name of the input, or None if the pipeline specifies neither."""
         if self.shipped is not None:
             top, _, name = self.shipped.partition("/")
             return str(shipped(top) / name)
@@ -83,7 +87,7 @@ class _Step(BaseModel):
     name: str
     run: str
     small: dict[str, Any] = Field(
-        default_factory=dict, description="Options of the reduced version (--small)."
+        default_factory=dict, description="Options that replace the others if --small is set."
     )
 
 
@@ -134,7 +138,7 @@ def load_steps(
     Args:
         pipeline: a path, or the name of a built-in pipeline.
         out: the folder for the outputs of all steps.
-        inputs: paths by input name, which replace those in the pipeline.
+        inputs: paths by input name, which replace the paths in the pipeline file.
         small: whether the options in a step's table ``small`` replace its other options.
 
     Raises:
@@ -165,18 +169,20 @@ def load_steps(
 
 
 def _check_command_line_only(options: Options, where: str) -> None:
-    """Raise ConfigError for options that a pipeline must not set, as others may have written it."""
+    """Reject options that are unsafe in pipelines, because others may have written the pipeline."""
     if isinstance(options, PreviewOptions | PreferOptions) and options.endpoint:
         # The API key is sent to the endpoint.
         raise ConfigError(
-            f"{where}: endpoint: not allowed in a pipeline, because the API key is sent to it.",
-            "Remove it, and set OPENAI_BASE_URL.",
+            f"{where}: endpoint: this option is not allowed in a pipeline, because the API key is "
+            "sent to the endpoint.",
+            "Remove the option, and set the environment variable OPENAI_BASE_URL.",
         )
     if isinstance(options, EvaluateOptions) and "lm-eval.include_path" in options.settings:
         # Tasks of lm-eval may name functions in other files, which lm-eval then runs.
         raise ConfigError(
-            f"{where}: lm-eval.include_path: not allowed in a pipeline, because it can run code.",
-            "Run instructgen evaluate on the command line.",
+            f"{where}: lm-eval.include_path: this option is not allowed in a pipeline, because the "
+            "files in this folder can run code.",
+            "Remove the option, or run instructgen evaluate on the command line.",
         )
 
 
@@ -194,7 +200,7 @@ def _parsed(argv: Sequence[str], where: str) -> Options:
 
 
 def _paths(options: Options) -> set[str]:
-    """Return the values of all options that are paths."""
+    """Return the paths among the values of the options, as strings."""
     values = [getattr(options, name) for name in type(options).model_fields]
     flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
     return {str(value) for value in flat if isinstance(value, Path)}
@@ -207,7 +213,7 @@ def _places(path: Path, known: Mapping[str, Input], paths: Mapping[str, str]) ->
     for name in paths:
         if name not in known:
             raise ConfigError(
-                f"--input={name}: {path.name} does not have this input.", suggest(name, [*known])
+                f"--input={name}: {path.name} has no input with this name.", suggest(name, [*known])
             )
     places = {}
     for name, each in known.items():
@@ -239,7 +245,7 @@ def _step(
             return value
         if match[1] not in places:
             raise ConfigError(
-                f"{where}: {value} is not an earlier step or an input.",
+                f"{where}: {value} refers neither to an earlier step nor to an input.",
                 suggest(match[1], list(places)),
             )
         return value.replace(f"@{match[1]}", places[match[1]])
@@ -252,7 +258,7 @@ def _step(
     for key, value in options.items():
         option = f"--{key.replace('_', '-')}"
         if option == flag:
-            raise ConfigError(f"{where}: {key}: instructgen run sets this itself.", "Remove it.")
+            raise ConfigError(f"{where}: {key}: instructgen run sets this option.", "Remove it.")
         if key == "recipe" and isinstance(value, dict):
             file = out / "options" / f"{name}.toml"
             files[file] = _toml(value)
@@ -264,7 +270,7 @@ def _step(
         # The file would run code that the author of the pipeline chose. The arguments are checked,
         # and not the keys, because an argument may also come from the path of an input.
         raise ConfigError(
-            f"{where}: plugin: not allowed in a pipeline, because the file is executed.",
+            f"{where}: plugin: not allowed in a pipeline, because this option executes a file.",
             "Pass --plugin=FILE to instructgen run.",
         )
     parsed = _parsed(argv, where)
@@ -285,19 +291,20 @@ def _step(
 
 
 def _words(run: str, options: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
-    """Return the command of a step and the arguments after it."""
+    """Return the command of a step, and the arguments that follow it in the key ``run``."""
     try:
         command, *words = shlex.split(run)
     except ValueError as error:
         raise ConfigError(
-            f"{where}: run: {error or 'empty'}.", 'Write a command, such as "merge @a @b".'
+            f"{where}: run: the command is empty or invalid ({error}).",
+            'Write a command, such as "merge @a @b".',
         ) from None
     if command not in OUTPUTS:
         raise ConfigError(
-            f"{where}: a step cannot run {command!r}.", suggest(command, list(OUTPUTS))
+            f"{where}: a step cannot run the command {command!r}.", suggest(command, list(OUTPUTS))
         )
     if options.get("help") or {"--help", "-h"} & set(words):
-        raise ConfigError(f"{where}: --help is not allowed in a pipeline.", "Remove it.")
+        raise ConfigError(f"{where}: --help is not allowed in a pipeline.", "Remove --help.")
     return command, words
 
 
@@ -307,7 +314,7 @@ def _read(
     parsed: Options,
     options: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Return the inputs of a step as a dict from the text in the step to the path or model."""
+    """Return a dict that maps each text that names an input of the step to its path or model."""
     referred = {
         text: places[m[1]] if (m := _REFERENCE.fullmatch(text)) else text.split(":", 1)[-1]
         for text in texts
@@ -324,7 +331,7 @@ def _read(
 def _typed(
     option: str, key: str, value: Any, resolved: Callable[[str], str], where: str
 ) -> list[str]:
-    """Return an option of a step as arguments of a command line."""
+    """Return an option of a step as command-line arguments."""
     if key == "set" and isinstance(value, dict):
         texts = {k: _toml({"v": v}).removeprefix("v = ").strip() for k, v in value.items()}
         return [f"{option}={k}={v}" for k, v in texts.items()]
@@ -332,7 +339,8 @@ def _typed(
         return [f"{option}={k}={v}" for k, v in value.items()]
     if isinstance(value, dict):
         raise ConfigError(
-            f"{where}: {key}: must not be a table.", "Only recipe, set and map can be tables."
+            f"{where}: {key}: the value must not be a TOML table.",
+            "Only the options recipe, set and map can be tables.",
         )
     if isinstance(value, bool):
         return [option] if value else []

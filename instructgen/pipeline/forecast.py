@@ -1,4 +1,4 @@
-"""Forecasts the time and tokens of a step, from its last run or from measurements on two cores."""
+"""Forecasts the time and tokens of a step, from its last run or from measurements on a CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from instructgen.pipeline.records import StepRecord
 from instructgen.pipeline.step import Step
 
-# Seconds to start a command and seconds per unit of an option, measured with the embedded model
+# Seconds to start a command and seconds per unit of an option, measured with the included model
 # (135 million parameters) on two x86-64 cores.
 _MEASURED: dict[str, tuple[float, dict[str, float]]] = {
     "import": (3, {}),
@@ -29,7 +29,7 @@ _MEASURED: dict[str, tuple[float, dict[str, float]]] = {
     "train rloo": (60, {"steps": 15.0}),
     "train ppo": (60, {"steps": 25.0}),
 }
-# Prompt and output tokens with the embedded model and 146 seed tasks: per accepted row, and per
+# Prompt and output tokens with the included model and 146 seed tasks: per accepted row, and per
 # request of the sixteen batches before the first row.
 _TOKENS_PER_ROW, _TOKENS_PER_REQUEST, _FIRST_BATCHES, _BATCH = 4_400, 1_100, 16, 32
 _LAST_TIME, _MEASURED_HERE = "as in its last run", "as measured on two CPU cores"
@@ -37,7 +37,7 @@ _LAST_TIME, _MEASURED_HERE = "as in its last run", "as measured on two CPU cores
 
 @dataclass(frozen=True, slots=True)
 class StepForecast:
-    """The estimated seconds and model tokens of a step, and what the estimate is based on."""
+    """The estimated seconds and tokens of a step, and what the estimate is based on."""
 
     seconds: float
     basis: str
@@ -49,7 +49,7 @@ def forecast(step: Step, record: StepRecord | None) -> StepForecast | None:
 
     Args:
         step: the step.
-        record: the last run of the step, if any.
+        record: the record of the last run of the step, or None if the step has not run.
     """
     options = step.options
     target, tokens = options.get("target"), None

@@ -1,4 +1,4 @@
-"""Checks the recipes of all steps in the same way as their commands, before any step runs."""
+"""Checks the recipes of all steps of a pipeline as their commands do, before any step runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from instructgen.pipeline.step import Step
 
 @contextmanager
 def with_files(step: Step) -> Iterator[Options]:
-    """Yield the options of a step; a recipe given as a table is written to a temporary file."""
+    """Yield the options of a step; a recipe inside the pipeline is put into a temporary file."""
     with TemporaryDirectory() as folder:
         options = step.parsed
         for path, text in step.files.items():
@@ -40,7 +40,7 @@ def check_recipe(step: Step, where: str) -> None:
 
     Args:
         step: the step.
-        where: the position in the pipeline, with which the message starts.
+        where: the location of the step, which error messages start with.
 
     Raises:
         ConfigError: a key or value is invalid.

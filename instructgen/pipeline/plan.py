@@ -1,4 +1,4 @@
-"""Decides which steps of a pipeline must run, by comparing inputs, options and versions."""
+"""Decides which steps of a pipeline must run: those that have changed since their last run."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
 
 
 def decide(step: Step, state: State) -> Planned:
-    """Decide whether a step must run, after the steps before it have run."""
+    """Decide whether a step must run, given the current outputs of the earlier steps."""
     record = state.get(step.name)
     if record is None:
         return Planned(step, True, "has not run yet", False, forecast(step, None))
@@ -110,7 +110,7 @@ def decide(step: Step, state: State) -> Planned:
 
 
 def fingerprint(step: Step) -> Fingerprint:
-    """Return what determines a step's output: its text, the content of its inputs, and versions."""
+    """Return what determines a step's output: command, options, inputs and software versions."""
     reported = step.command == "report"
     digests = {name: _input_digest(place, reported) for name, place in step.values.items()}
     return Fingerprint(
@@ -163,7 +163,7 @@ def _short(value: Any) -> str:
 
 
 def _resumes(step: Step) -> bool:
-    """Return whether the old output is a run that `generate` can resume with these settings."""
+    """Return whether a step's output is a run that `generate` can resume with these options."""
     if step.command != "generate" or not is_run(step.out):
         return False
     try:
@@ -190,14 +190,14 @@ def _input_digest(place: str, reported: bool) -> str | None:
 
 
 def output_digest(path: Path, reported: bool = False) -> str | None:
-    """Return a digest of the content of a step's output or input; None if it is incomplete.
+    """Return a digest of a step's output or input, or None if it is missing or incomplete.
 
-    It covers the digests of the parts of a dataset, the weights and the configuration of a
-    model, and all files of other folders.
+    The digest covers the Parquet files of a dataset, the weights and the configuration of a
+    model, or all files of a folder of any other kind.
 
     Args:
         path: a file or folder.
-        reported: whether to include the other files of a model that a report shows.
+        reported: whether to include the training record and log of a model, for reports.
     """
     if path.is_file():
         return digest_of_file(path)
@@ -230,7 +230,7 @@ def read_state(folder: Path) -> State:
     path = folder / STATE
     if not path.exists():
         return {}
-    hint = "Restore it from a copy, or use another --out."
+    hint = "Restore the file from a copy, or use another --out."
     try:
         state = PipelineState.from_json(path.read_bytes(), path)
     except (OSError, DamagedFileError) as error:
@@ -251,5 +251,5 @@ def _format_of(path: Path) -> object:
 
 
 def state_bytes(state: State) -> bytes:
-    """Return the content of pipeline.json."""
+    """Return the content of pipeline.json for the given records."""
     return PipelineState(_FORMAT, state).to_json() + b"\n"

@@ -11,7 +11,7 @@ from instructgen.schema.records import JsonRecord
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint(JsonRecord):
-    """Everything that determines a step's output: its text, digests of its inputs, and versions."""
+    """Everything that determines a step's output; ``inputs`` contains the digests of its inputs."""
 
     run: str
     options: dict[str, JsonValue]
@@ -23,9 +23,9 @@ class Fingerprint(JsonRecord):
 class StepRecord(JsonRecord):
     """The last run of a step.
 
-    ``output`` is the digest of the output; it is None until the step has finished. ``seconds`` is
-    the total time of all sessions. ``ended_early`` is true if the command ended without reaching
-    its target.
+    ``output`` is the digest of the output, or None until the step has finished. ``seconds`` is
+    the total time of the step, including interrupted attempts. ``ended_early`` is true if the
+    command ended without reaching its target.
     """
 
     fingerprint: Fingerprint
@@ -36,7 +36,7 @@ class StepRecord(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class PipelineState(JsonRecord):
-    """The contents of pipeline.json: its format, and a record for each step by name."""
+    """The contents of pipeline.json: its format version, and the record of each step by name."""
 
     format: int
     steps: dict[str, StepRecord] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Defines a step of a pipeline that was read and checked."""
+"""Defines `Step`, a step of a pipeline after the pipeline has been read and checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Step:
     ``run`` and ``options`` are as written in the pipeline. ``argv`` are the arguments for
     ``instructgen``, and ``parsed`` are the options that they set. ``values`` maps strings in the
     pipeline to the paths that they refer to. ``follows`` are the earlier steps and the inputs
-    that the step reads. ``files`` are files to write before the step, for options that are tables.
+    that the step reads. ``files`` maps paths to contents: a recipe
+    inside the pipeline must be written to a file before the step runs.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Step:
 
     @property
     def command(self) -> str:
-        """The name of the command."""
+        """The name of the command, such as ``merge``."""
         return self.argv[0]
 
     @property

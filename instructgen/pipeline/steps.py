@@ -1,4 +1,4 @@
-"""The command `run`: runs the steps of a pipeline that are not up to date, each as a process."""
+"""The command `run`: runs each step of a pipeline that is not up to date in its own process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from instructgen.store import locked, storage, write_atomic
 
 # If a pipeline is killed, its step is killed too, but may hold the lock for a moment longer.
 _PATIENCE_S = 20.0
-# The old output of these commands is expensive, so it is moved away and not removed.
+# Creating the output of these commands is expensive, so old output is moved and not removed.
 _EXPENSIVE = ("generate", "prefer", "train", "ablate")
 # The exit code of a command that wrote its rows, but ended without reaching its target.
 _ENDED_EARLY = 3
@@ -71,7 +71,7 @@ class StepRun:
 
 @dataclass(slots=True)
 class PipelineResult:
-    """The result of a pipeline: its steps in order, and the time of this run."""
+    """The result of running a pipeline: its steps in order, and the duration in seconds."""
 
     out: Path
     steps: list[StepRun] = field(default_factory=list)
@@ -99,7 +99,7 @@ def run(options: RunOptions, watch: Watch | None = None) -> PipelineResult:
 
     Raises:
         ConfigError: the pipeline is invalid; nothing was run.
-        RunError: the folder is in use, or pipeline.json is damaged.
+        RunError: the output folder is in use, or pipeline.json is damaged.
         StorageError: the files cannot be written.
         StepError: a step failed.
     """
@@ -147,7 +147,7 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
     if step.name not in state and step.out.exists():
         raise RunError(
             f"{step.out} already exists, and this pipeline did not write it.",
-            "Move it away, or use another --out.",
+            "Move this file or folder, or use another --out.",
         )
     if planned.from_scratch or (step.name in state and step.out.is_file()):
         # A kill may have left a file that is not recorded yet. It is replaced too.
@@ -174,14 +174,17 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
         raise StepError(step, code)
     record.output = output_digest(step.out)
     if record.output is None:
-        raise RuntimeError(f"{step.name} succeeded without a complete output in {step.out}")
+        raise RuntimeError(
+            f"The step {step.name} succeeded, but its output {step.out} is incomplete. This is a "
+            "bug; please report it."
+        )
     record.ended_early = code == _ENDED_EARLY
     write_atomic(folder / STATE, [state_bytes(state)])
     return seconds
 
 
 def _clear(step: Step, folder: Path) -> None:
-    """Remove the old output of a step, or move it away if it was expensive."""
+    """Remove a step's old output, or move it to the folder ``replaced`` if it was expensive."""
     if step.out.is_symlink():
         step.out.unlink()
         return
@@ -199,9 +202,9 @@ def _clear(step: Step, folder: Path) -> None:
 
 
 def _command(argv: Sequence[str], lock: int, quiet: bool) -> int:
-    """Run a command in a new process, which Ctrl-C interrupts and which is killed with this one.
+    """Run a command in a new process that is killed with this one, and return its exit code.
 
-    The command holds the lock of the folder while it runs, so that a second run waits for it.
+    The new process holds the lock of the output folder, so that a second run waits for its end.
     """
     plugins = [f"--plugin={file}" for file in loaded_files()]
     process = subprocess.Popen(

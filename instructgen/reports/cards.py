@@ -66,13 +66,13 @@ def generated_card(
             *rejected_table(rejections),
             "",
             f"For {facts.not_expanded:,} instructions in the pool, no rows were requested. "
-            "They and the rejected candidates are in `rejected/`, each with its reason. Filters "
-            "that compare rows also record the score and the nearest row.",
+            "These instructions and the rejected candidates are in `rejected/`, each with the "
+            "reason. Filters that compare rows also record the score and the nearest row.",
             "",
             "## How to reproduce",
             "",
             f"Run `{run.id}`, random seed {config['generate']['seed']}. "
-            "`instructgen rebuild` writes the same bytes from `journal.jsonl`.",
+            "`instructgen rebuild` recreates the dataset byte for byte from `journal.jsonl`.",
             "",
             "```json",
             json.dumps({**config, "form": run.info.form}, indent=1, ensure_ascii=False),
@@ -93,7 +93,7 @@ def derived_card(
 
     Args:
         title: the name of the dataset.
-        contents: statistics of its rows.
+        contents: statistics of the rows of the dataset.
         what: text that continues the sentence "N rows from INPUTS".
         sections: Markdown lines about the processing.
         provenance: the command, inputs and options that reproduce the dataset.
@@ -146,8 +146,8 @@ def model_card(
 
     Args:
         title: the name of the model.
-        data: the name of the dataset.
-        contents: statistics of the rows it was trained on.
+        data: the name of the training dataset.
+        contents: statistics of the training rows.
         facts: the training record that is stored with the model.
     """
     rows, tokens = facts.rows, facts.supervised_tokens
@@ -220,7 +220,7 @@ def _evaluated(facts: TrainingFacts) -> list[str]:
 
 
 def estimated(value: Estimate | None) -> str:
-    """Return a value with its interval as the text of a table cell; empty for None."""
+    """Return a value and its interval as the text of a table cell; "" for None."""
     return "" if value is None else f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
 
 

@@ -59,9 +59,9 @@ def histogram(edges: Sequence[float], series: Sequence[Series], axis: str) -> Ma
     """Return a histogram of fractions; each series is normalized to sum to one.
 
     Args:
-        edges: the edges of the bins, one more than there are values. Bins are drawn with
-            equal width, even if the edges are not evenly spaced.
-        series: count in each bin.
+        edges: the edges of the bins, one more than there are bins. Bins are drawn with equal
+            width, even if the edges are not evenly spaced.
+        series: series of counts, one count per bin.
         axis: the label of the horizontal axis.
     """
     shares = []
@@ -108,7 +108,7 @@ def lines(
         x: the horizontal positions, ascending.
         series: values at these positions.
         axis: the label of the horizontal axis.
-        share: whether values are fractions, drawn on a scale from 0% to 100%.
+        share: whether the values are fractions, drawn on a scale from 0% to 100%.
     """
     values = [v for s in series for v in s.values if math.isfinite(v)] or [0.0]
     low, high = (0.0, 1.0) if share else _span(min(values), max(values))
@@ -132,7 +132,7 @@ def lines(
 
 
 def points(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Markup:
-    """Return a scatter plot: groups of (x, y, text); hovering over a point shows its text."""
+    """Return a scatter plot of groups of (x, y, text); hovering over a point shows its text."""
     every = [(x, y) for group in groups.values() for x, y, _ in group] or [(0.0, 0.0)]
     size = WIDTH - 2 * _RIGHT
     across = _scale(*_span(min(x for x, _ in every), max(x for x, _ in every)), _RIGHT, size)
@@ -154,7 +154,7 @@ def points(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Markup:
 
 
 def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]]) -> Markup:
-    """Return a chart of one point and its interval per label; values are (value, low, high)."""
+    """Return a chart with a point and an interval per label; values are (value, low, high)."""
     low, high = _span(min(v[1] for v in values), max(v[2] for v in values))
     place = _scale(low, high, _LABELS, WIDTH - _RIGHT - 40)
     marks = []

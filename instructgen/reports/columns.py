@@ -1,6 +1,6 @@
 """Counts values in a dataset's columns and draws a random sample of rows, in one pass.
 
-It reads a million rows in seconds with little memory: Arrow does the counting, and only the
+A million rows are read in seconds with little memory: Arrow does the counting, and only the
 sampled rows become Python objects.
 """
 
@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from instructgen.store import read_batches, shape_of
 
-# Words of any script, in RE2 syntax. Scripts without spaces are counted by character.
+# Matches a word in any writing system, in RE2 syntax. In those without spaces, every character
+# counts as a word.
 _WORD = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\pL\pN\pM]+"
 WORD_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 FIELDS = ("instruction", "input", "output")
@@ -36,8 +37,8 @@ class Columns:
     Attributes:
         rows: number of rows.
         by: number of rows by source, license, language, category and kind.
-        words: number of rows in each bin of `WORD_EDGES` (word counts), by field. Preference
-            datasets also have the field ``rejected``.
+        words: for each field, the number of rows in each bin of word counts. `WORD_EDGES` are the
+            bin edges. Preference datasets also have the field ``rejected``.
         batches: number of rows by generation batch; -1 for rows that were not generated.
         drawn: a random sample of rows: those with the smallest IDs. IDs are digests, so the
             same dataset always has the same sample.
@@ -86,7 +87,7 @@ def read_columns(folder: Path, draw: int) -> Columns:
 
 
 def read_words(folder: Path) -> dict[str, Counts]:
-    """Return the number of rows in each bin of `WORD_EDGES` (word counts), by field."""
+    """Return, for each field, the number of rows per bin of word counts (edges: `WORD_EDGES`)."""
     counts = {name: np.zeros(len(WORD_EDGES), np.int64) for name in FIELDS}
     for batch in read_batches(folder, columns=[*FIELDS]):
         for name in FIELDS:
@@ -95,7 +96,7 @@ def read_words(folder: Path) -> dict[str, Counts]:
 
 
 def word_classes(texts: Any) -> Counts:
-    """Return the number of texts of an Arrow column in each bin of `WORD_EDGES` (word counts)."""
+    """Return the number of texts in a column per bin of word counts (edges: `WORD_EDGES`)."""
     import pyarrow.compute as pc
 
     words = pc.count_substring_regex(texts, _WORD).fill_null(0).to_numpy(zero_copy_only=False)
@@ -109,9 +110,9 @@ class Rejections:
 
     Attributes:
         by: number of rows by stage, filter, reason and source.
-        batches: number of rows by generation batch, except instructions for which no rows
+        batches: number of rows by generation batch, without the instructions for which no rows
             were requested.
-        near: by filter, the rejected rows whose scores are nearest to the filter's thresholds.
+        near: for each filter, the rejected rows whose scores are nearest to its thresholds.
     """
 
     by: Counter[tuple[str, ...]] = field(default_factory=Counter)

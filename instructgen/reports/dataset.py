@@ -287,7 +287,7 @@ def _spent(folder: Path, manifest: Manifest, price: tuple[float, float] | None) 
         facts.append(("cost", f"{cost:,.2f}", f"{cost / rows:,.4f}"))
     notes = []
     if price is None:
-        notes.append("Pass --price=PROMPT,OUTPUT, per million tokens, to show the cost.")
+        notes.append("To show the cost, pass the prices per million tokens: --price=PROMPT,OUTPUT.")
     if timed_tokens < output:
         notes.append("Time and speed do not include sessions that were killed.")
     return card(

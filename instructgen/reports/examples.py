@@ -24,7 +24,7 @@ ANY_SIMILARITY = 1e-9
 def thresholds_of(folder: Path) -> dict[str, Sequence[float]]:
     """Return the thresholds of a run's filters by filter name; empty if the folder is not a run.
 
-    A curated dataset needs no thresholds, because its manifest lists its borderline rows.
+    A curated dataset needs no thresholds, because its manifest lists the rows near them.
     """
     if not is_run(folder):
         return {}
@@ -47,7 +47,7 @@ def borderline(
     columns: Columns,
     seeds: Sequence[Sample],
 ) -> Markup | None:
-    """Return a card of the kept and rejected rows nearest to the thresholds, if any."""
+    """Return a box with the kept and rejected rows nearest to the thresholds, or None."""
     examples: Any = manifest.facts.get("borderline") or ()
     rows = [(e["filter"], e["side"], float(e["value"]), short(e["text"])) for e in examples]
     for name, bounds in thresholds.items():
@@ -87,7 +87,7 @@ def _most_similar_kept(
 
 
 def some_rows(columns: Columns) -> Markup | None:
-    """Return a card of some randomly sampled rows, or None if the dataset has no rows."""
+    """Return a box with randomly sampled rows, or None if the dataset has no rows."""
     if not columns.drawn:
         return None
     shown = []

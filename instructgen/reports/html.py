@@ -27,9 +27,9 @@ def element(tag: str, /, *children: Markup | str, **attributes: str | float | No
     Args:
         tag: the name of the element.
         children: markup or text, in order.
-        attributes: a trailing ``_`` in a name is omitted and other ``_`` become ``-``, as in
-            ``class_`` and ``text_anchor``. Attributes that are None are omitted. Floats are
-            rounded to two decimals.
+        attributes: attributes by name. A trailing ``_`` in a name is omitted, and every other ``_``
+            becomes ``-``, as in ``class_`` and ``text_anchor``. Attributes that are None are
+            omitted. Floats are rounded to two decimals.
     """
     attribute_text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"'
@@ -42,7 +42,7 @@ def element(tag: str, /, *children: Markup | str, **attributes: str | float | No
 
 
 def join_markup(nodes: Iterable[Markup | str]) -> Markup:
-    """Join several nodes; strings are escaped."""
+    """Join markup and strings into one piece of markup; strings are escaped."""
     return Markup("".join(n.text if isinstance(n, Markup) else shown(n) for n in nodes))
 
 

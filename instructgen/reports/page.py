@@ -192,7 +192,7 @@ def listed(sentences: Iterable[str]) -> Markup:
 
 
 def texts(fields: Iterable[tuple[str, str]]) -> Markup:
-    """Return a row's fields as HTML, with the text direction (left or right) set for each."""
+    """Return a row's fields as HTML, each in the text direction that the browser detects for it."""
     return join_markup(
         element("div", element("b", name), text, class_="row", dir="auto")
         for name, text in fields

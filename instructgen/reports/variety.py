@@ -1,4 +1,4 @@
-"""Figures about diversity: similarity to the seeds, verbs and objects, an embedding map."""
+"""Figures about diversity: similarity to the seeds, verbs and their objects, embedding map."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def variety(columns: Columns) -> Markup | None:
 
 
 def embedding_map(columns: Columns) -> Markup | None:
-    """Return a scatter plot of the instructions; similar ones are close, colors show sources."""
+    """Return a scatter plot of instructions: similar ones are close, and colors show sources."""
     drawn = columns.drawn[:_MAPPED]
     if len(drawn) < 10:
         return None

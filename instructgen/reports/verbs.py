@@ -1,8 +1,9 @@
 """Finds the root verb and the direct object of imperative English instructions.
 
 Figure 3 of the Self-Instruct paper shows such pairs, found with a constituency parser of several
-gigabytes. Here, HanTa (Wartena; a hidden Markov model of a few megabytes) tags the words. An
-imperative begins with its verb, and its object is the last noun of the noun phrase that follows.
+gigabytes. Here, the tagger HanTa (by Wartena; a hidden Markov model of a few megabytes) tags each
+word with its part of speech. An imperative begins with its verb, and its object is the last noun of
+the noun phrase that follows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Defines the rows of a dataset: samples, their Arrow columns, and row counts by origin.
 
-This package does not read or write files; `instructgen.store` does.
+This package does not read or write files; `instructgen.store` reads and writes them.
 """
 
 from instructgen.schema.sample import (

@@ -1,7 +1,7 @@
 """Converts samples and rejections to Arrow tables and to plain data for JSON, and back.
 
-Tables are built and read by column, because building a dictionary for each row would take most
-of the time for reading and writing. This module does not open files.
+Arrow tables are built and read by column, because building a dictionary for each row would take
+most of the time for reading and writing. This module does not open files.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _CONVERSATION: dict[Shape, tuple[str, ...]] = {
 
 
 def schema(shape: Shape, *, rejected: bool = False) -> Any:
-    """Return the Arrow schema of the ``data`` or ``rejected`` parts of a dataset.
+    """Return the Arrow schema of the ``data`` files or the ``rejected`` files of a dataset.
 
-    TRL can train on both shapes without conversion. Instruction rows have the column
-    ``messages``, and preference rows have ``prompt``, ``chosen`` and ``rejected``. Each of these
-    is a list of messages with role and content.
+    Instruction rows have the column ``messages``. Preference rows have the columns ``prompt``,
+    ``chosen`` and ``rejected``. Each of these columns is a list of messages with role and content,
+    so TRL can train on both kinds of rows without conversion.
     """
     import pyarrow as pa
 
@@ -65,14 +65,14 @@ def schema(shape: Shape, *, rejected: bool = False) -> Any:
 
 
 def table_of(samples: Sequence[Sample], shape: Shape) -> Any:
-    """Return the samples as an Arrow table with the ``data`` schema."""
+    """Return the samples as an Arrow table with the schema of ``data`` files; see `schema`."""
     import pyarrow as pa
 
     return pa.table([pa.array([s.id for s in samples]), *_columns(samples, shape)], schema(shape))
 
 
 def rejected_table_of(rejected: Sequence[Rejected], shape: Shape) -> Any:
-    """Return the rejections as an Arrow table with the ``rejected`` schema."""
+    """Return the rejections as an Arrow table with the schema of ``rejected`` files."""
     import pyarrow as pa
 
     target = schema(shape, rejected=True)
@@ -89,7 +89,7 @@ def rejected_table_of(rejected: Sequence[Rejected], shape: Shape) -> Any:
 
 
 def samples_in(batch: Any) -> list[Sample]:
-    """Return the samples in an Arrow record batch or table with either schema."""
+    """Return the samples in an Arrow record batch or table with a schema that `schema` returns."""
     columns = {name: batch.column(name) for name in batch.schema.names}
     texts = [columns[name].to_pylist() for name in _TEXTS]
     lists = [_lists(columns[name]) for name in _LISTS]
@@ -121,12 +121,12 @@ def samples_in(batch: Any) -> list[Sample]:
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:
-    """Return a sample as plain data for JSON, with all fields and the id."""
+    """Return a sample as a dict for JSON, with all fields and the id."""
     return {"id": sample.id, **asdict(sample)}
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
-    """Convert a row that `sample_row` returned back to a sample."""
+    """Convert a dict that `sample_row` returned back to a sample."""
     origin = dict(row["origin"])
     values = {f.name: row[f.name] for f in fields(Sample)}
     return Sample(
@@ -229,7 +229,7 @@ def _structs(column: Any, kind: type) -> list[tuple[Any, ...]]:
 
 
 def _split_lists(column: Any, convert: Any) -> list[tuple[Any, ...]]:
-    """Return a list column as tuples. ``convert`` is called once, with the values of all lists."""
+    """Return a list column as tuples; ``convert`` is called once, with the values of all lists."""
     column = _as_array(column)
     values = convert(column.flatten())
     ends = [0, *itertools.accumulate(column.value_lengths().to_pylist())]

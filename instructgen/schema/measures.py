@@ -1,4 +1,4 @@
-"""Defines evaluation results: values with confidence intervals, and the evaluation record."""
+"""Defines evaluation results: values with confidence intervals, and the file evaluation.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instructgen.schema.records import InputRef, JsonRecord, Plugins
 
 @dataclass(frozen=True, slots=True)
 class Estimate(JsonRecord):
-    """A value, its 95% bootstrap interval, and the number of rows it was computed on."""
+    """A value, its 95% bootstrap confidence interval, and the number of rows it is based on."""
 
     value: float
     low: float
@@ -21,11 +21,12 @@ class Estimate(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Measure(JsonRecord):
-    """The value of a measure for a model and, if given, for a second model on the same rows.
+    """The value of a measure for a model and, if there is one, for a second model on the same rows.
 
-    ``after`` is the value for the model, ``before`` the value for the second model, and
-    ``difference`` is ``after`` minus ``before``. ``better`` states which values are better:
-    ``higher`` or ``lower``. ``details`` are additional values from a suite, such as the number
+    ``after`` is the value for the first model, ``before`` is the value for the second model, and
+    ``difference`` is ``after`` minus ``before``. ``better`` is ``higher`` if higher values are
+    better, or ``lower`` if lower values are better. ``suite`` is the name of the evaluation suite
+    that computed the values. ``details`` are additional values from the suite, such as the number
     of abstentions of a judge.
     """
 
@@ -42,8 +43,8 @@ class Measure(JsonRecord):
 class EvaluationRecord(JsonRecord):
     """The contents of evaluation.json: the measures of one evaluation.
 
-    ``against`` is the second model, if any. ``data`` are the names of the datasets, and
-    ``format`` is the prompt format.
+    ``model`` is the evaluated model, and ``against`` is the second model, if there is one.
+    ``data`` are the names of the datasets, and ``format`` is the format of the models' prompts.
     """
 
     model: InputRef

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 class Progress:
     """The progress of a command.
 
-    ``stage`` is the name of the current stage. ``done`` and ``total`` are counts, whose unit is
-    ``unit``; ``total`` is None if it is unknown. ``figures`` are numbers to display, by name, and
-    ``notes`` are additional lines of text. ``seconds_left`` is the estimated remaining time.
+    ``stage`` is the name of the current stage. ``done`` and ``total`` count what ``unit`` names,
+    such as rows; ``total`` is None if it is unknown. ``figures`` are numbers to display, by name,
+    and ``notes`` are additional lines of text. ``seconds_left`` is the estimated remaining time,
+    or None if it is unknown.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""Converts dataclasses to JSON text and back. Text that does not match its class is rejected."""
+"""Converts dataclasses to JSON text and back. JSON that does not match the class is rejected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JsonRecord:
         """Create a record from JSON text.
 
         Args:
-            data: the JSON text. Keys that the class does not have are ignored.
+            data: the JSON text. Keys that are not fields of the class are ignored.
             path: the file that contains the text, for error messages.
 
         Raises:
@@ -45,7 +45,7 @@ class JsonRecord:
 
     @classmethod
     def of(cls, values: Any, path: Path) -> Self:
-        """Create a record from parsed JSON; see `from_json`."""
+        """Create a record from values parsed from JSON; see `from_json`."""
         return cls.from_json(orjson.dumps(values), path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +62,8 @@ class JsonRecord:
 class InputRef(JsonRecord):
     """The name and digest of an input: a file, a dataset or a model.
 
-    ``split`` is set for a dataset on the Hub, whose ``sha256`` is empty.
+    ``sha256`` is the digest. For a dataset on the Hub, ``sha256`` is empty, and ``split`` is the
+    name of the split.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Defines the rows of a dataset: samples with their provenance, and rejections with reasons.
 
-Ids are derived from the content, so the same row has the same id in every run. This module
-does not read or write files; `instructgen.schema.arrow` defines the Parquet columns.
+The id of a row is derived from its content, so the same row has the same id in every run. This
+module does not read or write files; `instructgen.schema.arrow` defines the Parquet columns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Shape = Literal["instructions", "preferences"]
 
 
 class Kind(StrEnum):
-    """The kind of a task, which is classification if its answer is one of a fixed set of labels."""
+    """The kind of a task: classification if the answer is one of a fixed set of labels."""
 
     GENERATION = "generation"
     CLASSIFICATION = "classification"
@@ -35,12 +35,13 @@ class Message:
 class Origin:
     """The origin of a row: the generation method, the model, and the rows it was created from.
 
-    ``parents`` are the ids of the demonstrations in the prompt that produced the
-    instruction, in prompt order. ``batch`` and ``request`` identify the completion in the
-    journal of the run, and ``prompt_sha256`` is the digest of its prompt. Human-written rows
-    have the method ``human`` and no run. ``record`` identifies an imported row by its id in
-    the original dataset, or by its line number. Rows with the same ``group``, such as the
-    paths through one conversation tree, must be in the same split.
+    ``run`` is the id of the run that generated the row. ``parents`` are the ids of the example
+    rows in the generation prompt for the instruction, in the order of the prompt. ``batch`` and
+    ``request`` identify the model's completion in the journal of the run, and ``prompt_sha256``
+    is the digest of the generation prompt. Human-written rows have the method ``human`` and no
+    run. ``record`` identifies an imported row by its id in the original dataset, or by its line
+    number. Rows with the same ``group``, such as the paths through one conversation tree, must be
+    in the same split.
     """
 
     method: str = "human"
@@ -56,7 +57,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score of a row: its name, and its value or the error that prevented its computation."""
+    """A score of a row: the name, and the value or the error that prevented its computation."""
 
     name: str
     value: float | None
@@ -73,7 +74,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A change that a filter made to a row: the filter, the field, and a description."""
+    """A change that a filter made to a row: the filter, the changed field, and a description."""
 
     filter: str
     field: str
@@ -84,13 +85,14 @@ class Edit:
 class Sample:
     """One row of instruction data: an instruction, an optional input, and an answer.
 
-    In a conversation, ``instruction`` and ``output`` are the last exchange, and ``history``
-    contains the earlier messages, beginning with the system message if there is one. A row with
-    a ``rejected_output``, an answer that was judged worse than ``output``, is a preference row.
+    In a conversation, ``instruction`` is the last message of the user, ``output`` is the answer
+    to it, and ``history`` contains the earlier messages, beginning with the system message if
+    there is one. A row with a ``rejected_output``, an answer that was judged worse than
+    ``output``, is a preference row.
 
-    ``license`` is an SPDX expression, and ``attribution`` contains the attribution texts.
-    ``generators`` are the models that wrote the row or the rows it was derived from.
-    ``language`` is an ISO 639 code, or ``und`` if unknown.
+    ``license`` is an SPDX expression, and ``attribution`` contains the names and notices to give
+    credit to. ``generators`` are the models that wrote the row, or rows from which it was
+    derived. ``language`` is an ISO 639 code, or ``und`` if the language is unknown.
     """
 
     instruction: str
@@ -117,22 +119,22 @@ class Sample:
 
     @property
     def context(self) -> str:
-        """The text of all earlier messages, joined by newlines."""
+        """The text of all messages in the history, joined by newlines."""
         return "\n".join(message.content for message in self.history)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """All messages before the output: the history and the question."""
+        """All messages before the output: the history, and the question as a user message."""
         return (*self.history, Message("user", self.question))
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All messages of the row: the prompt and the output."""
+        """All messages of the row: those of `prompt`, and the output as an assistant message."""
         return (*self.prompt, Message("assistant", self.output))
 
     @property
     def shape(self) -> Shape:
-        """The shape of a dataset that can contain the row: instructions or preferences."""
+        """``preferences`` if the row has a rejected output, otherwise ``instructions``."""
         return "instructions" if self.rejected_output is None else "preferences"
 
     @property
@@ -150,7 +152,7 @@ class Sample:
         return next((s for s in self.scores if s.name == name), None)
 
     def with_score(self, score: Score) -> Sample:
-        """Return a copy with this score. It replaces an existing score with the same name."""
+        """Return a copy of the row with this score. A score with the same name is replaced."""
         others = tuple(s for s in self.scores if s.name != score.name)
         return replace(self, scores=(*others, score))
 
@@ -160,8 +162,8 @@ class Rejection:
     """The reason why a filter rejected a row.
 
     ``reason`` is a short code, and ``detail`` is a sentence for the user. ``score`` is the
-    number that was compared with a limit. ``nearest`` is the id of the most similar row, for
-    filters that compare rows.
+    number that was outside the limits of the filter, if there is one. ``nearest`` is the id of
+    the most similar row, if the filter compares rows.
     """
 
     filter: str
@@ -173,10 +175,10 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A candidate row that was rejected, and the reason.
+    """A candidate row that was rejected, and the reason for its rejection.
 
-    ``stage`` is the stage of a method, or the command, that rejected it. Rejections are
-    numbered by ``number``, so that two equal candidates have different ids.
+    ``stage`` is the command, or the stage of a generation method, that rejected the row. The
+    rejections of a run are counted by ``number``, so that two equal rows have different ids.
     """
 
     sample: Sample
@@ -193,6 +195,6 @@ class Rejected:
 
 
 def content_id(*parts: str) -> str:
-    """Return the first 16 hex digits of the SHA-256 of a list of texts, encoded as JSON."""
+    """Encode a list of texts as JSON, and return the first 16 hex digits of its SHA-256."""
     # In JSON, different lists of texts never give the same bytes.
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]

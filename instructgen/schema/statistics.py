@@ -1,4 +1,4 @@
-"""Counts the rows of a dataset by source, license, language and other facts of their origin."""
+"""Counts the rows of a dataset by origin, such as source, license and language."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instructgen.schema.sample import Sample
 
 
 class RowOrigin(NamedTuple):
-    """An origin by which rows are counted; ``model`` is the model that wrote the rows, if any."""
+    """Properties by which rows are counted; ``model`` is the model that wrote them, if any."""
 
     source: str
     license: str
@@ -47,11 +47,11 @@ class RowCounts:
 
     @property
     def rows(self) -> int:
-        """The number of rows."""
+        """The total number of rows, without rejected rows."""
         return self.counts.total()
 
     def by(self, *fields: str) -> dict[tuple[str, ...], int]:
-        """Return row counts by the values of these fields of `RowOrigin`, sorted by value."""
+        """Return row counts by the values of these fields of `RowOrigin`, sorted by the values."""
         totals: Counter[tuple[str, ...]] = Counter()
         for origin, count in self.counts.items():
             totals[tuple(getattr(origin, f) for f in fields)] += count
@@ -59,12 +59,12 @@ class RowCounts:
 
     @property
     def licenses(self) -> dict[str, int]:
-        """The number of rows by license."""
+        """The number of rows for each license."""
         return {key[0]: count for key, count in self.by("license").items()}
 
     @property
     def generators(self) -> dict[str, int]:
-        """The number of rows by model whose terms apply to them."""
+        """The number of rows for each model whose terms apply to the rows."""
         totals: Counter[str] = Counter()
         for origin, count in self.counts.items():
             totals.update(dict.fromkeys(origin.generators, count))
@@ -72,7 +72,7 @@ class RowCounts:
 
     @property
     def attributions(self) -> dict[str, int]:
-        """The number of rows by attribution text."""
+        """The number of rows for each attribution text."""
         totals: Counter[str] = Counter()
         for origin, count in self.counts.items():
             totals.update(dict.fromkeys(origin.attribution, count))

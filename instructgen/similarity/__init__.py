@@ -1,4 +1,4 @@
-"""Compare texts in any script by ROUGE-L, Jaccard or cosine similarity, and deduplicate them."""
+"""Compare texts by ROUGE-L, Jaccard or cosine similarity, and remove duplicates."""
 
 from instructgen.similarity.dedup import Deduplicated, RejectedDuplicate, deduplicate
 from instructgen.similarity.embedding import EmbeddingIndex

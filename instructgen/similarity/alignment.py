@@ -1,9 +1,9 @@
 """Measure how much of one text appears in another text, in order and close together.
 
 The measure is the weight of the best local alignment (Smith and Waterman 1981), divided by the
-total weight of the words to look for. A word that is not found reduces the measure by its own
-weight. An extra word between two matched words reduces it by a fraction of the mean weight.
-Texts are arrays of word numbers; this module does not tokenize.
+total weight of the words to look for. A word that is not found reduces the alignment's weight by
+the weight of the word. An extra word between two matched words reduces it by a fraction of the
+mean word weight. Texts are arrays of word numbers; this module does not tokenize.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -25,15 +25,15 @@ _GAP = 0.25
 
 
 def shares(wanted: Numbers, weights: Weights, text: Numbers) -> tuple[float, float]:
-    """Return the fraction of ``wanted`` that appears in ``text``, by word count and by weight.
+    """Return the fraction of the words ``wanted`` found in ``text``, by count and by weight.
 
     Args:
-        wanted: word numbers to look for, of shape (words,), all above 0.
+        wanted: numbers of the words to look for, of shape (words,), all above 0.
         weights: weight of each of these words, of shape (words,).
-        text: word numbers of the text to search, of shape (text words,).
+        text: numbers of the words in the text to search, of shape (text words,).
 
     Returns:
-        Two fractions, each from 0 to 1.
+        The fraction of the word count and the fraction of the total weight, each from 0 to 1.
     """
     if not len(wanted) or not len(text):
         return 0.0, 0.0

@@ -1,11 +1,11 @@
 """Find benchmark prompts in texts by comparing words. Meanings are not compared.
 
-A third of real benchmark prompts are shorter than the usual n-grams of 13 words, so n-grams are
-not enough. The search applies three tests in this order: the text has the same words as the
-prompt; it contains a minimum fraction of the prompt's n-grams; it contains a minimum fraction of
-the prompt's words, in order and close together, by word count and by weight. Rare words have
-higher weights. This prevents false matches of common phrases: "What is a X?" has most of its
-words in common with "What is a Y?", but little of the weight.
+One in three benchmark prompts is shorter than the usual n-grams of 13 words, so comparing n-grams
+is not enough. The search applies three tests in this order: the text has the same words as the
+prompt; the text contains a minimum fraction of the prompt's n-grams; the text contains a minimum
+fraction of the prompt's words, in order and close together, by word count and by weight. Rare
+words have higher weights. This prevents false matches of common phrases: "What is a X?" shares
+most of its words with "What is a Y?", but the shared words have little weight.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TEXTS_AT_ONCE = 1024
 
 
 class BenchmarkPrompt(NamedTuple):
-    """A benchmark prompt: the name of its benchmark, its location there, and its text."""
+    """A prompt of a benchmark: the benchmark's name, the prompt's location in it, and the text."""
 
     benchmark: str
     place: str
@@ -38,8 +38,9 @@ class BenchmarkPrompt(NamedTuple):
 class PromptMatch(NamedTuple):
     """A benchmark prompt that was found in a text.
 
-    ``tier`` is the test that found it: ``equal``, ``ngrams`` or ``words``. ``share`` is the
-    fraction of the prompt that was found, from 0 to 1.
+    ``tier`` is the test that found the prompt: ``equal`` (the same words), ``ngrams`` (enough
+    n-grams) or ``words`` (enough words, in order and close together). ``share`` is the fraction
+    of the prompt that was found, from 0 to 1.
     """
 
     prompt: BenchmarkPrompt
@@ -48,18 +49,18 @@ class PromptMatch(NamedTuple):
 
 
 class BenchmarkPrompts:
-    """Index of benchmark prompts that determines which of them a text contains.
+    """Index of benchmark prompts that finds a prompt that a text contains.
 
     Args:
-        prompts: prompts to look for; prompts without words are ignored.
+        prompts: benchmark prompts to look for; prompts without words are ignored.
         background: additional texts, used only to count how common each word is.
         ngram: number of words in an n-gram; shorter prompts have no n-grams.
         ngram_share: minimum fraction of a prompt's n-grams that a matching text contains.
         words_share: minimum fraction of a prompt's words that a matching text contains, in
             order and close together.
         weight_share: minimum fraction of the total weight of a prompt's words that a matching
-            text contains. Both this and ``words_share`` must be reached. The weight of a word
-            is the logarithm of its rarity.
+            text contains. A text must reach both ``words_share`` and ``weight_share``. The weight
+            of a word is the logarithm of the inverse of the fraction of texts that contain it.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class BenchmarkPrompts:
         self._matrix = csr_matrix((values, (rows, columns)), shape, np.float32)
 
     def find(self, texts: Sequence[str]) -> list[PromptMatch | None]:
-        """For each text, return the match of the first test that succeeds, or None if none does."""
+        """For each text, return the match by the first test that finds one, otherwise None."""
         matches: list[PromptMatch | None] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             matches += self._find(tokenize_all(texts[start : start + _TEXTS_AT_ONCE]))
@@ -143,9 +144,10 @@ class BenchmarkPrompts:
         )
 
     def _candidates_of(self, numbers: list[Numbers]) -> list[list[int]]:
-        """For each text, return the prompts whose words it contains by weight, in any order.
+        """For each text, return the prompts that share enough words with it, in any order.
 
-        The best alignment never has a higher weight, so no match is missed.
+        Enough means the minimum fraction of the prompt's weight. The words that are also in order
+        never have a higher weight, so no match is missed.
         """
         from scipy.sparse import csr_matrix
 

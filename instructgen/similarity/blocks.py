@@ -1,4 +1,4 @@
-"""Arrays for the ROUGE-L search: texts as word numbers, and blocks of rows of equal length.
+"""Arrays for the ROUGE-L search: texts as word numbers, and blocks of texts of equal length.
 
 The search itself is explained in `instructgen.similarity.rouge`.
 """
@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# 64-bit words per block. Its 8 KiB stay in the L1 cache while all queries are compared with it.
+# 64-bit integers per block. Its 8 KiB stay in the L1 cache while all queries are compared with it.
 _BLOCK = 1024
-# 64-bit words in the widest bitmap, which is used for texts of more than 512 words.
+# 64-bit integers in the widest bitmap, which is used for texts of more than 512 words.
 _WIDEST = 64
 
 
 class Texts(NamedTuple):
-    """Texts as arrays of word numbers: text i is ``words[offsets[i]:offsets[i + 1]]``."""
+    """Texts as word numbers in one array: text i is ``words[offsets[i]:offsets[i + 1]]``."""
 
     words: Array
     offsets: Array
@@ -30,9 +30,10 @@ class Texts(NamedTuple):
 class Queries(NamedTuple):
     """Texts to search for, sorted by length, with bitmaps of every width that the search needs.
 
-    The bitmaps of query i begin at ``bits[starts[i]]``. The widest bitmap comes first and has
-    ``widths[i]`` 64-bit words. It is followed by the same bitmap folded to half the width, then
-    to a quarter, and so on, down to 2 words. Rows with fewer than ``shortest[i]`` or more than
+    Query i is ``words[offsets[i]:offsets[i + 1]]``, as in `Texts`. Its bitmaps begin at
+    ``bits[starts[i]]``. The widest bitmap comes first and has ``widths[i]`` 64-bit integers. It
+    is followed by the same bitmap folded to half the width, then to a quarter, and so on, down to
+    two 64-bit integers. A row whose text has fewer than ``shortest[i]`` or more than
     ``longest[i]`` words cannot match query i.
     """
 
@@ -46,12 +47,12 @@ class Queries(NamedTuple):
 
 
 class Shelf(NamedTuple):
-    """Blocks of rows, grouped by the length of the rows.
+    """Blocks of rows, grouped by the number of words in the rows' texts.
 
-    The rows of group g have ``lengths[g]`` words and bitmaps of ``widths[g]`` 64-bit words. They
-    are stored in the blocks ``order[starts[g]:starts[g + 1]]``. Block b contains ``fill[b]``
-    rows, whose row numbers ``rows[b]`` are in ascending order. Word k of the bitmap of its j-th
-    row is ``bits[b, k * (_BLOCK // width) + j]``.
+    The texts of group g have ``lengths[g]`` words and bitmaps of ``widths[g]`` 64-bit integers.
+    They are stored in the blocks ``order[starts[g]:starts[g + 1]]``. Block b contains ``fill[b]``
+    rows, whose row numbers ``rows[b]`` are in ascending order. The k-th integer of the bitmap of
+    the j-th row of block b is ``bits[b, k * (_BLOCK // width) + j]``.
     """
 
     bits: Array
@@ -74,16 +75,16 @@ class Growing:
 
     @property
     def view(self) -> Array:
-        """A view of the current entries, not a copy."""
+        """The current entries, as a view of the array and not a copy."""
         return self._array[: self._size]
 
     def extend(self, more: Array) -> None:
-        """Append the entries of ``more``."""
+        """Append the entries of the array ``more``."""
         self.reserve(len(more))
         self._array[self._size - len(more) : self._size] = more
 
     def reserve(self, count: int) -> None:
-        """Append ``count`` entries, which are 0 or have the values they had before a `cut`."""
+        """Append ``count`` entries. They are 0, or have the values that `cut` removed earlier."""
         size = self._size + count
         if size > len(self._array):
             larger = np.zeros(
@@ -99,7 +100,7 @@ class Growing:
 
 
 class Blocks:
-    """Rows stored in blocks. All rows of a block have the same number of words; see `Shelf`."""
+    """Texts stored in blocks. All texts of a block have the same number of words; see `Shelf`."""
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class Blocks:
         self._fill = Growing(np.zeros(0, np.int32) if fill is None else fill)
         self._length = Growing(np.zeros(0, np.int32) if lengths is None else lengths)
         self.longest = int(self._length.view.max(initial=0))
-        # The last block for each row length, the only one that may have room for more rows.
+        # The last block for each text length, the only one that may have room for more rows.
         self._last = {length: block for block, length in enumerate(self._length.view.tolist())}
         self._groups: tuple[Array, Array, Array, Array] | None = None
 
@@ -160,11 +161,11 @@ class Blocks:
             stored += size
 
     def arrays(self) -> tuple[Array, Array, Array, Array]:
-        """Return four arrays from which the rows can be restored: bits, rows, fill and lengths."""
+        """Return the arrays from which `Blocks` can be restored: bits, rows, fill and lengths."""
         return self._bits.view, self._rows.view, self._fill.view, self._length.view
 
     def shelf(self) -> Shelf:
-        """Return the blocks grouped by row length, in the form that the search functions take."""
+        """Return the blocks grouped by text length, in the form that the search functions take."""
         if self._groups is None:
             order = np.argsort(self._length.view, kind="stable")
             lengths, starts = np.unique(self._length.view[order], return_index=True)
@@ -175,7 +176,7 @@ class Blocks:
 
 @cache
 def kernels() -> Any:
-    """Return the compiled search module, or the numpy one if numba is missing or disabled."""
+    """Return `rouge_compiled`, or `rouge_fallback` if numba is missing or disabled."""
     from instructgen.similarity.jit import COMPILED
 
     name = "rouge_compiled" if COMPILED else "rouge_fallback"
@@ -183,9 +184,10 @@ def kernels() -> Any:
 
 
 def bitmap_widths(lengths: Array) -> Array:
-    """Return the bitmap width for each text length, in 64-bit words.
+    """Return the width of the bitmap for each text length, as a number of 64-bit integers.
 
-    Widths are powers of two from 2 to 64, with at least 4 bits per word up to 1,024 words.
+    Widths are powers of two from 2 to 64. A text of at most 1,024 words gets at least 4 bits for
+    each of its words.
     """
     rough = np.clip(lengths, 32, 16 * _WIDEST) / 16
     widths: Array = (2 ** np.ceil(np.log2(rough))).astype(np.int64)
@@ -198,13 +200,13 @@ def most_words(texts: Texts) -> int:
 
 
 def by_length(texts: Texts) -> Array:
-    """Return the positions of the texts sorted by length, shortest first (stable sort)."""
+    """Return the indices of the texts sorted by length, shortest first (stable sort)."""
     order: Array = np.argsort(np.diff(texts.offsets), kind="stable")
     return order
 
 
 def pick(texts: Texts, order: Array) -> Texts:
-    """Return the texts at the positions ``order``, in that order."""
+    """Return the texts with the indices ``order``, in that order."""
     lengths = np.diff(texts.offsets)[order]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     shift = np.repeat(texts.offsets[order] - offsets[:-1], lengths)

@@ -3,8 +3,8 @@
 Rows are visited in order of priority, and a row is kept unless it is too similar to a row that
 is already kept. The usual method keeps one row of each connected component. A component also
 contains rows that are connected only through a chain of similar rows: on real instructions, most
-rows that this method rejects are not similar to any kept row. This module only counts how many
-rows it would reject.
+rows that the usual method rejects are not similar to any kept row. This module does not use that
+method, and only counts how many rows it would reject.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ _NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
 class RejectedDuplicate:
     """A rejected sample, and the kept sample that it duplicates (``partner``).
 
-    ``row`` and ``partner_row`` are the positions of the two samples in the input. ``score`` is
-    their similarity, measured by ``metric``: ``exact``, ``jaccard``, ``rouge_l`` or ``cosine``.
-    ``stage`` is the stage of `deduplicate` that rejected the sample, and ``reason`` is
-    ``duplicate``, ``paraphrase`` or ``same_frame``. ``detail`` explains the decision in words.
+    ``row`` and ``partner_row`` are the positions of the two samples in the input, counted from 0.
+    ``score`` is the similarity of the two samples, measured by ``metric``: ``exact``,
+    ``jaccard``, ``rouge_l`` or ``cosine``. ``stage`` is the stage of `deduplicate` that rejected
+    the sample, and ``reason`` is ``duplicate``, ``paraphrase`` or ``same_frame`` (the same
+    sentence pattern with different words). ``detail`` describes the decision in a sentence.
     """
 
     row: int
@@ -69,12 +70,12 @@ class RejectedDuplicate:
 class Deduplicated:
     """The result of `deduplicate`: the kept samples in input order, and the rejected samples.
 
-    ``thresholds`` are the maximum similarities of kept samples, by stage. ``largest_component``
-    is the number of rows in the largest connected component of similar rows.
-    ``components_would_reject`` is the number of rows that would be rejected if one row of each
-    component were kept. ``uncompared`` is the number of distinct texts that could not be
-    compared by meaning, because the embedding model does not support the language of the text,
-    of its instruction or of its output.
+    ``thresholds`` gives, for each stage, the similarity above which a sample is a duplicate.
+    ``largest_component`` is the number of rows in the largest connected component of similar
+    rows. ``components_would_reject`` is the number of rows that would be rejected if only one row
+    of each connected component were kept. ``uncompared`` is the number of distinct texts that
+    could not be compared by meaning, because the embedding model does not support the language of
+    the complete text, of the instruction or of the output.
     """
 
     kept: list[Sample]
@@ -86,10 +87,10 @@ class Deduplicated:
     _all_pairs: _AllPairs = field(repr=False, compare=False)
 
     def rethreshold(self, threshold: Thresholds) -> Deduplicated:
-        """Return the result for a different threshold, without searching for pairs again.
+        """Return the result for a different threshold, without searching for similar pairs again.
 
         Args:
-            threshold: a number for all stages, or a dict of numbers by stage.
+            threshold: a number for all stages, or a dict from stage to number.
 
         Raises:
             ConfigError: the threshold is below the ``floor`` that was passed to `deduplicate`.
@@ -98,9 +99,9 @@ class Deduplicated:
         for stage, value in thresholds.items():
             if value < self._all_pairs.floors[stage]:
                 raise ConfigError(
-                    f"threshold {value} for {stage} is too low: only pairs above "
-                    f"{self._all_pairs.floors[stage]} were searched for.",
-                    f"Call deduplicate with floor={value}.",
+                    f"the threshold {value} for the stage {stage} is too low: only pairs with a "
+                    f"similarity above {self._all_pairs.floors[stage]} are known.",
+                    f"Call deduplicate again with floor={value}.",
                 )
         return _select(self._all_pairs, thresholds)
 
@@ -125,33 +126,34 @@ def deduplicate(
         how: stages, in the order in which they are applied. ``exact`` rejects samples that are
             equal except for Unicode form, case and white space; it is always included.
             ``minhash`` compares by Jaccard similarity of words, ``rouge_l`` by ROUGE-L, and
-            ``semantic`` by cosine of embeddings. ``two_key`` compares words and meaning: a
-            sample similar in both is a *duplicate*, and one similar only in meaning is a
-            *paraphrase*. Samples similar only in words have the same *frame*, such as "What is
-            a ...?"; of each frame, ``frame_quota`` samples are kept.
-        priority: which of two duplicates is kept: a sort key, or a list of criteria, the most
-            important first: ``source`` (in the order of ``sources``), ``human`` (human-written
-            first), ``license`` (fewest conditions first), ``quality`` (highest mean score
-            first), ``length`` (longest output first). If two samples are equal by all criteria,
-            the first in the input is kept.
-        threshold: maximum similarity of kept samples: a number for all stages, or a dict of
-            numbers by stage. Default: 0.7 for minhash and rouge_l, 0.9 for semantic; two_key
-            uses those of rouge_l and semantic.
-        compared: text to compare: ``row`` (all text), ``prompt`` (all except the outputs) or
-            ``instruction``. The score of a pair is the lowest of the similarities of all this
-            text, of the instructions, and of each output that is compared. Two rows with the
-            same long input are therefore not duplicates for that reason alone.
-        sources: names of sources, the most trusted first; all others follow in the order in
-            which they appear in the input.
-        floor: search for all pairs above this similarity, so that `Deduplicated.rethreshold`
-            can later use a threshold as low as this.
-        frame_quota: maximum number of rows kept per frame.
-        model: embedding model; see `EmbeddingIndex`.
-        watch: function that is called with the progress.
+            ``semantic`` by the cosine of embeddings. ``two_key`` compares words and meaning: a
+            sample that is similar to a kept sample in both is a *duplicate*, and a sample that is
+            similar only in meaning is a *paraphrase*. Samples that are similar only in words have
+            the same *frame*: the same sentence pattern with different words, such as "What is a
+            ...?". Up to ``frame_quota`` samples with the same frame are kept.
+        priority: determines which of two duplicates is kept: a function that returns a sort key
+            for a sample, or a list of criteria, the most important first: ``source`` (in the
+            order of ``sources``), ``human`` (human-written first), ``license`` (fewest conditions
+            first), ``quality`` (highest mean score first), ``length`` (longest output first). If
+            two samples are equal by all criteria, the first in the input is kept.
+        threshold: similarity above which a sample is a duplicate: a number for all stages, or a
+            dict from stage to number. Default: 0.7 for ``minhash`` and ``rouge_l``, 0.9 for
+            ``semantic``. ``two_key`` uses the thresholds of ``rouge_l`` and ``semantic``.
+        compared: text to compare: ``row`` (all text of the row), ``prompt`` (all text except the
+            outputs) or ``instruction``. This text, the instructions and each compared output are
+            also compared separately, and the lowest similarity is the score of the pair. Two rows
+            are therefore not duplicates only because they have the same long input.
+        sources: names of sources, the most trusted first. Sources that are not named follow in
+            the order in which they appear in the input.
+        floor: similarity above which all pairs are searched for. `Deduplicated.rethreshold` can
+            later use any threshold from this value upward.
+        frame_quota: maximum number of kept samples that have the same frame.
+        model: name or folder of the embedding model; see `EmbeddingIndex`.
+        watch: function that is called with `Progress` events.
 
     Raises:
-        ConfigError: an option is invalid, or a package is missing.
-        InputError: a text is too long, or too many pairs are above ``floor``.
+        ConfigError: an argument is invalid, or a package is missing.
+        InputError: a text is too long, or too many pairs have a similarity above ``floor``.
     """
     _check_names(how, compared, floor, frame_quota)
     thresholds, floors = _thresholds(how, threshold, floor)
@@ -179,27 +181,32 @@ def deduplicate(
 def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quota: int) -> None:
     for name in how:
         if name not in STAGES:
-            raise ConfigError(f"how: unknown stage {name!r}.", suggest(name, [*STAGES]))
+            raise ConfigError(
+                f"the option how contains the unknown stage {name!r}.", suggest(name, [*STAGES])
+            )
     if compared not in _PARTS:
-        raise ConfigError(f"compared: unknown value {compared!r}.", suggest(compared, [*_PARTS]))
+        hint = suggest(compared, [*_PARTS])
+        raise ConfigError(f"the option compared has the unknown value {compared!r}.", hint)
     if not 0 < floor < 1:
-        raise ConfigError(f"floor is {floor}, but must be between 0 and 1.")
+        raise ConfigError(f"the option floor is {floor}, but must be between 0 and 1.")
     if not 1 <= frame_quota < 2**31:
-        raise ConfigError(f"frame_quota is {frame_quota}, but must be between 1 and {2**31 - 1}.")
+        raise ConfigError(
+            f"the option frame_quota is {frame_quota}, but must be between 1 and {2**31 - 1}."
+        )
 
 
 def _thresholds(
     how: Sequence[str], threshold: Thresholds | None, floor: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the maximum similarity of kept rows and the minimum to search for, by stage."""
+    """Return the threshold of each stage, and the similarity above which it searches for pairs."""
     thresholds = {stage: THRESHOLDS[stage] for stage in measures(how)}
     if threshold is not None:
         thresholds.update(_by_stage(threshold, how))
     floors = {stage: min(floor, value) for stage, value in thresholds.items()}
     if floors.get("minhash", 1) < _MIN_JACCARD:
         raise ConfigError(
-            f"threshold or floor {floors['minhash']} for minhash is too low.",
-            f"The minimum is {_MIN_JACCARD}.",
+            f"the threshold or floor {floors['minhash']} for the stage minhash is too low.",
+            f"Use a value of at least {_MIN_JACCARD}.",
         )
     return thresholds, floors
 
@@ -208,13 +215,13 @@ def _check_length(text: str, position: int, sample: Sample) -> None:
     # A text has at most as many words as characters, so most texts need no tokenizing.
     if len(text) > MOST_WORDS and len(tokenize(text)) > MOST_WORDS:
         raise InputError(
-            f"row {position} (id {sample.id}) has more than {MOST_WORDS:,} words.",
+            f"row {position} (id {sample.id}) has more than {MOST_WORDS:,} words, the maximum.",
             hint="Shorten or remove the row.",
         )
 
 
 def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared) -> list[list[int]]:
-    """Return the positions of samples in groups of equal samples, the one to keep first."""
+    """Group equal samples; return the positions of each group, the sample to keep first."""
     first: dict[tuple[str, ...], int] = {}
     copies: list[list[int]] = []
     for position in order:
@@ -228,7 +235,7 @@ def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared)
 
 @dataclass(frozen=True, slots=True)
 class _AllPairs:
-    """All similar pairs that were found, and other data that do not depend on a threshold."""
+    """The similar pairs that were found, and the other data that `_select` needs."""
 
     samples: Sequence[Sample]
     how: tuple[str, ...]
@@ -240,7 +247,7 @@ class _AllPairs:
 
 
 class _Reason(NamedTuple):
-    """The reason why a text is rejected; ``partner`` is the index of the similar kept text."""
+    """Why a text is rejected; ``partner`` is the index of the kept text that is similar to it."""
 
     partner: int
     metric: str
@@ -251,7 +258,7 @@ class _Reason(NamedTuple):
 
 
 def _select(all_pairs: _AllPairs, thresholds: dict[str, float]) -> Deduplicated:
-    """Visit the texts in order of priority, and keep a text unless a kept one is too similar."""
+    """Visit the texts in order of priority; keep a text unless it is too similar to a kept text."""
     tables = {stage: above(table, thresholds[stage]) for stage, table in all_pairs.tables.items()}
     count = len(all_pairs.copies)
     kept = np.ones(count, np.bool_)
@@ -292,7 +299,7 @@ def _reason_to_reject(
     kept: Array,
     frame_quota: int,
 ) -> _Reason | None:
-    """Return the reason why a stage rejects a text, or None if it does not reject it."""
+    """Return the reason why a stage rejects a text, or None if the stage accepts the text."""
     if stage == "exact":
         return None
     if stage != "two_key":
@@ -316,14 +323,14 @@ def _reason_to_reject(
         best = int(score.argmax())
         detail = (
             f"ROUGE-L {score[best]:.3f}, cosine {float(other[best]):.3f}; "
-            f"{len(row)} kept rows have similar words"
+            f"{len(row)} kept rows are similar in words"
         )
         return _Reason(int(row[best]), "rouge_l", float(score[best]), stage, "same_frame", detail)
     return None
 
 
 def _partners(table: Table, text: int, kept: Array) -> tuple[Array, Array, Array]:
-    """Return the kept rows that are similar to a text, and their scores by both measures."""
+    """Return the kept texts that are similar to a text, and their scores by both measures."""
     begin, end = np.searchsorted(table.text, [text, text + 1])
     alive = kept[table.row[begin:end]]
     other = table.score if table.other is None else table.other
@@ -340,21 +347,24 @@ def _removed_row(all_pairs: _AllPairs, row: int, reason: _Reason) -> RejectedDup
 def _check_result(
     removed: list[RejectedDuplicate], rows: int, kept: int, thresholds: dict[str, float]
 ) -> None:
-    """Check that each rejected row is similar to a kept row, and that the row counts add up."""
+    """Check that each rejected row is similar to a kept row, and that no row is missing."""
     minimum = {_METRICS[stage]: value for stage, value in thresholds.items()}
     rejected = {r.row for r in removed}
     for r in removed:
         if r.partner_row in rejected or r.score <= minimum.get(r.metric, 0):
             raise AssertionError(
                 f"row {r.row} is rejected as a duplicate of row {r.partner_row}, which is not kept "
-                f"or not similar: {r.detail}"
+                f"or not similar: {r.detail}. This is a bug; please report it."
             )
     if len(rejected) != len(removed) or len(rejected) + kept != rows:
-        raise AssertionError(f"{kept} kept + {len(removed)} rejected rows are not {rows} rows")
+        raise AssertionError(
+            f"{kept} kept and {len(removed)} rejected rows do not add up to the {rows} input rows. "
+            "This is a bug; please report it."
+        )
 
 
 def _components(count: int, tables: list[Table]) -> Array:
-    """For each text, return the smallest index of the texts in its connected component."""
+    """For each text, return the smallest index among the texts of its connected component."""
     label = np.arange(count)
     a = np.concatenate([np.zeros(0, np.int64), *(t.text for t in tables)])
     b = np.concatenate([np.zeros(0, np.int64), *(t.row for t in tables)])
@@ -376,10 +386,13 @@ def _by_stage(threshold: Thresholds, how: Sequence[str]) -> dict[str, float]:
     for stage, value in by_stage.items():
         if stage not in used:
             raise ConfigError(
-                f"threshold for {stage!r}: this stage is not selected.", suggest(stage, used)
+                f"the option threshold has a value for {stage!r}, which is not a selected stage.",
+                suggest(stage, used),
             )
         if not 0 < value < 1:
-            raise ConfigError(f"threshold for {stage} is {value}, but must be between 0 and 1.")
+            raise ConfigError(
+                f"the threshold for the stage {stage} is {value}, but must be between 0 and 1."
+            )
     return dict(by_stage)
 
 
@@ -401,14 +414,15 @@ def _sort_key(
     for name in priority:
         if name not in keys:
             raise ConfigError(
-                f"priority: unknown criterion {name!r}.", suggest(name, [*PRIORITIES])
+                f"the option priority contains the unknown criterion {name!r}.",
+                suggest(name, [*PRIORITIES]),
             )
     chosen = [keys[name] for name in priority]
     return lambda s: tuple(key(s) for key in chosen)
 
 
 def _quality_key(sample: Sample) -> tuple[bool, float]:
-    """Return a sort key: highest mean score first, samples without a score last."""
+    """Return a sort key that puts high mean scores first and samples without a score last."""
     known = [s.value for s in sample.scores if s.value is not None and isfinite(s.value)]
     return (not known, -sum(known) / len(known) if known else 0.0)
 

@@ -1,9 +1,9 @@
 """An append-only index that finds texts with nearly the same meaning by their embeddings.
 
 Two texts match when the cosine of their vectors, rounded to four digits, is above the threshold.
-An index of up to 50,000 rows compares a text with every row. A larger index finds the nearest
-rows with a graph (HNSW, Malkov and Yashunin 2016, implemented by usearch), and then computes
-their exact cosines.
+If an index has up to 50,000 rows, a text is compared with every row. In a larger index, a graph
+(HNSW, Malkov and Yashunin 2016, implemented by usearch) finds the rows nearest to the text, and
+then the exact cosines of these rows are computed.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ _FIRST_PASS_BELOW = 0.18
 
 
 class EmbeddingIndex:
-    """Index of texts that finds the rows whose meaning is nearly the same as a new text's.
+    """Index of texts that finds the rows with nearly the same meaning as a new text.
 
     Args:
         threshold: cosine in (0, 1) above which a pair matches.
-        model: ``minilm`` (for English, installed as a package), a folder, or a Hub name.
-        first_pass: search with static word vectors first, and run the model only on texts that
-            are similar to others by these vectors. This finds about 98 of 100 matching pairs,
-            and saves time if few texts are similar to others.
-        exact_rows: maximum number of rows for which every row is compared. A larger index is
-            searched with a graph.
+        model: the embedding model: ``minilm`` (for English, installed as a package), a folder, or
+            a Hub name.
+        first_pass: whether to search with static word vectors first, and to run the model only on
+            texts that are similar to another text by these vectors. This finds about 98 of 100
+            matching pairs, and saves time if few texts are similar to another text.
+        exact_rows: maximum number of rows up to which a text is compared with every row. A larger
+            index is searched with a graph.
 
-    The model cannot encode texts without words or texts in a language that it does not support.
-    Such texts match nothing; ``unread`` is the number of rows with such a text.
+    The model cannot encode a text that has no words, or whose language it does not support. Such
+    a text never matches; the attribute ``unread`` is the number of rows with such a text.
 
     Raises:
         ValueError: the threshold is out of range.
-        ConfigError: a package or the model is missing.
+        ConfigError: a required package or the model is missing.
     """
 
     def __init__(
@@ -84,9 +85,9 @@ class EmbeddingIndex:
                 self._lazy.add(part)
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """For each text, return its best match, or None if no row is above the threshold.
+        """For each text, return its best match, or None if no row scores above the threshold.
 
-        If several rows match equally well, the first of them is returned.
+        If several rows match equally well, the first of these rows is returned.
 
         Raises:
             ConfigError: the model cannot be loaded.
@@ -120,7 +121,7 @@ class EmbeddingIndex:
         return joined(results)
 
     def vectors(self, rows: Array) -> Array:
-        """Return the model's vectors for these rows: float32 (rows, width), with norm 1 or 0."""
+        """Return the model's vectors of these rows: float32, shape (rows, width), norm 1 or 0."""
         opened = self._open_rows()
         return opened.view[rows] if self._lazy is None else self._lazy.vectors(rows)
 
@@ -143,7 +144,7 @@ class EmbeddingIndex:
 
 
 class _Rows:
-    """The vectors of all rows, and the search for the vectors that are similar to a query."""
+    """The vectors of all rows, and a search for the rows whose vectors are similar to a query's."""
 
     def __init__(self, width: int, exact: int) -> None:
         self._vectors = Growing(np.zeros((0, width), np.float32))
@@ -205,7 +206,7 @@ class LazyVectors:
         self._known = Growing(np.zeros(0, np.bool_))
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts."""
+        """Append these texts. Their vectors are not computed yet."""
         self._texts += texts
         self._vectors.reserve(len(texts))
         self._known.reserve(len(texts))
@@ -216,7 +217,7 @@ class LazyVectors:
         return self._vectors.view[rows]
 
     def decide(self, texts: Sequence[str], guessed: Pairs, threshold: float) -> Pairs:
-        """Return the guessed pairs whose cosine, computed by the model, is above the threshold."""
+        """Return those pairs of ``guessed`` whose cosine by the model is above the threshold."""
         queried = np.unique(guessed.text)
         ours = np.zeros((len(texts), self._vectors.view.shape[1]), np.float32)
         ours[queried] = self._model.encode([texts[t] for t in queried])
@@ -231,7 +232,7 @@ class LazyVectors:
 
 
 def cosines(text: Array, row: Array, ours: Array, theirs: Array) -> Array:
-    """For each pair, return the rounded cosine of ``ours[text]`` and ``theirs[row]``."""
+    """For each pair, return the cosine of ``ours[text]`` and ``theirs[row]``, to four digits."""
     parts = [np.zeros(0, np.float32)]
     for at in range(0, len(text), _PAIRS_AT_ONCE):
         part = slice(at, at + _PAIRS_AT_ONCE)
@@ -256,5 +257,5 @@ def _above(text: Array, row: Array, cosine: Array, threshold: float) -> Pairs:
 
 
 def _rounded(cosine: Array) -> Array:
-    """Round to four digits, because the last bits depend on the other texts in the batch."""
+    """Round cosines to four digits: the last bits depend on the other texts in the batch."""
     return np.round(np.minimum(cosine, 1).astype(np.float64), 4)

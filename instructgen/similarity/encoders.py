@@ -1,9 +1,9 @@
 """Encode texts as unit vectors, with a sentence-transformers model or its static word vectors.
 
 A model that was trained for one language also returns vectors for texts in other languages, but
-they are meaningless: with the packaged MiniLM, unrelated Persian tasks have a cosine of 0.95, and
-"你吃什么" and "你说得对" have a cosine of 1. In this module, texts in a language that the model
-does not support therefore get a zero vector.
+these vectors are meaningless: with the included MiniLM model, unrelated Persian tasks have a
+cosine of 0.95, and "你吃什么" and "你说得对" have a cosine of 1. In this module, texts in a
+language that the model does not support therefore get a zero vector.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class TextEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Array:
         """Return float32 unit vectors of shape (texts, width).
 
-        A text without words, or in an unsupported language, gets a zero vector.
+        A text that has no words, or whose language is not supported, gets a zero vector.
         """
 
 
 def check_model(name: str) -> None:
-    """Check that a model's folder and the packages to load it exist, without loading the model.
+    """Check that an embedding model and the packages to load it exist, without loading it.
 
     Raises:
-        ConfigError: a package is missing, or the folder does not exist.
+        ConfigError: a package is missing, or the folder of the model does not exist.
     """
     for package in ("sentence_transformers", "usearch"):
         if importlib.util.find_spec(package) is None:
@@ -77,7 +77,7 @@ def encoder(name: str) -> SentenceEncoder:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model. It encodes only the first tokens of a text (MiniLM: 256)."""
+    """A sentence-transformers model. Only the first tokens of a text are used (MiniLM: 256)."""
 
     def __init__(self, name: str) -> None:
         import logging as stdlib_logging
@@ -94,7 +94,7 @@ class SentenceEncoder:
             self._model: Any = SentenceTransformer(_folder(name), trust_remote_code=False)
         except Exception as error:
             raise ConfigError(
-                f"embedding model {name} cannot be loaded ({first_line(error)}).",
+                f"the embedding model {name} cannot be loaded ({first_line(error)}).",
                 "Use the folder or Hub name of a sentence-transformers model.",
             ) from error
         finally:
@@ -132,7 +132,7 @@ class SentenceEncoder:
 
     @cached_property
     def static(self) -> StaticEncoder:
-        """An encoder with static word vectors, computed from this model once and cached on disk."""
+        """An encoder with static word vectors computed from this model, and cached on disk."""
         path = model_cache() / f"static-{self._digest()}.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,19 +149,20 @@ class SentenceEncoder:
         return digest.hexdigest()[:16]
 
     def _distill(self) -> Array:
-        """Return a vector for each token of the vocabulary (Model2Vec, Tulkens, van Dongen 2024).
+        """Return a vector for each token of the vocabulary (Model2Vec; Tulkens, van Dongen 2024).
 
         The vector is the model's output for the token alone, reduced to principal components.
-        Frequent tokens get lower weights (SIF, Arora et al. 2017). The frequency of a token is
-        estimated from its rank in the vocabulary by Zipf's law.
+        It is multiplied by a weight that is lower for frequent tokens (SIF; Arora et al. 2017).
+        The frequency of a token is estimated from its rank in the vocabulary by Zipf's law.
         """
         import torch
 
         special = self.tokenizer("")["input_ids"]
         if len(special) != 2:
             raise ConfigError(
-                f"embedding model {self.name}: its tokenizer does not support static vectors.",
-                "Do not set first_pass.",
+                f"the embedding model {self.name} does not support static vectors, because its "
+                "tokenizer does not add exactly two special tokens.",
+                "Use first_pass=False.",
             )
         count = len(self.tokenizer)
         vectors = []
@@ -183,7 +184,7 @@ class SentenceEncoder:
 
 
 class StaticEncoder:
-    """Encoder that averages static word vectors: 50 times as fast as the model, but less exact."""
+    """Encoder that averages static word vectors: 50 times as fast as its model, but less exact."""
 
     def __init__(self, model: SentenceEncoder, vectors: Array) -> None:
         self._model, self._vectors = model, vectors
@@ -217,7 +218,7 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _check_complete(name: str, folder: str, model: Any) -> None:
-    """Raise ConfigError if the folder lacks weights of the model, which would then be random."""
+    """Raise ConfigError if the folder lacks weights of the model, because they would be random."""
     from safetensors import safe_open
 
     keys: set[str] = set()
@@ -233,7 +234,7 @@ def _check_complete(name: str, folder: str, model: Any) -> None:
     tails = {key.split(".", n)[-1] for key in keys for n in (0, 1, 2)}
     if missing := [k for k in wanted if k not in tails and "position_ids" not in k]:
         raise ConfigError(
-            f"embedding model {name}: {len(missing):,} weights are missing, such as {missing[0]}.",
+            f"the embedding model {name} lacks {len(missing):,} weights, such as {missing[0]}.",
             "Check that the folder is complete and that its files belong to the same model.",
         )
 
@@ -243,14 +244,14 @@ def _folder(name: str) -> str:
         spec = importlib.util.find_spec(_MINILM_PACKAGE)
         if spec is None or spec.origin is None:
             raise ConfigError(
-                f"embedding model {MINILM}: its package is not installed.",
-                "Run: pip install 'instructgen[semantic]', or use another model.",
+                f"the package of the embedding model {MINILM} is not installed.",
+                "Run: pip install 'instructgen[semantic]', or use a different model.",
             )
         return str(Path(spec.origin).parent / "model")
     path = Path(name).expanduser()
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ConfigError(
-            f"embedding model {name}: the folder does not exist.",
+            f"the folder of the embedding model {name} does not exist.",
             f"Use the folder or Hub name of a sentence-transformers model, or {MINILM}.",
         )
     return str(path) if path.is_dir() else name

@@ -1,7 +1,7 @@
-"""Write each index as a single file of arrays, and read such files by mapping them into memory.
+"""Write an index to a single file of arrays, and read such a file by mapping it into memory.
 
-The first line of a file names the kind of index. The second line contains the settings of the
-index and the types of its arrays as JSON. The arrays follow, each aligned to 64 bytes.
+The first line of the file names the kind of index. The second line is JSON with the settings of
+the index and the data types and shapes of its arrays. The arrays follow, each aligned to 64 bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequenc
     """Write an index to a file. An existing file is replaced only when the new one is complete.
 
     Raises:
-        OSError: the file cannot be written; an existing file stays unchanged.
+        OSError: the new file cannot be written; an existing file stays unchanged.
     """
     header = {"settings": settings, "arrays": [[a.dtype.str, a.shape] for a in arrays]}
     path = Path(path)
@@ -40,7 +40,7 @@ def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequenc
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
-    """Return the settings and arrays of an index. Changes to the arrays do not change the file.
+    """Read the settings and arrays of an index. Changes to the arrays do not change the file.
 
     Raises:
         InputError: the file is not an index of this kind, or is damaged or truncated.
@@ -49,7 +49,9 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
     path = Path(path)
     with path.open("rb") as file:
         if file.readline(200) != f"instructgen {kind}\n".encode():
-            raise InputError(f"the file is not a {kind!r} file.", path=path, hint="Check the path.")
+            raise InputError(
+                f"the file does not contain a {kind!r}.", path=path, hint="Check the path."
+            )
         try:
             header = json.loads(file.readline())
             settings = dict(header["settings"])
@@ -57,7 +59,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
             counts = [int(np.prod(shape)) for _, shape in kinds]
         except (ValueError, TypeError, KeyError):
             hint = "Save the index again."
-            raise InputError("the header is damaged.", path=path, hint=hint) from None
+            raise InputError("the header of the file is damaged.", path=path, hint=hint) from None
         start = file.tell()
     data = np.memmap(path, np.uint8, mode="c")
     arrays: list[Array] = []
@@ -65,7 +67,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
         start += -start % _ALIGNED
         end = start + count * dtype.itemsize
         if end > len(data):
-            raise InputError("the index is truncated.", path=path, hint="Save the index again.")
+            raise InputError("the file is truncated.", path=path, hint="Save the index again.")
         arrays.append(np.asarray(data[start:end]).view(dtype).reshape(shape))
         start = end
     return settings, arrays

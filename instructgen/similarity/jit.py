@@ -13,7 +13,7 @@ COMPILED = njit is not None and not config.DISABLE_JIT
 
 
 def jit(function):
-    """Return the compiled function, or the function itself if numba is missing."""
+    """Compile a function with numba; return it unchanged if numba is not installed."""
     if njit is None:
         return function
     try:

@@ -1,4 +1,4 @@
-"""Results of a search in an index: the best match of a text, or all pairs that match."""
+"""Results of a search in an index: the best match of each text, or all matching pairs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MAX_PAIRS = 100_000_000
 
 
 class Match(NamedTuple):
-    """The row of an index that is most similar to a text: the score and the row number."""
+    """The best match of a text in an index: the similarity score and the row number."""
 
     score: float
     row: int
 
 
 class Pairs(NamedTuple):
-    """Pairs of a text and a matching row. Entry k of each array belongs to the k-th pair."""
+    """Matching pairs. Pair k consists of the text ``text[k]`` and the index row ``row[k]``."""
 
     text: Array
     row: Array
@@ -29,7 +29,7 @@ class Pairs(NamedTuple):
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
-    """Return the pairs of all parts as one object, sorted by text and row."""
+    """Join several `Pairs` into one, sorted by text and then by row."""
     empty = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     text, row, score = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
     order = np.lexsort((row, text))
@@ -44,6 +44,6 @@ def check_count(pairs: int) -> None:
     """
     if pairs > _MAX_PAIRS:
         raise InputError(
-            f"more than {_MAX_PAIRS:,} pairs of texts are above the threshold.",
+            f"more than {_MAX_PAIRS:,} pairs of texts have a similarity above the threshold.",
             hint="Raise the threshold.",
         )

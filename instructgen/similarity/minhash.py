@@ -3,11 +3,11 @@
 The Jaccard similarity of two texts is the fraction of their distinct words (or word n-grams) that
 both texts contain. Candidates are found with MinHash signatures that are divided into bands
 (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4). The exact similarity of each
-candidate is then computed, so all reported matches are correct. A pair above the threshold is
-found with a probability of at least ``recall``.
+candidate is then computed, so all reported matches are correct. A pair with a similarity above the
+threshold is found with a probability of at least ``recall``.
 
-The signatures equal those of datasketch (scheme ``affine32``, seed 1), so datasketch can compare
-and store them.
+The signatures are identical to those of the package datasketch (scheme ``affine32``, seed 1), so
+datasketch can compare and store them.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ def jaccard(a: Set[str], b: Set[str]) -> float:
 
 
 def runs(words: Sequence[str], ngram: int) -> list[str]:
-    """Return the n-grams of ``ngram`` words. A list of fewer words is a single n-gram."""
+    """Return all n-grams of ``ngram`` words. A list of fewer words is one n-gram."""
     last = max(len(words) - ngram + 1, min(len(words), 1))
     return [" ".join(words[i : i + ngram]) for i in range(last)]
 
 
 class MinHashIndex:
-    """Index of texts that finds the rows that have most of their words in common with a new text.
+    """Index of texts that finds the rows that share most of their words with a new text.
 
     Args:
         threshold: Jaccard similarity in (0, 1) above which a pair matches.
         ngram: number of words in an n-gram. Use 1 for short texts: a text of fewer than
             ``ngram`` words is a single n-gram.
-        recall: minimum probability that a pair above the threshold is found.
+        recall: minimum probability that a pair with a similarity above the threshold is found.
         permutations: number of hash values in a signature.
-        tokenizer: ``unicode`` for words in any script, ``ascii`` for the words of rouge-score.
+        tokenizer: ``unicode`` for words in any writing system, ``ascii`` to split texts like the
+            package rouge-score.
 
     Raises:
         ValueError: an argument is out of range, or there are too few permutations for the recall.
@@ -97,15 +98,15 @@ class MinHashIndex:
         self._look_up(texts, look=False, put=True)
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """For each text, return the best match that is found, or None.
+        """For each text, return the best match that is found, or None if no match is found.
 
-        Scores are exact. If several rows match equally well, the first of them is returned. An
-        empty text matches nothing.
+        Scores are exact. If several rows match equally well, the first of these rows is returned.
+        A text without words matches nothing.
         """
         return self._look_up(texts, look=True, put=False)
 
     def pairs(self, texts: Sequence[str]) -> Pairs:
-        """Return the pairs of a text and a matching row that are found, sorted by text and row.
+        """Return all pairs of a text and a matching row that are found, sorted by text and row.
 
         Raises:
             InputError: there are more than 100 million pairs.
@@ -125,21 +126,22 @@ class MinHashIndex:
         return joined(results)
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
-        """Append each text unless it matches a row or an earlier text that was appended.
+        """Append each text unless it matches a row; texts appended before it count as rows.
 
         Returns:
-            The positions of the appended texts, and (position, match) for each rejected text.
+            The positions in ``texts`` of the appended texts, and (position, match) for each text
+            that was not appended.
         """
         results = self._look_up(texts, look=True, put=True)
         kept = [i for i, match in enumerate(results) if match is None]
         return kept, [(i, match) for i, match in enumerate(results) if match is not None]
 
     def signatures(self, texts: Sequence[str]) -> Array:
-        """Return uint32 signatures of shape (texts, permutations), equal to those of datasketch."""
+        """Return uint32 signatures of shape (texts, permutations), as datasketch computes them."""
         return self._signatures(self._encode(texts))
 
     def minhash(self, text: str) -> MinHash:
-        """Return the signature of a text as a `MinHash` of datasketch, to use in its indexes."""
+        """Return the signature of a text as a `MinHash`, to use in indexes of datasketch."""
         return self._as_minhash(self.signatures([text])[0])
 
     def lsh(self, storage_config: dict[str, Any] | None = None) -> MinHashLSH:
@@ -147,7 +149,7 @@ class MinHashIndex:
 
         Args:
             storage_config: configuration of a storage back end of datasketch, such as Redis.
-                Default: in memory.
+                Default: the datasketch index is kept in memory.
         """
         from datasketch import MinHashLSH
 
@@ -205,7 +207,7 @@ class MinHashIndex:
         return results
 
     def _run(self, sets: Texts, *, look: bool, put: bool, pairs: Array) -> tuple[Array, int]:
-        """Return the array ``best`` and the number of pairs; see `minhash_kernels.run`."""
+        """Return the array ``best`` and the number of matching pairs; see `minhash_kernels.run`."""
         count = len(sets.offsets) - 1
         best, rows = np.zeros((count, 3), np.int64), len(self)
         if put:
@@ -289,7 +291,7 @@ class MinHashIndex:
         return signatures
 
     def _bands(self, signatures: Array) -> Array:
-        """Return an int64 key for each text and band; equal bands have equal keys."""
+        """Return an int64 key for each band of each signature. Equal bands have equal keys."""
         shaped = signatures[:, : self.bands * self.rows_per_band].astype(np.uint64)
         shaped = shaped.reshape(-1, self.bands, self.rows_per_band)
         key = np.tile(np.arange(self.bands, dtype=np.uint64), (len(shaped), 1))
@@ -300,10 +302,10 @@ class MinHashIndex:
 
 
 def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, int]:
-    """Return the number of bands and the number of signature values (rows) per band.
+    """Return the number of bands, and the number of signature values (rows) in each band.
 
-    Bands are as long as the recall allows. Two texts with similarity s agree in at least one of
-    b bands of r rows with probability 1 - (1 - s**r)**b.
+    Bands have as many rows as the recall allows. Two texts with similarity s agree in at least one
+    of b bands of r rows with probability 1 - (1 - s**r)**b.
 
     Raises:
         ValueError: there are too few permutations for this recall.
@@ -313,15 +315,16 @@ def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, 
         if 1 - (1 - threshold**rows) ** bands >= recall:
             return bands, rows
     raise ValueError(
-        f"recall {recall} at threshold {threshold} requires more than {permutations} permutations"
+        f"the recall {recall} at the threshold {threshold} requires more than {permutations} "
+        "permutations"
     )
 
 
 def _simplified(threshold: Fraction) -> Fraction:
     """Return the largest fraction not above the threshold whose denominator is at most 2**24.
 
-    The same similarities are above this fraction as above the threshold, because no text has
-    that many distinct words. Unlike 0.7000000000000001, it can be multiplied without overflow.
+    A similarity is above this fraction exactly if it is above the threshold, because no text has
+    2**24 distinct words. The smaller numerator and denominator can be multiplied without overflow.
     """
     (p0, q0), (p1, q1) = (0, 1), (1, 0)
     n, d = threshold.numerator, threshold.denominator
@@ -342,7 +345,7 @@ def _permutations(count: int) -> tuple[Array, Array]:
 
 
 def _hash_ngrams(names: Sequence[str]) -> Array:
-    """Return datasketch's hashes: four bytes of SHA-1, mixed by the finalizer of MurmurHash3."""
+    """Hash n-grams like datasketch: four bytes of SHA-1, mixed by the finalizer of MurmurHash3."""
     digests = [
         hashlib.sha1(name.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()[:4]
         for name in names

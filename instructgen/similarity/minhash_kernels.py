@@ -1,6 +1,6 @@
 """Inner loops of `instructgen.similarity.minhash`, compiled with numba if it is installed.
 
-Without numba the same functions run as plain Python, and signatures are computed with numpy.
+Without numba, the same functions run as plain Python, and signatures are computed with numpy.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -13,7 +13,7 @@ from instructgen.similarity.jit import COMPILED, jit
 
 
 def signatures(hashes, a, b, words, offsets):
-    """For each text and permutation, return the minimum of ``a * hash + b`` mod 2**32."""
+    """For each text and permutation, return the minimum of a * hash + b mod 2**32 of all words."""
     out = np.full((len(offsets) - 1, len(a)), 0xFFFFFFFF, np.uint32)
     if COMPILED:
         _minimum_hashes(hashes, a, b, words, offsets, out)
@@ -37,7 +37,7 @@ def _minimum_hashes(hashes, a, b, words, offsets, out):
 
 @jit
 def _slot(keys, heads, key):
-    """Return the slot of a key in the hash table, or the empty slot where it would be inserted."""
+    """Return the slot of a key in the hash table, or the empty slot for inserting the key."""
     slot = key & (len(keys) - 1)
     while heads[slot] >= 0 and keys[slot] != key:
         slot = (slot + 1) & (len(keys) - 1)
@@ -46,7 +46,7 @@ def _slot(keys, heads, key):
 
 @jit
 def rehash(old_keys, old_heads, keys, heads):
-    """Copy the entries of a hash table to a larger, empty one."""
+    """Copy the entries of a hash table to a larger, empty hash table."""
     for i in range(len(old_keys)):
         if old_heads[i] >= 0:
             slot = _slot(keys, heads, old_keys[i])
@@ -55,7 +55,7 @@ def rehash(old_keys, old_heads, keys, heads):
 
 @jit
 def _insert(bands, row, keys, heads, chain):
-    """Insert a row at the head of the chain of each of its bands; return how many slots are new."""
+    """Put a row first in the chain of rows of each of its bands; return how many slots are new."""
     new_slots = 0
     for k in range(len(bands)):
         slot = _slot(keys, heads, bands[k])
@@ -67,13 +67,14 @@ def _insert(bands, row, keys, heads, chain):
 
 @jit
 def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark, text, pairs, found):
-    """Among the rows with a band in common, find the one with the highest Jaccard above p/q.
+    """Among rows that share a band with a text, find the one with the highest Jaccard above p/q.
 
-    ``ours`` contains the word numbers of the text in ascending order without duplicates, like
-    those of every row. Returns the row or -1, the number of words in both texts, the number in
-    either text, and ``found``. If ``pairs`` is not empty, all rows above p/q are written to it
-    instead, starting at index ``found``. The returned row is then -1, and the returned ``found``
-    is the new number of pairs.
+    ``ours`` contains the word numbers of the text in ascending order without duplicates. The word
+    numbers of every row are stored in the same way. Returns the row number or -1, the number of
+    words that both texts contain, the number that at least one of them contains, and ``found``.
+    If ``pairs`` is not empty, all rows above p/q are written to ``pairs`` instead, starting at
+    index ``found``. The returned row number is then -1, and the returned ``found`` is the new
+    number of pairs.
     """
     row, common, either = -1, 0, 1
     for k in range(len(bands)):
@@ -133,10 +134,11 @@ def run(
     """Search for each text if ``look`` is true; append texts without a match if ``put`` is true.
 
     ``row`` is the number of the next row. The arrays must have room for all texts. Fills ``best``
-    of shape (texts, 3) with the matching row or -1, the number of words in both texts, and the
-    number in either text. If ``pairs`` of shape (capacity, 4) is not empty, every matching pair
-    is written to it instead: the text, the row and the same two counts. Returns the number of
-    rows, of new slots and of pairs, including pairs that did not fit.
+    of shape (texts, 3) with the number of the best matching row or -1, the number of words that
+    both texts contain, and the number that at least one of them contains. If ``pairs`` of shape
+    (capacity, 4) is not empty, every matching pair is written to ``pairs`` instead: the text, the
+    row and the same two word counts. Returns the number of rows, the number of new slots in the
+    hash table, and the number of pairs, including pairs for which ``pairs`` has no room.
     """
     new_slots, found = 0, 0
     for i in range(len(best)):

@@ -1,7 +1,8 @@
 """Find all pairs of similar texts, by each measure that deduplication uses.
 
-The score of a pair is the lowest of the similarities of the complete texts and of given parts of
-them, such as their instructions. This module does not decide which rows are kept.
+The complete texts of a pair are compared, and also the parts that the caller passes, such as the
+instructions. The lowest of these similarities is the score of the pair. This module does not
+decide which rows are kept.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ _TEXTS_AT_ONCE = 2048
 class Table:
     """Pairs of similar texts, and their scores.
 
-    ``text`` and ``row`` are the indices of the two texts in order of priority (``row < text``).
-    ``other`` contains the scores by the second measure of two_key, if that stage is used.
+    Pair k consists of the texts with the indices ``text[k]`` and ``row[k]``. Texts are sorted by
+    priority, and ``row[k] < text[k]``. If the stage ``two_key`` is used, which compares by two
+    measures, ``other`` contains the scores by the second measure.
     """
 
     text: Array
@@ -40,7 +42,7 @@ class Table:
 
 
 def measures(how: Sequence[str]) -> list[str]:
-    """Return the similarity measures that these stages use."""
+    """Return the similarity measures that these stages of deduplication use."""
     needed = {"rouge_l", "semantic"} if "two_key" in how else set()
     return [stage for stage in THRESHOLDS if stage in how or stage in needed]
 
@@ -59,10 +61,10 @@ def tables_of(
     model: str,
     watch: Watch | None,
 ) -> tuple[dict[str, Table], int]:
-    """Return the similar pairs by measure, and the number of texts the model does not support.
+    """Return the similar pairs by measure, and the number of texts in unsupported languages.
 
-    ``keys`` are lists of parts of the texts, such as the instructions. These parts must be as
-    similar as the complete texts.
+    Each list in ``keys`` contains one part of every text, such as its instruction. The similarity
+    of these parts must be above the threshold too.
     """
     whole, parts = _PairScorer(texts, model), [_PairScorer(key, model) for key in keys]
     tables: dict[str, Table] = {}
@@ -90,7 +92,7 @@ def tables_of(
 
 
 def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
-    """Return the similar pairs of each text and an earlier text."""
+    """Return the pairs of a text and an earlier text that are similar."""
     parts: list[Pairs] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         chunk = texts[start : start + _TEXTS_AT_ONCE]
@@ -106,7 +108,7 @@ def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watc
 
 
 class _PairScorer:
-    """Computes the similarities of given pairs of texts, or of parts of texts, by any measure."""
+    """Computes the similarity of given pairs of texts by any measure."""
 
     def __init__(self, texts: list[str], model: str) -> None:
         self._texts, self._model = texts, model
@@ -114,7 +116,7 @@ class _PairScorer:
         self.vectors: Callable[[Array], Array] = self._embedded
 
     def scores(self, stage: str, pairs: Pairs | Table) -> Array:
-        """Return the similarity of each pair: 1 if its texts are equal or both have no words."""
+        """Return the similarity of each pair. It is 1 if the texts are equal or have no words."""
         text, row = pairs.text.tolist(), pairs.row.tolist()
         differ = [self._differ(a, b) for a, b in zip(text, row, strict=True)]
         result = np.ones(len(text))
@@ -131,7 +133,7 @@ class _PairScorer:
         return result
 
     def unread(self) -> Array:
-        """For each text, return whether it has words in a language the model does not support."""
+        """Return which texts have words but are in a language that the model does not support."""
         filled = np.array([bool(self._words_of(i)) for i in range(len(self._texts))], np.bool_)
         return filled & ~encoder(self._model).reads(self._texts)
 
@@ -159,7 +161,7 @@ class _PairScorer:
 
 
 def above(table: Table, threshold: float) -> Table:
-    """Return the pairs whose score is above the threshold."""
+    """Return the pairs of a table whose score is above the threshold."""
     matching = table.score > threshold
     other = None if table.other is None else table.other[matching]
     return Table(table.text[matching], table.row[matching], table.score[matching], other)

@@ -2,19 +2,20 @@
 
 The F-measure of ROUGE-L is 2*LCS/(m+n) for texts of m and n words, where LCS is the length of
 their longest common subsequence (Lin 2004, with equal weights for precision and recall). A pair
-matches when 2*LCS*q > p*(m+n) for the threshold p/q. The comparison uses integers, because in
-floating point, 33 of 147 real pairs at exactly 7/10 have an F-measure above 0.7.
+matches when 2*LCS*q > p*(m+n) for the threshold p/q. The comparison uses integers, because
+rounding errors make floating-point numbers unreliable at the threshold: of 147 real pairs whose
+F-measure is exactly 7/10, 33 have a floating-point F-measure above 0.7.
 
 The search misses no match. The k-th occurrence of a word in a text flips one bit of the text's
 bitmap. A word that only one of two texts contains changes at most one bit of their difference.
 Two bitmaps therefore differ in at most m + n - 2*overlap bits, where the overlap is the number of
-words in common, and the LCS is at most the overlap. Let ``a`` be the smallest LCS above the
+words in common. The LCS is at most the overlap. Let ``a`` be the smallest LCS above the
 threshold. Rows that differ in more than m + n - 2a bits cannot match, nor can rows for which
 ``a`` exceeds m or n. For the remaining rows, a few in a million, a bit-parallel algorithm
 computes the LCS.
 
 Rows of equal length are stored together in blocks of 8 KiB. A block contains the first 64-bit
-words of all its bitmaps, then all second words, and so on, so that one vector instruction
+integers of all its bitmaps, then all second integers, and so on, so that one vector instruction
 compares several rows. A block stays in the cache while all queries are compared with it. Longer
 texts have wider bitmaps; the bitmap of a query is folded to the width of the rows.
 """
@@ -64,15 +65,16 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 class RougeLIndex:
-    """Index of texts that finds the rows whose ROUGE-L similarity to a new text is too high.
+    """Index of texts that finds the rows whose ROUGE-L similarity to a new text is high.
 
     Args:
         threshold: F-measure in (0, 1] above which a pair matches.
-        tokenizer: ``unicode`` for words in any script, ``ascii`` for the words of rouge-score.
-        compatible: ``rouge-score`` to compare in floating point as that package does, so that
-            some pairs at exactly the threshold match. Default: exact comparison.
-        threads: number of threads for searching for many texts; None for all cores. The results
-            do not depend on it.
+        tokenizer: ``unicode`` for words in any writing system, ``ascii`` to split texts like the
+            package rouge-score.
+        compatible: ``rouge-score`` to compare in floating point like the package rouge-score, so
+            that some pairs at exactly the threshold match. Default: exact comparison.
+        threads: number of threads for searching for many texts; None for one thread per core. The
+            results do not depend on the number of threads.
 
     Raises:
         ValueError: the threshold is out of range.
@@ -106,15 +108,15 @@ class RougeLIndex:
         """Append the texts to the index as new rows.
 
         Raises:
-            InputError: a text has more than 100,000 words; no text is appended.
+            InputError: a text has more than 100,000 words. In this case, no text is appended.
         """
         self._append(self._encode(texts))
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """For each text, return its best match, or None if no row is above the threshold.
+        """For each text, return its best match, or None if no row scores above the threshold.
 
-        If several rows match equally well, the first of them is returned. An empty text matches
-        nothing.
+        If several rows match equally well, the first of these rows is returned. A text without
+        words matches nothing.
 
         Raises:
             InputError: a text has more than 100,000 words.
@@ -145,12 +147,13 @@ class RougeLIndex:
         return joined(results)
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
-        """Append each text unless it matches a row (the rule of Self-Instruct).
+        """Append each text unless it matches a row, as Self-Instruct does.
 
-        Each appended text counts as a row when the later texts are compared.
+        Each appended text counts as a row when the texts after it are compared.
 
         Returns:
-            The positions of the appended texts, and (position, match) for each rejected text.
+            The positions in ``texts`` of the appended texts, and (position, match) for each text
+            that was not appended.
 
         Raises:
             InputError: a text has more than 100,000 words. Texts are processed in blocks of
@@ -245,7 +248,7 @@ class RougeLIndex:
         self._offsets.extend(start + texts.offsets[1:])
 
     def _extend_need(self, longest: int) -> None:
-        """Extend the table that gives the smallest matching LCS for each sum of both lengths."""
+        """Extend the array of the smallest LCS that matches, by the sum of both text lengths."""
         p, q, known = self._exact.numerator, self._exact.denominator, len(self._need)
         if known > 2 * longest:
             return
@@ -283,7 +286,7 @@ class RougeLIndex:
         return Queries(*sorted_, bits, starts, widths, shortest, longest)
 
     def _search(self, queries: Queries) -> Array:
-        """Return row, LCS and sum of lengths of each query's best match. LCS 0 means no match."""
+        """Return row, LCS and sum of lengths of each query's best match; LCS 0 means no match."""
         best = np.tile(_NO_MATCH, (len(queries.widths), 1))
         no_pairs = np.zeros((0, 4), np.int64)
 
@@ -296,7 +299,7 @@ class RougeLIndex:
         return best
 
     def _search_all(self, queries: Queries) -> Array:
-        """Return the query, the row, the LCS and the sum of lengths of every matching pair."""
+        """Return the query, the row, the LCS and the sum of both lengths of every matching pair."""
 
         def work(share: Array) -> Array:
             part, best = _subset(queries, share), np.tile(_NO_MATCH, (len(share), 1))
@@ -328,7 +331,7 @@ class RougeLIndex:
         return pair_count
 
     def _in_threads(self, work: Callable[[Array], T], count: int) -> list[T]:
-        """Run ``work`` in several threads, each on a part of the ``count`` queries."""
+        """Divide ``count`` queries among threads, and run ``work`` on each thread's queries."""
         threads = max(min(self.threads, count // 64), 1)
         # Each thread gets every n-th query, so that all threads take a similar time.
         shares = [np.arange(i, count, threads) for i in range(threads)]
@@ -350,7 +353,7 @@ class RougeLIndex:
         return results
 
     def _f_measure(self, lcs: Any, total: Any, m: Any) -> Any:
-        """Return the F-measure from the LCS, the sum of both lengths, and the text's length."""
+        """Compute the F-measure from the LCS, the sum of both lengths, and the query's length."""
         if not self.compatible:
             return 2 * lcs / total
         precision, recall = lcs / m, lcs / (total - m)

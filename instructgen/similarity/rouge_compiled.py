@@ -2,7 +2,7 @@
 
 `instructgen.similarity.blocks` describes the arrays, and `instructgen.similarity.rouge` explains
 why no match is missed. `Queries`, `Shelf` and `Texts` are passed as plain tuples of their fields.
-If the classes were passed, moving them to a different module would break numba's cache on disk.
+If the classes were passed, moving a class to a different module would break numba's disk cache.
 """
 
 # numba infers the types of these functions, so they have no annotations for mypy to check.
@@ -22,7 +22,7 @@ _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 @intrinsic
 def _popcount(_, number):
-    """Count the set bits of a number with LLVM's ctpop, a vector instruction on many processors."""
+    """Count the bits of a number that are 1, with LLVM's ctpop (on many processors, vectorized)."""
 
     def code(_context, builder, _signature, args):
         return builder.ctpop(args[0])
@@ -32,7 +32,7 @@ def _popcount(_, number):
 
 @jit
 def bitmaps(words, offsets, widths, starts, bits, vocabulary):
-    """Flip a bit in ``bits`` for each word of a text; bitmap i has ``widths[i]`` 64-bit words."""
+    """For each word, flip a bit in ``bits``. Bitmap i has ``widths[i]`` 64-bit integers."""
     count = np.zeros(vocabulary, np.int32)
     for i in range(len(widths)):
         low = _U(64 * widths[i] - 1)
@@ -49,7 +49,7 @@ def bitmaps(words, offsets, widths, starts, bits, vocabulary):
 
 @jit
 def _overlap(a, b, count):
-    """Return the number of words in common, counting repetitions: an upper bound of the LCS."""
+    """Return the number of common words, including repetitions: an upper bound of the LCS."""
     common = 0
     for word in a:
         count[word] += 1
@@ -64,10 +64,10 @@ def _overlap(a, b, count):
 
 @jit
 def _lcs(a, b, masks, carry):
-    """Return the length of the longest common subsequence (Hyyro 2004), 64 words of ``a`` at once.
+    """Return the length of the longest common subsequence (Hyyro 2004); 64 words of ``a`` at once.
 
-    ``masks`` of shape (vocabulary,) must be zero, and is zero again on return. ``carry`` of shape
-    (len(b),) is scratch space.
+    All entries of ``masks`` of shape (vocabulary,) must be zero, and are zero again on return.
+    ``carry`` of shape (len(b),) is scratch space.
     """
     total = np.int64(0)
     for base in range(0, len(a), 64):
@@ -97,7 +97,7 @@ def _lcs(a, b, masks, carry):
 
 @jit
 def _differing_bits(block, j, queries, at, width):
-    """Return the number of bits in which row j of a block differs from the query at ``at``."""
+    """Return in how many bits row j of a block differs from the query bitmap at index ``at``."""
     capacity, differing = len(block) // width, _U(0)
     for k in range(width):
         differing += _popcount(block[k * capacity + j] ^ queries[at + k])
@@ -106,7 +106,7 @@ def _differing_bits(block, j, queries, at, width):
 
 @jit
 def _any_near(low, high, a, b, limit):
-    """Return whether any 128-bit bitmap differs from the query (a, b) in at most ``limit`` bits."""
+    """Return whether a 128-bit bitmap differs from the query (a, b) in at most ``limit`` bits."""
     near = _U(0)
     for j in range(len(low)):
         near |= _U(_popcount(low[j] ^ a) + _popcount(high[j] ^ b) <= limit)
@@ -115,7 +115,7 @@ def _any_near(low, high, a, b, limit):
 
 @jit
 def _any_near_wide(block, size, queries, at, width, limit, differing):
-    """Return the same as `_any_near` for wider bitmaps; ``differing`` is scratch space."""
+    """Do the same as `_any_near` for wider bitmaps. ``differing`` is scratch space."""
     capacity = len(block) // width
     for j in range(size):
         differing[j] = _U(0)
@@ -131,7 +131,7 @@ def _any_near_wide(block, size, queries, at, width, limit, differing):
 
 @jit
 def _float_above(lcs, m, n, threshold):
-    """Return whether the F-measure is above the threshold in rouge-score's floating point."""
+    """Return whether the F-measure, computed as in rouge-score, is above the threshold."""
     precision, recall = lcs / m, lcs / n
     return 2 * precision * recall / (precision + recall) > threshold
 
@@ -154,7 +154,7 @@ def _search(
     count,
     carry,
 ):
-    """Run `search` for the queries from ``first`` to ``end``, which are sorted by length."""
+    """Do the same as `search`, but only for the queries from ``first`` to ``end`` - 1."""
     found = 0
     q_words, q_offsets, q_bits, q_starts, q_widths, q_shortest, q_longest = q
     blocks, rows, fills, lengths, widths, order, starts = shelf
@@ -230,10 +230,11 @@ def _search(
 def search(q, shelf, texts, need, threshold, best, pairs, vocabulary, longest):
     """Fill ``best`` with each query's best match: row, LCS, and sum of both lengths.
 
-    Queries must be sorted by length. ``best`` of shape (queries, 3) must initially contain the
-    best matches known so far, or LCS 0 and sum 1. If ``pairs`` of shape (capacity, 4) is not
-    empty, ``best`` does not change, and every matching pair is written to ``pairs`` as query,
-    row, LCS and sum of lengths. Returns the number of pairs, including those that did not fit.
+    Queries must be sorted by length. ``best`` of shape (queries, 3) must initially contain, for
+    each query, the best match that is already known, or LCS 0 and sum 1 if none is. If ``pairs``
+    of shape (capacity, 4) is not empty, ``best`` does not change, and every matching pair is
+    written to ``pairs`` as query, row, LCS and sum of both lengths. Returns the number of pairs,
+    including pairs for which ``pairs`` has no room.
     """
     masks, count = np.zeros(vocabulary, np.uint64), np.zeros(vocabulary, np.int32)
     carry, alive = np.zeros(longest, np.bool_), np.zeros(0, np.bool_)
@@ -260,11 +261,11 @@ def search(q, shelf, texts, need, threshold, best, pairs, vocabulary, longest):
 def gate(order, base, q, shelf, texts, need, threshold, best, alive, vocabulary, longest):
     """Keep each query that matches neither a row of the index nor a query that was kept before.
 
-    ``order[i]`` is the position of text i among the queries, which are sorted by length. The
-    shelf contains the same texts as rows, in their original order. ``alive`` must be false
-    initially, and is true on return for the kept texts. ``best`` is as in `search`, and must
-    initially contain the best matches among the ``base`` rows of the index. On return, its row
-    number ``base + i`` refers to text i.
+    ``order[i]`` is the position of text i among the queries, which are sorted by length.
+    ``shelf`` contains the same texts as rows, in their original order. All entries of ``alive``
+    must initially be false; on return, those of the kept texts are true. ``best`` has the same
+    form as in `search`, and must initially contain the best matches among the ``base`` rows of
+    the index. On return, a row number ``base + i`` in ``best`` refers to text i.
     """
     masks, count = np.zeros(vocabulary, np.uint64), np.zeros(vocabulary, np.int32)
     carry, pairs = np.zeros(longest, np.bool_), np.zeros((0, 4), np.int64)

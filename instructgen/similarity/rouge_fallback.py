@@ -1,7 +1,7 @@
 """The ROUGE-L search in numpy and rapidfuzz, for use without numba.
 
 The functions have the same names and results as those of
-`instructgen.similarity.rouge_compiled`, but are 20 to 50 times slower.
+`instructgen.similarity.rouge_compiled`, but take 20 to 50 times as long.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from instructgen.similarity.blocks import Array, Queries, Shelf, Texts
 def bitmaps(
     words: Array, offsets: Array, widths: Array, starts: Array, bits: Array, vocabulary: int
 ) -> None:
-    """Flip a bit in ``bits`` for each word of a text; bitmap i has ``widths[i]`` 64-bit words."""
+    """For each word, flip a bit in ``bits``. Bitmap i has ``widths[i]`` 64-bit integers."""
     text = np.repeat(np.arange(len(widths)), np.diff(offsets))
     words = words[offsets[0] : offsets[-1]]
     key = text * vocabulary + words
@@ -69,7 +69,7 @@ def gate(
     vocabulary: int,
     longest: int,
 ) -> None:
-    """Keep each query that matches no row and no kept query; see `rouge_compiled.gate`."""
+    """Keep each query that matches neither a row nor a kept query; see `rouge_compiled.gate`."""
     for i, c in enumerate(order.tolist()):
         _search_one(c, q, shelf, texts, need, threshold, alive, i, base, best, None)
         alive[i] = best[c, 1] == 0
@@ -125,6 +125,6 @@ def _search_one(
 
 
 def _float_above(lcs: int, m: int, n: int, threshold: float) -> bool:
-    """Return whether the F-measure is above the threshold in rouge-score's floating point."""
+    """Return whether the F-measure, computed as in rouge-score, is above the threshold."""
     precision, recall = lcs / m, lcs / n
     return 2 * precision * recall / (precision + recall) > threshold

@@ -1,4 +1,4 @@
-"""Determine the script of a text, such as Latin or Arabic. This is not language identification."""
+"""Determine the writing system (script) of a text, such as Latin or Arabic."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _WRITTEN_IN = {
 
 
 def main_script(text: str) -> str:
-    """Return the script of most letters in ``text``, or "" if no letter is in a known script."""
+    """Return the name of the script of most letters in ``text``, or "" if unknown."""
     if text.isascii():
         # A fast path, since most texts are ASCII and ASCII letters are all Latin.
         return "Latin" if any(map(str.isalpha, text)) else ""
@@ -55,7 +55,7 @@ def main_script(text: str) -> str:
 
 
 def language_of_script(text: str) -> str:
-    """Return the default language for the script of ``text`` (ISO 639), or ``und`` if unknown."""
+    """Return the ISO 639 code of the default language for a text's script, or ``und``."""
     script = main_script(text)
     if script == "Arabic" and _PERSIAN.search(text):
         return "fa"
@@ -63,6 +63,6 @@ def language_of_script(text: str) -> str:
 
 
 def fits_language(text: str, language: str) -> bool:
-    """Return whether ``text`` is mainly in a script of ``language``, or one of them is unknown."""
+    """Return False if the main script of ``text`` is known and is not a script of ``language``."""
     scripts, script = _WRITTEN_IN.get(language), main_script(text)
     return scripts is None or not script or script in scripts

@@ -1,16 +1,17 @@
-"""Split texts in any script into words to compare the texts. This is not a model's tokenizer.
+"""Split texts in any writing system into words, for comparing texts (not for language models).
 
 ``unicode`` (the default): The text is converted to NFC and lower case. Words are sequences of
-letters, digits and combining marks of any script. Scripts written without spaces (Han, kana,
-Thai, Lao, Khmer, Burmese) are split into characters, each with its combining marks. Everything
-else, including the zero-width non-joiner, separates words.
+letters, digits and combining marks of any writing system. Text in a writing system without spaces
+(Han, kana, Thai, Lao, Khmer, Burmese) is split into characters, each with its combining marks. All
+other characters, including the zero-width non-joiner, separate words.
 
-``ascii``: rouge-score's tokenizer without stemming. The text is converted to lower case, and words
-are sequences of [a-z0-9]. By this definition, a Persian or Chinese text has no words.
+``ascii``: the tokenizer of the package rouge-score without stemming. The text is converted to
+lower case, and words are sequences of [a-z0-9]. By this definition, a Persian or Chinese text has
+no words.
 
-Both return the same words for ASCII text. All texts of a call are split together, with a table
-that classifies code points. A regular expression for each text would take ten times as long as
-the search itself.
+Both tokenizers return the same words for ASCII text. All texts of a call are split together, with
+an array that contains the class of each code point. Splitting each text with a regular expression
+would take ten times as long as searching for similar texts.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Vocabulary(dict[str, int]):
     """Mapping from words to numbers, which count from 1 in order of first appearance."""
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        """Number these words in order. The words must be distinct."""
+        """Number these words from 1 in order. The words must be distinct."""
         super().__init__({_BOUNDARY: 0})
         self.update(zip(words, itertools.count(1)))
 
@@ -80,7 +81,7 @@ class Vocabulary(dict[str, int]):
     def encode(
         self, texts: Sequence[str], tokenizer: Tokenizer
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Return the word numbers of all texts in one array, and the offset of each text.
+        """Return the word numbers of all texts in one array, and the offset of each text in it.
 
         Returns:
             ``words`` (total,) and ``offsets`` (texts + 1,): text i is
@@ -99,7 +100,7 @@ class Vocabulary(dict[str, int]):
 
 
 def _spaced(texts: Sequence[str], tokenizer: Tokenizer) -> str:
-    """Return the words as one string, with spaces between words and newlines between texts."""
+    """Join the words of all texts with spaces between words and newlines between texts."""
     if tokenizer == "ascii":
         return _ascii(texts)
     plain = [t for t in texts if t.isascii()]

@@ -60,7 +60,7 @@ class ModelRun:
         return self.folder / _CHECKPOINTS
 
     def finished(self) -> TrainingFacts | None:
-        """Return the results of the training run, or None if it is not finished."""
+        """Return the results of the training run, or None if the training run is not finished."""
         if not (self.folder / _TRAINING).exists():
             return None
         result = read_training(self.folder).result
@@ -93,7 +93,7 @@ class ModelRun:
             sync_folder(self.checkpoints)
 
     def latest_complete_checkpoint(self) -> Path | None:
-        """Return the latest complete checkpoint, or None. Later, damaged ones are removed."""
+        """Return the latest complete checkpoint, or None. Delete newer, damaged checkpoints."""
         newest_first = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
         for checkpoint in newest_first:
             if problem := _problem(checkpoint):
@@ -214,7 +214,7 @@ def read_training(folder: Path) -> TrainingInfo:
 
 
 def _check_old(folder: Path) -> None:
-    """Raise VersionError for a model folder of format 1, which has no training.json."""
+    """Raise VersionError for a model folder of format 1, which has run.json, not training.json."""
     old = folder / _OLD_TRAINING
     if not old.is_file() or (folder / _TRAINING).exists():
         return
@@ -230,7 +230,9 @@ def is_trained(folder: Path) -> bool:
 
 
 def root_of(model: str) -> str:
-    """Return the base model that a chain of training runs began with, or ``model`` if untrained.
+    """Return the base model with which the chain of training runs that led to a model began.
+
+    A model that instructgen did not train is returned unchanged.
 
     Raises:
         DamagedFileError: training.json is damaged.
@@ -280,7 +282,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _problem(checkpoint: Path) -> str:
-    """Return the reason why training cannot resume from a checkpoint, or "" if it can."""
+    """Return why training cannot resume from a checkpoint, or "" if training can resume."""
     path = checkpoint / _SEAL
     try:
         seal = Seal.from_json(path.read_bytes(), path)

@@ -1,4 +1,4 @@
-"""Reads and writes dataset folders: Parquet files (parts), the dataset card, and the manifest.
+"""Reads and writes dataset folders: Parquet files (parts), the card (README.md), manifest.json.
 
 The manifest is written last, so a folder with a manifest contains a complete dataset.
 """
@@ -109,7 +109,9 @@ def read_provenance(folder: Path) -> Provenance:
         path = regular_file(folder / name)
         if path.exists():
             return Provenance.from_json(path.read_bytes(), path)
-    raise RunError(f"{folder} has no {_PROVENANCE} and no run.json.", "Restore it from a copy.")
+    raise RunError(
+        f"{folder} has no {_PROVENANCE} and no run.json.", f"Restore {_PROVENANCE} from a copy."
+    )
 
 
 def is_complete(folder: Path) -> bool:
@@ -131,7 +133,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or that of the manifest of a dataset folder.
+    """Return the SHA-256 digest of a file, or of the manifest of a dataset folder.
 
     The manifest contains the digests of all parts, so its digest identifies the whole dataset.
 
@@ -171,7 +173,7 @@ class Writer:
             StorageError: a file cannot be written.
         """
         if any(s.shape != self._shape for s in samples):
-            raise ValueError(f"a row cannot be written to a dataset of {self._shape}")
+            raise ValueError(f"a row does not belong in a dataset of {self._shape}")
         self.contents.add(samples)
         self._rows[split] += len(samples)
         with storage(self._folder):
@@ -228,7 +230,7 @@ class Writer:
 def writing(folder: Path, shape: Shape, splits: Sequence[str] = WHOLE) -> Iterator[Writer]:
     """Yield a writer for a dataset folder; the manifest of an earlier dataset is removed first.
 
-    The same rows in the same order give the same bytes, even if they are passed in different
+    The same rows in the same order give identical files, even if the rows are passed in different
     batches.
 
     Raises:
@@ -274,7 +276,7 @@ def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 class _Table:
-    """Writes one table as Parquet files (parts) with a fixed number of rows per group and part."""
+    """Writes rows to Parquet files (parts), with a fixed number of rows per row group and file."""
 
     def __init__(
         self, folder: Path, table: str, split: str, schema: Any, to_table: Callable[[Any], Any]
@@ -343,7 +345,7 @@ def _partial(path: Path) -> Path:
 
 
 def _remove_others(folder: Path, written: set[str]) -> None:
-    """Remove the parts of an earlier dataset, but no other files."""
+    """Remove the Parquet files of an earlier dataset, but no other files."""
     for table in ("data", "rejected"):
         for split in (*WHOLE, *SPLITS):
             for pattern in (f"{split}-*.parquet", f".{split}-*.partial"):
@@ -353,7 +355,7 @@ def _remove_others(folder: Path, written: set[str]) -> None:
 
 
 def manifest_bytes(folder: Path) -> bytes | None:
-    """Return the manifest as bytes, to detect changes of a dataset, or None if it is missing."""
+    """Return the bytes of manifest.json, to detect changes to a dataset, or None if missing."""
     path = folder / _MANIFEST
     return path.read_bytes() if path.is_file() else None
 
@@ -380,7 +382,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise
     # A path in the manifest must not lead out of the folder.
     if not manifest.files or any(_PART.fullmatch(part.path) is None for part in manifest.files):
-        raise DamagedFileError("files: the list is damaged.", path=path, hint=hint)
+        raise DamagedFileError('the list "files" is damaged.', path=path, hint=hint)
     return manifest
 
 
@@ -405,7 +407,7 @@ def _next_step(folder: Path) -> str:
 
 
 def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
-    """Return the table (``data`` or ``rejected``) that contains this id, and the row, or None."""
+    """Return the table (``data`` or ``rejected``) of the row with this id, and the row, or None."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -421,12 +423,12 @@ def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def shape_of(folder: Path) -> Shape:
-    """Return whether a complete dataset has rows of instructions or of preferences."""
+    """Return whether a complete dataset has instruction rows or preference rows."""
     return manifest_in(folder).shape
 
 
 def splits_of(folder: Path) -> dict[str, int]:
-    """Return the row counts of a complete dataset by split, in the order of the parts.
+    """Return the row counts of a complete dataset by split, in the order of the manifest.
 
     Raises:
         RunError: the folder contains no complete dataset.
@@ -471,7 +473,7 @@ def read_samples(folder: Path, table: str = "data", split: str | None = None) ->
         RunError: as for `read_rows`, or the dataset does not have this split.
     """
     if split is not None and split not in (known := splits_of(folder)):
-        raise RunError(f"{folder} has no split {split!r}.", f"Use {' or '.join(known)}.")
+        raise RunError(f"{folder} has no split {split!r}.", f"Use one of: {', '.join(known)}.")
     for batch in read_batches(folder, table, split):
         yield from samples_in(batch)
 
@@ -503,7 +505,7 @@ def read_batches(
 
 
 def _intact_parts(folder: Path, table: str) -> Iterator[Path]:
-    """Yield the parts of a table after checking digests, as page checksums exclude the footer."""
+    """Yield the Parquet files of a table after checking the digest of each whole file."""
     for part in manifest_in(folder).files:
         path = folder / part.path
         if path.parent.name != table:

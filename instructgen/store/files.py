@@ -57,13 +57,13 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def digest_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 digest of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(folder: Path, *names: str) -> None:
-    """Create a folder; raise RunError if it contains other files than these and the lock file."""
+    """Create a folder; raise RunError if it has files other than ``names`` and the lock file."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is not a folder.", "Use another --out.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Convert file system errors to `StorageError`, with the file and the next step."""
+    """Convert file system errors to a `StorageError` that names the file and the next step."""
     try:
         yield
     except StorageError:
@@ -134,9 +134,9 @@ def storage(path: Path) -> Iterator[None]:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return both values of each key (``table.key``) whose values differ between two records.
+    """Return the old and the new value of each key whose values differ between two records.
 
-    A missing key has the value None, like an option that was not given.
+    A nested key is written ``outer.inner``. A key that a record does not have counts as None.
     """
     before, after = _flat(was), _flat(now)
     keys = [k for k in (before | after) if before.get(k) != after.get(k)]

@@ -1,6 +1,6 @@
 """Reads and writes run folders: run.json, the seeds, and the journal of completions.
 
-The dataset in the folder is computed from these files, and can be rebuilt from them.
+The dataset in a run folder is computed from these files, so it can be recreated from them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Run:
             yield run
 
     def recorded(self, batch: int, request: int) -> Entry | None:
-        """Return the recorded completion of a request, or None."""
+        """Return the recorded completion of a request, or None if none was recorded."""
         return self._recorded.get((batch, request))
 
     def __len__(self) -> int:
@@ -113,8 +113,8 @@ class Run:
     def record(self, batch: int, request: int, digest: str, completion: Completion) -> None:
         """Append a completion to the journal.
 
-        The recorded completion is not lost if the process is killed; after `sync`, not even in a
-        power failure.
+        The completion is not lost if the process is killed. After `sync`, a power failure cannot
+        remove it either.
 
         Raises:
             StorageError: the file cannot be written; earlier completions stay recorded.
@@ -148,7 +148,7 @@ class Run:
                 self._recorded[batch, request] = Entry(digest, completion)
 
     def update(self, info: RunInfo) -> None:
-        """Replace the contents of run.json. Raise StorageError if it cannot be written."""
+        """Replace the contents of run.json. Raise StorageError if the file cannot be written."""
         with storage(self.folder):
             write_atomic(self.folder / _RUN, [info.to_json()])
         self.info = info
@@ -182,7 +182,9 @@ class Run:
             if self._end < os.fstat(self._journal).st_size:
                 os.ftruncate(self._journal, self._end)
                 os.fsync(self._journal)
-                self.healed = f"{path}: removed an incomplete last line; its request is sent again."
+                self.healed = (
+                    f"{path}: an incomplete last line was removed; its request is repeated."
+                )
             yield self
         finally:
             os.close(self._journal)
@@ -200,8 +202,8 @@ class Run:
                     raise DamagedFileError(
                         f"the file is damaged at byte {offset}.",
                         path=path,
-                        hint=f"Restore it from a copy, or truncate it there (truncate -s {offset} "
-                        f"{path}) to request the remaining completions again.",
+                        hint=f"Restore the file from a copy, or cut off its end (truncate -s "
+                        f"{offset} {path}) to request the removed completions again.",
                     )
                 entry = orjson.loads(payload)
                 key = (entry.pop("batch"), entry.pop("request"))
@@ -222,7 +224,9 @@ def read_info(folder: Path) -> RunInfo:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise RunError(f"{folder} is not a run: it has no {_RUN}.", "Check the path.") from None
+        raise RunError(
+            f"{folder} is not a run folder: {_RUN} is missing.", "Check the path."
+        ) from None
     except OSError as error:
         raise DamagedFileError(f"the file cannot be read ({error}).", path=path) from error
     return run_info_of(data, path)

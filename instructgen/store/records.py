@@ -19,8 +19,8 @@ from instructgen.schema.measures import Measure
 from instructgen.schema.records import InputRef, JsonRecord, Plugins
 from instructgen.schema.sample import Shape
 
-# The format of runs and datasets. In 2, rows have more columns than in 1. In 3, the facts of a
-# command are in one table of the manifest.
+# The format of runs and datasets. In format 2, rows have more columns than in format 1. In format
+# 3, the facts of a command are under one key of the manifest.
 FORMAT = 3
 # The version of instructgen that can resume runs and training runs of the previous format.
 VERSION_BEFORE = "0.1.0"
@@ -39,7 +39,7 @@ class Provenance(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Part(JsonRecord):
-    """A Parquet file of a dataset, as listed in the manifest."""
+    """A Parquet file of a dataset, as listed in manifest.json."""
 
     path: str
     rows: int
@@ -68,7 +68,7 @@ class RejectionCount(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Manifest(JsonRecord):
-    """The contents of manifest.json: the parts of a complete dataset and its row counts.
+    """The contents of manifest.json: the Parquet files and row counts of a complete dataset.
 
     ``rejections`` are the numbers of rejected rows by stage, filter and reason. ``facts`` are
     additional facts from the command that created the dataset, such as the number of rows read.
@@ -96,8 +96,8 @@ class Seeds(JsonRecord):
 class RunInfo(JsonRecord):
     """The contents of run.json: the settings with which a run was started.
 
-    ``config`` contains the settings by recipe table. ``form`` contains the prompt style and
-    whether JSON schemas are enforced; it is empty for runs of the command `prefer`.
+    ``config`` contains the settings by TOML table of the recipe. ``form`` contains the prompt
+    style and whether JSON schemas are enforced; it is empty for runs of the command `prefer`.
     """
 
     format: int
@@ -110,7 +110,7 @@ class RunInfo(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs(JsonRecord):
-    """Everything that determines a trained model: the first part of training.json."""
+    """Everything that determines a trained model: the key ``inputs`` of training.json."""
 
     command: str
     model: InputRef
@@ -140,7 +140,7 @@ class TrainedRows(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts(JsonRecord):
-    """The results of a training run: the second part of training.json.
+    """The results of a training run: the key ``result`` of training.json.
 
     ``base`` is the model that was trained, and ``root`` the base model that a chain of training
     runs began with. ``reload`` contains the differences between the logits of the saved model
@@ -189,10 +189,10 @@ class SessionUse(JsonRecord):
 
 
 def read_format(data: bytes, path: Path) -> Mapping[str, Any]:
-    """Parse a JSON file that contains an object; its key ``format`` states the file format.
+    """Parse a JSON object, whose key ``format`` is the version of the file format.
 
     Raises:
-        DamagedFileError: the text is not a JSON object.
+        DamagedFileError: the data is not a JSON object.
     """
     try:
         values = orjson.loads(data)
@@ -240,7 +240,9 @@ def run_info_of(data: bytes, path: Path) -> RunInfo:
     """
     version = read_format(data, path).get("format")
     if version != FORMAT:
-        hint = f"Use instructgen {VERSION_BEFORE}, which wrote it." if version == 2 else _OTHER
+        hint = (
+            f"Use instructgen {VERSION_BEFORE}, which wrote the file." if version == 2 else _OTHER
+        )
         raise VersionError(path, version, hint)
     return RunInfo.from_json(data, path)
 

@@ -18,11 +18,11 @@ _ROWS_AT_ONCE = 1_000
 
 
 class Spool:
-    """Numbered samples on disk, in buckets that are read back one at a time.
+    """Stores numbered samples on disk, in buckets that are read back one at a time.
 
     Args:
         folder: the folder in which a temporary folder is created. The temporary folder is
-            removed when the ``with`` block ends.
+            deleted when the ``with`` block ends.
         shape: the shape of all samples, instructions or preferences.
         buckets: the number of buckets.
     """
@@ -62,7 +62,7 @@ class Spool:
             self._write(bucket)
 
     def take(self, bucket: int) -> Iterator[tuple[int, Sample]]:
-        """Yield a bucket's samples in the order of their numbers, and remove the bucket."""
+        """Yield a bucket's samples in the order of their numbers, and empty the bucket."""
         import pyarrow as pa
 
         waiting, self._waiting[bucket] = self._waiting[bucket], []

@@ -1,4 +1,4 @@
-"""Training callbacks: write the log, report checkpoints, and stop on non-finite numbers."""
+"""Training callbacks: write the log, report checkpoints, and stop at infinite or NaN numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds until the last step; None before the first step."""
+        """Estimated seconds until the last step is done; None until the first step is done."""
         done = self.step - self.began_at
         return self.seconds / done * (self.steps - self.step) if done else None
 
@@ -84,20 +84,20 @@ def check_finite(name: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise TrainingError(
             f"The {name} is {value} at step {step}.",
-            "Pass a lower --learning-rate and a new --out.",
+            "Pass a lower --learning-rate and a different --out.",
         )
 
 
 class Log(TrainerCallback):
-    """Callback that passes log entries, progress and checkpoints to the hooks.
+    """Callback that passes log entries, progress and checkpoints to the functions in ``hooks``.
 
-    It raises TrainingError if the loss, the gradient norm or a trained weight is not finite.
+    The callback raises TrainingError if the loss, gradient norm or a trained weight is not finite.
 
     Args:
-        hooks: functions to call.
+        hooks: functions that receive the log entries, the progress and the checkpoints.
         steps: number of optimizer steps in the run.
-        supervised: number of tokens that the loss covers in each step, if known.
-        read: number of tokens in each step, if known; otherwise TRL's count is used.
+        supervised: number of tokens that the loss covers in each step; None if unknown.
+        read: number of tokens that the model reads in each step; None to use TRL's count.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Log(TrainerCallback):
         self._pace.step = self._pace.began_at = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Check that a log entry is finite, then pass it and the progress to the hooks."""
+        """Check that a log entry is finite, then pass the entry and the progress to the hooks."""
         if not is_main() or "train_runtime" in logs:
             return
         entry = {k: v for k, v in logs.items() if isinstance(v, int | float)}

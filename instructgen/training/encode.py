@@ -33,10 +33,11 @@ class Encoded:
 
     Attributes:
         ids: token ids of the whole row.
-        trained: for each token, whether it belongs to an answer or ends an answer's turn.
+        trained: True for each token that the loss covers (answers and the end-of-turn tokens after
+            them), False for all other tokens.
         prompt: number of tokens before the last answer.
-        said: number of tokens up to the end of the last answer's text. Text that the template
-            adds, and the end-of-turn token, come after it.
+        said: number of tokens up to and including the text of the last answer, without the text
+            that the template adds after the answer and without the end-of-turn token.
     """
 
     ids: list[int]
@@ -71,8 +72,8 @@ class Encoder:
     """Renders rows with a chat template and tokenizes them.
 
     Args:
-        tokenizer: a transformers tokenizer. If ``format`` is not ``chat``, its chat template is
-            replaced, and the replacement is saved with it.
+        tokenizer: a transformers tokenizer. If ``format`` is not ``chat``, the tokenizer's chat
+            template is replaced, and saving the tokenizer saves the new template.
         format: ``chat`` for the tokenizer's own template, or the name of a file in
             ``templates/`` without its extension (``alpaca`` or ``dolly``).
         name: name of the model, for error messages.
@@ -115,7 +116,7 @@ class Encoder:
         if not spans or not text[: spans[-1][1]].endswith(tuple(self._special)):
             raise ConfigError(
                 f"{name}: the chat template does not end an answer with a special token. "
-                "The model could not learn where to stop.",
+                "The model could not learn where an answer ends.",
                 "Pass --format=alpaca or --format=dolly.",
             )
         last = next(t for t in self._special if text[: spans[-1][1]].endswith(t))
@@ -125,8 +126,8 @@ class Encoder:
         """Encode a row with its output, or with ``answer`` in place of the output.
 
         The loss also covers the earlier answers of a conversation, unless the template
-        renders them differently when later turns follow. A row is `Unusable` if it contains
-        special tokens, its answer is empty, or the template fails.
+        renders them differently when later turns follow. Return `Unusable` if the row contains
+        special tokens, the answer is empty, or the template fails.
         """
         final = sample.output if answer is None else answer
         messages = (*sample.prompt, Message("assistant", final))
@@ -141,7 +142,9 @@ class Encoder:
         except TemplateError as error:
             return Unusable("template", f"the chat template raised an error: {error}")
         if not spans or spans[-1][2] != len(messages) - 1:
-            return Unusable("template", "the chat template changes the prompt if an answer follows")
+            return Unusable(
+                "template", "the chat template renders the prompt differently if an answer follows"
+            )
         begin = spans[-1][0]
         # A template may strip the answer and append text that is not part of it.
         answer = final if text.startswith(final, begin) else final.strip()
@@ -149,7 +152,7 @@ class Encoder:
         return self._tokenize(text, borders, begin + len(answer))
 
     def prompt(self, sample: Sample) -> str | Unusable:
-        """Render everything before the output of a row, including the generation prompt."""
+        """Render everything before a row's output, including the start of the answer's turn."""
         from jinja2 import TemplateError
 
         if (unusable := self._check_control_tokens(sample.prompt)) is not None:
@@ -175,7 +178,7 @@ class Encoder:
     def _spans(
         self, messages: Sequence[Message], sample: Sample | None = None
     ) -> tuple[str, list[tuple[int, int, int]]]:
-        """Return the rendered text, and (begin, end, turn) of each answer to train on."""
+        """Return the rendered text, and (begin, end, message number) of each answer to train on."""
         text = self._render(messages, sample)
         spans = []
         for turn, message in enumerate(messages):
@@ -230,7 +233,7 @@ class Encoder:
 
 
 def _training_template(tokenizer: Any) -> str | None:
-    """Return TRL's variant of the template that renders earlier turns unchanged, if it has one."""
+    """Return TRL's variant of the template, which renders earlier turns unchanged, or None."""
     from trl.chat_template_utils import get_training_chat_template
 
     try:

@@ -1,6 +1,6 @@
 """Train in several processes, by rerunning the same command under a launcher.
 
-The configuration files in accelerate/ also work with `accelerate launch` directly.
+The configuration files in accelerate/ can also be passed to `accelerate launch`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _LAUNCH_OPTIONS = ("--strategy", "--processes")
 def launch(strategy: str, processes: int | None) -> None:
     """Replace this process with a launcher that runs the same command in several processes.
 
-    If a launcher started this process, do nothing.
+    Do nothing if this process was itself started by a launcher.
 
     Args:
-        strategy: ``ddp``, ``fsdp``, ``zero2`` or ``zero3``; each has a file in accelerate/.
+        strategy: ``ddp``, ``fsdp``, ``zero2`` or ``zero3``; each has a configuration
+            file in accelerate/.
         processes: number of processes; None for one per GPU.
 
     Raises:
@@ -44,16 +45,17 @@ def launch(strategy: str, processes: int | None) -> None:
 def needs_gpus(strategy: str) -> ConfigError:
     """Return the error for a strategy that does not work on a CPU."""
     return ConfigError(
-        f"{strategy} requires GPUs. On a CPU, accelerate would silently use ddp instead.",
+        f"The strategy {strategy} requires GPUs. On a CPU, accelerate would silently use ddp.",
         "Pass --strategy=ddp.",
     )
 
 
 def command(strategy: str, processes: int, arguments: list[str]) -> list[str]:
-    """Return the Python arguments that start the launcher, which then runs this command.
+    """Return the arguments with which Python starts the launcher, which then reruns this command.
 
     Args:
-        strategy: name of a file in accelerate/ without its extension; ignored on a CPU.
+        strategy: name of a configuration file in accelerate/, without its extension; not used on
+            a CPU.
         processes: number of processes.
         arguments: this command's arguments; --strategy and --processes are removed.
     """
@@ -87,5 +89,5 @@ def processes() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this process is the main one, which writes the files."""
+    """Return whether this process is the main one, which writes the output files."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -38,7 +38,7 @@ class Tasks:
 
     Attributes:
         usable: tasks to train on.
-        prompts: their prompts, rendered by the chat template.
+        prompts: prompts of the tasks to train on, rendered by the chat template.
         probes: the same prompts as token ids.
         unseen: held-out tasks.
         asked: the prompts of the held-out tasks as token ids, so that every model is evaluated
@@ -87,7 +87,7 @@ def prepare_tasks(
         rows: rows to train on, and held-out rows.
         encoder: renders the prompts.
         options: provides the maximum lengths, the reward weights and the random seed.
-        rejected: rows that cannot be used are added to it.
+        rejected: record to which the rows that cannot be used are added.
         reward: specifications of the rewards; see `rewards_of`.
 
     Raises:
@@ -96,7 +96,10 @@ def prepare_tasks(
     rewards = rewards_of(reward)
     for name in options.reward_weights:
         if name not in (names := [r.name for r in rewards]):
-            raise ConfigError(f"reward_weights: unknown reward {name!r}.", suggest(name, names))
+            raise ConfigError(
+                f"The option reward_weights names an unknown reward, {name!r}.",
+                suggest(name, names),
+            )
     tasks, others = tasks_of(rewards, rows.train, options.seed)
     for sample in others:
         rejected.add(sample, "no_reward", "no verifier can check this row")
@@ -127,7 +130,7 @@ def prepare_tasks(
 
 
 def prepare(name: Name, tasks: Tasks, options: OnlineOptions) -> Prepared:
-    """Prepare the tasks and the trainer ``name``, which is ``grpo``, ``rloo`` or ``ppo``."""
+    """Prepare the tasks for the trainer ``name``, which is ``grpo``, ``rloo`` or ``ppo``."""
 
     def build(job: Job) -> Built:
         sampler = None
@@ -157,7 +160,8 @@ def group_trainer(
         job: model and settings; its options must be `GroupOptions`.
         prompts: prompts, rendered by the chat template.
         rewards: reward functions by name.
-        sampler: samples completions instead of transformers; see `rollouts.Sampler`.
+        sampler: function that samples the completions (see `rollouts.Sampler`); None for TRL's own
+            sampling.
 
     Raises:
         ConfigError: there are fewer prompts than ``batch_size``.
@@ -167,7 +171,7 @@ def group_trainer(
     shared, accumulated = batches(options)
     if len(prompts) < options.batch_size:
         raise ConfigError(
-            f"batch_size is {options.batch_size}, but there are only {len(prompts)} prompts.",
+            f"The batch size is {options.batch_size}, but there are only {len(prompts)} prompts.",
             f"Pass --batch-size={len(prompts)} or less.",
         )
     steps = options.steps or options.iterations * max(

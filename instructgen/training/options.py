@@ -1,4 +1,4 @@
-"""Training settings: one class per trainer; its fields are the keys of the TOML table `[train]`."""
+"""Training settings, as classes whose fields are the keys of the table `[train]` in a recipe."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class TrainerOptions(BaseModel):
     )
     epochs: float = Field(1.0, gt=0, le=1000, description="Number of passes over the rows.")
     steps: int | None = Field(
-        None, ge=1, le=10**6, description="Number of optimizer steps. Overrides epochs."
+        None, ge=1, le=10**6, description="Number of optimizer steps. Overrides the option epochs."
     )
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate. The default depends on the trainer and on peft.",
+        description="Peak learning rate. The default depends on the trainer and the option peft.",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Decay of the learning rate after the warm-up."
+        "cosine", description="How the learning rate changes after the warm-up."
     )
     warmup: float = Field(
         0.03, ge=0, lt=1, description="Fraction of the steps used to warm up the learning rate."
@@ -53,7 +53,7 @@ class TrainerOptions(BaseModel):
         None,
         ge=1,
         description="Number of sequences, pairs or prompts per device and forward pass. "
-        "Default: at most 4, or 1 with packing.",
+        "Default: 1 with packing, otherwise the largest number up to 4 that divides the batch.",
     )
     max_length: int = Field(
         0,
@@ -66,13 +66,17 @@ class TrainerOptions(BaseModel):
     format: Format = Field(
         "chat",
         description="Prompt format. chat: the tokenizer's chat template; alpaca or dolly: "
-        "prompts for base models.",
+        "a prompt format for base models.",
     )
     pad_token: str | None = Field(
         None,
-        description="Padding token for a tokenizer without one: a token of its vocabulary, or eos.",
+        description="Padding token for a tokenizer that has none: a token in its vocabulary, or "
+        "eos for its end-of-sequence token.",
     )
-    peft: Peft = Field("none", description="PEFT method. Default: none, which is full fine-tuning.")
+    peft: Peft = Field(
+        "none",
+        description="Method for parameter-efficient fine-tuning (PEFT). none: full fine-tuning.",
+    )
     lora_rank: int = Field(16, ge=1, le=4096, description="Rank of LoRA, QLoRA and DoRA adapters.")
     lora_alpha: int = Field(
         32, ge=1, description="LoRA updates are scaled by lora_alpha / lora_rank."
@@ -85,7 +89,8 @@ class TrainerOptions(BaseModel):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Data type of the weights. auto: float32, or bfloat16 with adapters on a GPU.",
+        description="Data type of the weights. auto: bfloat16 when training adapters on a GPU, "
+        "otherwise float32.",
     )
     gradient_checkpointing: bool = Field(
         False,
@@ -117,34 +122,38 @@ class SftOptions(TrainerOptions):
         None,
         ge=1,
         le=10**10,
-        description="Exact number of supervised tokens to train on. Overrides epochs.",
+        description="Exact number of supervised tokens (tokens that the loss covers) to train on. "
+        "Overrides the option epochs.",
     )
     packing: bool = Field(
         True, description="Pack several rows into one sequence, without attention between rows."
     )
     too_long: Literal["drop", "truncate"] = Field(
-        "drop", description="What to do with rows of more than max_length tokens."
+        "drop",
+        description="What to do with rows that have more tokens than the option max_length allows.",
     )
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Loss weight of rows by source. Sources that are not listed have weight 1.",
+        description="Loss weight of each source's rows. Sources that are not listed have weight 1.",
     )
     weight_score: str | None = Field(
-        None, description="Name of a score. The loss weight of each row is multiplied by it."
+        None, description="Name of a score by which the loss weight of each row is multiplied."
     )
     rationale: float = Field(
         0.0,
         ge=0,
-        description="Loss weight of a second task: writing the text of the label `rationale`. "
+        description="Loss weight of a second task: writing the text of a row's label `rationale`. "
         "Default (0): no second task.",
     )
 
     @model_validator(mode="after")
     def _check_amounts(self) -> SftOptions:
         if self.tokens is not None and self.steps is not None:
-            raise ValueError("tokens and steps cannot be combined; pass only one of them")
+            raise ValueError(
+                "the options tokens and steps cannot be combined; pass only one of them"
+            )
         if any(w < 0 for w in self.weights.values()):
-            raise ValueError("weights must be 0 or more")
+            raise ValueError("the values of the option weights must be 0 or more")
         return self
 
 
@@ -169,9 +178,11 @@ class DpoOptions(TrainerOptions):
     )
     loss: Literal["sigmoid", "sigmoid_norm", "ipo"] = Field(
         "sigmoid",
-        description="Loss function. sigmoid_norm: sigmoid, normalized by length as in Tulu 3.",
+        description="Loss function. sigmoid_norm: sigmoid loss, normalized by length as in Tulu 3.",
     )
-    sft_weight: float = Field(0.0, ge=0, description="Weight of an SFT loss on the chosen answers.")
+    sft_weight: float = Field(
+        0.0, ge=0, description="Weight of an additional SFT loss on the chosen answers."
+    )
 
 
 class KtoOptions(TrainerOptions):
@@ -187,7 +198,7 @@ class KtoOptions(TrainerOptions):
 
 
 class OnlineOptions(TrainerOptions):
-    """Settings for `grpo`, `rloo` and `ppo`, which learn from completions that they sample."""
+    """Settings for `grpo`, `rloo` and `ppo`, which sample completions and learn from rewards."""
 
     full_rate: ClassVar[float] = _GENTLE_RATE
 
@@ -195,11 +206,11 @@ class OnlineOptions(TrainerOptions):
     temperature: float = Field(1.0, ge=0.01, le=100, description="Sampling temperature.")
     reward_weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Weight of rewards by name. Rewards that are not listed have weight 1.",
+        description="Weight of each reward by name. Rewards that are not listed have weight 1.",
     )
     rollouts: Literal["transformers", "vllm"] = Field(
         "transformers",
-        description="Library that samples completions. vllm reloads the weights at every step.",
+        description="Library that samples completions. vllm: weights are reloaded at every step.",
     )
 
     @model_validator(mode="after")
@@ -231,7 +242,7 @@ class PpoOptions(OnlineOptions):
     }
 
     kl_coef: float = Field(
-        0.05, ge=0, description="Coefficient of the KL penalty per token against the base model."
+        0.05, ge=0, description="Coefficient of the per-token KL penalty against the base model."
     )
     clip_range: float = Field(
         0.2, gt=0, lt=1, description="Clipping range of the probability ratio in the policy loss."
@@ -242,13 +253,19 @@ class PpoOptions(OnlineOptions):
     value_weight: float = Field(0.1, gt=0, description="Weight of the value loss.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount factor for later rewards.")
     lam: float = Field(
-        0.95, ge=0, le=1, description="GAE lambda. 1 gives no bias, 0 gives the lowest variance."
+        0.95,
+        ge=0,
+        le=1,
+        description="Lambda of generalized advantage estimation. 1: no bias; 0: lowest variance.",
     )
-    ppo_epochs: int = Field(2, ge=1, description="PPO epochs per rollout batch.")
+    ppo_epochs: int = Field(
+        2, ge=1, description="Number of passes over each batch of sampled completions."
+    )
     no_end_penalty: float = Field(
         1.0,
         ge=0,
-        description="Penalty subtracted from the score of a completion without an end token.",
+        description="Penalty subtracted from the score of a completion that does not end with an "
+        "end-of-sequence token.",
     )
 
 

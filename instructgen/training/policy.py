@@ -11,7 +11,7 @@ from instructgen.models.loading import Head, head_of, read_config
 from instructgen.training.options import TrainerOptions
 
 # Allowed error from rounding and merging, relative to the root mean square of the logits: for
-# float32, and for coarser types. A missing layer or head changes the logits much more.
+# float32, and for coarser types. A missing layer or output layer changes the logits much more.
 _EXACT, _COARSE = 0.002, 0.1
 _LONGEST = 1024
 
@@ -71,8 +71,9 @@ def length_for(name: str, requested: int) -> int:
     """Return the maximum row length in tokens.
 
     Args:
-        name: the model: a folder, a Hub name, or ``smollm2``.
-        requested: requested length. 0 means 1024, or the model's context length if smaller.
+        name: folder or Hub name of the model, or ``smollm2`` for the included model.
+        requested: requested length. 0 means 1024, or the model's context length if that is
+            smaller.
 
     Raises:
         ConfigError: the requested length exceeds the model's context length, or the model's
@@ -83,7 +84,7 @@ def length_for(name: str, requested: int) -> int:
         return min(_LONGEST, most or _LONGEST)
     if most is not None and requested > most:
         raise ConfigError(
-            f"max_length is {requested}, but the model {name} supports at most {most} tokens.",
+            f"The option max_length is {requested}, but {name} supports at most {most} tokens.",
             f"Pass --max-length={most} or less.",
         )
     return requested
@@ -100,8 +101,8 @@ def peft_of(options: TrainerOptions, model: Any, head: Head) -> Any:
     from peft import AdaptionPromptConfig, IA3Config, LoraConfig, TaskType
 
     task = TaskType.CAUSAL_LM if head == "causal" else TaskType.SEQ_CLS
-    # The new head must be saved with the adapters; otherwise the exported reward model has a
-    # randomly initialized head.
+    # The new reward head must be saved with the adapters; otherwise the exported reward model
+    # has a randomly initialized one.
     heads = [head_of(model)] if head == "reward" else None
     if options.peft == "ia3":
         return IA3Config(task_type=task, modules_to_save=heads)
@@ -171,7 +172,7 @@ def check_reload(
     if not rough and difference > most:
         raise TrainingError(
             f"The saved model's logits differ from the trained model's by {difference:.3g}.",
-            "The checkpoints are kept. Report this as a bug, with training.json attached.",
+            "This is a bug; please report it and attach training.json. Checkpoints are kept.",
         )
     return {"difference": difference, "moved": moved}
 

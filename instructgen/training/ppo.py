@@ -1,9 +1,10 @@
 """Proximal policy optimization (PPO) for language models, in a single process.
 
-Schulman et al. 2017 (1707.06347) as used by InstructGPT (2203.02155), with a policy, a critic and
-a reference model, which is the policy before training. Each step samples one completion per prompt
-of a batch, scores it, and trains for a few epochs on the batch. A per-token KL penalty against the
-reference model is subtracted from the reward; the score is added at the last token.
+The method of Schulman et al. 2017 (arXiv 1707.06347) as used for InstructGPT (arXiv 2203.02155).
+There is a policy, a critic and a reference model, which is the policy before training. Each step
+samples one completion per prompt of a batch, scores the completions, and trains on them for a few
+epochs. The reward of each token is its negative KL penalty against the reference model; the reward
+of a completion's last token also includes the score.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ _STATE = "ppo.json"
 def gae(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute generalized advantage estimates (Schulman et al. 2016, 1506.02438, eq. 16).
+    """Compute generalized advantage estimates (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
 
     Args:
         rewards: reward after each token, of shape (completions, tokens).
         values: value that the critic predicts before each token, of the same shape.
-        mask: 1 for the tokens of a completion, which come first, and 0 for padding.
+        mask: 1 for the tokens of a completion, and 0 for the padding after them.
         gamma: discount factor.
         lam: GAE lambda, the weight of longer-horizon estimates.
 
@@ -70,7 +71,7 @@ def gae(
 def policy_loss(
     now: torch.Tensor, then: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the negated clipped objective (1707.06347, eq. 7) and the probability ratios.
+    """Return the negated clipped objective (arXiv 1707.06347, eq. 7) and the probability ratios.
 
     ``now`` and ``then`` are log-probabilities under the current and the sampling policy. All
     tensors have the shape (completions, tokens).
@@ -83,7 +84,7 @@ def policy_loss(
 def value_loss(
     now: torch.Tensor, then: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip: float
 ) -> torch.Tensor:
-    """Return half the mean squared error of the values, clipped to ``clip`` around the old ones."""
+    """Return half the mean squared error of the values, with their change clipped to ``clip``."""
     clipped = then + (now - then).clamp(-clip, clip)
     worst = torch.max((now - returns) ** 2, (clipped - returns) ** 2)
     return 0.5 * (worst * mask).sum() / mask.sum()
@@ -98,7 +99,7 @@ def whitened(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _disable_dropout(*models: Any) -> None:
-    """Disable dropout: the ratio of old and new probabilities must be 1 before the first update."""
+    """Disable dropout: the ratio of new to old probabilities must be 1 before the first update."""
     for model in models:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -161,13 +162,14 @@ class _Rollouts:
 
 
 class PpoTrainer:
-    """Trains a policy with PPO. Its methods are those of TRL's trainers that the caller needs.
+    """Trains a policy with PPO, with the same methods as the trainers from TRL.
 
     Args:
         job: model and settings; its options must be `PpoOptions`.
         prompts: prompts, rendered by the chat template.
         scores: function that returns one score per completion.
-        sampler: samples completions instead of transformers; see `rollouts.Sampler`.
+        sampler: function that samples the completions (see `rollouts.Sampler`); None to sample
+            with transformers.
 
     Raises:
         ConfigError: ``micro_batch_size`` does not divide ``batch_size``, or the critic cannot
@@ -193,7 +195,9 @@ class PpoTrainer:
         try:
             self._micro, _ = micro_batch(options.batch_size, options.micro_batch_size, 1)
         except ValueError as error:
-            raise ConfigError(f"{error}.", "Change batch_size or micro_batch_size.") from error
+            raise ConfigError(
+                f"{error}.", "Change the option batch_size or micro_batch_size."
+            ) from error
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         set_seed(options.seed)
         policy, critic, reference = self._models(job)
@@ -220,7 +224,7 @@ class PpoTrainer:
         return self.accelerator.unwrap_model(self._actor_critic).policy
 
     def _models(self, job: Job) -> tuple[Any, Any, Any]:
-        """Return the policy, the critic and the reference, which is None if there are adapters."""
+        """Return the policy, the critic and the reference model (None if adapters are trained)."""
         policy = job.model
         folder = policy.config._name_or_path
         dtype = str(policy.dtype).removeprefix("torch.")
@@ -284,7 +288,7 @@ class PpoTrainer:
         writer.close()
 
     def _sample(self, rows: Sequence[int]) -> _Rollouts:
-        """Sample a completion per prompt, and compute scores, log-probabilities and values."""
+        """Sample one completion per prompt, and compute scores, log-probabilities and values."""
         options, device = self.options, self.accelerator.device
         prompts = [self._prompts[i] for i in rows]
         completions = self._generate(prompts)
@@ -329,7 +333,7 @@ class PpoTrainer:
         )
 
     def _update(self, rollouts: _Rollouts) -> dict[str, float]:
-        """Train on the completions of a step, and return the numbers for the log."""
+        """Train on the completions of a step, and return the entry for the log."""
         options, mask = self.options, rollouts.completion_mask
         log_ratio = (rollouts.old_log_probs - rollouts.reference_log_probs) * mask
         rewards = -(options.kl_coef * log_ratio)

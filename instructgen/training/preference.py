@@ -110,7 +110,7 @@ def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
 
 
 def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
-    """Return a KTO trainer. Each pair gives two examples: one desirable, one undesirable.
+    """Return a KTO trainer. Each pair gives two examples: its chosen and its rejected answer.
 
     Raises:
         ConfigError: a micro-batch has only one row.
@@ -122,8 +122,8 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
     ordered = [examples[i] for i in order.order]
     if shared < 2:
         raise ConfigError(
-            "kto compares the rows of a micro-batch, so a micro-batch needs at least 2 rows.",
-            "Set micro_batch_size to 2 or more, and batch_size to a multiple of it.",
+            "The trainer kto compares rows with each other: a micro-batch needs at least 2 rows.",
+            "Set the option micro_batch_size to 2 or more, and batch_size to a multiple of that.",
         )
     answers = [row.answer for row, _ in ordered]
     rows = Dataset.from_dict(

@@ -1,6 +1,7 @@
 """Rewards: score answers with a reward model or with verifiers.
 
-A reward is specified as ``verifiers:NAME,NAME`` or as the folder or Hub name of a reward model.
+A specification has the form ``verifiers:NAME,NAME``, or is the folder or Hub name of a reward
+model.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class VerifierReward:
         return self.verifier.name
 
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float | None]:
-        """Return a score from 0 to 1 per answer; None if the verifier does not apply."""
+        """Return a score from 0 to 1 per answer; None if the verifier cannot check the task."""
         rng = random.Random(0)
         return [
             self.verifier.check(task, answer) if self.verifier.task(task, rng) is task else None
@@ -60,7 +61,7 @@ def verifiers_in(specs: Sequence[str]) -> list[type[Verifier]]:
 
 
 def _verifier_names(spec: str) -> list[str]:
-    """Return the names of the verifiers in a specification; empty if it specifies a model."""
+    """Return the names of the verifiers in a specification; [] if it names a reward model."""
     if not spec.startswith(_VERIFIERS):
         return []
     return [n for name in spec.removeprefix(_VERIFIERS).split(",") if (n := name.strip())]
@@ -90,8 +91,8 @@ class RewardModel:
     def score(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float]:
         """Return the model's score for each answer.
 
-        An answer that cannot be encoded, because it is empty or contains special tokens, gets 1
-        less than the lowest score in the batch, so that such answers are never rewarded.
+        An answer that cannot be encoded, because it is empty or contains special tokens, gets
+        the lowest score in the batch minus 1, so that such answers are never rewarded.
         """
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         rows = [self.encoder.encode(t, a) for t, a in zip(tasks, answers, strict=True)]
@@ -132,11 +133,12 @@ def rewards_of(specs: Sequence[str]) -> list[Reward]:
     """Load the specified rewards.
 
     Args:
-        specs: each ``verifiers:NAME,NAME``, or the folder or Hub name of a reward model.
+        specs: specifications, each either ``verifiers:NAME,NAME`` or the folder or Hub name of a
+            reward model.
 
     Raises:
-        ConfigError: a verifier is unknown, a model cannot be loaded, no reward is given, or a
-            reward is listed twice.
+        ConfigError: a verifier is unknown, a model cannot be loaded, no reward is specified, or
+            a reward is listed more than once.
     """
     rewards: list[Reward] = []
     for spec in specs:
@@ -165,9 +167,10 @@ def tasks_of(
     Args:
         rewards: rewards that will score the answers.
         samples: rows to turn into tasks.
-        seed: random seed for the tasks, such as the choice of a constraint.
+        seed: random seed for choices in the tasks, such as the choice of a constraint.
         models: whether a reward model also scores the answers; None to check whether ``rewards``
-            contains one. A reward model can score every row, a verifier only some rows.
+            contains a reward model. A reward model can score the answers to every row, a
+            verifier only those to some rows.
     """
     verifiers = [r.verifier for r in rewards if isinstance(r, VerifierReward)]
     has_model = len(verifiers) < len(rewards) if models is None else models

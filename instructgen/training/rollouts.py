@@ -25,7 +25,7 @@ def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sample
     Args:
         tokenizer: tokenizer to save together with the weights.
         options: provides the maximum row length and the random seed.
-        folder: the weights are saved in its subfolder ``.rollout``.
+        folder: folder whose subfolder ``.rollout`` receives the weights.
 
     Returns:
         The sampler, or None on a GPU, where TRL's vLLM mode is used. The sampler raises

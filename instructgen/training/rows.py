@@ -1,4 +1,4 @@
-"""Read the rows of a dataset, select held-out rows, and record why a row is rejected."""
+"""Read the rows of a dataset, select held-out rows, and record why rows are rejected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RejectedRows:
         self.rows.append({"id": sample.id, "reason": reason, "detail": detail})
 
     def counts(self) -> dict[str, int]:
-        """Return the number of rows by reason."""
+        """Return the number of rejected or truncated rows by reason code."""
         return dict(sorted(Counter(row["reason"] for row in self.rows).items()))
 
 
@@ -85,7 +85,7 @@ def held_out_split(path: Path) -> str | None:
 
 
 def shape_at(path: Path) -> Shape:
-    """Return whether the rows in a dataset folder or file are instructions or preferences."""
+    """Return whether the rows in a dataset folder or file are instruction or preference rows."""
     if path.is_dir():
         return shape_of(path)
     return next(sample.shape for sample in samples_at(path))
@@ -98,15 +98,15 @@ def rows_for(
 
     Held-out rows come from ``held_out`` if it is given, else from the split ``validation`` if
     ``data`` has one, else from the training rows, chosen by hash and in complete groups. Rows
-    that have the same question or group as a held-out row are not trained on. The split
-    ``test`` of ``data`` is never trained on.
+    that have the same question or group as a held-out row are not used for training. The split
+    ``test`` of ``data`` is never used for training.
 
     Args:
         data: dataset folder or file to train on.
         held_out: dataset folder or file to evaluate on.
-        limit: maximum number of held-out rows; None means 64. If they come from the
-            training rows, at most half of those are held out, or a tenth if ``limit`` is None.
-        fits: returns whether a row can be evaluated; rows that cannot are not held out.
+        limit: maximum number of held-out rows; None means 64. From the training rows, at most
+            half are held out, or a tenth if ``limit`` is None.
+        fits: function that returns whether a row can be evaluated. Other rows are not held out.
 
     Raises:
         InputError: a dataset is missing or empty.
@@ -155,8 +155,8 @@ def encoded(
 ) -> list[tuple[Sample, Encoded]]:
     """Encode the rows, and add rows that cannot be used or are truncated to ``rejected``.
 
-    With ``truncate``, rows that are too long are truncated instead of rejected. If ``answer`` is
-    given, it returns the answer to encode in place of a row's output.
+    With ``truncate``, rows that are too long are truncated instead of rejected. The function
+    ``answer``, if given, returns the answer to encode in place of a row's output.
     """
     rows = []
     for sample in samples:
@@ -174,7 +174,7 @@ def encoded(
 
 
 def digest_of_rows(samples: Sequence[Sample]) -> str:
-    """Return the SHA-256 digest of the ids of the rows, in order."""
+    """Return the SHA-256 digest of the ids of the rows, in the given order."""
     return hashlib.sha256("".join(s.id for s in samples).encode()).hexdigest()
 
 

@@ -56,7 +56,7 @@ def schedule_tokens(tokens: Sequence[int], budget: int, batch_size: int, seed: i
     Args:
         tokens: number of supervised tokens in each row; at least one must be positive.
         budget: number of supervised tokens to train on.
-        batch_size: rows per step.
+        batch_size: number of rows per optimizer step.
         seed: random seed for the row order.
     """
     rng = np.random.default_rng([seed, 0])
@@ -78,18 +78,20 @@ def micro_batch(
     """Return the micro-batch size per device and the number of gradient accumulation steps.
 
     Args:
-        batch_size: rows per optimizer step, over all devices.
+        batch_size: number of rows per optimizer step, over all devices.
         requested: requested micro-batch size; None for the largest divisor of the rows per device
             that is at most ``most``.
         processes: number of processes, one per device.
-        most: largest default micro-batch size.
+        most: maximum micro-batch size if none is requested.
 
     Raises:
-        ValueError: the batch cannot be divided evenly.
+        ValueError: the batch cannot be divided evenly into micro-batches.
     """
     share, rest = divmod(batch_size, processes)
     if rest or not share:
-        raise ValueError(f"batch_size {batch_size} is not divisible by {processes} processes")
+        raise ValueError(
+            f"batch_size {batch_size} cannot be divided evenly among {processes} processes"
+        )
     if requested is None:
         requested = max(n for n in range(1, most + 1) if share % n == 0)
     if share % requested:

@@ -31,8 +31,8 @@ from instructgen.verifiers import label
 def prepare(rows: Rows, encoder: Encoder, options: SftOptions, rejected: RejectedRows) -> Prepared:
     """Encode the rows and compute their loss weights.
 
-    With ``options.rationale``, each row with the label `rationale` gives a second example, whose
-    answer is the text of the label. Rows that cannot be used are added to ``rejected``.
+    If ``options.rationale`` is not 0, each row with the label `rationale` gives a second example,
+    whose answer is the text of that label. Rows that cannot be used are added to ``rejected``.
 
     Raises:
         ConfigError: an option names a source, score or label that the rows do not have.
@@ -41,7 +41,8 @@ def prepare(rows: Rows, encoder: Encoder, options: SftOptions, rejected: Rejecte
     for source in options.weights:
         if source not in known:
             raise ConfigError(
-                f"weights: no row has the source {source!r}.", suggest(source, sorted(known))
+                f"No row has the source {source!r}, which the option weights names.",
+                suggest(source, sorted(known)),
             )
     truncate = options.too_long == "truncate"
     main = encoded(rows.train, encoder, options.max_length, rejected, truncate=truncate)
@@ -51,8 +52,8 @@ def prepare(rows: Rows, encoder: Encoder, options: SftOptions, rejected: Rejecte
         tasks = [t for s, _ in main if (t := _rationale(s)) is not None]
         if not tasks:
             raise ConfigError(
-                "rationale is set, but no row has the label `rationale`.",
-                "Import the rows with --map=label.rationale=FIELD, or remove the option.",
+                "The option rationale is set, but no row has the label `rationale`.",
+                "Import the rows with --map=label.rationale=FIELD, or remove the option rationale.",
             )
         second = encoded(tasks, encoder, options.max_length, rejected, truncate=truncate)
         examples += [row for _, row in second]
@@ -73,7 +74,7 @@ def _weight(sample: Sample, options: SftOptions) -> float:
         if score is None or score.value is None or score.value < 0:
             raise ConfigError(
                 f"row {sample.id}: the score {options.weight_score!r} is missing or negative.",
-                "Curate the dataset with a filter that computes the score, or remove weight_score.",
+                "Curate with a filter that computes the score, or remove the option weight_score.",
             )
         weight *= score.value
     return weight
@@ -93,10 +94,11 @@ def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> Buil
     Args:
         job: model and settings; its options must be `SftOptions`.
         rows: encoded rows.
-        weights: loss weight of each row; scaled to a mean of 1 over the supervised tokens.
+        weights: loss weight of each row. The weights are scaled so that their mean over the
+            supervised tokens is 1.
 
     Raises:
-        ConfigError: every weight is 0, or the batch cannot be divided evenly.
+        ConfigError: every weight is 0, or the batch cannot be divided evenly into micro-batches.
     """
     options = job.options
     assert isinstance(options, SftOptions)
@@ -153,7 +155,7 @@ def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> Buil
 
 
 def _rows_used(sequences: Dataset, order: Sequence[int]) -> int:
-    """Return the number of rows in the scheduled sequences; packed ones contain several rows."""
+    """Return the number of rows in the scheduled sequences; a packed one has several rows."""
     packed = "seq_lengths" in sequences.column_names
     return sum(len(sequences[i]["seq_lengths"]) if packed else 1 for i in set(order))
 
@@ -164,7 +166,7 @@ def _sequences(rows: Sequence[Encoded], weights: Sequence[float], options: SftOp
         "labels": [row.labels for row in rows],
     }
     if not any(weights):
-        raise ConfigError("every row has weight 0.", "Change weights or weight_score.")
+        raise ConfigError("Every row has weight 0.", "Change the option weights or weight_score.")
     if len(set(weights)) > 1:
         counts = [sum(row.trained) for row in rows]
         mean = sum(w * n for w, n in zip(weights, counts, strict=True)) / max(1, sum(counts))

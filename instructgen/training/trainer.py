@@ -1,7 +1,7 @@
 """Code that all trainers share: the job, TRL's arguments, the row order, and the start of training.
 
 Only this module, `sft`, `preference` and `online` use TRL's trainers; `tests/test_trainers.py`
-lists every argument of TRL that they pass. They override three private methods, so that all
+lists every TRL argument that they pass. They override three private methods of TRL, so that all
 trainers see the same tokens: `_prepare_dataset`, `_tokenize_prompts`, `_generate_single_turn`.
 """
 
@@ -47,7 +47,7 @@ class Built:
 
     Attributes:
         trainer: a TRL trainer, or one with the same interface.
-        rows: number of distinct rows that its steps use.
+        rows: number of distinct rows that training uses.
         supervised_tokens: number of tokens that the loss covers; None unless the trainer is
             ``sft``.
     """
@@ -59,7 +59,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows that are prepared for one trainer.
+    """Training examples that are prepared for one trainer.
 
     Attributes:
         count: number of examples to train on.
@@ -117,12 +117,14 @@ def batches(options: TrainerOptions, most: int = 4) -> tuple[int, int]:
     """Return the micro-batch size per device and the number of gradient accumulation steps.
 
     Raises:
-        ConfigError: the batch cannot be divided evenly.
+        ConfigError: the batch cannot be divided evenly into micro-batches.
     """
     try:
         return micro_batch(options.batch_size, options.micro_batch_size, processes(), most)
     except ValueError as error:
-        raise ConfigError(f"{error}.", "Change batch_size or micro_batch_size.") from error
+        raise ConfigError(
+            f"{error}.", "Change the option batch_size or micro_batch_size."
+        ) from error
 
 
 def arguments(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from instructgen.schema.sample import Sample
 
 
 class Verifier(BaseModel, ABC):
-    """Base class for verifiers, which check an answer against data in its task, such as tests."""
+    """Base class for verifiers, which check an answer against data in a row, such as unit tests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]

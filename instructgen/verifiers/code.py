@@ -1,9 +1,10 @@
-"""Checks whether code passes the tests of its row, in a separate process with limits.
+"""Checks whether the code in an answer passes the row's tests, in a process with limits.
 
-The process has an empty environment and folder, and limits on time, memory and files. On
-Linux it also has no network access and cannot start processes, if the system lets users set
-such limits. The limits protect against mistakes, not against attacks, because the answer runs
-in the same interpreter as the tests. Run models that you do not trust in a container.
+The process starts in an empty folder without environment variables, and its time, memory and
+files are limited. On Linux it also has no network access and cannot start other processes, if
+the system lets users set such limits. These limits protect against mistakes but not against
+attacks, because the answer runs in the same interpreter as the tests. Run models that you do not
+trust in a container.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Code(Verifier):
     )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """Return the row if it has tests, or None."""
+        """Return the row if it has the label ``test``, or None."""
         return sample if label(sample, "test") else None
 
     def check(self, task: Sample, answer: str) -> float:

@@ -2,8 +2,9 @@
 
 Each constraint has an instruction for the model, and a score from 0 to 1 for an answer. There is
 partial credit, because a group of answers that all score 0 gives no training signal. The checks,
-the wording and the families are not those of IFEval. The family ``layout`` is used for evaluation
-only, never for rewards, so that it measures generalization to unseen constraints.
+the wording and the families (groups of constraints) are not those of IFEval. The family
+``layout`` is used only for evaluation, never for rewards, so that it measures generalization to
+unseen constraints.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Constraint:
         return KINDS[self.name].met(answer, **self.values) if answer.strip() else 0.0
 
     def dumps(self) -> str:
-        """Return the constraint as JSON, the value of a row's label ``constraint``."""
+        """Return the constraint as JSON, to be stored in the row's label ``constraint``."""
         return orjson.dumps(
             {"name": self.name, **self.values}, option=orjson.OPT_SORT_KEYS
         ).decode()
@@ -86,7 +87,7 @@ class Constraint:
 
 
 def draw(rng: random.Random, *, held_out: bool = False) -> Constraint:
-    """Return a random constraint, either from the held-out family or from all other families."""
+    """Return a random constraint, either from the family ``layout`` or from all other families."""
     names = [name for name, kind in KINDS.items() if (kind.family == HELD_OUT) == held_out]
     name = rng.choice(names)
     return Constraint(name, KINDS[name].draw(rng))
@@ -104,7 +105,7 @@ def _sentence_count(answer: str) -> int:
 
 
 def _exactly(actual: int, target: int) -> float:
-    """Return 1 if ``actual`` equals ``target``, and less the more they differ."""
+    """Return 1 if ``actual`` equals ``target``, and a lower score the more they differ."""
     return max(0.0, 1 - abs(actual - target) / max(1, target))
 
 

@@ -13,18 +13,19 @@ from instructgen.verifiers.constraints import HELD_OUT, LABEL, Constraint, draw
 
 
 class IfEval(Verifier):
-    """Score answers by the row's label ``constraint``; rows without it get a random constraint."""
+    """Score answers by the constraint in their row; a row without one gets a random constraint."""
 
     name = "ifeval"
 
     held_out: bool = Field(
-        False, description="Use only the constraint family reserved for evaluation."
+        False, description="Use only constraints that are reserved for evaluation."
     )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
         """Return the row with a constraint in its instruction and labels, or None.
 
-        The result is None if the label ``constraint`` is invalid or has the wrong family.
+        The result is None if the label ``constraint`` is invalid, or if ``held_out`` is set and
+        the constraint is not reserved for evaluation.
         """
         text = label(sample, LABEL)
         if text is not None:

@@ -23,12 +23,15 @@ _MAX_LENGTH = 60
 
 
 class Math(Verifier):
-    """Score an answer 1 if its final number is correct, ``form`` if it is marked but wrong."""
+    """Score an answer 1 for the correct final number, ``form`` for a wrong one marked as final."""
 
     name = "math"
 
     form: float = Field(
-        0.1, ge=0, lt=1, description="Reward for a wrong number that is marked as final."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Reward for a wrong number that is marked as final, for example with ####.",
     )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
@@ -36,7 +39,7 @@ class Math(Verifier):
         return sample if final_number(sample.output) is not None else None
 
     def check(self, task: Sample, answer: str) -> float:
-        """Return 1 for the correct final number, ``form`` for a wrong marked one, otherwise 0."""
+        """Return 1 for a correct final number, ``form`` for a wrong one if marked, otherwise 0."""
         number = final_number(answer)
         if number is None:
             return 0.0

@@ -1,4 +1,4 @@
-"""Checks whether an answer matches the regular expression of its row."""
+"""Checks whether an answer contains a match of the regular expression in its row."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from instructgen.verifiers import Verifier, label
 
 
 class Regex(Verifier):
-    """Score an answer 1 if it matches the pattern in the row's label ``pattern``, otherwise 0."""
+    """Score an answer 1 if the pattern in the row's label ``pattern`` matches, otherwise 0."""
 
     name = "regex"
 
     seconds: float = Field(1.0, gt=0, description="Time limit for the search, in seconds.")
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """Return the row if it has a valid pattern, or None."""
+        """Return the row if its label ``pattern`` is a valid regular expression, or None."""
         pattern = label(sample, "pattern")
         if not pattern:
             return None
@@ -30,7 +30,7 @@ class Regex(Verifier):
         return sample
 
     def check(self, task: Sample, answer: str) -> float:
-        """Return 1 if the pattern is found within the time limit, and otherwise 0."""
+        """Return 1 if the pattern is found in the answer within the time limit, and otherwise 0."""
         try:
             return float(
                 regex.search(label(task, "pattern") or "", answer, timeout=self.seconds) is not None

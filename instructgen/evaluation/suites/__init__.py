@@ -42,8 +42,8 @@ class Subject:
 class Finding:
     """One measure of the model, and the same measure of the second model if there is one.
 
-    ``higher`` is true if a higher value is better. ``details`` are further values about the
-    measure, which are written to evaluation.json.
+    ``higher`` is true if a higher value is better. ``details`` are additional values that are
+    written to evaluation.json.
     """
 
     after: MeasuredRows
@@ -59,7 +59,7 @@ class Finding:
 
 
 class Suite(BaseModel, ABC):
-    """Base class for evaluation suites. The fields are options: ``--set=SUITE.KEY=VALUE``.
+    """Base class for evaluation suites. Each field is an option: ``--set=SUITE.KEY=VALUE``.
 
     ``shape`` is the kind of rows that the suite needs, or None if it needs no rows.
     """
@@ -122,15 +122,15 @@ class AnsweringSuite(Suite):
             engine.close()
             if failed := next((c for c in answers if c.finish_reason == "error"), None):
                 raise EngineError(
-                    f"{name} did not answer a prompt: {failed.error}",
-                    "Check --max-length.",
+                    f"The model {name} did not answer a prompt: {failed.error}",
+                    "Check the value of --max-length.",
                 )
             answers_by_model[name] = [c.text for c in answers]
         return answers_by_model
 
 
 def named(path: str) -> str:
-    """Return the name of a model for tables: the last part of its path."""
+    """Return the name under which a model is shown: the last part of its path."""
     return Path(path).name or path
 
 

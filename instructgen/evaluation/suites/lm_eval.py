@@ -44,7 +44,8 @@ class LmEval(Suite):
             ) from None
         if not self.tasks:
             raise ConfigError(
-                "The suite lm-eval requires tasks.", "Pass --set=lm-eval.tasks=arc_easy."
+                "The suite lm-eval requires at least one task.",
+                "Pass --set=lm-eval.tasks=arc_easy.",
             )
         manager = TaskManager(include_path=self.include_path)
         tasks: list[str] = []
@@ -55,7 +56,7 @@ class LmEval(Suite):
             if not matches:
                 raise ConfigError(
                     f"lm-eval has no task {task!r}.",
-                    "List the tasks: lm-eval ls tasks. To use your own, set lm-eval.include_path.",
+                    "List tasks with `lm-eval ls tasks`, or add --set=lm-eval.include_path=FOLDER.",
                 )
             tasks += matches
         by_model: list[dict[tuple[str, str], MeasuredRows]] = []
@@ -82,7 +83,8 @@ class LmEval(Suite):
 def _measures(result: Any) -> dict[tuple[str, str], MeasuredRows]:
     """Return the values that lm-eval gives each document, as measures by task and metric.
 
-    A document has one value per filter of its task, for example per way to extract an answer.
+    A document has one value per lm-eval filter of its task. Each filter is a way to extract the
+    answer from a reply.
     """
     measures = {}
     for task, samples in result["samples"].items():

@@ -17,7 +17,8 @@ class Preference(Suite):
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
         """Measure pair accuracy; likelihoods are per token, because longer answers are less likely.
 
-        With a second model, also measure how often the first favors the preferred answer more.
+        With a second model, also measure how often the first model favors the preferred answer more
+        strongly than the second model does.
         """
         if is_reward_model(subject.model):
             measured = [

@@ -26,7 +26,11 @@ class WinRate(AnsweringSuite):
 
     name = "winrate"
 
-    judge: str = Field("", description="Judge: the folder of a reward model, or a language model.")
+    judge: str = Field(
+        "",
+        description="Judge: the folder of a reward model, or the name or folder of a "
+        "language model.",
+    )
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
         """Measure the win rate, and estimate it for answers of equal length."""
@@ -46,8 +50,8 @@ class WinRate(AnsweringSuite):
         details |= {"judged": len(judged), "abstained": len(results) - len(judged)}
         if not judged:
             raise ConfigError(
-                f"{self.judge} abstained in all {len(results)} contests.",
-                "Use a stronger model with --judge.",
+                f"The judge {self.judge} abstained in all {len(results)} comparisons.",
+                "Pass a stronger model with --judge=MODEL.",
             )
         values = [float(results[i] or 0.0) for i in judged]
         lengths = [(len(first[i]), len(second[i])) for i in judged]
@@ -80,12 +84,12 @@ class WinRate(AnsweringSuite):
 def length_controlled(won: list[float], lengths: list[tuple[int, int]]) -> float:
     """Return the win rate for answers of equal length, estimated by a logistic regression.
 
-    Source: Dubois et al. 2024 (2404.04475). Here the regression has a single predictor: tanh of
-    the length difference divided by its standard deviation.
+    Source: Dubois et al. 2024 (arXiv 2404.04475). Here, the regression has a single predictor:
+    the length difference divided by its standard deviation, passed through tanh.
 
     Args:
-        won: result of each contest: 1 for a win, 0.5 for a tie, 0 for a loss.
-        lengths: lengths of the two answers of each contest, in characters.
+        won: result of each comparison: 1 for a win, 0.5 for a tie, 0 for a loss.
+        lengths: lengths of the two answers in each comparison, in characters.
     """
     from scipy.optimize import minimize
 

@@ -1,8 +1,9 @@
 """The interface of generation methods, which build requests and parse completions.
 
 Each method has its own file in this folder; the fields of its class are its recipe keys. A
-method is pure: it uses no clock, disk or network, and random numbers come only from the
-generator passed to it. The loop filters candidates and adds instructions to the pool.
+method is pure: it uses no clock, disk or network, and draws random numbers only from the random
+number generator that is passed to it. The generation loop filters candidates and adds instructions
+to the pool.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class RejectedCandidate:
-    """A candidate, or a whole completion, that the method itself rejects, with the reason."""
+    """A candidate or a whole completion that the method rejects, with the reason why."""
 
     sample: Sample
     rejection: Rejection
@@ -49,7 +50,7 @@ class RejectedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """The result of the classification stage: the kind of the task with this number."""
+    """The result of the classification stage: the kind of the task with the number ``task``."""
 
     task: int
     kind: Kind
@@ -70,7 +71,7 @@ class SamplingOptions(BaseModel):
     max_tokens: int = Field(ge=1)
 
     def sampling(self, stop: tuple[str, ...] = ()) -> Sampling:
-        """Return sampling parameters for a request, without a seed, which the loop adds."""
+        """Return sampling parameters for a request; the generation loop adds the random seed."""
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -94,8 +95,8 @@ class Method(BaseModel, ABC):
     style: Literal["auto", "completion", "chat"] = Field(
         "auto",
         description="Prompt style: completion (few-shot text, as in the paper), chat (the "
-        "model's chat template), or auto (chat if the model has a template and is not the "
-        "included model).",
+        "model's chat template), or auto (chat if the model has a chat template and is not the "
+        "included model, otherwise completion).",
     )
 
     @abstractmethod
@@ -104,7 +105,7 @@ class Method(BaseModel, ABC):
     ) -> list[Request]:
         """Return at most ``count`` requests, not counting those for very short completions.
 
-        A method may take tasks from the queues of the pool; it must not change other parts.
+        A method may take tasks from the queues of the pool, but must not change the pool otherwise.
         """
 
     @abstractmethod
@@ -113,7 +114,7 @@ class Method(BaseModel, ABC):
 
 
 def child_sample(pool: Pool, positions: tuple[int, ...], language: str) -> Sample:
-    """Return an empty sample with the license, attribution and models of its demonstrations."""
+    """Return an empty sample with the licenses, attributions and models of its demonstrations."""
     from instructgen.licensing.licenses import combine
 
     parents = [pool.at(p) for p in positions]

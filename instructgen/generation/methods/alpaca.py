@@ -1,6 +1,7 @@
-"""The Alpaca method (Taori et al. 2023): complete rows from three human-written rows, in one stage.
+"""The Alpaca method (Taori et al. 2023), which generates complete rows in one stage.
 
-Prompts show only seeds and no generated tasks, so the pool does not grow.
+A prompt shows three human-written rows by default, and no generated rows, so the pool does not
+grow.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Alpaca(Method):
         return [self._request(pool, rng, form) for _ in range(count)]
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Return the rows of a completion; the last one is rejected if it was cut off."""
+        """Return the rows of a completion; the last row of a cut-off completion is rejected."""
         blank = child_sample(pool, request.parents, request.language)
         if completion.finish_reason == "error":
             return [_reject(blank, "engine_error", completion.error or "")]
@@ -71,7 +72,9 @@ class Alpaca(Method):
             if number == len(items) and completion.finish_reason == "length":
                 outcomes.append(_reject(sample, "cut_by_length", "the last task was cut off"))
             elif number > self.new_tasks:
-                outcomes.append(_reject(sample, "too_many_tasks", f"over {self.new_tasks} tasks"))
+                outcomes.append(
+                    _reject(sample, "too_many_tasks", f"more than {self.new_tasks} tasks")
+                )
             elif item is None:
                 outcomes.append(_reject(sample, "incomplete_task", "a part of the task is missing"))
             elif not instance.output:

@@ -1,4 +1,4 @@
-"""The Self-Instruct method (Wang et al. 2022): instructions, their classification, and instances.
+"""The Self-Instruct method (Wang et al. 2022): instructions, their kinds, and their instances.
 
 The defaults are those of the paper and its code; a recipe may change them.
 """
@@ -59,28 +59,34 @@ class SelfInstruct(Method):
     max_instances: int = Field(5, ge=1, description="Maximum number of rows per instruction.")
     instructions: SamplingOptions = Field(
         _options(temperature=0.7, top_p=0.5, presence_penalty=2.0, max_tokens=1024),
-        description="Sampling parameters for new instructions in completion style.",
+        description="Sampling parameters for generating new instructions when the prompt style is "
+        "completion.",
     )
     classification: SamplingOptions = Field(
         _options(temperature=0.0, max_tokens=3),
-        description="Sampling parameters for the classification stage.",
+        description="Sampling parameters for classifying instructions when the prompt style is "
+        "completion.",
     )
     instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=350),
-        description="Sampling parameters for instances (inputs and outputs).",
+        description="Sampling parameters for generating instances (inputs and outputs) when the "
+        "prompt style is completion.",
     )
     classification_instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=300),
-        description="Sampling parameters for instances of classification tasks.",
+        description="Sampling parameters for generating instances of classification tasks when the "
+        "prompt style is completion.",
     )
-    # Without penalties: they would damage the format of the list or of the JSON.
+    # No penalties, because they would damage the format of the list or of the JSON.
     chat_instructions: SamplingOptions = Field(
         _options(temperature=0.9, top_p=0.95, max_tokens=1024),
-        description="Sampling parameters for new instructions in chat style.",
+        description="Sampling parameters for generating new instructions when the prompt style is "
+        "chat.",
     )
     chat_answers: SamplingOptions = Field(
         _options(temperature=0.0, max_tokens=1024),
-        description="Sampling parameters for classification and instances in chat style.",
+        description="Sampling parameters for classifying instructions and generating instances "
+        "when the prompt style is chat.",
     )
 
     def requests(
@@ -89,7 +95,7 @@ class SelfInstruct(Method):
         """Return all pending classifications, then pending instances, then new instructions.
 
         Classifications do not count towards ``count``, because they need only a few tokens and
-        batches full of them would leave the engine half idle. New instructions get at least a
+        batches full of them would leave half of the engine idle. New instructions get at least a
         sixteenth of a batch, so that the pool keeps growing, and at most half of it, because
         each accepted instruction needs two more requests.
         """
@@ -249,8 +255,8 @@ class SelfInstruct(Method):
     def _consistent(self, task: Task, instances: list[Instance]) -> Iterable[Outcome]:
         """Apply the rules of Self-Instruct to the instances of one instruction.
 
-        Invalid instances are passed on without a comparison with the others, because the filter
-        ``instance`` rejects them.
+        Invalid instances are returned without being compared with the others, because the filter
+        ``instance`` rejects them later.
         """
         valid = [instance for instance in instances if instance.fault is None]
         outputs: dict[str, set[str]] = {}
@@ -270,7 +276,7 @@ class SelfInstruct(Method):
             elif instance in seen:
                 yield _reject(sample, "duplicate_instance", "the instance was already generated")
             elif len(seen) >= self.max_instances:
-                yield _reject(sample, "too_many_instances", f"over {self.max_instances} rows")
+                yield _reject(sample, "too_many_instances", f"more than {self.max_instances} rows")
             else:
                 seen.add(instance)
                 yield Candidate(sample)
