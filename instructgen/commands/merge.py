@@ -76,8 +76,8 @@ class Stratum:
 class MergeFacts(JsonRecord):
     """Facts about a merge, for the manifest.
 
-    ``read`` rows were read, and ``taken`` of them are in the mix. ``strata`` counts the rows by
-    the property ``by``, which is the source, category or language.
+    ``read`` is the number of rows read, ``taken`` the number of them in the mix. ``strata`` has
+    both numbers for each value of the property ``by`` (source, category or language).
     """
 
     read: int

@@ -538,7 +538,7 @@ def _weights_written(folder: Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"{folder}: the weights cannot be written ({first_line(error)}).",
-            "Free space, then rerun the same command to resume.",
+            "Free up disk space, then rerun the same command to resume.",
         ) from error
 
 
@@ -558,5 +558,5 @@ def _check_space(model: Any, options: TrainerOptions, folder: Path) -> None:
         raise ConfigError(
             f"{folder}: {free / 1e9:.1f} GB are free, but training requires about "
             f"{needed / 1e9:.1f} GB for checkpoints and the model.",
-            "Free space, or use another --out.",
+            "Free up disk space, or use another --out.",
         )

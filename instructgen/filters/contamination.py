@@ -59,15 +59,15 @@ class Contamination(Filter):
         0.6,
         gt=0,
         le=1,
-        description="Reject a row with at least this fraction of a benchmark prompt's words, in "
-        "order, if the fraction in the option weight_share is also reached.",
+        description="Reject a row that contains at least this fraction of a benchmark prompt's "
+        "words in the same order, with gaps allowed. weight_share must be reached too.",
     )
     weight_share: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="Like the option words_share, but rare words count more. A row is rejected "
-        "only if both fractions are reached.",
+        description="As words_share, but as a fraction of the total weight of the prompt's words; "
+        "rare words weigh more.",
     )
     cosine: float | None = Field(
         None,

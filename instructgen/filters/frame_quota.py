@@ -63,9 +63,10 @@ class FrameQuota(ComparingFilter):
         return RougeLIndex(self.threshold, self.tokenizer)
 
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return a rejection (``duplicate`` or ``same_frame``), or None to keep the sample.
+        """Return a rejection, or None to keep the sample.
 
-        The score of a rejection is the ROUGE-L similarity to the nearest earlier instruction.
+        The reason is ``duplicate``, or ``same_frame`` for the same sentence pattern with other
+        words. The score is the ROUGE-L similarity to the nearest earlier instruction.
         """
         vectors = self._vectors([sample.instruction, *(seen.texts[0] for _, seen in matches)])
         cosines = np.round(vectors[1:] @ vectors[0], 4).tolist()

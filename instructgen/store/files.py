@@ -19,8 +19,8 @@ from instructgen.errors import DamagedFileError, RunError, StorageError
 
 LOCK = "lock"
 _NEXT_STEPS = {
-    errno.ENOSPC: "Free space",
-    errno.EDQUOT: "Free space",
+    errno.ENOSPC: "Free up disk space",
+    errno.EDQUOT: "Free up disk space",
     errno.EACCES: "Fix the permissions",
     errno.EPERM: "Fix the permissions",
     errno.EROFS: "Make the file system writable",

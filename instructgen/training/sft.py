@@ -41,7 +41,7 @@ def prepare(rows: Rows, encoder: Encoder, options: SftOptions, rejected: Rejecte
     for source in options.weights:
         if source not in known:
             raise ConfigError(
-                f"No row has the source {source!r}, which the option weights names.",
+                f"The option weights contains the source {source!r}, but no row has this source.",
                 suggest(source, sorted(known)),
             )
     truncate = options.too_long == "truncate"

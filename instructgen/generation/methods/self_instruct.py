@@ -64,8 +64,8 @@ class SelfInstruct(Method):
     )
     classification: SamplingOptions = Field(
         _options(temperature=0.0, max_tokens=3),
-        description="Sampling parameters for classifying instructions when the prompt style is "
-        "completion.",
+        description="Sampling parameters for asking whether an instruction is a classification "
+        "task when the prompt style is completion.",
     )
     instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=350),
