@@ -149,7 +149,7 @@ def _trained_on(models: Sequence[str], paths: Sequence[Path]) -> list[str]:
 
 
 def _rows(paths: Sequence[Path], limit: int) -> tuple[dict[str, list[Sample]], list[str]]:
-    """Return the rows by shape, and a note about the split of each dataset."""
+    """Return the rows by kind (instructions, preferences), and the split used of each dataset."""
     from instructgen.training.rows import held_out_at, held_out_split
 
     rows: dict[str, list[Sample]] = {}

@@ -56,7 +56,7 @@ class Forecast:
 
 @command(PreviewOptions, "seeds", "target")
 def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
-    """Run a few batches as `instructgen.generate` does, and forecast the complete run.
+    """Run a few batches of `instructgen.generate`, and estimate the time and tokens of the run.
 
     No files remain afterwards.
 

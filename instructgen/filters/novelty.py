@@ -30,8 +30,8 @@ class Novelty(ComparingFilter):
 
     compatible: Literal["rouge-score"] | None = Field(
         None,
-        description="Set this option to rouge-score to decide as the Python package rouge-score "
-        "does when a similarity differs from the threshold only by floating-point rounding.",
+        description="The value rouge-score gives the decisions of the package rouge-score for "
+        "similarities that equal the threshold up to floating-point rounding.",
     )
 
     def index(self) -> RougeLIndex:

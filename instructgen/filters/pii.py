@@ -1,7 +1,7 @@
 """Masks personal data and secrets, or rejects rows that contain them.
 
 The filter finds email addresses, phone numbers, payment card numbers, public IP addresses, and
-keys of online services. It does not find names of people.
+API keys. It does not find names of people.
 """
 
 from __future__ import annotations

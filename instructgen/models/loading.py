@@ -51,7 +51,7 @@ def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
     if tokenizer.pad_token_id is None:
         raise ConfigError(
             f"--model={name}: the tokenizer has no padding token.",
-            "Pass --pad-token=eos, or a different token in the vocabulary of the model.",
+            "Pass --pad-token=eos for the end-of-sequence token, or a token of the vocabulary.",
         )
     return tokenizer
 

@@ -49,7 +49,7 @@ def bitmaps(words, offsets, widths, starts, bits, vocabulary):
 
 @jit
 def _overlap(a, b, count):
-    """Return the number of common words, including repetitions: an upper bound of the LCS."""
+    """Return the number of common words, with repetitions: an upper bound on the LCS length."""
     common = 0
     for word in a:
         count[word] += 1
