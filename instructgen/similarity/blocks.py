@@ -33,8 +33,8 @@ class Queries(NamedTuple):
     Query i is ``words[offsets[i]:offsets[i + 1]]``, as in `Texts`. Its bitmaps begin at
     ``bits[starts[i]]``. The widest bitmap comes first and has ``widths[i]`` 64-bit integers. It
     is followed by the same bitmap folded to half the width (its halves combined with OR), then to
-    a quarter, and so on, down to two 64-bit integers. A row whose text has fewer than ``shortest[i]`` or more than
-    ``longest[i]`` words cannot match query i.
+    a quarter, and so on, down to two 64-bit integers. A row whose text has fewer than
+    ``shortest[i]`` or more than ``longest[i]`` words cannot match query i.
     """
 
     words: Array
