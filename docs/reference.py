@@ -71,8 +71,9 @@ def _command(name: str, command: click.Command) -> list[str]:
     arguments = [
         (str(facts_of(f)["metavar"]), help_text(f)) for f in fields if facts_of(f).get("argument")
     ]
-    records = [p.get_help_record(context) for p in command.get_params(context)]
+    records = [p.get_help_record(context) for p in command.params]
     flags = [record for record in records if record and record[1]]
+    flags.append(("-h, --help", "Show this message and exit."))
     lines += ["| option | description |", "| --- | --- |"]
     lines += [f"| `{_cell(left)}` | {_cell(right)} |" for left, right in (*arguments, *flags)]
     return [*lines, ""]

@@ -207,6 +207,8 @@ _SHORTER = {
     "greater than or equal to": "at least",
     "less than or equal to": "at most",
     "greater than": "more than",
+    "tuple should have at least 1 item after validation, not 0": "must not be empty",
+    "Tuple should have at least 1 item after validation, not 0": "must not be empty",
 }
 
 

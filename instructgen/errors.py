@@ -51,7 +51,7 @@ class InstructgenError(Exception):
         """
         for old, new in names.items():
             if old.startswith("--"):
-                valued = re.compile(rf"(?<!\w){re.escape(old)}=([\w./:-]*\w)")
+                valued = re.compile(rf"(?<!\w){re.escape(old)}=([^\s,;()]*(?:,[^\s,;()]+)*[\w\]])")
                 bare = re.compile(rf"(?<!\w){re.escape(old)}(?![\w-])")
                 self.message = bare.sub(new, valued.sub(rf'{new}="\1"', self.message))
                 self.hint = bare.sub(new, valued.sub(rf'{new}="\1"', self.hint))

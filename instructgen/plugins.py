@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructgen.errors import ConfigError, first_line
 
@@ -34,8 +34,15 @@ _GROUPS = {
 }
 
 
-# Classes of files that the user loaded, in order.
-_FROM_FILES: list[Any] = []
+class _PluginFile(NamedTuple):
+    """A plug-in file as it was when it was loaded."""
+
+    digest: str
+    classes: tuple[Any, ...]
+
+
+# The files that the user loaded, in order.
+_FROM_FILES: dict[Path, _PluginFile] = {}
 # The installed package (name and version) that added a plug-in, by its class.
 _ADDED_BY: dict[Any, dict[str, str]] = {}
 
@@ -67,7 +74,7 @@ def classes(group: str) -> dict[str, Any]:
         and value.__module__ == module.__name__
     ]
     members += map(_installed, entry_points(group=f"instructgen.{group}"))
-    members += (cls for cls in _FROM_FILES if issubclass(cls, base))
+    members += (c for f in _FROM_FILES.values() for c in f.classes if issubclass(c, base))
     by_name: dict[str, Any] = {}
     for cls in members:
         other = by_name.setdefault(cls.name, cls)
@@ -96,51 +103,66 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
         ConfigError: the file does not exist, fails when it is executed, or defines no plug-in.
     """
     path = Path(file).expanduser().resolve()
-    spec = importlib.util.spec_from_file_location(f"instructgen_plugin_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    if not path.is_file() or path.suffix != ".py":
         raise ConfigError(
             f"--plugin={file}: no Python file has this path.", "Use the path of a .py file."
         )
-    if any(_file_of(cls) == path for cls in _FROM_FILES):
-        return tuple(cls for cls in _FROM_FILES if _file_of(cls) == path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    earlier = _FROM_FILES.get(path)
+    if earlier is not None and earlier.digest == digest:
+        return earlier.classes
+    added = _executed(file, path)
+    _FROM_FILES[path] = _PluginFile(digest, added)
+    _ADDED_BY.update({cls: {"file": path.name} for cls in added})
+    classes.cache_clear()
+    try:
+        for group in _GROUPS:
+            classes(group)
+    except ConfigError:
+        # A name that is in use would make every later search of the group fail.
+        del _FROM_FILES[path]
+        classes.cache_clear()
+        raise
+    return added
+
+
+def _executed(file: str | Path, path: Path) -> tuple[Any, ...]:
+    """Execute a plug-in file and return the classes that it defines."""
+    place = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    name = f"instructgen_plugin_{path.stem}_{place}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # its name ends in .py
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pydantic look up the module of a class.
-    sys.modules[spec.name] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The user's own code can raise any exception.
         raise ConfigError(
             f"--plugin={file} cannot be loaded ({type(error).__name__}: {first_line(error)}).",
             "Correct the file.",
         ) from error
     bases = tuple(getattr(importlib.import_module(name), base) for name, base in _GROUPS.values())
-    added = [
+    added = tuple(
         value
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, bases)
         and value.__module__ == module.__name__
         and isinstance(getattr(value, "name", None), str)
-    ]
+    )
     if not added:
         raise ConfigError(
             f"--plugin={file} contains no filter, format, engine, method, verifier or suite.",
             "Define a subclass with the attribute name, such as class MyFilter(Filter).",
         )
-    _FROM_FILES.extend(added)
-    _ADDED_BY.update({cls: {"file": path.name} for cls in added})
-    classes.cache_clear()
-    return tuple(added)
+    return added
 
 
 def loaded_files() -> tuple[Path, ...]:
     """Return the plug-in files that were loaded, so that child processes can load them too."""
-    return tuple(dict.fromkeys(_file_of(cls) for cls in _FROM_FILES))
-
-
-def _file_of(cls: Any) -> Path:
-    return Path(inspect.getfile(cls)).resolve()
+    return tuple(_FROM_FILES)
 
 
 def _installed(point: EntryPoint) -> Any:
@@ -185,6 +207,9 @@ def _code_digest(cls: Any) -> str:
     except (TypeError, OSError):
         # Defined interactively, without a file.
         return ""
+    loaded = _FROM_FILES.get(file.resolve())
+    if loaded is not None:
+        return loaded.digest
     if not file.is_file():
         # Imported from a zip archive.
         return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]

@@ -79,7 +79,7 @@ INVALID = {
     ),
     "unknown filter": ('[[filters]]\nname = "novelti"\n', ("'novelti'", " novelty?")),
     "filter without name": ("[[filters]]\nthreshold = 1\n", (": filters 1: ", '"name"')),
-    "filters is a table": ("[filters]\nx = 1\n", (": filters: ", "[[filters]]")),
+    "filters is a table": ("[filters]\nx = 1\n", ("filters", "[[filters]]")),
     "unknown word list": (
         '[[filters]]\nname = "wording"\nlists = ["nope"]\n',
         (": filters 1 (wording).lists", "'nope'", "boilerplate"),
@@ -91,7 +91,7 @@ INVALID = {
     "dotted path": ('[[filters]]\nname = "os.system"\n', ("'os.system'", "novelty")),
     "unknown method": ('[method]\nname = "magic"\n', ("'magic'", "self_instruct")),
     "not UTF-8": (b"[generate]\nseed = \xff\n", ("r.toml: ", "TOML", "0xff")),
-    "value instead of a table": ("generate = 3\n", (": generate: ", "[generate]")),
+    "value instead of a table": ("generate = 3\n", ("generate", "[generate]")),
 }
 
 

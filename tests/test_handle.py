@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import instructgen
-from instructgen.errors import InputError, RunError
+from instructgen.errors import ConfigError, InputError, RunError
 from tests import forks
 
 WORDS = ("sun", "sea", "moon", "sand", "wind", "rain", "snow", "fog")
@@ -69,6 +69,31 @@ def test_html_is_escaped(folder: Path) -> None:
     assert "<b>sun</b>" not in html
     assert "&lt;b&gt;sun&lt;/b&gt;" in html
     assert "MIT" in html
+
+
+def test_a_table_without_rows_and_an_unknown_table(folder: Path) -> None:
+    data = instructgen.open(folder / "a")
+    assert data.manifest.rejected == 0
+    assert len(data.to_pandas("rejected")) == 0
+    with pytest.raises(ConfigError, match="rejectd"):
+        data.to_pandas("rejectd")
+
+
+def test_rows_of_a_frame_keep_conversations_and_license_terms(tmp_path: Path) -> None:
+    turns = [("user", "Hi."), ("assistant", "Hello."), ("user", "A fruit?"), ("assistant", "Fig.")]
+    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    given = {"license": "MIT", "language": "en", "model": "some/model", "attribution": "Ann"}
+    instructgen.import_data([chat], tmp_path / "a", **given)
+    frame = instructgen.open(tmp_path / "a").to_pandas()
+    instructgen.import_data(frame, tmp_path / "b")
+    before, after = (next(instructgen.open(tmp_path / n).samples()) for n in "ab")
+    assert after == before
+    assert len(after.history) == 2 and after.generators == ("some/model",)
+    # An opened dataset and a Dataset of the library can be passed too.
+    handle = instructgen.open(tmp_path / "a")
+    assert instructgen.merge([tmp_path / "b"], tmp_path / "c").rows == 1
+    assert instructgen.dedup([handle], tmp_path / "d", how="exact").rows == 1
+    assert instructgen.import_data(handle.to_datasets(), tmp_path / "e").rows == 1
 
 
 def test_a_folder_without_a_dataset(tmp_path: Path) -> None:

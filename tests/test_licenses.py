@@ -34,7 +34,7 @@ def test_expressions_are_returned_in_spdx_spelling(expression: str, canonical: s
     ],
 )
 def test_invalid_expressions_raise_an_error_that_names_them(expression: str, invalid: str) -> None:
-    with pytest.raises(ConfigError, match=f"SPDX .*{invalid}"):
+    with pytest.raises(ConfigError, match=rf"(?s)(?=.*SPDX).*{invalid}"):
         check_license(expression)
 
 

@@ -233,6 +233,44 @@ def test_a_data_frame_and_a_list_of_dicts_stand_for_a_file(tmp_path: Path) -> No
 RECIPE = {"generate": {"batch_size": 4}, "filters": [{"name": "length"}]}
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"instruction": "a", "output": object()}],
+        [{"instruction": "a", "output": "\ud800"}],
+        [{1: "a"}],
+        [{"n": 2**80}],
+        pd.DataFrame([["a", "b"]], columns=["x", "x"]),
+        pd.DataFrame({"instruction": [b"\xff"]}),
+    ],
+)
+def test_rows_that_are_not_json_are_an_input_error(tmp_path: Path, rows: Any) -> None:
+    with pytest.raises(InputError, match=r"^path: "):
+        instructgen.import_data(rows, tmp_path / "o", license="MIT")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda o: instructgen.merge([], o), "inputs"),
+        (lambda o: instructgen.dedup(["a"], o, how=[]), "how"),
+        (lambda o: instructgen.report([], o), "inputs"),
+        (lambda o: instructgen.generate([], 3, o), "seeds"),
+        (lambda o: instructgen.prefer("a", o, score="judge:x", seed=2**70), "seed"),
+        (lambda o: instructgen.dedup(["a"], o, frame_quota=2**70), "frame_quota"),
+        (lambda o: instructgen.generate([{"a": 1}, "f"], 3, o), "seeds"),
+        (lambda o: instructgen.curate("a", o, recipe={"x": object()}), "recipe"),
+        (lambda o: instructgen.train("sft", "a", o, settings="x", peft="lora"), "settings"),
+        (lambda o: instructgen.train("sft", "a", o, settings=3), "settings"),
+    ],
+)
+def test_values_of_a_wrong_kind_name_the_parameter(tmp_path: Path, call: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}: "):
+        call(tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_dict_stands_for_a_recipe(tmp_path: Path) -> None:
     rows = [{"instruction": f"Name a color of the {w}", "output": "Red."} for w in ("sun", "sea")]
     instructgen.import_data(rows, tmp_path / "a", license="MIT", language="en")

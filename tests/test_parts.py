@@ -92,7 +92,7 @@ def test_a_filter_and_a_method_from_a_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_FROM_FILES", [])
+    monkeypatch.setattr(plugins, "_FROM_FILES", {})
     yield
     plugins.classes.cache_clear()
 
@@ -115,8 +115,47 @@ def test_python_loads_a_file_too(tmp_path: Path) -> None:
     ]
 
 
+PLUGIN = """
+from instructgen.filters import Filter
+class {cls}(Filter):
+    name = "{name}"
+    def reason(self, sample):
+        return self.reject("{reason}")
+"""
+
+
 @pytest.mark.usefixtures("loaded")
-@pytest.mark.parametrize("text", ["x = 1\n", "raise KeyError('no')\n", "def f(:\n"])
+def test_files_with_one_name_and_a_changed_file(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        text = PLUGIN.format(cls="Mine", name=f"mine_{folder}", reason="one")
+        (tmp_path / folder / "p.py").write_text(text)
+        load_plugin(tmp_path / folder / "p.py")
+    assert plugins.loaded_files() == (tmp_path / "a" / "p.py", tmp_path / "b" / "p.py")
+    before = plugins.provenance(filters=[find("filters", "mine_a"), find("filters", "mine_b")])
+    assert before["filters.mine_a"]["sha256"] != before["filters.mine_b"]["sha256"]
+    text = PLUGIN.format(cls="Mine", name="mine_a", reason="two")
+    (tmp_path / "a" / "p.py").write_text(text)
+    # The digest is that of the code that runs, until the file is loaded again.
+    assert plugins.provenance(filters=[find("filters", "mine_a")]).items() <= before.items()
+    load_plugin(tmp_path / "a" / "p.py")
+    assert find("filters", "mine_a")().reason(None).reason == "two"
+    after = plugins.provenance(filters=[find("filters", "mine_a")])
+    assert after["filters.mine_a"]["sha256"] != before["filters.mine_a"]["sha256"]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_name_in_use_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(PLUGIN.format(cls="Mine", name="length", reason="one"))
+    with pytest.raises(ConfigError, match="length"):
+        load_plugin(tmp_path / "p.py")
+    assert find("filters", "length").__module__ == "instructgen.filters.length"
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    "text", ["import sys; sys.exit(0)\n", "x = 1\n", "raise KeyError('no')\n", "def f(:\n"]
+)
 def test_a_file_that_adds_nothing_or_fails(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.py").write_text(text)
     with pytest.raises(ConfigError, match=r"p\.py"):

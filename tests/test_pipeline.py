@@ -540,3 +540,17 @@ def test_a_second_run_in_the_same_folder_is_rejected(
             run_all(pipeline, out)
     assert not isinstance(caught.value, DamagedFileError | VersionError)
     assert [path.name for path in out.iterdir()] == ["lock"]
+
+
+def test_an_input_that_asks_for_help_is_invalid(tmp_path: Path) -> None:
+    text = '[inputs.x]\nhub = "--help"\n[[steps]]\nname = "it"\nrun = "merge @x"\n'
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(ConfigError, match="it"):
+        load_steps(str(tmp_path / "p.toml"), tmp_path / "out", {}, small=False)
+
+
+def test_an_input_is_recognized_however_its_path_is_written(tmp_path: Path) -> None:
+    for name in ("d1", "./d1", "d1/"):
+        (tmp_path / "p.toml").write_text(f'[[steps]]\nname = "it"\nrun = "merge {name}"\n')
+        (step,) = load_steps(str(tmp_path / "p.toml"), tmp_path / "out", {}, small=False)
+        assert list(step.values) == [name]

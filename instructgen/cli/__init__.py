@@ -30,9 +30,8 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command with the given name; the error for an unknown name lists all names."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise click.UsageError(
-                f"unknown command {args[0]!r}. {suggest(args[0], list(self.commands))}"
-            )
+            hint = suggest(args[0], list(self.commands))
+            raise click.UsageError(f"unknown command {args[0]!r}. {hint}")
         return super().resolve_command(ctx, args)
 
 

@@ -86,6 +86,8 @@ def train(
 
         # Check the options now, so that an error is reported by one process only.
         check(options)
+        if options.out is None:
+            raise click.UsageError("Missing option '--out'.")
         launch(strategy or "ddp", processes)
     with watching(err, show=not quiet and not as_json, first=_LOADING) as watch:
         result = train.run(options, watch)

@@ -23,8 +23,9 @@ from instructgen.commands.derive import (
     name_of,
 )
 from instructgen.commands.interface import command
-from instructgen.commands.options import AblateOptions
+from instructgen.commands.options import AblateOptions, TrainOptions
 from instructgen.commands.train import train
+from instructgen.config import load_table
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import default_model
 from instructgen.reports.cards import table
@@ -39,6 +40,7 @@ from instructgen.store import (
     storage,
     write_atomic,
 )
+from instructgen.training.options import SftOptions
 from instructgen.versions import OF_MODELS, versions
 
 if TYPE_CHECKING:
@@ -145,12 +147,14 @@ def ablate(options: AblateOptions, watch: Watch | None = None) -> Ablation:
             hint="Use a dataset of instruction rows.",
         )
     held_out = _held_out(paths, options.data)
+    recipe = None if options.recipe is None else str(options.recipe)
+    chosen = load_table(SftOptions, recipe, "train", dict(options.settings))
     base_name = default_model() if options.model is None else options.model
     recorded: dict[str, JsonValue] = {
         "model": name_of(Path(base_name)),
         "held_out": inputs_of([held_out])[0].to_dict(),
         **options.model_dump(mode="json", include={"tokens", "seeds", "rows"}),
-        **options.settings,
+        **chosen.model_dump(mode="json", include=set(options.settings)),
     }
     control = _control(folder / _CONTROL, paths)
     arms = dict(zip(_names(paths), paths, strict=True)) | {_CONTROL: control}
@@ -160,16 +164,17 @@ def ablate(options: AblateOptions, watch: Watch | None = None) -> Ablation:
     for name, path in arms.items():
         for seed in range(options.seeds):
             place = folder / f"{name}-{seed}"
-            train(
-                "sft",
-                path,
-                place,
-                model=options.model,
-                recipe=options.recipe,
-                held_out=held_out,
-                settings={**settings, "seed": seed},
-                watch=None if watch is None else _named(watch, f"{name}, seed {seed}"),
-            )
+            values = {
+                "trainer": "sft",
+                "data": path,
+                "out": place,
+                "model": options.model,
+                "recipe": options.recipe,
+                "held_out": held_out,
+                "settings": {**settings, "seed": seed},
+            }
+            watching = None if watch is None else _named(watch, f"{name}, seed {seed}")
+            train.run(TrainOptions.checked(values), watching)
             used = read_training(place).inputs.options
             measured.setdefault(name, []).append(_measured(place, held_out, rows, used))
     base = _measured(None, held_out, rows, used, base_name, folder)

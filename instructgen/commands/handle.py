@@ -10,7 +10,7 @@ from typing import Any
 
 from instructgen.commands.explain import explain
 from instructgen.commands.explanation import Explanation
-from instructgen.errors import InputError, RunError
+from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.schema.sample import Sample
 from instructgen.store import (
     Manifest,
@@ -46,9 +46,7 @@ class DatasetHandle:
         return splits_of(self.path)
 
     def rows(self, table: str = "data") -> Iterator[dict[str, Any]]:
-        """Yield the kept rows in order or, with ``table="rejected"``, the rejected rows.
-
-        Rejected rows have the additional columns ``filter`` and ``reason``.
+        """Yield the kept rows, or the rejected ones (``table="rejected"``) with filter and reason.
 
         Raises:
             DamagedFileError: a Parquet file is damaged or missing.
@@ -65,9 +63,18 @@ class DatasetHandle:
         Raises:
             DamagedFileError: a Parquet file is damaged or missing.
         """
+        return self._table(table).to_pandas()
+
+    def _table(self, table: str, split: str | None = None) -> Any:
         import pyarrow as pa
 
-        return pa.Table.from_batches(list(read_batches(self.path, table))).to_pandas()
+        from instructgen.schema.arrow import schema
+
+        if table not in ("data", "rejected"):
+            raise ConfigError(f"table: {table!r} is unknown.", "Use data or rejected.")
+        batches = list(read_batches(self.path, table, split))
+        columns = schema(self.manifest.shape, rejected=table == "rejected")
+        return pa.Table.from_batches(batches, batches[0].schema if batches else columns)
 
     def to_datasets(self) -> Any:
         """Return the rows as a `datasets.Dataset`, or a `datasets.DatasetDict` if there are splits.
@@ -76,20 +83,15 @@ class DatasetHandle:
             ConfigError: the package datasets is not installed.
             DamagedFileError: a Parquet file is damaged or missing.
         """
-        import pyarrow as pa
-
         try:
             import datasets
         except ImportError:
-            from instructgen.errors import ConfigError
-
             raise ConfigError(
                 "to_datasets requires the package datasets.", "Run: pip install datasets"
             ) from None
 
         def split(name: str) -> Any:
-            batches = list(read_batches(self.path, split=name))
-            return datasets.Dataset(pa.Table.from_batches(batches))
+            return datasets.Dataset(self._table("data", name))
 
         names = list(self.splits)
         if len(names) == 1:

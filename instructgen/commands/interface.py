@@ -8,7 +8,6 @@ This module does not depend on any particular command.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
+from instructgen.commands.inputs import is_data, write_data
 from instructgen.config import describe, renamed_option
 from instructgen.errors import ConfigError, InstructgenError
 from instructgen.plugins import suggest
@@ -103,7 +103,13 @@ def option(
 
 
 def argument(
-    help: str, *, metavar: str, many: bool = False, takes: str = "", default: Any = ...
+    help: str,
+    *,
+    metavar: str,
+    many: bool = False,
+    takes: str = "",
+    default: Any = ...,
+    **bounds: Any,
 ) -> Any:
     """Declare a field of `Options` that is a positional argument on the command line."""
     facts: dict[str, JsonValue] = {
@@ -112,7 +118,7 @@ def argument(
         "many": "words" * many,
         "takes": takes,
     }
-    return Field(default, description=help, json_schema_extra={"cli": facts})
+    return Field(default, description=help, json_schema_extra={"cli": facts}, **bounds)
 
 
 def inherited(model: type[BaseModel], name: str, **facts: Any) -> Any:
@@ -251,9 +257,9 @@ def _named(
     if others:
         settings = named.get(rest) or {}
         if isinstance(settings, BaseModel):
-            raise TypeError(
-                f"pass either {rest} or single settings such as {next(iter(others))}, not both"
-            )
+            settings = settings.model_dump(exclude_unset=True)
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"{rest}: must be a dict or an options object.", "Change it.")
         named[rest] = {**settings, **others}
     return named
 
@@ -267,47 +273,16 @@ def _files(options: type[Options], values: dict[str, Any]) -> Iterator[dict[str,
         for name, value in values.items():
             field = options.model_fields.get(name)
             takes = "" if field is None else facts_of(field)["takes"]
-            if not takes or not _is_data(value, takes):
+            if not takes or not is_data(value, takes):
                 continue
             folder = folder or Path(stack.enter_context(TemporaryDirectory()))
-            replaced[name] = _written(value, takes, folder)
+            replaced[name] = write_data(name, value, takes, folder)
         try:
             yield replaced
         except InstructgenError as error:
             if folder is not None:
                 error.translate({f"{folder}/": ""})
             raise
-
-
-def _is_data(value: Any, takes: str) -> bool:
-    if takes == "recipe":
-        return isinstance(value, Mapping)
-    if isinstance(value, list | tuple):
-        return any(isinstance(v, Mapping) or hasattr(v, "to_json") for v in value)
-    return hasattr(value, "to_json")
-
-
-def _written(value: Any, takes: str, folder: Path) -> Any:
-    """Write rows or a recipe to a file; files with equal rows have the same name."""
-    if takes == "recipe":
-        import tomli_w
-
-        path = folder / "recipe.toml"
-        path.write_text(tomli_w.dumps(value), "utf-8")
-        return path
-    if isinstance(value, list | tuple):
-        if not all(isinstance(v, Mapping) for v in value):
-            return [_written(v, takes, folder) if _is_data(v, takes) else v for v in value]
-        import orjson
-
-        data = b"".join(
-            orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for row in value
-        )
-    else:
-        data = value.to_json(orient="records", lines=True, force_ascii=False).encode()
-    path = folder / f"rows-{hashlib.sha256(data).hexdigest()[:12]}.jsonl"
-    path.write_bytes(data)
-    return path
 
 
 def _in_python(options: type[Options]) -> dict[str, str]:

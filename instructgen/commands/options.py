@@ -85,6 +85,7 @@ class PreviewOptions(Options):
         metavar="FILE",
         many="repeat",
         takes="rows",
+        min_length=1,
     )
     target: int = option(..., "Number of accepted rows to generate.", ge=1, le=10**9)
     model: str | None = option(
@@ -195,7 +196,9 @@ class ImportOptions(Options):
 class MergeOptions(Options):
     """Options of `merge`."""
 
-    inputs: Paths = argument("Folders of datasets or runs to merge.", metavar="INPUTS", many=True)
+    inputs: Paths = argument(
+        "Folders of datasets or runs to merge.", metavar="INPUTS", many=True, min_length=1
+    )
     out: Path = option(..., _DATASET_OUT)
     recipe: Path | None = option(
         None,
@@ -239,6 +242,7 @@ class DedupOptions(Options):
         "Folders of datasets or runs, or files in any supported format.",
         metavar="INPUTS",
         many=True,
+        min_length=1,
         takes="rows",
     )
     out: Path = option(..., _DATASET_OUT)
@@ -247,6 +251,7 @@ class DedupOptions(Options):
         "Stages of the comparison, in order: any of exact, minhash, rouge_l, semantic and two_key.",
         metavar="STAGES",
         many="commas",
+        min_length=1,
     )
     threshold: float | dict[str, float] | None = option(
         None,
@@ -277,6 +282,7 @@ class DedupOptions(Options):
         "Maximum number of rows that the stage two_key keeps if their words are similar but their "
         "meanings differ.",
         ge=1,
+        le=10**9,
     )
     embedding_model: str = option(
         "minilm",
@@ -332,7 +338,10 @@ class ReportOptions(Options):
     """Options of `report`."""
 
     inputs: Paths = argument(
-        "Folders to report on: datasets, runs, models or evaluations.", metavar="INPUTS", many=True
+        "Folders to report on: datasets, runs, models or evaluations.",
+        metavar="INPUTS",
+        many=True,
+        min_length=1,
     )
     out: Path = option(..., "Output file (HTML). Its folder is created if it does not exist.")
     seeds: Paths = option(
@@ -494,12 +503,12 @@ class EvaluateOptions(Options):
     out: Path | None = option(
         None, "Output folder for the results: the measures, a table and a plot."
     )
-    limit: int = option(200, "Maximum number of rows to use from each dataset.", ge=1)
+    limit: int = option(200, "Maximum number of rows to use from each dataset.", ge=1, le=10**9)
     max_length: int = option(
         1024, "Maximum number of tokens per row. Longer rows are skipped.", ge=16
     )
     seed: int = option(
-        0, "Random seed for constraints, sampled answers and few-shot examples.", ge=0
+        0, "Random seed for constraints, sampled answers and few-shot examples.", ge=0, lt=2**32
     )
     format: Literal["chat", "alpaca", "dolly"] = _FORMAT
     pad_token: str | None = _PAD_TOKEN
@@ -523,8 +532,9 @@ class AblateOptions(Options):
         "Two or more datasets: the original first, then the datasets derived from it.",
         metavar="DATASETS",
         many=True,
+        min_length=1,
     )
-    tokens: int = option(..., "Number of supervised tokens to train each model on.", ge=1)
+    tokens: int = option(..., "Number of supervised tokens to train each model on.", ge=1, le=10**9)
     seeds: int = option(
         3, "Number of random seeds. One model per dataset is trained with each seed.", ge=1
     )
@@ -535,7 +545,7 @@ class AblateOptions(Options):
         metavar="DATA",
         shown="the test split of the first dataset",
     )
-    rows: int = option(200, "Number of held-out rows to evaluate on.", ge=1)
+    rows: int = option(200, "Number of held-out rows to evaluate on.", ge=1, le=10**9)
     out: Path = option(Path("ablation"), "Output folder for the models and results.")
     recipe: Path | None = option(
         None,
@@ -570,6 +580,7 @@ class PreferOptions(Options):
         "verifiers:ifeval,math), or a language model that compares the answers (judge:MODEL).",
         metavar="WHAT",
         many="repeat",
+        min_length=1,
     )
     model: str | None = option(
         None,
@@ -583,9 +594,9 @@ class PreferOptions(Options):
         "worst answer (preferences).",
         flag="--as",
     )
-    samples: int = option(4, "Number of answers to sample for each prompt.", ge=1)
+    samples: int = option(4, "Number of answers to sample for each prompt.", ge=1, le=10**9)
     temperature: float = option(0.8, "Sampling temperature.", ge=0, allow_inf_nan=False)
-    max_tokens: int = option(256, "Maximum number of tokens per answer.", ge=1)
+    max_tokens: int = option(256, "Maximum number of tokens per answer.", ge=1, le=10**9)
     margin: float = option(
         0.0,
         "Minimum difference between the scores of the best and the worst answer. Prompts with a "
@@ -598,7 +609,7 @@ class PreferOptions(Options):
         "Minimum score of the best answer. Prompts whose best answer scores lower are rejected.",
         allow_inf_nan=False,
     )
-    limit: int | None = option(None, "Maximum number of prompts to answer.", ge=1)
+    limit: int | None = option(None, "Maximum number of prompts to answer.", ge=1, le=10**9)
     engine: str | None = option(
         None, "Engine that runs the model: vllm, openai or transformers.", metavar="NAME",
         shown="vllm",
@@ -607,7 +618,9 @@ class PreferOptions(Options):
         None, "Engine that runs the judge (judge:MODEL).", metavar="NAME", shown="same as --engine"
     )
     endpoint: str | None = _ENDPOINT
-    seed: int = option(0, "Random seed for sampling answers and choosing constraints.", ge=0)
+    seed: int = option(
+        0, "Random seed for sampling answers and choosing constraints.", ge=0, lt=2**32
+    )
 
     @model_validator(mode="after")
     def _comparable(self) -> PreferOptions:
@@ -624,7 +637,7 @@ class ChatOptions(Options):
     )
     system: str = option("", "System prompt.")
     temperature: float = option(0.7, "Sampling temperature; 0 means greedy decoding.", ge=0, le=100)
-    max_tokens: int = option(512, "Maximum number of tokens per answer.", ge=1)
+    max_tokens: int = option(512, "Maximum number of tokens per answer.", ge=1, le=10**9)
     seed: int | None = option(None, "Random seed for sampling.", ge=0)
 
 

@@ -62,11 +62,7 @@ class PartDescription:
 
 
 def describe_parts(group: str) -> list[PartDescription]:
-    """Describe all members of a group, such as all filters.
-
-    Args:
-        group: the name of the group, a key of `GROUPS`.
-    """
+    """Describe all members of a group (a key of `GROUPS`), such as all filters."""
     if group == "trainers":
         return [_trainer(name) for name in OPTIONS]
     return [_description(group, cls) for cls in classes(GROUPS[group]).values()]

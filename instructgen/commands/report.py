@@ -18,6 +18,7 @@ from instructgen.reports.page import Chapter, page
 from instructgen.schema.arrow import sample_of
 from instructgen.schema.progress import Progress, Watch
 from instructgen.store import (
+    has_current_run,
     is_run,
     is_trained,
     manifest_in,
@@ -76,13 +77,13 @@ def _chapter(path: Path, comparison: Comparison) -> Chapter:
         raise InputError("the path does not exist.", path=path, hint="Check the path.")
     name = name_of(path)
     if (path / "manifest.json").exists():
-        seeds = (
-            [sample_of(r) for r in read_seed_rows(path, read_info(path))] if is_run(path) else []
-        )
+        rows = read_seed_rows(path, read_info(path)) if has_current_run(path) else ()
+        seeds = [sample_of(row) for row in rows]
         return dataset_chapter(path, name, comparison, seeds)
     if (path / "evaluation.json").exists():
         return evaluation_chapter(path, name)
-    if is_trained(path):
+    if is_trained(path) or (path / "config.json").exists():
+        # Also the message for a model that was trained by another version, or elsewhere.
         return model_chapter(path, name)
     if is_run(path):
         raise RunError(

@@ -460,7 +460,8 @@ class _Training:
             trainer=self.trainer,
             rows=TrainedRows(
                 train=len(prepared.trained),
-                seen=outcome.rows,
+                # A row with a rationale gives two examples.
+                seen=min(outcome.rows, len(prepared.trained)),
                 sha256=digest_of_rows(prepared.trained),
                 rejected=rejected.counts(),
                 held_out=len(rows.held_out),

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import isfinite
 from typing import NamedTuple
 
 from instructgen.filters import (
@@ -77,7 +78,7 @@ class Report:
     def near(self, f: Filter, place: int, verdict: Verdict) -> None:
         """Store the row as an example if it is one of the nearest to a threshold of the filter."""
         thresholds = f.thresholds()
-        if verdict.value is None or not thresholds:
+        if verdict.value is None or not isfinite(verdict.value) or not thresholds:
             return
         sides = self.borderline.setdefault(f.name, ([], []))
         side = sides[verdict.rejection is not None]

@@ -89,6 +89,7 @@ class Loop:
         self.rejected: list[Rejected] = []
         self.tally = Tally()
         self.stopped: Stop | None = None
+        self.resolved = 0
         self.batches_built = 0
         self.batches_committed = 0
         self._recent: deque[tuple[int, int]] = deque()
@@ -132,8 +133,9 @@ class Loop:
                     self._reject(sample, outcome.rejection, request.stage)
                 else:
                     self._consider(sample, outcome.is_row, request)
-                if request.task is not None:
+                if request.task is not None and not self.pool.tasks[request.task].resolved:
                     self.pool.tasks[request.task].resolved = True
+                    self.resolved += 1
             if request.task is not None and self.pool.tasks[request.task].resolved:
                 self._empty_streak = 0 if len(self.rows) > rows else self._empty_streak + 1
         self._recent.append((self.tally.candidates - seen, self.tally.kept - kept))

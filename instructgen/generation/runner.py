@@ -69,7 +69,7 @@ class Session:
             left = self.engine_s * (self.target - rows) / rows
         figures: dict[str, float] = {"instructions": tally.kept_instructions}
         if tally.kept_instructions:
-            figures["with rows or a reason"] = sum(t.resolved for t in self.loop.pool.tasks)
+            figures["with rows or a reason"] = self.loop.resolved
         figures |= {
             "tokens/s": round(self.tokens_per_s),
             "engine idle": round(self.idle_share, 2),

@@ -193,6 +193,8 @@ def _parsed(argv: Sequence[str], where: str) -> Options:
     try:
         with command.make_context(argv[0], list(argv[1:])) as context:
             return command.options.checked(values_of(command.options, context.params))
+    except click.exceptions.Exit:
+        raise ConfigError(f"{where}: --help does nothing in a pipeline.", "Remove it.") from None
     except click.UsageError as error:
         raise ConfigError(f"{where}: {error.format_message()}") from None
     except ConfigError as error:
@@ -324,7 +326,7 @@ def _read(
     return {
         text: place
         for text, place in referred.items()
-        if "@" in text or text in paths or place in paths or place == EMBEDDED
+        if "@" in text or paths & {text, place, str(Path(place))} or place == EMBEDDED
     }
 
 

@@ -47,12 +47,9 @@ class StepError(InstructgenError, RuntimeError):
 
     def __init__(self, step: Step, code: int) -> None:
         cause = f"exit code {code}" if code > 0 else f"signal {-code}"
-        super().__init__(
-            f"The step {step.name} failed ({cause}).",
-            "Fix the problem, then rerun the same command."
-            if code == _INVALID
-            else "Rerun the same command to resume.",
-        )
+        again = "rerun the same command."
+        hint = f"Fix the problem, then {again}" if code == _INVALID else f"To resume, {again}"
+        super().__init__(f"The step {step.name} failed ({cause}).", hint)
         self.exit_code = code if code > 0 else 1
 
 

@@ -13,7 +13,7 @@ from instructgen.reports.html import Markup, element
 from instructgen.reports.page import card, table, texts
 from instructgen.schema.sample import Sample
 from instructgen.similarity import RougeLIndex
-from instructgen.store import Manifest, is_run, read_info
+from instructgen.store import Manifest, has_current_run, read_info
 
 # Rows per filter on each side of the threshold: kept and rejected.
 BORDERLINE = 5
@@ -26,7 +26,7 @@ def thresholds_of(folder: Path) -> dict[str, Sequence[float]]:
 
     A curated dataset needs no thresholds, because its manifest lists the rows near them.
     """
-    if not is_run(folder):
+    if not has_current_run(folder):
         return {}
     known, thresholds = classes("filters"), {}
     filters: Any = read_info(folder).config["filters"]

@@ -53,6 +53,6 @@ class EvaluationRecord(JsonRecord):
     format: str
     seed: int
     measures: tuple[Measure, ...]
-    notes: tuple[str, ...]
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
     plugins: Plugins = field(default_factory=dict)

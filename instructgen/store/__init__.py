@@ -45,6 +45,7 @@ from instructgen.store.files import (
 from instructgen.store.journal import (
     Entry,
     Run,
+    has_current_run,
     is_run,
     read_info,
     read_seed_rows,
@@ -91,6 +92,7 @@ __all__ = [
     "digest_of",
     "digest_of_file",
     "find_row",
+    "has_current_run",
     "is_complete",
     "is_run",
     "is_trained",

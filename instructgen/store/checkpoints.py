@@ -218,10 +218,24 @@ def _check_old(folder: Path) -> None:
     old = folder / _OLD_TRAINING
     if not old.is_file() or (folder / _TRAINING).exists():
         return
-    values = read_format(old.read_bytes(), old)
+    try:
+        values = read_format(old.read_bytes(), old)
+    except (OSError, DamagedFileError):
+        # A file of another program.
+        return
     if "status" in values:
         hint = f"Use instructgen {VERSION_BEFORE}, which wrote the file, or use another --out."
         raise VersionError(old, values.get("format"), hint)
+
+
+def _old_root(folder: Path) -> str:
+    """Return the root that a training run of format 1 recorded; empty for other folders."""
+    try:
+        values = orjson.loads((folder / _OLD_TRAINING).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return ""
+    known = isinstance(values, dict) and "status" in values
+    return str(values.get("root", "")) if known else ""
 
 
 def is_trained(folder: Path) -> bool:
@@ -236,12 +250,10 @@ def root_of(model: str) -> str:
 
     Raises:
         DamagedFileError: training.json is damaged.
-        VersionError: the model was trained by an older version.
     """
     folder = Path(model)
-    _check_old(folder)
     if not is_trained(folder):
-        return model
+        return _old_root(folder) or model
     result = read_training(folder).result
     return model if result is None else result.root
 

@@ -88,9 +88,8 @@ def _check_old(folder: Path) -> None:
 
 
 def _check_same(folder: Path, path: Path, provenance: Provenance) -> None:
-    before = read_provenance(folder)
-    changed = differences(before.to_dict(), provenance.to_dict())
-    if changed:
+    before = read_provenance(folder).to_dict()
+    if changed := differences(before, provenance.to_dict()):
         raise RunError(
             f"{folder} contains a dataset made with different inputs, options or code; "
             f"changed: {', '.join(changed)}.",

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from instructgen.engines import Completion
-from instructgen.errors import DamagedFileError, RunError
+from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.store.files import (
     locked,
     make_folder,
@@ -262,6 +262,14 @@ def is_run(folder: Path) -> bool:
     """Return whether a folder contains a run, finished or not."""
     has_input = (folder / _SEEDS).exists() or (folder / _JOURNAL).exists()
     return has_input and (folder / _RUN).exists()
+
+
+def has_current_run(folder: Path) -> bool:
+    """Return whether this folder contains a run of the current format, which can be read."""
+    try:
+        return is_run(folder) and read_info(folder) is not None
+    except VersionError:
+        return False
 
 
 def _link(previous: str, payload: bytes) -> str:

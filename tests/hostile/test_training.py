@@ -70,7 +70,7 @@ def test_a_dataset_of_the_wrong_shape_is_an_error(
         ("reward", rows, "preferences"),
         ("kto", rows, "preferences"),
     ):
-        with pytest.raises(InputError, match=rf"\b{trainer}\b.*\b{shape}\b") as caught:
+        with pytest.raises(InputError, match=rf"\b{trainer}\b.*\b{shape}") as caught:
             train(trainer, data, tmp_path / "m", model=str(tiny))
         assert caught.value.path == data
 
@@ -242,7 +242,7 @@ def test_invalid_settings_on_the_command_line_are_named(
 
 def test_fewer_prompts_than_a_batch_are_an_error(tiny: Path, tmp_path: Path) -> None:
     few = dataset(tmp_path / "few", sentences(5))
-    with pytest.raises(ConfigError, match=r"\bbatch_size\b.*\b8\b.*\b5\b"):
+    with pytest.raises(ConfigError, match=r"\b8\b.*\b5\b.*batch_size"):
         train(
             "grpo", few, tmp_path / "m", model=str(tiny), reward=["verifiers:ifeval"],
             max_new_tokens=8, max_length=128, held_out_rows=0,

@@ -1,0 +1,98 @@
+"""Writes rows and recipes that Python callers pass as objects to temporary files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from instructgen.errors import ConfigError, InputError, first_line
+
+
+def is_data(value: Any, takes: str) -> bool:
+    """Return whether a value is a recipe (``takes`` is ``recipe``) or rows, and not a path."""
+    if takes == "recipe":
+        return isinstance(value, Mapping)
+    if isinstance(value, list | tuple):
+        return any(is_data(v, takes) or isinstance(v, Mapping) for v in value)
+    return hasattr(value, "to_pandas") or hasattr(value, "to_dict")
+
+
+def write_data(name: str, value: Any, takes: str, folder: Path) -> Any:
+    """Write rows or a recipe to a file, and return its path, or a list of paths.
+
+    Args:
+        name: the parameter, for messages.
+        value: a recipe as a dict; a DataFrame, a `datasets.Dataset`, a pyarrow Table, an opened
+            dataset, a list of dicts, or a list of these and of paths.
+        takes: ``recipe`` or ``rows``.
+        folder: the folder for the files. Files with equal rows have the same name.
+
+    Raises:
+        InputError: a row cannot be written as JSON.
+        ConfigError: the recipe cannot be written as TOML, or a list mixes rows and paths.
+    """
+    if takes == "recipe":
+        return _write_recipe(name, value, folder)
+    if isinstance(value, list | tuple):
+        if all(isinstance(v, Mapping) for v in value):
+            return _write_rows(name, list(value), folder)
+        if any(isinstance(v, Mapping) for v in value):
+            raise ConfigError(f"{name}: mixes rows and files.", "Pass a list of dicts or of files.")
+        return [write_data(name, v, takes, folder) if is_data(v, takes) else v for v in value]
+    if hasattr(value, "manifest"):
+        # An opened dataset is read from its folder, with all columns.
+        return value.path
+    frame = value if hasattr(value, "columns") and hasattr(value, "isna") else value.to_pandas()
+    if not frame.columns.is_unique:
+        raise InputError(f"{name}: two columns have the same name.", hint="Rename one of them.")
+    empty = frame.astype(object).where(frame.notna(), None)
+    return _write_rows(name, empty.to_dict("records"), folder)
+
+
+def _write_rows(name: str, rows: list[Any], folder: Path) -> Path:
+    try:
+        lines = [orjson.dumps(row, _to_list, orjson.OPT_SERIALIZE_NUMPY) for row in rows]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: a row cannot be written as JSON ({first_line(error)}).",
+            hint="Use text, numbers, lists and dicts with text keys.",
+        ) from error
+    data = b"".join(line + b"\n" for line in lines)
+    path = folder / f"rows-{hashlib.sha256(data).hexdigest()[:12]}.jsonl"
+    path.write_bytes(data)
+    return path
+
+
+def _to_list(value: Any) -> Any:
+    """Return an array of objects as a list; raise TypeError for any other value."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"a value has the type {type(value).__name__}")
+    return value.tolist()
+
+
+def _write_recipe(name: str, value: Mapping[str, Any], folder: Path) -> Path:
+    import tomli_w
+
+    try:
+        text = tomli_w.dumps(_plain(value)).encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name}: cannot be written as TOML ({first_line(error)}).",
+            "Use text, numbers, lists and dicts with text keys.",
+        ) from error
+    path = folder / "recipe.toml"
+    path.write_bytes(text)
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """Return the value without None, with paths as text."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
