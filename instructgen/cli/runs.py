@@ -76,7 +76,9 @@ def generate(options: GenerateOptions, show: int, quiet: bool, as_json: bool) ->
 @quiet_option
 @json_option
 def preview(options: PreviewOptions, quiet: bool, as_json: bool) -> None:
-    """Run a few batches, print their rows, and estimate its time and tokens. Nothing is written.
+    """Run a few batches, print their rows, and estimate the time and tokens of the run.
+
+    Nothing is written.
 
     \b
     Example:

@@ -262,7 +262,7 @@ def obligations(
             sentences.append(f"{authorship}; the terms of the model are unknown.")
         elif conditions.restricted:
             sentences.append(f"{authorship}. {conditions.name}: {conditions.asks}.")
-    return sentences or ["None: no conditions are known for these rows."]
+    return sentences or ["The licenses of these rows set no known conditions."]
 
 
 def _parse(expression: str) -> Any:
