@@ -51,13 +51,26 @@ class InstructgenError(Exception):
         """
         for old, new in names.items():
             if old.startswith("--"):
-                valued = re.compile(rf"(?<!\w){re.escape(old)}=([^\s,;()]*(?:,[^\s,;()]+)*[\w\]])")
-                bare = re.compile(rf"(?<!\w){re.escape(old)}(?![\w-])")
-                self.message = bare.sub(new, valued.sub(rf'{new}="\1"', self.message))
-                self.hint = bare.sub(new, valued.sub(rf'{new}="\1"', self.hint))
+                self.message = _renamed_flag(self.message, old, new)
+                self.hint = _renamed_flag(self.hint, old, new)
             else:
                 self.message = self.message.replace(old, new)
                 self.hint = self.hint.replace(old, new)
+
+
+# A value in quotes, or up to white space or punctuation at its end.
+_VALUE = r"('[^']*'|[^\s,;()]*(?:,[^\s,;()]+)*[\w\]])"
+
+
+def _renamed_flag(text: str, flag: str, parameter: str) -> str:
+    """Return the text with a flag, and its value if there is one, as a Python parameter."""
+
+    def valued(match: re.Match[str]) -> str:
+        quoted = match[1] if match[1].startswith("'") else f'"{match[1]}"'
+        return f"{parameter}={quoted}"
+
+    text = re.sub(rf"(?<!\w){re.escape(flag)}={_VALUE}", valued, text)
+    return re.sub(rf"(?<!\w){re.escape(flag)}(?![\w-])", parameter, text)
 
 
 class InputError(InstructgenError, ValueError):
