@@ -51,7 +51,7 @@ def _name(path) -> str:
 
 
 def _imported(tree: ast.Module) -> set[str]:
-    """The modules of ours that a module imports, without the package's name."""
+    """The modules of this package that a module imports, without the package's name."""
     typing_only: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
@@ -202,7 +202,7 @@ def test_no_code_from_data() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [a.name for a in node.names] + [getattr(node, "module", "") or ""]
                 # Judging code is running it, in a process with limits; a step of a recipe is a
-                # command of ours in a process of its own.
+                # command of instructgen in a separate process.
                 runs = {"subprocess"} if path.name in ("code.py", "steps.py") else set()
                 assert not {"pickle", "yaml", "subprocess"} & set(names) - runs, path
 

@@ -84,9 +84,7 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
 def _check_texts(*texts: str) -> None:
     for text in texts:
         if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ConfigError(
-                f"{text[:40]!r} is not valid UTF-8.", "Pass the text in the encoding UTF-8."
-            )
+            raise ConfigError(f"{text[:40]!r} is not valid UTF-8.", "Convert the text to UTF-8.")
 
 
 def _provenance(options: ImportOptions, format: Format, terms: Mapping[str, Any]) -> Provenance:

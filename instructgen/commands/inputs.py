@@ -41,7 +41,10 @@ def write_data(name: str, value: Any, takes: str, folder: Path) -> Any:
         if all(isinstance(v, Mapping) for v in value):
             return _write_rows(name, list(value), folder)
         if any(isinstance(v, Mapping) for v in value):
-            raise ConfigError(f"{name}: mixes rows and files.", "Pass a list of dicts or of files.")
+            raise ConfigError(
+                f"{name}: the list contains both rows and files.",
+                "Pass a list of dicts or of files.",
+            )
         return [write_data(name, v, takes, folder) if is_data(v, takes) else v for v in value]
     if hasattr(value, "manifest"):
         # An opened dataset is read from its folder, with all columns.

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, model_validator
 
 from instructgen.commands.interface import Options, argument, inherited, option
+from instructgen.config import renamed_option
 from instructgen.formats import OnBadRow
 from instructgen.generation.settings import RunSettings
 from instructgen.plugins import suggest
@@ -429,8 +430,7 @@ def check_settings(
     known = sorted(model.model_fields.keys() - set(fixed))
     for key in settings:
         if key not in known:
-            new = model.renamed.get(key)
-            hint = f"It was renamed to {new}." if new else suggest(key, known)
+            hint = renamed_option(model, key) or suggest(key, known)
             raise ValueError(f"{key} is not an option of train {trainer}. {hint}")
 
 

@@ -200,7 +200,7 @@ class _Maker:
         self.folder, self.score = options.out, list(options.score)
 
     def write(self, output: Output) -> Written[PreferFacts]:
-        """Answer, score, and write what came of it."""
+        """Sample answers, score them, and write the result."""
         from instructgen.evaluation.answers import requests_for
         from instructgen.training.rewards import rewards_of, tasks_of
 

@@ -143,7 +143,7 @@ class Engine(BaseModel, ABC):
         """
 
     def restart(self) -> None:
-        """Make an engine that died usable again."""
+        """Restart the engine after its process has died."""
         raise EngineError(f"The {self.name} engine cannot be restarted.")
 
     def close(self) -> None:

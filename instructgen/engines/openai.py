@@ -65,7 +65,7 @@ class OpenAIEngine(Engine):
     _now: Callable[[], float] = PrivateAttr(time.time)
 
     def has_chat_template(self) -> bool:
-        """As the recipe says: a server does not tell."""
+        """The recipe's value, because the API does not provide this."""
         return self.chat
 
     def enforces_schema(self) -> bool:
@@ -218,7 +218,7 @@ class OpenAIEngine(Engine):
         return "chat/completions", body
 
     def _retry_after(self, response: httpx.Response) -> float | None:
-        """Seconds to wait, from either form of the header; None when there is none."""
+        """Return the seconds to wait, from either form of the header, or None without a header."""
         value = response.headers.get("retry-after", "").strip()
         if value.isdecimal():
             return float(value)

@@ -219,7 +219,7 @@ class InFlightBatches:
             self._session.replayed += 1
 
     def settle(self, number: int) -> _Batch | None:
-        """Wait until a batch is whole; None when it is not and there is no engine."""
+        """Wait until a batch is complete; return None if it is not and the engine is missing."""
         batch = self._batches[number]
         while not self._inbox.empty():
             self._receive(self._inbox.get())

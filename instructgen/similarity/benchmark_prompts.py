@@ -144,10 +144,11 @@ class BenchmarkPrompts:
         )
 
     def _candidates_of(self, numbers: list[Numbers]) -> list[list[int]]:
-        """For each text, return the prompts that share enough words with it, in any order.
+        """For each text, return the prompts that could match it, ignoring the order of words.
 
-        Enough means the minimum fraction of the prompt's weight. The words that are also in order
-        never have a higher weight, so no match is missed.
+        A prompt could match if the words that it shares with the text have at least the minimum
+        fraction of the prompt's weight. The match itself also requires the same order, so the
+        weight of its words is never higher, and no match is missed.
         """
         from scipy.sparse import csr_matrix
 

@@ -86,7 +86,7 @@ class Manifest(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Seeds(JsonRecord):
-    """The digest and the number of the seed tasks of a run."""
+    """The seed tasks of a run: their SHA-256 digest and their number."""
 
     sha256: str
     rows: int
