@@ -1,7 +1,8 @@
 """instructgen generates, curates and documents instruction data, and trains models on the data.
 
-This package has one function for each command of the command line. Importing it does not import
-torch, vllm, transformers, datasets or trl.
+Most commands of the command line are also functions of this package. The function `open` gives
+access to the rows of a dataset. Importing the package does not import torch, vllm, transformers,
+datasets or trl.
 
 Errors (instructgen.errors):
 

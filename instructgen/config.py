@@ -1,8 +1,8 @@
 """Reads and validates recipes: converts TOML tables to typed settings and reports invalid keys.
 
 A recipe is a TOML file with settings. Nothing in a recipe is executed: the names of plug-ins in it
-are only looked up among the installed plug-ins. The recipe tables of each command are defined
-together with the command's options.
+are only looked up among the installed plug-ins. The allowed tables and keys are defined
+in the modules that use them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_table(model: type[M], recipe: str | None, table: str, options: dict[str, Any]) -> M:
-    """Read one TOML table of a recipe. Options that were passed override the values of the table.
+    """Return the settings in one TOML table of a recipe, overridden by options that were passed.
 
     Args:
         model: the pydantic model that defines the keys.
-        recipe: the path of the recipe, or None.
-        table: the name of the table.
-        options: values that override those of the table, by key; None means not passed.
+        recipe: the path of the recipe; None if there are only options.
+        table: the name of the table, the only one that the recipe may contain.
+        options: values that override those of the table, by key; a value of None is ignored.
 
     Raises:
         ConfigError: if the file or a key is invalid, with one line per invalid key.
@@ -46,7 +46,7 @@ def load_table(model: type[M], recipe: str | None, table: str, options: dict[str
 
 
 def load_file(model: type[M], path: Path) -> M:
-    """Read a TOML file whose tables are all defined by ``model``.
+    """Read a TOML file, and validate its tables with the pydantic model ``model``.
 
     Raises:
         ConfigError: if the file or a key is invalid, with one line per invalid key.
@@ -55,7 +55,7 @@ def load_file(model: type[M], path: Path) -> M:
 
 
 def check_tables(tables: dict[str, Any], known: Sequence[str], path: Path) -> None:
-    """Check that the names of all TOML tables in a file are ``known``.
+    """Check that every TOML table in a file has one of the names in ``known``.
 
     Raises:
         ConfigError: if a table name is unknown; the message suggests the most similar name.
@@ -65,7 +65,7 @@ def check_tables(tables: dict[str, Any], known: Sequence[str], path: Path) -> No
 
 
 def recipe_path(recipe: str) -> Path:
-    """Return the path of a recipe, which is given as a path or as the name of an included recipe.
+    """Return the path of a recipe; ``recipe`` is this path, or the name of an included recipe.
 
     Raises:
         ConfigError: if the recipe does not exist.
@@ -105,13 +105,13 @@ def read_tables(path: Path) -> dict[str, Any]:
 def merged(
     model: type[M], values: dict[str, Any], options: dict[str, Any], path: Path, table: str
 ) -> M:
-    """Return a table's settings, overridden by options. Table and options are both validated."""
+    """Validate a table and the options that override it, and return the combined settings."""
     for key, field in model.model_fields.items():
         extra = field.json_schema_extra
         if key in values and isinstance(extra, dict) and extra.get("command_line_only"):
             raise ConfigError(
                 f"{path}: {table}.{key}: for security, this key is not allowed in recipes, because "
-                "others may have written them.",
+                "recipes may come from other people.",
                 f"Delete the key, and pass --{key.replace('_', '-')} on the command line.",
             )
     overrides = {k: v for k, v in options.items() if v is not None}
@@ -134,7 +134,7 @@ def build(
         values: the values by key.
         path: the file of the table, for error messages.
         table: the name of the table, for error messages.
-        options: keys whose values may come from command-line flags.
+        options: keys that flags may have set; error messages name these flags.
 
     Raises:
         ConfigError: if a key or value is invalid, with one line per invalid key.
@@ -149,7 +149,7 @@ def build(
 
 
 def _check_numbers(value: Any, path: Path, where: str) -> None:
-    """Reject numbers that JSON or Parquet files cannot store."""
+    """Raise ConfigError if a value contains a number that JSON or Parquet files cannot store."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_numbers(inner, path, f"{where}.{key}")
@@ -165,7 +165,7 @@ def _check_numbers(value: Any, path: Path, where: str) -> None:
 
 
 def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: Set[str]) -> str:
-    """Describe a validation error in a line; flags may have set the keys in ``options``."""
+    """Return one line about a validation error; flags may have set the keys in ``options``."""
     *outer, last = error["loc"] or ("",)
     # Positions in a list are counted from one.
     key = ".".join(str(p + 1 if isinstance(p, int) else p) for p in error["loc"])
@@ -191,7 +191,7 @@ def renamed_option(model: type[BaseModel], name: str) -> str:
 
 
 def describe(error: Any) -> str:
-    """Return the message of a pydantic error as a sentence that contains the invalid value."""
+    """Return a sentence with the message of a pydantic error and the invalid value."""
     message = str(error["msg"]).removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1).removesuffix(".")
     for long, short in _SHORTER.items():

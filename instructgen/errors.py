@@ -1,7 +1,7 @@
-"""Defines the errors that users can see. Each error states the problem, where, and the next step.
+"""Defines the errors that users can see. Each states what is wrong, where, and what to do next.
 
-Most classes also inherit from a similar built-in exception, so that code that uses instructgen as
-a library can catch either class.
+Most classes also inherit from a similar built-in exception, such as ValueError, so that Python code
+that calls instructgen can catch either of the two.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ConfigError(InstructgenError, ValueError):
 
 
 class RunError(InstructgenError, RuntimeError):
-    """A run or dataset folder is locked or damaged, or was made with different settings."""
+    """A run or dataset folder is in use or damaged, or was written with different settings."""
 
     exit_code = 2
 
@@ -122,10 +122,10 @@ class DamagedFileError(RunError):
 
 
 class VersionError(RunError):
-    """A folder has a format of a different version of instructgen that is not supported.
+    """A different version of instructgen wrote a folder, in a format that this one cannot read.
 
     Args:
-        path: the file that contains the number of the format.
+        path: the file that contains the format number of the folder.
         found: the format number in the file.
         hint: the next step.
     """
@@ -146,7 +146,7 @@ class EngineError(InstructgenError, RuntimeError):
 
 
 class EngineDied(EngineError):
-    """The engine's process ended before all requests were completed. A restart may help."""
+    """The engine stopped before it completed all requests. Restarting it may help."""
 
 
 class TrainingError(InstructgenError, RuntimeError):

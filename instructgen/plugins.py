@@ -1,8 +1,8 @@
 """Finds plug-ins by name: filters, formats, engines, methods, verifiers and evaluation suites.
 
-Each group of plug-ins has a package, whose classes are the built-in plug-ins. Installed packages
-can add plug-ins through an entry-point group, such as ``instructgen.filters``. The names in a
-recipe are looked up only among the known plug-ins, so a recipe cannot run any other code.
+For each group, such as filters, a package of instructgen contains the built-in plug-ins. Installed
+packages can add plug-ins through an entry-point group, such as ``instructgen.filters``. The names
+in a recipe are looked up only among the known plug-ins, so a recipe cannot run any other code.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GROUPS = {
 
 
 class _PluginFile(NamedTuple):
-    """A plug-in file as it was when it was loaded."""
+    """The content digest and the plug-in classes of a file at the time when it was loaded."""
 
     digest: str
     classes: tuple[Any, ...]
@@ -81,7 +81,7 @@ def classes(group: str) -> dict[str, Any]:
         if other is not cls:
             raise ConfigError(
                 f"{other.__module__} and {cls.__module__} both add {cls.name!r} to the {group}.",
-                "Remove one of the two plug-ins.",
+                "Rename or remove one of the two.",
             )
     return dict(sorted(by_name.items()))
 
@@ -89,9 +89,9 @@ def classes(group: str) -> dict[str, Any]:
 def load_plugin(file: str | Path) -> tuple[Any, ...]:
     """Load the plug-ins in a Python file, such as filters, formats and engines.
 
-    The file is executed. For security, only the user can choose it, with ``--plugin`` on the
+    The file is executed. For security, only the user can choose the file, with ``--plugin`` on the
     command line or by calling this function. Recipes and pipelines cannot load a plug-in file,
-    because others may have written them.
+    because their author may be somebody else.
 
     Args:
         file: the path of a Python file.
@@ -105,7 +105,7 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
     path = Path(file).expanduser().resolve()
     if not path.is_file() or path.suffix != ".py":
         raise ConfigError(
-            f"--plugin={file}: no Python file has this path.", "Use the path of a .py file."
+            f"--plugin={file}: no .py file has this path.", "Check the path and its extension."
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     earlier = _FROM_FILES.get(path)
@@ -141,7 +141,7 @@ def _executed(file: str | Path, path: Path) -> tuple[Any, ...]:
         # The user's own code can raise any exception.
         raise ConfigError(
             f"--plugin={file} cannot be loaded ({type(error).__name__}: {first_line(error)}).",
-            "Correct the file.",
+            "Correct the error in the file.",
         ) from error
     bases = tuple(getattr(importlib.import_module(name), base) for name, base in _GROUPS.values())
     added = tuple(
@@ -161,7 +161,7 @@ def _executed(file: str | Path, path: Path) -> tuple[Any, ...]:
 
 
 def loaded_files() -> tuple[Path, ...]:
-    """Return the plug-in files that were loaded, so that child processes can load them too."""
+    """Return the paths of the loaded plug-in files, so that child processes can load them too."""
     return tuple(_FROM_FILES)
 
 
@@ -181,15 +181,15 @@ def _installed(point: EntryPoint) -> Any:
 
 
 def provenance(**plugins: Iterable[Any]) -> dict[str, dict[str, str]]:
-    """Return the provenance of plug-ins: package, version, and a digest of the code files.
+    """Return where plug-ins come from: package and version, or file, and a digest of the code.
 
     Args:
         plugins: the plug-in classes in use. The name of each argument is the group, such as
             ``filters``.
 
     Returns:
-        ``{"GROUP.NAME": {"package", "version", "sha256"}}`` with one entry for each class that
-        is not part of instructgen.
+        A dict with an entry for each class that is not part of instructgen. The key is
+        ``GROUP.NAME``, and the value has ``package`` and ``version``, or ``file``, and ``sha256``.
     """
     entries = {
         f"{group}.{cls.name}": {**_ADDED_BY.get(cls, {}), "sha256": _code_digest(cls)}
@@ -201,7 +201,7 @@ def provenance(**plugins: Iterable[Any]) -> dict[str, dict[str, str]]:
 
 
 def _code_digest(cls: Any) -> str:
-    """Return a digest of all files of the package, or of the single file, that defines a class."""
+    """Return a digest of the code of a class: all files of its package, or its single file."""
     try:
         file = Path(inspect.getfile(cls))
     except (TypeError, OSError):
@@ -227,7 +227,7 @@ def _code_digest(cls: Any) -> str:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Yield a file, or all files below a folder; symbolic links to folders are followed."""
+    """Yield ``root`` if it is a file, or all files below it, also through symbolic links."""
     if root.is_file():
         yield root
     seen: set[str] = set()

@@ -1,7 +1,8 @@
 """Finds the data files of instructgen: seed tasks, filter recipes and word lists.
 
 In a checkout, these files are in the top-level folders seeds/ and filters/. In an installed wheel,
-they are inside the package. Converted models are stored in the cache folder of the user.
+they are inside the package. Models that instructgen converts to another file format are stored in
+the cache folder of the user.
 """
 
 from __future__ import annotations
@@ -39,6 +40,6 @@ def word_list(name: str) -> tuple[str, ...]:
     """
     lists = {p.stem: p for p in (shipped("filters") / "words").glob("*.txt")}
     if name not in lists:
-        raise ConfigError(f"{name!r} is not one of the word lists.", suggest(name, list(lists)))
+        raise ConfigError(f"unknown word list: {name!r}.", suggest(name, list(lists)))
     lines = lists[name].read_text(encoding="utf-8").splitlines()
     return tuple(w for line in lines if (w := line.split("#")[0].strip()))

@@ -13,12 +13,12 @@ OF_MODELS = ("instructgen", "torch", "transformers", "trl", "peft", "accelerate"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return Python's version and the version of each package that is installed."""
+    """Return the versions of Python and of those ``packages`` that are installed, by name."""
     return {"python": platform.python_version(), **installed(packages)}
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Return the version of each package that is installed, by package name."""
+    """Return the versions of those ``packages`` that are installed, by package name."""
     result = {}
     for name in packages:
         with contextlib.suppress(PackageNotFoundError):

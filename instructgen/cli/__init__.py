@@ -1,8 +1,8 @@
-"""The command line: parses the arguments, calls one function, and prints the result.
+"""The command line: parses the arguments, calls the command, and prints the result.
 
-Exit codes: 0 success; 1 the engine, the disk or a bug stopped the command; 2 invalid input or
-options; 3 the command ended without reaching its target; 130 interrupted. After 1, 3 and 130,
-rerun the same command to resume.
+Exit codes: 0 success; 1 failure of the language model or the disk, or a bug; 2 invalid input or
+options; 3 fewer rows than requested, or no rows; 130 interrupted. After 1, 3 and 130, rerun the
+same command to resume.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command with the given name; the error for an unknown name lists all names."""
+        """Return the command named in ``args``; an error for an unknown name lists all names."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             hint = suggest(args[0], list(self.commands))
             raise click.UsageError(f"unknown command {args[0]!r}. {hint}")
@@ -38,9 +38,9 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 success; 1 the engine, the disk or a bug stopped the command; 2 invalid "
-    "input or options; 3 the command ended without reaching its target; 130 interrupted. After 1, "
-    "3 and 130, rerun the same command to resume. Set NO_COLOR to disable colors.",
+    epilog="Exit codes: 0 success; 1 failure of the language model or the disk, or a bug; "
+    "2 invalid input or options; 3 fewer rows than requested, or no rows; 130 interrupted. After "
+    "1, 3 and 130, rerun the same command to resume. Set NO_COLOR=1 to disable colors.",
 )
 @click.version_option(__version__, prog_name="instructgen")
 def cli() -> None:

@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
     """Read data in a supported format, and write it as a dataset.
 
-    Every row is kept, or rejected with a reason. `instructgen formats` lists the values of
-    FORMAT. By default, the format is detected from the fields of the rows.
+    The dataset contains the accepted rows, and the rejected rows with a reason for each.
+    `instructgen formats` lists the values of FORMAT. By default, the format is detected from the
+    fields of the rows.
 
     \b
     Examples:
@@ -77,7 +78,7 @@ def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def merge(options: MergeOptions, quiet: bool, as_json: bool) -> None:
-    """Mix datasets into one, and list the license obligations of the mix.
+    """Combine datasets into one, and print the license obligations for the result.
 
     \b
     Examples:
@@ -151,7 +152,7 @@ def curate(options: CurateOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def dedup(options: DedupOptions, show: int, quiet: bool, as_json: bool) -> None:
-    """Reject duplicate rows. Every rejected row is similar to a row that is kept.
+    """Reject rows that duplicate a kept row. Rows similar only to rejected rows are kept.
 
     \b
     Examples:
@@ -229,7 +230,7 @@ def export(options: ExportOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def report(options: ReportOptions, quiet: bool, as_json: bool) -> None:
-    """Write an HTML page about datasets, runs, models and evaluations.
+    """Write an HTML page that describes datasets, runs, models and evaluations.
 
     \b
     Examples:
@@ -252,7 +253,7 @@ def report(options: ReportOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def publish(options: PublishOptions, quiet: bool, as_json: bool) -> None:
-    """Upload a dataset to the Hugging Face Hub: kept rows, rejected rows, card and manifest.
+    """Upload a dataset to the Hugging Face Hub: kept and rejected rows, dataset card and manifest.
 
     Set the environment variable HF_TOKEN to an access token, or log in with `hf auth login`.
 
@@ -272,7 +273,7 @@ def publish(options: PublishOptions, quiet: bool, as_json: bool) -> None:
 
 
 def print_derived(result: Derived[Any]) -> None:
-    """Print the rejection counts, the splits, and the paths of a dataset and its card."""
+    """Print the rejection counts and splits of a dataset, and the paths of dataset and card."""
     print_rejections(result.rejections)
     if len(result.splits) > 1:
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in result.splits.items())

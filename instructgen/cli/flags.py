@@ -31,7 +31,7 @@ def takes(options: type[Options], *excluded: str) -> Callable[[Callable[..., Any
 
     Args:
         options: the class of options.
-        excluded: the names of fields for which no flag is added, because the command declares it.
+        excluded: the names of fields that get no flag here, because the command adds them itself.
     """
     own = _OWN_FLAGS.get(options, {})
     fields = {n: f for n, f in options.model_fields.items() if n not in excluded}
@@ -57,10 +57,10 @@ def takes(options: type[Options], *excluded: str) -> Callable[[Callable[..., Any
 
 
 def values_of(options: type[Options], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of click's parameters as a dict keyed by field name.
+    """Return the parsed arguments as a dict, keyed by the names of the fields of ``options``.
 
     Raises:
-        ConfigError: a setting is passed twice, by its flag and by --set, or two files are passed.
+        ConfigError: a setting is passed both by its flag and by --set, or several files are passed.
     """
     values = {k: v for k, v in params.items() if k in options.model_fields}
     if (words := params.get("format_and_path")) is not None:
@@ -114,7 +114,7 @@ def _default(value: Any) -> dict[str, Any]:
 
 
 def help_text(field: FieldInfo) -> str:
-    """Return the help text of an option, with its range and default."""
+    """Return the help text of an option, followed by its valid range and its default."""
     facts = facts_of(field)
     default = facts.get("shown") or _shown(field)
     notes = [bounds_of(field), f"default: {default}" if default else ""]
@@ -130,7 +130,7 @@ def _shown(field: FieldInfo) -> str:
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool, bool]:
-    """Return a tuple (click type, is a flag, is a list) for a type annotation."""
+    """Return the click type of an annotation, whether it is a flag, and whether it is a list."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return _click_type(next(a for a in inner if a is not type(None)))
@@ -177,7 +177,7 @@ def _settings(
 def _numbers(
     _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
 ) -> float | dict[str, float] | None:
-    """Parse a threshold for all stages of `dedup`, or one STAGE=NUMBER for each of several."""
+    """Parse thresholds of `dedup`: one number for all stages, or one STAGE=NUMBER per stage."""
     by_stage: dict[str, float] = {}
     for value in values:
         stage, _, number = value.rpartition("=")
@@ -203,7 +203,7 @@ _PARSERS: Mapping[str | None, Callable[..., Any]] = {
 
 
 class OptionsCommand(click.Command):
-    """A click command whose options a class declares. The help also describes the arguments."""
+    """A click command whose options come from a class. Its help also describes the arguments."""
 
     @property
     def options(self) -> type[Options] | None:
@@ -211,7 +211,7 @@ class OptionsCommand(click.Command):
         return getattr(self.callback, "options", None)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; the error for a renamed flag states its new name."""
+        """Parse the arguments; if a flag was renamed, the error message states the new name."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -242,7 +242,7 @@ def _load(_ctx: click.Context, _option: click.Parameter, files: tuple[Path, ...]
 
 
 def plugin_option(command: Any) -> Any:
-    """Add the option --plugin, which loads code before the other options are parsed."""
+    """Add the option --plugin, which runs a Python file before the other options are parsed."""
     return click.option(
         "--plugin",
         multiple=True,
@@ -251,12 +251,12 @@ def plugin_option(command: Any) -> Any:
         callback=_load,
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Python file with your own filters, methods, formats or engines. It is executed.",
+        help="Python file that defines filters, methods, formats or engines. The file is executed.",
     )(command)
 
 
 class Words(click.Option):
-    """An option whose values are all arguments up to the next option. It may be repeated."""
+    """An option that takes all arguments up to the next option as values; it may be repeated."""
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Register the option so that the parser reads several values after its name."""

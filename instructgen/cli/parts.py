@@ -18,7 +18,7 @@ _GROUPS = ("filters", "methods", "engines", "formats", "verifiers", "suites", "t
 def _command(group: str) -> click.Command:
     @click.command(
         group,
-        help=f"List the {group}, or describe one of them with its options and an example.\n\n"
+        help=f"List the {group}, or describe one by NAME, with its options and an example.\n\n"
         f"\b\nExample:\n  instructgen {group}",
     )
     @click.argument("name", required=False)

@@ -1,4 +1,4 @@
-"""Prints results on standard output, and notes on standard error."""
+"""Prints the results of commands on standard output, and notes on standard error."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def json_option(command: F) -> F:
-    """Add the option --json."""
+    """Add the option --json, which prints the result as JSON, to a click command."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
         command
     )
 
 
 def quiet_option(command: F) -> F:
-    """Add the option --quiet."""
+    """Add the option --quiet, which hides the progress display, to a click command."""
     return click.option("--quiet", "-q", is_flag=True, help="Do not show progress.")(command)
 
 
@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_unchanged(result: Any) -> None:
-    """Print a note if the output already existed and nothing was written."""
+    """Print a line if the output already existed, so that the command wrote nothing."""
     if result.unchanged:
         screen.print("already made, unchanged")
 
@@ -78,7 +78,7 @@ def print_rejections(rejections: Sequence[RejectionCount]) -> None:
 
 
 def print_row(instruction: str, input_: str, output: str) -> None:
-    """Print a row, one line per field."""
+    """Print the instruction, input and output of a row on one line each, without empty input."""
     screen.print(f"[bold]{short(instruction)}[/]")
     if input_:
         screen.print(f"  [dim]input[/]   {short(input_)}")
@@ -86,18 +86,18 @@ def print_row(instruction: str, input_: str, output: str) -> None:
 
 
 def safe(text: object) -> str:
-    """Return a text without control characters, in which the markup of rich is escaped."""
+    """Return a text with control characters replaced, and with the markup of rich escaped."""
     return escape(printable(str(text)))
 
 
 def short(text: str) -> str:
-    """Return a text on one line, truncated to 100 characters."""
+    """Return a text as one line, truncated to 100 characters, then escaped as in `safe`."""
     line = " ".join(printable(text).split())
     return escape(line if len(line) <= 100 else line[:99] + "…")
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as text, in seconds, minutes or hours."""
+    """Return a duration as text with a suitable unit, such as ``90 s``, ``5 min`` or ``2.5 h``."""
     minutes = seconds / 60
     if minutes < 2:
         return f"{seconds:.0f} s"

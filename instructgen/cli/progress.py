@@ -23,7 +23,7 @@ def watching(console: Console, *, show: bool, first: str = "reading ...") -> Ite
     Args:
         console: the console to print on.
         show: whether to show anything.
-        first: the text to show before the first progress event.
+        first: the text that a terminal shows until the command first reports progress.
     """
     if not show:
         yield None
@@ -44,7 +44,7 @@ def watching(console: Console, *, show: bool, first: str = "reading ...") -> Ite
 
 
 def lines(p: Progress) -> list[str]:
-    """Return a progress event as text: a line with a progress bar and numbers, then the notes."""
+    """Return lines that show progress: one with a bar, counts and the time left, then any notes."""
     counted = f"{p.done:,} {p.unit}"
     bar = ""
     if p.total:

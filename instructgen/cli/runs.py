@@ -1,4 +1,4 @@
-"""The commands for runs and rows: `generate`, `preview`, `rebuild` and `explain`."""
+"""The commands `generate`, `preview` and `rebuild` for generation runs, and `explain` for rows."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _LOADING = "loading the model ..."
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Print the first N rows when the command ends.",
+    help="Print the first N generated rows when the command ends.",
 )
 @quiet_option
 @json_option
 def generate(options: GenerateOptions, show: int, quiet: bool, as_json: bool) -> None:
-    """Expand seed tasks into a dataset, or resume a run that was stopped.
+    """Generate a dataset from seed tasks with a language model, or resume a stopped run.
 
     \b
     Examples:
@@ -76,9 +76,9 @@ def generate(options: GenerateOptions, show: int, quiet: bool, as_json: bool) ->
 @quiet_option
 @json_option
 def preview(options: PreviewOptions, quiet: bool, as_json: bool) -> None:
-    """Run a few batches, print their rows, and estimate the time and tokens of the run.
+    """Generate a few batches of rows, print them, and estimate time and tokens of --target rows.
 
-    Nothing is written.
+    No files are written.
 
     \b
     Example:
@@ -120,7 +120,7 @@ def explain(options: ExplainOptions, quiet: bool, as_json: bool) -> None:
 @quiet_option
 @json_option
 def rebuild(options: RebuildOptions, quiet: bool, as_json: bool) -> None:
-    """Recreate the dataset of a run from its recorded completions, without an engine.
+    """Recreate the dataset of a run from its recorded completions, without a language model.
 
     \b
     Example:

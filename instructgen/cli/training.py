@@ -48,10 +48,13 @@ _LOADING = "loading the model ..."
 @click.option(
     "--strategy",
     type=click.Choice(["ddp", "fsdp", "zero2", "zero3"]),
-    help="Strategy for distributed training.  [default: ddp]",
+    help="Strategy for training on several GPUs: ddp (each GPU has a copy of the model), or fsdp, "
+    "zero2 or zero3 (the training state is divided among the GPUs).  [default: ddp]",
 )
 @click.option(
-    "--processes", type=int, help="Number of processes, one per GPU.  [default: number of GPUs]"
+    "--processes",
+    type=int,
+    help="Number of training processes, one per GPU.  [default: number of GPUs]",
 )
 @quiet_option
 @json_option
@@ -87,7 +90,7 @@ def train(
         # Check the options now, so that an error is reported by one process only.
         check(options)
         if options.out is None:
-            raise click.UsageError("Missing option '--out'.")
+            raise click.UsageError("Missing option '--out'. Pass --out=FOLDER.")
         launch(strategy or "ddp", processes)
     with watching(err, show=not quiet and not as_json, first=_LOADING) as watch:
         result = train.run(options, watch)
@@ -121,7 +124,7 @@ def _print_training(result: TrainResult) -> None:
 
 
 def _print_measure(m: Measure) -> None:
-    """Print a measure on one line: the values before and after, and their difference."""
+    """Print a measure on one line: its value or, for two models, both values and the difference."""
     rows = f"{m.after.rows:,} rows"
     if m.difference is None or m.before is None:
         text = f"{m.after.value:.4f} {_interval(m.after)}, {rows}"
@@ -233,7 +236,7 @@ def ablate(options: AblateOptions, quiet: bool, as_json: bool) -> None:
 def prefer(options: PreferOptions, quiet: bool, as_json: bool) -> None:
     """Sample several answers to each prompt, and keep the best, or the best and the worst.
 
-    Completions are recorded in a journal, so you can rerun the same command to resume.
+    Answers are recorded while the command runs. If it is stopped, rerun it to resume.
 
     \b
     Examples:

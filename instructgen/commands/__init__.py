@@ -1,1 +1,1 @@
-"""The commands as Python functions, and the code that several commands share."""
+"""The commands of instructgen as Python functions, and code that several commands use."""

@@ -1,6 +1,6 @@
 """The command `ablate`: compares datasets by training a model on each of them.
 
-All models are trained on the same number of supervised tokens.
+All models are trained on the same number of supervised tokens, the tokens that the loss covers.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _CONTROL = "random-drop"
 
 @dataclass(frozen=True, slots=True)
 class ControlFacts(JsonRecord):
-    """Facts about the control of an ablation, which is a random sample of the first dataset.
+    """Facts about the control of an ablation: a random sample of the first dataset.
 
-    ``read`` is the number of rows in the first dataset.
+    ``read`` is the number of rows from which the sample was drawn.
     """
 
     read: int
@@ -65,7 +65,8 @@ class ControlFacts(JsonRecord):
 class Arm:
     """The results for one dataset of an ablation.
 
-    ``bits_per_byte`` has one value per random seed, and ``mean`` is the mean of these values.
+    ``arm`` is the name of the dataset. ``bits_per_byte`` has one value for each training seed
+    (lower is better), and ``mean`` is the mean of these values.
     """
 
     arm: str
@@ -77,11 +78,12 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class ArmComparison:
-    """The comparison of the two datasets ``arm`` and ``against``.
+    """The comparison of the models trained on two datasets, named ``arm`` and ``against``.
 
     ``difference`` is the mean bits per byte of ``arm`` minus that of ``against``; if it is
     negative, ``arm`` is better. ``low`` and ``high`` are the bounds of its 95% confidence interval
-    over held-out rows and seeds. ``better_seeds`` counts the seeds with which ``arm`` is better.
+    over held-out rows and seeds. With ``better_seeds`` of the ``seeds`` training seeds, ``arm`` is
+    better.
     """
 
     arm: str
@@ -95,7 +97,10 @@ class ArmComparison:
 
 @dataclass(frozen=True, slots=True)
 class AblationRecord(JsonRecord):
-    """The contents of ablation.json: the inputs, options and results of an ablation."""
+    """The contents of ablation.json: the inputs, options and results of an ablation.
+
+    ``arms``, ``base``, ``comparisons`` and ``verdict`` are explained in `Ablation`.
+    """
 
     inputs: tuple[InputRef, ...]
     options: dict[str, JsonValue]
@@ -110,8 +115,8 @@ class AblationRecord(JsonRecord):
 class Ablation:
     """The result of an ablation.
 
-    ``base`` is the bits per byte of the base model before training. ``verdict`` contains one
-    sentence for each comparison.
+    ``arms`` are the results for each dataset. ``base`` is the bits per byte of the base model
+    before training. ``verdict`` contains one sentence for each comparison.
     """
 
     out: Path
@@ -123,7 +128,7 @@ class Ablation:
 
 @command(AblateOptions, "datasets", "out")
 def ablate(options: AblateOptions, watch: Watch | None = None) -> Ablation:
-    """Train models on several datasets and on a control, and compare them on held-out rows.
+    """Train models on several datasets and a control, and compare their loss on held-out rows.
 
     The control is the first dataset, with rows removed at random until it is as small as the
     smallest dataset. The control shows whether curation gives better models than removing rows at
@@ -194,9 +199,10 @@ def _held_out(paths: Sequence[Path], data: Path | None) -> Path:
     if "test" in splits_of(paths[0]):
         return paths[0]
     raise InputError(
-        "has no test split, so there are no held-out rows to evaluate on.",
+        "does not contain a test split, so ablate lacks held-out rows to evaluate on.",
         path=paths[0],
-        hint="Pass --data=DATA, or run merge first, with test = 0.02 in the table [split].",
+        hint="Pass a dataset or file of held-out rows with --data=DATA. Alternatively, first run "
+        "merge with a recipe that sets test = 0.02 in the table [split].",
     )
 
 
@@ -210,7 +216,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _control(folder: Path, paths: Sequence[Path]) -> Path:
-    """Write a random sample of the first dataset, of the size of the smallest; return its path."""
+    """Write a sample of the first dataset, as large as the smallest dataset; return its path."""
     made_from = Provenance("ablate", inputs_of(paths), {"arm": _CONTROL})
 
     def write(output: Output) -> Written[ControlFacts]:
@@ -233,7 +239,7 @@ def _measured(
     name: str = "",
     folder: Path | None = None,
 ) -> MeasuredRows:
-    """Return the bits per byte of each held-out row, and cache them in a file."""
+    """Return a model's bits per byte on the held-out rows, from the cache file if it exists."""
     from instructgen.evaluation.measures import MeasuredRows, PromptFormat, bits_per_byte
     from instructgen.training.rows import held_out_at
 
@@ -289,10 +295,10 @@ def _comparison(
 
 
 def _interval(one: np.ndarray, other: np.ndarray, bytes_: np.ndarray) -> tuple[float, float]:
-    """Return the 95% confidence interval of the difference, over held-out rows and seeds.
+    """Return the 95% confidence interval of the difference in bits per byte between two datasets.
 
     The variance over rows is estimated by resampling the same rows for both datasets; the
-    variance over seeds is the sample variance, because resampling requires more seeds. The result
+    variance over seeds is the sample variance, because few seeds cannot be resampled. The result
     is a Student's t interval with the Welch-Satterthwaite degrees of freedom for the sum of both
     variances. With one seed, only the variance over rows is used.
     """

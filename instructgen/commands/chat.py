@@ -1,4 +1,4 @@
-"""The command `chat`: a conversation with a model, which returns answers piece by piece."""
+"""The command `chat`: a conversation with a model, whose answers appear as they are written."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Chat:
         self.messages = [Message("system", system)] if system else []
 
     def say(self, text: str) -> Iterator[str]:
-        """Yield the answer to ``text`` piece by piece, then append it to ``messages``."""
+        """Send ``text`` to the model, yield the answer in pieces, and add both to ``messages``."""
         from jinja2 import TemplateError
         from transformers import TextIteratorStreamer
 

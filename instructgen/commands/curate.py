@@ -49,7 +49,7 @@ class SourceRejections:
 
 @dataclass(frozen=True, slots=True)
 class BorderlineRow:
-    """A row whose value is near a filter's threshold; ``side`` is ``kept`` or ``rejected``."""
+    """A row whose score is near a filter's threshold; ``side`` is ``kept`` or ``rejected``."""
 
     filter: str
     side: str
@@ -80,13 +80,13 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
     """Keep the rows that all filters of a recipe accept.
 
     The filter ``contamination`` rejects rows that contain a benchmark prompt from the files in
-    ``against``. If the recipe does not contain this filter, it is added first.
+    ``against``. If the recipe does not contain this filter, it is added before the others.
 
     Raises:
         InputError: an input is invalid.
         ConfigError: the recipe is invalid, or a required package is missing.
-        RunError: the input is not a complete dataset, or the output folder contains anything
-            other than this dataset.
+        RunError: the input is not a complete dataset, or the output folder contains other files
+            or a dataset from different inputs or settings.
         StorageError: the files cannot be written.
     """
     source = options.data
@@ -132,13 +132,13 @@ def _with_benchmarks(filters: Sequence[Filter], files: Sequence[Path]) -> list[F
 
 
 def _models(filters: Sequence[Filter]) -> dict[str, str]:
-    """Return the digest of the model of each scoring filter as a dict keyed by filter name."""
+    """Return the digest of each scoring filter's model as a dict keyed by filter name."""
     scoring = [f.model_dump() | {"filter": f.name} for f in filters if isinstance(f, ScoringFilter)]
     return {each["filter"]: model_digest(each["model"]) for each in scoring if "model" in each}
 
 
 def _without_paths(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return a filter's settings without benchmark paths; file digests are recorded instead."""
+    """Return a filter's settings without benchmark files, whose digests are recorded instead."""
     return {k: v for k, v in recorded.items() if k != "against"}
 
 

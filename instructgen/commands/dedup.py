@@ -39,8 +39,9 @@ class DedupFacts(JsonRecord):
 
     Pairs of duplicates form a graph. ``largest_component`` is the size of its largest connected
     component, and ``components_would_reject`` the number of rows that would be rejected if one
-    row per component were kept. ``uncompared`` is the number of texts in languages that the
-    embedding model does not support, and ``invalid`` the number of rows that could not be read.
+    row per component were kept. ``uncompared`` is the number of texts that were not compared by
+    meaning, because the embedding model does not support their language. ``invalid`` is the number
+    of rows that could not be read.
     """
 
     largest_component: int
@@ -51,17 +52,17 @@ class DedupFacts(JsonRecord):
 
 @command(DedupOptions, "inputs", "out")
 def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFacts]:
-    """Combine datasets into one, and reject the duplicates that `deduplicate` finds.
+    """Combine datasets into one, and reject duplicates (see `instructgen.similarity.deduplicate`).
 
-    Rows stay in the split that they have in their input. If only some inputs have splits, the rows
-    of the other inputs become training rows. If duplicates are equal by all criteria in
-    ``priority``, the first one in the order of the inputs is kept.
+    Each row keeps the split that it has in its input: train, validation or test. If only some
+    inputs have splits, the rows of the other inputs become training rows. If duplicates are equal
+    by all criteria in ``priority``, the first one in the order of the inputs is kept.
 
     Raises:
         InputError: a file is invalid, or contains no rows.
         ConfigError: an option is invalid, or a required package is missing.
-        RunError: an input is not a complete dataset, or the output folder contains anything
-            other than this dataset.
+        RunError: an input is not a complete dataset, or the output folder contains files
+            that the same command, inputs and options did not write.
         StorageError: the files cannot be written.
     """
     paths = options.inputs
@@ -83,7 +84,7 @@ def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFac
 
 
 def _read(options: DedupOptions) -> tuple[list[Sample], list[str], int]:
-    """Return the rows of all inputs, the split of each, and the number of invalid rows."""
+    """Return the rows of all inputs, the split of each row, and the number of invalid rows."""
     terms: dict[str, Any] = options.model_dump(include={"license", "language", "on_bad_row"})
     samples: list[Sample] = []
     splits: list[str] = []
@@ -102,7 +103,7 @@ def _read(options: DedupOptions) -> tuple[list[Sample], list[str], int]:
     if len({sample.shape for sample in samples}) > 1:
         raise InputError(
             "the inputs mix instruction rows and preference rows.",
-            hint="Pass rows of one kind only.",
+            hint="Pass only instruction rows, or only preference rows.",
         )
     return samples, splits, invalid
 

@@ -1,7 +1,7 @@
-"""Writes a dataset that is derived from other data, unless the dataset already exists.
+"""Writes the output dataset of commands such as `curate`, unless the dataset already exists.
 
-The function `derive` creates the folder, calls a function of the command that writes the rows, and
-writes the provenance, the rejection counts and the card.
+The function `derive` creates the folder and calls the function with which the command writes the
+rows. It also writes the provenance, the rejection counts and the card.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Derived(Generic[F]):
     """The result of a command that derives a dataset.
 
     ``splits`` is the number of rows in each split, and ``rejections`` the number of rejected rows
-    per stage, filter and reason. ``facts`` are specific to the command. ``parts`` are the paths
-    of the Parquet files, and ``card`` is the path of the dataset card. ``unchanged`` is true if
-    the dataset already existed and nothing was written.
+    per stage, filter and reason. ``terms`` are row counts by license, model and attribution, and
+    ``facts`` are further results that depend on the command. ``parts`` are the paths of the
+    Parquet files, and ``card`` is the path of the dataset card. ``unchanged`` is true if the
+    dataset already existed and nothing was written.
     """
 
     out: Path
@@ -64,8 +65,8 @@ class Derived(Generic[F]):
 class Written(Generic[F]):
     """What a command reports about the rows that it wrote.
 
-    ``facts`` are stored in the manifest. ``sections`` are lines of Markdown for the card, and
-    ``what`` ends the card's sentence "N rows from INPUTS", such as ``, curated``.
+    ``facts`` are results of the command, for the manifest. ``sections`` are lines of Markdown for
+    the card. ``what`` is appended to "N rows from INPUTS" in the card, for example ``, curated``.
     """
 
     facts: F
@@ -86,11 +87,11 @@ class Output:
         return self._writer.contents.rejected
 
     def keep(self, samples: Sequence[Sample], split: str = "part") -> None:
-        """Append rows to the dataset."""
+        """Append accepted rows to a split of the dataset."""
         self._writer.keep(samples, split)
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
-        """Append rejected rows."""
+        """Append rejected rows to the dataset, and count them by stage, filter and reason."""
         self._writer.reject(rejected)
         self._counts.update((r.stage, r.rejection.filter, r.rejection.reason) for r in rejected)
 
@@ -115,13 +116,13 @@ def derive(
         folder: the output folder; it is created if it does not exist.
         provenance: the command, its inputs, options and plug-in code, which determine the
             dataset.
-        shape: ``instructions`` or ``preferences``.
-        facts: the dataclass of the facts that the command records.
-        write: a function that writes the rows, and returns facts and card sections about them.
+        shape: the kind of rows: ``instructions`` or ``preferences``.
+        facts: the class of the facts that ``write`` returns.
+        write: a function that appends the rows to an `Output`, and returns a `Written`.
         splits: the names of the dataset's splits.
 
     Raises:
-        RunError: the folder contains anything other than this dataset, or is in use.
+        RunError: the folder contains a different dataset or other files, or is locked.
         StorageError: the files cannot be written.
     """
     with output_folder(folder, provenance):
@@ -158,12 +159,12 @@ def _derived(folder: Path, facts: type[F], unchanged: bool) -> Derived[F]:
 
 
 def name_of(path: Path) -> str:
-    """Return the last component of a path as text, with invalid bytes replaced."""
+    """Return the name of a file or folder as text; bytes that are not UTF-8 are replaced."""
     return os.fsencode(path.resolve().name).decode("utf-8", "replace")
 
 
 def inputs_of(paths: Sequence[Path]) -> tuple[InputRef, ...]:
-    """Return the name and digest of each file or dataset folder, for the provenance.
+    """Return the name and SHA-256 digest of each file or dataset folder, for the provenance.
 
     Raises:
         InputError: a path does not exist.
@@ -179,7 +180,7 @@ def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
     """Check that no input is passed twice, and that the output folder is not inside an input.
 
     Raises:
-        InputError: a check failed.
+        InputError: an input is passed twice, or the output folder is inside an input.
     """
     seen: set[Path] = set()
     for path in inputs:
@@ -191,7 +192,7 @@ def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
             raise InputError(
                 f"the output folder {folder} is inside this input.",
                 path=path,
-                hint="Use another --out.",
+                hint="Pass an --out outside the inputs.",
             )
 
 
@@ -212,6 +213,6 @@ def common_shape(folders: Sequence[Path]) -> Shape:
         kinds = ", ".join(f"{folder} contains {shape}" for shape, folder in shapes.items())
         raise RunError(
             f"the datasets have different kinds of rows: {kinds}.",
-            "Pass datasets that contain one kind of rows only.",
+            "Pass only instruction datasets, or only preference datasets.",
         )
     return next(iter(shapes))

@@ -56,7 +56,7 @@ class Evaluation:
 
 @command(EvaluateOptions, "model")
 def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation:
-    """Evaluate a model, and optionally a second one, on rows that they were not trained on.
+    """Evaluate a model on held-out rows, and optionally a second model on the same rows.
 
     Raises:
         InputError: the data contains no rows that a suite can use.
@@ -72,7 +72,7 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
     names = list(options.suites) or _fitting(rows)
     if not names:
         raise ConfigError(
-            "evaluate requires data or a suite.", "Pass --data=DATA, or --suite=lm-eval."
+            "--data and --suite are both missing.", "Pass --data=DATA, or --suite=lm-eval."
         )
     settings = dict(options.settings)
     if options.judge:
@@ -105,15 +105,15 @@ def _findings(
         if suite.shape is not None and not suited:
             raise InputError(
                 f"the suite {suite.name} requires {suite.shape}, which --data does not contain.",
-                hint=f"Use a dataset that contains {suite.shape}.",
+                hint=f"Pass a dataset of {suite.shape} with --data=DATA.",
             )
         findings += [(suite.name, finding) for finding in suite.findings(subject, suited)]
     for name, finding in findings:
         if not finding.after.rows:
             raise InputError(
-                f"the suite {name} cannot use any row: all rows are longer than --max-length, or "
-                "lack something that the suite requires.",
-                hint="Increase --max-length, or check --format.",
+                f"the suite {name} cannot use any row: all rows are longer than --max-length "
+                "tokens, or are unusable for another reason, such as an empty answer.",
+                hint="Increase --max-length, or try a different --format.",
             )
     return findings
 
@@ -121,7 +121,7 @@ def _findings(
 def _unmeasured(
     findings: Sequence[tuple[str, Finding]], rows: Mapping[str, list[Sample]]
 ) -> list[str]:
-    """Return notes about the number of rows that a suite could not use."""
+    """Return a note for each suite that could not use all rows, with the number of rows used."""
     notes = []
     for name, finding in findings:
         total = len(rows.get(find("suites", name).shape or "", ()))
@@ -129,13 +129,13 @@ def _unmeasured(
         if measured < total:
             notes.append(
                 f"the suite {name} used {measured:,} of {total:,} rows; the others are longer than "
-                "--max-length, or lack something that the suite requires."
+                "--max-length tokens, or unusable for another reason, such as an empty answer."
             )
     return notes
 
 
 def _trained_on(models: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Return a note for each dataset that a model was trained on."""
+    """Return a warning for each evaluation dataset that one of the models was trained on."""
     notes = []
     for name in models:
         if not is_trained(Path(name)):
@@ -149,7 +149,7 @@ def _trained_on(models: Sequence[str], paths: Sequence[Path]) -> list[str]:
 
 
 def _rows(paths: Sequence[Path], limit: int) -> tuple[dict[str, list[Sample]], list[str]]:
-    """Return the rows by kind (instructions, preferences), and the split used of each dataset."""
+    """Return the rows by kind (instructions, preferences), and notes about the splits used."""
     from instructgen.training.rows import held_out_at, held_out_split
 
     rows: dict[str, list[Sample]] = {}
@@ -230,7 +230,7 @@ def _reference(model: str) -> InputRef:
 
 
 def _row_lines(findings: Sequence[tuple[str, Finding]], names: Sequence[str]) -> list[bytes]:
-    """Return a line of JSON for each measure, model and row."""
+    """Return a line of JSON for each combination of measure, model and row."""
     return [
         orjson.dumps(
             {

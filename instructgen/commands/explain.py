@@ -1,7 +1,8 @@
 """The command `explain`: finds why a row is in a dataset, or why a candidate was rejected.
 
-Explanations of generated rows are not stored. Instead, the run is replayed from its journal up to
-the completion from which the row was created, so that the explanation always agrees with the data.
+Explanations of generated rows are not stored. Instead, the run is replayed from its journal (the
+recorded completions) up to the completion that contains the row, so that the explanation always
+agrees with the data.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def explain(options: ExplainOptions, watch: Watch | None = None) -> Explanation:
     """Explain where a row comes from, and why it was kept or rejected.
 
     ``row_id`` is the ID of a kept row or, if it starts with ``r-``, of a rejected row. In a run,
-    it may also be the ID of an instruction or seed that rows refer to as a parent or nearest row.
+    ``row_id`` may also be the ID of a seed or of an accepted instruction, such as an ID from the
+    column ``origin.parents`` or ``nearest``.
 
     Raises:
         RunError: the folder contains no run or dataset, or is in use, damaged or incomplete.
@@ -110,7 +112,7 @@ def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) ->
 def _replay(
     run: Run, places: Sequence[tuple[int, int]]
 ) -> tuple[Loop, dict[tuple[int, int], Request]]:
-    """Replay a run up to the last of the (batch, request) pairs; return the loop and requests."""
+    """Replay a run through all ``places`` (batch, request); return the loop and their requests."""
     loop = reopen(run)
     kept: dict[tuple[int, int], Request] = {}
 
@@ -122,8 +124,8 @@ def _replay(
     run_loop(loop, run, None, session, None, batches=last + 1, on_batch=collect)
     if len(kept) < len(set(places)):
         raise RunError(
-            f"{run.folder}: the dataset contains rows that are not in the journal.",
-            f"Run: instructgen rebuild {run.folder}",
+            f"{run.folder}: the dataset contains rows that are not in the run's journal.",
+            f"To recreate the dataset from the journal, run: instructgen rebuild {run.folder}",
         )
     return loop, kept
 
@@ -170,7 +172,7 @@ def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
 
 
 def _nearest(loop: Loop, row: dict[str, Any], place: tuple[int, int]) -> Neighbor | None:
-    """Return the nearest row that the filter recorded, or else the most similar earlier row."""
+    """Return the nearest row recorded with a rejection, or else the most similar earlier row."""
     gates = [f for f in loop.config.filters if isinstance(f, Novelty)]
     tokenizer = gates[0].tokenizer if gates else "unicode"
     if row.get("nearest"):

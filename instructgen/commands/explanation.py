@@ -1,6 +1,7 @@
-"""Defines the explanation of a row, as data and as text, and explains rows of derived datasets.
+"""Defines `Explanation`, which describes where a row comes from and why it was kept or rejected.
 
-Generated rows are explained in `instructgen.commands.explain`.
+`explain_row` explains rows of derived datasets: those that a command other than `generate` wrote.
+The module `instructgen.commands.explain` explains rows that `generate` wrote.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from instructgen.store import find_row, manifest_in, read_provenance
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """The row most similar to an explained row, with the ROUGE-L F-measure if it was computed."""
+    """The row most similar to the explained row, with the ROUGE-L F-measure of the two or None."""
 
     id: str
     instruction: str
@@ -28,7 +29,7 @@ class Neighbor:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A completion from which a row was created, with its prompt, batch and request."""
+    """A completion from which a row was created, with its prompt and the number of its request."""
 
     stage: str
     batch: int
@@ -42,12 +43,13 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
-    """The explanation of a row, a seed, or an accepted instruction that has no row.
+    """The explanation of a row, a seed task, or a generated instruction that has no row.
 
-    ``verdict`` is ``kept``, ``rejected``, ``in the pool`` (an accepted instruction) or ``a seed``.
+    ``verdict`` is ``kept``, ``rejected``, ``a seed``, or ``in the pool`` (an instruction that was
+    accepted but has no row). ``written`` are the completions from which the row was created.
     ``passed`` are the filters that accepted the row. ``command`` is the command that created a
-    derived dataset, and ``inputs`` are the inputs of this command. ``obligations`` are sentences
-    about the row's license, attribution and models. ``str`` returns the explanation as text.
+    derived dataset, and ``inputs`` are its inputs. ``obligations`` are sentences that list what
+    the licenses and models of the row require of users. ``str`` returns the explanation as text.
     """
 
     id: str
@@ -146,7 +148,7 @@ def _indented(text: str, by: int = 2) -> str:
 
 
 def explain_row(folder: Path, row_id: str) -> Explanation:
-    """Explain a row of a derived dataset; see `instructgen.explain`.
+    """Explain a row of a dataset that a command other than `generate` wrote.
 
     Raises:
         RunError: the folder contains no complete dataset, or a Parquet file was changed.
@@ -175,7 +177,7 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
 
 
 def unknown_id(folder: Path, row_id: str) -> InputError:
-    """Return the error for an ID that is not in a run or dataset."""
+    """Return the error to raise if a run or dataset has no row with this ID."""
     return InputError(
         f"the ID {quoted(row_id)} was not found.",
         path=folder,

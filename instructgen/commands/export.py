@@ -32,7 +32,7 @@ _COLUMNS = ("id", "category", "language", "source", "license", "attribution", "g
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The result of an export: the file, the number of rows, and their license obligations."""
+    """The result of an export: the file, the number of rows, and what their licenses require."""
 
     to: Path
     rows: int
@@ -44,7 +44,8 @@ def export(options: ExportOptions, watch: Watch | None = None) -> Exported:
     """Write a dataset as JSON Lines, in a format that other tools can read.
 
     Raises:
-        ConfigError: a column or the format is unknown, or the format does not support the rows.
+        ConfigError: a column or the format is unknown, or the format does not support this kind of
+            rows (instructions or preferences).
         InputError: the output file already exists, or would be inside a dataset folder.
         RunError: the folder contains no complete dataset.
         StorageError: the file cannot be written.
@@ -106,7 +107,7 @@ def _check_target(file: Path, *, overwrite: bool) -> None:
 
 
 def _alpaca(sample: Sample) -> dict[str, Any]:
-    """Return Alpaca's three columns, with earlier turns in the columns of LLaMA-Factory."""
+    """Return Alpaca's columns; earlier turns go to LLaMA-Factory's columns system and history."""
     row: dict[str, Any] = {
         "instruction": sample.instruction,
         "input": sample.input,

@@ -51,6 +51,7 @@ from instructgen.versions import OF_RUNS, versions
 class RunFacts(JsonRecord):
     """Facts about a run, for its manifest.
 
+    A candidate is an instruction or a row in a completion, or a completion that cannot be parsed.
     ``candidates`` is the sum of ``kept_instructions``, ``kept_rows`` and the number of rejected
     candidates. ``not_expanded`` is the number of kept instructions for which no row was
     generated; they are in ``rejected/`` with the reason ``not_expanded``.
@@ -73,11 +74,12 @@ class RunFacts(JsonRecord):
 class GenerateResult:
     """The result of a run.
 
-    ``facts`` are about the whole run. ``asked`` (the number of requests), ``seconds``,
-    ``tokens_per_s`` and ``idle_share`` (the fraction of time in which the engine was idle) are
-    about this call only, which may have resumed the run. ``healed`` describes a repair of the
-    journal. ``unchanged`` is true if the same dataset already existed. ``hint`` is advice for a
-    model whose completions do not have the format that the method requires.
+    ``facts`` cover the run from its first start. ``asked`` (the number of requests sent to the
+    engine), ``seconds``, ``tokens_per_s`` and ``idle_share`` (the fraction of time in which the
+    engine was idle) cover only this call, which may have resumed the run. ``healed`` is a message
+    if an incomplete last line was removed from the journal, otherwise None. ``unchanged`` is true
+    if the same dataset already existed. ``hint`` is advice if most completions cannot be parsed,
+    otherwise empty.
     """
 
     out: Path
@@ -101,7 +103,7 @@ class GenerateResult:
 
 @command(GenerateOptions, "seeds", "target", "out")
 def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateResult:
-    """Expand seed tasks into a dataset of ``target`` accepted rows.
+    """Generate a dataset of ``target`` accepted rows from seed tasks, with a language model.
 
     Repeat the same call to resume a run that was stopped. Pass a higher target to continue a
     finished run.
@@ -124,7 +126,7 @@ def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateRe
 
 
 def _generated(run: Run, session: Session, watch: Watch | None) -> int:
-    """Run the generation loop to its end; return the number of engine restarts."""
+    """Run the generation loop until the run stops; return how often the engine was restarted."""
     supervisor = Supervisor(session.loop.config.engine)
     try:
         run_loop(session.loop, run, supervisor, session, watch)
@@ -171,14 +173,14 @@ def _reject_fewer_rows(folder: Path, rows: int, hint: str) -> None:
 
 
 def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
-    """Return the validated configuration that the options and their recipe specify.
+    """Return the validated settings: the values of the recipe, overridden by the options.
 
     Args:
-        options: the options of generate or preview.
-        batch_size: the batch size to use if the options do not set one.
+        options: the options of `generate` or `preview`.
+        batch_size: the batch size if the options do not set one; None for that of the recipe.
 
     Raises:
-        ConfigError: a key or value is invalid.
+        ConfigError: a key or value of the recipe or the options is invalid.
     """
     return load_config(
         options.recipe,
@@ -200,7 +202,7 @@ def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
 
 
 def seeds_for(options: PreviewOptions) -> tuple[list[Sample], list[Any]]:
-    """Read the seeds that the options name; return the valid seeds and the invalid rows."""
+    """Read the seeds that --seeds specifies; return the valid seeds and the invalid rows."""
     return read_seeds(options.seeds, options.license, options.language, options.on_bad_row)
 
 
@@ -209,7 +211,7 @@ def read_seeds(
 ) -> tuple[list[Sample], list[Any]]:
     """Read seeds from files and dataset folders; return the valid seeds and the invalid rows.
 
-    Only the training rows of a dataset with splits are read, so that no generation prompt
+    From a dataset with splits, only the training rows are read, so that no generation prompt
     contains an evaluation row.
 
     Raises:
@@ -228,7 +230,7 @@ def read_seeds(
             )
         samples += read_samples(folder, split=training_split(folder))
     if not samples:
-        raise ConfigError("--seeds: no row is valid.", "Use files with valid seed tasks.")
+        raise ConfigError("--seeds: no row is valid.", "Add rows with instruction and output.")
     return samples, invalid
 
 
@@ -241,7 +243,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def reopen(run: Run) -> Loop:
-    """Return the generation loop of a recorded run, in its initial state.
+    """Return the generation loop of an existing run, in its state before the first batch.
 
     Raises:
         RunError: the code of a plug-in has changed since the run was generated.
@@ -252,7 +254,7 @@ def reopen(run: Run) -> Loop:
     if changed := [n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]:
         raise RunError(
             f"{run.folder}: the code of the plug-in {changed[0]} has changed since this run.",
-            "Install the version of the plug-in that run.json names.",
+            "Install the version of the plug-in's package that run.json records.",
         )
     seeds = [sample_of(row) for row in run.seeds()]
     return Loop(config, form_of(run), seeds, run.id)
@@ -260,7 +262,7 @@ def reopen(run: Run) -> Loop:
 
 @contextmanager
 def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run]:
-    """Resume the run in a folder, or start a new one.
+    """Open the run in a folder to resume it, or create a run there; yield the locked run.
 
     Raises:
         RunError: the folder contains a run with different settings, or files other than a run.
@@ -290,7 +292,7 @@ def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run
 
 
 def resumable(folder: Path, config: Config, seeds: Sequence[Sample]) -> bool:
-    """Return whether `generate` would resume the run in a folder."""
+    """Return whether `generate` would resume the run in a folder with these settings and seeds."""
     try:
         _check_same_run(folder, config, read_info(folder), seeds_digest(seeds))
     except RunError:
@@ -317,7 +319,7 @@ def _check_same_run(folder: Path, config: Config, info: RunInfo, digest: str) ->
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings as a dict keyed by ``table.key``, as in a TOML file."""
+    """Return the settings as a dict with keys such as ``engine.model`` (``table.key``)."""
     tables = ("generate", "method", "engine")
     flat = {f"{t}.{k}": v for t in tables for k, v in config[t].items()}
     flat |= {f"plugins.{name}": part for name, part in config.get("plugins", {}).items()}
@@ -325,7 +327,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decide_form(config: Config) -> PromptSetup:
-    """Decide the prompt style, and test whether the engine enforces JSON schemas."""
+    """Choose the prompt style (chat or completion); test if the engine enforces JSON schemas."""
     style = config.method.style
     if style == "auto":
         # Measured: the included model writes usable tasks as the continuation of a list, but
@@ -334,15 +336,15 @@ def _decide_form(config: Config) -> PromptSetup:
         style = "chat" if chat else "completion"
     if style == "chat" and not config.engine.has_chat_template():
         raise ConfigError(
-            f"the option is style = chat, but {config.engine.model or config.engine.name} has no "
+            f"the recipe sets style = chat, but {config.engine.model or config.engine.name} has no "
             "chat template.",
-            "Set style = completion, or use a different model.",
+            "Set style = completion in the table [method], or use a different model.",
         )
     return PromptSetup(style, structured=style == "chat" and config.engine.enforces_schema())
 
 
 def form_of(run: Run) -> PromptSetup:
-    """Return the prompt setup that was decided when the run started."""
+    """Return the prompt style, and whether schemas are enforced, as stored when the run started."""
     form: dict[str, Any] = run.info.form
     return PromptSetup(**form)
 
@@ -386,7 +388,7 @@ def _write(run: Run, session: Session, restarts: int, invalid_seeds: int) -> Gen
 
 
 def facts_of(loop: Loop, rejected: Sequence[Rejected], stopped: Stop) -> RunFacts:
-    """Return the facts of a run, in which each candidate is counted by its outcome."""
+    """Return the counts of a run's requests, candidates and tokens, for its manifest."""
     t = loop.tally
     return RunFacts(
         run=loop.run_id,

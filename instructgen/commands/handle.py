@@ -42,11 +42,13 @@ class DatasetHandle:
 
     @property
     def splits(self) -> dict[str, int]:
-        """The number of rows in each split; without splits, there is one entry, ``part``."""
+        """The number of rows by split; a dataset without splits has one entry, named ``part``."""
         return splits_of(self.path)
 
     def rows(self, table: str = "data") -> Iterator[dict[str, Any]]:
-        """Yield the kept rows, or the rejected ones (``table="rejected"``) with filter and reason.
+        """Yield the kept rows as dicts; with ``table="rejected"``, yield the rejected rows instead.
+
+        A rejected row also has the columns ``filter`` and ``reason``.
 
         Raises:
             DamagedFileError: a Parquet file is damaged or missing.
@@ -54,11 +56,11 @@ class DatasetHandle:
         return read_rows(self.path, table)
 
     def samples(self, split: str | None = None) -> Iterator[Sample]:
-        """Yield the rows of one split, or all rows, as `instructgen.schema.sample.Sample`."""
+        """Yield the kept rows (all, or one split) as `instructgen.schema.sample.Sample` objects."""
         return read_samples(self.path, split=split)
 
     def to_pandas(self, table: str = "data") -> Any:
-        """Return the kept or, with ``table="rejected"``, the rejected rows as a pandas DataFrame.
+        """Return the kept rows (``table="rejected"``: the rejected rows) as a pandas DataFrame.
 
         Raises:
             DamagedFileError: a Parquet file is damaged or missing.
@@ -71,13 +73,13 @@ class DatasetHandle:
         from instructgen.schema.arrow import schema
 
         if table not in ("data", "rejected"):
-            raise ConfigError(f"table: {table!r} is unknown.", "Use data or rejected.")
+            raise ConfigError(f"table={table!r} is invalid.", "Use data or rejected.")
         batches = list(read_batches(self.path, table, split))
         columns = schema(self.manifest.shape, rejected=table == "rejected")
         return pa.Table.from_batches(batches, batches[0].schema if batches else columns)
 
     def to_datasets(self) -> Any:
-        """Return the rows as a `datasets.Dataset`, or a `datasets.DatasetDict` if there are splits.
+        """Return the kept rows as a `datasets.Dataset`, or as a `DatasetDict` if there are splits.
 
         Raises:
             ConfigError: the package datasets is not installed.
@@ -112,7 +114,7 @@ class DatasetHandle:
         return f"<instructgen dataset {self.path}: {m.rows:,} rows, {m.rejected:,} rejected>"
 
     def _repr_html_(self) -> str:
-        """Return the counts and the first rows as HTML, for notebooks."""
+        """Return the numbers of rows, the licenses and the first rows as HTML, for notebooks."""
         m = self.manifest
         licenses = ", ".join(f"{name} {rows:,}" for name, rows in m.terms.licenses.items())
         fields = ("instruction", "input", "output", "source", "license")
@@ -129,17 +131,17 @@ class DatasetHandle:
 
 
 def open_dataset(path: str | Path) -> DatasetHandle:
-    """Open a dataset or run folder.
+    """Return a handle that reads the rows of a dataset or run folder when they are requested.
 
     Raises:
-        InputError: the folder does not exist.
-        RunError: the folder contains no complete dataset, or the manifest is damaged.
+        InputError: the path does not exist.
+        RunError: the path is a file, the dataset is incomplete, or the manifest is damaged.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        raise InputError("the path does not exist.", path=folder, hint="Check the path.")
+        raise InputError("the folder does not exist.", path=folder, hint="Check the path.")
     if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder.", "Pass the path of a dataset folder.")
+        raise RunError(f"{folder} is not a folder.", "Pass the path of a dataset or run folder.")
     return DatasetHandle(folder)
 
 

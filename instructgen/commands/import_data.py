@@ -35,7 +35,8 @@ from instructgen.store import InputRef, Provenance, digest_of
 class ImportFacts(JsonRecord):
     """Facts about an imported dataset, for its manifest.
 
-    ``unit`` names what ``read`` and ``used`` count, such as ``rows`` or ``messages``.
+    ``read`` is the number of items in the input, and ``used`` the number of those that are part of
+    a kept row. ``unit`` is the name of these items, such as ``rows`` or ``messages``.
     """
 
     format: str
@@ -84,11 +85,11 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
 def _check_texts(*texts: str) -> None:
     for text in texts:
         if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ConfigError(f"{text[:40]!r} is not valid UTF-8.", "Convert the text to UTF-8.")
+            raise ConfigError(f"the option value {text[:40]!r} is not valid UTF-8.", "Use UTF-8.")
 
 
 def _provenance(options: ImportOptions, format: Format, terms: Mapping[str, Any]) -> Provenance:
-    """Return what determines the dataset: the file, its format, and default values for rows."""
+    """Return what determines the rows of the dataset: the file, its format and the options."""
     path = options.path
     ref = InputRef(str(path), split=options.split)
     if path.exists():
@@ -108,7 +109,7 @@ def _format(
 ) -> Format | None:
     if mapping:
         if name not in (None, Plain.name):
-            raise ConfigError(f"--map cannot be used with the format {name}.", "Omit the format.")
+            raise ConfigError(f"--map cannot be used with the format {name}.", "Omit one of them.")
         return Plain(shape, take, mapping)
     if name is None:
         return None

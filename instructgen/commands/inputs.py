@@ -1,4 +1,4 @@
-"""Writes rows and recipes that Python callers pass as objects to temporary files."""
+"""Saves arguments of the Python functions, such as DataFrames or dicts, as temporary files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from instructgen.errors import ConfigError, InputError, first_line
 
 
 def is_data(value: Any, takes: str) -> bool:
-    """Return whether a value is a recipe (``takes`` is ``recipe``) or rows, and not a path."""
+    """Return whether a value contains rows or, if ``takes`` is ``recipe``, is a recipe dict."""
     if takes == "recipe":
         return isinstance(value, Mapping)
     if isinstance(value, list | tuple):
@@ -22,17 +22,17 @@ def is_data(value: Any, takes: str) -> bool:
 
 
 def write_data(name: str, value: Any, takes: str, folder: Path) -> Any:
-    """Write rows or a recipe to a file, and return its path, or a list of paths.
+    """Write rows or a recipe to a file and return its path, or a list of paths for several objects.
 
     Args:
-        name: the parameter, for messages.
-        value: a recipe as a dict; a DataFrame, a `datasets.Dataset`, a pyarrow Table, an opened
-            dataset, a list of dicts, or a list of these and of paths.
+        name: the parameter of the command, for error messages.
+        value: for a recipe, a dict. For rows, a DataFrame, a `datasets.Dataset`, a pyarrow Table,
+            a dataset from `open_dataset`, a list of dicts, or a list of such objects and of paths.
         takes: ``recipe`` or ``rows``.
         folder: the folder for the files. Files with equal rows have the same name.
 
     Raises:
-        InputError: a row cannot be written as JSON.
+        InputError: a row cannot be written as JSON, or two columns have the same name.
         ConfigError: the recipe cannot be written as TOML, or a list mixes rows and paths.
     """
     if takes == "recipe":
@@ -43,7 +43,7 @@ def write_data(name: str, value: Any, takes: str, folder: Path) -> Any:
         if any(isinstance(v, Mapping) for v in value):
             raise ConfigError(
                 f"{name}: the list contains both rows and files.",
-                "Pass a list of dicts or of files.",
+                "Pass either a list of dicts (rows) or a list of files.",
             )
         return [write_data(name, v, takes, folder) if is_data(v, takes) else v for v in value]
     if hasattr(value, "manifest"):
@@ -71,9 +71,9 @@ def _write_rows(name: str, rows: list[Any], folder: Path) -> Path:
 
 
 def _to_list(value: Any) -> Any:
-    """Return an array of objects as a list; raise TypeError for any other value."""
+    """Return an array as a list; raise TypeError for a value that is not an array."""
     if not hasattr(value, "tolist"):
-        raise TypeError(f"a value has the type {type(value).__name__}")
+        raise TypeError(f"a value has the unsupported type {type(value).__name__}")
     return value.tolist()
 
 
@@ -84,7 +84,7 @@ def _write_recipe(name: str, value: Mapping[str, Any], folder: Path) -> Path:
         text = tomli_w.dumps(_plain(value)).encode()
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{name}: cannot be written as TOML ({first_line(error)}).",
+            f"{name}: the recipe cannot be written as TOML ({first_line(error)}).",
             "Use text, numbers, lists and dicts with text keys.",
         ) from error
     path = folder / "recipe.toml"
@@ -93,7 +93,7 @@ def _write_recipe(name: str, value: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value without None, with paths as text."""
+    """Return the value for TOML, without dict entries that are None, and with paths as text."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""Defines how a command is declared: by a class of options, and a function that takes them.
+"""Defines how a command is declared: by a subclass of `Options` and a function that takes it.
 
-From the class, the command line builds the flags (cli/flags.py), and `command` builds the Python
-function. The class also checks the steps of pipelines, and docs/commands.md is created from it.
-This module does not depend on any particular command.
+From the options class, cli/flags.py builds the flags of the command line, and `command` builds the
+Python function. The options class also validates the steps of pipelines, and docs/commands.md is
+created from it. This module does not depend on any particular command.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Options(BaseModel):
 
     Attributes:
         renamed: maps the old names of renamed fields to the new names, for error messages.
-        open_keys: the names of the keyword arguments that ``open_field`` may contain.
-        open_field: the name of the field that receives keyword arguments that are not fields.
+        open_field: the field, such as ``settings``, whose dict receives the keyword arguments of
+            the Python function that are not names of fields; None to reject such arguments.
+        open_keys: the known keys of that dict.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,7 +46,7 @@ class Options(BaseModel):
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
-        """Validate values, given by field name, and return them as options.
+        """Validate a dict of values by field name, and return the options.
 
         Raises:
             ConfigError: a value is invalid or missing, or a name is unknown; the message has one
@@ -82,15 +83,16 @@ def option(
     Args:
         default: the default value; ``...`` if the option is required.
         help: the description: one or two sentences that start with a noun or an imperative.
-        flag: the flag, if it differs from the field's name with dashes.
+        flag: the flag, if it is not the field's name with dashes (``--max-rows`` for max_rows).
         metavar: the placeholder for the value in the help, such as FILE.
         shown: the default to show in the help, if it differs from ``default``.
         many: how several values are passed on the command line: by repeating the flag
             (``repeat``), separated by spaces (``words``) or commas (``commas``), or by repeating
-            the flag with NAME=VALUE (``pairs``, ``settings`` or ``numbers``).
+            the flag with NAME=VALUE, where the value is text (``pairs``), TOML (``settings``)
+            or a number (``numbers``, which also accepts one number without a name).
         takes: ``rows`` if Python callers may pass a DataFrame or a list of dicts in place
             of a file, ``recipe`` if they may pass a dict in place of a TOML file.
-        bounds: bounds of a number, as in `pydantic.Field`, such as ``ge``.
+        bounds: bounds of the value, as in `pydantic.Field`, such as ``ge=0``.
     """
     facts: dict[str, JsonValue] = {
         "flag": flag,
@@ -111,7 +113,7 @@ def argument(
     default: Any = ...,
     **bounds: Any,
 ) -> Any:
-    """Declare a field of `Options` that is a positional argument on the command line."""
+    """Declare a field of `Options` that is a positional argument; parameters as for `option`."""
     facts: dict[str, JsonValue] = {
         "argument": True,
         "metavar": metavar,
@@ -124,13 +126,13 @@ def argument(
 def inherited(model: type[BaseModel], name: str, **facts: Any) -> Any:
     """Declare an option that overrides a key in a TOML table of a recipe.
 
-    The default of the option is None, which means that the recipe's value applies. The help and
-    the bounds are those of the key.
+    The default of the option is None, which means that the recipe's value applies. The option has
+    the help text and the bounds of the key.
 
     Args:
         model: the pydantic class that describes the table.
-        name: the key.
-        facts: arguments of `option`, which replace those of the key.
+        name: the name of the key in the table.
+        facts: arguments for `option`, such as a different ``help``.
     """
     field = model.model_fields[name]
     if "shown" not in facts and field.default not in (None, ""):
@@ -141,7 +143,7 @@ def inherited(model: type[BaseModel], name: str, **facts: Any) -> Any:
 
 
 class _Bounds:
-    """Marks an option that has the same bounds as a key of a recipe."""
+    """Marks an option from `inherited`; ``field`` is the recipe key whose bounds it has."""
 
     def __init__(self, field: FieldInfo) -> None:
         self.field = field
@@ -177,14 +179,14 @@ def sentence(text: str) -> str:
 
 
 def facts_of(field: FieldInfo) -> Mapping[str, Any]:
-    """Return the facts that `option` or `argument` recorded about a field, such as its metavar."""
+    """Return what `option` or `argument` recorded about a field, such as its flag or metavar."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     return cast(Mapping[str, Any], extra["cli"])
 
 
 def flag_of(options: type[Options], name: str) -> str:
-    """Return the name of a field on the command line: its flag or metavar."""
+    """Return the command-line name of a field: its flag or, for an argument, its metavar."""
     facts = facts_of(options.model_fields[name])
     if facts.get("argument"):
         return str(facts["metavar"])
@@ -194,8 +196,9 @@ def flag_of(options: type[Options], name: str) -> str:
 class Command(Protocol[R_co]):
     """A command as a Python function, created by the decorator `command`.
 
-    Call it with the options as arguments, or with one options object. ``run`` takes only an
-    options object, and its error messages name command-line flags, not Python parameters.
+    Call it with the options as arguments, or with one options object; its error messages name
+    Python parameters. ``run`` takes only an options object, and its error messages name
+    command-line flags.
     """
 
     options: type[Options]
@@ -205,17 +208,19 @@ class Command(Protocol[R_co]):
         """Run the command with an options object."""
 
     def __call__(self, *args: Any, **values: Any) -> R_co:
-        """Run the command."""
+        """Run the command with its options as arguments, or with one options object."""
 
 
 def command(
     options: type[O], *positional: str
 ) -> Callable[[Callable[[O, Watch | None], R]], Command[R]]:
-    """Return a decorator that turns a function of options and a progress callback into a command.
+    """Return a decorator that turns a function into a command.
+
+    The function takes an options object and a callback for the progress.
 
     Args:
         options: the class of the options.
-        positional: the fields that Python callers may pass by position, in order.
+        positional: the fields that Python callers may pass by position, in this order.
     """
 
     def decorate(run: Callable[[O, Watch | None], R]) -> Command[R]:
@@ -247,7 +252,7 @@ def _named(
         raise TypeError(f"expected at most {len(positional)} positional arguments, not {len(args)}")
     named = dict(zip(positional, args, strict=False))
     if both := [name for name in named if name in values]:
-        raise TypeError(f"multiple values for {both[0]!r}")
+        raise TypeError(f"multiple values for argument {both[0]!r}")
     named |= values
     rest = options.open_field
     if rest is None:
@@ -259,14 +264,14 @@ def _named(
         if isinstance(settings, BaseModel):
             settings = settings.model_dump(exclude_unset=True)
         if not isinstance(settings, Mapping):
-            raise ConfigError(f"{rest}: must be a dict or an options object.", "Change it.")
+            raise ConfigError(f"{rest}: must be a dict or options object.", "Pass a dict.")
         named[rest] = {**settings, **others}
     return named
 
 
 @contextmanager
 def _files(options: type[Options], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the values, in which rows and recipes are replaced by the paths of temporary files."""
+    """Yield the values, with rows and recipes saved to temporary files and replaced by paths."""
     with ExitStack() as stack:
         folder: Path | None = None
         replaced = dict(values)
@@ -323,7 +328,7 @@ def _signature(
 
 
 def _documented(options: type[Options], positional: Sequence[str], run: Callable[..., Any]) -> str:
-    """Return the function's docstring with a section about its arguments."""
+    """Return the function's docstring with an added section that describes the options."""
     about, marker, raises = inspect.getdoc(run).partition("\nRaises:")  # type: ignore[union-attr]
     others = [name for name in options.model_fields if name not in positional]
     lines = [

@@ -63,7 +63,8 @@ _HELD_OUT = Rejection(
 class Stratum:
     """The row counts of one source, category or language.
 
-    ``rows`` were read, and ``taken`` of them are in the mix. ``with_copies`` includes copies.
+    ``rows`` is the number of rows read, ``taken`` the number of them in the mix, and
+    ``with_copies`` the number of rows in the mix when every copy is counted.
     """
 
     name: str
@@ -76,8 +77,9 @@ class Stratum:
 class MergeFacts(JsonRecord):
     """Facts about a merge, for the manifest.
 
-    ``read`` is the number of rows read, ``taken`` the number of them in the mix. ``strata`` has
-    both numbers for each value of the property ``by`` (source, category or language).
+    ``read`` is the number of rows read, ``taken`` the number of them in the mix. ``by`` is the
+    property that groups rows (source, category or language). ``strata`` has the row counts of
+    each group.
     """
 
     read: int
@@ -90,15 +92,15 @@ class MergeFacts(JsonRecord):
 def merge(options: MergeOptions, watch: Watch | None = None) -> Derived[MergeFacts]:
     """Mix datasets into one.
 
-    Rows in the validation or test split of an input stay in that split. Training rows whose
-    question is the same as that of an evaluation row, or similar to it, are rejected.
+    Rows in the validation or test split of an input stay in that split. Training rows with
+    the same question as one of these rows, or with a similar question, are rejected.
 
     Raises:
         InputError: an input does not exist, or all rows were rejected.
         ConfigError: the recipe or ``require`` is invalid, or the recipe splits an input that
             already has splits.
-        RunError: an input is not a complete dataset, or the output folder contains anything
-            other than this dataset.
+        RunError: an input is not a complete dataset, or the output folder contains other
+            files or a different dataset.
         StorageError: the files cannot be written.
     """
     recipe = options.recipe
@@ -157,14 +159,14 @@ class _Merge:
         taken = copies(strata, self.mix)
         if not taken:
             raise InputError(
-                "all rows were rejected.", hint="Check --require and the table [mix] of the recipe."
+                "all rows were rejected.", hint="Relax --require or the recipe's caps and weights."
             )
         taken, sides = self._sides(taken, groups, evaluation)
         self._write_rows(output, taken, sides, held_out)
         if len(taken) + output.rejected != count:
             raise RuntimeError(
-                f"{count} rows were read, but {len(taken)} were taken and {output.rejected} "
-                "rejected. This is a bug; please report it."
+                f"{count} rows were read, but {len(taken)} rows in the mix and {output.rejected} "
+                "rejected rows do not add up to that number. This is a bug; please report it."
             )
         facts = MergeFacts(count, len(taken), self.mix.by, self._strata(strata, taken))
         splits = Counter(sides[row] for row in taken)
@@ -173,7 +175,7 @@ class _Merge:
     def _sides(
         self, taken: dict[int, int], groups: SplitGroups, evaluation: dict[int, str]
     ) -> tuple[dict[int, int], dict[int, str]]:
-        """Return the number of copies of each row, and the split of each row."""
+        """Return each row's number of copies (1 for validation and test rows) and its split."""
         if len(self.splits) == 1:
             return taken, dict.fromkeys(taken, "part")
         sides = (
@@ -183,8 +185,8 @@ class _Merge:
         )
         if "train" not in sides.values():
             raise InputError(
-                "the fractions in the table [split] leave no rows for training.",
-                hint="Use smaller fractions, or more rows.",
+                "no rows are left for training: all rows are in the splits validation and test.",
+                hint="Use smaller fractions in the table [split], or more rows for training.",
             )
         # A second copy of an evaluation row would not add information.
         return {row: n if sides[row] == "train" else 1 for row, n in taken.items()}, sides
@@ -212,7 +214,7 @@ class _Merge:
         sides: dict[int, str],
         held_out: set[int],
     ) -> None:
-        """Sort the rows by their positions in the mix with temporary files, and write them."""
+        """Write the rows of the mix in order, sorted in temporary files, and reject the rest."""
         order = [row for row in sorted(taken) for _ in range(taken[row])]
         if self.mix.shuffle:
             random.Random(digest(self.mix.seed, "shuffle")).shuffle(order)

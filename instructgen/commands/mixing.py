@@ -1,7 +1,7 @@
-"""Decides how many rows of each source, category or language a mix contains, and the splits.
+"""Decides how many rows of each source, category or language a mix contains, and splits the mix.
 
-This module uses row numbers instead of rows. It stores the text of questions only to find
-similar ones, which must be in the same split.
+This module represents rows by their numbers in the input. It stores only the questions of rows,
+to find rows with similar questions, which must be in the same split.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEXTS_AT_ONCE = 2048
 
 
 class MixOptions(BaseModel):
-    """Options in a recipe's table [mix]."""
+    """Options in the table [mix] of a recipe: the size and the proportions of the mix."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,27 +35,28 @@ class MixOptions(BaseModel):
         None,
         ge=1,
         le=10**9,
-        description="Number of rows in the mix; default: as many as the proportions allow.",
+        description="Number of rows in the mix. By default, as many as the proportions allow.",
     )
     by: Literal["source", "category", "language"] = Field(
-        "source", description="Property that groups rows; the other options apply to these groups."
+        "source", description="Group the rows by this property; weights and caps are per group."
     )
     weights: dict[str, float] = Field(
-        {}, description="Weight of a group, by its name, such as a source's name; default: 1."
+        {}, description="Weights of groups by name, such as dolly = 2; other groups have weight 1."
     )
     caps: dict[str, int] = Field(
-        {}, description="Maximum number of rows in a group, by its name, such as a source's name."
+        {}, description="Maximum number of rows per group in the mix, such as dolly = 3000."
     )
     temperature: float = Field(
         1.0,
         ge=0.1,
         le=1e9,
-        description="A group's weight is multiplied by its row count to the power 1/temperature.",
+        description="The number of rows drawn from a group is proportional to weight * R ** (1 / "
+        "temperature), where R is its row count. A temperature above 1 favors small groups.",
     )
     repeat: int = Field(
-        1, ge=1, le=1000, description="Maximum number of copies of a row in the mix."
+        1, ge=1, le=1000, description="Maximum number of times that the mix contains a row."
     )
-    shuffle: bool = Field(True, description="Shuffle the rows. If false, they stay in input order.")
+    shuffle: bool = Field(True, description="Shuffle the rows; if false, keep the input order.")
     seed: int = Field(
         0, ge=0, lt=2**63, description="Random seed for drawing, shuffling and splitting."
     )
@@ -72,19 +73,20 @@ class MixOptions(BaseModel):
 
 
 class SplitOptions(BaseModel):
-    """Options in a recipe's table [split]."""
+    """Options in the table [split] of a recipe: the sizes of the splits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     validation: float = Field(
-        0.0, ge=0, lt=1, description="Fraction of the rows in the split validation."
+        0.0, ge=0, lt=1, description="Fraction of the rows to put in the split validation."
     )
-    test: float = Field(0.0, ge=0, lt=1, description="Fraction of the rows in the split test.")
+    test: float = Field(0.0, ge=0, lt=1, description="Fraction of rows to put in the split test.")
     near: float = Field(
         0.7,
         ge=0.05,
         lt=1,
-        description="Jaccard similarity of questions above which rows stay in the same split.",
+        description="Rows are in the same split if their questions have a Jaccard similarity above "
+        "this value.",
     )
 
     @model_validator(mode="after")
@@ -96,17 +98,17 @@ class SplitOptions(BaseModel):
 
 @dataclass(slots=True)
 class Strata:
-    """The numbers of the input rows, grouped by source, category or language."""
+    """Positions of rows in the input, grouped by their source, category or language (``by``)."""
 
     by: str
     rows: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, row: int, sample: Sample) -> None:
-        """Add a row."""
+        """Add the row at position ``row`` of the input to its group."""
         self.rows.setdefault(str(getattr(sample, self.by) or "none"), []).append(row)
 
     def remove(self, rows: Set[int]) -> None:
-        """Remove rows."""
+        """Remove the rows at these positions, and groups that become empty."""
         for name in list(self.rows):
             self.rows[name] = [row for row in self.rows[name] if row not in rows]
             if not self.rows[name]:
@@ -114,10 +116,12 @@ class Strata:
 
 
 def copies(strata: Strata, options: MixOptions) -> dict[int, int]:
-    """Return how often the mix contains each row; rows that are not in the mix are left out.
+    """Return the number of copies of each row in the mix, keyed by the row's position in the input.
+
+    Rows that are not in the mix are left out.
 
     Raises:
-        ConfigError: ``weights`` or ``caps`` contains a name that no row has.
+        ConfigError: ``weights`` or ``caps`` contains the name of a group that has no rows.
     """
     for table, values in (("weights", options.weights), ("caps", options.caps)):
         for name in values:
@@ -203,7 +207,7 @@ class SplitGroups:
         self._count = 0
 
     def add(self, row: int, sample: Sample) -> None:
-        """Add a row."""
+        """Add the row at position ``row`` of the input."""
         self._count = row + 1
         question = " ".join(sample.question.lower().split())
         for key in (f"q{digest(0, question)}", f"g{sample.source} {sample.origin.group}"):
@@ -237,7 +241,7 @@ class SplitGroups:
         return side
 
     def near(self, rows: Mapping[int, str]) -> set[int]:
-        """Return the rows not in ``rows`` that are in the same group as one of ``rows``."""
+        """Return the positions of all other rows that are in the same group as one of ``rows``."""
         label = self._components(self._count)
         groups = {int(label[row]) for row in rows}
         return {row for row in range(self._count) if int(label[row]) in groups} - rows.keys()
@@ -277,7 +281,7 @@ def load_mix(recipe: str | None) -> tuple[MixOptions, SplitOptions]:
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(
-                f"{path}: {name}: must be a table.", f"Write [{name}] above its keys."
+                f"{path}: {name} must be a table.", f"Write the line [{name}] above its options."
             )
     return (
         build(MixOptions, tables.get("mix", {}), path, "mix"),

@@ -98,7 +98,8 @@ class PreviewOptions(Options):
     )
     engine: str | None = option(
         None,
-        "Engine that runs the model: vllm, openai, transformers or echo.",
+        "Engine that runs the model: vllm, openai (an OpenAI-compatible server), transformers or "
+        "echo (no model: random words, for tests).",
         metavar="NAME",
         shown="vllm",
     )
@@ -143,7 +144,7 @@ class RebuildOptions(Options):
 
     renamed: ClassVar[Mapping[str, str]] = {"out": "run"}
 
-    run: Path = argument("Folder of the run.", metavar="RUN")
+    run: Path = argument("Folder of the run whose dataset is recreated.", metavar="RUN")
 
 
 class ImportOptions(Options):
@@ -159,7 +160,8 @@ class ImportOptions(Options):
     )
     out: Path = option(..., _DATASET_OUT)
     format: str | None = argument(
-        "Format of the file. By default, it is detected from the fields of the rows.",
+        "Format of the file, such as oasst or sharegpt; `instructgen formats` lists all. By "
+        "default, it is detected from the fields of the rows.",
         metavar="[FORMAT]",
         default=None,
     )
@@ -173,19 +175,24 @@ class ImportOptions(Options):
     )
     shape: Shape | None = option(
         None,
-        "Kind of rows to import, for formats that contain both kinds, such as oasst and hh-rlhf.",
+        "Kind of rows to import from a format that contains both kinds, such as oasst or hh-rlhf: "
+        "prompts with an answer (instructions), or prompts with a chosen and a rejected answer "
+        "(preferences).",
         flag="--as",
     )
     take: str | None = option(
         None,
-        "Which rows to import. For oasst: best, all or first. For hh-rlhf: dialogue or first. For "
-        "self-instruct: first or all.",
+        "Part of the data to import; the first value of each format is its default. oasst: the "
+        "conversation with the best-ranked replies (best), all conversations (all), or only the "
+        "first prompt and its best answer (first). hh-rlhf: the complete dialogue (dialogue), or "
+        "its first prompt and answer (first). self-instruct: the first instance of each task "
+        "(first), or all instances (all).",
         metavar="WHICH",
     )
     license: str = _LICENSE
     language: str = _LANGUAGE
     attribution: str = option(
-        "", "Attribution text for rows that do not specify one.", metavar="TEXT"
+        "", "Names and notices to credit, for rows that do not specify any.", metavar="TEXT"
     )
     model: str = option(
         "", "Name of the model that generated the rows, if they are synthetic.", metavar="NAME"
@@ -203,7 +210,8 @@ class MergeOptions(Options):
     out: Path = option(..., _DATASET_OUT)
     recipe: Path | None = option(
         None,
-        "TOML file whose tables [mix] and [split] set the proportions and splits of the dataset.",
+        "TOML file whose table [mix] sets how many rows of each source to take, and whose table "
+        "[split] sets the fractions of the rows for validation and test.",
         metavar="FILE",
         takes="recipe",
     )
@@ -249,7 +257,9 @@ class DedupOptions(Options):
     out: Path = option(..., _DATASET_OUT)
     how: Names = option(
         ("exact", "minhash", "semantic"),
-        "Stages of the comparison, in order: any of exact, minhash, rouge_l, semantic and two_key.",
+        "Stages of the comparison, in order: any of exact (equal texts), minhash (Jaccard "
+        "similarity of words), rouge_l (ROUGE-L), semantic (embeddings) and two_key (both ROUGE-L "
+        "and embeddings).",
         metavar="STAGES",
         many="commas",
         min_length=1,
@@ -264,24 +274,28 @@ class DedupOptions(Options):
     )
     priority: Names = option(
         ("source", "license", "quality", "length"),
-        "Criteria that decide which duplicate is kept, the most important first: any of source, "
-        "human, license, quality and length.",
+        "Criteria that decide which duplicate is kept, the most important first: any of source "
+        "(see --sources), human (written by a human), license (fewest conditions), quality "
+        "(highest score) and length (longest output).",
         metavar="CRITERIA",
         many="commas",
     )
     sources: Names = option(
         (),
-        "Sources in order of preference, for the criterion source of the option --priority.",
+        "Names of sources, the preferred one first, for the criterion source of --priority. If "
+        "rows are duplicates, the row from the source that is named first is kept.",
         metavar="NAMES",
         many="commas",
     )
     compared: Literal["row", "prompt", "instruction"] = option(
-        "row", "Text to compare: the complete row, the prompt, or only the instruction."
+        "row",
+        "Text to compare: the complete row (row), all text except the outputs (prompt), or only "
+        "the instruction (instruction).",
     )
     frame_quota: int = option(
         3,
-        "Maximum number of rows that the stage two_key keeps if their words are similar but their "
-        "meanings differ.",
+        "For the stage two_key: maximum number of kept rows with the same sentence pattern but "
+        "different meanings, such as 'What is a ...?'.",
         ge=1,
         le=10**9,
     )
@@ -302,12 +316,15 @@ class ExportOptions(Options):
     data: Path = argument("Folder of a dataset or run.", metavar="DATA")
     to: Path = option(..., "Output file (JSON Lines). Its folder is created if it does not exist.")
     format: str = option(
-        ..., "Output format: alpaca, sharegpt, openai or trl-preference.", metavar="NAME"
+        ...,
+        "Output format: alpaca, sharegpt or openai for instruction rows, or trl-preference for "
+        "preference rows.",
+        metavar="NAME",
     )
     columns: Names = option(
         (),
         "Columns to write in addition to those of the format: any of id, category, language, "
-        "source, license, attribution and generators.",
+        "source, license, attribution and generators (the models that wrote the row).",
         metavar="NAMES",
         many="commas",
     )
@@ -358,7 +375,8 @@ class ReportOptions(Options):
     )
     price: Annotated[tuple[float, float], BeforeValidator(_prices)] | None = option(
         None,
-        "Price per million prompt tokens and per million output tokens, to show the cost of a run.",
+        "Price per million prompt tokens and per million output tokens, such as 0.15,0.6. The "
+        "report then shows the cost of a run.",
         metavar="PROMPT,OUTPUT",
     )
 
@@ -392,21 +410,23 @@ class TrainOptions(Options):
     )
     reward: Names = option(
         (),
-        "Reward for grpo, rloo and ppo: the folder of a reward model, or a list of verifiers, such "
-        "as verifiers:ifeval,math.",
+        "Reward for grpo, rloo and ppo: the folder of a reward model, or a list of verifiers "
+        "(programs that check answers), such as verifiers:ifeval,math.",
         metavar="WHAT",
         many="repeat",
     )
     held_out: Path | None = option(
         None,
-        "Held-out rows (a dataset or file) to evaluate on before and after training.",
+        "Dataset or file with rows to evaluate the model on before and after training. These rows "
+        "are not trained on.",
         metavar="DATA",
         shown="the validation split, or rows held out from the data",
         takes="rows",
     )
     settings: Settings = option(
         {},
-        "Any other setting of the trainer; `instructgen trainers TRAINER` lists all settings.",
+        "Setting of the trainer that is not listed here; `instructgen trainers TRAINER` lists all "
+        "settings.",
         flag="--set",
         metavar="KEY=VALUE",
         many="settings",
@@ -421,7 +441,7 @@ class TrainOptions(Options):
 def check_settings(
     trainer: Trainer, settings: Mapping[str, Any], fixed: tuple[str, ...] = ()
 ) -> None:
-    """Check that the trainer has these settings, and that none of them is in ``fixed``.
+    """Check that the trainer has these settings, and none that the command sets itself (``fixed``).
 
     Raises:
         ValueError: a setting is not allowed; the message suggests the most similar name.
@@ -442,7 +462,8 @@ TRAIN_FLAGS: dict[str, Any] = {
     "peft": inherited(
         SftOptions,
         "peft",
-        help="Method of parameter-efficient fine-tuning (PEFT).",
+        help="Method of parameter-efficient fine-tuning (PEFT): lora, qlora, dora, ia3 or adapter; "
+        "none trains all weights.",
         shown="none, which is full fine-tuning",
     ),
     "learning_rate": inherited(
@@ -455,7 +476,8 @@ TRAIN_FLAGS: dict[str, Any] = {
     "max_length": inherited(
         SftOptions,
         "max_length",
-        help="Maximum number of tokens per row; 0 means the default.",
+        help="Maximum number of tokens per row; 0 selects the default. Longer rows are not trained "
+        "on, or are truncated with --set=too_long=truncate (only sft).",
         shown="1024, or the context length of the model if it is smaller",
     ),
     "format": inherited(SftOptions, "format"),
@@ -488,7 +510,10 @@ class EvaluateOptions(Options):
     )
     suites: Names = option(
         (),
-        "Suites to evaluate with: any of likelihood, constraints, preference, winrate and lm-eval.",
+        "Evaluation suites to run: any of likelihood (bits per byte of the answers), constraints "
+        "(how well answers meet a constraint on their form), preference (how often the chosen "
+        "answer is preferred), winrate (comparison with the second model) and lm-eval (tasks of "
+        "the package lm-eval).",
         flag="--suite",
         metavar="NAME...",
         many="words",
@@ -496,8 +521,8 @@ class EvaluateOptions(Options):
     )
     judge: str = option(
         "",
-        "Judge of the answers in the suite winrate: the folder of a reward model, or the name or "
-        "folder of a language model.",
+        "Model that decides whose answer is better in the suite winrate: the folder of a reward "
+        "model, or the name or folder of a language model.",
         metavar="MODEL",
     )
     out: Path | None = option(
@@ -508,7 +533,11 @@ class EvaluateOptions(Options):
         1024, "Maximum number of tokens per row. Longer rows are skipped.", ge=16
     )
     seed: int = option(
-        0, "Random seed for constraints, sampled answers and few-shot examples.", ge=0, lt=2**32
+        0,
+        "Random seed for sampling answers, and for choosing few-shot examples and constraints on "
+        "the form of answers.",
+        ge=0,
+        lt=2**32,
     )
     format: Literal["chat", "alpaca", "dolly"] = _FORMAT
     pad_token: str | None = _PAD_TOKEN
@@ -534,18 +563,23 @@ class AblateOptions(Options):
         many=True,
         min_length=1,
     )
-    tokens: int = option(..., "Number of supervised tokens to train each model on.", ge=1, le=10**9)
+    tokens: int = option(
+        ...,
+        "Number of supervised tokens (tokens that the loss covers) to train each model on.",
+        ge=1,
+        le=10**9,
+    )
     seeds: int = option(
         3, "Number of random seeds. One model per dataset is trained with each seed.", ge=1
     )
     model: str | None = _MODEL
     data: Path | None = option(
         None,
-        "Held-out rows (a dataset or file) to evaluate on.",
+        "Dataset or file with rows to evaluate the models on. These rows are not trained on.",
         metavar="DATA",
         shown="the test split of the first dataset",
     )
-    rows: int = option(200, "Number of held-out rows to evaluate on.", ge=1, le=10**9)
+    rows: int = option(200, "Maximum number of rows from --data to evaluate on.", ge=1, le=10**9)
     out: Path = option(Path("ablation"), "Output folder for the models and results.")
     recipe: Path | None = option(
         None,
@@ -555,7 +589,8 @@ class AblateOptions(Options):
     )
     settings: Settings = option(
         {},
-        "Any other setting of the trainer sft; `instructgen trainers sft` lists all settings.",
+        "Setting of the trainer sft that is not listed here; `instructgen trainers sft` lists all "
+        "settings.",
         flag="--set",
         metavar="KEY=VALUE",
         many="settings",
@@ -576,8 +611,9 @@ class PreferOptions(Options):
     )
     score: Names = option(
         ...,
-        "Scorer for the answers: the folder of a reward model, a list of verifiers (such as "
-        "verifiers:ifeval,math), or a language model that compares the answers (judge:MODEL).",
+        "Scorer for the answers: the folder of a reward model, a list of verifiers "
+        "(programs that check answers, such as verifiers:ifeval,math), or a language model that "
+        "compares the answers (judge:MODEL).",
         metavar="WHAT",
         many="repeat",
         min_length=1,
@@ -619,7 +655,11 @@ class PreferOptions(Options):
     )
     endpoint: str | None = _ENDPOINT
     seed: int = option(
-        0, "Random seed for sampling answers and choosing constraints.", ge=0, lt=2**32
+        0,
+        "Random seed for sampling answers, and for choosing the constraints that the verifier "
+        "ifeval adds to prompts.",
+        ge=0,
+        lt=2**32,
     )
 
     @model_validator(mode="after")
@@ -652,7 +692,8 @@ class RunOptions(Options):
     out: Path | None = option(None, "Output folder for all steps.", shown="runs/NAME")
     inputs: dict[str, str] = option(
         {},
-        "Path of an input of the pipeline, which replaces the path that the pipeline specifies.",
+        "Path for an input of the pipeline, such as oasst1=oasst.jsonl. It replaces the file or "
+        "dataset that the pipeline specifies.",
         flag="--input",
         metavar="NAME=PATH",
         many="pairs",

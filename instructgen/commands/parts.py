@@ -1,6 +1,6 @@
 """Describes the installed filters, formats, engines, methods, verifiers, suites and trainers.
 
-The descriptions are derived from the classes, and are shown by the commands of the groups, such as
+The descriptions are derived from the classes. They are shown by commands such as
 `instructgen filters`, and in docs/parts.md.
 """
 
@@ -53,7 +53,7 @@ class OptionDescription:
 
 @dataclass(frozen=True, slots=True)
 class PartDescription:
-    """The description of a filter, engine or other plug-in, with its options and an example."""
+    """The description of a filter, engine, trainer or similar, with options and an example."""
 
     name: str
     about: str
@@ -62,14 +62,14 @@ class PartDescription:
 
 
 def describe_parts(group: str) -> list[PartDescription]:
-    """Describe all members of a group (a key of `GROUPS`), such as all filters."""
+    """Return the descriptions of all members of a group, such as all filters."""
     if group == "trainers":
         return [_trainer(name) for name in OPTIONS]
     return [_description(group, cls) for cls in classes(GROUPS[group]).values()]
 
 
 def describe_part(group: str, name: str) -> PartDescription:
-    """Describe one member of a group, such as one filter.
+    """Return the description of one member of a group, such as one filter.
 
     Raises:
         ConfigError: the name is unknown; the message suggests the most similar name.
@@ -146,7 +146,7 @@ def _toml_value(value: Any) -> str:
 
 
 def _example(group: str, cls: Any) -> str:
-    """Return an example that uses the class in a recipe or on the command line."""
+    """Return an example of the recipe table or the command that selects the class."""
     values = {
         name: field.examples[0] if field.examples else field.get_default(call_default_factory=True)
         for name, field in cls.model_fields.items()

@@ -1,6 +1,6 @@
-"""The command `preview`: runs a few batches, and forecasts the complete run.
+"""The command `preview`: generates a few batches of rows, and forecasts the complete run.
 
-The batches run in a temporary folder, which is removed afterwards.
+The results are written to a temporary folder, which is removed afterwards.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ _MAX_EXPONENT = 20
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The results of a few batches, and a forecast for the target.
+    """The results of a few batches, and a forecast of a run until ``target`` rows are accepted.
 
     ``duplicates`` is the fraction of proposed instructions that were too similar to an earlier
     one. ``duplicates_at_target`` and the fields after it are forecasts. They are None if too few
-    rows were kept for an estimate, or if new instructions would become too rare.
+    rows were kept for an estimate. If nearly all proposals would be duplicates before the target
+    is reached, ``duplicates_at_target`` is 1, and the fields after it are None.
     """
 
     rows: tuple[Sample, ...]
@@ -56,12 +57,12 @@ class Forecast:
 
 @command(PreviewOptions, "seeds", "target")
 def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
-    """Run a few batches of `instructgen.generate`, and estimate the time and tokens of the run.
+    """Run a few batches of `instructgen.generate`; forecast the time and tokens of a complete run.
 
-    No files remain afterwards.
+    The generated files are removed afterwards.
 
     Raises:
-        InputError, ConfigError, EngineError: as for `generate`.
+        InputError, ConfigError, EngineError: for the same reasons as `generate`.
     """
     config = configure(options, _BATCH_SIZE)
     samples, _ = seeds_for(options)
@@ -108,7 +109,7 @@ def _too_similar(loop: Loop) -> list[Rejection]:
 
 
 def _rows_per_instruction(loop: Loop) -> float:
-    """Return the mean number of rows per accepted instruction; 1 for methods with one stage."""
+    """Return the mean number of kept rows per instruction; 1 if a request generates full rows."""
     if not loop.pool.tasks:
         return 1.0
     resolved = sum(task.resolved for task in loop.pool.tasks)
@@ -116,12 +117,12 @@ def _rows_per_instruction(loop: Loop) -> float:
 
 
 def _growth(loop: Loop, proposed: int, needed: int | None) -> tuple[float | None, float | None]:
-    """Forecast the fraction of duplicates and the number of proposals for ``needed`` instructions.
+    """Forecast the final duplicate fraction and the proposals for ``needed`` kept instructions.
 
     The forecast assumes that a proposal duplicates some seed with probability s, and each kept
     instruction with the same small probability h. The fraction of duplicates after n kept
-    instructions is then 1 - (1 - s) * exp(-h * n). s and h are estimated from the nearest
-    rows of the rejected instructions.
+    instructions is then 1 - (1 - s) * exp(-h * n). To estimate s and h, rejected proposals that
+    are most similar to a seed, and those most similar to a kept instruction, are counted.
     """
     if not proposed or needed is None:
         return None, None

@@ -27,11 +27,11 @@ class Published:
 def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
     """Upload a dataset to the Hugging Face Hub: kept rows, rejected rows, card and manifest.
 
-    The journal and the seeds of a run are not uploaded.
+    If the dataset comes from a run, its journal (all completions) and seeds are not uploaded.
 
     Raises:
         ConfigError: the name is invalid, or the token or a package is missing.
-        RunError: the folder contains no complete dataset, or a Parquet file was changed.
+        RunError: the folder contains no complete dataset, or a Parquet file was modified.
         StorageError: the Hub cannot be reached, or rejects the upload.
     """
     folder, name = options.data, options.name

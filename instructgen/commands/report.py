@@ -31,7 +31,7 @@ from instructgen.store import (
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """The path of the report, the titles of its chapters, and its size."""
+    """The path of the report, the titles of its chapters, and its size in bytes."""
 
     to: Path
     chapters: tuple[str, ...]
@@ -42,8 +42,8 @@ class Reported:
 def report(options: ReportOptions, watch: Watch | None = None) -> Reported:
     """Write a report about datasets, runs, models and evaluations as one self-contained HTML file.
 
-    Each input becomes a chapter, in order. An existing file is replaced only if it is a
-    report.
+    Each input becomes a chapter, in the order of the inputs. An existing output file is replaced
+    only if it is a report.
 
     Raises:
         InputError: an input does not exist or is of an unknown kind, or the output file
@@ -92,7 +92,7 @@ def _chapter(path: Path, comparison: Comparison) -> Chapter:
     raise InputError(
         "is not a dataset, run, model or evaluation.",
         path=path,
-        hint="Use a folder that instructgen wrote.",
+        hint="Pass a folder that instructgen wrote.",
     )
 
 
@@ -104,6 +104,6 @@ def _words_of(folder: Path) -> dict[str, Counts]:
 def _check_out(file: Path) -> None:
     """Raise InputError if the output path is a folder, or a file that is not a report."""
     if file.is_dir():
-        raise InputError("is a folder.", path=file, hint="Use a file name, such as report.html.")
+        raise InputError("is a folder.", path=file, hint="Pass a file, such as --out=report.html.")
     if file.exists() and b'name="generator" content="instructgen"' not in file.read_bytes()[:4096]:
         raise InputError("exists, but is not a report.", path=file, hint="Use another --out.")

@@ -66,8 +66,9 @@ _PROBE_TOKENS = 64
 class TrainResult:
     """The result of a training run.
 
-    ``facts`` are those in training.json. In distributed training, they are None in all processes
-    except the main process. ``messages`` are notes for the user.
+    ``facts`` contains the key ``result`` of training.json. In distributed training, it is None in
+    all processes except the main process. ``messages`` are notes for the user. ``card`` is the
+    path of the model card. ``unchanged`` is true if the model had already been trained.
     """
 
     out: Path
@@ -83,8 +84,9 @@ def train(options: TrainOptions, watch: Watch | None = None) -> TrainResult:
     """Train a model on a dataset, or resume a training run.
 
     The trainers ``sft``, ``grpo``, ``rloo`` and ``ppo`` require instruction rows; ``reward``,
-    ``dpo`` and ``kto`` require preference rows. A finished training run is not repeated. Pass
-    trainer settings as keywords, or as one object: ``settings=SftOptions(tokens=20_000)``.
+    ``dpo`` and ``kto`` require preference rows. If the training run is already finished, its
+    result is returned. Pass trainer settings as keywords, or as one object, such as
+    ``settings=SftOptions(tokens=20_000)``.
 
     Raises:
         InputError: the dataset is invalid or of the wrong kind.
@@ -138,11 +140,11 @@ def _inputs(options: TrainOptions, base: str, settings: TrainerOptions) -> Train
 
 
 def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions:
-    """Check everything that can be checked without a model; return the settings of the trainer.
+    """Check the options, recipe and dataset without loading a model; return the trainer settings.
 
     Args:
-        options: the options of train.
-        look_at_data: whether to check the dataset as well, which must then exist.
+        options: the options of `train`.
+        look_at_data: whether to check that the dataset exists and has the right kind of rows.
 
     Raises:
         InputError: the dataset does not exist, or is of the wrong kind.
@@ -154,7 +156,7 @@ def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions
     if trainer in ONLINE and not options.reward:
         raise ConfigError(
             f"train {trainer} requires a reward.",
-            "Pass --reward=models/rm, or --reward=verifiers:ifeval,math.",
+            "Pass --reward=FOLDER of a reward model, or --reward=verifiers:ifeval,math.",
         )
     if options.reward and trainer not in ONLINE:
         raise ConfigError(f"train {trainer} does not use a reward.", "Omit --reward.")
@@ -164,14 +166,14 @@ def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions
 
 
 def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
-    """Return the text of the first rows as the trainer ``sft`` sees it, with the loss mask.
+    """Return the text of the first rows for ``sft``, in pieces that the loss covers or not.
 
     Args:
         options: the options of `train` for the trainer ``sft``.
         count: the number of rows.
 
     Returns:
-        For each row, pairs of a piece of its text and whether the loss is computed on it.
+        For each row, a list of (piece of text, whether the loss is computed on this piece).
 
     Raises:
         InputError: the dataset is invalid, or no row can be used.
@@ -210,9 +212,9 @@ def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
 def _no_rows(source: Path, rejected: RejectedRows) -> InputError:
     reasons = ", ".join(f"{n} {reason}" for reason, n in rejected.counts().items())
     return InputError(
-        f"no row can be used for training: {reasons or 'all rows are held out'}.",
+        f"no row can be used for training: {reasons or 'all rows are held out for evaluation'}.",
         path=source,
-        hint="Check the settings max_length and held_out_rows, and the answers of the rows.",
+        hint="Increase max_length, decrease held_out_rows, or use rows with nonempty answers.",
     )
 
 
@@ -225,21 +227,20 @@ def check_rows(trainer: Trainer, source: Path) -> None:
     from instructgen.training.rows import shape_at
 
     if not source.exists():
-        raise InputError("does not exist.", path=source, hint="Check the path.")
+        raise InputError("the dataset does not exist.", path=source, hint="Check the path.")
     required = "preferences" if trainer in PAIRS else "instructions"
     if (shape := shape_at(source)) != required:
         hint = (
-            "Run: instructgen import --as=preferences, or instructgen prefer."
+            "Create preferences with instructgen import --as=preferences or instructgen prefer."
             if required == "preferences"
-            else "Use this dataset with the trainer reward, dpo or kto."
+            else "Use another dataset, or the trainer reward, dpo or kto."
         )
-        raise InputError(
-            f"contains {shape}, but train {trainer} requires {required}.", path=source, hint=hint
-        )
+        message = f"the dataset contains {shape}, but train {trainer} requires {required}."
+        raise InputError(message, path=source, hint=hint)
 
 
 def _check_strategy(trainer: Trainer, options: TrainerOptions) -> None:
-    """Raise ConfigError for a combination of settings that is not supported."""
+    """Raise ConfigError if the trainer does not support the settings, processes or hardware."""
     import os
 
     import torch
@@ -251,7 +252,7 @@ def _check_strategy(trainer: Trainer, options: TrainerOptions) -> None:
     if isinstance(options, OnlineOptions) and options.rollouts == "vllm":
         if torch.cuda.is_available() and trainer == "ppo":
             raise ConfigError(
-                "ppo on a GPU can sample only with transformers.", "Omit the setting rollouts=vllm."
+                "ppo on a GPU cannot sample answers with vLLM.", "Omit the setting rollouts=vllm."
             )
         if not torch.cuda.is_available() and processes() > 1:
             raise ConfigError("vLLM on a CPU supports only one process.", "Omit --processes.")
@@ -270,7 +271,7 @@ def _reward_identity(spec: str) -> InputRef:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """The result of the training steps; ``rows`` is the number of different rows used."""
+    """The result of the training steps; ``rows`` is the number of distinct rows that were used."""
 
     steps: int
     seconds: float
@@ -304,7 +305,7 @@ class _Training:
             self.watch(pace.progress())
 
     def run(self) -> TrainingFacts | None:
-        """Train, save, check and evaluate the model; return the facts for training.json."""
+        """Train, save, check and evaluate the model; return facts only in the main process."""
         from instructgen.models.loading import load_tokenizer
         from instructgen.training import policy
         from instructgen.training.callbacks import Hooks
@@ -349,7 +350,7 @@ class _Training:
         return self._finished(rows, prepared, rejected, outcome, began)
 
     def _rows(self, encoder: Encoder) -> Rows:
-        """Return the rows to train on and the held-out rows."""
+        """Return the rows to train on and the held-out rows to evaluate on."""
         from instructgen.training.rows import rows_for
         from instructgen.training.trainer import fits
 
@@ -364,12 +365,12 @@ class _Training:
             self.held_out is not None and not rows.held_out
         ):
             self.run_folder.messages.append(
-                f"only {len(rows.held_out):,} rows are held out, because no other row is suitable."
+                f"only {len(rows.held_out):,} rows are held out: no other row can be evaluated."
             )
         return rows
 
     def _prepared(self, rows: Rows, encoder: Encoder, rejected: RejectedRows) -> Prepared:
-        """Prepare the rows for the trainer; see the modules `sft`, `preference` and `online`."""
+        """Create the training examples; see the modules `sft`, `preference` and `online`."""
         from instructgen.training import online, preference, sft
 
         options = self.options
@@ -385,7 +386,7 @@ class _Training:
         return prepared
 
     def _model(self, tokenizer: Any) -> Any:
-        """Load the base model; a new reward head or new adapters depend on the random seed."""
+        """Load the base model; new weights, such as a reward head, depend on the random seed."""
         import torch
         from transformers import set_seed
 
@@ -407,12 +408,12 @@ class _Training:
         if isinstance(getattr(model, "peft_config", None), dict):
             raise ConfigError(
                 f"--model={self.base} is an adapter that cannot be merged into its base model.",
-                "Use its base model, or a merged model.",
+                "Pass the base model, or a different model.",
             )
         return model
 
     def _fitted(self, trainer: Any, rejected: RejectedRows) -> tuple[float, bool]:
-        """Train, or resume from a checkpoint; return the seconds, and whether it resumed."""
+        """Train; return the time in seconds, and whether training resumed from a checkpoint."""
         from instructgen.training.launch import is_main
         from instructgen.training.trainer import fit
 
@@ -439,7 +440,7 @@ class _Training:
         outcome: _Outcome,
         began: float,
     ) -> TrainingFacts:
-        """Evaluate the model, and write the facts, the card and the plot of the training log."""
+        """Evaluate the model; write training.json, the model card and a plot of the log."""
         from instructgen.evaluation.before_after import before_after
         from instructgen.evaluation.plots import log_plot
         from instructgen.training.rows import digest_of_rows
@@ -528,7 +529,7 @@ class _Training:
 
 @contextmanager
 def _weights_written(folder: Path) -> Iterator[None]:
-    """Convert errors of the libraries that write weights to StorageError."""
+    """Raise StorageError if safetensors or PyTorch cannot write the weights."""
     from safetensors import SafetensorError
 
     try:

@@ -1,8 +1,8 @@
-"""Defines the interface between instructgen and language models; restarts engines that died.
+"""Defines the interface of engines, which run language models, and restarts engines that died.
 
 Each engine has its own file in this folder. The file name is the name of the engine in
-recipes and on the command line. Nothing here depends on generation
-methods or filters.
+recipes and on the command line. This module does not depend on generation methods or
+filters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FinishReason = Literal["stop", "length", "error"]
 class Sampling:
     """Sampling parameters for one completion, with the same names and meanings as in vLLM.
 
-    The completion ends before the first occurrence of a string in ``stop``.
+    The completion ends before the first occurrence of any string in ``stop``.
     """
 
     temperature: float = 1.0
@@ -43,9 +43,11 @@ class Request:
 
     ``prompt`` is plain text (for a base model), messages that the model's own chat
     template renders, or token ids. ``schema`` is a JSON schema that the completion must
-    follow; only some engines enforce it (see `Engine.enforces_schema`). ``stage``,
-    ``language``, ``parents`` and ``task`` are for the generation method that made the
-    request; engines ignore them.
+    follow; only some engines enforce it (see `Engine.enforces_schema`).
+
+    Four fields are for the generation method, and engines ignore them: ``stage``,
+    ``language``, ``parents`` (positions in the task pool of the examples in the prompt),
+    and ``task`` (number of the task that the prompt is about).
     """
 
     prompt: str | tuple[Message, ...] | tuple[int, ...]
@@ -61,7 +63,7 @@ class Request:
         return replace(self, sampling=replace(self.sampling, seed=seed))
 
     def prompt_text(self) -> str:
-        """Return the prompt as one readable text, without the chat template of a model."""
+        """Return the prompt as one text for display, with the role above each message."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n\n".join(
@@ -73,8 +75,8 @@ class Request:
 class Completion:
     """The result of one request: its text, why the text ended, and the number of tokens.
 
-    ``retryable`` is True for an error that may be caused by the state of the server and not
-    by the request.
+    ``retryable`` is True if the request failed because of a possibly temporary problem of the
+    server, so that the same request may succeed later.
     """
 
     text: str
@@ -86,7 +88,7 @@ class Completion:
 
     @classmethod
     def failed(cls, error: str, prompt_tokens: int = 0, *, retryable: bool = False) -> Completion:
-        """Return the completion for a request that failed; other requests are not affected."""
+        """Return a completion without text that contains the error of a failed request."""
         return cls("", "error", prompt_tokens, 0, error, retryable)
 
 
@@ -94,9 +96,9 @@ class Engine(BaseModel, ABC):
     """Base class for engines, which complete requests with a language model.
 
     The fields of an engine are the keys of the TOML table ``[engine]`` in a recipe.
-    Constructing an engine is cheap: the model is loaded at the first request. A field
-    marked ``resumable`` does not affect the completions that a run has recorded, so it
-    may change when the run is resumed.
+    An engine loads its model at the first request, not when it is constructed. A field
+    marked ``resumable`` does not affect the completions, so its value may change when a
+    run is resumed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,19 +106,20 @@ class Engine(BaseModel, ABC):
 
     model: str = Field(
         "",
-        description="Language model: a folder, a Hub name, or smollm2 (included). The default "
-        "depends on the machine.",
+        description="Language model: a folder, the name of a model on the Hugging Face Hub, "
+        "or smollm2 (included). For the engine openai: the name of a model on the server. Default "
+        "of the other engines: smollm2; with a GPU, HuggingFaceTB/SmolLM3-3B.",
     )
     max_restarts: int = Field(
         2,
         ge=0,
-        description="Maximum number of times that a dead engine is restarted. If the engine dies "
-        "once more, the run stops.",
+        description="Maximum number of times that the engine is restarted after its process died. "
+        "If it dies once more, the run stops and can be resumed.",
         json_schema_extra={"resumable": True},
     )
 
     def identity(self) -> dict[str, str]:
-        """Return what the recorded completions depend on: here, the name of the model."""
+        """Return the values that identify the model of a run: here, only its name."""
         return {"model": self.model}
 
     @abstractmethod
@@ -124,7 +127,7 @@ class Engine(BaseModel, ABC):
         """Return whether the model has a chat template."""
 
     def enforces_schema(self) -> bool:
-        """Return whether the engine enforces a JSON schema, tested on the running model."""
+        """Return whether the engine enforces JSON schemas; some engines send a test request."""
         return False
 
     def start(self) -> None:
@@ -132,7 +135,7 @@ class Engine(BaseModel, ABC):
 
     @abstractmethod
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yield each request's position in ``requests`` and its completion, as soon as it finishes.
+        """Yield the position in ``requests`` and the completion of each request when it finishes.
 
         Several threads may call this method at the same time. A request that fails yields a
         completion with ``finish_reason="error"`` and does not affect the others.
@@ -144,19 +147,19 @@ class Engine(BaseModel, ABC):
 
     def restart(self) -> None:
         """Restart the engine after its process has died."""
-        raise EngineError(f"The {self.name} engine cannot be restarted.")
+        raise EngineError(f"The {self.name} engine cannot be restarted.", "Rerun the command.")
 
     def close(self) -> None:
         """Release the model. A second call does nothing."""
 
 
 def operational(default: Any, description: str, **limits: Any) -> Any:
-    """Return a field that may change when a run is resumed, as completions do not depend on it."""
+    """Return an engine field that does not affect completions and may change in a resumed run."""
     return Field(default, description=description, json_schema_extra={"resumable": True}, **limits)
 
 
 def command_line_only(description: str) -> Any:
-    """Return a text field that recipes must not set, because others may have written the recipe."""
+    """Return a text field that only the command line may set: others may have written a recipe."""
     # Not recorded: the address of a server does not affect its completions.
     extra: dict[str, Any] = {"resumable": True, "command_line_only": True}
     return Field("", description=description, exclude=True, json_schema_extra=extra)
@@ -166,11 +169,11 @@ class LocalEngine(Engine):
     """An engine that loads the model on this machine."""
 
     max_model_len: int = Field(
-        4096, ge=256, description="Maximum number of tokens in prompt and completion together."
+        4096, ge=256, description="Maximum sum of the tokens in a prompt and in its completion."
     )
 
     def model_post_init(self, context: Any) -> None:
-        """Set the default model for this machine if no model is given."""
+        """Set the default model, which depends on whether there is a GPU, if none is set."""
         from instructgen.models.folders import default_model
 
         if not self.model:
@@ -184,7 +187,7 @@ class LocalEngine(Engine):
 
 
 def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
-    """Return the token ids of a prompt; messages are rendered with the chat template."""
+    """Return the token ids of a request's prompt, with the chat template applied to messages."""
     if isinstance(request.prompt, str):
         return list(tokenizer.encode(request.prompt)) if request.prompt else []
     if all(isinstance(part, int) for part in request.prompt):
@@ -203,7 +206,7 @@ def probe_schema_enforcement(engine: Engine) -> bool:
     """Test with one request whether the engine enforces JSON schemas.
 
     A server may silently ignore the parameters for structured output. Therefore the test uses a
-    schema that allows only one text, which a model does not write on its own.
+    schema that allows only one text, which no model writes without the schema.
     """
     import orjson
 
@@ -236,7 +239,7 @@ class Supervisor:
     """Completes requests through an engine, and restarts the engine when it dies.
 
     Finished completions are kept; only unfinished requests are sent again. Several threads may
-    use it: if the same failure interrupts all of them, the engine is restarted only once.
+    use one supervisor: if the engine dies, only the first thread that notices restarts it.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -246,7 +249,7 @@ class Supervisor:
         self._lock = threading.Lock()
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Work like `Engine.complete`, but restart an engine that dies (``max_restarts`` times)."""
+        """Work like `Engine.complete`, but restart a dead engine up to ``max_restarts`` times."""
         pending = dict(enumerate(requests))
         while pending:
             incarnation = self._incarnation

@@ -1,4 +1,4 @@
-"""The echo engine: a Markov chain over the words of the prompt, without a model.
+"""The echo engine: generates text from the words of the prompt with a Markov chain, not a model.
 
 This engine is fast and deterministic. It continues a few-shot prompt with words from that
 prompt. This is enough for tests and for trying out a recipe, but the generated rows make no sense.
@@ -18,10 +18,10 @@ _TOKEN = re.compile(r"\n|[^\s]+")
 
 
 class EchoEngine(Engine):
-    """Draws each word at random from the words that follow the previous word in the prompt.
+    """Generates meaningless text without a model, for tests and for trying out recipes.
 
-    A Markov chain does not end by itself, so each line break ends the text with
-    probability 1/8.
+    Each word is drawn at random from the words that follow the previous word in the prompt. Each
+    line break ends the text with probability 1/8.
     """
 
     name = "echo"
@@ -37,7 +37,7 @@ class EchoEngine(Engine):
         return False
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete requests in order; only ``seed``, ``max_tokens`` and ``stop`` have an effect."""
+        """Complete requests in order; only the parameters seed, max_tokens and stop are used."""
         import time
 
         for position, request in enumerate(requests):

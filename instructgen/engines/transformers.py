@@ -26,7 +26,7 @@ from instructgen.models.loading import load_for_inference
 
 
 class TransformersEngine(LocalEngine):
-    """Runs the model with transformers on batches of requests with equal sampling parameters."""
+    """Runs the model with the package transformers, on machines on which vLLM does not run."""
 
     name = "transformers"
 
@@ -53,7 +53,7 @@ class TransformersEngine(LocalEngine):
             object.__setattr__(self, "_model", model)
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete requests batch by batch; threads that call this at the same time take turns."""
+        """Complete requests in batches with equal sampling parameters, one batch at a time."""
         self.start()
         groups: dict[Sampling, list[tuple[int, list[int]]]] = {}
         for i, request in enumerate(requests):
@@ -75,7 +75,7 @@ class TransformersEngine(LocalEngine):
                 yield from zip((i for i, _ in batch), completions, strict=True)
 
     def close(self) -> None:
-        """Release the model."""
+        """Remove the reference to the model, so that its memory can be freed."""
         object.__setattr__(self, "_model", None)
 
     def _generate(
@@ -130,7 +130,7 @@ class TransformersEngine(LocalEngine):
 
 
 class _Penalties:
-    """Presence and frequency penalties on tokens of the completion, as in OpenAI and vLLM."""
+    """Applies presence and frequency penalties to repeated tokens, as OpenAI and vLLM do."""
 
     def __init__(self, prompt_width: int, sampling: Sampling) -> None:
         self.prompt_width = prompt_width
@@ -138,7 +138,7 @@ class _Penalties:
         self.frequency = sampling.frequency_penalty
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Return the scores for the next token, lowered for tokens that were already generated."""
+        """Return the logits of the next token, lowered for tokens that were already generated."""
         import torch
 
         generated = input_ids[:, self.prompt_width :]

@@ -1,4 +1,4 @@
-"""The vllm engine: one vLLM instance in this process, which completes several batches at once.
+"""The vllm engine: one vLLM instance in this process, which runs several batches at once.
 
 The same code is used for the GPU build and the CPU build of vLLM. A single thread runs vLLM
 while callers add requests, so that vLLM is not idle between two batches. This engine does not
@@ -47,7 +47,9 @@ class VllmEngine(LocalEngine):
     name = "vllm"
 
     dtype: str = Field(
-        "auto", description="Data type of the weights: auto, or a type known to vLLM."
+        "auto",
+        description="Data type of the weights, such as bfloat16 or float16. With auto, it is "
+        "bfloat16 on a CPU, and vLLM chooses it on a GPU.",
     )
     max_num_seqs: int = operational(64, "Number of requests decoded at the same time.", ge=1)
     tensor_parallel_size: int = operational(1, "Number of GPUs to split the model across.", ge=1)
@@ -77,7 +79,7 @@ class VllmEngine(LocalEngine):
         return bool(self._tokenizer.chat_template)
 
     def enforces_schema(self) -> bool:
-        """Return whether vLLM enforces a JSON schema, tested on the running model."""
+        """Return whether vLLM enforces a JSON schema, which is tested with one request."""
         return self.has_chat_template() and probe_schema_enforcement(self)
 
     def start(self) -> None:
@@ -106,7 +108,7 @@ class VllmEngine(LocalEngine):
                 watch.start()
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete requests; a prompt that leaves no room for a completion yields an error."""
+        """Yield the position and completion of each request: an error if its prompt is too long."""
         self.start()
         results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
         accepted: list[tuple[int, Request, list[int]]] = []
@@ -131,7 +133,7 @@ class VllmEngine(LocalEngine):
             yield result
 
     def restart(self) -> None:
-        """Discard the engine that died; the next request loads a new one."""
+        """Discard the vLLM instance, which has died; the next request starts a new one."""
         with self._lock:
             self._drop()
 
@@ -155,7 +157,7 @@ class VllmEngine(LocalEngine):
 
         Raises:
             EngineError: vLLM is not installed, or does not start.
-            ConfigError: the model needs code from its own folder; such code is never executed.
+            ConfigError: the model needs Python code from its folder; such code is never executed.
         """
         _silence_libraries()
         cpu = not has_gpu()
@@ -202,7 +204,7 @@ class VllmEngine(LocalEngine):
                 raise load_error(self.model, error) from error
             raise EngineError(
                 f"vLLM cannot start with --model={self.model}: {first_line(error)}",
-                "Use a smaller value of the option max_model_len, a different model, or "
+                "Use a smaller max_model_len (a recipe key), a different model, or "
                 "--engine=transformers.",
             ) from error
 
@@ -212,8 +214,8 @@ class VllmEngine(LocalEngine):
         """Load and run the model in the same thread.
 
         On a CPU, loading and running use OpenMP, which keeps a team of worker threads for each
-        thread that uses it. Two teams have more workers than there are cores. The workers then
-        sleep between operations instead of spinning, and a step of vLLM takes 40% longer.
+        thread that uses it. With two threads, the two teams would have more workers than there
+        are cores. The workers would sleep between operations, and a step would take 40% longer.
         """
         try:
             llm = self.load()
@@ -235,7 +237,7 @@ class VllmEngine(LocalEngine):
                     job = jobs.get()
                     if job is None:
                         # Not EngineDied: a closed engine must not be restarted.
-                        self._end(EngineError("The engine was closed."), jobs, waiting)
+                        self._end(EngineError("The vllm engine was closed early."), jobs, waiting)
                         return
                     self._add(engine, str(next(ids)), job, waiting)
                 for output in engine.step():
@@ -281,7 +283,7 @@ class VllmEngine(LocalEngine):
 
 
 def sampling_params(request: Request, room: int) -> Any:
-    """Return a request's `SamplingParams` for vLLM; a completion has at most ``room`` tokens."""
+    """Return a request's `SamplingParams` for vLLM, limited to ``room`` tokens of completion."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -305,8 +307,8 @@ def sampling_params(request: Request, room: int) -> Any:
 def _work_around_llvmlite() -> None:
     """Allow vLLM's CPU build to start after numba was imported.
 
-    At startup, vLLM reads ``__dict__`` of every value of every imported module. The
-    library handle of llvmlite returns a wrapped function for any attribute, not a dict.
+    At startup, vLLM reads ``__dict__`` of every value of every imported module. One such value
+    is the library handle of llvmlite, which returns a function for any attribute, not a dict.
     """
     with contextlib.suppress(ImportError):
         from llvmlite.binding import ffi
@@ -317,7 +319,7 @@ def _work_around_llvmlite() -> None:
 def _missing_package(error: ImportError) -> EngineError:
     return EngineError(
         f"The vllm engine needs the package {error.name}.",
-        "Run: make setup, or pip install 'instructgen[vllm]' (GPU) or 'instructgen[cpu]'.",
+        "Run: make setup, or pip install 'instructgen[vllm]' (GPU) or 'instructgen[cpu]' (CPU).",
     )
 
 

@@ -1,4 +1,4 @@
-"""Get a model's completions of evaluation prompts, from the engines that also generate data."""
+"""Runs evaluation prompts on a model, with the same engines that generate data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def requests_for(
     max_tokens: int = 256,
     seed: int = 0,
 ) -> list[Request]:
-    """Return ``samples`` requests for each prompt, in prompt order, each with its own seed."""
+    """Return ``samples`` requests for each prompt, in prompt order, with different random seeds."""
     requests = []
     for number, prompt in enumerate(prompts):
         for copy in range(samples):

@@ -1,4 +1,4 @@
-"""Measures the effect of training by evaluating models on held-out rows, before and after."""
+"""Evaluates a model on held-out rows before and after training, to measure the effect."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def before_after(
     before: str,
     after: str,
 ) -> tuple[Measure, ...]:
-    """Return the measures before and after training; none if ``tasks`` has no held-out tasks.
+    """Return the measures before and after training, or () if ``tasks`` has no held-out tasks.
 
     Args:
         method: the trainer, which determines the measure: bits per byte for ``sft``; pair accuracy
@@ -37,7 +37,8 @@ def before_after(
             ``ppo``.
         options: the training options, including the maximum length and the prompt format.
         rows: the rows of the training run; only the held-out rows are used.
-        tasks: for grpo, rloo and ppo, the tasks, of which only the held-out ones are used.
+        tasks: for grpo, rloo and ppo, prompts and their rewards, of which only the held-out
+            prompts are used; None for the other trainers.
         before: folder or name of the base model.
         after: folder of the trained model.
     """

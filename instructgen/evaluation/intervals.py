@@ -1,7 +1,8 @@
-"""Bootstrap confidence intervals for means and ratios, of one model or of two on the same rows.
+"""Bootstrap confidence intervals for a measure of a model, or for the difference of two models.
 
-Rows are resampled with replacement (Efron 1979). Two models are always measured on the same
-resamples, so that variation between rows that affects both models cancels out.
+A measure is the ratio of two sums over rows, such as the bits of all answers divided by their
+bytes. Rows are resampled with replacement (Efron 1979). Two models are always measured on the
+same resamples, so that variation between rows that affects both models cancels out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _RESAMPLES_PER_BATCH = 200
 
 
 def ratio(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> Estimate:
-    """Return the sum of ``parts`` divided by the sum of ``wholes``, with a 95% interval.
+    """Return the sum of ``parts`` divided by that of ``wholes``, with a 95% confidence interval.
 
     Both sequences have one value per row. Raises ValueError if they are empty.
     """
@@ -37,7 +38,7 @@ def _bootstrap(
 ) -> Estimate:
     count = len(wholes)
     if not count:
-        raise ValueError("at least one row is required")
+        raise ValueError("a confidence interval requires at least one row")
     signed = np.sum([s * p for s, p in zip(signs, parts, strict=True)], axis=0)
     rng = np.random.default_rng([seed, 1])
     ratios = []

@@ -34,7 +34,7 @@ class Contest:
 
 
 def judge_requests(contests: Sequence[Contest]) -> list[Request]:
-    """Return two requests per contest: one in the given order, one with the answers swapped."""
+    """Return two requests per contest: with the two answers in order, and with them swapped."""
     requests = []
     for c in contests:
         question = "\n\n".join(m.content for m in c.task.prompt)
@@ -75,7 +75,7 @@ def verdicts(completions: Sequence[Completion]) -> tuple[list[float | None], dic
 
 
 def _parse_verdict(text: str) -> float | None:
-    """Return 1 for A, 0 for B, 0.5 for a tie, and None for any other first line."""
+    """Return the verdict in the first line: 1 for A, 0 for B, 0.5 for a tie, otherwise None."""
     line = text.strip().split("\n")[0] if text.strip() else ""
     match = _VERDICT.fullmatch(line)
     return None if match is None else {"A": 1.0, "B": 0.0, "TIE": 0.5}[match.group(1).upper()]

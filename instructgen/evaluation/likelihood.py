@@ -1,4 +1,4 @@
-"""Likelihood of given answers under a model, in bits, and comparable across tokenizers."""
+"""Computes the likelihood of existing answers under a model, in bits, for any tokenizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def answer_likelihoods(
 
     Args:
         model: a causal language model.
-        rows: encoded rows.
+        rows: the rows as token ids.
         answers: the last answer of each row as text.
     """
     spans = [(row.prompt, row.said) for row in rows]

@@ -1,4 +1,4 @@
-"""Measures of a model, and of the difference between two models on the same rows."""
+"""Measures a model, such as its bits per byte, and the difference between two models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class PromptFormat:
 class MeasuredRows(JsonRecord):
     """A measure of one model on some rows: the sum of ``parts`` divided by the sum of ``wholes``.
 
-    ``parts`` and ``wholes`` have one value per row; ``rows`` are the IDs of the rows.
+    ``parts`` and ``wholes`` have one value per row, such as the bits and the bytes of its answer.
+    ``rows`` are the IDs of the rows.
     """
 
     name: str
@@ -42,11 +43,11 @@ class MeasuredRows(JsonRecord):
 
     @property
     def estimate(self) -> Estimate:
-        """The value over all rows, with its 95% interval."""
+        """The value of the measure over all rows, with its 95% confidence interval."""
         return ratio(self.parts, self.wholes)
 
     def over(self, other: MeasuredRows) -> Estimate:
-        """Return this measure minus another model's, on the rows that both include."""
+        """Return this measure minus that of another model, on the rows that both contain."""
         places = {row: i for i, row in enumerate(other.rows)}
         shared = [(i, places[row]) for i, row in enumerate(self.rows) if row in places]
         return ratio_difference(
@@ -59,7 +60,7 @@ class MeasuredRows(JsonRecord):
 def bits_per_byte(
     name: str, samples: Sequence[Sample], prompt_format: PromptFormat
 ) -> MeasuredRows:
-    """Return the bits per UTF-8 byte of the rows' answers under a model.
+    """Return the loss of a model on the answers of the rows, in bits per UTF-8 byte.
 
     Rows that are longer than the maximum length or cannot be encoded are skipped.
     """
@@ -81,7 +82,7 @@ def bits_per_byte(
 def pair_margins(
     name: str, samples: Sequence[Sample], prompt_format: PromptFormat
 ) -> dict[str, tuple[float, float]]:
-    """Return how much likelier each pair's chosen answer is than its rejected answer, by row ID.
+    """Return, by row ID, how much more likely the chosen answer is than the rejected answer.
 
     Returns:
         The log2-likelihood of the chosen answer minus that of the rejected answer, as two
@@ -105,7 +106,7 @@ def pair_margins(
 
 
 def pair_accuracy(margins: dict[str, float], name: str = "pair_accuracy") -> MeasuredRows:
-    """Return the fraction of pairs whose margin is positive; a margin of 0 counts as half."""
+    """Return the fraction of pairs whose value in ``margins`` is positive; 0 counts as half."""
     rows = list(margins)
     parts = [1.0 if margins[r] > 0 else 0.5 * (margins[r] == 0) for r in rows]
     return MeasuredRows(name, parts, [1.0] * len(rows), rows)
@@ -114,7 +115,7 @@ def pair_accuracy(margins: dict[str, float], name: str = "pair_accuracy") -> Mea
 def reward_margins(
     name: str, samples: Sequence[Sample], prompt_format: PromptFormat
 ) -> dict[str, float]:
-    """Return the reward of the chosen answer minus that of the rejected answer, by row ID."""
+    """Return, by row ID, the reward of the chosen answer minus that of the rejected answer."""
     model, encoder = _load(name, prompt_format, "reward")
     ids, rows = [], []
     for sample in samples:
@@ -127,14 +128,14 @@ def reward_margins(
 
 
 def compared(after: MeasuredRows, before: MeasuredRows | None = None) -> Measure:
-    """Return one model's measure; with ``before``, also the other model's and the difference."""
+    """Return the measure of one model or, with ``before``, of two models and their difference."""
     if before is None:
         return Measure(after.name, after.estimate)
     return Measure(after.name, after.estimate, before.estimate, after.over(before))
 
 
 def reward_measure(name: str, values: Sequence[float], rows: Sequence[str]) -> MeasuredRows:
-    """Return a measure of the mean reward over the rows."""
+    """Return the mean reward as a measure; ``values`` contains the reward of each row."""
     return MeasuredRows(name, list(values), [1.0] * len(values), list(rows))
 
 

@@ -31,9 +31,10 @@ def measures_plot(measures: Sequence[Measure], names: Sequence[str]) -> bytes:
 
 
 def arms_plot(arms: Sequence[Any], base: float) -> bytes:
-    """Return a PNG of an ablation: per arm, a point for each random seed and a bar at the mean.
+    """Return a PNG of an ablation: the bits per byte of the model trained on each dataset (arm).
 
-    ``base`` is the bits per byte before training, drawn as a dotted line.
+    Each random seed is a point, and a bar marks the mean of an arm. ``base``, the bits per byte
+    before training, is a dotted line.
     """
     figure, axes = _panels(1)
     for place, arm in enumerate(arms):
@@ -48,7 +49,7 @@ def arms_plot(arms: Sequence[Any], base: float) -> bytes:
 
 
 def log_plot(log: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return a PNG of the metrics in a training log, by step."""
+    """Return a PNG with a panel for each known metric in a training log, such as the loss."""
     known = ("loss", "reward", "accuracy", "rewards/accuracies", "kl", "mean_token_accuracy")
     wanted = [k for k in known if any(k in entry for entry in log)]
     figure, axes = _panels(max(1, len(wanted)))

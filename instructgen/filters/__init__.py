@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
     """The result of a filter for one sample: the (possibly changed) sample and any rejection.
 
     ``rejection`` is None if the filter keeps the sample. ``value`` is the number that the filter
-    compared with its thresholds, or None if there is none.
+    compared with its thresholds, or None for a filter without thresholds.
     """
 
     sample: Sample
@@ -53,7 +53,7 @@ class Filter(BaseModel, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise TypeError if a subclass overrides `evaluate` under its old name, ``judge``."""
         if "judge" in vars(cls):
-            raise TypeError(f"{cls.__name__}.judge: Filter.judge was renamed to evaluate")
+            raise TypeError(f"{cls.__name__}.judge: rename the method to evaluate")
         super().__init_subclass__(**kwargs)
 
     @abstractmethod
@@ -70,11 +70,11 @@ class Filter(BaseModel, ABC):
         return verdicts
 
     def value(self, sample: Sample) -> float | None:
-        """Return the value of a kept sample that is compared with the thresholds, or None."""
+        """Return the number that was compared with the thresholds to keep a sample, or None."""
         return None
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the thresholds of the filter; reports show rows whose values are close to them."""
+        """Return the thresholds. Reports show rows whose values are close to one of them."""
         return ()
 
     def remember(self, sample: Sample) -> None:
@@ -87,7 +87,7 @@ class Filter(BaseModel, ABC):
     def reject(
         self, reason: str, detail: str = "", score: float | None = None, nearest: str | None = None
     ) -> Rejection:
-        """Create a rejection that names this filter."""
+        """Create a rejection by this filter; ``nearest`` is the id of the most similar sample."""
         return Rejection(self.name, reason, detail, score, nearest)
 
 
@@ -153,13 +153,13 @@ class ScoringFilter(Filter):
     on_error: Literal["keep", "reject"] = Field(
         "keep", description="Whether to keep or reject a row whose score cannot be computed."
     )
-    min: float | None = Field(None, description="Minimum score of a kept row.")
-    max: float | None = Field(None, description="Maximum score of a kept row.")
+    min: float | None = Field(None, description="Reject rows whose score is below this value.")
+    max: float | None = Field(None, description="Reject rows whose score is above this value.")
 
     @property
     @abstractmethod
     def score_name(self) -> str:
-        """Return the name of the stored score, with what its value depends on, such as a model."""
+        """Return the name under which the score is stored, such as ``ifd/smollm2``."""
 
     @abstractmethod
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
@@ -168,11 +168,11 @@ class ScoringFilter(Filter):
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min = {self.min:g} is above max = {self.max:g}")
+            raise ValueError(f"min = {self.min:g} must not be above max = {self.max:g}")
         return self
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``too_low``, ``too_high`` or ``no_score``), or None to keep it."""
+        """Return a rejection (``too_low``, ``too_high``, ``no_score``), or None to keep the row."""
         return self.evaluate([sample])[0].rejection
 
     def thresholds(self) -> tuple[float, ...]:
@@ -203,7 +203,7 @@ class ScoringFilter(Filter):
 
 
 class SelectingFilter(Filter):
-    """Base class for filters that compare all rows of a dataset before they reject any.
+    """Base class for filters that compare all rows of a dataset before they reject any row.
 
     Only the command `curate` can use them. All rows that reach such a filter are held in memory.
     """
@@ -212,7 +212,7 @@ class SelectingFilter(Filter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Raise NotImplementedError: this filter cannot evaluate a single row."""
-        raise NotImplementedError(f"The filter {self.name} can only evaluate a whole dataset.")
+        raise NotImplementedError(f"The filter {self.name} works only in the command curate.")
 
     @abstractmethod
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
@@ -226,10 +226,10 @@ class Index(Protocol):
         """Append texts to the index, one row per text."""
 
     def nearest(self, texts: Sequence[str], /) -> list[Match | None]:
-        """For each text, return its best match, or None if no match scores above the threshold."""
+        """For each text, return the most similar row of the index above the threshold, or None."""
 
     def pairs(self, texts: Sequence[str], /) -> Pairs:
-        """Return all pairs of text and index row that score above the threshold, with scores."""
+        """Return all pairs of a text and an index row whose similarity is above the threshold."""
 
 
 class EarlierSample(NamedTuple):
@@ -240,7 +240,7 @@ class EarlierSample(NamedTuple):
 
 
 class EarlierMatch(NamedTuple):
-    """An earlier sample whose similarity to a new one is above the threshold, and that score."""
+    """An earlier sample that is similar to a new one, and the similarity score of the two."""
 
     score: float
     seen: EarlierSample
@@ -249,7 +249,7 @@ class EarlierMatch(NamedTuple):
 class ComparingFilter(Filter):
     """Base class for filters that compare each sample's text with those of earlier kept samples.
 
-    ``needs`` lists the fields of earlier samples that are stored because `decide` uses them.
+    ``needs`` lists the fields of a kept sample that are stored, because `decide` uses them.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -266,22 +266,22 @@ class ComparingFilter(Filter):
 
     @abstractmethod
     def index(self) -> Index:
-        """Return a new, empty index."""
+        """Return a new, empty index of texts, for the search for similar earlier samples."""
 
     @abstractmethod
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:
-        """Return a rejection, or None to keep the sample; ``matches`` begins with the oldest."""
+        """Return a rejection, or None; ``matches`` are similar earlier samples, oldest first."""
 
     def text(self, sample: Sample) -> str:
-        """Return the text by which the sample is compared: by default, its instruction."""
+        """Return the text that is compared with earlier ones: by default, the instruction."""
         return sample.instruction
 
     def model_post_init(self, context: object) -> None:
-        """Create the empty index."""
+        """Create the empty index of earlier samples."""
         object.__setattr__(self, "_index", self.index())
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Compare the sample with all earlier ones; return a rejection, or None to keep it."""
+        """Compare the sample with all stored samples; return a rejection, or None to keep it."""
         return evaluate_block([self], [sample])[0]
 
     def remember(self, sample: Sample) -> None:
@@ -302,11 +302,11 @@ class ComparingFilter(Filter):
         )
 
     def seen(self, sample: Sample) -> EarlierSample:
-        """Return the part of a sample that is stored to compare later samples with it."""
+        """Return the id of a sample and its fields in ``needs``, for `decide`."""
         return EarlierSample(sample.id, self._needed_fields(sample))
 
     def pairs(self, texts: Sequence[str]) -> list[list[EarlierMatch]]:
-        """For each text, return the earlier samples that match it, the oldest first."""
+        """For each text, return the stored samples above the similarity threshold, oldest first."""
         if self._pending:
             self._index.add(self._pending)
             self._pending.clear()
@@ -328,11 +328,11 @@ class ComparingFilter(Filter):
 def evaluate_block(
     filters: Sequence[ComparingFilter], samples: Sequence[Sample]
 ) -> list[Rejection | None]:
-    """Return one item per sample of a block: its rejection, or None if it is kept.
+    """Evaluate a block of consecutive samples; return the rejection of each, or None if it is kept.
 
-    The decisions are the same as if the samples were evaluated one by one and each kept sample
-    were passed to `remember` before the next one, but each index is searched only once for the
-    whole block. The caller must pass the kept samples to `remember` afterwards.
+    Each sample is compared with all earlier samples and with the kept samples before it in the
+    block. Each index is searched only once per block, which is faster than evaluating each sample
+    separately. The caller must pass the kept samples to `remember` afterwards.
     """
     too_long = [next((r for f in filters if (r := f.too_long(s))), None) for s in samples]
     comparable = [i for i, rejection in enumerate(too_long) if rejection is None]

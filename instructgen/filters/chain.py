@@ -15,7 +15,7 @@ class Chain:
         self.filters = tuple(filters)
 
     def at(self, stage: Stage) -> list[Filter]:
-        """Return the filters whose scope includes this stage, in order."""
+        """Return the filters for a stage (``instruction`` or ``row``), in order."""
         return [f for f in self.filters if f.scope in (stage, "both")]
 
     def evaluate(self, sample: Sample, stage: Stage) -> Verdict:

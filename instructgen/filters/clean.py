@@ -40,14 +40,14 @@ class Clean(Transform):
     boilerplate: bool = Field(
         True,
         description="Remove the first line and the last lines of an output if they begin with a "
-        "phrase in filters/words/boilerplate.txt.",
+        'chat phrase, such as "Sure, here" (list: filters/words/boilerplate.txt).',
     )
     urls: Literal["keep", "mask", "remove"] = Field(
-        "keep", description="Whether to keep, mask or remove web addresses."
+        "keep", description="Keep web addresses, replace them with [URL] (mask), or remove them."
     )
 
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
-        """Return the cleaned text and a description of each kind of change."""
+        """Return the cleaned text, and a list of descriptions: one for each kind of change."""
         details = []
         if self.citation_marks and "[" in text and not _CODE.search(text):
             text, count = _CITATION.subn("", text)

@@ -44,10 +44,12 @@ class Contamination(Filter):
     )
     look_in: Literal["row", "prompt"] = Field(
         "row",
-        description="Whether to search the whole row or only its prompt (without the answers).",
+        description="Text to search: the complete row (row), or all text except answers (prompt).",
     )
     ngram: int = Field(
-        13, ge=3, description="Number of words per n-gram; Brown et al. 2020 also use 13."
+        13,
+        ge=3,
+        description="Number of words per n-gram. The default 13 is the value in Brown et al. 2020.",
     )
     ngram_share: float = Field(
         0.5,
@@ -60,14 +62,14 @@ class Contamination(Filter):
         gt=0,
         le=1,
         description="Reject a row that contains at least this fraction of a benchmark prompt's "
-        "words in the same order, with gaps allowed. weight_share must be reached too.",
+        "words in the same order, with gaps allowed, and also reaches weight_share.",
     )
     weight_share: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="As words_share, but as a fraction of the total weight of the prompt's words; "
-        "rare words weigh more.",
+        description="Used with words_share: the matching words must have at least this fraction of "
+        "the total weight of the prompt's words. Rare words have higher weights.",
     )
     cosine: float | None = Field(
         None,
@@ -79,15 +81,15 @@ class Contamination(Filter):
     model: str = Field(
         MINILM,
         description="Embedding model for the option cosine: minilm (included, for English), a "
-        "folder, or a Hub name.",
+        "folder, or the name of a model on the Hugging Face Hub.",
     )
 
     def files(self) -> tuple[Path, ...]:
-        """Return the benchmark files."""
+        """Return the paths of the benchmark files."""
         return tuple(Path(name) for name in self.against)
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the lower of ``words_share`` and ``weight_share``."""
+        """Return the lower of ``words_share`` and ``weight_share``; reports show rows near it."""
         return (min(self.words_share, self.weight_share),)
 
     def reason(self, sample: Sample) -> Rejection | None:
@@ -99,7 +101,7 @@ class Contamination(Filter):
         return self.evaluate([sample])[0].rejection
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """Return one verdict for each sample, in order."""
+        """Return one verdict (keep or reject) for each sample, in order."""
         parts = [list(self._parts(sample)) for sample in samples]
         matches = iter(self._prompts.find([text for own in parts for _, text in own]))
         verdicts = []
@@ -230,7 +232,7 @@ def benchmark_prompts(path: Path, name: str = "") -> list[BenchmarkPrompt]:
 
 
 def _texts(fields: Mapping[str, Any]) -> list[str]:
-    """Return the prompts in a row's first field with a known name."""
+    """Return the prompts in a row's first field that has a name in ``_FIELDS`` and is not empty."""
     for name in _FIELDS:
         value = fields.get(name)
         if isinstance(value, str):

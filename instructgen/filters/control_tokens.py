@@ -22,7 +22,7 @@ _SHAPE = r"<[|｜][^|｜<>\s]{1,40}[|｜]>"
 
 
 class ControlTokens(Filter):
-    """Reject rows in which any field contains a special token or role marker of a chat model."""
+    """Reject rows with a control token or role marker of a chat model, such as [INST]."""
 
     name = "control_tokens"
     scope = "both"
@@ -32,7 +32,7 @@ class ControlTokens(Filter):
     )
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``control_token``), or None to keep the sample."""
+        """Return a rejection with the reason ``control_token``, or None to keep the sample."""
         for field in ("instruction", "input", "output", "context", "rejected_output"):
             match = self._pattern.search(getattr(sample, field) or "")
             if match:

@@ -1,8 +1,8 @@
-"""Applies filters to a finished dataset, block by block, and keeps or rejects each row.
+"""Applies filters to the rows of a dataset in blocks of 1,024, and keeps or rejects each row.
 
-Filters that compare rows run after those that do not, so that every row used in a comparison
-stays in the dataset. A `SelectingFilter` receives all rows kept so far; all other filters hold one
-block in memory at a time. This module does not read or write files.
+In each block, filters that compare rows run after the other filters, so that a row is compared
+only with rows that these filters kept. A `SelectingFilter` needs all rows that the filters before
+it kept; other filters hold one block in memory at a time. This module does not read or write files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class RejectedRow(NamedTuple):
-    """A rejected row, as it was when a filter rejected it: its position, sample and rejection."""
+    """A rejected row: its position in the input, its sample at that time, and the rejection."""
 
     place: int
     sample: Sample
@@ -46,7 +46,7 @@ class RejectedRow(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The kept rows and the rejected rows of one block, both in input order."""
+    """One block of rows: the kept rows and the rejected rows, each list in input order."""
 
     kept: list[Row]
     rejected: list[RejectedRow]
@@ -54,7 +54,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Example:
-    """A row near a threshold: its distance from the threshold, input position, value and text."""
+    """A row whose value is near a threshold; ``distance`` and ``place`` are negated for heapq."""
 
     distance: float
     place: int
@@ -66,8 +66,9 @@ class Example:
 class Report:
     """The numbers of rows read, rejected and edited, and examples of rows near the thresholds.
 
-    ``read`` is keyed by source, ``rejected`` by filter, reason and source, ``edited`` by filter.
-    ``borderline`` maps each filter's name to the kept and the rejected rows nearest to a threshold.
+    ``read`` counts rows by source, ``rejected`` by filter, reason and source, and ``edited`` by
+    filter. ``borderline`` maps the name of a filter to two lists: the kept rows and the rejected
+    rows whose values are nearest to a threshold of the filter, at most five of each.
     """
 
     read: Counter[str] = field(default_factory=Counter)
@@ -76,7 +77,7 @@ class Report:
     borderline: dict[str, tuple[list[Example], list[Example]]] = field(default_factory=dict)
 
     def near(self, f: Filter, place: int, verdict: Verdict) -> None:
-        """Store the row as an example if it is one of the nearest to a threshold of the filter."""
+        """Store the row as an example if its value is among the nearest to a threshold of ``f``."""
         thresholds = f.thresholds()
         if verdict.value is None or not isfinite(verdict.value) or not thresholds:
             return
@@ -114,7 +115,7 @@ class Curation:
         self._first_rows: dict[int, list[Row]] = {}
 
     def blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
-        """Return an iterator over blocks that contain all rows, the kept ones in input order."""
+        """Filter the rows, and return an iterator over blocks; kept rows are in input order."""
         blocks = self._read_blocks(samples)
         group: list[Filter] = []
         for f in self.filters:
@@ -143,7 +144,7 @@ class Curation:
         """Add kept rows near the threshold of each `ComparingFilter` to the report's examples.
 
         While rows are filtered, such a filter searches only for matches above its threshold. This
-        method compares the first kept rows with each other again, at a lower threshold.
+        method compares the first 2,000 kept rows with each other again, at a lower threshold.
         """
         for f in self.filters:
             threshold = getattr(f, "threshold", None)

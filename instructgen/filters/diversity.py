@@ -1,4 +1,4 @@
-"""Keeps a given number of rows: the most diverse ones, or dissimilar rows with high scores."""
+"""Keeps a limited number of rows: the most diverse, or high-scoring rows that are dissimilar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instructgen.similarity.encoders import MINILM, check_model, encoder
 
 
 class Diversity(SelectingFilter):
-    """Select diverse rows by the embeddings of their questions, and reject all others.
+    """Select diverse rows by embeddings of their instruction and input, and reject all others.
 
     ``k_center`` starts with the row nearest to the mean embedding, and repeatedly selects the row
     farthest from all selected rows (Sener and Savarese 2018). ``score_first`` visits the rows
@@ -32,25 +32,25 @@ class Diversity(SelectingFilter):
     )
     score: str | None = Field(
         None,
-        description="Name of the score by which rows are sorted, the highest first; used only by "
-        "the method score_first.",
+        description="Name of an entry in the column scores. The method score_first visits rows in "
+        "decreasing order of this score; k_center does not use it.",
     )
     threshold: float = Field(
         0.9,
         gt=0,
         le=1,
-        description="Maximum cosine similarity to a kept row; used only by the method score_first.",
+        description="Maximum cosine similarity to a kept row. Only the method score_first uses it.",
     )
     model: str = Field(
         MINILM,
-        description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
+        description="Embedding model: minilm (included, for English), a folder, or a Hub model.",
     )
 
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """Return one item per sample, in order: its rejection, or None if it is kept.
+        """Return a list with one item per sample: its rejection, or None for a kept sample.
 
-        A rejection has the reason ``not_selected`` or ``too_similar``. Its score is the cosine
-        similarity to the nearest selected row.
+        The reason is ``not_selected`` or ``too_similar``. The score of a rejection is the cosine
+        similarity of the sample to the most similar selected row.
         """
         if not samples:
             return []

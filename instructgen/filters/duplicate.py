@@ -1,4 +1,4 @@
-"""Rejects duplicates in the whole dataset, across sources, and keeps the best copy of each."""
+"""Rejects duplicate rows, even from different sources, and keeps the row of highest priority."""
 
 from __future__ import annotations
 
@@ -24,38 +24,49 @@ class Duplicate(SelectingFilter):
 
     how: tuple[Literal["exact", "minhash", "rouge_l", "semantic", "two_key"], ...] = Field(
         ("exact", "minhash"),
-        description="Comparisons that find duplicates, in the order in which they are applied.",
+        description="Comparisons to apply, in order: any of exact (equal texts), minhash (Jaccard "
+        "similarity of words), rouge_l (ROUGE-L), semantic (embeddings), two_key (ROUGE-L and "
+        "embeddings).",
     )
     priority: tuple[Literal["source", "human", "license", "quality", "length"], ...] = Field(
         ("human", "license", "quality", "length"),
-        description="Criteria that decide which copy to keep, the most important first.",
+        description="Criteria that decide which duplicate is kept, the most important first: "
+        "source (order in sources), human (written by a human), license (fewest conditions), "
+        "quality (highest score), length (longest output).",
     )
     sources: tuple[str, ...] = Field(
-        (), description="Sources in order of preference; used only if priority contains source."
+        (),
+        description="Names of sources, the preferred one first; used only if priority contains "
+        "source.",
     )
     compared: Literal["row", "prompt", "instruction"] = Field(
-        "row", description="Part of a row to compare."
+        "row",
+        description="Text to compare: the complete row (row), all text except the outputs "
+        "(prompt), or only the instruction (instruction).",
     )
     threshold: dict[str, float] = Field(
         {},
-        description="Maximum similarity of two kept rows, for each comparison in the option how.",
+        description="Similarity above which two rows are duplicates, for each comparison, such as "
+        "{minhash = 0.8}. Default: 0.7 for minhash and rouge_l, 0.9 for semantic.",
     )
     frame_quota: int = Field(
         3,
         ge=1,
-        description="Maximum number of kept rows with the same sentence pattern; used only by the "
-        "comparison two_key.",
+        description="For the comparison two_key: maximum number of kept rows with the same "
+        "sentence pattern but different meanings, such as 'What is a ...?'.",
     )
     model: str = Field(
         MINILM,
-        description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
+        description="Embedding model: minilm (included, for English), a folder, or the name of a "
+        "model on the Hugging Face Hub.",
     )
 
     def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
         """Return one item per sample, in order: its rejection, or None if it is kept.
 
-        A rejection contains its reason (``duplicate``, ``paraphrase`` or ``same_frame``), the
-        similarity, and the id of the kept copy.
+        A rejection contains its reason, the similarity, and the id of the similar kept row. The
+        reason is ``duplicate``, ``paraphrase`` (similar only in meaning) or ``same_frame`` (similar
+        only in words).
         """
         present = {s.source for s in samples}
         result = deduplicate(

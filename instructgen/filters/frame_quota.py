@@ -52,13 +52,14 @@ class FrameQuota(ComparingFilter):
     )
     tokenizer: Tokenizer = Field(
         "unicode",
-        description="How to find words: unicode (any writing system), or ascii (a-z and 0-9 only).",
+        description="How to split text into words: unicode (any writing system), or ascii (a-z "
+        "and 0-9 only).",
     )
 
     _vectors_by_text: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
 
     def index(self) -> RougeLIndex:
-        """Return a new, empty ROUGE-L index."""
+        """Return an empty index that finds earlier instructions by their ROUGE-L similarity."""
         check_model(self.model)
         return RougeLIndex(self.threshold, self.tokenizer)
 
@@ -66,7 +67,7 @@ class FrameQuota(ComparingFilter):
         """Return a rejection, or None to keep the sample.
 
         The reason is ``duplicate``, or ``same_frame`` for the same sentence pattern with other
-        words. The score is the ROUGE-L similarity to the nearest earlier instruction.
+        words. The score is the ROUGE-L similarity to the earlier instruction that is repeated.
         """
         vectors = self._vectors([sample.instruction, *(seen.texts[0] for _, seen in matches)])
         cosines = np.round(vectors[1:] @ vectors[0], 4).tolist()

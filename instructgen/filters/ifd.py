@@ -1,4 +1,4 @@
-"""Rejects rows whose question does not help to predict the answer, or gives the answer away."""
+"""Rejects rows by how much the question helps a language model to predict the answer."""
 
 from __future__ import annotations
 
@@ -16,23 +16,27 @@ class IFD(ScoringFilter):
     """Score rows by instruction-following difficulty (Li et al. 2024, equations 3 to 5).
 
     The score is a language model's loss on the answer given its question, divided by its loss on
-    the answer alone. Above 1, the question does not help to predict the answer. Far below 1, the
-    answer follows from the question, and a model has little to learn from the row.
+    the answer alone. A score above 1 means that the question does not help to predict the answer.
+    A score far below 1 means that the answer follows from the question, so that a model has
+    little to learn from the row.
     """
 
     name: ClassVar[str] = "ifd"
 
     model: str = Field(
-        "smollm2", description="Language model: smollm2 (included), a folder, or a Hub name."
+        "smollm2",
+        description="Language model for scoring: smollm2 (included), a folder, or a Hub name.",
     )
-    min: float | None = Field(None, ge=0, description="Minimum score of a kept row.")
+    min: float | None = Field(
+        None, ge=0, description="Reject rows whose score is below this value."
+    )
     max: float | None = Field(
-        1.0, gt=0, description="Maximum score of a kept row; Li et al. 2024 use 1."
+        1.0, gt=0, description="Reject rows whose score is above this value; Li et al. 2024 use 1."
     )
 
     @property
     def score_name(self) -> str:
-        """Return the name of the score, which includes the name of the model."""
+        """Return the name under which the score is stored, such as ``ifd/smollm2``."""
         return f"ifd/{self.model}"
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:

@@ -1,4 +1,4 @@
-"""Rejects rows with an invalid input or output, as in Self-Instruct (section 2.2 and its code)."""
+"""Rejects rows with an invalid input or output, as in Self-Instruct (section 2.2 and code)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DETAILS = {
 
 
 class InstanceFilter(Filter):
-    """Reject rows whose output is empty, equals the input, or has a colon at its end.
+    """Reject rows whose output is empty, is equal to the input, or ends in a colon.
 
     Rows whose input ends in a colon are also rejected. A colon at the end of a text suggests that
     the text was cut off.
@@ -30,7 +30,7 @@ class InstanceFilter(Filter):
 
 
 def instance_fault(given: str, output: str) -> str | None:
-    """Return the reason code if the input or the output is invalid, or None if both are valid."""
+    """Return the reason code if the input or output is invalid, or None if both are valid."""
     if not output.strip():
         return "empty_output"
     if given.strip() == output.strip():

@@ -1,4 +1,4 @@
-"""Rejects rows by the value of a label from their source, such as the status in Alpaca Libre."""
+"""Rejects rows by a label from the source dataset, such as the status in Alpaca Libre."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class LabelFilter(Filter):
-    """Reject rows in which a label has a value that is not allowed; keep rows without it."""
+    """Reject rows in which a label has a value that is not allowed; keep rows without the label.
+
+    A label is a named text that the source dataset contains about a row, such as a review status.
+    """
 
     name = "label"
     scope = "row"
@@ -17,7 +20,7 @@ class LabelFilter(Filter):
     of: str = Field(min_length=1, description="Name of the label to check.")
     allowed: tuple[str, ...] = Field(
         min_length=1,
-        description="Allowed values; a row in which the label has a different value is rejected.",
+        description="Allowed values of the label; a row with a different value is rejected.",
     )
 
     def reason(self, sample: Sample) -> Rejection | None:

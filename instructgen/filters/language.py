@@ -1,4 +1,4 @@
-"""Rejects rows whose language is not allowed, or is not the language that they are marked with.
+"""Rejects rows that are not in an allowed language, by default that of the field ``language``.
 
 The model in the package ``py3langid`` correctly identifies the language of more than 99% of real
 prompts (tests/test_curation.py). It is less accurate on texts of a few words, and cannot
@@ -33,8 +33,8 @@ class Guess(NamedTuple):
 class Language(Filter):
     """Reject rows whose instruction or output is in a language that is not allowed.
 
-    Rows with only code, names or short texts are kept, because the language of such texts cannot
-    be identified reliably.
+    Rows that contain only code, names or short texts are kept, because the language of such texts
+    cannot be identified reliably.
     """
 
     name = "language"
@@ -42,8 +42,8 @@ class Language(Filter):
 
     allowed: tuple[Annotated[str, Field(pattern=r"^[a-z]{2}$")], ...] = Field(
         (),
-        description="Allowed languages (ISO 639-1 codes). Default: the language that a row is "
-        "marked with.",
+        description="Allowed languages (ISO 639-1 codes). By default, only the language in the "
+        "row's field language is allowed, or any language if that field is und (unknown).",
     )
     min_likelihood: float = Field(
         0.8,
@@ -52,7 +52,7 @@ class Language(Filter):
         description="Reject a row only if the identified language has at least this likelihood.",
     )
     min_characters: int = Field(
-        40, ge=0, description="Texts with fewer characters are not checked."
+        40, ge=0, description="Instructions and outputs with fewer characters are not checked."
     )
 
     def reason(self, sample: Sample) -> Rejection | None:
@@ -80,7 +80,7 @@ class Language(Filter):
 
 
 def identify(texts: Sequence[str]) -> list[Guess | None]:
-    """For each text, return its language, or None if it has no linguistic content."""
+    """For each text, return its probable language, or None if it is only code, names or numbers."""
     identifier = _identifier()
     guesses: list[Guess | None] = []
     for text in texts:
@@ -91,7 +91,7 @@ def identify(texts: Sequence[str]) -> list[Guess | None]:
 
 
 def _is_same(a: str, b: str) -> bool:
-    """Return whether two codes mean the same language, or languages that look the same."""
+    """Return whether two codes mean the same language, or two that cannot be distinguished."""
     a, b = a.split("-")[0], b.split("-")[0]
     return a == b or any({a, b} <= group for group in _INDISTINGUISHABLE)
 

@@ -21,8 +21,8 @@ class Length(Filter):
     words: str = Field(
         "unicode",
         pattern="^(unicode|whitespace)$",
-        description="How to count words: whitespace (words are separated by spaces, as in the "
-        "Self-Instruct paper) or unicode (any writing system).",
+        description="How to count words: whitespace (split at white space, as in the Self-Instruct "
+        "paper) or unicode (also for writing systems without spaces).",
     )
 
     @model_validator(mode="after")
@@ -32,7 +32,7 @@ class Length(Filter):
         return self
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the minimum and the maximum number of words."""
+        """Return the settings ``min_words`` and ``max_words``."""
         return (self.min_words, self.max_words)
 
     def value(self, sample: Sample) -> float:
@@ -41,7 +41,7 @@ class Length(Filter):
         return len(text.split() if self.words == "whitespace" else tokenize(text))
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``too_short`` or ``too_long``), or None to keep the sample.
+        """Return a rejection for ``too_short`` or ``too_long``, or None to keep the sample.
 
         The score of a rejection is the number of words.
         """

@@ -16,7 +16,7 @@ from instructgen.similarity.tokens import tokenize_all
 class NearDuplicate(ComparingFilter):
     """Reject rows whose Jaccard similarity to an earlier row is above the threshold.
 
-    The similarities of the whole rows, of their instructions and of their outputs must all be
+    The similarities of the complete rows, of their instructions and of their outputs must all be
     above the threshold, because two different tasks may share a long input. MinHash finds pairs
     that may be similar enough, and their exact similarities are then computed.
     """
@@ -27,12 +27,15 @@ class NearDuplicate(ComparingFilter):
     max_characters = 2**24
 
     threshold: float = Field(
-        0.7, ge=0.05, lt=1, description="Maximum Jaccard similarity to an earlier row."
+        0.7, ge=0.05, lt=1, description="Maximum Jaccard similarity of a kept row to earlier rows."
     )
-    ngram: int = Field(1, ge=1, description="Number of words per n-gram; use 1 for short texts.")
+    ngram: int = Field(
+        1, ge=1, description="Number of words in each compared n-gram; use 1 for short texts."
+    )
     tokenizer: Tokenizer = Field(
         "unicode",
-        description="How to find words: unicode (any writing system), or ascii (a-z and 0-9 only).",
+        description="How to split texts into words: unicode (for any writing system), or ascii "
+        "(words contain only a-z and 0-9).",
     )
 
     def index(self) -> MinHashIndex:
@@ -40,7 +43,7 @@ class NearDuplicate(ComparingFilter):
         return MinHashIndex(self.threshold, self.ngram, tokenizer=self.tokenizer)
 
     def text(self, sample: Sample) -> str:
-        """Return the whole row as one text."""
+        """Return the earlier messages, instruction, input and output of the row as one text."""
         return f"{sample.context}\n{sample.instruction}\n{sample.input}\n{sample.output}"
 
     def thresholds(self) -> tuple[float, ...]:
@@ -60,7 +63,7 @@ class NearDuplicate(ComparingFilter):
         return self.reject("near_duplicate", detail, score, nearest.id)
 
     def _parts(self, sample: Sample, instruction: str, output: str) -> float:
-        """Return the lower of the similarities of the instructions and of the outputs."""
+        """Return the lower of two Jaccard similarities: of the instructions, and of the outputs."""
         texts = [sample.instruction, instruction, sample.output, output]
         words = tokenize_all(texts, self.tokenizer)
         sets = [set(runs(w, self.ngram)) for w in words]

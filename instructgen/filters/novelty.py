@@ -15,23 +15,26 @@ from instructgen.similarity import RougeLIndex, Tokenizer
 
 
 class Novelty(ComparingFilter):
-    """Reject instructions whose ROUGE-L similarity to an earlier one is above the threshold."""
+    """Reject instructions that are too similar (by ROUGE-L) to an earlier one or a seed task."""
 
     name = "novelty"
 
     threshold: float = Field(
-        0.7, gt=0, le=1, description="Maximum ROUGE-L similarity to an earlier instruction."
+        0.7,
+        gt=0,
+        le=1,
+        description="Maximum ROUGE-L similarity of a kept instruction to earlier instructions.",
     )
     tokenizer: Tokenizer = Field(
         "unicode",
-        description="How to find words: unicode (any writing system), or ascii (a-z and 0-9 only, "
-        "as in the Self-Instruct paper).",
+        description="How to split texts into words: unicode (for any writing system), or ascii "
+        "(words contain only a-z and 0-9, as in the Self-Instruct paper).",
     )
 
     compatible: Literal["rouge-score"] | None = Field(
         None,
-        description="The value rouge-score gives the decisions of the package rouge-score for "
-        "similarities that equal the threshold up to floating-point rounding.",
+        description="Set to rouge-score to compare in floating point like the package rouge-score. "
+        "Rounding may then reject instructions whose similarity equals the threshold.",
     )
 
     def index(self) -> RougeLIndex:

@@ -1,4 +1,4 @@
-"""Rejects rows whose answer a local model finds too likely or too unlikely, given the question."""
+"""Rejects rows whose answer has too low or too high a perplexity for a local language model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ class Perplexity(ScoringFilter):
     name: ClassVar[str] = "perplexity"
 
     model: str = Field(
-        "smollm2", description="Language model: smollm2 (included), a folder, or a Hub name."
+        "smollm2",
+        description="Language model: smollm2 (included), a folder, or the name of a model on the "
+        "Hugging Face Hub.",
     )
-    min: float | None = Field(None, ge=1, description="Minimum score of a kept row.")
-    max: float | None = Field(None, ge=1, description="Maximum score of a kept row.")
+    min: float | None = Field(
+        None, ge=1, description="Reject rows with a perplexity below this value."
+    )
+    max: float | None = Field(
+        None, ge=1, description="Reject rows with a perplexity above this value."
+    )
 
     @property
     def score_name(self) -> str:
@@ -33,7 +39,7 @@ class Perplexity(ScoringFilter):
         return f"perplexity/{self.model}"
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """Return the score of each sample, in order."""
+        """Return the perplexity of each sample's answer, in order."""
         if not samples:
             return []
         losses = language_model(self.model).losses(

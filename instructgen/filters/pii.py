@@ -50,16 +50,19 @@ class Pii(Transform):
     name = "pii"
 
     kinds: tuple[PiiKind, ...] = Field(
-        ("email", "phone", "card", "ip", "key"), description="Kinds of data to find."
+        ("email", "phone", "card", "ip", "key"),
+        description="Kinds of data to find: email (email addresses), phone (phone numbers), card "
+        "(payment card numbers), ip (public IP addresses), key (API keys and private keys).",
     )
     action: Literal["mask", "reject"] = Field(
         "mask",
-        description="Whether to mask data with a placeholder such as [EMAIL] or reject the row.",
+        description="What to do with a row that contains such data: mask (replace the data with a "
+        "placeholder such as [EMAIL]) or reject.",
     )
     regions: tuple[str, ...] = Field(
         ("US", "GB"),
-        description="Countries (ISO 3166 codes) whose phone numbers are also found without an "
-        "international prefix such as +44.",
+        description="Countries (ISO 3166 codes such as US) whose phone numbers are also found "
+        "without an international prefix such as +44.",
     )
 
     @field_validator("regions")
@@ -83,7 +86,7 @@ class Pii(Transform):
         ]
 
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
-        """Return the text with personal data masked, and the number of masks of each kind."""
+        """Return the text with personal data masked, and notes such as ``email (2) masked``."""
         counts: Counter[str] = Counter()
         for kind in self.kinds:
             spans = sorted(self._find(kind, text)) if self._may_contain(kind, text) else []

@@ -16,7 +16,7 @@ TABLES = ("generate", "method", "engine", "filters")
 
 
 def load_filters(recipe: str) -> tuple[Filter, ...]:
-    """Return the filters of a recipe, in order; its settings for generation are ignored.
+    """Return the filters of a recipe, in order; other tables of the recipe are ignored.
 
     Args:
         recipe: the name of an included recipe, or the path of a TOML file.
@@ -31,7 +31,7 @@ def load_filters(recipe: str) -> tuple[Filter, ...]:
 
 
 def recorded_filters(filters: Sequence[Filter]) -> list[dict[str, Any]]:
-    """Return the filters as plain data, for the provenance of a dataset."""
+    """Return the name and options of each filter as a dict, for the provenance of a dataset."""
     return [named(f) for f in filters]
 
 

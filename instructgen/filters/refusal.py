@@ -1,4 +1,4 @@
-"""Rejects rows whose output refuses to answer or calls its author a language model."""
+"""Rejects rows whose output refuses to answer or says that a language model wrote it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from instructgen.schema.sample import Rejection, Sample
 
 
 class Refusal(Filter):
-    """Reject rows with a phrase from filters/words/refusals.txt near the start of the output."""
+    """Reject rows with a refusal, such as "I cannot help with", near the start of the output.
+
+    The phrases that count as a refusal are listed in filters/words/refusals.txt.
+    """
 
     name = "refusal"
     scope = "row"
 
     within: int = Field(
-        200, ge=1, description="Number of characters to search at the start of the output."
+        200,
+        ge=1,
+        description="Number of characters at the start of the output to search.",
     )
     phrases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
-        description="More phrases to reject, in addition to those in filters/words/refusals.txt. "
-        "Case is ignored.",
+        description="Phrases that cause a rejection, in addition to those in "
+        "filters/words/refusals.txt. Case is ignored.",
     )
 
     def reason(self, sample: Sample) -> Rejection | None:

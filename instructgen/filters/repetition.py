@@ -1,4 +1,7 @@
-"""Rejects texts that repeat themselves or their instruction, as small models often do."""
+"""Rejects repetitive text, and outputs that repeat the instruction.
+
+Small models often write such text.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,25 @@ from instructgen.similarity import tokenize
 class Repetition(Filter):
     """Reject rows in which too many words of a field belong to repeated n-grams.
 
-    A row whose output has the same words as its instruction is also rejected. The measure is the
-    duplicate n-gram fraction of Rae et al. 2021 (Gopher), table A1, for words in any writing
-    system.
+    A row whose output consists of the same words as its instruction, in the same order, is also
+    rejected. The measure is the duplicate n-gram fraction of Rae et al. 2021 (Gopher), table A1,
+    for words in any writing system.
     """
 
     name = "repetition"
     scope = "both"
 
-    ngram: int = Field(4, ge=1, description="Number of words per n-gram.")
+    ngram: int = Field(4, ge=1, description="Number of words in an n-gram.")
     max_share: float = Field(
         0.3,
         ge=0,
         le=1,
-        description="Maximum fraction of a field's words that belong to repeated n-grams.",
+        description="Maximum fraction of a field's words that belong to repeated n-grams. Rows "
+        "with a larger fraction are rejected.",
     )
-    min_words: int = Field(12, ge=1, description="Texts with fewer words are not checked.")
+    min_words: int = Field(
+        12, ge=1, description="Minimum number of words of a field that is checked for repetition."
+    )
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection, or None to keep the sample.
@@ -51,7 +57,7 @@ class Repetition(Filter):
 
 
 def repeated_share(words: list[str], n: int) -> float:
-    """Return the fraction (0 to 1) of ``words`` that repeat an n-gram found earlier in them."""
+    """Return the fraction (0 to 1) of ``words`` in n-grams that already occurred before."""
     grams = list(zip(*(words[i:] for i in range(n)), strict=False))
     seen: set[tuple[str, ...]] = set(grams)
     if len(seen) == len(grams):

@@ -1,4 +1,4 @@
-"""Scores rows with a reward model, and rejects rows whose score is out of bounds."""
+"""Scores rows with a reward model, and rejects rows whose score is too low or too high."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class RewardFilter(ScoringFilter):
 
     name: ClassVar[str] = "reward"
 
-    model: str = Field(description="Reward model with safetensors weights: a folder or a Hub name.")
+    model: str = Field(
+        description="Reward model with safetensors weights: a folder, or the name of a model on "
+        "the Hugging Face Hub."
+    )
 
     @property
     def score_name(self) -> str:

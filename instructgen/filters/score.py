@@ -12,11 +12,13 @@ from instructgen.schema.sample import Sample, Score
 
 
 class ScoreFilter(ScoringFilter):
-    """Reject rows in which a score, such as ``toxicity`` or ``score_chosen``, is out of bounds."""
+    """Reject rows whose stored score, such as ``toxicity``, is below ``min`` or above ``max``."""
 
     name: ClassVar[str] = "score"
 
-    of: str = Field(min_length=1, description="Name of the score to check.")
+    of: str = Field(
+        min_length=1, description="Name of the score to compare with min and max, such as toxicity."
+    )
 
     @model_validator(mode="after")
     def _require_bound(self) -> Self:
@@ -32,5 +34,5 @@ class ScoreFilter(ScoringFilter):
         return self.of
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
-        """Return a score without a value for each sample; this filter does not compute scores."""
+        """For each sample, return a score without a value, because this filter computes none."""
         return [Score(self.of, None, "the row does not have this score") for _ in samples]

@@ -1,4 +1,4 @@
-"""Rejects instructions in a writing system that their language does not use."""
+"""Rejects instructions whose writing system does not fit the language of their row."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from instructgen.similarity.scripts import fits_language, main_script
 
 
 class Script(Filter):
-    """Reject instructions in a writing system that the language of their row does not use.
+    """Reject instructions whose writing system does not fit the language of their row.
 
-    An example is an English text in a row marked as Persian. The filter catches models that
-    answer a prompt in one language with a task in a different language.
+    An example is an English text in a row whose ``language`` is Persian. Such rows occur if a
+    model gets a prompt in one language and writes a task in a different language.
     """
 
     name = "script"
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``other_script``), or None to keep the sample."""
+        """Return a rejection with the reason ``other_script``, or None to keep the sample."""
         if fits_language(sample.instruction, sample.language):
             return None
         script = main_script(sample.instruction)

@@ -14,24 +14,30 @@ from instructgen.similarity.tokens import tokenize_all
 
 
 class Size(Filter):
-    """Reject rows whose prompt, output or whole text has too few or too many words or tokens."""
+    """Reject rows whose prompt, output or complete text has too few or too many words or tokens."""
 
     name = "size"
     scope = "row"
 
-    of: Literal["prompt", "output", "row"] = Field("row", description="Part of the row to measure.")
-    min: int = Field(0, ge=0, description="Minimum length in words or tokens.")
-    max: int = Field(2_000, ge=1, description="Maximum length in words or tokens.")
+    of: Literal["prompt", "output", "row"] = Field(
+        "row", description="Text to measure: the prompt, the output, or all text of the row (row)."
+    )
+    min: int = Field(
+        0, ge=0, description="Reject rows with fewer words (tokens if tokenizer is set)."
+    )
+    max: int = Field(
+        2_000, ge=1, description="Reject rows with more words (tokens if tokenizer is set)."
+    )
     tokenizer: str | None = Field(
         None,
-        description="Model (a folder or a Hub name) whose tokenizer measures the length in tokens. "
-        "Default: length in words.",
+        description="Model whose tokenizer counts the tokens: a folder, or the name of a model on "
+        "the Hugging Face Hub. By default, words are counted.",
     )
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
         if self.min > self.max:
-            raise ValueError(f"min = {self.min} is above max = {self.max}")
+            raise ValueError(f"min = {self.min} is above max = {self.max}; lower min or raise max")
         return self
 
     def thresholds(self) -> tuple[float, ...]:
@@ -39,11 +45,11 @@ class Size(Filter):
         return (self.min, self.max)
 
     def reason(self, sample: Sample) -> Rejection | None:
-        """Return a rejection (``too_short`` or ``too_long``) with the count as score, or None."""
+        """Return a rejection (``too_short`` or ``too_long``) with the length as score, or None."""
         return self.evaluate([sample])[0].rejection
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """Return one verdict for each sample, in order."""
+        """Return one verdict (keep or reject) for each sample, in order."""
         texts = ["\n".join(m.content for m in self._messages(s)) for s in samples]
         if self._tokenizer is None:
             counts, unit = [len(words) for words in tokenize_all(texts)], "words"

@@ -1,4 +1,4 @@
-"""Rejects rows about unwanted topics, which are recognized by meaning, whatever the wording."""
+"""Rejects rows about unwanted topics, which are recognized by meaning and not by keywords."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from instructgen.similarity.encoders import MINILM, check_model
 class Topic(Filter):
     """Reject rows whose question is too similar in meaning to an unwanted topic.
 
-    A topic is any text: a phrase, or an example of an unwanted instruction. The similarity is the
-    cosine of the embeddings of the topic and the question.
+    The question is the instruction followed by the input. A topic is any text: a phrase, or an
+    example of an unwanted instruction. The similarity is the cosine of the embeddings of the topic
+    and the question.
     """
 
     name = "topic"
@@ -26,14 +27,19 @@ class Topic(Filter):
     topics: tuple[str, ...] = Field(
         min_length=1, description="Unwanted topics: phrases or example instructions."
     )
-    threshold: float = Field(0.5, gt=0, lt=1, description="Maximum cosine similarity to a topic.")
+    threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Maximum cosine similarity of a kept row's question to any topic.",
+    )
     model: str = Field(
         MINILM,
         description="Embedding model: minilm (included, for English), a folder, or a Hub name.",
     )
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the maximum cosine similarity."""
+        """Return the maximum cosine similarity of kept rows, as the only threshold."""
         return (self.threshold,)
 
     def reason(self, sample: Sample) -> Rejection | None:

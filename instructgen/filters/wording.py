@@ -23,7 +23,9 @@ class Wording(Filter):
     name = "wording"
 
     lists: tuple[str, ...] = Field(
-        (), description="Names of lists (files in filters/words/) of words to reject."
+        (),
+        description="Names of word lists (filters/words/NAME.txt), such as not_for_text_models. "
+        "Instructions with one of these words are rejected.",
     )
     words: tuple[str, ...] = Field(
         (), description="Words to reject in addition to those in the lists. Case is ignored."
@@ -42,7 +44,7 @@ class Wording(Filter):
     @classmethod
     def _check_not_empty(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         if "" in texts:
-            raise ValueError("an empty text would reject all rows")
+            raise ValueError("an empty text would reject all rows; remove it")
         return texts
 
     @field_validator("lists")

@@ -1,9 +1,9 @@
 """Reads dataset files in the formats of other projects, and converts their rows to samples.
 
-Each format has its own file in this package. Its class states the fields by which the format is
-detected and the license and language of its rows, and has a method that converts a record into
-samples. This module detects the format of a file and returns every row either as samples or with
-the reason why it is not used; it does not filter rows.
+Each format is a class in its own file of this package. The class states the fields by which the
+format is detected and the license and language of its rows, and converts each record to samples
+(rows of instructgen). This module detects the format of a file, and returns every row either as a
+sample or with the reason why it is not used. It does not filter rows.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class UnusedRow:
-    """A valid row that does not become part of a sample.
+    """A valid row that no sample contains, such as a message in a branch that is not selected.
 
-    ``code`` is a short name for the reason, and ``reason`` a text that explains it.
+    ``code`` is a short name for why it is not used, and ``reason`` a text that explains it.
     """
 
     line: int
@@ -59,12 +59,13 @@ class UnusedRow:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The samples made from one record, or from several records that belong together.
+    """The samples made from one record, or from several records such as those of one dialogue.
 
-    ``used`` counts the rows that are part of a sample; ``others`` lists the remaining rows,
-    each with the reason why it is not used. A record is one row, unless the format packs several
-    rows into one record. ``line`` is the line of the first record; it identifies samples of
-    datasets without row ids. ``records`` is the number of records.
+    A record is one JSON object or table row of the file. It counts as one row, unless the format
+    packs several rows, such as messages, into a record. ``used`` is the number of rows that are
+    part of a sample; ``others`` are the remaining rows, with the reasons why they are not used.
+    ``line`` is the line of the first record; it identifies the samples of datasets without row
+    IDs. ``records`` is the number of records.
     """
 
     line: int
@@ -79,11 +80,12 @@ class Format(ABC):
     """A dataset format.
 
     A record matches the format if it contains all ``fields``; if several formats match, the
-    one with the most fields is used. ``identifies_dataset`` is False if many datasets share these
-    fields. ``license``, ``attribution``, ``method`` and ``model`` of such a format apply only
-    if the user names the format. ``unit`` is the plural noun for rows in messages. ``shapes`` are
-    the dataset shapes to which the format can be converted (instructions or preferences), and
-    ``takes`` the ways to select samples from a record; the first item of each is the default.
+    one with the most fields is used. ``identifies_dataset`` is False if many datasets have these
+    fields. The ``license``, ``attribution``, ``method`` and ``model`` of such a format apply only
+    if the user names the format. ``unit`` is the word for rows in printed text, such as messages.
+    ``shapes`` are the allowed values of ``--as``: the kinds of dataset (instructions, preferences)
+    to which records can be converted. ``takes`` are the allowed values of ``--take``: which
+    samples of a record to import. The first item of each is the default.
     """
 
     name: ClassVar[str]
@@ -122,7 +124,7 @@ class Format(ABC):
         """
 
     def convert_all(self, records: Iterable[Record]) -> Iterator[Conversion]:
-        """Convert all records. Formats that combine records into a sample override this method."""
+        """Convert all records. Formats that combine several records override this method."""
         for record in records:
             try:
                 samples = self.samples(record.fields)
@@ -133,11 +135,11 @@ class Format(ABC):
 
 
 class Reading:
-    """The rows of a dataset file, which can be iterated over once.
+    """Iterates once over a dataset file, converts its rows, and counts them.
 
     Attributes:
         format: the format.
-        units: number of rows (or messages) in the file, set after the last row was read.
+        units: number of rows (or messages) in the file; 0 until the last row was read.
         used: number of rows read so far that are part of a sample.
         others: number of rows read so far that are not part of a sample.
     """
@@ -159,9 +161,9 @@ class Reading:
         """Yield every row, either as a sample or with the reason why it is not used.
 
         Raises:
-            InputError: if the rest of the file cannot be read, if a row is bad and ``on_bad_row``
-                is ``fail``, or if a row has no license.
-            RuntimeError: if fewer or more records were converted than were read.
+            InputError: if the rest of the file cannot be read, if a row cannot be read and
+                ``on_bad_row`` is ``fail``, or if a row has no license.
+            RuntimeError: if the number of converted records is not the number of records read.
         """
         pending: deque[BadRow] = deque()
         for taken in self.format.convert_all(self._valid_records(pending)):
@@ -235,7 +237,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class _RowDefaults:
-    """Values for rows that do not specify their own."""
+    """Values for the rows of a file in which these values are missing."""
 
     license: str
     language: str
@@ -255,16 +257,17 @@ def read(
     on_bad_row: OnBadRow = "fail",
     split: str = "train",
 ) -> Reading:
-    """Open a dataset file and detect its format.
+    """Open a dataset file and detect its format; iterate over the result to get the rows.
 
     Args:
         path: a file, or a Hub dataset as ORG/NAME; see `read_records`.
-        format: the format or its name; None to detect it from the fields of the first row.
-        license: SPDX expression for rows, if neither the row nor its format specifies a license.
+        format: the format or its name; None to detect it from the fields of the rows.
+        license: SPDX expression for rows that have no license, if the format sets none either.
         language: ISO 639 code for rows that do not specify their language.
         attribution: attribution text, which replaces the attribution text of the format.
         model: the model that wrote the rows, if they are not human-written.
-        on_bad_row: ``fail`` raises an error at the first bad row; ``reject`` yields it.
+        on_bad_row: ``fail`` raises an error at the first row that cannot be read; ``reject``
+            yields such rows as `BadRow`.
         split: the split to read if ``path`` is a Hub dataset.
 
     Raises:
@@ -326,7 +329,7 @@ def detect_format(fields: Mapping[str, Any]) -> Format | None:
 
 
 def bad_row(path: Path, row: BadRow) -> InputError:
-    """Return the error that is raised for a bad row if ``on_bad_row`` is ``fail``."""
+    """Return the error to raise for a row that cannot be read, if ``on_bad_row`` is ``fail``."""
     return InputError(
         row.reason,
         path=path,
@@ -348,14 +351,14 @@ def _unknown_format(record: Record, path: Path) -> InputError:
 
 
 def check_language(code: str) -> None:
-    """Raise an error if a language code is invalid.
+    """Check that a language code has the form of an ISO 639 code, such as fa or zh-Hant.
 
     Raises:
-        ConfigError: if the code does not look like an ISO 639 code, such as fa or zh-Hant.
+        ConfigError: if the code has a different form.
     """
     if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
         raise ConfigError(
-            f"{code[:40]!r} is not a language code.", "Use ISO 639 codes, such as fa."
+            f"{code[:40]!r} is not a language code.", "Use an ISO 639 code, such as fa."
         )
 
 
@@ -430,7 +433,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Raise an ImportError that names `Format` if a plug-in imports `Source`, its old name."""
+    """Raise an ImportError with the new name, `Format`, if a plug-in imports `Source`."""
     if name == "Source":
-        raise ImportError("instructgen.formats.Source was renamed to Format")
-    raise AttributeError(name)
+        raise ImportError("instructgen.formats.Source was renamed to Format. Import Format.")
+    raise AttributeError(f"module 'instructgen.formats' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Reads files with the columns of Stanford Alpaca: instruction, input and output.
 
-Many other datasets use the same columns, so the license of Stanford Alpaca applies only if the
-user names this format.
+Many other datasets use the same columns. The license of Stanford Alpaca is therefore recorded only
+if the user passes the format ``alpaca``, and not if the format is detected from the columns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class AlpacaFormat(Format):
     model = "text-davinci-003"
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample; its kind (classification or generation) is unknown."""
+        """Return one sample, without information on whether it is a classification task."""
         return [
             Sample(
                 instruction=text(record, "instruction"),

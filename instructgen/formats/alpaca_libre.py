@@ -1,7 +1,7 @@
-"""Reads Alpaca Libre's log of a Self-Instruct run: all generated rows with status and similarity.
+"""Reads Alpaca Libre's log of a Self-Instruct run, which contains accepted and rejected rows.
 
 The final dataset of Alpaca Libre has the columns of Stanford Alpaca and no status column. That
-dataset is read with this format only if the user names the format.
+dataset is therefore read as Stanford Alpaca, unless the user names this format.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class AlpacaLibre(Format):
     model = "gpt-3.5-turbo"
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample; its status is stored as a label, so that a recipe can filter by it."""
+        """Return one sample, with ``status`` as a label and ``similarity`` as a score."""
         (sample,) = AlpacaFormat().samples(record)
         if sample.input.lower() in _NO_INPUT:
             sample = replace(sample, input="")
         status = text(record, "status", required=False)
         other = record.get("other", {})
         if not isinstance(other, Mapping):
-            raise RowError('"other" is not a JSON object.')
+            raise RowError('the field "other" must be a JSON object.')
         similarity = number({**other, **record}, "similarity")
         return [
             replace(

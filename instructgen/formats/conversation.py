@@ -1,4 +1,4 @@
-"""Converts a conversation to a sample, and accepts all common names for the message roles."""
+"""Converts a conversation to a sample, and accepts common names of roles, such as ``human``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROLES = {
 
 
 def turns(value: Any, field: str, role: str = "role", content: str = "content") -> list[Message]:
-    """Convert JSON objects to messages with the roles ``user``, ``assistant`` and ``system``.
+    """Convert a list of JSON objects to messages with the role user, assistant or system.
 
     Args:
         value: the list of objects.
@@ -51,16 +51,16 @@ def turns(value: Any, field: str, role: str = "role", content: str = "content") 
 
 
 def _joined_parts(content: Any) -> Any:
-    """Return the joined text of OpenAI content parts; return any other value unchanged."""
+    """Join the texts of a list of OpenAI content parts; return any other value unchanged."""
     if not isinstance(content, list):
         return content
     if not all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-        raise RowError("a message contains a part that is not text.")
+        raise RowError('a message contains a part whose type is not "text".')
     return "\n".join(text(part, "text", filled=False) for part in content)
 
 
 def sample_of_turns(messages: Sequence[Message]) -> Sample:
-    """Convert a conversation to a sample: its last question and answer, with the rest as history.
+    """Convert a conversation to a sample: the last question and answer, and the history.
 
     Consecutive messages of one role are joined. Empty messages, an assistant message before
     the first user message, and a last user message without an answer are removed. Each of
@@ -101,7 +101,7 @@ def sample_of_turns(messages: Sequence[Message]) -> Sample:
 
 
 def preference(chosen: Iterable[Message], rejected: Iterable[Message]) -> Sample:
-    """Combine two conversations that differ only in their last answer into a preference.
+    """Combine two conversations that differ only in their last answer into a preference sample.
 
     Raises:
         RowError: if the conversations differ before the last answer, or are identical.

@@ -1,4 +1,4 @@
-"""Reads databricks-dolly-15k: human answers in eight categories, some about a given passage."""
+"""Reads databricks-dolly-15k: human-written tasks in eight categories, some about a passage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Dolly(Format):
     )
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample, with the context as its input."""
+        """Return one sample; its input is the field ``context`` of the record."""
         category = text(record, "category", required=False) or None
         return [
             Sample(

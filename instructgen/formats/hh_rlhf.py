@@ -1,4 +1,4 @@
-"""Reads Anthropic's HH-RLHF: pairs of dialogues, of which a person preferred one."""
+"""Reads Anthropic's HH-RLHF: pairs of dialogues, one of which was preferred by a person."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class HHRLHF(Format):
     """Rows with ``chosen`` and ``rejected``, two transcripts (MIT license, Bai et al. 2022).
 
     With ``--as=instructions``, only the chosen dialogue is used. With ``--take=first``, only the
-    first exchange of that dialogue is used, and rows whose chosen dialogue contains a link are
-    rejected, as in the conversion by Alpaca Libre. Annotators compared the last answers, so in
-    dialogues with several exchanges the first answer was not judged on its own.
+    first question and answer of that dialogue are used, and rows whose chosen dialogue contains a
+    link are rejected, as in the conversion by Alpaca Libre. Annotators compared only the last
+    answers. In a dialogue with several answers, the first one was therefore not compared.
     """
 
     name = "hh-rlhf"
@@ -37,13 +37,13 @@ class HHRLHF(Format):
         super().__post_init__()
         if self.take == "first" and self.shape == "preferences":
             raise ConfigError(
-                "hh-rlhf: --take=first cannot be used for preferences, because the chosen and the "
-                "rejected dialogue begin alike.",
-                "Add --as=instructions.",
+                "hh-rlhf: --take=first cannot be used for preferences, because the first answers "
+                "of the chosen and the rejected dialogue are usually identical.",
+                "Add --as=instructions, or omit --take.",
             )
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample: a preference, or the chosen dialogue or its first exchange."""
+        """Return one sample: a preference, the chosen dialogue, or its first two messages."""
         chosen = _turns(record, "chosen")
         if self.take == "first":
             if "http" in text(record, "chosen"):

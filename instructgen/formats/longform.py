@@ -1,4 +1,4 @@
-"""Reads LongForm: long human-written texts, each with an instruction that asks for it."""
+"""Reads LongForm: instructions whose answers are long human-written texts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class LongForm(Format):
     """Rows with ``input`` (the instruction), ``output``, ``source`` and ``subset``.
 
     The data card of akoksal/LongForm says "MIT License with custom limitations": the terms of
-    OpenAI apply to the instructions of the corpus subsets, and those of WikiHow to the WikiHow
-    subset. SPDX has no identifier for these limitations.
+    OpenAI apply to the instructions of the subsets made from text corpora, and the terms of
+    WikiHow apply to the WikiHow subset. SPDX has no identifier for these limitations.
     """
 
     name = "longform"

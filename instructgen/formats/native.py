@@ -1,4 +1,4 @@
-"""Reads instructgen's own format: one task per row, with kind, license and other fields."""
+"""Reads instructgen's own format: a row is a task with an instruction, output and license."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ def _dataset_row(record: Mapping[str, Any]) -> list[Sample]:
     try:
         return samples_in(pa.RecordBatch.from_pylist([values], schema=columns))
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
-        raise RowError(f"the columns of a dataset row are invalid ({first_line(error)})") from error
+        raise RowError(f"a column of the row has an invalid value ({first_line(error)})") from error
 
 
 class Native(Format):
-    """Rows with the same fields as the seed tasks in ``seeds/*.jsonl``."""
+    """Rows with ``instruction``, ``output``, ``kind``, ``license``, and optionally other fields.
+
+    ``kind`` is ``generation`` or ``classification``. The files ``seeds/*.jsonl`` are examples.
+    """
 
     name = "instructgen"
     fields = frozenset({"instruction", "output", "kind", "license"})
@@ -32,8 +35,9 @@ class Native(Format):
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """Return one sample.
 
-        A row with all columns of a dataset, such as one of a DataFrame of `instructgen.open`, keeps
-        its conversation, origin, scores and license terms.
+        A row that also has the fields ``messages``, ``origin`` and ``generators``, such as a row of
+        a DataFrame from `instructgen.open`, keeps its conversation, origin, scores and license
+        terms.
         """
         if {"messages", "origin", "generators"} <= record.keys():
             return _dataset_row(record)

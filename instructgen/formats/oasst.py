@@ -1,4 +1,4 @@
-"""Reads OASST1 and OASST2: trees of messages, with one message or one tree per row.
+"""Reads OASST1 and OASST2 (OpenAssistant): message trees, with one message or tree per row.
 
 Messages that were deleted or failed review are rejected, together with all direct and indirect
 replies to them. Every message is either part of a sample or rejected with a reason.
@@ -59,7 +59,7 @@ class OASST(Format):
     takes = ("best", "all", "first")
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return the samples of one tree."""
+        """Return the samples of one tree, which the record contains."""
         (tree,) = self.convert_all([Record(1, dict(record))])
         return tree.samples
 
@@ -242,7 +242,7 @@ def _node(line: int, fields: Mapping[str, Any]) -> _Node:
 
 
 def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
-    """Return the reviewers' ratings (in either published layout) and Detoxify's toxicity score."""
+    """Return reviewers' ratings (stored as two lists or one dict) and Detoxify's toxicity score."""
     scores: dict[str, Any] = {}
     labels = fields.get("labels")
     if isinstance(labels, Mapping):
@@ -262,7 +262,7 @@ def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _link(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
-    """Link messages to parents; return a list of the first prompt, and rejections by message id."""
+    """Link replies to parents; return the first prompt in a list, and rejections by message id."""
     rejections: dict[str, tuple[str, str]] = {}
     by_id: dict[str, _Node] = {}
     for node in nodes:
@@ -305,7 +305,7 @@ def _link(nodes: list[_Node]) -> tuple[list[_Node], dict[str, tuple[str, str]]]:
 
 
 def _all_paths(root: _Node, rejections: Mapping[str, Any]) -> Iterator[list[_Node]]:
-    """Yield the path from the root to every message that is not rejected."""
+    """Yield the path from the root to each message, except to rejected ones and their replies."""
     pending = [[root]]
     while pending:
         path = pending.pop()
@@ -314,7 +314,7 @@ def _all_paths(root: _Node, rejections: Mapping[str, Any]) -> Iterator[list[_Nod
 
 
 def _sample(path: list[_Node], tree: str) -> Sample:
-    """Return a path's sample; a score not in ``_ANSWER_SCORES`` is its maximum over the path."""
+    """Return the sample of a path. Scores such as toxicity are the maximum over its messages."""
     *before, question, answer = path
     scores: dict[str, float] = {}
     for node in path:

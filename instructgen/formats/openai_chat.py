@@ -18,7 +18,7 @@ class OpenAIChat(Format):
     fields = frozenset({"messages"})
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample: the last exchange, with the earlier messages as history."""
+        """Return one sample: the last question and answer, with the earlier messages as history."""
         sample = sample_of_turns(turns(record.get("messages"), "messages"))
         return [
             replace(

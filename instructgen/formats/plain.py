@@ -29,9 +29,9 @@ _LABEL = "label."
 
 @dataclass(frozen=True)
 class Plain(Format):
-    """Rows with any fields; ``mapping`` maps the names of sample fields to fields of the record.
+    """Rows with any fields; ``mapping`` names the field of the row for each field of a sample.
 
-    The path ``a.b`` means the field ``b`` of the object ``a``. The name ``label.NAME`` stores a
+    The path ``a.b`` means the field ``b`` of the object in ``a``. The name ``label.NAME`` stores a
     field as the label NAME, for example ``label.rationale`` (the reasoning behind an answer),
     ``label.test`` (a test for code) or ``label.pattern`` (a pattern that an answer must match).
     """
@@ -42,7 +42,7 @@ class Plain(Format):
     mapping: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Set the shape; raise ConfigError if the field mapping is invalid or incomplete."""
+        """Set the shape of the dataset; raise ConfigError for an invalid or incomplete mapping."""
         for name in self.mapping:
             if name not in _FIELDS and not _is_label(name):
                 raise ConfigError(
@@ -64,7 +64,7 @@ class Plain(Format):
         object.__setattr__(self, "shape", shape)
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample."""
+        """Return a list with the one sample that a record is converted to."""
         row = {name: _value(record, path) for name, path in self.mapping.items()}
         system = text(row, "system", required=False)
         score = number(row, "score")

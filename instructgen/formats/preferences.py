@@ -1,4 +1,4 @@
-"""Reads preferences as in UltraFeedback (binarized) and TRL: a prompt and two answers."""
+"""Reads preference rows (a prompt and two answers), as in binarized UltraFeedback and TRL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Preferences(Format):
     shapes = ("preferences", "instructions")
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one preference, with the scores of both answers if the row has them."""
+        """Return the row as one sample, with the scores of both answers if the row has them."""
         prompt = _messages(record, "prompt", "user")
         sample = preference(
             _conversation(prompt, record, "chosen"), _conversation(prompt, record, "rejected")
@@ -53,5 +53,5 @@ def _conversation(prompt: list[Message], record: Mapping[str, Any], field: str) 
     if answer[: len(prompt)] == prompt and len(answer) > len(prompt):
         return answer
     if len(answer) != 1 or answer[0].role != "assistant":
-        raise RowError(f'"{field}" is not a single assistant message that answers "prompt".')
+        raise RowError(f'"{field}" must be one assistant message, or "prompt" plus the answer.')
     return [*prompt, *answer]

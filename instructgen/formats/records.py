@@ -35,7 +35,11 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A JSON object or a row. ``line`` is its line, or its position in the JSON array, from 1."""
+    """One row of a file or of a Hub dataset.
+
+    ``line`` is its line number. For a JSON array, a Parquet file or a Hub dataset, it is the
+    position of the row, counted from 1.
+    """
 
     line: int
     fields: dict[str, Any]
@@ -43,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A record that cannot be read, with the reason why. ``line`` is as for `Record`."""
+    """A record that cannot be read, and the reason why; ``line`` is defined as in `Record`."""
 
     line: int
     reason: str
@@ -58,7 +62,7 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
 
     Raises:
         InputError: if the file does not exist, has an unsupported extension, is empty, or is
-            damaged so that the rest cannot be read.
+            damaged so that the rest cannot be read, or if a Hub dataset cannot be read.
         ConfigError: if a Hub dataset is requested but the package ``datasets`` is not installed.
     """
     try:
@@ -350,7 +354,7 @@ def _batch_records(batch: Any, before: int) -> Iterator[Record | BadRecord]:
 
 
 def _rows_at_once(group: Any, path: Path, number: int) -> int:
-    """Return a batch size that fits in memory even if all rows repeat the longest values."""
+    """Return how many rows to read at once; they fit in memory even with the longest values."""
     # The sum of all columns, because each row may repeat the longest value of every column.
     size: int = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
     if size > _MAX_GROUP_BYTES:

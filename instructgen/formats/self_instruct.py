@@ -10,7 +10,7 @@ from instructgen.schema.sample import Kind, Sample
 
 
 class SelfInstructFormat(Format):
-    """Rows with ``instruction``, ``instances`` and ``is_classification`` (Apache-2.0)."""
+    """Rows with ``instruction``, ``instances`` and ``is_classification`` (license Apache-2.0)."""
 
     name = "self-instruct"
     fields = frozenset({"instruction", "instances"})
@@ -23,7 +23,7 @@ class SelfInstructFormat(Format):
         """Return a sample for the first instance or, with ``--take=all``, for each instance."""
         instances = record.get("instances")
         if not isinstance(instances, list) or not instances:
-            raise RowError('"instances" is not a list of objects with "input" and "output".')
+            raise RowError('"instances" must be a list of one or more objects with an "output".')
         is_classification = record.get("is_classification")
         kinds = {True: Kind.CLASSIFICATION, False: Kind.GENERATION}
         kind = kinds.get(is_classification) if isinstance(is_classification, bool) else None
@@ -33,7 +33,7 @@ class SelfInstructFormat(Format):
 
     def _sample(self, instruction: str, kind: Kind | None, instance: Any) -> Sample:
         if not isinstance(instance, Mapping):
-            raise RowError('"instances" is not a list of objects with "input" and "output".')
+            raise RowError('"instances" must be a list of one or more objects with an "output".')
         return Sample(
             instruction=instruction,
             input=text(instance, "input", required=False),

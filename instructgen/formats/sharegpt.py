@@ -1,4 +1,4 @@
-"""Reads the ShareGPT format: conversations with a model. Accepts several names for the keys."""
+"""Reads the ShareGPT format (conversations), with the message keys of published variants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ShareGPT(Format):
         conversation = record.get("conversations")
         first = conversation[0] if isinstance(conversation, list) and conversation else None
         if not isinstance(first, Mapping):
-            raise RowError('"conversations" is not a list of messages.')
+            raise RowError('"conversations" is not a list of messages (JSON objects).')
         keys = next((k for k in _KEYS if set(k) <= first.keys()), _KEYS[0])
         messages = turns(conversation, "conversations", *keys)
         system = text(record, "system", required=False)

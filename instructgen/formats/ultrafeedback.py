@@ -12,10 +12,10 @@ from instructgen.schema.sample import Message, Sample, Score
 
 
 class UltraFeedback(Format):
-    """Rows with ``instruction`` and ``completions`` (MIT, Cui et al. 2023).
+    """Rows with ``instruction`` and ``completions`` (license MIT, Cui et al. 2023).
 
-    The answers with the highest and the lowest ``overall_score`` form a preference; the models
-    that wrote these two answers are its generators. An ``overall_score`` of 10 was an
+    The answers with the highest and the lowest ``overall_score`` form a preference pair. The models
+    that wrote them are recorded as the generators of the row. An ``overall_score`` of 10 was an
     error in the first version (OpenBMB/UltraFeedback, README) and is treated as missing.
     """
 
@@ -28,7 +28,7 @@ class UltraFeedback(Format):
     shapes = ("preferences", "instructions")
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample: a preference, or the instruction with the best answer."""
+        """Return one sample: a preference pair, or an instruction row with only the best answer."""
         answers = record.get("completions")
         if not isinstance(answers, list) or not all(isinstance(c, Mapping) for c in answers):
             raise RowError('"completions" is not a list of JSON objects.')
@@ -40,7 +40,7 @@ class UltraFeedback(Format):
         rated.sort(key=lambda r: r[0])
         if len(rated) < 2 or rated[0][0] == rated[-1][0]:
             raise RowError(
-                '"completions" does not have two answers with different "overall_score".'
+                '"completions" must have two answers with different values of "overall_score".'
             )
         (low, worse_model, worse), (high, better_model, better) = rated[0], rated[-1]
         question = Message("user", text(record, "instruction"))

@@ -1,1 +1,1 @@
-"""Generates instruction data: seed pool, prompts, methods, generation loop and its runner."""
+"""Generates instruction data: the seed pool, the prompts, the methods, and the generation loop."""

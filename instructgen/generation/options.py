@@ -30,7 +30,7 @@ class Config:
     filters: tuple[Filter, ...]
 
     def recorded(self) -> dict[str, Any]:
-        """Return the configuration as recorded in ``run.json`` and compared when a run resumes."""
+        """Return the values that ``run.json`` records, which are compared when a run resumes."""
         return {
             "generate": self.generate.model_dump(mode="json"),
             "method": named(self.method),
@@ -40,7 +40,7 @@ class Config:
         }
 
     def plugins(self) -> dict[str, dict[str, str]]:
-        """Return package, version and digest of each plug-in in use; see `plugins.provenance`."""
+        """Return the package, version and code digest of each plug-in that the run uses."""
         return provenance(
             engines=[type(self.engine)],
             methods=[type(self.method)],
@@ -73,7 +73,7 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
     check_tables(tables, TABLES, path)
     for name in ("generate", "method", "engine"):
         if not isinstance(tables.get(name, {}), dict):
-            raise ConfigError(f"{path}: {name} is not a table.", f"Write [{name}] above its keys.")
+            raise ConfigError(f"{path}: {name} must be a table.", f"Write [{name}] above its keys.")
     filters = filters_in(tables, path)
     for f in filters:
         if isinstance(f, SelectingFilter):
@@ -97,7 +97,7 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
 
 
 def from_recorded(recorded: dict[str, Any], where: Path) -> Config:
-    """Return the configuration that a run recorded with `Config.recorded`."""
+    """Build a configuration from the values in ``run.json``, as returned by `Config.recorded`."""
     engine = {k: v for k, v in recorded["engine"].items() if k not in ("name", "digest")}
     engine_class = find("engines", recorded["engine"]["name"])
     method = {k: v for k, v in recorded["method"].items() if k != "name"}

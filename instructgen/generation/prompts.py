@@ -2,8 +2,8 @@
 
 There are two prompt styles: ``completion``, for base models, lets a model continue a few-shot
 text, as in the Self-Instruct paper; ``chat`` uses the chat template of the model. Text from
-rows is inserted once and never scanned for placeholders. This module does not choose the examples
-in a prompt, and does not filter rows.
+rows that looks like a placeholder, such as {count}, is not replaced. This module does not choose
+the examples in a prompt, and does not filter rows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Instance:
 
     @property
     def fault(self) -> str | None:
-        """A short code for why the instance is invalid (Self-Instruct, section 2.2), or None."""
+        """The reason code of an invalid instance (Self-Instruct, section 2.2), or None if valid."""
         return instance_fault(self.input, self.output)
 
 
@@ -66,7 +66,7 @@ class Template:
     # -- instructions -----------------------------------------------------------------
 
     def instructions_completion(self, demonstrations: Sequence[str]) -> str:
-        """Return a prompt: a numbered list of instructions that ends with the next number."""
+        """Return a prompt: a numbered list of instructions, followed by the next number."""
         lines = [f"{i}. {one_line(d)}" for i, d in enumerate(demonstrations, start=1)]
         return "\n".join([self._header("instructions"), *lines, f"{len(lines) + 1}."])
 
@@ -95,7 +95,7 @@ class Template:
         return self._chat("classification", structured, task=instruction)
 
     def is_yes(self, answer: str) -> bool:
-        """Return whether an answer begins with the word for "yes". An unclear one counts as no."""
+        """Return whether an answer begins with "yes" in this language. Other answers mean no."""
         yes = tokenize(self.labels["yes"])
         return tokenize(answer)[: len(yes)] == yes
 
@@ -110,7 +110,7 @@ class Template:
         return "\n\n".join([self._header("input_first"), *worked, self._task(instruction, "")])
 
     def output_first_completion(self, instruction: str) -> str:
-        """Return a few-shot prompt: tasks with labels before inputs, then the new instruction."""
+        """Return a few-shot prompt: tasks with class labels and inputs, then the instruction."""
         label, input_ = self.labels["class_label"], self.labels["input"]
         worked = [
             self._task(
@@ -124,16 +124,16 @@ class Template:
     def instances_chat(
         self, instruction: str, count: int, structured: bool, *, output_first: bool
     ) -> tuple[Message, ...]:
-        """Return a chat request for up to ``count`` examples of the task."""
+        """Return a chat request for up to ``count`` examples (input, output) of an instruction."""
         key = "output_first" if output_first else "input_first"
         return self._chat(key, structured, task=instruction, count=str(count))
 
     def instance_stops(self, most: int) -> tuple[str, ...]:
-        """Return the stop strings: the label of another task, and of example ``most + 1``."""
+        """Return the strings at which generation stops: a task label, and example ``most + 1``."""
         return (f"\n{self.labels['task']}:", f"\n{self.labels['example']} {most + 1}\n")
 
     def parse_input_first(self, text: str) -> list[Instance | None]:
-        """Return the instances in a completion, in order, with None for one without an output."""
+        """Return the instances in a completion, in order; one without an output becomes None."""
         labels = self.labels
         instances: list[Instance | None] = []
         for part in self._examples_of(text):
@@ -164,7 +164,7 @@ class Template:
     # -- triples of instruction, input and output (Alpaca) --------------------------------
 
     def triples_completion(self, demonstrations: Sequence[Sample], total: int) -> str:
-        """Return a few-shot prompt: numbered triples, then the label of the next instruction."""
+        """Return a few-shot prompt: (instruction, input, output) triples, to be continued."""
         header = _fill(self._header("triples"), total=str(total))
         shown = self._triples(demonstrations)
         return (
@@ -179,7 +179,7 @@ class Template:
         return self._chat("triples", structured, demonstrations=shown, count=str(count))
 
     def parse_triples(self, text: str) -> list[tuple[str, Instance] | None]:
-        """For each item, return its instruction and instance, or None if the item is incomplete."""
+        """Return each triple as (instruction, instance); an incomplete triple becomes None."""
         triples: list[tuple[str, Instance] | None] = []
         for item in re.split(r"^\s*###\s*$", text, flags=re.MULTILINE):
             # Remove the number of the item; `_at_line` accepts the numbers before its labels.
@@ -232,7 +232,7 @@ class Template:
         )
 
     def given(self, text: str) -> str:
-        """Return the input that a model wrote, or "" if it wrote a word for "no input"."""
+        """Return the input that a model wrote, or "" if it is only "none", "n/a" or similar."""
         text = text.strip()
         return (
             ""
@@ -266,7 +266,7 @@ def parse_json(text: str, key: str, *, cut: bool = False) -> list[Any]:
 
     Args:
         text: the completion.
-        key: a key of the object.
+        key: the key of the list in the object.
         cut: whether the text may be incomplete; then the complete items are returned,
             followed by None for the unfinished last item.
     """
@@ -306,7 +306,7 @@ def capital(text: str) -> str:
 
 
 def schema_of(key: str, item: dict[str, Any], most: int) -> dict[str, Any]:
-    """Return the JSON schema of an object whose only key has a list of 1 to ``most`` items."""
+    """Return the JSON schema of an object that has only ``key``: a list of 1 to ``most`` items."""
     return {
         "type": "object",
         "properties": {key: {"type": "array", "items": item, "minItems": 1, "maxItems": most}},

@@ -29,7 +29,7 @@ class Task:
 
     ``sample`` has the instruction with its language, license and origin. ``kind`` is set
     by the classification stage. ``resolved`` is true when the instruction has rows, or
-    when the reason why it has no rows was recorded.
+    when a recorded rejection states why it has no rows.
     """
 
     sample: Sample
@@ -39,10 +39,10 @@ class Task:
 
 @dataclass(slots=True)
 class Pool:
-    """The seeds, at positions 0 to len(seeds)-1, followed by the accepted instructions.
+    """The task pool: seeds at positions 0 to len(seeds)-1, then the accepted instructions.
 
-    ``unclassified`` contains the numbers of the tasks that wait for the classification stage,
-    ``classified`` those of the tasks that wait for the instance stage, oldest first. Seeds with
+    ``unclassified`` contains the numbers of the tasks that wait for the classification stage, and
+    ``classified`` those that wait for the generation of instances, oldest first. Seeds with
     more than ``max_words`` words in the instruction are not used as demonstrations.
 
     Raises:
@@ -58,7 +58,7 @@ class Pool:
     _tasks_by_language: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Group the seeds by language, without those that are too long for a prompt."""
+        """Group the seeds by language, except those with more than ``max_words`` words."""
         for position, seed in enumerate(self.seeds):
             if len(tokenize(seed.instruction)) <= self.max_words:
                 self._seeds_by_language.setdefault(seed.language, []).append(position)
@@ -121,7 +121,7 @@ def load_seeds(
     """Return all valid rows of the seed files, in order, and the invalid rows with their file.
 
     Raises:
-        InputError: see `instructgen.formats.read`.
+        InputError: a file is unreadable, or a row is invalid and ``on_bad_row`` is ``fail``.
         ConfigError: ``license`` is not an SPDX expression, or ``language`` not an ISO 639 code.
     """
     if license:

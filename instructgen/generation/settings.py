@@ -18,12 +18,12 @@ class RunSettings(BaseModel):
         description="Number of accepted rows to generate.",
         json_schema_extra=_RESUMABLE,
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Random seed for the run.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the run.")
     batch_size: int = Field(
         32,
         ge=1,
         le=100_000,
-        description="Number of requests per batch. Eight batches are in flight at a time.",
+        description="Number of requests per batch. The engine works on eight batches at a time.",
     )
     max_tokens_total: int | None = Field(
         None,
@@ -35,6 +35,7 @@ class RunSettings(BaseModel):
         0.02,
         ge=0,
         le=1,
-        description="Stop when less than this fraction of the last 200 candidates was accepted.",
+        description="Stop if less than this fraction of the last 200 candidates (instructions and "
+        "rows) was accepted; 0 turns this check off.",
         json_schema_extra=_RESUMABLE,
     )

@@ -1,1 +1,1 @@
-"""Determines the conditions for using rows, from licenses and from the terms of models."""
+"""Determines how rows may be used, from licenses and the terms of the models that wrote them."""

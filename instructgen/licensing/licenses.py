@@ -77,7 +77,7 @@ def check_license(expression: str) -> str:
 
 
 def combine(expressions: Iterable[str]) -> str:
-    """Return the license of a row that was derived from rows with these licenses.
+    """Return the license of a row that is based on other rows, which have these licenses.
 
     The licenses are joined by AND. Public domain dedications such as CC0-1.0 have no conditions,
     and are omitted if there is any other license.
@@ -98,7 +98,7 @@ def _combine(expressions: frozenset[str]) -> str:
 
 
 def _conjuncts(expression: str) -> list[str]:
-    """Split an expression at its top-level AND operators. An OR expression stays one part."""
+    """Split an expression at its top-level AND operators; do not split an OR expression."""
     tree = _parse(expression)
     parts = tree.args if isinstance(tree, _licensing().AND) else [tree]
     return [str(part.render()) for part in parts]
@@ -149,10 +149,11 @@ def _freedom(known: Terms | None) -> int:
 class Requirement:
     """A requirement for the license of each row and for the models that wrote the row.
 
-    If ``name`` is ``commercial-use``, the license must be known to allow commercial use, and the
-    terms of no model may be known to forbid it. If ``name`` is ``permissive``, the license must
-    also have no share-alike condition, and the terms of every model must be known to have no
-    conditions for its output. Any other name is a comma-separated list of allowed licenses.
+    If ``name`` is ``commercial-use``, the license must be known to allow commercial use. Models
+    with unknown terms are allowed, but not models whose terms forbid commercial use. If ``name``
+    is ``permissive``, the license must also have no share-alike condition, and the terms of every
+    model must be known to set no conditions for its output. Any other name is a comma-separated
+    list of allowed licenses.
     """
 
     name: str
@@ -176,7 +177,7 @@ class Requirement:
         return cls(text, frozenset(check_license(name) for name in names))
 
     def objection(self, license: str, generators: Iterable[str]) -> tuple[str, str] | None:
-        """If the requirement is violated, return a code and an explanation, otherwise None."""
+        """Return a short code and an explanation if a row violates the requirement, or None."""
         if self.allowed:
             if _granted(_parse(license), self.allowed) if license else False:
                 return None
@@ -204,7 +205,7 @@ class Requirement:
 
 
 def _granted(tree: Any, allowed: frozenset[str]) -> bool:
-    """Return whether ``allowed`` contains all licenses of an AND, or any license of an OR."""
+    """Return whether a license is allowed: each part of an AND, or at least one of an OR."""
     if tree.isliteral:
         return str(tree.render()) in allowed
     granted = [_granted(part, allowed) for part in tree.args]
@@ -214,12 +215,12 @@ def _granted(tree: Any, allowed: frozenset[str]) -> bool:
 def obligations(
     licenses: Mapping[str, int], generators: Mapping[str, int], attributions: Mapping[str, int]
 ) -> list[str]:
-    """Return the obligations of those who use a dataset, one sentence for each obligation.
+    """Return what licenses and models require of the users of a dataset, one sentence each.
 
     Args:
-        licenses: number of rows for each license, an SPDX expression.
-        generators: number of rows for each model whose terms apply to the rows.
-        attributions: number of rows for each attribution text.
+        licenses: number of rows by license (an SPDX expression).
+        generators: number of rows by model that wrote the rows, or text on which they are based.
+        attributions: number of rows by attribution text.
     """
     known = {name: terms(name) for name in licenses}
 

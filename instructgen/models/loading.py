@@ -31,8 +31,8 @@ def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
     """Return the tokenizer of a model for training, with a padding token.
 
     Args:
-        name: a folder, a Hub name, or ``smollm2``.
-        pad_token: a token in the vocabulary, or ``eos`` for the end-of-text token. None keeps
+        name: a folder, a Hub name, or ``smollm2`` for the included model.
+        pad_token: a token in the vocabulary, or ``eos`` for the end-of-sequence token. None keeps
             the padding token of the tokenizer.
 
     Raises:
@@ -57,7 +57,7 @@ def load_tokenizer(name: str, pad_token: str | None = None) -> Any:
 
 
 def read_tokenizer(name: str) -> Any:
-    """Return the tokenizer of a model, without any changes.
+    """Return the tokenizer of a model as it is stored, so it may lack a padding token.
 
     Raises:
         ConfigError: if a package is missing, or the tokenizer cannot be loaded.
@@ -73,7 +73,7 @@ def read_tokenizer(name: str) -> Any:
 
 
 def read_config(name: str) -> Any:
-    """Return the configuration of a model, or for an adapter, of its base model.
+    """Return the configuration of a model; for an adapter, return that of its base model.
 
     Raises:
         ConfigError: if the configuration cannot be loaded.
@@ -102,8 +102,8 @@ def load_model(
     """Return a model, loaded on the CPU.
 
     Args:
-        name: a folder, a Hub name or ``smollm2``. If the folder contains only an adapter, the
-            adapter is merged into its base model, if the type of the adapter supports merging.
+        name: a folder, a Hub name or ``smollm2`` for the included model. If the folder contains
+            only an adapter, its base model is loaded too, and the two are merged if possible.
         head: the output layer: ``causal`` for token logits, ``reward`` for one number per text,
             ``value`` for one number per token.
         tokenizer: the tokenizer whose padding token is set in the model's configuration.
@@ -178,7 +178,7 @@ def load_for_inference(
     """Load a tokenizer and a model for inference, in evaluation mode and on a GPU if possible.
 
     Args:
-        name: a folder, a Hub name or ``smollm2``.
+        name: a folder, a Hub name or ``smollm2`` for the included model.
         head: the output layer: ``causal`` for token logits, ``reward`` for one number per text.
         dtype: the data type of the weights, such as ``float32``.
 
@@ -204,7 +204,7 @@ def load_for_inference(
 
 
 def load_error(name: str, error: Exception, part: str = "") -> ConfigError:
-    """Convert an exception that a library raised while loading the model ``name``."""
+    """Return a ConfigError for an exception that a library raised while loading a model."""
     if "trust_remote_code" in str(error):
         # The original message advises the user to allow the code.
         return ConfigError(
@@ -220,7 +220,7 @@ def load_error(name: str, error: Exception, part: str = "") -> ConfigError:
 
 
 def is_reward_model(name: str) -> bool:
-    """Return whether a model is a reward model, which computes numbers instead of text.
+    """Return whether a model is a reward model, which scores texts instead of generating them.
 
     Raises:
         ConfigError: if the configuration cannot be loaded.
@@ -229,7 +229,7 @@ def is_reward_model(name: str) -> bool:
 
 
 def check_reward_model(name: str) -> None:
-    """Check that a model is a reward model. Only the configuration is read.
+    """Check that a model is a reward model, by its configuration and without loading its weights.
 
     Raises:
         ConfigError: if the model generates text or returns several numbers, or if its
@@ -281,20 +281,21 @@ def _adapter_keys(name: str, folder: str) -> set[str]:
     weights = Path(folder) / "adapter_model.safetensors"
     if not weights.is_file():  # PEFT would load a pickle instead.
         raise ConfigError(
-            f"--model={name}: the file {weights.name} is missing.", "Restore the file from a copy."
+            f"--model={name}: the file {weights.name} is missing from the adapter's folder.",
+            "Restore the file from a copy, or save the adapter as safetensors.",
         )
     with safe_open(weights, "pt") as file:
         return set(file.keys())
 
 
 def _has_head(name: str, folder: str) -> bool:
-    """Return whether an adapter contains the output layer (then its base model may lack it)."""
+    """Return whether an adapter contains an output layer; if so, its base model may lack it."""
     keys = _adapter_keys(name, folder)
     return any(f".{head}.weight" in key for head in _NUMBER_HEADS for key in keys)
 
 
 def _check_complete(name: str, model: Any, info: Mapping[str, Any], new_head: bool) -> None:
-    """Raise ConfigError for missing weights, and for unexpected weights except an LM head."""
+    """Raise ConfigError if weights are missing or unexpected, except in a new or unused head."""
     causal = model.get_output_embeddings() is not None
     head = f"{head_of(model)}." if new_head and not causal else None
     missing = [k for k in info["missing_keys"] if head is None or not k.startswith(head)]
@@ -312,7 +313,7 @@ def _reject_keys(name: str, keys: list[str], problem: str) -> None:
 
 
 def _resolved(name: str) -> str:
-    """Do the same as `model_folder`, but also accept a folder that contains only an adapter."""
+    """Return the folder or Hub name to load, as `model_folder`; also accept adapter folders."""
     path = Path(name).expanduser()
     return str(path) if (path / ADAPTER).exists() else model_folder(name)
 

@@ -64,7 +64,9 @@ class Input(BaseModel):
     hub: str | None = Field(
         None, description="Name of a dataset on the Hugging Face Hub (ORG/NAME)."
     )
-    shipped: str | None = Field(None, description="File that is included in instructgen.")
+    shipped: str | None = Field(
+        None, description="File that is included in instructgen, such as seeds/general.jsonl."
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Input:
@@ -74,7 +76,7 @@ class Input(BaseModel):
         return self
 
     def place(self, folder: Path) -> str | None:
-        """Return the path or Hub name of the input, or None if the pipeline specifies neither."""
+        """Return the path or Hub name of the input, or None if --input=NAME=PATH is required."""
         if self.shipped is not None:
             top, _, name = self.shipped.partition("/")
             return str(shipped(top) / name)
@@ -87,7 +89,8 @@ class _Step(BaseModel):
     name: str
     run: str
     small: dict[str, Any] = Field(
-        default_factory=dict, description="Options that replace the others if --small is set."
+        default_factory=dict,
+        description="Options that replace the step's options of the same names if --small is set.",
     )
 
 
@@ -102,7 +105,7 @@ class Pipeline(BaseModel):
 
 
 def pipeline_path(pipeline: str) -> Path:
-    """Return the file of a pipeline, given as a path or as the name of a built-in pipeline.
+    """Return the path of a pipeline file; ``pipeline`` is a path or a built-in pipeline's name.
 
     Raises:
         ConfigError: the pipeline does not exist.
@@ -139,7 +142,7 @@ def load_steps(
         pipeline: a path, or the name of a built-in pipeline.
         out: the folder for the outputs of all steps.
         inputs: paths by input name, which replace the paths in the pipeline file.
-        small: whether the options in a step's table ``small`` replace its other options.
+        small: whether a step's options in its table ``small`` replace those with the same names.
 
     Raises:
         ConfigError: the pipeline, a step or an input is invalid; the message states which.
@@ -147,7 +150,7 @@ def load_steps(
     path = pipeline_path(pipeline)
     definition = load_file(Pipeline, path)
     if small and not any(each.small for each in definition.steps):
-        raise ConfigError(f"{path} has no reduced version.", "Omit --small.")
+        raise ConfigError(f"{path}: no step has options in the table small.", "Omit --small.")
     places = _places(path, definition.inputs, inputs)
     steps: list[Step] = []
     for number, each in enumerate(definition.steps, start=1):
@@ -169,7 +172,7 @@ def load_steps(
 
 
 def _check_command_line_only(options: Options, where: str) -> None:
-    """Reject options that are unsafe in pipelines, because others may have written the pipeline."""
+    """Reject options that are unsafe in a pipeline that was written by another person."""
     if isinstance(options, PreviewOptions | PreferOptions) and options.endpoint:
         # The API key is sent to the endpoint.
         raise ConfigError(
@@ -316,7 +319,7 @@ def _read(
     parsed: Options,
     options: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Return a dict that maps each text that names an input of the step to its path or model."""
+    """Return a dict from the texts that name inputs of a step to their paths or model names."""
     referred = {
         text: places[m[1]] if (m := _REFERENCE.fullmatch(text)) else text.split(":", 1)[-1]
         for text in texts
@@ -333,7 +336,7 @@ def _read(
 def _typed(
     option: str, key: str, value: Any, resolved: Callable[[str], str], where: str
 ) -> list[str]:
-    """Return an option of a step as command-line arguments."""
+    """Return an option of a step as command-line arguments, with references resolved."""
     if key == "set" and isinstance(value, dict):
         texts = {k: _toml({"v": v}).removeprefix("v = ").strip() for k, v in value.items()}
         return [f"{option}={k}={v}" for k, v in texts.items()]

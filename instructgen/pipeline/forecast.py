@@ -1,4 +1,4 @@
-"""Forecasts the time and tokens of a step, from its last run or from measurements on a CPU."""
+"""Estimates time and tokens of a pipeline step from its last run, or from timings on a CPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LAST_TIME, _MEASURED_HERE = "as in its last run", "as measured on two CPU cores
 
 @dataclass(frozen=True, slots=True)
 class StepForecast:
-    """The estimated seconds and tokens of a step, and what the estimate is based on."""
+    """The estimated seconds and model tokens of a step, and what the estimate is based on."""
 
     seconds: float
     basis: str
@@ -48,7 +48,7 @@ def forecast(step: Step, record: StepRecord | None) -> StepForecast | None:
     """Return a forecast of the time and tokens of a step; None if no estimate is possible.
 
     Args:
-        step: the step.
+        step: the pipeline step to estimate.
         record: the record of the last run of the step, or None if the step has not run.
     """
     options = step.options

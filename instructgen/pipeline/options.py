@@ -24,7 +24,7 @@ from instructgen.pipeline.step import Step
 
 @contextmanager
 def with_files(step: Step) -> Iterator[Options]:
-    """Yield the options of a step; a recipe inside the pipeline is put into a temporary file."""
+    """Yield the options of a step; a recipe in the pipeline file is copied to a temporary file."""
     with TemporaryDirectory() as folder:
         options = step.parsed
         for path, text in step.files.items():
@@ -36,7 +36,7 @@ def with_files(step: Step) -> Iterator[Options]:
 
 
 def check_recipe(step: Step, where: str) -> None:
-    """Check the recipe and the trainer settings of a step in the same way as its command.
+    """Check the recipe and the trainer settings of a step with the checks of its command.
 
     Args:
         step: the step.

@@ -1,4 +1,4 @@
-"""Decides which steps of a pipeline must run: those that have changed since their last run."""
+"""Decides which steps of a pipeline must run: new, unfinished and changed steps."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ State = dict[str, StepRecord]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The decision about a step: whether it runs, why, and whether it starts in an empty folder."""
+    """The decision about a step: whether and why it runs, and whether in an empty folder."""
 
     step: Step
     runs: bool
@@ -71,7 +71,7 @@ class Planned:
 
 
 def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
-    """Decide for each step whether it would run now, without running any step.
+    """Return for each step whether it would run if the pipeline were run now.
 
     Raises:
         RunError: pipeline.json or an input is damaged.
@@ -91,7 +91,7 @@ def plan(steps: Sequence[Step], folder: Path) -> list[Planned]:
 
 
 def decide(step: Step, state: State) -> Planned:
-    """Decide whether a step must run, given the current outputs of the earlier steps."""
+    """Decide whether a step must run, based on its inputs and output as they are now."""
     record = state.get(step.name)
     if record is None:
         return Planned(step, True, "has not run yet", False, forecast(step, None))
@@ -163,7 +163,7 @@ def _short(value: Any) -> str:
 
 
 def _resumes(step: Step) -> bool:
-    """Return whether a step's output is a run that `generate` can resume with these options."""
+    """Return whether the step is `generate`, and can resume the run in its output folder."""
     if step.command != "generate" or not is_run(step.out):
         return False
     try:
@@ -197,7 +197,7 @@ def output_digest(path: Path, reported: bool = False) -> str | None:
 
     Args:
         path: a file or folder.
-        reported: whether to include the training record and log of a model, for reports.
+        reported: whether to include training.json and log.jsonl of a model, which reports show.
     """
     if path.is_file():
         return digest_of_file(path)
@@ -221,7 +221,7 @@ def output_digest(path: Path, reported: bool = False) -> str | None:
 
 
 def read_state(folder: Path) -> State:
-    """Return the records of a pipeline's steps as a dict keyed by step name.
+    """Read pipeline.json, and return the last run of each step, keyed by step name.
 
     Raises:
         DamagedFileError: pipeline.json is damaged.
@@ -236,7 +236,7 @@ def read_state(folder: Path) -> State:
     except (OSError, DamagedFileError) as error:
         if isinstance(error, DamagedFileError) and _format_of(path) not in (None, _FORMAT):
             raise VersionError(path, _format_of(path), "Use another --out.") from None
-        raise DamagedFileError("is damaged.", path=path, hint=hint) from error
+        raise DamagedFileError("the file is damaged.", path=path, hint=hint) from error
     if state.format != _FORMAT:
         raise VersionError(path, state.format, "Use another --out.")
     return state.steps
@@ -251,5 +251,5 @@ def _format_of(path: Path) -> object:
 
 
 def state_bytes(state: State) -> bytes:
-    """Return the content of pipeline.json for the given records."""
+    """Return the content of pipeline.json that stores the last run of each step."""
     return PipelineState(_FORMAT, state).to_json() + b"\n"

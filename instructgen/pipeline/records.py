@@ -1,4 +1,4 @@
-"""Defines the contents of pipeline.json: the last run of each step."""
+"""Defines the contents of pipeline.json, which describes the last run of each step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from instructgen.schema.records import JsonRecord
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint(JsonRecord):
-    """Everything that determines a step's output; ``inputs`` contains the digests of its inputs."""
+    """Everything that determines a step's output; if it changes, the step must run again.
+
+    ``run`` is the command of the step, and ``inputs`` maps each input to its digest.
+    """
 
     run: str
     options: dict[str, JsonValue]
@@ -25,7 +28,7 @@ class StepRecord(JsonRecord):
 
     ``output`` is the digest of the output, or None until the step has finished. ``seconds`` is
     the total time of the step, including interrupted attempts. ``ended_early`` is true if the
-    command ended without reaching its target.
+    command ended without reaching its target, such as a number of rows to generate.
     """
 
     fingerprint: Fingerprint

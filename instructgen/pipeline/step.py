@@ -1,4 +1,4 @@
-"""Defines `Step`, a step of a pipeline after the pipeline has been read and checked."""
+"""Defines `Step`: one step of a pipeline, after the pipeline file was read and validated."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from instructgen.commands.interface import Options
 class Step:
     """A command of a pipeline with its options.
 
-    ``run`` and ``options`` are as written in the pipeline. ``argv`` are the arguments for
-    ``instructgen``, and ``parsed`` are the options that they set. ``values`` maps strings in the
-    pipeline to the paths that they refer to. ``follows`` are the earlier steps and the inputs
-    that the step reads. ``files`` maps paths to contents: a recipe
-    inside the pipeline must be written to a file before the step runs.
+    ``run`` and ``options`` are as written in the pipeline file. ``argv`` are the resulting
+    command-line arguments for ``instructgen``, and ``parsed`` are the options that they set.
+    ``values`` maps each text in the pipeline file that names an input of the step, such as
+    ``@seeds``, to its path or model. ``follows`` are the names of the earlier steps and pipeline
+    inputs that the step reads. ``files`` maps paths to contents: a recipe inside the pipeline file
+    must be written to a separate file before the step runs. ``out`` is the output of the step.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Step:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options by name, including the settings of a trainer."""
+        """The values of the options by name; settings of a trainer are also included by name."""
         values = {name: getattr(self.parsed, name) for name in type(self.parsed).model_fields}
         rest = type(self.parsed).open_field
         return values if rest is None else {**values, **values[rest]}

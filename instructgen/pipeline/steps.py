@@ -1,4 +1,4 @@
-"""The command `run`: runs each step of a pipeline that is not up to date in its own process."""
+"""The command `run`: runs the outdated steps of a pipeline, each in a separate process."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PipelineResult:
 
     @property
     def ended_early(self) -> list[str]:
-        """The names of the steps that ended without reaching their target."""
+        """The names of the steps that ended early, such as `generate` with too few rows."""
         return [step.name for step in self.steps if step.ended_early]
 
 
@@ -139,7 +139,7 @@ def _progress(planned: Planned, number: int, count: int) -> Progress:
 
 
 def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bool) -> float:
-    """Run a step and record it; return its time in seconds."""
+    """Run a step, record it in pipeline.json, and return its time in seconds."""
     step = planned.step
     if step.name not in state and step.out.exists():
         raise RunError(
@@ -181,7 +181,7 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
 
 
 def _clear(step: Step, folder: Path) -> None:
-    """Remove a step's old output, or move it to the folder ``replaced`` if it was expensive."""
+    """Remove a step's old output, or move it to ``replaced`` if it took long to create."""
     if step.out.is_symlink():
         step.out.unlink()
         return
@@ -199,9 +199,10 @@ def _clear(step: Step, folder: Path) -> None:
 
 
 def _command(argv: Sequence[str], lock: int, quiet: bool) -> int:
-    """Run a command in a new process that is killed with this one, and return its exit code.
+    """Run a command in a new process, and return its exit code.
 
-    The new process holds the lock of the output folder, so that a second run waits for its end.
+    If this process is killed, the new process is killed too. It also holds the lock of the output
+    folder, so that a second run of the pipeline waits until it ends.
     """
     plugins = [f"--plugin={file}" for file in loaded_files()]
     process = subprocess.Popen(

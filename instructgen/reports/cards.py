@@ -31,7 +31,7 @@ def generated_card(
     facts: RunFacts,
     rejections: Sequence[RejectionCount],
 ) -> str:
-    """Return the card of a generated dataset, as Markdown."""
+    """Return the card of a dataset that `generate` wrote, as Markdown."""
     config: Any = run.info.config
     title = run.folder.name
     return "\n".join(
@@ -220,7 +220,7 @@ def _evaluated(facts: TrainingFacts) -> list[str]:
 
 
 def estimated(value: Estimate | None) -> str:
-    """Return a value and its interval as the text of a table cell; "" for None."""
+    """Return a value and its confidence interval as text for a table cell; "" for None."""
     return "" if value is None else f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
 
 
@@ -268,7 +268,7 @@ def _sources(contents: RowCounts, counted: str) -> list[str]:
 
 
 def rejected_table(counts: Sequence[RejectionCount]) -> list[str]:
-    """Return the number of rows rejected by each filter as the lines of a Markdown table."""
+    """Return the lines of a Markdown table of rejected rows by stage, filter and reason."""
     return table(
         ("stage", "filter", "reason", "rejected"),
         [(r.stage, r.filter, r.reason, f"{r.count:,}") for r in counts],

@@ -1,7 +1,8 @@
-"""SVG charts in the page's colors, which follow the browser's light or dark color scheme.
+"""Draws the charts of a report as SVG, in the colors of the browser's light or dark scheme.
 
-Kinds: bars, stacked bars, histograms, lines, points and intervals. A chart scales to the
-available width. Hovering over a mark shows its value; the figure's table lists all values.
+Kinds: bars, stacked bars, histograms, lines, points and intervals. A chart scales to the available
+width. Hovering over a bar, point or line shows its name or value. The table below a chart lists
+all values.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Series(NamedTuple):
 
 
 def bars(labels: Sequence[str], series: Sequence[Series], unit: str = "") -> Markup:
-    """Return a chart of horizontal bars, one per label; several series are stacked."""
+    """Return a chart of horizontal bars, one per label; values of several series are stacked."""
     totals = [sum(s.values[i] for s in series) for i in range(len(labels))]
     largest, room = max([*totals, 1e-12]), WIDTH - _LABELS - 70
     marks = []
@@ -108,7 +109,7 @@ def lines(
         x: the horizontal positions, ascending.
         series: values at these positions.
         axis: the label of the horizontal axis.
-        share: whether the values are fractions, drawn on a scale from 0% to 100%.
+        share: whether to draw the values, which must be fractions, on a scale from 0% to 100%.
     """
     values = [v for s in series for v in s.values if math.isfinite(v)] or [0.0]
     low, high = (0.0, 1.0) if share else _span(min(values), max(values))
@@ -132,7 +133,7 @@ def lines(
 
 
 def points(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Markup:
-    """Return a scatter plot of groups of (x, y, text); hovering over a point shows its text."""
+    """Return a scatter plot of groups of points (x, y, text); hovering shows a point's text."""
     every = [(x, y) for group in groups.values() for x, y, _ in group] or [(0.0, 0.0)]
     size = WIDTH - 2 * _RIGHT
     across = _scale(*_span(min(x for x, _ in every), max(x for x, _ in every)), _RIGHT, size)
@@ -154,7 +155,7 @@ def points(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Markup:
 
 
 def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]]) -> Markup:
-    """Return a chart with a point and an interval per label; values are (value, low, high)."""
+    """Return a chart with a point and an interval per label, from tuples (value, low, high)."""
     low, high = _span(min(v[1] for v in values), max(v[2] for v in values))
     place = _scale(low, high, _LABELS, WIDTH - _RIGHT - 40)
     marks = []
@@ -180,7 +181,7 @@ def intervals(labels: Sequence[str], values: Sequence[tuple[float, float, float]
 
 
 def number_text(value: float) -> str:
-    """Return a number for display; "none" if it is not finite.
+    """Return a number as text for display, or "none" if it is not finite.
 
     Integers have thousands separators; other numbers have four significant digits.
     """

@@ -36,7 +36,7 @@ class Columns:
 
     Attributes:
         rows: number of rows.
-        by: number of rows by source, license, language, category and kind.
+        by: number of rows for each combination of source, license, language, category and kind.
         words: for each field, the number of rows in each bin of word counts. `WORD_EDGES` are the
             bin edges. Preference datasets also have the field ``rejected``.
         batches: number of rows by generation batch; -1 for rows that were not generated.
@@ -109,9 +109,9 @@ class Rejections:
     """Statistics of the rejected rows of a dataset.
 
     Attributes:
-        by: number of rows by stage, filter, reason and source.
-        batches: number of rows by generation batch, without the instructions for which no rows
-            were requested.
+        by: number of rows for each combination of stage, filter, reason and source.
+        batches: number of rows by generation batch. Accepted instructions for which the run
+            generated no rows (reason ``not_expanded``) are not counted.
         near: for each filter, the rejected rows whose scores are nearest to its thresholds.
     """
 

@@ -68,7 +68,7 @@ class Comparison:
 def dataset_chapter(
     folder: Path, name: str, comparison: Comparison, seeds: Sequence[Sample]
 ) -> Chapter:
-    """Return a dataset's chapter: funnel, similarity, diversity, lengths, licenses and examples.
+    """Return a dataset's chapter: rejections, similarity, diversity, lengths, licenses, examples.
 
     Args:
         folder: a complete dataset.

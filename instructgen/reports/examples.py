@@ -47,7 +47,7 @@ def borderline(
     columns: Columns,
     seeds: Sequence[Sample],
 ) -> Markup | None:
-    """Return a box with the kept and rejected rows nearest to the thresholds, or None."""
+    """Return HTML with the kept and rejected rows nearest to the thresholds, or None."""
     examples: Any = manifest.facts.get("borderline") or ()
     rows = [(e["filter"], e["side"], float(e["value"]), short(e["text"])) for e in examples]
     for name, bounds in thresholds.items():
@@ -87,7 +87,7 @@ def _most_similar_kept(
 
 
 def some_rows(columns: Columns) -> Markup | None:
-    """Return a box with randomly sampled rows, or None if the dataset has no rows."""
+    """Return HTML with randomly sampled rows, or None if the dataset has no rows."""
     if not columns.drawn:
         return None
     shown = []
@@ -109,7 +109,7 @@ def some_rows(columns: Columns) -> Markup | None:
 
 
 def short(text: str) -> str:
-    """Return a text on one line, truncated if it is long."""
+    """Return a text on one line, truncated to 160 characters."""
     return _cut(" ".join(text.split()), _SHORT)
 
 

@@ -16,20 +16,20 @@ _EMPTY = frozenset({"meta", "link", "br", "hr"})
 
 
 class Markup(NamedTuple):
-    """Markup that is already escaped; create it only with `element` and `join_markup`."""
+    """HTML or SVG text that is already escaped; create it only with `element` and `join_markup`."""
 
     text: str
 
 
 def element(tag: str, /, *children: Markup | str, **attributes: str | float | None) -> Markup:
-    """Return an element as markup; strings are escaped.
+    """Return an HTML or SVG element; strings in its children and attributes are escaped.
 
     Args:
         tag: the name of the element.
         children: markup or text, in order.
         attributes: attributes by name. A trailing ``_`` in a name is omitted, and every other ``_``
-            becomes ``-``, as in ``class_`` and ``text_anchor``. Attributes that are None are
-            omitted. Floats are rounded to two decimals.
+            becomes ``-``: ``class_`` means ``class``, and ``text_anchor`` means ``text-anchor``.
+            Attributes that are None are omitted. Floats are rounded to two decimals.
     """
     attribute_text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"'

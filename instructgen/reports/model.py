@@ -1,4 +1,4 @@
-"""The report's chapters about a trained model and about an evaluation."""
+"""Creates the chapters of a report about a trained model and about an evaluation."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _POINTS = 400
 
 
 def model_chapter(folder: Path, name: str) -> Chapter:
-    """Return the chapter about a trained model: data, options, curves and evaluation.
+    """Return the chapter about a trained model: data, options, training curves and evaluation.
 
     Raises:
         InputError: the training run is not finished.
-        RunError: instructgen did not train the model.
+        RunError: the folder is not the output of the command `train`.
     """
     info = read_training(folder)
     if info.result is None:
@@ -135,7 +135,7 @@ def evaluation_chapter(folder: Path, name: str) -> Chapter:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DamagedFileError(f"cannot be read ({error}).", path=path) from error
+        raise DamagedFileError(f"the file cannot be read ({error}).", path=path) from error
     record = EvaluationRecord.from_json(data, path)
     names = [Path(ref.name).name for ref in (record.model, record.against) if ref is not None]
     nodes = [

@@ -81,9 +81,10 @@ class Chapter(NamedTuple):
 
 
 def page(title: str, chapters: Sequence[Chapter], version: str) -> bytes:
-    """Return the whole page as HTML in UTF-8.
+    """Return the complete page as HTML in UTF-8.
 
-    Its content security policy allows only its own style sheet, identified by digest.
+    The content security policy of the page blocks scripts, and all style sheets except the one
+    of the page, which the policy identifies by its digest.
     """
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = (
@@ -127,13 +128,13 @@ def _chapter(number: int, chapter: Chapter) -> Markup:
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> Markup:
-    """Return the key numbers at the top of a chapter, from pairs (label, value)."""
+    """Return a row of key numbers for the top of a chapter, from pairs (label, value)."""
     items = [element("li", element("b", value), element("span", label)) for label, value in facts]
     return element("ul", *items, class_="tiles")
 
 
 def figures(*nodes: Markup | None) -> Markup:
-    """Return a grid of figures, side by side if the window is wide enough; None is skipped."""
+    """Return the figures that are not None, side by side if the window is wide enough."""
     return element("div", *(n for n in nodes if n is not None), class_="figures")
 
 
@@ -146,7 +147,7 @@ def figure(
     *,
     wide: bool = False,
 ) -> Markup:
-    """Return a chart with a title, an optional note, and its numbers in a table below."""
+    """Return a chart with a title, an optional note, and a table of its numbers below it."""
     numbers = element("details", element("summary", "Numbers"), table(head, rows))
     return element(
         "figure",
@@ -159,7 +160,7 @@ def figure(
 
 
 def card(title: str, *nodes: Markup, note: str = "", wide: bool = True) -> Markup:
-    """Return a box without a chart: a title, an optional note, and the nodes."""
+    """Return a box with a title, an optional note, and HTML elements such as a table."""
     return element(
         "div",
         element("h3", title),
@@ -192,7 +193,7 @@ def listed(sentences: Iterable[str]) -> Markup:
 
 
 def texts(fields: Iterable[tuple[str, str]]) -> Markup:
-    """Return a row's fields as HTML, each in the text direction that the browser detects for it."""
+    """Return the fields of a dataset row as HTML; the browser detects their text directions."""
     return join_markup(
         element("div", element("b", name), text, class_="row", dir="auto")
         for name, text in fields

@@ -18,8 +18,8 @@ def in_plane(texts: Sequence[str]) -> list[tuple[float, float] | None] | None:
     initialized with the principal components so that the same texts give the same points.
 
     Returns:
-        A list with (x, y) for each text, or None for a text without an embedding. With fewer
-        than 10 distinct texts, None is returned instead of the list.
+        A list with (x, y) for each text, or None for a text that the model cannot encode. With
+        fewer than 10 distinct texts, None is returned instead of the list.
 
     Raises:
         ConfigError: a required package is not installed.

@@ -1,4 +1,4 @@
-"""Figures about diversity: similarity to the seeds, verbs and their objects, embedding map."""
+"""Draws figures about the diversity of instructions: seed similarity, verbs, embedding map."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROUGE_EDGES = [round(0.05 * i, 2) for i in range(21)]
 
 
 def nearest_seed(columns: Columns, seeds: Sequence[Sample]) -> Markup | None:
-    """Return a histogram of ROUGE-L similarity to the nearest seed (Self-Instruct, figure 4)."""
+    """Return a histogram of rows by ROUGE-L to their nearest seed (Self-Instruct, figure 4)."""
     if not seeds:
         return None
     known = {s.id for s in seeds}
@@ -53,7 +53,7 @@ def nearest_seed(columns: Columns, seeds: Sequence[Sample]) -> Markup | None:
 
 
 def variety(columns: Columns) -> Markup | None:
-    """Return a chart of root verbs and direct objects (Self-Instruct paper, figure 3)."""
+    """Return a chart of frequent root verbs and their direct objects (Self-Instruct, figure 3)."""
     english = [r["instruction"] for r in columns.drawn if r["language"] in ("en", "und")]
     if not english:
         return None
@@ -86,7 +86,7 @@ def variety(columns: Columns) -> Markup | None:
 
 
 def embedding_map(columns: Columns) -> Markup | None:
-    """Return a scatter plot of instructions: similar ones are close, and colors show sources."""
+    """Return a scatter plot with similar instructions close together, in a color per source."""
     drawn = columns.drawn[:_MAPPED]
     if len(drawn) < 10:
         return None

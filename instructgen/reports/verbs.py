@@ -118,6 +118,6 @@ def _tagger() -> Any:
         from HanTa.HanoverTagger import HanoverTagger
     except ImportError:
         raise ConfigError(
-            "Root verbs require the package HanTa.", "Run: pip install 'instructgen[report]'."
+            "Finding verbs requires the package HanTa.", "Run: pip install 'instructgen[report]'."
         ) from None
     return HanoverTagger("morphmodel_en.pgz")

@@ -1,4 +1,4 @@
-"""Defines the rows of a dataset: samples, their Arrow columns, and row counts by origin.
+"""Defines samples (rows of a dataset), their Arrow columns, and row counts, such as by source.
 
 This package does not read or write files; `instructgen.store` reads and writes them.
 """

@@ -72,7 +72,7 @@ def table_of(samples: Sequence[Sample], shape: Shape) -> Any:
 
 
 def rejected_table_of(rejected: Sequence[Rejected], shape: Shape) -> Any:
-    """Return the rejections as an Arrow table with the schema of ``rejected`` files."""
+    """Return rejected samples and reasons as an Arrow table; `schema` describes the columns."""
     import pyarrow as pa
 
     target = schema(shape, rejected=True)
@@ -89,7 +89,7 @@ def rejected_table_of(rejected: Sequence[Rejected], shape: Shape) -> Any:
 
 
 def samples_in(batch: Any) -> list[Sample]:
-    """Return the samples in an Arrow record batch or table with a schema that `schema` returns."""
+    """Return the samples in an Arrow record batch or table; `schema` describes the columns."""
     columns = {name: batch.column(name) for name in batch.schema.names}
     texts = [columns[name].to_pylist() for name in _TEXTS]
     lists = [_lists(columns[name]) for name in _LISTS]
@@ -126,7 +126,7 @@ def sample_row(sample: Sample) -> dict[str, Any]:
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
-    """Convert a dict that `sample_row` returned back to a sample."""
+    """Return the sample that a dict from `sample_row` describes."""
     origin = dict(row["origin"])
     values = {f.name: row[f.name] for f in fields(Sample)}
     return Sample(
@@ -229,7 +229,7 @@ def _structs(column: Any, kind: type) -> list[tuple[Any, ...]]:
 
 
 def _split_lists(column: Any, convert: Any) -> list[tuple[Any, ...]]:
-    """Return a list column as tuples; ``convert`` is called once, with the values of all lists."""
+    """Return one tuple per row of a list column; ``convert`` is called once, on all values."""
     column = _as_array(column)
     values = convert(column.flatten())
     ends = [0, *itertools.accumulate(column.value_lengths().to_pylist())]

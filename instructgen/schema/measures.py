@@ -41,7 +41,7 @@ class Measure(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord(JsonRecord):
-    """The contents of evaluation.json: the measures of one evaluation.
+    """The contents of evaluation.json: the measures from one run of `instructgen evaluate`.
 
     ``model`` is the evaluated model, and ``against`` is the second model, if there is one.
     ``data`` are the names of the datasets, and ``format`` is the format of the models' prompts.

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 class Progress:
     """The progress of a command.
 
-    ``stage`` is the name of the current stage. ``done`` and ``total`` count what ``unit`` names,
-    such as rows; ``total`` is None if it is unknown. ``figures`` are numbers to display, by name,
-    and ``notes`` are additional lines of text. ``seconds_left`` is the estimated remaining time,
-    or None if it is unknown.
+    ``stage`` is the name of the current stage. ``done`` is how many units, such as rows, are
+    processed, and ``total`` how many there are, or None if unknown; ``unit`` is the plural name
+    of the units. ``figures`` are numbers to display, by name, and ``notes`` are additional lines
+    of text. ``seconds_left`` is the estimated remaining time, or None if it is unknown.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""Converts dataclasses to JSON text and back. JSON that does not match the class is rejected."""
+"""Converts dataclasses to JSON text and back, and checks that JSON text matches its class."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class JsonRecord:
 class InputRef(JsonRecord):
     """The name and digest of an input: a file, a dataset or a model.
 
-    ``sha256`` is the digest. For a dataset on the Hub, ``sha256`` is empty, and ``split`` is the
-    name of the split.
+    ``sha256`` is the digest, or empty for a dataset or model on the Hugging Face Hub. ``split`` is
+    the split that was read from a dataset on the Hub.
     """
 
     name: str

@@ -35,13 +35,13 @@ class Message:
 class Origin:
     """The origin of a row: the generation method, the model, and the rows it was created from.
 
-    ``run`` is the id of the run that generated the row. ``parents`` are the ids of the example
-    rows in the generation prompt for the instruction, in the order of the prompt. ``batch`` and
-    ``request`` identify the model's completion in the journal of the run, and ``prompt_sha256``
-    is the digest of the generation prompt. Human-written rows have the method ``human`` and no
-    run. ``record`` identifies an imported row by its id in the original dataset, or by its line
-    number. Rows with the same ``group``, such as the paths through one conversation tree, must be
-    in the same split.
+    ``run`` is the id of the run that generated the row. ``parents`` are the ids of the rows that
+    were examples in the prompt for the instruction, in their order. ``batch`` and ``request``
+    identify the model's completion in the run's journal (its recorded completions), and
+    ``prompt_sha256`` is the digest of the prompt of that completion. Human-written rows have the
+    method ``human`` and no run. ``record`` identifies an imported row by its id in the original
+    dataset, or by its line number. Rows with the same ``group``, such as the paths through one
+    conversation tree, must be in the same split.
     """
 
     method: str = "human"
@@ -90,9 +90,9 @@ class Sample:
     there is one. A row with a ``rejected_output``, an answer that was judged worse than
     ``output``, is a preference row.
 
-    ``license`` is an SPDX expression, and ``attribution`` contains the names and notices to give
-    credit to. ``generators`` are the models that wrote the row, or rows from which it was
-    derived. ``language`` is an ISO 639 code, or ``und`` if the language is unknown.
+    ``license`` is an SPDX expression, and ``attribution`` contains the names to credit and the
+    notices to include. ``generators`` are the models that wrote this row, or that wrote rows from
+    which this row was derived. ``language`` is an ISO 639 code, or ``und`` if it is unknown.
     """
 
     instruction: str
@@ -139,7 +139,7 @@ class Sample:
 
     @property
     def id(self) -> str:
-        """The first 16 hex digits of the SHA-256 of all texts of the row."""
+        """The first 16 hex digits of a SHA-256 of the instruction, input, answers and history."""
         parts = [self.instruction, self.input, self.output]
         for message in self.history:
             parts += [message.role, message.content]
@@ -177,8 +177,8 @@ class Rejection:
 class Rejected:
     """A candidate row that was rejected, and the reason for its rejection.
 
-    ``stage`` is the command, or the stage of a generation method, that rejected the row. The
-    rejections of a run are counted by ``number``, so that two equal rows have different ids.
+    ``stage`` is the command, or the stage of a generation method, that rejected the row.
+    ``number`` counts the rejections of a run, so that two equal rejected rows have different ids.
     """
 
     sample: Sample
@@ -195,6 +195,6 @@ class Rejected:
 
 
 def content_id(*parts: str) -> str:
-    """Encode a list of texts as JSON, and return the first 16 hex digits of its SHA-256."""
+    """Encode texts as a JSON list, and return the first 16 hex digits of its SHA-256."""
     # In JSON, different lists of texts never give the same bytes.
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]

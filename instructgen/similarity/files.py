@@ -1,4 +1,4 @@
-"""Write an index to a single file of arrays, and read such a file by mapping it into memory.
+"""Saves a similarity index (ROUGE-L or MinHash) to one file, and reads it by memory mapping.
 
 The first line of the file names the kind of index. The second line is JSON with the settings of
 the index and the data types and shapes of its arrays. The arrays follow, each aligned to 64 bytes.
@@ -21,10 +21,10 @@ _ALIGNED = 64
 
 
 def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequence[Array]) -> None:
-    """Write an index to a file. An existing file is replaced only when the new one is complete.
+    """Write an index to a file; replace an existing file only after the new one is complete.
 
     Raises:
-        OSError: the new file cannot be written; an existing file stays unchanged.
+        OSError: the new file cannot be written; an existing file is not changed.
     """
     header = {"settings": settings, "arrays": [[a.dtype.str, a.shape] for a in arrays]}
     path = Path(path)
@@ -40,7 +40,7 @@ def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequenc
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
-    """Read the settings and arrays of an index. Changes to the arrays do not change the file.
+    """Return the settings and arrays of an index. Changes to the arrays do not change the file.
 
     Raises:
         InputError: the file is not an index of this kind, or is damaged or truncated.
@@ -50,7 +50,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], list[Array]]:
     with path.open("rb") as file:
         if file.readline(200) != f"instructgen {kind}\n".encode():
             raise InputError(
-                f"the file does not contain a {kind!r}.", path=path, hint="Check the path."
+                f"the file is not a saved {kind!r}.", path=path, hint="Check the path."
             )
         try:
             header = json.loads(file.readline())

@@ -1,4 +1,4 @@
-"""Results of a search in an index: the best match of each text, or all matching pairs."""
+"""Results of a search for similar texts in an index: the best match, or all matching pairs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MAX_PAIRS = 100_000_000
 
 
 class Match(NamedTuple):
-    """The best match of a text in an index: the similarity score and the row number."""
+    """The best match of a text in an index: its similarity score and its row in the index."""
 
     score: float
     row: int
 
 
 class Pairs(NamedTuple):
-    """Matching pairs. Pair k consists of the text ``text[k]`` and the index row ``row[k]``."""
+    """Pairs of similar texts: pair k is query ``text[k]`` and row ``row[k]`` of the index."""
 
     text: Array
     row: Array
@@ -37,7 +37,7 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
 
 
 def check_count(pairs: int) -> None:
-    """Check that there are not too many pairs to keep in memory.
+    """Check that the number of pairs is small enough to keep them in memory.
 
     Raises:
         InputError: there are more than 100 million pairs.

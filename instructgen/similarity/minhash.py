@@ -42,18 +42,18 @@ def jaccard(a: Set[str], b: Set[str]) -> float:
 
 
 def runs(words: Sequence[str], ngram: int) -> list[str]:
-    """Return all n-grams of ``ngram`` words. A list of fewer words is one n-gram."""
+    """Return all n-grams of ``ngram`` words. A list with fewer words gives one shorter n-gram."""
     last = max(len(words) - ngram + 1, min(len(words), 1))
     return [" ".join(words[i : i + ngram]) for i in range(last)]
 
 
 class MinHashIndex:
-    """Index of texts that finds the rows that share most of their words with a new text.
+    """Index of texts, called rows, that finds the rows that are near duplicates of a new text.
 
     Args:
         threshold: Jaccard similarity in (0, 1) above which a pair matches.
-        ngram: number of words in an n-gram. Use 1 for short texts: a text of fewer than
-            ``ngram`` words is a single n-gram.
+        ngram: number of words in the n-grams whose sets are compared. Use 1 for short texts,
+            because a text of fewer than ``ngram`` words is a single n-gram.
         recall: minimum probability that a pair with a similarity above the threshold is found.
         permutations: number of hash values in a signature.
         tokenizer: ``unicode`` for words in any writing system, ``ascii`` to split texts like the
@@ -72,7 +72,7 @@ class MinHashIndex:
         tokenizer: Tokenizer = "unicode",
     ) -> None:
         if not 0 < threshold < 1:
-            raise ValueError(f"threshold must be in (0, 1), but is {threshold}")
+            raise ValueError(f"threshold must be above 0 and below 1, but is {threshold}")
         if ngram < 1:
             raise ValueError(f"ngram must be at least 1, but is {ngram}")
         self.threshold, self.ngram, self.recall = threshold, ngram, recall
@@ -90,7 +90,7 @@ class MinHashIndex:
         self._used, self._mark = 0, 1
 
     def __len__(self) -> int:
-        """Return the number of rows, which is also the row number of the next text."""
+        """Return the number of rows; the next text that is added gets this row number."""
         return len(self._offsets) - 1
 
     def add(self, texts: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ class MinHashIndex:
         return self._look_up(texts, look=True, put=False)
 
     def pairs(self, texts: Sequence[str]) -> Pairs:
-        """Return all pairs of a text and a matching row that are found, sorted by text and row.
+        """Return all found pairs of a text and a matching row, sorted by text and then by row.
 
         Raises:
             InputError: there are more than 100 million pairs.
@@ -126,7 +126,7 @@ class MinHashIndex:
         return joined(results)
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
-        """Append each text unless it matches a row; texts appended before it count as rows.
+        """Append each text to the index, unless it matches a row or a text appended before it.
 
         Returns:
             The positions in ``texts`` of the appended texts, and (position, match) for each text
@@ -137,7 +137,7 @@ class MinHashIndex:
         return kept, [(i, match) for i, match in enumerate(results) if match is not None]
 
     def signatures(self, texts: Sequence[str]) -> Array:
-        """Return uint32 signatures of shape (texts, permutations), as datasketch computes them."""
+        """Return MinHash signatures as in datasketch: uint32, of shape (texts, permutations)."""
         return self._signatures(self._encode(texts))
 
     def minhash(self, text: str) -> MinHash:
@@ -145,7 +145,7 @@ class MinHashIndex:
         return self._as_minhash(self.signatures([text])[0])
 
     def lsh(self, storage_config: dict[str, Any] | None = None) -> MinHashLSH:
-        """Return a datasketch index that contains all rows and has the same bands.
+        """Return a datasketch index (`MinHashLSH`) that contains all rows and has the same bands.
 
         Args:
             storage_config: configuration of a storage back end of datasketch, such as Redis.
@@ -207,7 +207,7 @@ class MinHashIndex:
         return results
 
     def _run(self, sets: Texts, *, look: bool, put: bool, pairs: Array) -> tuple[Array, int]:
-        """Return the array ``best`` and the number of matching pairs; see `minhash_kernels.run`."""
+        """Run the compiled search; return the best matches and the number of matching pairs."""
         count = len(sets.offsets) - 1
         best, rows = np.zeros((count, 3), np.int64), len(self)
         if put:
@@ -253,7 +253,7 @@ class MinHashIndex:
             self._keys, self._heads = keys, heads
 
     def _encode(self, texts: Sequence[str]) -> Texts:
-        """Return each text as the numbers of its distinct n-grams, in ascending order."""
+        """Return each text as the ids of its distinct n-grams, in ascending order."""
         if self.ngram == 1:
             numbers, offsets = self._ngrams.encode(texts, self.tokenizer)
         else:
@@ -304,7 +304,7 @@ class MinHashIndex:
 def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, int]:
     """Return the number of bands, and the number of signature values (rows) in each band.
 
-    Bands have as many rows as the recall allows. Two texts with similarity s agree in at least one
+    Bands have as many rows as ``recall`` allows. Two texts with similarity s agree in at least one
     of b bands of r rows with probability 1 - (1 - s**r)**b.
 
     Raises:
@@ -316,7 +316,7 @@ def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, 
             return bands, rows
     raise ValueError(
         f"the recall {recall} at the threshold {threshold} requires more than {permutations} "
-        "permutations"
+        "permutations; pass more permutations or a lower recall"
     )
 
 

@@ -13,7 +13,7 @@ from instructgen.similarity.jit import COMPILED, jit
 
 
 def signatures(hashes, a, b, words, offsets):
-    """For each text and permutation, return the minimum of a * hash + b mod 2**32 of all words."""
+    """For each text and pair (a, b), return the minimum of (a * hash + b) % 2**32 of all words."""
     out = np.full((len(offsets) - 1, len(a)), 0xFFFFFFFF, np.uint32)
     if COMPILED:
         _minimum_hashes(hashes, a, b, words, offsets, out)
@@ -55,7 +55,7 @@ def rehash(old_keys, old_heads, keys, heads):
 
 @jit
 def _insert(bands, row, keys, heads, chain):
-    """Put a row first in the chain of rows of each of its bands; return how many slots are new."""
+    """Prepend a row to the linked list of each of its bands; return the number of new slots."""
     new_slots = 0
     for k in range(len(bands)):
         slot = _slot(keys, heads, bands[k])
@@ -67,7 +67,7 @@ def _insert(bands, row, keys, heads, chain):
 
 @jit
 def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark, text, pairs, found):
-    """Among rows that share a band with a text, find the one with the highest Jaccard above p/q.
+    """Find the row most similar to a text, with a band in common and a Jaccard above p/q.
 
     ``ours`` contains the word numbers of the text in ascending order without duplicates. The word
     numbers of every row are stored in the same way. Returns the row number or -1, the number of
@@ -131,7 +131,7 @@ def run(
     best,
     pairs,
 ):
-    """Search for each text if ``look`` is true; append texts without a match if ``put`` is true.
+    """Find each text's best match if ``look`` is true; append unmatched texts if ``put`` is true.
 
     ``row`` is the number of the next row. The arrays must have room for all texts. Fills ``best``
     of shape (texts, 3) with the number of the best matching row or -1, the number of words that

@@ -31,8 +31,8 @@ class Table:
     """Pairs of similar texts, and their scores.
 
     Pair k consists of the texts with the indices ``text[k]`` and ``row[k]``. Texts are sorted by
-    priority, and ``row[k] < text[k]``. If the stage ``two_key`` is used, which compares by two
-    measures, ``other`` contains the scores by the second measure.
+    priority, and ``row[k] < text[k]``. The stage ``two_key`` of deduplication compares texts by two
+    measures; if it is used, ``other`` contains the scores by the second measure.
     """
 
     text: Array
@@ -42,7 +42,7 @@ class Table:
 
 
 def measures(how: Sequence[str]) -> list[str]:
-    """Return the similarity measures that these stages of deduplication use."""
+    """Return the similarity measures that the deduplication stages in ``how`` use."""
     needed = {"rouge_l", "semantic"} if "two_key" in how else set()
     return [stage for stage in THRESHOLDS if stage in how or stage in needed]
 
@@ -61,10 +61,10 @@ def tables_of(
     model: str,
     watch: Watch | None,
 ) -> tuple[dict[str, Table], int]:
-    """Return the similar pairs by measure, and the number of texts in unsupported languages.
+    """Return similar pairs for each measure, and the number of texts in unsupported languages.
 
     Each list in ``keys`` contains one part of every text, such as its instruction. The similarity
-    of these parts must be above the threshold too.
+    of these parts must be above the threshold too. ``floors`` maps each measure to its threshold.
     """
     whole, parts = _PairScorer(texts, model), [_PairScorer(key, model) for key in keys]
     tables: dict[str, Table] = {}
@@ -92,7 +92,7 @@ def tables_of(
 
 
 def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
-    """Return the pairs of a text and an earlier text that are similar."""
+    """Return all pairs of a text and a similar text before it in the list."""
     parts: list[Pairs] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         chunk = texts[start : start + _TEXTS_AT_ONCE]
@@ -108,7 +108,7 @@ def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watc
 
 
 class _PairScorer:
-    """Computes the similarity of given pairs of texts by any measure."""
+    """Computes the similarity of pairs of texts by any measure."""
 
     def __init__(self, texts: list[str], model: str) -> None:
         self._texts, self._model = texts, model
@@ -116,7 +116,7 @@ class _PairScorer:
         self.vectors: Callable[[Array], Array] = self._embedded
 
     def scores(self, stage: str, pairs: Pairs | Table) -> Array:
-        """Return the similarity of each pair. It is 1 if the texts are equal or have no words."""
+        """Return the similarity of each pair. It is 1 if the texts are equal or both lack words."""
         text, row = pairs.text.tolist(), pairs.row.tolist()
         differ = [self._differ(a, b) for a, b in zip(text, row, strict=True)]
         result = np.ones(len(text))

@@ -7,17 +7,18 @@ rounding errors make floating-point numbers unreliable at the threshold: of 147 
 F-measure is exactly 7/10, 33 have a floating-point F-measure above 0.7.
 
 The search misses no match. The k-th occurrence of a word in a text flips one bit of the text's
-bitmap. A word that only one of two texts contains changes at most one bit of their difference.
-Two bitmaps therefore differ in at most m + n - 2*overlap bits, where the overlap is the number of
-words in common. The LCS is at most the overlap. Let ``a`` be the smallest LCS above the
-threshold. Rows that differ in more than m + n - 2a bits cannot match, nor can rows for which
-``a`` exceeds m or n. For the remaining rows, a few in a million, a bit-parallel algorithm
-computes the LCS.
+bitmap. A word that only one of two texts contains changes at most one bit of the difference
+(XOR) of their bitmaps. Two bitmaps therefore differ in at most m + n - 2*overlap bits, where the
+overlap is the number of words in common. The LCS is at most the overlap. Let ``a`` be the smallest
+LCS above the threshold. Rows whose bitmaps differ in more than m + n - 2a bits cannot match, nor
+can rows for which ``a`` exceeds m or n. For the remaining rows, a few in a million, a bit-parallel
+algorithm computes the LCS.
 
 Rows of equal length are stored together in blocks of 8 KiB. A block contains the first 64-bit
 integers of all its bitmaps, then all second integers, and so on, so that one vector instruction
-compares several rows. A block stays in the cache while all queries are compared with it. Longer
-texts have wider bitmaps; the bitmap of a query is folded to the width of the rows.
+compares several rows. A block stays in the cache while all queries (texts to search for) are
+compared with it. Longer texts have wider bitmaps. The bitmap of a query is folded to the width of
+the rows: its halves are combined with XOR.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ class RougeLIndex:
     """Index of texts that finds the rows whose ROUGE-L similarity to a new text is high.
 
     Args:
-        threshold: F-measure in (0, 1] above which a pair matches.
+        threshold: F-measure in (0, 1] above which a text matches a row.
         tokenizer: ``unicode`` for words in any writing system, ``ascii`` to split texts like the
             package rouge-score.
         compatible: ``rouge-score`` to compare in floating point like the package rouge-score, so
-            that some pairs at exactly the threshold match. Default: exact comparison.
+            that some pairs with exactly the threshold match. Default: exact comparison.
         threads: number of threads for searching for many texts; None for one thread per core. The
             results do not depend on the number of threads.
 
@@ -248,7 +249,7 @@ class RougeLIndex:
         self._offsets.extend(start + texts.offsets[1:])
 
     def _extend_need(self, longest: int) -> None:
-        """Extend the array of the smallest LCS that matches, by the sum of both text lengths."""
+        """Extend ``_need``: entry s is the smallest matching LCS if both lengths add up to s."""
         p, q, known = self._exact.numerator, self._exact.denominator, len(self._need)
         if known > 2 * longest:
             return
@@ -286,7 +287,7 @@ class RougeLIndex:
         return Queries(*sorted_, bits, starts, widths, shortest, longest)
 
     def _search(self, queries: Queries) -> Array:
-        """Return row, LCS and sum of lengths of each query's best match; LCS 0 means no match."""
+        """Return row, LCS and sum of both lengths for each query's best match; LCS 0 means none."""
         best = np.tile(_NO_MATCH, (len(queries.widths), 1))
         no_pairs = np.zeros((0, 4), np.int64)
 

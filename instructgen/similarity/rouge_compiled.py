@@ -32,7 +32,10 @@ def _popcount(_, number):
 
 @jit
 def bitmaps(words, offsets, widths, starts, bits, vocabulary):
-    """For each word, flip a bit in ``bits``. Bitmap i has ``widths[i]`` 64-bit integers."""
+    """Write a bitmap of each text to ``bits``, by flipping one hashed bit for each of its words.
+
+    The bitmap of text i has ``widths[i]`` 64-bit integers.
+    """
     count = np.zeros(vocabulary, np.int32)
     for i in range(len(widths)):
         low = _U(64 * widths[i] - 1)
@@ -49,7 +52,7 @@ def bitmaps(words, offsets, widths, starts, bits, vocabulary):
 
 @jit
 def _overlap(a, b, count):
-    """Return the number of common words, with repetitions: an upper bound on the LCS length."""
+    """Return the number of words (with repetitions) in both texts: at least the LCS length."""
     common = 0
     for word in a:
         count[word] += 1
@@ -64,10 +67,10 @@ def _overlap(a, b, count):
 
 @jit
 def _lcs(a, b, masks, carry):
-    """Return the length of the longest common subsequence (Hyyro 2004); 64 words of ``a`` at once.
+    """Return the length of the longest common subsequence (LCS) of two texts (Hyyro 2004).
 
-    All entries of ``masks`` of shape (vocabulary,) must be zero, and are zero again on return.
-    ``carry`` of shape (len(b),) is scratch space.
+    64 words of ``a`` are processed at once. All entries of ``masks``, of shape (vocabulary,),
+    must be zero, and are zero again on return. ``carry``, of shape (len(b),), is scratch space.
     """
     total = np.int64(0)
     for base in range(0, len(a), 64):
@@ -97,7 +100,7 @@ def _lcs(a, b, masks, carry):
 
 @jit
 def _differing_bits(block, j, queries, at, width):
-    """Return in how many bits row j of a block differs from the query bitmap at index ``at``."""
+    """Return the number of bits that differ between row j of a block and a query's bitmap."""
     capacity, differing = len(block) // width, _U(0)
     for k in range(width):
         differing += _popcount(block[k * capacity + j] ^ queries[at + k])
@@ -106,7 +109,7 @@ def _differing_bits(block, j, queries, at, width):
 
 @jit
 def _any_near(low, high, a, b, limit):
-    """Return whether a 128-bit bitmap differs from the query (a, b) in at most ``limit`` bits."""
+    """Return whether any 128-bit bitmap differs from the query (a, b) in at most ``limit`` bits."""
     near = _U(0)
     for j in range(len(low)):
         near |= _U(_popcount(low[j] ^ a) + _popcount(high[j] ^ b) <= limit)
@@ -228,13 +231,13 @@ def _search(
 
 @jit
 def search(q, shelf, texts, need, threshold, best, pairs, vocabulary, longest):
-    """Fill ``best`` with each query's best match: row, LCS, and sum of both lengths.
+    """Fill ``best`` with each query's best match: row, length of the LCS, and sum of both lengths.
 
     Queries must be sorted by length. ``best`` of shape (queries, 3) must initially contain, for
-    each query, the best match that is already known, or LCS 0 and sum 1 if none is. If ``pairs``
-    of shape (capacity, 4) is not empty, ``best`` does not change, and every matching pair is
-    written to ``pairs`` as query, row, LCS and sum of both lengths. Returns the number of pairs,
-    including pairs for which ``pairs`` has no room.
+    each query, the best match that is already known, or else an LCS of 0 and a sum of 1. If
+    ``pairs`` of shape (capacity, 4) is not empty, ``best`` does not change, and every matching pair
+    is written to ``pairs`` as query, row, LCS and sum of both lengths. Returns the number of
+    matching pairs, including those for which ``pairs`` has no room.
     """
     masks, count = np.zeros(vocabulary, np.uint64), np.zeros(vocabulary, np.int32)
     carry, alive = np.zeros(longest, np.bool_), np.zeros(0, np.bool_)

@@ -17,7 +17,7 @@ from instructgen.similarity.blocks import Array, Queries, Shelf, Texts
 def bitmaps(
     words: Array, offsets: Array, widths: Array, starts: Array, bits: Array, vocabulary: int
 ) -> None:
-    """For each word, flip a bit in ``bits``. Bitmap i has ``widths[i]`` 64-bit integers."""
+    """Build a bitmap per text in ``bits``: for each word, flip the bit that its hash selects."""
     text = np.repeat(np.arange(len(widths)), np.diff(offsets))
     words = words[offsets[0] : offsets[-1]]
     key = text * vocabulary + words
@@ -46,7 +46,7 @@ def search(
     vocabulary: int,
     longest: int,
 ) -> int:
-    """Fill ``best`` or ``pairs``; see `instructgen.similarity.rouge_compiled.search`."""
+    """Fill ``pairs`` with all matches, or ``best`` with the best; see `rouge_compiled.search`."""
     pairs_found: list[tuple[int, int, int, int]] | None = [] if len(pairs) else None
     for c in range(len(best)):
         _search_one(c, q, shelf, texts, need, threshold, None, 0, 0, best, pairs_found)
@@ -69,7 +69,7 @@ def gate(
     vocabulary: int,
     longest: int,
 ) -> None:
-    """Keep each query that matches neither a row nor a kept query; see `rouge_compiled.gate`."""
+    """Keep queries similar to no row and no earlier kept query; see `rouge_compiled.gate`."""
     for i, c in enumerate(order.tolist()):
         _search_one(c, q, shelf, texts, need, threshold, alive, i, base, best, None)
         alive[i] = best[c, 1] == 0
@@ -125,6 +125,6 @@ def _search_one(
 
 
 def _float_above(lcs: int, m: int, n: int, threshold: float) -> bool:
-    """Return whether the F-measure, computed as in rouge-score, is above the threshold."""
+    """Return whether the F-measure, rounded as in rouge-score, is above the threshold."""
     precision, recall = lcs / m, lcs / n
     return 2 * precision * recall / (precision + recall) > threshold

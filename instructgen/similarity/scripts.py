@@ -46,7 +46,7 @@ _WRITTEN_IN = {
 
 
 def main_script(text: str) -> str:
-    """Return the name of the script of most letters in ``text``, or "" if unknown."""
+    """Return the most frequent script of the letters in ``text``, or "" if it is unknown."""
     if text.isascii():
         # A fast path, since most texts are ASCII and ASCII letters are all Latin.
         return "Latin" if any(map(str.isalpha, text)) else ""
@@ -55,7 +55,7 @@ def main_script(text: str) -> str:
 
 
 def language_of_script(text: str) -> str:
-    """Return the ISO 639 code of the default language for a text's script, or ``und``."""
+    """Return the default language of a text's script: ``ru`` for Cyrillic, ``und`` if unknown."""
     script = main_script(text)
     if script == "Arabic" and _PERSIAN.search(text):
         return "fa"
@@ -63,6 +63,6 @@ def language_of_script(text: str) -> str:
 
 
 def fits_language(text: str, language: str) -> bool:
-    """Return False if the main script of ``text`` is known and is not a script of ``language``."""
+    """Return whether ``text`` is in a script of ``language``; True if this is unknown."""
     scripts, script = _WRITTEN_IN.get(language), main_script(text)
     return scripts is None or not script or script in scripts

@@ -9,8 +9,8 @@ other characters, including the zero-width non-joiner, separate words.
 lower case, and words are sequences of [a-z0-9]. By this definition, a Persian or Chinese text has
 no words.
 
-Both tokenizers return the same words for ASCII text. All texts of a call are split together, with
-an array that contains the class of each code point. Splitting each text with a regular expression
+Both tokenizers return the same words for ASCII text. All texts of a call are split together, by
+looking up the class of each character in an array. Splitting each text with a regular expression
 would take ten times as long as searching for similar texts.
 """
 

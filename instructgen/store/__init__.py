@@ -1,6 +1,7 @@
 """Reads and writes run, dataset and model folders, with locks, journals and atomic writes.
 
-No other package writes these files, except for model weights, which the model libraries write.
+No other package of instructgen writes these files. Model weights are written by model libraries
+such as Transformers.
 """
 
 from instructgen.schema.records import InputRef

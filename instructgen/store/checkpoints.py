@@ -76,7 +76,7 @@ class ModelRun:
         return result
 
     def seal(self, step: int) -> None:
-        """Mark a checkpoint as complete, so that training can resume from it.
+        """Mark the checkpoint of a step as complete, so that training can resume from it.
 
         Raises:
             StorageError: a file cannot be written.
@@ -93,7 +93,7 @@ class ModelRun:
             sync_folder(self.checkpoints)
 
     def latest_complete_checkpoint(self) -> Path | None:
-        """Return the latest complete checkpoint, or None. Delete newer, damaged checkpoints."""
+        """Return the latest complete checkpoint, or None; delete newer, unusable checkpoints."""
         newest_first = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
         for checkpoint in newest_first:
             if problem := _problem(checkpoint):
@@ -104,7 +104,7 @@ class ModelRun:
         return None
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry to log.jsonl.
+        """Append an entry, such as the metrics of a step, to log.jsonl.
 
         Raises:
             StorageError: the file cannot be written.
@@ -120,15 +120,15 @@ class ModelRun:
             write_atomic(path, [line + b"\n" for line in kept])
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file into the model folder."""
+        """Write a file with this name and content into the model folder."""
         with storage(self.folder):
             write_atomic(self.folder / name, [data])
 
     @contextmanager
     def exporting(self) -> Iterator[Path]:
-        """Yield a folder for the finished weights; then move its files into the model folder.
+        """Yield a temporary folder for the weights; then move its files into the model folder.
 
-        config.json is moved last, because its presence identifies a folder as a model.
+        config.json is moved last, because a folder with this file is treated as a complete model.
         """
         export = self.folder / _EXPORT
         with storage(self.folder):
@@ -150,7 +150,7 @@ class ModelRun:
             sync_folder(self.folder)
 
     def finish(self, result: TrainingFacts) -> None:
-        """Write the result to training.json, then remove the checkpoints."""
+        """Write the results of the training run to training.json, then remove the checkpoints."""
         info = TrainingInfo(_FORMAT, self._inputs, result)
         with storage(self.folder):
             write_atomic(self.folder / _TRAINING, [info.to_json()])
@@ -159,7 +159,7 @@ class ModelRun:
 
 @contextmanager
 def training(folder: Path, inputs: TrainingInputs) -> Iterator[ModelRun]:
-    """Start a training run in a new folder, or resume the training run in an existing folder.
+    """Lock and yield a model folder, for a new training run or to resume the one that it contains.
 
     Args:
         folder: the output folder for the model. It is created, with its parents, if necessary.
@@ -203,7 +203,7 @@ def read_training(folder: Path) -> TrainingInfo:
     except FileNotFoundError:
         raise RunError(
             f"{folder} is not a model trained by instructgen: it has no {_TRAINING}.",
-            "Check the path.",
+            "Use a model folder that instructgen train created.",
         ) from None
     except OSError as error:
         raise DamagedFileError(f"the file cannot be read ({error}).", path=path) from error
@@ -214,7 +214,7 @@ def read_training(folder: Path) -> TrainingInfo:
 
 
 def _check_old(folder: Path) -> None:
-    """Raise VersionError for a model folder of format 1, which has run.json, not training.json."""
+    """Raise VersionError for the old format 1, which has run.json instead of training.json."""
     old = folder / _OLD_TRAINING
     if not old.is_file() or (folder / _TRAINING).exists():
         return
@@ -229,7 +229,7 @@ def _check_old(folder: Path) -> None:
 
 
 def _old_root(folder: Path) -> str:
-    """Return the root that a training run of format 1 recorded; empty for other folders."""
+    """Return the original base model in run.json of format 1, or "" for other folders."""
     try:
         values = orjson.loads((folder / _OLD_TRAINING).read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -244,9 +244,10 @@ def is_trained(folder: Path) -> bool:
 
 
 def root_of(model: str) -> str:
-    """Return the base model with which the chain of training runs that led to a model began.
+    """Return the original base model of a model that was trained once or several times.
 
-    A model that instructgen did not train is returned unchanged.
+    If a base model was trained with sft and the result with dpo, the base model is returned.
+    For a model that instructgen did not train, ``model`` is returned.
 
     Raises:
         DamagedFileError: training.json is damaged.
@@ -259,7 +260,7 @@ def root_of(model: str) -> str:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the entries of the log of a training run, in order."""
+    """Return the entries of log.jsonl in order; an empty list if the file does not exist."""
     path = folder / _LOG
     return [orjson.loads(line) for line in _lines(path)] if path.exists() else []
 

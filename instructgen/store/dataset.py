@@ -1,4 +1,4 @@
-"""Reads and writes dataset folders: Parquet files (parts), the card (README.md), manifest.json.
+"""Reads and writes dataset folders: Parquet files (parts), README.md, and manifest.json.
 
 The manifest is written last, so a folder with a manifest contains a complete dataset.
 """
@@ -114,7 +114,7 @@ def read_provenance(folder: Path) -> Provenance:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether a folder contains a complete dataset whose parts match their digests.
+    """Return whether a folder contains a complete dataset whose files match their digests.
 
     Raises:
         DamagedFileError: the manifest is damaged.
@@ -134,7 +134,7 @@ def is_complete(folder: Path) -> bool:
 def digest_of(path: Path) -> str:
     """Return the SHA-256 digest of a file, or of the manifest of a dataset folder.
 
-    The manifest contains the digests of all parts, so its digest identifies the whole dataset.
+    The manifest contains the digests of all Parquet files, so its digest identifies the dataset.
 
     Raises:
         RunError: the path is a folder without a complete dataset.
@@ -165,14 +165,14 @@ class Writer:
         )
 
     def keep(self, samples: Sequence[Sample], split: str = "part") -> None:
-        """Append rows to the dataset.
+        """Append rows to a split of the dataset.
 
         Raises:
-            ValueError: a row does not have the dataset's shape.
+            ValueError: a row is for instructions and the dataset for preferences, or vice versa.
             StorageError: a file cannot be written.
         """
         if any(s.shape != self._shape for s in samples):
-            raise ValueError(f"a row does not belong in a dataset of {self._shape}")
+            raise ValueError(f"a row does not have the dataset's shape, {self._shape}")
         self.contents.add(samples)
         self._rows[split] += len(samples)
         with storage(self._folder):
@@ -190,14 +190,14 @@ class Writer:
         rejections: Sequence[RejectionCount],
         facts: Mapping[str, Any],
     ) -> list[Part]:
-        """Close the parts, then write the card and the manifest.
+        """Close the Parquet files, then write README.md and the manifest.
 
-        A split without rows gets no part, because `datasets` cannot open a part without rows.
-        If all splits are empty, only the first gets a part.
+        A split without rows gets no file, because the package datasets cannot open a Parquet file
+        without rows. If all splits are empty, only the first split gets a file.
 
         Args:
-            card: returns the text of README.md.
-            rejections: the rejected rows by stage, filter and reason.
+            card: function that returns the text of README.md.
+            rejections: the numbers of rejected rows by stage, filter and reason.
             facts: additional facts for the manifest.
 
         Raises:
@@ -255,7 +255,7 @@ def write_dataset(
     facts: Mapping[str, Any] | None = None,
     shape: Shape = "instructions",
 ) -> list[Part]:
-    """Write a complete dataset; see `writing`.
+    """Write a complete dataset folder without splits; see `Writer.finish` for the arguments.
 
     Raises:
         StorageError: the files cannot be written.
@@ -354,7 +354,7 @@ def _remove_others(folder: Path, written: set[str]) -> None:
 
 
 def manifest_bytes(folder: Path) -> bytes | None:
-    """Return the bytes of manifest.json, to detect changes to a dataset, or None if missing."""
+    """Return the bytes of manifest.json (None if missing), to detect changes to a dataset."""
     path = folder / _MANIFEST
     return path.read_bytes() if path.is_file() else None
 
@@ -381,7 +381,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise
     # A path in the manifest must not lead out of the folder.
     if not manifest.files or any(_PART.fullmatch(part.path) is None for part in manifest.files):
-        raise DamagedFileError('the list "files" is damaged.', path=path, hint=hint)
+        raise DamagedFileError('the list "files" is empty or invalid.', path=path, hint=hint)
     return manifest
 
 
@@ -406,7 +406,7 @@ def _next_step(folder: Path) -> str:
 
 
 def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
-    """Return the table (``data`` or ``rejected``) of the row with this id, and the row, or None."""
+    """Find a row by its id. Return its table (``data`` or ``rejected``) and the row, or None."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -422,7 +422,7 @@ def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def shape_of(folder: Path) -> Shape:
-    """Return whether a complete dataset has instruction rows or preference rows."""
+    """Return the shape of a complete dataset's rows: ``instructions`` or ``preferences``."""
     return manifest_in(folder).shape
 
 
@@ -504,7 +504,7 @@ def read_batches(
 
 
 def _intact_parts(folder: Path, table: str) -> Iterator[Path]:
-    """Yield the Parquet files of a table after checking the digest of each whole file."""
+    """Yield the Parquet files of a table, each after comparing its digest with the manifest."""
     for part in manifest_in(folder).files:
         path = folder / part.path
         if path.parent.name != table:

@@ -28,7 +28,7 @@ _NEXT_STEPS = {
 
 
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file atomically, so that a file with this name is always complete."""
+    """Write a file atomically: under its name, only a complete file is ever visible."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -44,7 +44,7 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a new folder, or into one that contains only files with these names.
+    """Write files into a folder that is new or contains only files with these names.
 
     Raises:
         RunError: the folder contains other files.
@@ -63,7 +63,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def make_folder(folder: Path, *names: str) -> None:
-    """Create a folder; raise RunError if it has files other than ``names`` and the lock file."""
+    """Create a folder; raise RunError if it contains files other than ``names`` and the lock."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is not a folder.", "Use another --out.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def make_folder(folder: Path, *names: str) -> None:
 def regular_file(path: Path) -> Path:
     """Return the path; raise DamagedFileError for a pipe or a device, where reading could block."""
     if path.exists() and not path.is_file():
-        raise DamagedFileError("this is not a regular file.", path=path)
+        raise DamagedFileError("a pipe, device or folder is in place of the file.", path=path)
     return path
 
 
@@ -93,7 +93,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
-    """Lock a folder for this process, and for processes that inherit the yielded descriptor.
+    """Lock a folder for this process, and for processes that inherit the yielded file descriptor.
 
     Raises:
         RunError: another process still holds the lock after ``wait_s`` seconds.
@@ -134,9 +134,9 @@ def storage(path: Path) -> Iterator[None]:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the old and the new value of each key whose values differ between two records.
+    """Return the old and the new value of each key whose values differ between two dicts.
 
-    A nested key is written ``outer.inner``. A key that a record does not have counts as None.
+    A nested key is written ``outer.inner``. A key that is missing in a dict counts as None.
     """
     before, after = _flat(was), _flat(now)
     keys = [k for k in (before | after) if before.get(k) != after.get(k)]

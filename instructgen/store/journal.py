@@ -1,4 +1,4 @@
-"""Reads and writes run folders: run.json, the seeds, and the journal of completions.
+"""Reads and writes run folders: run.json, the seeds, and the journal (all model completions).
 
 The dataset in a run folder is computed from these files, so it can be recreated from them.
 """
@@ -42,7 +42,7 @@ class Entry:
 class Run:
     """A run folder that is locked for this process.
 
-    Use the context managers `Run.create` or `Run.open` to get one. ``healed`` is a message for
+    Use the context managers `Run.create` or `Run.open` to get a `Run`. ``healed`` is a message for
     the user if an incomplete last line was removed from the journal, otherwise None.
     """
 
@@ -167,7 +167,7 @@ class Run:
         return read_seed_rows(self.folder, self.info)
 
     def end_session(self, use: SessionUse) -> None:
-        """Append this session's time and tokens to sessions.jsonl, or raise StorageError."""
+        """Append the time and tokens since the run was started or resumed to sessions.jsonl."""
         path = regular_file(self.folder / _SESSIONS)
         with storage(path), path.open("ab") as file:
             file.write(orjson.dumps(use) + b"\n")
@@ -183,7 +183,7 @@ class Run:
                 os.ftruncate(self._journal, self._end)
                 os.fsync(self._journal)
                 self.healed = (
-                    f"{path}: an incomplete last line was removed; its request is repeated."
+                    f"{path}: an incomplete last line was removed; its request will be sent again."
                 )
             yield self
         finally:
@@ -202,8 +202,8 @@ class Run:
                     raise DamagedFileError(
                         f"the file is damaged at byte {offset}.",
                         path=path,
-                        hint=f"Restore the file from a copy, or cut off its end (truncate -s "
-                        f"{offset} {path}) to request the removed completions again.",
+                        hint="Restore the file from a copy. Or run `truncate -s "
+                        f"{offset} {path}`; resuming then repeats the removed requests.",
                     )
                 entry = orjson.loads(payload)
                 key = (entry.pop("batch"), entry.pop("request"))
@@ -233,7 +233,7 @@ def read_info(folder: Path) -> RunInfo:
 
 
 def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
-    """Yield the seeds of a run, as rows in the format of `sample_row`.
+    """Yield the seeds of a run, as dicts of the form that `sample_row` returns.
 
     Raises:
         DamagedFileError: the copy of the seeds does not match its digest.
@@ -246,7 +246,7 @@ def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
 
 
 def read_sessions(folder: Path) -> list[SessionUse]:
-    """Return the time and tokens of each session of a run, except sessions that were killed."""
+    """Return the time and tokens per start or resumption of a run, except if it was killed."""
     path = folder / _SESSIONS
     if not path.is_file():
         return []
@@ -265,7 +265,7 @@ def is_run(folder: Path) -> bool:
 
 
 def has_current_run(folder: Path) -> bool:
-    """Return whether this folder contains a run of the current format, which can be read."""
+    """Return whether a folder contains a run that this version of instructgen can read."""
     try:
         return is_run(folder) and read_info(folder) is not None
     except VersionError:

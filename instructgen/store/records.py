@@ -1,7 +1,7 @@
 """Defines the JSON files of runs, datasets and models, one dataclass per file.
 
 The files are run.json, manifest.json, provenance.json, training.json and sealed.json. A
-manifest of format 2 is converted to the current format when it is read.
+manifest.json with format version 2 is converted to the current version when it is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VERSION_BEFORE = "0.1.0"
 
 @dataclass(frozen=True, slots=True)
 class Provenance(JsonRecord):
-    """Everything that determines a derived dataset: the contents of provenance.json."""
+    """The contents of provenance.json: all that determines a dataset made from other data."""
 
     command: str
     inputs: tuple[InputRef, ...]
@@ -49,7 +49,7 @@ class Part(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class LicenseCounts(JsonRecord):
-    """Row counts by license, by model with terms of use, and by attribution text."""
+    """Row counts by license, by generating model, and by attribution text."""
 
     licenses: dict[str, int]
     generators: dict[str, int]
@@ -174,14 +174,17 @@ class TrainingInfo(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Seal(JsonRecord):
-    """The contents of sealed.json: the digests of the files of a complete checkpoint, by name."""
+    """The contents of sealed.json: file names and digests of a complete checkpoint."""
 
     files: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionUse(JsonRecord):
-    """The time and tokens that one session of a run used: a line of sessions.jsonl."""
+    """The engine time, requests and tokens of one session of a run: a line of sessions.jsonl.
+
+    A session lasts from a start of the run to its stop. ``asked`` is the number of requests.
+    """
 
     engine_s: float
     asked: int
@@ -208,18 +211,18 @@ def manifest_of(data: bytes, path: Path) -> Manifest:
 
     Raises:
         DamagedFileError: the file is damaged.
-        VersionError: the dataset has an older or a newer format.
+        VersionError: the format version is neither 2 nor the current version.
     """
     values = dict(read_format(data, path))
     if values.get("format") == 2:
         values = _migrated(values)
     if values.get("format") != FORMAT:
-        raise VersionError(path, values.get("format"), "Create the dataset again.")
+        raise VersionError(path, values.get("format"), _AGAIN)
     return Manifest.of(values, path)
 
 
 def _migrated(values: dict[str, Any]) -> dict[str, Any]:
-    """Convert a manifest from format 2, in which the command's facts were top-level keys."""
+    """Convert a manifest of format 2, in which a command's facts were top-level keys."""
     known = ("format", "shape", "rows", "rejected", "terms", "files")
     facts = {k: v for k, v in values.items() if k not in (*known, "licenses", "funnel")}
     funnel = values.get("funnel", [])
@@ -247,4 +250,5 @@ def run_info_of(data: bytes, path: Path) -> RunInfo:
     return RunInfo.from_json(data, path)
 
 
+_AGAIN = "Create the dataset again, or use the version of instructgen that wrote it."
 _OTHER = "Use the version of instructgen that wrote the file."

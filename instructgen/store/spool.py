@@ -1,4 +1,4 @@
-"""Keeps rows in temporary files between two passes over a dataset."""
+"""Stores rows in temporary files, so that they can be read back in a different order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ROWS_AT_ONCE = 1_000
 
 
 class Spool:
-    """Stores numbered samples on disk, in buckets that are read back one at a time.
+    """Stores numbered samples on disk, in buckets (files) that are read back one at a time.
 
     Args:
         folder: the folder in which a temporary folder is created. The temporary folder is
             deleted when the ``with`` block ends.
-        shape: the shape of all samples, instructions or preferences.
-        buckets: the number of buckets.
+        shape: the kind of all samples, ``instructions`` or ``preferences``.
+        buckets: the number of buckets, which are numbered from 0.
     """
 
     def __init__(self, folder: Path, shape: Shape, buckets: int = 1) -> None:

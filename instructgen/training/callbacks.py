@@ -21,7 +21,7 @@ class Pace:
     """Progress and speed of a training run.
 
     ``tokens`` is the number of tokens that the model has read since training started or resumed,
-    and ``entry`` is the latest log entry.
+    ``began_at`` is the step at that time, and ``entry`` is the latest log entry.
     """
 
     steps: int
@@ -48,7 +48,7 @@ class Pace:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def progress(self) -> Progress:
-        """Return a progress event, with the loss, reward and accuracy if they are logged."""
+        """Return the progress for display, with loss, reward and accuracy if they are logged."""
         shown: dict[str, float] = {
             k: self.entry[k] for k in ("loss", "reward", "accuracy") if k in self.entry
         }
@@ -76,7 +76,7 @@ class Hooks:
 
 
 def check_finite(name: str, value: float, step: int) -> None:
-    """Raise an error if a value is infinite or NaN, which stops the training run.
+    """Raise an error, which stops the training run, if a value is infinite or NaN.
 
     Raises:
         TrainingError: the value is not finite.
@@ -84,7 +84,7 @@ def check_finite(name: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise TrainingError(
             f"The {name} is {value} at step {step}.",
-            "Pass a lower --learning-rate and a different --out.",
+            "Train again with a lower --learning-rate and a different --out.",
         )
 
 
@@ -96,8 +96,8 @@ class Log(TrainerCallback):
     Args:
         hooks: functions that receive the log entries, the progress and the checkpoints.
         steps: number of optimizer steps in the run.
-        supervised: number of tokens that the loss covers in each step; None if unknown.
-        read: number of tokens that the model reads in each step; None to use TRL's count.
+        supervised: number of tokens that the loss covers, for each step; None if unknown.
+        read: number of tokens that the model reads, for each step; None to use TRL's count.
     """
 
     def __init__(

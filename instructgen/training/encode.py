@@ -32,7 +32,7 @@ class Encoded:
     """A row as token ids, with marks on the tokens that the loss covers.
 
     Attributes:
-        ids: token ids of the whole row.
+        ids: token ids of the row.
         trained: True for each token that the loss covers (answers and the end-of-turn tokens after
             them), False for all other tokens.
         prompt: number of tokens before the last answer.
@@ -47,7 +47,7 @@ class Encoded:
 
     @property
     def labels(self) -> list[int]:
-        """Token ids as labels, with -100 for tokens that the loss ignores."""
+        """The labels for the loss: the token ids, with -100 for tokens that the loss ignores."""
         return [i if t else IGNORED for i, t in zip(self.ids, self.trained, strict=True)]
 
     @property
@@ -56,7 +56,7 @@ class Encoded:
         return self.ids[self.prompt :]
 
     def cut(self, length: int) -> Encoded:
-        """Return the row truncated to its first ``length`` tokens."""
+        """Return a copy that is truncated to its first ``length`` tokens."""
         return replace(self, ids=self.ids[:length], trained=self.trained[:length])
 
 
@@ -152,7 +152,7 @@ class Encoder:
         return self._tokenize(text, borders, begin + len(answer))
 
     def prompt(self, sample: Sample) -> str | Unusable:
-        """Render everything before a row's output, including the start of the answer's turn."""
+        """Render the prompt of a row with the template, up to where the answer begins."""
         from jinja2 import TemplateError
 
         if (unusable := self._check_control_tokens(sample.prompt)) is not None:
@@ -178,7 +178,7 @@ class Encoder:
     def _spans(
         self, messages: Sequence[Message], sample: Sample | None = None
     ) -> tuple[str, list[tuple[int, int, int]]]:
-        """Return the rendered text, and (begin, end, message number) of each answer to train on."""
+        """Return the rendered text, and (begin, end, message index) of each answer to train on."""
         text = self._render(messages, sample)
         spans = []
         for turn, message in enumerate(messages):
@@ -233,7 +233,7 @@ class Encoder:
 
 
 def _training_template(tokenizer: Any) -> str | None:
-    """Return TRL's variant of the template, which renders earlier turns unchanged, or None."""
+    """Return TRL's training variant of the tokenizer's template, or None if TRL has none."""
     from trl.chat_template_utils import get_training_chat_template
 
     try:

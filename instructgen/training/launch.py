@@ -1,4 +1,4 @@
-"""Train in several processes, by rerunning the same command under a launcher.
+"""Train in several processes, by rerunning the command under a launcher (accelerate, torchrun).
 
 The configuration files in accelerate/ can also be passed to `accelerate launch`.
 """
@@ -43,7 +43,7 @@ def launch(strategy: str, processes: int | None) -> None:
 
 
 def needs_gpus(strategy: str) -> ConfigError:
-    """Return the error for a strategy that does not work on a CPU."""
+    """Return the error for a strategy that requires GPUs, on a machine without GPUs."""
     return ConfigError(
         f"The strategy {strategy} requires GPUs. On a CPU, accelerate would silently use ddp.",
         "Pass --strategy=ddp.",
@@ -51,13 +51,13 @@ def needs_gpus(strategy: str) -> ConfigError:
 
 
 def command(strategy: str, processes: int, arguments: list[str]) -> list[str]:
-    """Return the arguments with which Python starts the launcher, which then reruns this command.
+    """Return the arguments with which Python starts the launcher, to rerun the current command.
 
     Args:
         strategy: name of a configuration file in accelerate/, without its extension; not used on
             a CPU.
         processes: number of processes.
-        arguments: this command's arguments; --strategy and --processes are removed.
+        arguments: arguments of the current command; --strategy and --processes are removed.
     """
     kept, skip = [], False
     for argument in arguments:

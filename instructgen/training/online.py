@@ -34,7 +34,7 @@ RewardFunction = Callable[[list[str], list[int]], list[float | None]]
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks for online training, and the rewards that score their completions.
+    """Tasks (rows with prompts to answer) for online training, and rewards for the completions.
 
     Attributes:
         usable: tasks to train on.
@@ -56,7 +56,7 @@ class Tasks:
     weights: Mapping[str, float]
 
     def weighted(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float]:
-        """Return each answer's weighted sum of rewards; rewards that do not apply count as 0."""
+        """Return the weighted sum of rewards per answer; a reward without a score counts as 0."""
         total = [0.0] * len(tasks)
         for reward in self.rewards:
             weight = self.weights.get(reward.name, 1.0)
@@ -87,7 +87,7 @@ def prepare_tasks(
         rows: rows to train on, and held-out rows.
         encoder: renders the prompts.
         options: provides the maximum lengths, the reward weights and the random seed.
-        rejected: record to which the rows that cannot be used are added.
+        rejected: receives the rows that cannot be used, with the reasons.
         reward: specifications of the rewards; see `rewards_of`.
 
     Raises:
@@ -130,7 +130,7 @@ def prepare_tasks(
 
 
 def prepare(name: Name, tasks: Tasks, options: OnlineOptions) -> Prepared:
-    """Prepare the tasks for the trainer ``name``, which is ``grpo``, ``rloo`` or ``ppo``."""
+    """Return tasks and a function that builds the trainer (``grpo``, ``rloo`` or ``ppo``)."""
 
     def build(job: Job) -> Built:
         sampler = None
@@ -220,7 +220,7 @@ def _reward_function(name: str, function: RewardFunction) -> Any:
 
 
 class _RenderedPrompts:
-    """Tokenizes prompts that are already rendered, and samples with ``sampler`` if it is set."""
+    """Mix-in for TRL trainers: takes rendered prompts; samples with ``sampler`` if it is set."""
 
     sampler: Any = None
 

@@ -31,29 +31,42 @@ class TrainerOptions(BaseModel):
     seed: int = Field(
         0, ge=0, lt=2**32, description="Random seed for row order, initial weights and sampling."
     )
-    epochs: float = Field(1.0, gt=0, le=1000, description="Number of passes over the rows.")
+    epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the training rows.")
     steps: int | None = Field(
-        None, ge=1, le=10**6, description="Number of optimizer steps. Overrides the option epochs."
+        None,
+        ge=1,
+        le=10**6,
+        description="Number of training steps. In ppo, a step trains on one batch of completions "
+        "for ppo_epochs passes. Overrides the option epochs.",
     )
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate. The default depends on the trainer and the option peft.",
+        description="Peak learning rate. Default: 2e-5 for sft and reward, 2e-6 for the other "
+        "trainers; ten times as much if peft is not none.",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="How the learning rate changes after the warm-up."
+        "cosine",
+        description="Learning rate after the warm-up. cosine and linear: falls to 0; constant: "
+        "remains at the peak.",
     )
     warmup: float = Field(
-        0.03, ge=0, lt=1, description="Fraction of the steps used to warm up the learning rate."
+        0.03,
+        ge=0,
+        lt=1,
+        description="Fraction of the steps in which the learning rate rises from 0 to its peak.",
     )
     batch_size: int = Field(
-        8, ge=1, description="Number of sequences, pairs or prompts per optimizer step."
+        8,
+        ge=1,
+        description="Number of examples per training step, over all devices. An example is a "
+        "sequence (sft), a pair (reward, dpo), an answer (kto) or a prompt (grpo, rloo, ppo).",
     )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Number of sequences, pairs or prompts per device and forward pass. "
-        "Default: 1 with packing, otherwise the largest number up to 4 that divides the batch.",
+        description="Number of examples per device and forward pass; see batch_size. Default: 1 "
+        "with packing, otherwise the largest number up to 4 that divides the batch of a device.",
     )
     max_length: int = Field(
         0,
@@ -75,17 +88,18 @@ class TrainerOptions(BaseModel):
     )
     peft: Peft = Field(
         "none",
-        description="Method for parameter-efficient fine-tuning (PEFT). none: full fine-tuning.",
+        description="Method for parameter-efficient fine-tuning (PEFT). none: full fine-tuning; "
+        "adapter: LLaMA-Adapter.",
     )
     lora_rank: int = Field(16, ge=1, le=4096, description="Rank of LoRA, QLoRA and DoRA adapters.")
     lora_alpha: int = Field(
-        32, ge=1, description="LoRA updates are scaled by lora_alpha / lora_rank."
+        32, ge=1, description="LoRA updates are multiplied by lora_alpha / lora_rank."
     )
     lora_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout probability in the LoRA layers."
     )
     adapter_length: int = Field(
-        10, ge=1, le=4096, description="Number of learned prompt tokens per layer (LLaMA-Adapter)."
+        10, ge=1, le=4096, description="Learned prompt tokens per layer, for peft=adapter."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -101,11 +115,11 @@ class TrainerOptions(BaseModel):
     held_out_rows: int | None = Field(
         None,
         ge=0,
-        description="Number of held-out rows for evaluation before and after training. "
-        "Default: 64, or a tenth of the rows if that is less.",
+        description="Maximum number of held-out rows for evaluation before and after training. "
+        "Default: 64, but at most a tenth of the rows if they are taken from the training data.",
     )
     evaluate: bool = Field(
-        True, description="Evaluate on the held-out rows before and after training."
+        True, description="Evaluate the model on the held-out rows before and after training."
     )
 
     def rate(self) -> float:
@@ -130,20 +144,24 @@ class SftOptions(TrainerOptions):
     )
     too_long: Literal["drop", "truncate"] = Field(
         "drop",
-        description="What to do with rows that have more tokens than the option max_length allows.",
+        description="What to do with rows that have more tokens than max_length: drop or truncate "
+        "them.",
     )
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Loss weight of each source's rows. Sources that are not listed have weight 1.",
+        description="Loss weight of the rows of each source, such as { dolly = 0.5 }. Sources that "
+        "are not listed have weight 1.",
     )
     weight_score: str | None = Field(
-        None, description="Name of a score by which the loss weight of each row is multiplied."
+        None,
+        description="Name of a score of the rows, such as the score of a filter. The loss weight "
+        "of each row is multiplied by the value of this score.",
     )
     rationale: float = Field(
         0.0,
         ge=0,
-        description="Loss weight of a second task: writing the text of a row's label `rationale`. "
-        "Default (0): no second task.",
+        description="Loss weight of a second task, in which the model writes the text of a row's "
+        "label `rationale`. Default (0): no second task.",
     )
 
     @model_validator(mode="after")
@@ -153,7 +171,7 @@ class SftOptions(TrainerOptions):
                 "the options tokens and steps cannot be combined; pass only one of them"
             )
         if any(w < 0 for w in self.weights.values()):
-            raise ValueError("the values of the option weights must be 0 or more")
+            raise ValueError("weights: the loss weight of each source must be 0 or more")
         return self
 
 
@@ -174,11 +192,14 @@ class DpoOptions(TrainerOptions):
     full_rate: ClassVar[float] = _GENTLE_RATE
 
     beta: float = Field(
-        0.1, gt=0, description="Coefficient of the implicit KL penalty against the base model."
+        0.1,
+        gt=0,
+        description="Coefficient of the implicit KL penalty against the model before training.",
     )
     loss: Literal["sigmoid", "sigmoid_norm", "ipo"] = Field(
         "sigmoid",
-        description="Loss function. sigmoid_norm: sigmoid loss, normalized by length as in Tulu 3.",
+        description="Loss function. sigmoid: original DPO loss; sigmoid_norm: the same with "
+        "log-probabilities divided by length, as in Tulu 3; ipo: loss of IPO.",
     )
     sft_weight: float = Field(
         0.0, ge=0, description="Weight of an additional SFT loss on the chosen answers."
@@ -191,7 +212,9 @@ class KtoOptions(TrainerOptions):
     full_rate: ClassVar[float] = _GENTLE_RATE
 
     beta: float = Field(
-        0.1, gt=0, description="Coefficient of the implicit KL penalty against the base model."
+        0.1,
+        gt=0,
+        description="Coefficient of the implicit KL penalty against the model before training.",
     )
     desirable_weight: float = Field(1.0, ge=0, description="Loss weight of chosen answers.")
     undesirable_weight: float = Field(1.0, ge=0, description="Loss weight of rejected answers.")
@@ -206,11 +229,13 @@ class OnlineOptions(TrainerOptions):
     temperature: float = Field(1.0, ge=0.01, le=100, description="Sampling temperature.")
     reward_weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Weight of each reward by name. Rewards that are not listed have weight 1.",
+        description="Weight of each reward by name, such as { math = 0.5 }. Rewards that are not "
+        "listed have weight 1.",
     )
     rollouts: Literal["transformers", "vllm"] = Field(
         "transformers",
-        description="Library that samples completions. vllm: weights are reloaded at every step.",
+        description="Library that samples the completions. vllm: the weights of the model "
+        "are loaded into vLLM again after every step that changed them.",
     )
 
     @model_validator(mode="after")
@@ -225,7 +250,7 @@ class GroupOptions(OnlineOptions):
 
     generations: int = Field(4, ge=2, description="Number of completions per prompt (group size).")
     beta: float = Field(
-        0.0, ge=0, description="Coefficient of the KL penalty against the base model."
+        0.0, ge=0, description="Coefficient of the KL penalty against the model before training."
     )
     iterations: int = Field(
         1, ge=1, description="Number of optimizer steps per batch of completions."
@@ -242,7 +267,9 @@ class PpoOptions(OnlineOptions):
     }
 
     kl_coef: float = Field(
-        0.05, ge=0, description="Coefficient of the per-token KL penalty against the base model."
+        0.05,
+        ge=0,
+        description="Coefficient of the per-token KL penalty against the model before training.",
     )
     clip_range: float = Field(
         0.2, gt=0, lt=1, description="Clipping range of the probability ratio in the policy loss."

@@ -57,7 +57,7 @@ def set_eos(model: Any, end_id: int) -> None:
 
     This changes the generation config, which is saved with the model. Many base models have an
     end-of-text token that differs from the template's end-of-turn token. Without this change,
-    they would generate up to the token limit.
+    the trained model would not stop after an answer.
     """
     config = getattr(model, "generation_config", None)
     if config is None:
@@ -150,13 +150,13 @@ def outputs(model: Any, rows: Sequence[Sequence[int]]) -> Any:
 def check_reload(
     trained: Any, reloaded: Any, base: Any, *, precise: bool = True, rough: bool = False
 ) -> dict[str, float]:
-    """Check that the saved model computes the same logits as the trained model in memory.
+    """Check that the saved model, loaded again, computes the same logits as before saving.
 
     Args:
         trained: `outputs` of the trained model in memory.
         reloaded: `outputs` of the saved model.
         base: `outputs` of the model before training.
-        precise: whether the model in memory computes in float32.
+        precise: whether the model in memory computes in float32. If not, differences may be larger.
         rough: whether the model in memory has quantized or sharded weights. If so, a difference
             is not an error.
 

@@ -55,7 +55,7 @@ def gae(
         lam: GAE lambda, the weight of longer-horizon estimates.
 
     Returns:
-        Advantages and returns, both of shape (completions, tokens) and 0 outside the mask.
+        Advantages and returns, both of shape (completions, tokens) and 0 for padding.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(rewards)
@@ -84,14 +84,14 @@ def policy_loss(
 def value_loss(
     now: torch.Tensor, then: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip: float
 ) -> torch.Tensor:
-    """Return half the mean squared error of the values, with their change clipped to ``clip``."""
+    """Return half the mean squared error of the values, with their change limited to ``clip``."""
     clipped = then + (now - then).clamp(-clip, clip)
     worst = torch.max((now - returns) ** 2, (clipped - returns) ** 2)
     return 0.5 * (worst * mask).sum() / mask.sum()
 
 
 def whitened(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the values scaled to mean 0 and variance 1 over the mask, and 0 outside it."""
+    """Return the values scaled to mean 0 and variance 1 where the mask is 1, and 0 elsewhere."""
     count = mask.sum()
     mean = (values * mask).sum() / count
     variance = (((values - mean) * mask) ** 2).sum() / count
@@ -256,7 +256,7 @@ class PpoTrainer:
     # -- training -------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | None = None) -> None:
-        """Train to the last step, starting from a checkpoint folder if one is given.
+        """Train to the last step; start from a checkpoint if its folder is passed.
 
         Raises:
             TrainingError: the loss or the gradient norm is not finite.

@@ -42,9 +42,9 @@ class Pair:
 def prepare(
     trainer: Name, rows: Rows, encoder: Encoder, options: TrainerOptions, rejected: RejectedRows
 ) -> Prepared:
-    """Encode each row as a pair of a chosen and a rejected answer within the maximum length.
+    """Encode each row as a pair of a chosen and a rejected answer.
 
-    Rows that cannot be used are added to ``rejected``.
+    Rows that cannot be used or exceed the maximum length are added to ``rejected``.
     """
     chosen = {
         s.id: (s, row) for s, row in encoded(rows.train, encoder, options.max_length, rejected)
@@ -68,7 +68,7 @@ def prepare(
 
 
 def reward_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
-    """Return a trainer for a reward model."""
+    """Return a trainer for a reward model, which learns to score chosen answers higher."""
     options = job.options
     assert isinstance(options, RewardOptions)
     rows = Dataset.from_dict(
@@ -113,7 +113,7 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
     """Return a KTO trainer. Each pair gives two examples: its chosen and its rejected answer.
 
     Raises:
-        ConfigError: a micro-batch has only one row.
+        ConfigError: a micro-batch has only one example.
     """
     options = job.options
     assert isinstance(options, KtoOptions)
@@ -164,7 +164,7 @@ def _pair_trainer(kind: Any, job: Job, args: Any, rows: Dataset, order: Schedule
 
 
 class _Tokenized:
-    """Skips TRL's dataset preparation, because the rows are already tokenized."""
+    """Base class of trainers that skip TRL's dataset preparation; rows are already tokenized."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset

@@ -1,7 +1,6 @@
 """Rewards: score answers with a reward model or with verifiers.
 
-A specification has the form ``verifiers:NAME,NAME``, or is the folder or Hub name of a reward
-model.
+A reward is specified as ``verifiers:NAME,NAME``, or by the folder or Hub name of a reward model.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class VerifierReward:
 
 
 def verifiers_in(specs: Sequence[str]) -> list[type[Verifier]]:
-    """Return the verifier classes named in specifications such as ``verifiers:ifeval,math``."""
+    """Return the verifier classes for specifications such as ``verifiers:ifeval,math``."""
     known = classes("verifiers")
     return [known[name] for spec in specs for name in _verifier_names(spec) if name in known]
 
@@ -92,7 +91,7 @@ class RewardModel:
         """Return the model's score for each answer.
 
         An answer that cannot be encoded, because it is empty or contains special tokens, gets
-        the lowest score in the batch minus 1, so that such answers are never rewarded.
+        the lowest score in the batch minus 1, so that all other answers score higher.
         """
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         rows = [self.encoder.encode(t, a) for t, a in zip(tasks, answers, strict=True)]
@@ -149,7 +148,7 @@ def rewards_of(specs: Sequence[str]) -> list[Reward]:
             rewards.append(RewardModel(spec))
     if not rewards:
         raise ConfigError(
-            "No reward is given.", "Pass --reward=models/rm or --reward=verifiers:ifeval,math."
+            "No reward is specified.", "Pass --reward=models/rm or --reward=verifiers:ifeval,math."
         )
     names = [r.name for r in rewards]
     if len(set(names)) < len(names):
@@ -162,12 +161,12 @@ def rewards_of(specs: Sequence[str]) -> list[Reward]:
 def tasks_of(
     rewards: Sequence[Reward], samples: Sequence[Sample], seed: int, *, models: bool | None = None
 ) -> tuple[list[Sample], list[Sample]]:
-    """Turn rows into tasks, and separate them from the rows that the rewards cannot score.
+    """Return the rows as tasks, and separately the rows that no reward can score.
 
     Args:
         rewards: rewards that will score the answers.
         samples: rows to turn into tasks.
-        seed: random seed for choices in the tasks, such as the choice of a constraint.
+        seed: random seed for choices in the tasks, such as the constraint that is added to a row.
         models: whether a reward model also scores the answers; None to check whether ``rewards``
             contains a reward model. A reward model can score the answers to every row, a
             verifier only those to some rows.

@@ -20,7 +20,7 @@ Sampler = Callable[[Any, int, list[list[int]], int, float], list[list[int]]]
 
 
 def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sampler | None:
-    """Return a vLLM sampler that reloads the policy's weights after each step that changed them.
+    """Return a vLLM sampler that reloads the weights of the trained model once per training step.
 
     Args:
         tokenizer: tokenizer to save together with the weights.
@@ -73,7 +73,7 @@ def vllm_sampler(tokenizer: Any, options: OnlineOptions, folder: Path) -> Sample
 
 
 def _save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the policy as one model, with its adapters merged."""
+    """Save the trained model, with its adapters merged into the weights, and the tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     if hasattr(model, "merge_adapter"):
         model.merge_adapter()

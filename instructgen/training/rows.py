@@ -1,4 +1,4 @@
-"""Read the rows of a dataset, select held-out rows, and record why rows are rejected."""
+"""Reads training rows, selects held-out rows for evaluation, and records rejected rows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def samples_at(path: Path, split: str | None = None) -> list[Sample]:
 
     Args:
         path: dataset folder or file.
-        split: split of a dataset folder to read; None for all rows.
+        split: name of the split to read from a dataset folder; None for all rows.
 
     Raises:
         InputError: the path does not exist, the dataset is empty, or a row is invalid.
@@ -97,9 +97,10 @@ def rows_for(
     """Select the rows to train on and the held-out rows to evaluate on.
 
     Held-out rows come from ``held_out`` if it is given, else from the split ``validation`` if
-    ``data`` has one, else from the training rows, chosen by hash and in complete groups. Rows
-    that have the same question or group as a held-out row are not used for training. The split
-    ``test`` of ``data`` is never used for training.
+    ``data`` has one, else from the training rows. In that case, groups (rows with the same
+    ``origin.group`` or question) are chosen by a hash, so every run chooses the same rows.
+    Rows that have the same question or group as a held-out row are not used for training. The
+    split ``test`` of ``data`` is never used for training.
 
     Args:
         data: dataset folder or file to train on.
@@ -138,7 +139,7 @@ def rows_for(
 
 
 def _disjoint(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Sample]:
-    """Return the rows whose question and group differ from those of all held-out rows."""
+    """Return the training rows that have neither the question nor the group of a held-out row."""
     questions = {s.question for s in held_out}
     groups = {s.origin.group for s in held_out} - {None}
     return [s for s in train if s.question not in questions and s.origin.group not in groups]
@@ -153,7 +154,7 @@ def encoded(
     truncate: bool = False,
     answer: Callable[[Sample], str] | None = None,
 ) -> list[tuple[Sample, Encoded]]:
-    """Encode the rows, and add rows that cannot be used or are truncated to ``rejected``.
+    """Encode the rows as tokens, and record unusable and truncated rows in ``rejected``.
 
     With ``truncate``, rows that are too long are truncated instead of rejected. The function
     ``answer``, if given, returns the answer to encode in place of a row's output.

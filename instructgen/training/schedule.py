@@ -12,8 +12,8 @@ import numpy as np
 class Schedule:
     """Row numbers in training order.
 
-    ``last`` is the number of supervised tokens to use from the last row, if a token budget ends
-    within that row.
+    ``last`` is the number of supervised tokens (tokens that the loss covers) to use from the last
+    row, if a token budget ends within that row.
     """
 
     order: list[int]
@@ -22,7 +22,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Number of optimizer steps; the last one may have fewer rows."""
+        """Number of optimizer steps; the last step may have fewer rows."""
         return -(-len(self.order) // self.batch_size)
 
 
@@ -35,10 +35,10 @@ def schedule(
     steps: int | None = None,
     whole: bool = False,
 ) -> Schedule:
-    """Schedule rows for a number of epochs or steps; the rows are shuffled in every epoch.
+    """Schedule ``count`` rows for a number of epochs or steps, in a new order in every epoch.
 
-    With ``whole``, rows are added until the last step is a full batch. ``steps`` overrides
-    ``epochs``.
+    ``steps`` overrides ``epochs``. If ``whole`` is true, rows are added until the last batch is
+    full.
     """
     needed = steps * batch_size if steps is not None else max(1, round(epochs * count))
     if whole:
@@ -51,7 +51,7 @@ def schedule(
 
 
 def schedule_tokens(tokens: Sequence[int], budget: int, batch_size: int, seed: int) -> Schedule:
-    """Schedule rows up to an exact number of supervised tokens.
+    """Schedule rows up to an exact number of supervised tokens (tokens that the loss covers).
 
     Args:
         tokens: number of supervised tokens in each row; at least one must be positive.

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: encode the rows, weight them, batch them, and compute the loss.
 
-The loss is the cross-entropy of the answer tokens, which `encode` marks, times the loss weight of
-their row. TRL's `SFTTrainer` runs the training.
+The loss is the cross-entropy of the answer tokens, each multiplied by the loss weight of its row.
+The module `encode` marks the answer tokens. TRL's `SFTTrainer` runs the training.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from instructgen.verifiers import label
 def prepare(rows: Rows, encoder: Encoder, options: SftOptions, rejected: RejectedRows) -> Prepared:
     """Encode the rows and compute their loss weights.
 
-    If ``options.rationale`` is not 0, each row with the label `rationale` gives a second example,
-    whose answer is the text of that label. Rows that cannot be used are added to ``rejected``.
+    If ``options.rationale`` is not 0, a second training example is created from each row with the
+    label `rationale`; its answer is the text of that label. Rows that cannot be used are added to
+    ``rejected``.
 
     Raises:
         ConfigError: an option names a source, score or label that the rows do not have.
@@ -81,7 +82,7 @@ def _weight(sample: Sample, options: SftOptions) -> float:
 
 
 def _rationale(sample: Sample) -> Sample | None:
-    """Return a task to write the row's rationale (Hsieh et al. 2023, section 3.2), or None."""
+    """Return a sample that asks for the rationale (Hsieh et al. 2023, section 3.2), or None."""
     rationale = label(sample, "rationale")
     if not rationale:
         return None
@@ -155,7 +156,7 @@ def trainer(job: Job, rows: Sequence[Encoded], weights: Sequence[float]) -> Buil
 
 
 def _rows_used(sequences: Dataset, order: Sequence[int]) -> int:
-    """Return the number of rows in the scheduled sequences; a packed one has several rows."""
+    """Return the number of rows in the scheduled sequences; a packed sequence contains several."""
     packed = "seq_lengths" in sequences.column_names
     return sum(len(sequences[i]["seq_lengths"]) if packed else 1 for i in set(order))
 
@@ -178,7 +179,7 @@ def _sequences(rows: Sequence[Encoded], weights: Sequence[float], options: SftOp
 
 
 def _limit_labels(sequence: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """Return the sequence with labels only for its first ``tokens`` supervised tokens."""
+    """Return a sequence in which only the first ``tokens`` supervised tokens have labels."""
     labels, left = [], tokens
     for token in sequence["labels"]:
         counts = token != IGNORED and left > 0
@@ -194,7 +195,7 @@ def _append(data: Dataset, rows: list[dict[str, Any]]) -> Dataset:
 
 
 class _Collator(DataCollatorForLanguageModeling):
-    """TRL's collator, extended to collate per-token loss weights if the rows have them."""
+    """TRL's collator, which also pads or joins the loss weights of the tokens if there are any."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super().torch_call(examples)

@@ -1,8 +1,8 @@
 """Code that all trainers share: the job, TRL's arguments, the row order, and the start of training.
 
 Only this module, `sft`, `preference` and `online` use TRL's trainers; `tests/test_trainers.py`
-lists every TRL argument that they pass. They override three private methods of TRL, so that all
-trainers see the same tokens: `_prepare_dataset`, `_tokenize_prompts`, `_generate_single_turn`.
+lists every TRL argument that they pass. Their trainers override three private methods of TRL, so
+that all see the same tokens: `_prepare_dataset`, `_tokenize_prompts`, `_generate_single_turn`.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class Prepared:
 
 
 def fits(sample: Sample, encoder: Encoder, options: TrainerOptions) -> bool:
-    """Return whether a row's answers can be encoded within the maximum length."""
+    """Return whether a row, encoded with each of its one or two answers, fits the length limit."""
     answers = [sample.output, *([sample.rejected_output] if sample.rejected_output else [])]
     rows = [encoder.encode(sample, answer) for answer in answers]
     return not any(isinstance(r, Unusable) or len(r.ids) > options.max_length for r in rows)
 
 
 def fit(trainer: Any, checkpoint: Path | None) -> None:
-    """Train to the last step, starting from a checkpoint if one is given."""
+    """Train to the last step, from ``checkpoint`` on or, if it is None, from the beginning."""
     step = 0 if checkpoint is None else step_of(checkpoint)
     if isinstance(trainer, Trainer) and step >= trainer.args.max_steps:
         # Transformers checks whether training is finished only after a step: one too many here.
@@ -93,7 +93,7 @@ def fit(trainer: Any, checkpoint: Path | None) -> None:
 
 
 def trainer_shards(trainer: Any) -> bool:
-    """Return whether the model is sharded, so that no process has all weights."""
+    """Return whether the trainer splits the weights, so that no process has all of them."""
     return bool(
         getattr(trainer, "is_fsdp_enabled", False)
         or getattr(trainer, "is_deepspeed_enabled", False)
@@ -167,7 +167,7 @@ def arguments(job: Job, steps: int, shared: int, accumulated: int) -> dict[str, 
 
 
 def ready(trainer: Any) -> Any:
-    """Return the trainer after disabling its printing and fixing LLaMA-Adapter's forward method."""
+    """Return the trainer without its printing and with LLaMA-Adapter's forward method repaired."""
     trainer.remove_callback(PrinterCallback)
     inner = getattr(trainer.model, "base_model", None)
     if inner is not None and "forward" in vars(inner):

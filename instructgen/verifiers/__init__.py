@@ -1,8 +1,8 @@
 """Base class for verifiers, which check an answer with a program and return a reward (0 to 1).
 
 Each verifier has its own file in this package. An installed package can add more through the
-entry-point group ``instructgen.verifiers``. Verifiers do not use a model, so an answer cannot
-persuade them.
+entry-point group ``instructgen.verifiers``. Verifiers do not use a language model, which a
+persuasive but wrong answer could mislead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Verifier(BaseModel, ABC):
 
     @abstractmethod
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """Return the row as a task whose answers can be checked, or None if that is impossible.
+        """Return the row as a task, or None if the verifier cannot check answers to the row.
 
         A verifier may change the row, for example to add a constraint chosen with ``rng``.
         """
@@ -41,5 +41,5 @@ class Verifier(BaseModel, ABC):
 
 
 def label(sample: Sample, name: str) -> str | None:
-    """Return the value of the row's label with this name, or None if there is no such label."""
+    """Return the value of the row's label ``name``, such as ``test``, or None if it is missing."""
     return next((v.value for v in sample.labels if v.name == name), None)

@@ -1,10 +1,10 @@
 """Checks whether the code in an answer passes the row's tests, in a process with limits.
 
 The process starts in an empty folder without environment variables, and its time, memory and
-files are limited. On Linux it also has no network access and cannot start other processes, if
-the system lets users set such limits. These limits protect against mistakes but not against
-attacks, because the answer runs in the same interpreter as the tests. Run models that you do not
-trust in a container.
+files are limited. On Linux, it also has no network access and cannot start other processes, if the
+system allows these limits. The limits protect against mistakes but not against attacks, because
+the code of an answer runs in the same Python interpreter as the tests. Run instructgen in a
+container if you do not trust the model that writes the answers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 
 
 class Code(Verifier):
-    """Score an answer 1 if its code passes the tests in the row's label ``test``."""
+    """Scores an answer by whether its code passes the tests in the row's label ``test``."""
 
     name = "code"
 
@@ -56,7 +56,7 @@ class Code(Verifier):
         return sample if label(sample, "test") else None
 
     def check(self, task: Sample, answer: str) -> float:
-        """Return 1 if the tests pass, ``form`` if the code only compiles, and otherwise 0."""
+        """Return 1 if the tests pass, ``form`` if the code compiles but fails them, otherwise 0."""
         blocks = _FENCE.findall(answer)
         program = blocks[-1] if blocks else answer
         if not program.strip():
@@ -117,7 +117,7 @@ class Code(Verifier):
 
 
 def _remove(folder: str) -> None:
-    """Remove the folder and everything that the program left in it, at any depth."""
+    """Remove the folder and everything in it, also if its subfolders are deeply nested."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except RecursionError:

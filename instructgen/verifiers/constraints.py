@@ -1,8 +1,8 @@
 """Defines constraints on answers that a program can check, as in IFEval (arXiv 2311.07911).
 
-Each constraint has an instruction for the model, and a score from 0 to 1 for an answer. There is
-partial credit, because a group of answers that all score 0 gives no training signal. The checks,
-the wording and the families (groups of constraints) are not those of IFEval. The family
+A constraint consists of an instruction for the model and a check, which scores an answer from 0 to
+1. There is partial credit, because a group of answers that all score 0 gives no training signal.
+The checks, the wording and the families (groups of constraints) are not those of IFEval. The family
 ``layout`` is used only for evaluation, never for rewards, so that it measures generalization to
 unseen constraints.
 """
@@ -43,7 +43,7 @@ class ConstraintKind:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A constraint: the name of its kind and the values of its parameters."""
+    """A constraint: the name of its kind, such as ``sentences``, and its parameters by name."""
 
     name: str
     values: Mapping[str, Any]
@@ -87,7 +87,7 @@ class Constraint:
 
 
 def draw(rng: random.Random, *, held_out: bool = False) -> Constraint:
-    """Return a random constraint, either from the family ``layout`` or from all other families."""
+    """Return a random constraint: of the family ``layout`` if ``held_out``, or of any other."""
     names = [name for name, kind in KINDS.items() if (kind.family == HELD_OUT) == held_out]
     name = rng.choice(names)
     return Constraint(name, KINDS[name].draw(rng))
@@ -105,7 +105,7 @@ def _sentence_count(answer: str) -> int:
 
 
 def _exactly(actual: int, target: int) -> float:
-    """Return 1 if ``actual`` equals ``target``, and a lower score the more they differ."""
+    """Return 1 if ``actual`` equals ``target``; the score falls to 0 the more they differ."""
     return max(0.0, 1 - abs(actual - target) / max(1, target))
 
 
@@ -127,7 +127,7 @@ def _letter_share(answer: str, is_counted: Callable[[str], bool]) -> float:
 
 
 def _strict(share: float) -> float:
-    """Return 1 if ``share`` is 1, and otherwise half of ``share``."""
+    """Return 1 if ``share``, the fraction of correct letters, is 1; otherwise return half of it."""
     return 1.0 if share == 1 else share / 2
 
 

@@ -22,7 +22,7 @@ class Exact(Verifier):
         return sample if _normalized(sample.output) else None
 
     def check(self, task: Sample, answer: str) -> float:
-        """Return 1 if the answer equals the output of the row, and otherwise 0."""
+        """Return 1 if the answer equals the row's output after normalization, and otherwise 0."""
         return float(_normalized(answer) == _normalized(task.output))
 
 

@@ -13,16 +13,21 @@ from instructgen.verifiers.constraints import HELD_OUT, LABEL, Constraint, draw
 
 
 class IfEval(Verifier):
-    """Score answers by the constraint in their row; a row without one gets a random constraint."""
+    """Score answers by how well they meet the constraint in the row's label ``constraint``.
+
+    A row without this label gets a random constraint, which is appended to its instruction.
+    """
 
     name = "ifeval"
 
     held_out: bool = Field(
-        False, description="Use only constraints that are reserved for evaluation."
+        False,
+        description="Use only the constraints on layout, such as a number of paragraphs, which "
+        "are reserved for evaluation.",
     )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """Return the row with a constraint in its instruction and labels, or None.
+        """Return the row with a constraint in its instruction and label ``constraint``, or None.
 
         The result is None if the label ``constraint`` is invalid, or if ``held_out`` is set and
         the constraint is not reserved for evaluation.

@@ -23,7 +23,7 @@ _MAX_LENGTH = 60
 
 
 class Math(Verifier):
-    """Score an answer 1 for the correct final number, ``form`` for a wrong one marked as final."""
+    """Score 1 for the correct final number, and ``form`` for a wrong one marked as final."""
 
     name = "math"
 
@@ -31,7 +31,7 @@ class Math(Verifier):
         0.1,
         ge=0,
         lt=1,
-        description="Reward for a wrong number that is marked as final, for example with ####.",
+        description="Score for a wrong number that is marked as the final answer, as in '#### 42'.",
     )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
@@ -39,7 +39,7 @@ class Math(Verifier):
         return sample if final_number(sample.output) is not None else None
 
     def check(self, task: Sample, answer: str) -> float:
-        """Return 1 for a correct final number, ``form`` for a wrong one if marked, otherwise 0."""
+        """Return 1 if the final number is correct, ``form`` if it is wrong but marked, else 0."""
         number = final_number(answer)
         if number is None:
             return 0.0

@@ -12,14 +12,16 @@ from instructgen.verifiers import Verifier, label
 
 
 class Regex(Verifier):
-    """Score an answer 1 if the pattern in the row's label ``pattern`` matches, otherwise 0."""
+    """Score an answer 1 if it contains a match of the row's label ``pattern``, otherwise 0."""
 
     name = "regex"
 
-    seconds: float = Field(1.0, gt=0, description="Time limit for the search, in seconds.")
+    seconds: float = Field(
+        1.0, gt=0, description="Time limit per answer, in seconds. If exceeded, the score is 0."
+    )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """Return the row if its label ``pattern`` is a valid regular expression, or None."""
+        """Return the row if its label ``pattern`` is a valid regular expression, otherwise None."""
         pattern = label(sample, "pattern")
         if not pattern:
             return None

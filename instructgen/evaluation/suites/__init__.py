@@ -1,7 +1,8 @@
 """Evaluation suites, one module per suite, and the base classes that they share.
 
-A suite is selected by the ``name`` of its class. An installed package can add suites through the
-entry-point group ``instructgen.suites``.
+A suite computes one or more measures of a model, such as its win rate against another model. It is
+selected by the ``name`` of its class. An installed package can add suites through the entry-point
+group ``instructgen.suites``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Subject:
 
 @dataclass(slots=True)
 class Finding:
-    """One measure of the model, and the same measure of the second model if there is one.
+    """One measure of the evaluated model (``after``) and of the second model, if any (``before``).
 
     ``higher`` is true if a higher value is better. ``details`` are additional values that are
     written to evaluation.json.
@@ -59,9 +60,10 @@ class Finding:
 
 
 class Suite(BaseModel, ABC):
-    """Base class for evaluation suites. Each field is an option: ``--set=SUITE.KEY=VALUE``.
+    """Base class for evaluation suites. Fields are set with ``--set=SUITE.FIELD=VALUE``.
 
-    ``shape`` is the kind of rows that the suite needs, or None if it needs no rows.
+    ``shape`` is the kind of rows that the suite evaluates on, instructions or preferences. It is
+    None if the suite has its own data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +72,7 @@ class Suite(BaseModel, ABC):
 
     @abstractmethod
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Measure the models of the subject on the rows.
+        """Measure the model, and the second model if there is one, on the rows.
 
         Raises:
             ConfigError: an option or a model is invalid.
@@ -82,12 +84,12 @@ class AnsweringSuite(Suite):
     """Base class for evaluation suites in which the models write answers."""
 
     engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="Engine that writes the answers."
+        "transformers", description="Library that runs the models to generate the answers."
     )
     max_new_tokens: int = Field(256, ge=1, description="Maximum number of tokens per answer.")
 
     def fitting_tasks(self, subject: Subject, tasks: list[Sample]) -> list[Sample]:
-        """Return the tasks whose prompt fits every model and leaves room for an answer."""
+        """Return the tasks whose prompt leaves room for an answer, with every model's tokenizer."""
         room = self._room(subject)
         for name in subject.models:
             encoder = _encoder(name, subject.prompt_format)
@@ -100,11 +102,11 @@ class AnsweringSuite(Suite):
         return tasks
 
     def _room(self, subject: Subject) -> int:
-        """Return the maximum number of tokens of a prompt and its answer."""
+        """Return the maximum number of tokens of a prompt plus its answer."""
         return max(256, subject.prompt_format.max_length)
 
     def answers(self, subject: Subject, tasks: list[Sample]) -> dict[str, list[str]]:
-        """Return each model's answers to tasks from `fitting_tasks`, decoded greedily.
+        """Return each model's answers, decoded greedily, to tasks that `fitting_tasks` returned.
 
         Raises:
             EngineError: a prompt was not answered.
@@ -123,7 +125,7 @@ class AnsweringSuite(Suite):
             if failed := next((c for c in answers if c.finish_reason == "error"), None):
                 raise EngineError(
                     f"The model {name} did not answer a prompt: {failed.error}",
-                    "Check the value of --max-length.",
+                    "Reduce --max-length if it is more than the context length of the model.",
                 )
             answers_by_model[name] = [c.text for c in answers]
         return answers_by_model

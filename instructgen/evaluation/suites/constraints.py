@@ -1,7 +1,8 @@
 """Checks programmatically whether a model's answers meet constraints on their form.
 
-A constraint is added to the instruction of each row. One family of constraints is never used by
-the training rewards that make the same checks; this held-out family is measured separately.
+A constraint, such as a required format, is added to the instruction of each row that has none.
+Training rewards add constraints of all families except one, which is reserved for evaluation. This
+held-out family (``layout``) is measured separately.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from instructgen.verifiers.ifeval import IfEval
 
 
 class Constraints(AnsweringSuite):
-    """Measures how well answers meet their constraint: the mean of a score from 0 to 1."""
+    """Measures how well answers meet the constraint in their instruction: a mean from 0 to 1."""
 
     name = "constraints"
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Measure the constraints used in training rewards, then the held-out constraint family."""
+        """Return a result for the constraints used in training, and one for the held-out family."""
         findings = []
         for measure, held_out in (("constraints", False), ("constraints_held_out", True)):
             verifier = IfEval(held_out=held_out)
@@ -37,7 +38,7 @@ class Constraints(AnsweringSuite):
             tasks = self.fitting_tasks(subject, tasks)
             if not tasks:
                 raise InputError(
-                    "No constraint can be added to any of the rows.",
+                    "No row can be used: each has an unsuitable constraint or is too long.",
                     hint=f"Use rows without the label {LABEL!r}, or increase --max-length.",
                 )
             answers = self.answers(subject, tasks)

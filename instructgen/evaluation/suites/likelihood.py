@@ -1,4 +1,4 @@
-"""Bits per byte of the answers in a dataset: how well a model predicts them."""
+"""Measures how well a model predicts the answers in a dataset, in bits per byte."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ class Likelihood(Suite):
     name = "likelihood"
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Measure the bits per UTF-8 byte of all answers."""
+        """Measure the bits per UTF-8 byte of all answers, for each model."""
         measured = [bits_per_byte(name, rows, subject.prompt_format) for name in subject.models]
         return [Finding(measured[0], measured[1] if len(measured) > 1 else None, higher=False)]

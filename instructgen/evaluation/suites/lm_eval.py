@@ -20,12 +20,14 @@ class LmEval(Suite):
     name = "lm-eval"
     shape = None
 
-    tasks: tuple[str, ...] = Field((), description="Names of lm-eval tasks.")
-    include_path: str | None = Field(None, description="Folder with your own lm-eval tasks.")
+    tasks: tuple[str, ...] = Field((), description="Names of lm-eval tasks to run (required).")
+    include_path: str | None = Field(None, description="Folder with additional lm-eval tasks.")
     num_fewshot: int | None = Field(
-        None, ge=0, description="Number of few-shot examples per prompt."
+        None, ge=0, description="Number of few-shot examples per prompt; default: set by the task."
     )
-    apply_chat_template: bool = Field(False, description="Format prompts with the chat template.")
+    apply_chat_template: bool = Field(
+        False, description="Format prompts with the model's chat template."
+    )
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -45,7 +47,7 @@ class LmEval(Suite):
         if not self.tasks:
             raise ConfigError(
                 "The suite lm-eval requires at least one task.",
-                "Pass --set=lm-eval.tasks=arc_easy.",
+                "Pass for example --set=lm-eval.tasks=arc_easy.",
             )
         manager = TaskManager(include_path=self.include_path)
         tasks: list[str] = []
@@ -81,10 +83,10 @@ class LmEval(Suite):
 
 
 def _measures(result: Any) -> dict[tuple[str, str], MeasuredRows]:
-    """Return the values that lm-eval gives each document, as measures by task and metric.
+    """Return the values that lm-eval computed for each document (test item), by task and metric.
 
-    A document has one value per lm-eval filter of its task. Each filter is a way to extract the
-    answer from a reply.
+    If a task has several lm-eval filters, which extract the answer from a reply, each document
+    has one value per filter.
     """
     measures = {}
     for task, samples in result["samples"].items():

@@ -1,4 +1,4 @@
-"""Pair accuracy: how often a model ranks the preferred answer of a pair first."""
+"""Pair accuracy: how often a model ranks the chosen answer of a pair above the rejected one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from instructgen.schema.sample import Sample
 
 
 class Preference(Suite):
-    """Measures pair accuracy: by score for a reward model, by likelihood for other models."""
+    """Measures pair accuracy: by the scores of a reward model, or by the likelihoods of answers."""
 
     name = "preference"
     shape = "preferences"
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Measure pair accuracy; likelihoods are per token, because longer answers are less likely.
+        """Measure pair accuracy; for language models, by the mean log-likelihood per token.
 
-        With a second model, also measure how often the first model favors the preferred answer more
-        strongly than the second model does.
+        The sum would favor short answers. With a second language model, also measure how often the
+        first model favors the chosen answer more strongly than the second model does.
         """
         if is_reward_model(subject.model):
             measured = [

@@ -21,26 +21,26 @@ from instructgen.training.rewards import RewardModel
 class WinRate(AnsweringSuite):
     """Measures the win rate against another model; 0.5 means that both models are equally good.
 
-    The judge is a reward model, or a language model that sees the answers in both orders.
+    The judge is a reward model, or a language model that compares two answers in both orders.
     """
 
     name = "winrate"
 
     judge: str = Field(
         "",
-        description="Judge: the folder of a reward model, or the name or folder of a "
-        "language model.",
+        description="Model that decides which of two answers is better: the folder of a reward "
+        "model, or the name or folder of a language model.",
     )
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
-        """Measure the win rate, and estimate it for answers of equal length."""
+        """Measure the win rate, and estimate the win rate for answers of equal length."""
         if subject.against is None:
             raise ConfigError("The suite winrate requires two models.", "Pass --against=MODEL.")
         if not self.judge:
             raise ConfigError(
                 "The suite winrate requires a judge: a language model, or a reward model that was "
                 "not used in training.",
-                "Pass --judge=models/rm.",
+                "Pass --judge=MODEL, such as --judge=models/rm.",
             )
         rows = self.fitting_tasks(subject, rows)
         answers = self.answers(subject, rows)
@@ -88,8 +88,8 @@ def length_controlled(won: list[float], lengths: list[tuple[int, int]]) -> float
     the length difference divided by its standard deviation, passed through tanh.
 
     Args:
-        won: result of each comparison: 1 for a win, 0.5 for a tie, 0 for a loss.
-        lengths: lengths of the two answers in each comparison, in characters.
+        won: result of the first model in each comparison: 1 for a win, 0.5 for a tie, 0 for a loss.
+        lengths: number of characters in the first and second model's answer, per comparison.
     """
     from scipy.optimize import minimize
 

@@ -2,8 +2,8 @@
 
 Each method has its own file in this folder; the fields of its class are its recipe keys. A
 method is pure: it uses no clock, disk or network, and draws random numbers only from the random
-number generator that is passed to it. The generation loop filters candidates and adds instructions
-to the pool.
+number generator that is passed to it. The generation loop, not the method, filters the rows and
+instructions from a completion, and adds accepted instructions to the task pool.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from instructgen.schema.sample import Kind, Rejection, Sample
 
 
 class PromptSetup(NamedTuple):
-    """The prompt style and whether JSON schemas are enforced; both are fixed when a run starts."""
+    """The prompt style and whether the engine enforces JSON schemas; constant during a run."""
 
     style: Style
     structured: bool
@@ -30,19 +30,22 @@ class PromptSetup(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A candidate row or, if it has no output, a candidate instruction for the pool."""
+    """A row from a completion or, if it has no output, an instruction for the task pool.
+
+    The filters decide later whether to accept it.
+    """
 
     sample: Sample
 
     @property
     def is_row(self) -> bool:
-        """Whether the candidate is a complete row, and not an instruction for the pool."""
+        """Whether the candidate is a complete row, not only an instruction for the task pool."""
         return bool(self.sample.output)
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedCandidate:
-    """A candidate or a whole completion that the method rejects, with the reason why."""
+    """A row, instruction or unparsed completion that the method rejects, with the reason."""
 
     sample: Sample
     rejection: Rejection
@@ -50,7 +53,7 @@ class RejectedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """The result of the classification stage: the kind of the task with the number ``task``."""
+    """The kind, generation or classification, that the model assigned to task number ``task``."""
 
     task: int
     kind: Kind
@@ -71,7 +74,7 @@ class SamplingOptions(BaseModel):
     max_tokens: int = Field(ge=1)
 
     def sampling(self, stop: tuple[str, ...] = ()) -> Sampling:
-        """Return sampling parameters for a request; the generation loop adds the random seed."""
+        """Return the parameters of a request with these ``stop`` strings, without a random seed."""
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -83,9 +86,9 @@ class SamplingOptions(BaseModel):
 
 
 class Method(BaseModel, ABC):
-    """An algorithm that generates rows from a pool of tasks.
+    """An algorithm that generates rows from a pool of seed tasks and accepted instructions.
 
-    ``stages`` names the steps from a prompt to a row, in order.
+    ``stages`` lists the names of the steps in which a row is generated, in order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,27 +97,28 @@ class Method(BaseModel, ABC):
 
     style: Literal["auto", "completion", "chat"] = Field(
         "auto",
-        description="Prompt style: completion (few-shot text, as in the paper), chat (the "
-        "model's chat template), or auto (chat if the model has a chat template and is not the "
-        "included model, otherwise completion).",
+        description="Prompt style: completion (few-shot text, as in the Self-Instruct paper), "
+        "chat (the model's chat template), or auto (chat if the model has a chat template and is "
+        "not smollm2, otherwise completion).",
     )
 
     @abstractmethod
     def requests(
         self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
     ) -> list[Request]:
-        """Return at most ``count`` requests, not counting those for very short completions.
+        """Return at most ``count`` requests, plus any number of requests with short completions.
 
-        A method may take tasks from the queues of the pool, but must not change the pool otherwise.
+        A method may remove tasks from the queues of the pool, such as ``pool.unclassified``, but
+        must not change anything else in the pool.
         """
 
     @abstractmethod
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Return the outcomes of a completion, each candidate once, in order of appearance."""
+        """Return the rows, instructions, rejections and task kinds in a completion, in order."""
 
 
 def child_sample(pool: Pool, positions: tuple[int, ...], language: str) -> Sample:
-    """Return an empty sample with the licenses, attributions and models of its demonstrations."""
+    """Return a sample without text that inherits the license terms of these tasks in the pool."""
     from instructgen.licensing.licenses import combine
 
     parents = [pool.at(p) for p in positions]

@@ -1,7 +1,7 @@
 """The Alpaca method (Taori et al. 2023), which generates complete rows in one stage.
 
-A prompt shows three human-written rows by default, and no generated rows, so the pool does not
-grow.
+A prompt shows human-written seed rows (three by default) as examples. Generated rows are never
+shown in later prompts.
 """
 
 from __future__ import annotations
@@ -41,24 +41,29 @@ class Alpaca(Method):
 
     name = "alpaca"
 
-    human: int = Field(3, ge=1, description="Number of human-written demonstrations in a prompt.")
-    new_tasks: int = Field(16, ge=1, description="Maximum number of rows from one completion.")
+    human: int = Field(3, ge=1, description="Number of human-written seed rows shown in a prompt.")
+    new_tasks: int = Field(
+        16, ge=1, description="Maximum number of rows to generate with one completion."
+    )
     max_demonstration_characters: int = Field(
-        2000, ge=100, description="Maximum length, in characters, of a seed shown in a prompt."
+        2000,
+        ge=100,
+        description="Maximum length of a seed row, in characters. Longer ones are not shown in "
+        "prompts.",
     )
     triples: SamplingOptions = Field(
         SamplingOptions(temperature=1.0, max_tokens=3072),
-        description="Sampling parameters for all requests.",
+        description="Sampling parameters for all requests to the language model.",
     )
 
     def requests(
         self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
     ) -> list[Request]:
-        """Return ``count`` requests, each with its own random demonstrations."""
+        """Return ``count`` requests, each with randomly drawn seed rows as examples."""
         return [self._request(pool, rng, form) for _ in range(count)]
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Return the rows of a completion; the last row of a cut-off completion is rejected."""
+        """Return the rows of a completion; if the completion was cut off, reject its last row."""
         blank = child_sample(pool, request.parents, request.language)
         if completion.finish_reason == "error":
             return [_reject(blank, "engine_error", completion.error or "")]

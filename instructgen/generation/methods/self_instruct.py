@@ -1,4 +1,7 @@
-"""The Self-Instruct method (Wang et al. 2022): instructions, their kinds, and their instances.
+"""The Self-Instruct method (Wang et al. 2022), which generates instructions and their instances.
+
+Its stages generate instructions, decide which are classification tasks, and generate the instances
+(pairs of input and output).
 
 The defaults are those of the paper and its code; a recipe may change them.
 """
@@ -44,17 +47,25 @@ def _options(**values: float) -> SamplingOptions:
 
 
 class SelfInstruct(Method):
-    """Generates rows in three stages; later prompts use accepted instructions as demonstrations."""
+    """Generates instructions from demonstrations, classifies them, and generates their rows."""
 
     name = "self_instruct"
     stages = ("instructions", "classification", "instances")
 
-    human: int = Field(6, ge=1, description="Number of human-written demonstrations in a prompt.")
+    human: int = Field(
+        6,
+        ge=1,
+        description="Number of seed instructions shown as demonstrations in a prompt for new "
+        "instructions.",
+    )
     machine: int = Field(
-        2, ge=0, description="Maximum number of generated demonstrations in a prompt."
+        2,
+        ge=0,
+        description="Maximum number of generated instructions shown as demonstrations in a prompt "
+        "for new instructions. While there are fewer, more seed instructions are shown.",
     )
     new_instructions: int = Field(
-        7, ge=1, description="Maximum number of instructions from one completion."
+        7, ge=1, description="Maximum number of new instructions to use from one completion."
     )
     max_instances: int = Field(5, ge=1, description="Maximum number of rows per instruction.")
     instructions: SamplingOptions = Field(
@@ -64,13 +75,13 @@ class SelfInstruct(Method):
     )
     classification: SamplingOptions = Field(
         _options(temperature=0.0, max_tokens=3),
-        description="Sampling parameters for asking whether an instruction is a classification "
+        description="Sampling parameters for deciding whether an instruction is a classification "
         "task when the prompt style is completion.",
     )
     instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=350),
-        description="Sampling parameters for generating instances (inputs and outputs) when the "
-        "prompt style is completion.",
+        description="Sampling parameters for generating instances (inputs and outputs), except "
+        "of classification tasks, when the prompt style is completion.",
     )
     classification_instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=300),
@@ -92,11 +103,11 @@ class SelfInstruct(Method):
     def requests(
         self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
     ) -> list[Request]:
-        """Return all pending classifications, then pending instances, then new instructions.
+        """Return requests for pending classifications, then for instances, then for instructions.
 
         Classifications do not count towards ``count``, because they need only a few tokens and
-        batches full of them would leave half of the engine idle. New instructions get at least a
-        sixteenth of a batch, so that the pool keeps growing, and at most half of it, because
+        batches full of them would leave half of the engine idle. At least a sixteenth of a batch
+        is for new instructions, so that the pool keeps growing, and at most half of it, because
         each accepted instruction needs two more requests.
         """
         requests = [self._classification(pool, task, form) for task in pool.unclassified]
@@ -107,7 +118,7 @@ class SelfInstruct(Method):
         return requests + [self._instructions(pool, rng, form) for _ in range(room)]
 
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Return the outcomes of a completion, parsed for the stage of its request."""
+        """Parse a completion; return candidates and rejections, or the kind of its task."""
         if request.task is None:
             return self._new_instructions(pool, request, completion)
         task = pool.tasks[request.task]
@@ -253,10 +264,10 @@ class SelfInstruct(Method):
         ]
 
     def _consistent(self, task: Task, instances: list[Instance]) -> Iterable[Outcome]:
-        """Apply the rules of Self-Instruct to the instances of one instruction.
+        """Reject instances of one instruction that are empty, contradictory, repeated or too many.
 
-        Invalid instances are returned without being compared with the others, because the filter
-        ``instance`` rejects them later.
+        Instances that the filter ``instance`` will reject later are returned as candidates and are
+        not compared with the others.
         """
         valid = [instance for instance in instances if instance.fault is None]
         outputs: dict[str, set[str]] = {}
