@@ -251,7 +251,7 @@ def find(group: str, name: str) -> Any:
         return known[name]
     raise ConfigError(
         f"{name!r} is not one of the {'formats' if group == 'sources' else group}.",
-        f"{suggest(name, list(known))} To load your own file, pass --plugin=FILE.",
+        f"{suggest(name, list(known))} To load a Python file that defines it, pass --plugin=FILE.",
     )
 
 

@@ -30,7 +30,8 @@ from instructgen.filters.score import ScoreFilter
 from instructgen.filters.size import Size
 from instructgen.filters.topic import Topic
 from instructgen.formats import read
-from instructgen.schema.sample import Label, Message, Sample, Score
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Label, Sample, Score
 from instructgen.store import read_rows, read_samples, splits_of, write_dataset
 from tests.conftest import ROOT, real
 

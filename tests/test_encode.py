@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgen.errors import ConfigError
-from instructgen.schema.sample import Message, Sample
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample
 from instructgen.training.encode import Encoded, Encoder, Unusable
 from tests.tiny_model import CHATML, make_tiny_model
 

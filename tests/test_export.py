@@ -17,7 +17,8 @@ import instructgen
 from instructgen import export
 from instructgen.errors import ConfigError, InputError, RunError, StorageError
 from instructgen.formats import read
-from instructgen.schema.sample import Message, Sample
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample
 from instructgen.store import write_dataset
 
 SYSTEM = Message("system", "Be kind.")

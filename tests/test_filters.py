@@ -24,7 +24,8 @@ from instructgen.filters.semantic_duplicate import SemanticDuplicate
 from instructgen.filters.wording import Wording
 from instructgen.plugins import classes
 from instructgen.resources import word_list
-from instructgen.schema.sample import Message, Sample
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample
 
 PAPER = Wording(
     lists=("not_for_text_models",), starts=("Write a program",), first_character="ascii"

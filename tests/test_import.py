@@ -20,7 +20,8 @@ from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.formats import BadRow, UnusedRow, read
 from instructgen.formats.hh_rlhf import HHRLHF
 from instructgen.formats.oasst import OASST
-from instructgen.schema.sample import Label, Message, Sample, Score
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Label, Sample, Score
 from instructgen.store import read_samples
 from tests.conftest import real
 

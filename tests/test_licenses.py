@@ -29,7 +29,7 @@ def test_expressions_are_returned_in_spdx_spelling(expression: str, canonical: s
         ("nope", "'nope'"),
         ("MIT AND", "'MIT AND'"),
         ("", "''"),
-        ("CC-BY-SA 3.0", "'CC-BY-SA 3.0'"),
+        ("CC-BY-SA of 2007", "'CC-BY-SA of 2007'"),
         ("MIT AND nope", "'nope'"),
     ],
 )

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from instructgen import import_data, merge
 from instructgen.commands.mixing import MixOptions, targets
 from instructgen.errors import ConfigError, InputError, RunError
-from instructgen.licensing.licenses import Requirement, obligations
+from instructgen.licensing.licenses import Requirement, commercial_use, obligations
+from instructgen.licensing.model_terms import UNNAMED_MODEL
 from instructgen.schema.sample import Origin, Sample
 from instructgen.store import (
     RejectionCount,
@@ -92,7 +93,9 @@ def test_obligations_of_dolly_oasst_alpaca_and_alpaca_libre(
     terms = result.terms
     sentences = obligations(terms.licenses, terms.generators, terms.attributions)
     licenses = {"Apache-2.0", "CC-BY-NC-4.0", "CC-BY-SA-3.0", "MIT"}
-    assert [named_in(sentence) for sentence in sentences] == [
+    assert commercial_use(terms.licenses, terms.generators).answer == "no"
+    assert "CC-BY-NC-4.0" in sentences[0]
+    assert [named_in(sentence) for sentence in sentences[1:]] == [
         ({"credit", *licenses}, [30, 20, 40, 10]),
         ({"Credit", "The makers of alpaca"}, [20]),
         ({"Credit", "The makers of alpaca-libre"}, [10]),
@@ -113,7 +116,11 @@ def test_obligations_of_dolly_oasst_alpaca_and_alpaca_libre(
 @pytest.mark.parametrize(
     ("require", "kept", "reasons"),
     [
-        ("commercial-use", {"dolly": 40, "oasst": 30, "alpaca-libre": 10}, {"non_commercial": 20}),
+        (
+            "commercial-use",
+            {"dolly": 40, "oasst": 30},
+            {"non_commercial": 20, "generator_terms": 10},
+        ),
         (
             "permissive",
             {"oasst": 30},
@@ -131,6 +138,33 @@ def test_requirements(
     assert result.rows + result.rejected == 100
 
 
+def test_rows_of_a_model_whose_terms_are_accepted_may_be_used_commercially(
+    tmp_path: Path, four: list[Path]
+) -> None:
+    for number, name in enumerate(("OpenAI", "gpt-3.5-turbo")):
+        out = tmp_path / str(number)
+        result = merge(four, out, require="commercial-use", accept_terms=name)
+        assert {r.reason: r.count for r in result.rejections} == {"non_commercial": 20}
+    # Accepting the terms of a model does not change a license.
+    result = merge(four, tmp_path / "b", require="permissive", accept_terms=["OpenAI"])
+    assert {r.reason for r in result.rejections} == {"non_commercial", "share_alike"}
+
+
+def test_the_answer_about_commercial_use_is_that_of_the_most_restrictive_row() -> None:
+    answers = {
+        (("MIT",), ()): "yes",
+        (("MIT",), ("smollm2",)): "yes",
+        (("MIT",), ("gpt-4",)): "with conditions",
+        (("MIT", "CC-BY-SA-4.0"), ()): "with conditions",
+        (("MIT",), ("gpt-4", UNNAMED_MODEL)): "unknown",
+        (("LicenseRef-Mine",), ("gpt-4",)): "unknown",
+        (("LicenseRef-Mine", "CC-BY-NC-4.0"), ()): "no",
+        (("MIT",), ("c4ai-command-r-v01",)): "no",
+    }
+    for (licenses, models), answer in answers.items():
+        assert commercial_use(licenses, models).answer == answer, (licenses, models)
+
+
 def test_which_licenses_and_models_a_requirement_allows() -> None:
     listed = Requirement.of("MIT, CC-BY-4.0")
     assert listed.objection("MIT OR GPL-3.0-only", ()) is None
@@ -139,7 +173,8 @@ def test_which_licenses_and_models_a_requirement_allows() -> None:
     assert free.objection("LicenseRef-Mine", ()) is not None
     assert free.objection("", ()) is not None
     assert free.objection("MIT", ("c4ai-command-r-v01",)) is not None
-    assert free.objection("MIT", ("my/own",)) is None
+    assert free.objection("MIT", ("my/own",)) is not None
+    assert Requirement.of("commercial-use", ["my/own"]).objection("MIT", ("my/own",)) is None
     assert Requirement.of("permissive").objection("MIT", ("my/own",)) is not None
     for bad in ("", "MIT,nope", "commercial use"):
         with pytest.raises(ConfigError):
@@ -284,7 +319,7 @@ def test_a_mix_of_several_buckets_equals_one_of_a_single_bucket(
             r"mix\.toml: split: .*\bvalidation\b.*\btest\b",
         ),
         ("[splits]\n", r"mix\.toml: splits: .*\bsplit\b"),
-        ("mix = 3\n", r"mix\.toml: mix: .*\[mix\]"),
+        ("mix = 3\n", r"mix\.toml: mix\b.*\[mix\]"),
         ("[mix]\nrows = \n", r"mix\.toml: .*\bline 2\b"),
     ],
 )
@@ -308,8 +343,8 @@ def test_invalid_inputs_raise_an_error(tmp_path: Path, four: list[Path]) -> None
     with pytest.raises(RunError, match=r"/dolly\b.*\binstructions\b.*/pairs\b.*\bpreferences\b"):
         merge([four[0], pairs], tmp_path / "mix")
     # No row has this license.
-    with pytest.raises(InputError, match=r"\brequire\b.*\[mix\]"):
-        merge(four, tmp_path / "mix", require="CC0-1.0")
+    none = merge(four, tmp_path / "mix", require="CC0-1.0")
+    assert (none.rows, none.rejected) == (0, 100)
     alone = merge([pairs], tmp_path / "prefs")
     manifest = read_manifest(alone.out)
     assert manifest is not None

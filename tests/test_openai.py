@@ -24,7 +24,7 @@ from instructgen.engines import Completion, Request, Sampling
 from instructgen.engines.openai import OpenAIEngine
 from instructgen.errors import ConfigError, EngineError
 from instructgen.generation.loop import LAG
-from instructgen.schema.sample import Message
+from instructgen.schema.messages import Message
 from instructgen.store import read_rows
 from tests.conftest import ROOT, default_filters
 

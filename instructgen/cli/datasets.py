@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from instructgen.cli.printing import (
     err,
     json_option,
     print_json,
+    print_note,
     print_rejections,
     print_unchanged,
     quiet_option,
@@ -55,21 +57,22 @@ def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
     """
     from instructgen.cli.progress import watching
     from instructgen.commands.import_data import import_data
-    from instructgen.plugins import find
 
     with watching(err, show=not quiet and not as_json) as watch:
         result = import_data.run(options, watch)
     if as_json:
-        return print_json(result)
+        print_json(result)
+        return exit_if_empty(result)
     print_unchanged(result)
     facts = result.facts
     if options.format is None and not options.mapping:
-        fields = ", ".join(sorted(find("sources", facts.format).fields))
-        screen.print(f"format: {facts.format} (detected from the fields {fields})")
+        screen.print(f"format: {facts.format} (detected from the fields of the rows)")
     screen.print(
         f"[bold]{result.rows:,} rows[/] from {facts.used:,} of {facts.read:,} {facts.unit} read; "
         f"{result.rejected:,} rejected."
     )
+    if facts.without_answer:
+        print_note(f"{facts.without_answer:,} rows have an empty answer.")
     return print_derived(result)
 
 
@@ -92,7 +95,8 @@ def merge(options: MergeOptions, quiet: bool, as_json: bool) -> None:
     with watching(err, show=not quiet and not as_json) as watch:
         result = merge.run(options, watch)
     if as_json:
-        return print_json(result)
+        print_json(result)
+        return exit_if_empty(result)
     print_unchanged(result)
     facts, terms = result.facts, result.terms
     screen.print(
@@ -122,7 +126,8 @@ def curate(options: CurateOptions, quiet: bool, as_json: bool) -> None:
     with watching(err, show=not quiet and not as_json) as watch:
         result = curate.run(options, watch)
     if as_json:
-        return print_json(result)
+        print_json(result)
+        return exit_if_empty(result)
     print_unchanged(result)
     facts = result.facts
     screen.print(
@@ -165,7 +170,8 @@ def dedup(options: DedupOptions, show: int, quiet: bool, as_json: bool) -> None:
     with watching(err, show=not quiet and not as_json) as watch:
         result = dedup.run(options, watch)
     if as_json:
-        return print_json(result)
+        print_json(result)
+        return exit_if_empty(result)
     print_unchanged(result)
     facts = result.facts
     if show:
@@ -219,7 +225,11 @@ def export(options: ExportOptions, quiet: bool, as_json: bool) -> None:
         result = export.run(options, watch)
     if as_json:
         return print_json(result)
-    screen.print(f"[bold]{result.rows:,} rows[/] in {safe(result.to)}")
+    names = ", ".join(safe(file) for file in result.files)
+    screen.print(f"[bold]{result.rows:,} rows[/] in {names}")
+    if result.not_written:
+        counts = ", ".join(f"{name} ({rows:,} rows)" for name, rows in result.not_written.items())
+        print_note(f"the format {options.format} cannot express these fields: {counts}.")
     for sentence in result.obligations:
         screen.print(f"  - {safe(sentence)}")
     return None
@@ -280,3 +290,11 @@ def print_derived(result: Derived[Any]) -> None:
         screen.print(f"splits   {sizes}")
     screen.print(f"dataset  {safe(result.parts[0])}")
     screen.print(f"card     {safe(result.card)}")
+    exit_if_empty(result)
+
+
+def exit_if_empty(result: Derived[Any]) -> None:
+    """If a dataset has no rows, print a note and end with exit code 3."""
+    if not result.rows:
+        print_note("no row is left; the rejected rows and the reasons are in the folder rejected/.")
+        sys.exit(3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -243,7 +242,7 @@ def prefer(options: PreferOptions, quiet: bool, as_json: bool) -> None:
       instructgen prefer data/prompts --model models/sft --score models/rm --out data/pairs
       instructgen prefer data/prompts --score verifiers:ifeval --as instructions --out data/best
     """
-    from instructgen.cli.datasets import print_derived
+    from instructgen.cli.datasets import exit_if_empty, print_derived
     from instructgen.cli.progress import watching
     from instructgen.commands.prefer import prefer
 
@@ -260,8 +259,7 @@ def prefer(options: PreferOptions, quiet: bool, as_json: bool) -> None:
         for name, count in result.facts.judge.items():
             screen.print(f"judge: {name} {count:,}")
         print_derived(result)
-    if not result.rows:
-        sys.exit(3)
+    exit_if_empty(result)
 
 
 @click.command(cls=OptionsCommand)

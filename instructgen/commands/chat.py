@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgen.commands.options import ChatOptions
 from instructgen.errors import ConfigError
-from instructgen.schema.sample import Message
+from instructgen.schema.messages import Message
 
 
 class Chat:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import orjson
 from instructgen.commands.interface import command
 from instructgen.commands.options import ExportOptions
 from instructgen.errors import ConfigError, InputError
-from instructgen.licensing.licenses import obligations
-from instructgen.plugins import suggest
+from instructgen.formats import Format
+from instructgen.formats.conversation import parts_of
+from instructgen.licensing.licenses import commercial_use, obligations
+from instructgen.plugins import classes, suggest
 from instructgen.schema.progress import Progress, Watch
-from instructgen.schema.sample import Message, Sample, Shape
+from instructgen.schema.sample import Sample
+from instructgen.schema.statistics import RowCounts
 from instructgen.store import (
     is_run,
-    manifest_in,
     read_samples,
     shape_of,
     splits_of,
@@ -26,70 +29,131 @@ from instructgen.store import (
     write_atomic,
 )
 
-_SHAREGPT = {"user": "human", "assistant": "gpt", "system": "system"}
 _COLUMNS = ("id", "category", "language", "source", "license", "attribution", "generators")
+# Fields of a row that no format of other tools has.
+_OWN = ("scores", "labels", "edits")
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The result of an export: the file, the number of rows, and what their licenses require."""
+    """The result of an export.
 
-    to: Path
+    ``files`` are the files written, ``rows`` the number of rows, and ``obligations`` the license
+    obligations for these rows. ``not_written`` is the number of rows by the name of a field that
+    the format cannot express. ``commercial_use`` states whether the rows may be used commercially.
+    """
+
+    files: tuple[Path, ...]
     rows: int
+    not_written: dict[str, int]
     obligations: list[str]
+    commercial_use: str
 
 
 @command(ExportOptions, "data", "to")
 def export(options: ExportOptions, watch: Watch | None = None) -> Exported:
     """Write a dataset as JSON Lines, in a format that other tools can read.
 
+    A dataset with splits is written to one file per split, unless a split is selected.
+
     Raises:
-        ConfigError: a column or the format is unknown, or the format does not support this kind of
-            rows (instructions or preferences).
-        InputError: the output file already exists, or would be inside a dataset folder.
+        ConfigError: a column or the format is unknown, or the format does not support the rows.
+        InputError: an output file already exists, or would be inside a dataset folder.
         RunError: the folder contains no complete dataset.
-        StorageError: the file cannot be written.
+        StorageError: a file cannot be written.
     """
-    folder, file, columns = options.data, options.to, options.columns
-    convert = _checked(folder, options.format, columns)
-    _check_target(file, overwrite=options.overwrite)
-    rows = 0
-    total = sum(n for name, n in splits_of(folder).items() if options.split in (None, name))
+    folder = options.data
+    format = _checked(folder, options.format, options.columns)
+    files = _files(options)
+    for file in files.values():
+        _check_target(file, overwrite=options.overwrite)
+    info = _info_file(options.to) if options.format == "sharegpt" else None
+    entries = {} if info is None else _info_entries(info)
+    writing = _Writing(format, options, watch, sum(splits_of(folder).values()))
+    for split, file in files.items():
+        with storage(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, writing.lines(split))
+    if info is not None:
+        entries |= {file.stem: _info_entry(file, writing.tools) for file in files.values()}
+        with storage(info):
+            write_atomic(info, [orjson.dumps(entries, option=orjson.OPT_INDENT_2) + b"\n"])
+    counts = writing.counts
+    terms = (counts.licenses, counts.generators)
+    return Exported(
+        tuple(files.values()),
+        counts.rows,
+        dict(sorted(writing.not_written.items())),
+        obligations(*terms, counts.attributions),
+        str(commercial_use(*terms)),
+    )
 
-    def lines() -> Iterator[bytes]:
-        nonlocal rows
-        for sample in read_samples(folder, split=options.split):
-            rows += 1
-            if watch is not None and rows % 1_000 == 0:
-                watch(Progress("export", rows, total))
-            extra = {name: getattr(sample, name) for name in columns}
-            yield orjson.dumps({**convert(sample), **extra}) + b"\n"
 
-    with storage(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, lines())
-    terms = manifest_in(folder).terms
-    return Exported(file, rows, obligations(terms.licenses, terms.generators, terms.attributions))
+@dataclass(slots=True)
+class _Writing:
+    """Converts rows to lines, and counts the rows and the fields that are not written."""
+
+    format: type[Format]
+    options: ExportOptions
+    watch: Watch | None
+    total: int
+    counts: RowCounts = field(default_factory=RowCounts)
+    not_written: Counter[str] = field(default_factory=Counter)
+    tools: bool = False
+
+    def lines(self, split: str | None) -> Iterator[bytes]:
+        options = self.options
+        for sample in read_samples(options.data, split=split):
+            self.counts.add([sample])
+            rows = self.counts.rows
+            if self.watch is not None and rows % 1_000 == 0:
+                self.watch(Progress("export", rows, self.total))
+            self.tools = self.tools or bool(sample.tools)
+            self.not_written.update(parts_of(sample) - self.format.holds)
+            row = self.format.row(sample, options.format)
+            own = (name for name in _OWN if getattr(sample, name))
+            self.not_written.update(name for name in own if not _holds(row, sample, name))
+            extra = {name: getattr(sample, name) for name in options.columns}
+            yield orjson.dumps({**row, **extra}) + b"\n"
 
 
-def _checked(
-    folder: Path, format: str, columns: Sequence[str]
-) -> Callable[[Sample], dict[str, Any]]:
-    """Return the function that converts a row, after checking the format and the columns."""
-    if format not in FORMATS:
-        raise ConfigError(f"--format={format}: unknown format.", suggest(format, list(FORMATS)))
-    supported, convert = FORMATS[format]
-    for name in columns:
-        if name not in _COLUMNS:
-            raise ConfigError(f"--columns={name}: unknown column.", suggest(name, list(_COLUMNS)))
-    shape = shape_of(folder)
+def _holds(row: Mapping[str, Any], sample: Sample, name: str) -> bool:
+    """Return whether the row contains the scores of a sample, as preferences do."""
+    return name == "scores" and all(score.name in row for score in sample.scores)
+
+
+def export_formats() -> dict[str, type[Format]]:
+    """Return the formats that can be exported, as a dict keyed by the name of the export format."""
+    formats: list[type[Format]] = list(classes("sources").values())
+    return dict(sorted((name, cls) for cls in formats for name in cls.exports))
+
+
+def _checked(folder: Path, name: str, columns: Sequence[str]) -> type[Format]:
+    """Return the format, after checking that it supports the rows, and the columns."""
+    formats = export_formats()
+    if name not in formats:
+        raise ConfigError(f"--format={name}: unknown format.", suggest(name, list(formats)))
+    for column in columns:
+        if column not in _COLUMNS:
+            hint = suggest(column, list(_COLUMNS))
+            raise ConfigError(f"--columns={column}: unknown column.", hint)
+    shape, supported = shape_of(folder), formats[name].exports[name]
     if shape != supported:
-        other = next(name for name, (other_shape, _) in FORMATS.items() if other_shape == shape)
+        other = next(n for n, cls in formats.items() if cls.exports[n] == shape)
         raise ConfigError(
-            f"{folder} contains {shape}, but {format} is a format for {supported}.",
+            f"{folder} contains {shape}, but {name} is a format for {supported}.",
             f"Pass --format={other}.",
         )
-    return convert
+    return formats[name]
+
+
+def _files(options: ExportOptions) -> dict[str | None, Path]:
+    """Return the file for each split; the key None means all rows."""
+    splits = list(splits_of(options.data))
+    if options.split is not None or len(splits) < 2:
+        return {options.split: options.to}
+    to = options.to
+    return {split: to.with_name(f"{to.stem}-{split}{to.suffix}") for split in splits}
 
 
 def _check_target(file: Path, *, overwrite: bool) -> None:
@@ -106,47 +170,26 @@ def _check_target(file: Path, *, overwrite: bool) -> None:
         )
 
 
-def _alpaca(sample: Sample) -> dict[str, Any]:
-    """Return Alpaca's columns; earlier turns go to LLaMA-Factory's columns system and history."""
-    row: dict[str, Any] = {
-        "instruction": sample.instruction,
-        "input": sample.input,
-        "output": sample.output,
-    }
-    earlier = list(sample.history)
-    if earlier and earlier[0].role == "system":
-        row["system"] = earlier.pop(0).content
-    if earlier:
-        pairs = zip(earlier[::2], earlier[1::2], strict=True)
-        row["history"] = [[a.content, b.content] for a, b in pairs]
-    return row
+def _info_file(to: Path) -> Path:
+    """Return the path of LLaMA-Factory's list of datasets, which is in the same folder."""
+    return to.parent / "dataset_info.json"
 
 
-def _sharegpt(sample: Sample) -> dict[str, Any]:
-    turns = [{"from": _SHAREGPT[m.role], "value": m.content} for m in sample.messages]
-    return {"conversations": turns}
+def _info_entries(path: Path) -> dict[str, Any]:
+    """Return the entries of an existing list of datasets; other entries are kept."""
+    if not path.exists():
+        return {}
+    try:
+        entries = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the file is not valid JSON ({error}).", path=path, hint="Fix or remove the file."
+        ) from error
+    if not isinstance(entries, dict):
+        raise InputError("the file is not a JSON object.", path=path, hint="Remove the file.")
+    return entries
 
 
-def _openai(sample: Sample) -> dict[str, Any]:
-    return {"messages": _messages(sample.messages)}
-
-
-def _preference(sample: Sample) -> dict[str, Any]:
-    """Return a preference row in the conversational format of the library TRL."""
-    return {
-        "prompt": _messages(sample.prompt),
-        "chosen": _messages([Message("assistant", sample.output)]),
-        "rejected": _messages([Message("assistant", sample.rejected_output or "")]),
-    }
-
-
-def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in messages]
-
-
-FORMATS: Mapping[str, tuple[Shape, Callable[[Sample], dict[str, Any]]]] = {
-    "alpaca": ("instructions", _alpaca),
-    "sharegpt": ("instructions", _sharegpt),
-    "openai": ("instructions", _openai),
-    "trl-preference": ("preferences", _preference),
-}
+def _info_entry(file: Path, tools: bool) -> dict[str, Any]:
+    columns = {"messages": "conversations", **({"tools": "tools"} if tools else {})}
+    return {"file_name": file.name, "formatting": "sharegpt", "columns": columns}

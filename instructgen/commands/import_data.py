@@ -5,8 +5,10 @@ Every row is kept or rejected. For a rejected row, its line number and the reaso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from instructgen.commands.derive import (
@@ -20,14 +22,16 @@ from instructgen.commands.derive import (
 from instructgen.commands.interface import command
 from instructgen.commands.options import ImportOptions
 from instructgen.errors import ConfigError
-from instructgen.formats import BadRow, Format, Reading, UnusedRow, check_language, read
+from instructgen.formats import BadRow, Format, Reader, Reading, UnusedRow, check_language, read
+from instructgen.formats.files import dataset_files
 from instructgen.formats.plain import Plain
 from instructgen.licensing.licenses import check_license
-from instructgen.plugins import find, provenance
+from instructgen.plugins import provenance
 from instructgen.reports.cards import rejected_table
+from instructgen.schema.messages import ROLES
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
-from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Shape
+from instructgen.schema.sample import Label, Origin, Rejected, Rejection, Sample
 from instructgen.store import InputRef, Provenance, digest_of
 
 
@@ -43,6 +47,7 @@ class ImportFacts(JsonRecord):
     unit: str
     read: int
     used: int
+    without_answer: int = 0
 
 
 @command(ImportOptions, "path", "out", "format")
@@ -61,25 +66,58 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
     if options.language:
         check_language(options.language)
     mapping = options.mapping
-    _check_texts(options.attribution, options.model, *mapping, *mapping.values())
-    format = _format(options.format, mapping, options.shape, options.take)
+    _check_texts(options.attribution, options.model, options.source, *mapping, *mapping.values())
+    reader = Reader(_roles(options.roles), options.inner_system)
     terms: dict[str, Any] = {
         "license": license,
         "language": options.language,
         "attribution": options.attribution,
         "model": options.model,
+        "source": options.source,
         "on_bad_row": options.on_bad_row,
+        "encoding": options.encoding,
     }
-    reading = read(options.path, format, split=options.split, **terms)
-    if format is None and (options.shape or options.take):
-        # The format was detected from the fields of the rows, so the options are applied only now.
-        reading.format = type(reading.format)(options.shape, options.take)
+    reading = read(
+        options.path,
+        _plain(options) if mapping else options.format,
+        shape=options.shape,
+        take=options.take,
+        reader=reader,
+        split=options.split,
+        **terms,
+    )
     shape = reading.format.shape
     assert shape is not None  # The format has set its default.
     made_from = _provenance(options, reading.format, terms)
     return derive(
         options.out, made_from, shape, ImportFacts, lambda output: _write(output, reading, watch)
     )
+
+
+def _roles(roles: Sequence[str]) -> dict[str, str]:
+    """Return a dict from the name of a speaker, in lower case, to its role.
+
+    Raises:
+        ConfigError: an item does not have the form ROLE=NAME.
+    """
+    names: dict[str, str] = {}
+    for item in roles:
+        role, _, name = item.partition("=")
+        if role not in ROLES or not name.strip():
+            raise ConfigError(
+                f"--role={item}: must have the form ROLE=NAME, where ROLE is one of "
+                f"{', '.join(ROLES)}.",
+                "Pass, for example, --role=user=customer.",
+            )
+        names[name.strip().lower()] = role
+    return names
+
+
+def _plain(options: ImportOptions) -> Plain:
+    if options.format not in (None, Plain.name):
+        message = f"--map cannot be used with the format {options.format}."
+        raise ConfigError(message, "Omit the format.")
+    return Plain(options.shape, options.take, mapping=options.mapping)
 
 
 def _check_texts(*texts: str) -> None:
@@ -89,37 +127,34 @@ def _check_texts(*texts: str) -> None:
 
 
 def _provenance(options: ImportOptions, format: Format, terms: Mapping[str, Any]) -> Provenance:
-    """Return what determines the rows of the dataset: the file, its format and the options."""
-    path = options.path
-    ref = InputRef(str(path), split=options.split)
-    if path.exists():
-        ref = InputRef(name_of(path), digest_of(path))
+    """Return what determines the dataset: the files, their format, and default values for rows."""
     recorded = {
         "format": format.name,
         "map": options.mapping,
         "as": format.shape,
         "take": format.take,
+        "roles": list(options.roles),
+        "inner_system": options.inner_system,
         **terms,
     }
+    ref = _input_ref(options.path, options.split)
     return Provenance("import", (ref,), recorded, plugins=provenance(sources=[type(format)]))
 
 
-def _format(
-    name: str | None, mapping: Mapping[str, str], shape: Shape | None, take: str | None
-) -> Format | None:
-    if mapping:
-        if name not in (None, Plain.name):
-            raise ConfigError(f"--map cannot be used with the format {name}.", "Omit one of them.")
-        return Plain(shape, take, mapping)
-    if name is None:
-        return None
-    format: Format = find("sources", name)(shape, take)
-    return format
+def _input_ref(path: Path, split: str) -> InputRef:
+    """Return the name and digest of the file, or of all files that are read."""
+    if path.is_file():
+        return InputRef(name_of(path), digest_of(path))
+    paths = dataset_files(path, split).paths
+    if not paths[0].exists():
+        return InputRef(str(path), split=split)
+    digests = "".join(f"{file.name} {digest_of(file)}\n" for file in paths)
+    return InputRef(name_of(path), hashlib.sha256(digests.encode()).hexdigest(), split=split)
 
 
 def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[ImportFacts]:
     kept, rejected = list[Sample](), list[Rejected]()
-    number = 0
+    number = without_answer = 0
 
     def flush() -> None:
         output.keep(kept)
@@ -130,6 +165,7 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
     for row in reading:
         if isinstance(row, Sample):
             kept.append(row)
+            without_answer += not row.output.strip() and not row.tool_calls
         else:
             rejected.append(_rejected(row, number))
             number += 1
@@ -140,7 +176,9 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
     flush()
     if output.rejected != reading.others or reading.used + reading.others != reading.units:
         raise RuntimeError("The row counts are inconsistent. This is a bug; please report it.")
-    facts = ImportFacts(reading.format.name, reading.format.unit, reading.units, reading.used)
+    facts = ImportFacts(
+        reading.format.name, reading.format.unit, reading.units, reading.used, without_answer
+    )
     rejections = output.rejections()
     sections = [
         "## Rows read",
@@ -155,10 +193,12 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
 
 
 def _rejected(row: BadRow | UnusedRow, number: int) -> Rejected:
+    place = f"{row.file}: line {row.line}" if row.file else f"line {row.line}"
     if isinstance(row, BadRow):
-        sample = Sample("", origin=Origin(record=str(row.line)))
-        rejection = Rejection("import", "bad_row", f"line {row.line}: {row.reason}")
+        record = (Label("record", row.record),) if row.record else ()
+        sample = Sample("", origin=Origin(record=place.removeprefix("line ")), labels=record)
+        rejection = Rejection("import", "bad_row", f"{place}: {row.reason}")
     else:
         sample = row.sample
-        rejection = Rejection("import", row.code, f"line {row.line}: {row.reason}")
+        rejection = Rejection("import", row.code, f"{place}: {row.reason}")
     return Rejected(sample, rejection, "import", number)

@@ -105,7 +105,9 @@ def merge(options: MergeOptions, watch: Watch | None = None) -> Derived[MergeFac
     """
     recipe = options.recipe
     mix, split = load_mix(None if recipe is None else str(recipe))
-    require = None if options.require is None else Requirement.of(options.require)
+    require = (
+        None if options.require is None else Requirement.of(options.require, options.accept_terms)
+    )
     inputs = inputs_of(options.inputs)
     check_separate(options.out, options.inputs)
     shape = common_shape(options.inputs)
@@ -113,6 +115,7 @@ def merge(options: MergeOptions, watch: Watch | None = None) -> Derived[MergeFac
         "mix": mix.model_dump(mode="json"),
         "split": split.model_dump(mode="json"),
         "require": options.require,
+        "accept_terms": list(options.accept_terms),
     }
     merging = _Merge(options.inputs, options.out, shape, mix, split, require, watch)
     provenance = Provenance("merge", inputs, recorded)
@@ -157,10 +160,6 @@ class _Merge:
         held_out = groups.near(evaluation) if evaluation else set()
         strata.remove(held_out)
         taken = copies(strata, self.mix)
-        if not taken:
-            raise InputError(
-                "all rows were rejected.", hint="Relax --require or the recipe's caps and weights."
-            )
         taken, sides = self._sides(taken, groups, evaluation)
         self._write_rows(output, taken, sides, held_out)
         if len(taken) + output.rejected != count:
@@ -183,7 +182,7 @@ class _Merge:
             if evaluation
             else groups.sides(list(taken), self.mix.seed)
         )
-        if "train" not in sides.values():
+        if taken and "train" not in sides.values():
             raise InputError(
                 "no rows are left for training: all rows are in the splits validation and test.",
                 hint="Use smaller fractions in the table [split], or more rows for training.",

@@ -150,11 +150,10 @@ class RebuildOptions(Options):
 class ImportOptions(Options):
     """Options of `import`."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"source": "format"}
-
     path: Path = argument(
-        "File to read, or name of a dataset on the Hugging Face Hub (ORG/NAME). Files are .jsonl, "
-        ".json, .csv or .parquet; all but .parquet can be compressed (.gz or .zst).",
+        "What to read: a file (JSON, JSON Lines, CSV, Parquet or Arrow), a pattern in quotes such "
+        "as 'data/*.jsonl', a folder of files, a clone from the Hugging Face Hub, or the name of a "
+        "dataset on the Hub (ORG/NAME). Text files can be compressed (.gz or .zst).",
         metavar="PATH_OR_HUB",
         takes="rows",
     )
@@ -175,9 +174,9 @@ class ImportOptions(Options):
     )
     shape: Shape | None = option(
         None,
-        "Kind of rows to import from a format that contains both kinds, such as oasst or hh-rlhf: "
-        "prompts with an answer (instructions), or prompts with a chosen and a rejected answer "
-        "(preferences).",
+        "Kind of rows to import from a format that contains several kinds, such as oasst or "
+        "hh-rlhf: prompts with an answer (instructions), with a chosen and a rejected answer "
+        "(preferences), or with an answer that is labeled as good or bad (feedback).",
         flag="--as",
     )
     take: str | None = option(
@@ -189,15 +188,45 @@ class ImportOptions(Options):
         "(first), or all instances (all).",
         metavar="WHICH",
     )
+    roles: Names = option(
+        (),
+        "Role of a speaker in conversations whose names are unknown: user, assistant, system or "
+        "tool, and the name in the file, such as user=customer.",
+        flag="--role",
+        metavar="ROLE=NAME",
+        many="repeat",
+    )
+    inner_system: Literal["keep", "move"] = option(
+        "keep",
+        "What to do with a system message after the first user message: leave it in its place "
+        "(keep), or move it to the beginning of the conversation (move).",
+    )
     license: str = _LICENSE
     language: str = _LANGUAGE
     attribution: str = option(
         "", "Names and notices to credit, for rows that do not specify any.", metavar="TEXT"
     )
     model: str = option(
-        "", "Name of the model that generated the rows, if they are synthetic.", metavar="NAME"
+        "",
+        "Name of the model that generated the rows, if they are synthetic, or human if people "
+        "wrote them although the file says otherwise.",
+        metavar="NAME",
     )
-    split: str = option("train", "Split to read from a dataset on the Hugging Face Hub.")
+    source: str = option(
+        "",
+        "Name of the dataset, for the column source of all rows.",
+        metavar="NAME",
+        shown="the name of the format, or what the rows specify",
+    )
+    split: str = option(
+        "train", "Split to read, if the path is a folder with splits or a dataset on the Hub."
+    )
+    encoding: str | None = option(
+        None,
+        "Character encoding of text files, such as cp1252.",
+        metavar="NAME",
+        shown="UTF-8, or UTF-16 if the file begins with its byte-order mark",
+    )
     on_bad_row: OnBadRow = _ON_BAD_ROW
 
 
@@ -217,9 +246,17 @@ class MergeOptions(Options):
     )
     require: str | None = option(
         None,
-        "License requirement: commercial-use, permissive, or a comma-separated list of SPDX "
-        "licenses. Rows that do not meet it are rejected.",
+        "Requirement for licenses and for the terms of the models that wrote the rows: "
+        "commercial-use (no terms forbid or restrict it), permissive (also no share-alike "
+        "license), or a comma-separated list of SPDX licenses. Other rows are rejected.",
         metavar="WHAT",
+    )
+    accept_terms: Names = option(
+        (),
+        "Name of a model, or of its terms such as OpenAI, whose conditions you accept: with "
+        "--require, rows that this model wrote are not rejected for them.",
+        metavar="NAME",
+        many="repeat",
     )
 
 
@@ -314,7 +351,11 @@ class ExportOptions(Options):
     """Options of `export`."""
 
     data: Path = argument("Folder of a dataset or run.", metavar="DATA")
-    to: Path = option(..., "Output file (JSON Lines). Its folder is created if it does not exist.")
+    to: Path = option(
+        ...,
+        "Output file (JSON Lines). Its folder is created if it does not exist. For a dataset with "
+        "splits, one file per split is written, such as rows-train.jsonl for rows.jsonl.",
+    )
     format: str = option(
         ...,
         "Output format: alpaca, sharegpt or openai for instruction rows, or trl-preference for "
@@ -329,7 +370,7 @@ class ExportOptions(Options):
         many="commas",
     )
     split: str | None = option(
-        None, "Split to write: train, validation or test. By default, all rows are written."
+        None, "Split to write: train, validation or test. By default, every split is written."
     )
     overwrite: bool = option(False, "Replace the output file if it exists.")
 

@@ -7,6 +7,7 @@ The descriptions are derived from the classes. They are shown by commands such a
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -177,6 +178,9 @@ def _format_options(cls: Any) -> tuple[OptionDescription, ...]:
         options.append(
             OptionDescription("--take", takes, f'"{cls.takes[0]}"', "Which rows to import.")
         )
+    if cls.example:
+        row = json.dumps(cls.example, ensure_ascii=False)
+        options.append(OptionDescription("row", "example", "", f"Example of a row: {row}"))
     return tuple(options)
 
 

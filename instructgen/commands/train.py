@@ -66,9 +66,10 @@ _PROBE_TOKENS = 64
 class TrainResult:
     """The result of a training run.
 
-    ``facts`` contains the key ``result`` of training.json. In distributed training, it is None in
-    all processes except the main process. ``messages`` are notes for the user. ``card`` is the
-    path of the model card. ``unchanged`` is true if the model had already been trained.
+    ``facts`` is what training.json records under the key ``result``, such as the number of steps.
+    In distributed training, ``facts`` is None in all processes except the main process.
+    ``messages`` are notes for the user. ``card`` is the path of the model card. ``unchanged`` is
+    true if the model had already been trained.
     """
 
     out: Path

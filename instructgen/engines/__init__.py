@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from instructgen.errors import EngineDied, EngineError
-from instructgen.schema.sample import Message
+from instructgen.schema.messages import Message
 
 FinishReason = Literal["stop", "length", "error"]
 

@@ -237,7 +237,8 @@ class VllmEngine(LocalEngine):
                     job = jobs.get()
                     if job is None:
                         # Not EngineDied: a closed engine must not be restarted.
-                        self._end(EngineError("The vllm engine was closed early."), jobs, waiting)
+                        error = EngineError("The vllm engine was closed before all answers.")
+                        self._end(error, jobs, waiting)
                         return
                     self._add(engine, str(next(ids)), job, waiting)
                 for output in engine.step():

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from instructgen.engines import Completion, Engine, Request, Sampling, Supervisor
-from instructgen.schema.sample import Message
+from instructgen.schema.messages import Message
 
 Prompt = str | tuple[Message, ...] | tuple[int, ...]
 

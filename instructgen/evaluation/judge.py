@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import regex
 
 from instructgen.engines import Completion, Request, Sampling
-from instructgen.schema.sample import Message, Sample
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample
 
 _JUDGE_PROMPT = (
     "Two assistants answered the same request. Say which answer helps more: is right, does "

@@ -42,7 +42,7 @@ class Novelty(ComparingFilter):
         return RougeLIndex(self.threshold, self.tokenizer, self.compatible)
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the maximum ROUGE-L similarity."""
+        """Return the maximum ROUGE-L similarity of kept rows, as the only threshold."""
         return (self.threshold,)
 
     def decide(self, sample: Sample, matches: Sequence[EarlierMatch]) -> Rejection | None:

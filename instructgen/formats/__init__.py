@@ -8,40 +8,47 @@ sample or with the reason why it is not used. It does not filter rows.
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from instructgen.errors import ConfigError, InputError
+from instructgen.formats.conversation import Reader
+from instructgen.formats.fields import RowError, number, text
+from instructgen.formats.files import dataset_files
+from instructgen.formats.metadata import with_metadata
 from instructgen.formats.records import BadRecord, Record, read_records
 from instructgen.licensing.licenses import check_license
 from instructgen.plugins import classes, find, suggest
-from instructgen.schema.sample import Origin, Sample, Shape
+from instructgen.schema.sample import Sample, Shape
+from instructgen.similarity.languages import language_of
 
 # With on_bad_row "reject": maximum number of rows read to detect the format.
 _DETECTION_ROWS = 100
-# Instruction data does not contain longer texts. One of them would slow down every comparison.
-_MAX_CHARACTERS = 2**20
+# Maximum number of characters of a rejected record that are stored.
+_MAX_RECORD = 2**17
 
 OnBadRow = Literal["fail", "reject"]
 
 
-class RowError(ValueError):
-    """Raised if a row cannot be used; the message names the invalid field."""
-
-
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be read, with its line number and the reason why."""
+    """A row that cannot be read, with the reason why.
+
+    ``line`` is its line, and ``file`` the name of its file if several files are read. ``record``
+    is the row as JSON, if it could be parsed.
+    """
 
     line: int
     reason: str
+    record: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +56,14 @@ class UnusedRow:
     """A valid row that no sample contains, such as a message in a branch that is not selected.
 
     ``code`` is a short name for why it is not used, and ``reason`` a text that explains it.
+    ``line`` and ``file`` are as in `BadRow`.
     """
 
     line: int
     code: str
     reason: str
     sample: Sample
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +89,17 @@ class Format(ABC):
     """A dataset format.
 
     A record matches the format if it contains all ``fields``; if several formats match, the
-    one with the most fields is used. ``identifies_dataset`` is False if many datasets have these
-    fields. The ``license``, ``attribution``, ``method`` and ``model`` of such a format apply only
-    if the user names the format. ``unit`` is the word for rows in printed text, such as messages.
-    ``shapes`` are the allowed values of ``--as``: the kinds of dataset (instructions, preferences)
-    to which records can be converted. ``takes`` are the allowed values of ``--take``: which
-    samples of a record to import. The first item of each is the default.
+    one with the highest value of `matches` is used. ``identifies_dataset`` is False if many
+    datasets have these fields. The ``license``, ``attribution``, ``method`` and ``model`` of such a
+    format apply only if the user names the format. ``unit`` is the word for rows in printed text,
+    such as messages. ``shapes`` are the allowed values of ``--as``: the kinds of dataset
+    (instructions, preferences, feedback) to which records can be converted. ``takes`` are the
+    allowed values of ``--take``: which samples of a record to import. The first item of each is
+    the default. ``reader`` converts conversations to samples. If ``has_metadata`` is True, the
+    columns that many datasets share, such as ``license`` and ``model``, are read as well; see
+    `with_metadata`. ``example`` is a row in the format, for the documentation. ``exports`` maps
+    the names of the formats of the command `export` that this class writes to the kind of rows
+    that they contain; ``holds`` are the parts of a conversation that they can express.
     """
 
     name: ClassVar[str]
@@ -99,9 +113,14 @@ class Format(ABC):
     unit: ClassVar[str] = "rows"
     shapes: ClassVar[tuple[Shape, ...]] = ("instructions",)
     takes: ClassVar[tuple[str, ...]] = ()
+    has_metadata: ClassVar[bool] = False
+    example: ClassVar[Mapping[str, Any]] = {}
+    exports: ClassVar[Mapping[str, Shape]] = {}
+    holds: ClassVar[frozenset[str]] = frozenset()
 
     shape: Shape | None = None
     take: str | None = None
+    reader: Reader = field(default_factory=Reader)
 
     def __post_init__(self) -> None:
         """Set the defaults of ``shape`` and ``take``; raise ConfigError for unsupported values."""
@@ -114,6 +133,28 @@ class Format(ABC):
             raise ConfigError(f"the format {self.name} does not support --take={take}.", hint)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "take", take)
+
+    @classmethod
+    def matches(cls, record: Mapping[str, Any]) -> int:
+        """Return how well a record matches the format: 0 means not at all.
+
+        By default, this is the number of ``fields`` if the record contains all of them.
+        """
+        return len(cls.fields) if cls.fields and record.keys() >= cls.fields else 0
+
+    @classmethod
+    def row(cls, sample: Sample, export: str) -> dict[str, Any]:
+        """Convert a sample to a row of the export format with this name (a key of ``exports``).
+
+        `samples` converts the row back to an equal sample, except for the fields of the sample
+        that are not in ``holds``.
+        """
+        raise NotImplementedError(f"The format {cls.name} cannot be exported.")
+
+    @classmethod
+    def shape_of(cls, record: Mapping[str, Any]) -> Shape | None:
+        """Return the kind of dataset that a record states, or None to use the default."""
+        return None
 
     @abstractmethod
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
@@ -128,45 +169,63 @@ class Format(ABC):
         for record in records:
             try:
                 samples = self.samples(record.fields)
+                if self.has_metadata:
+                    samples = [with_metadata(sample, record.fields) for sample in samples]
             except RowError as error:
-                yield Conversion(record.line, 0, [], [BadRow(record.line, str(error))])
+                yield Conversion(record.line, 0, [], [bad_record(record, str(error))])
                 continue
             yield Conversion(record.line, 1, samples)
 
 
 class Reading:
-    """Iterates once over a dataset file, converts its rows, and counts them.
+    """Iterates once over dataset files of one format, converts their rows, and counts them.
 
     Attributes:
+        path: the file that is being read.
         format: the format.
-        units: number of rows (or messages) in the file; 0 until the last row was read.
+        units: number of rows (or messages) in the files; 0 until the last row was read.
         used: number of rows read so far that are part of a sample.
         others: number of rows read so far that are not part of a sample.
     """
 
     def __init__(
         self,
-        path: Path,
+        paths: Sequence[Path],
         format: Format,
-        records: Iterator[Record | BadRecord],
+        first: Iterator[Record | BadRecord],
         defaults: _RowDefaults,
-        on_bad_row: OnBadRow,
+        options: _Options,
     ) -> None:
-        self.path, self.format = path, format
+        self.path, self.format = paths[0], format
         self.units = self.used = self.others = 0
-        self._records, self._defaults, self._on_bad_row = records, defaults, on_bad_row
+        self._paths, self._first, self._defaults, self._options = paths, first, defaults, options
         self._seen = self._accounted = 0
 
     def __iter__(self) -> Iterator[Sample | BadRow | UnusedRow]:
         """Yield every row, either as a sample or with the reason why it is not used.
 
         Raises:
-            InputError: if the rest of the file cannot be read, if a row cannot be read and
+            InputError: if the rest of a file cannot be read, if a row cannot be read and
                 ``on_bad_row`` is ``fail``, or if a row has no license.
             RuntimeError: if the number of converted records is not the number of records read.
         """
+        options = self._options
+        for path in self._paths:
+            first = path == self._paths[0]
+            self.path = path
+            yield from self._rows(
+                self._first if first else read_records(path, options.split, options.encoding)
+            )
+        self.units = self.used + self.others
+        if self._accounted != self._seen:
+            raise RuntimeError(
+                f"{self._seen} records were read, but {self._accounted} were converted. "
+                "This is a bug; please report it."
+            )
+
+    def _rows(self, records: Iterator[Record | BadRecord]) -> Iterator[Sample | BadRow | UnusedRow]:
         pending: deque[BadRow] = deque()
-        for taken in self.format.convert_all(self._valid_records(pending)):
+        for taken in self.format.convert_all(self._valid_records(records, pending)):
             while pending:
                 yield self._count_other(pending.popleft())
             self._accounted += taken.records
@@ -183,26 +242,22 @@ class Reading:
                 yield self._count_other(other)
         while pending:
             yield self._count_other(pending.popleft())
-        self.units = self.used + self.others
-        if self._accounted != self._seen:
-            raise RuntimeError(
-                f"{self._seen} records were read, but {self._accounted} were converted. "
-                "This is a bug; please report it."
-            )
 
-    def _valid_records(self, pending: deque[BadRow]) -> Iterator[Record]:
-        for record in self._records:
+    def _valid_records(
+        self, records: Iterator[Record | BadRecord], pending: deque[BadRow]
+    ) -> Iterator[Record]:
+        for record in records:
             if isinstance(record, BadRecord):
                 pending.append(BadRow(record.line, record.reason))
             else:
                 self._seen += 1
-                yield record
+                yield _folded(record) if self._options.fold else record
 
     def _count_other(self, other: BadRow | UnusedRow) -> BadRow | UnusedRow:
-        if isinstance(other, BadRow) and self._on_bad_row == "fail":
+        if isinstance(other, BadRow) and self._options.on_bad_row == "fail":
             raise bad_row(self.path, other)
         self.others += 1
-        return other
+        return replace(other, file=self.path.name) if len(self._paths) > 1 else other
 
     def _with_defaults(self, sample: Sample, line: int) -> Sample:
         defaults, format = self._defaults, self.format
@@ -214,24 +269,30 @@ class Reading:
                 line=line,
                 hint="Pass --license=SPDX for such rows, for example --license=CC-BY-4.0.",
             )
-        language = sample.language
+        language, confidence = sample.language, sample.language_confidence
         if language != "und":
             check_language(language)
-        else:
-            language = defaults.language or format.language or _detect_language(sample)
+        elif defaults.language or format.language:
+            language = defaults.language or format.language
+        elif (guess := language_of(sample.question, sample.output)) is not None:
+            language, confidence = guess.language, round(guess.likelihood, 4)
         generators, origin = sample.generators, sample.origin
         method, model = origin.method, origin.model
-        if defaults.method != "human" and method == "human":
+        if defaults.human:
+            generators, method, model = (), "human", None
+        elif defaults.method != "human" and method == "human":
             generators = generators or ((defaults.model,) if defaults.model else ())
             method, model = defaults.method, defaults.model
+        place = f"{self.path.name}:{line}" if len(self._paths) > 1 else str(line)
         return replace(
             sample,
             license=check_license(license),
             language=language,
-            source=sample.source or format.name,
+            language_confidence=confidence,
+            source=defaults.source or sample.source or format.name,
             attribution=sample.attribution or defaults.attribution,
             generators=generators,
-            origin=Origin(method, model, record=origin.record or str(line), group=origin.group),
+            origin=replace(origin, method=method, model=model, record=origin.record or place),
         )
 
 
@@ -244,59 +305,94 @@ class _RowDefaults:
     attribution: tuple[str, ...]
     method: str
     model: str | None
+    source: str
+    human: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How files are read; ``fold`` states whether column names are converted to lower case."""
+
+    on_bad_row: OnBadRow
+    split: str
+    encoding: str | None
+    fold: bool
 
 
 def read(
     path: Path,
     format: str | Format | None = None,
     *,
+    shape: Shape | None = None,
+    take: str | None = None,
+    reader: Reader | None = None,
     license: str = "",
     language: str = "",
     attribution: str = "",
     model: str = "",
+    source: str = "",
     on_bad_row: OnBadRow = "fail",
     split: str = "train",
+    encoding: str | None = None,
 ) -> Reading:
-    """Open a dataset file and detect its format; iterate over the result to get the rows.
+    """Open the files of a dataset and detect their format; iterate over the result to get the rows.
 
     Args:
-        path: a file, or a Hub dataset as ORG/NAME; see `read_records`.
+        path: a file, a pattern such as ``data/*.jsonl``, a folder of files, or a Hub dataset as
+            ORG/NAME; see `dataset_files` and `read_records`.
         format: the format or its name; None to detect it from the fields of the rows.
+        shape: the kind of dataset to convert the rows to; default: the first of the format.
+        take: which samples of a record to read; default: the first of the format.
+        reader: how to convert conversations.
         license: SPDX expression for rows that have no license, if the format sets none either.
-        language: ISO 639 code for rows that do not specify their language.
+        language: ISO 639 code for rows that do not specify their language. By default, the language
+            is identified from the text.
         attribution: attribution text, which replaces the attribution text of the format.
-        model: the model that wrote the rows, if they are not human-written.
+        model: the model that wrote the rows, or ``human`` if people wrote them.
+        source: the name of the dataset, which replaces the source that rows specify.
         on_bad_row: ``fail`` raises an error at the first row that cannot be read; ``reject``
             yields such rows as `BadRow`.
-        split: the split to read if ``path`` is a Hub dataset.
+        split: the split to read if the path is a folder with splits or a Hub dataset.
+        encoding: the character encoding of text files; default: UTF-8, or UTF-16 with a byte-order
+            mark.
 
     Raises:
-        InputError: if the file cannot be read, or its format is unknown.
+        InputError: if a file cannot be read, or its format is unknown.
         ConfigError: if no format has the name ``format``.
     """
-    records = read_records(path, split)
+    files = dataset_files(path, split)
+    if isinstance(format, str):
+        format = find("sources", format)
+    records = read_records(files.paths[0], split, encoding)
     detected = format is None
-    requested: Format | None = find("sources", format)() if isinstance(format, str) else format
-    format, buffered = _detect_format(path, requested, records, on_bad_row)
+    cls, fold, buffered = _detect_format(files.paths[0], format, shape, records, on_bad_row)
+    if not isinstance(cls, Format):
+        first = next(r.fields for r in reversed(buffered) if isinstance(r, Record))
+        cls = cls(shape or cls.shape_of(first), take, reader or Reader())
     # Fields that many datasets share do not identify the dataset, so its license is unknown.
-    known = format.identifies_dataset or not detected
+    known = cls.identifies_dataset or not detected
+    human = model == "human"
     defaults = _RowDefaults(
-        license=(format.license if known else "") or license,
+        license=(cls.license if known else "") or license or files.license,
         language=language,
-        attribution=(attribution,) if attribution else format.attribution if known else (),
-        method="model" if model else format.method if known else "human",
-        model=model or (format.model if known else None),
+        attribution=(attribution,) if attribution else cls.attribution if known else (),
+        method="model" if model else cls.method if known else "human",
+        model=model or (cls.model if known else None),
+        source=source,
+        human=human,
     )
-    return Reading(path, format, chain(buffered, records), defaults, on_bad_row)
+    options = _Options(on_bad_row, split, encoding, fold)
+    return Reading(files.paths, cls, chain(buffered, records), defaults, options)
 
 
 def _detect_format(
     path: Path,
-    format: Format | None,
+    format: Any,
+    shape: Shape | None,
     records: Iterator[Record | BadRecord],
     on_bad_row: OnBadRow,
-) -> tuple[Format, list[Record | BadRecord]]:
-    """Return the format of a file, and the records that were read to detect it."""
+) -> tuple[Any, bool, list[Record | BadRecord]]:
+    """Return a format or its class, whether to fold names, and the records read to detect it."""
     buffered: list[Record | BadRecord] = []
     for record in records:
         buffered.append(record)
@@ -304,10 +400,9 @@ def _detect_format(
             if on_bad_row == "fail":
                 raise bad_row(path, BadRow(record.line, record.reason))
             continue
-        if format is None:
-            format = detect_format(record.fields)
-        if format is not None:
-            break
+        found, fold = _find_format(record, format, shape)
+        if found is not None:
+            return found, fold, buffered
         if on_bad_row == "fail" or len(buffered) > _DETECTION_ROWS:
             raise _unknown_format(record, path)
     valid = [r for r in buffered if isinstance(r, Record)]
@@ -315,17 +410,42 @@ def _detect_format(
         raise InputError(
             "the file has no valid row.", path=path, hint="Check that this is the right file."
         )
-    if format is None:
-        raise _unknown_format(valid[0], path)
-    return format, buffered
+    raise _unknown_format(valid[0], path)
 
 
-def detect_format(fields: Mapping[str, Any]) -> Format | None:
-    """Return the format that matches the fields of a record, or None if no format matches."""
+def _find_format(record: Record, format: Any, shape: Shape | None) -> tuple[Any, bool]:
+    """Return the format of a record, and whether it fits only if names are in lower case."""
+    folded = _folded(record).fields
+    if format is not None:
+        exact = record.fields.keys() >= format.fields
+        return format, not exact and folded.keys() >= format.fields
+    for fold, fields in ((False, record.fields), (True, folded)):
+        if (best := detect_format(fields, shape)) is not None:
+            return best, fold
+    return None, False
+
+
+def detect_format(fields: Mapping[str, Any], shape: Shape | None = None) -> type[Format] | None:
+    """Return the format that matches the fields of a record best, or None if no format matches.
+
+    Formats that can be converted to the shape are preferred.
+    """
     known: list[type[Format]] = list(classes("sources").values())
-    matching = [s for s in known if s.fields and fields.keys() >= set(s.fields)]
-    best = max(matching, key=lambda s: (len(s.fields), s.name), default=None)
-    return None if best is None else best()
+    matching = [(shape in f.shapes, f.matches(fields), f.name, f) for f in known]
+    best = max((m for m in matching if m[1]), default=None, key=lambda m: m[:3])
+    return None if best is None else best[3]
+
+
+def _folded(record: Record) -> Record:
+    names = {name: name.strip().lower() for name in record.fields if isinstance(name, str)}
+    return Record(record.line, {names.get(n, n): v for n, v in record.fields.items()})
+
+
+def bad_record(record: Record, reason: str) -> BadRow:
+    """Return a row that cannot be used, together with its text, so that the text is not lost."""
+    text = json.dumps(record.fields, ensure_ascii=False, default=str)
+    valid = text.encode("utf-8", "replace").decode()
+    return BadRow(record.line, reason, valid[:_MAX_RECORD])
 
 
 def bad_row(path: Path, row: BadRow) -> InputError:
@@ -339,15 +459,26 @@ def bad_row(path: Path, row: BadRow) -> InputError:
 
 
 def _unknown_format(record: Record, path: Path) -> InputError:
-    names = ", ".join(sorted(map(str, record.fields))[:12]) or "none"
-    known = [s for s in classes("sources").values() if s.fields]
-    formats = "; ".join(f"{s.name}: {', '.join(sorted(s.fields))}" for s in known)
+    names = [str(name) for name in record.fields]
+    seen = ", ".join(f"{n[:40]!r} ({_kind(v)})" for n, v in list(record.fields.items())[:12])
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t|,"):
+        hint = "The file seems to be a CSV file with another delimiter or without a header line."
+    else:
+        hint = "Pass --map=instruction=FIELD --map=output=FIELD."
     return InputError(
-        f"the fields of the row do not match any known format (the row has the fields: {names}).",
+        f"the row does not match any known format; its fields are {seen or 'none'}.",
         path=path,
         line=record.line,
-        hint=f"Pass --map with instruction=FIELD and output=FIELD. Known formats: {formats}.",
+        hint=f"{hint} The command `instructgen formats` lists the formats with examples.",
     )
+
+
+def _kind(value: Any) -> str:
+    """Return the kind of a value, in words for a message."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    kinds = {str: "text", dict: "an object", bool: "true or false", type(None): "empty"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else "a value")
 
 
 def check_language(code: str) -> None:
@@ -362,68 +493,17 @@ def check_language(code: str) -> None:
         )
 
 
-def text(
-    record: Mapping[str, Any], field: str, *, required: bool = True, filled: bool = True
-) -> str:
-    """Return the text in a field of a record, without leading and trailing white space.
-
-    Args:
-        record: the row.
-        field: the name of the field.
-        required: whether a missing field is an error; if not, a missing field is read as "".
-        filled: whether a required field must contain more than white space.
-
-    Raises:
-        RowError: if the field is not text, is too long or contains NUL, or if it is required
-            but missing or empty.
-    """
-    value = record.get(field)
-    if value is None:
-        if required:
-            raise RowError(f'the field "{field}" is missing.')
-        return ""
-    if not isinstance(value, str):
-        raise RowError(f'the field "{field}" is a {type(value).__name__}, not text.')
-    value = value.strip()
-    if required and filled and not value:
-        raise RowError(f'the field "{field}" is empty.')
-    if len(value) > _MAX_CHARACTERS:
-        raise RowError(f'the field "{field}" has more than {_MAX_CHARACTERS:,} characters.')
-    if "\0" in value:
-        raise RowError(f'the field "{field}" contains a NUL character.')
-    return value
-
-
-def number(record: Mapping[str, Any], field: str) -> float | None:
-    """Return the number in a field of a record, or None if the field is missing, NaN or infinite.
-
-    Raises:
-        RowError: if the field is not a number.
-    """
-    value = record.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f'the field "{field}" is a {type(value).__name__}, not a number.')
-    # Parquet files use NaN for missing values.
-    return float(value) if math.isfinite(value) else None
-
-
-def _detect_language(sample: Sample) -> str:
-    from instructgen.similarity.scripts import language_of_script
-
-    return language_of_script(sample.instruction)
-
-
 __all__ = [
     "BadRow",
     "Conversion",
     "Format",
     "OnBadRow",
+    "Reader",
     "Reading",
     "Record",
     "RowError",
     "UnusedRow",
+    "bad_record",
     "bad_row",
     "detect_format",
     "number",

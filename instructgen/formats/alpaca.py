@@ -1,22 +1,26 @@
 """Reads files with the columns of Stanford Alpaca: instruction, input and output.
 
-Many other datasets use the same columns. The license of Stanford Alpaca is therefore recorded only
-if the user passes the format ``alpaca``, and not if the format is detected from the columns.
+Many other datasets use the same columns, so the license of Stanford Alpaca applies only if the
+user passes the format ``alpaca``, and not if the format is detected from the columns.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from instructgen.formats import Format, RowError, text
-from instructgen.schema.sample import Message, Sample
+from instructgen.formats.conversation import split_reasoning, with_tags
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample, Shape
 
 
 class AlpacaFormat(Format):
     """Rows with ``instruction``, ``input`` and ``output``.
 
-    The optional fields ``category``, ``language`` and ``license`` are also read. Stanford Alpaca
+    The optional fields ``system`` and ``history`` of LLaMA-Factory are also read. Stanford Alpaca
     has 52,002 rows written by text-davinci-003. Its license is CC-BY-NC-4.0, which replaced the
     original license, ODC-By (tatsu-lab/stanford_alpaca issue 244).
     """
@@ -24,35 +28,64 @@ class AlpacaFormat(Format):
     name = "alpaca"
     fields = frozenset({"instruction", "output"})
     identifies_dataset = False
+    has_metadata = True
     license = "CC-BY-NC-4.0"
     attribution = ("Stanford Alpaca, Taori et al. 2023",)
     method = "alpaca"
     model = "text-davinci-003"
+    example: ClassVar[Mapping[str, Any]] = {
+        "instruction": "Add the numbers.",
+        "input": "2 and 3",
+        "output": "5",
+    }
+
+    exports: ClassVar[Mapping[str, Shape]] = {"alpaca": "instructions"}
+    holds = frozenset({"input", "system", "history", "reasoning_content"})
+
+    @classmethod
+    def row(cls, sample: Sample, export: str) -> dict[str, Any]:
+        """Return Alpaca's three columns, and earlier messages in the columns of LLaMA-Factory."""
+        system = "\n\n".join(m.content for m in sample.history if m.role == "system")
+        turns = [m for m in sample.history if m.role in ("user", "assistant")]
+        pairs = [
+            [question.content, answer.content]
+            for question, answer in itertools.pairwise(turns)
+            if question.role == "user" and answer.role == "assistant"
+        ]
+        return {
+            "instruction": sample.instruction,
+            "input": sample.input,
+            "output": with_tags(replace(sample.answer, tool_calls=())),
+            **({"system": system} if system else {}),
+            **({"history": pairs} if pairs else {}),
+        }
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample, without information on whether it is a classification task."""
+        """Return one sample; its kind (classification or generation) is unknown."""
+        # Published Alpaca files contain rows with an empty output.
+        reasoning, output = split_reasoning(text(record, "output", filled=False))
         return [
             Sample(
                 instruction=text(record, "instruction"),
                 input=text(record, "input", required=False),
-                # Published Alpaca files contain rows with an empty output.
-                output=text(record, "output", filled=False),
-                history=_history(record.get("history")),
-                category=text(record, "category", required=False) or None,
-                language=text(record, "language", required=False) or "und",
-                license=text(record, "license", required=False),
+                output=output,
+                reasoning_content=reasoning,
+                history=history_of(record),
             )
         ]
 
 
-def _history(value: Any) -> tuple[Message, ...]:
-    """Convert a list of [question, answer] pairs to user and assistant messages."""
-    if not value:
-        return ()
-    if not isinstance(value, list):
+def history_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Return the fields ``system`` (a text) and ``history`` ([question, answer] pairs) as messages.
+
+    Raises:
+        RowError: a field has another type.
+    """
+    system, value = text(record, "system", required=False), record.get("history")
+    messages = [Message("system", system)] if system else []
+    if value and not isinstance(value, list):
         raise RowError('"history" is not a list of [question, answer] pairs.')
-    messages: list[Message] = []
-    for pair in value:
+    for pair in value or ():
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowError('"history" is not a list of [question, answer] pairs.')
         exchange = {"question": pair[0], "answer": pair[1]}

@@ -1,114 +1,507 @@
-"""Converts a conversation to a sample, and accepts common names of roles, such as ``human``."""
+"""Converts conversations of other projects to samples.
+
+Reads the names that projects use for roles and keys, tool calls in the forms of OpenAI, ShareGPT
+and Hermes, and reasoning in a field or in ``<think>`` tags.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, Literal
 
-from instructgen.formats import RowError, text
-from instructgen.schema.sample import Edit, Message, Sample
+from instructgen.formats.fields import RowError, checked, text, trimmed
+from instructgen.licensing.model_terms import UNNAMED_MODEL
+from instructgen.schema.messages import Message, ToolCall, json_text
+from instructgen.schema.sample import Edit, Sample
 
+InnerSystem = Literal["keep", "move"]
+
+# Names of the keys for role and content, as found in published files.
+_KEYS = (
+    ("role", "content"),
+    ("from", "value"),
+    ("from", "content"),
+    ("role", "value"),
+    ("role", "text"),
+    ("user", "text"),
+)
 # The role names that FastChat, Axolotl and LLaMA-Factory read, and others that datasets use.
 _ROLES = {
-    **dict.fromkeys(("user", "human", "prompter", "instruction", "question"), "user"),
     **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "model", "bot", "bard", "bing", "claude", "answer"),
-        "assistant",
+        ("user", "human", "prompter", "instruction", "question", "input", "用户", "人类"), "user"
     ),
+    **dict.fromkeys(("assistant", "answer", "output", "response", "助手", "助理"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(
+        ("tool", "function", "observation", "ipython", "function_response", "tool_response"),
+        "tool",
+    ),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
+# Speakers that are language models. For those in the second line, the name states which.
+_MODELS = {
+    **dict.fromkeys(("gpt", "model", "bot", "ai", "chatbot"), UNNAMED_MODEL),
+    **{name: name for name in ("chatgpt", "bard", "bing", "claude", "gemini")},
+}
+_NAMED_MODEL = re.compile(r"(gpt|claude|gemini|llama|qwen|mistral|deepseek|gemma)-?[\d.][\w.-]*")
+_THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_CALL = re.compile(r"\n?<tool_call>(.*?)</tool_call>", re.DOTALL)
+_RESULT = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
+# The part of Hermes' system prompt that describes the tools (NousResearch/Hermes-Function-Calling).
+_HERMES = re.compile(
+    r"You are a function calling AI model\..*?<tools>(?P<tools>.*?)</tools>.*</tool_call>\s*",
+    re.DOTALL,
+)
+_TEXT_PARTS = ("text", "output_text", "input_text")
 
 
-def turns(value: Any, field: str, role: str = "role", content: str = "content") -> list[Message]:
-    """Convert a list of JSON objects to messages with the role user, assistant or system.
+# The parts of a conversation that not all formats can express. `parts_of` states which a row has.
+CONVERSATION = frozenset(
+    {"system", "history", "steps", "tools", "tool_calls", "reasoning_content", "train"}
+    | {"tool_call_id", "name"}
+)
 
-    Args:
-        value: the list of objects.
-        field: the name of the field that contains the list, for error messages.
-        role: the key of the role in each object.
-        content: the key of the content, which is text or a list of parts of type ``text``.
 
-    Raises:
-        RowError: if the value is not a list of messages, or a role is unknown.
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How to read conversations: additional names of roles, and what to do with inner system turns.
+
+    ``roles`` maps the name of a speaker to a role. ``inner_system`` states whether a system message
+    after the first user message stays in its place (``keep``) or is moved to the beginning
+    (``move``).
     """
-    if not isinstance(value, list) or not value:
-        raise RowError(f'"{field}" is not a list of messages.')
-    messages = []
-    for number, turn in enumerate(value, start=1):
-        if not isinstance(turn, Mapping):
-            raise RowError(f'message {number} of "{field}" is not a JSON object.')
-        name = turn.get(role)
-        known_role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
-        if known_role is None:
+
+    roles: Mapping[str, str] = field(default_factory=dict)
+    inner_system: InnerSystem = "keep"
+
+    def turns(self, value: Any, field: str) -> Turns:
+        """Convert a list of JSON objects to messages.
+
+        Raises:
+            RowError: the value is not a list of messages, a role is unknown, or a tool call is not
+                valid JSON.
+        """
+        value = _decoded(value)
+        if not isinstance(value, list) or not value:
+            raise RowError(f'"{field}" is not a list of messages.')
+        messages: list[Message] = []
+        speakers: list[str] = []
+        edits: list[str] = []
+        for number, turn in enumerate(value, start=1):
+            place = f'message {number} of "{field}"'
+            if not isinstance(turn, Mapping):
+                raise RowError(f"{place} is not a JSON object.")
+            role_key, content_key = _keys(turn)
+            role, speaker = self._role(turn.get(role_key), place)
+            if role in ("assistant", "call"):
+                speakers.append(speaker)
+            if turn.get("name") and role in ("user", "system"):
+                edits.append("names of speakers were removed")
+            messages += _messages(role, turn, content_key, place)
+        tools = ""
+        if messages[0].role == "system" and (match := _HERMES.search(messages[0].content)):
+            tools = tools_text(match["tools"])
+            rest = messages[0].content.replace(match[0], "").strip()
+            messages[0] = replace(messages[0], content=rest)
+        models = tuple(sorted({m for s in speakers if (m := _model(s))}))
+        return Turns(tuple(messages), tools, models, tuple(dict.fromkeys(edits)))
+
+    def sample(self, turns: Turns, tools: str = "") -> Sample:
+        """Convert a conversation to a sample: its last question and answer, and all other turns.
+
+        Consecutive messages of one role are joined, unless they contain tool calls or results.
+        Empty messages, messages before the first user message, and messages after the last
+        assistant message are removed. Each of these changes is recorded as an edit.
+
+        Raises:
+            RowError: no user message has an answer.
+        """
+        edits = list(turns.edits)
+        messages, changes = self._arranged(turns.messages)
+        edits += changes
+        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
+        question = max((i for i, m in enumerate(messages[:last]) if m.role == "user"), default=-1)
+        if question < 0:
+            raise RowError("the conversation has no user message with an answer.")
+        if last < len(messages) - 1:
+            after = "user message" if messages[-1].role == "user" else "message"
+            edits.append(f"the last {after}, which has no answer, was removed")
+        answer = messages[last]
+        return Sample(
+            instruction=messages[question].content,
+            output=answer.content,
+            history=tuple(messages[:question]),
+            steps=tuple(messages[question + 1 : last]),
+            reasoning_content=answer.reasoning_content,
+            tool_calls=answer.tool_calls,
+            train=answer.train,
+            tools=turns.tools or tools,
+            generators=turns.models,
+            edits=tuple(Edit("import", "messages", detail) for detail in edits),
+        )
+
+    def _arranged(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+        """Return the messages that a sample keeps, in order, and descriptions of the changes."""
+        edits = []
+        first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+        system, rest = list(messages[:first]), list(messages[first:])
+        inner = [m for m in rest if m.role == "system"]
+        if inner and self.inner_system == "move":
+            system, rest = system + inner, [m for m in rest if m.role != "system"]
+            edits.append("system messages were moved to the beginning")
+        # An empty answer at the end is kept: it is the answer of the row.
+        kept = [m for i, m in enumerate(rest) if _filled(m) or _is_answer(rest, i)]
+        if len(kept) < len(rest):
+            edits.append("empty messages were removed")
+        joined = list(_joined(kept))
+        if len(joined) < len(kept):
+            edits.append("consecutive messages of one role were joined")
+        begin = next((i for i, m in enumerate(joined) if m.role in ("user", "system")), len(joined))
+        if begin:
+            edits.append("an assistant message before the first user message was removed")
+        prompt = [m for m in system if m.content]
+        return [*_joined(prompt), *joined[begin:]], edits
+
+    def _role(self, name: Any, place: str) -> tuple[str, str]:
+        """Return the role of a speaker and its normalized name."""
+        speaker = name.strip().rstrip(":").strip().lower() if isinstance(name, str) else ""
+        role = self.roles.get(speaker) or _ROLES.get(speaker)
+        if role is None and _model(speaker):
+            role = "assistant"
+        if role is None:
             raise RowError(
-                f'message {number} of "{field}" has the unknown role {str(name)[:40]!r}.'
+                f"{place} has the unknown role {str(name)[:40]!r}; pass --role=user=NAME or "
+                "--role=assistant=NAME."
             )
-        fields = {content: _joined_parts(turn.get(content))}
-        messages.append(Message(known_role, text(fields, content, filled=False)))
-    return messages
+        return role, speaker
 
 
-def _joined_parts(content: Any) -> Any:
-    """Join the texts of a list of OpenAI content parts; return any other value unchanged."""
-    if not isinstance(content, list):
-        return content
-    if not all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-        raise RowError('a message contains a part whose type is not "text".')
-    return "\n".join(text(part, "text", filled=False) for part in content)
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """The messages of a conversation.
+
+    ``tools`` is the JSON text of tool definitions that were part of the system message, ``models``
+    are the models that the names of speakers state, and ``edits`` describe changes.
+    """
+
+    messages: tuple[Message, ...]
+    tools: str = ""
+    models: tuple[str, ...] = ()
+    edits: tuple[str, ...] = ()
 
 
-def sample_of_turns(messages: Sequence[Message]) -> Sample:
-    """Convert a conversation to a sample: the last question and answer, and the history.
-
-    Consecutive messages of one role are joined. Empty messages, an assistant message before
-    the first user message, and a last user message without an answer are removed. Each of
-    these changes is recorded as an edit.
+def preference(better: Sample, worse: Sample) -> Sample:
+    """Combine two samples that differ only in their answers into a preference.
 
     Raises:
-        RowError: if no user message has an answer, or if a system message is not at the start.
+        RowError: the samples differ before the answer, or are identical.
     """
-    edits = []
-    system = list(itertools.takewhile(lambda m: m.role == "system", messages))
-    rest = [m for m in messages[len(system) :] if m.content]
-    if len(rest) < len(messages) - len(system):
-        edits.append("empty messages were removed")
-    if any(m.role == "system" for m in rest):
-        raise RowError("a system message is not at the start of the conversation.")
-    joined = [
-        Message(role, "\n\n".join(m.content for m in group))
-        for role, group in itertools.groupby(rest, key=lambda m: m.role)
-    ]
-    if len(joined) < len(rest):
-        edits.append("consecutive messages of one role were joined")
-    if joined and joined[0].role == "assistant":
-        del joined[0]
-        edits.append("an assistant message before the first user message was removed")
-    if joined and joined[-1].role == "user":
-        del joined[-1]
-        edits.append("the last user message, which has no answer, was removed")
-    if not joined:
-        raise RowError("the conversation has no user message with an answer.")
-    *history, question, answer = joined
-    first = [Message("system", "\n\n".join(m.content for m in system))] if system else []
-    return Sample(
-        instruction=question.content,
-        output=answer.content,
-        history=(*(m for m in first if m.content), *history),
-        edits=tuple(Edit("import", "messages", detail) for detail in edits),
+    if better.prompt != worse.prompt:
+        raise RowError('"chosen" and "rejected" differ before the last answer.')
+    if better.answer == worse.answer:
+        raise RowError('"chosen" and "rejected" are identical.')
+    return replace(
+        better,
+        rejected_output=worse.output,
+        rejected_reasoning_content=worse.reasoning_content,
+        rejected_tool_calls=worse.tool_calls,
+        generators=tuple(sorted({*better.generators, *worse.generators})),
     )
 
 
-def preference(chosen: Iterable[Message], rejected: Iterable[Message]) -> Sample:
-    """Combine two conversations that differ only in their last answer into a preference sample.
+def messages_of(messages: Iterable[Message], *, text: bool = False) -> list[dict[str, Any]]:
+    """Return messages as dicts for export; ``text`` is as in `Message.to_dict`."""
+    return [message.to_dict(text=text) for message in messages]
+
+
+def tools_of(sample: Sample) -> dict[str, Any]:
+    """Return the field ``tools`` of an exported row, or nothing if the row has no tools."""
+    return {"tools": json.loads(sample.tools)} if sample.tools else {}
+
+
+def parts_of(sample: Sample) -> set[str]:
+    """Return which parts of a conversation a row has that not all formats can express."""
+    rejected = sample.rejected_answer
+    messages = (*sample.history, *sample.steps, sample.answer, *((rejected,) if rejected else ()))
+    extras = {name for message in messages for name in message.extras}
+    alternates = all(
+        m.role == ("user", "assistant")[i % 2]
+        for i, m in enumerate(m for m in sample.history if m.role != "system")
+    )
+    present = {
+        "input": bool(sample.input),
+        "system": any(m.role == "system" for m in sample.history),
+        "history": any(m.role != "system" for m in sample.history) and alternates,
+        "steps": bool(sample.steps) or not alternates,
+        "tools": bool(sample.tools),
+    }
+    calls = [call for message in messages for call in message.tool_calls]
+    return {
+        *(name for name, has in present.items() if has),
+        *extras,
+        *({"tool_call_id"} if any(call.id for call in calls) else ()),
+    }
+
+
+def has_conversation(record: Mapping[str, Any], field: str) -> bool:
+    """Return whether a field contains a list of messages, or the JSON text of such a list."""
+    value = _decoded(record.get(field))
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def with_system(turns: Turns, record: Mapping[str, Any]) -> Turns:
+    """Return the turns with the system message that the record has in the field ``system``."""
+    system = text(record, "system", required=False) or text(record, "system_prompt", required=False)
+    if not system:
+        return turns
+    return replace(turns, messages=(Message("system", system), *turns.messages))
+
+
+def _decoded(value: Any) -> Any:
+    """Return the value of a JSON list that is written as text, as in a CSV file."""
+    if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[ "):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def tools_text(value: Any) -> str:
+    """Return the tool definitions of a row as JSON text, or an empty text if there are none.
+
+    Args:
+        value: a list of definitions, or its JSON text. A definition without ``type`` is wrapped
+            in ``{"type": "function", "function": ...}``, the form that chat templates expect.
 
     Raises:
-        RowError: if the conversations differ before the last answer, or are identical.
+        RowError: the value is not a list of JSON objects with names.
     """
-    better, worse = sample_of_turns(list(chosen)), sample_of_turns(list(rejected))
-    if better.prompt != worse.prompt:
-        raise RowError('"chosen" and "rejected" differ before the last answer.')
-    if better.output == worse.output:
-        raise RowError('"chosen" and "rejected" are identical.')
-    return replace(better, rejected_output=worse.output)
+    if isinstance(value, str):
+        value = _parsed(value, "the tool definitions are") if value.strip() else None
+    if isinstance(value, Mapping):
+        value = [value]
+    if not value:
+        return ""
+    if not isinstance(value, list):
+        raise RowError("the tool definitions are not a list.")
+    definitions = [_parsed(v, "a tool definition is") if isinstance(v, str) else v for v in value]
+    tools = []
+    for definition in definitions:
+        function = definition.get("function") if isinstance(definition, Mapping) else None
+        if isinstance(function, Mapping) and function.get("name"):
+            tools.append(definition)
+        elif isinstance(definition, Mapping) and definition.get("name"):
+            tools.append({"type": "function", "function": definition})
+        else:
+            raise RowError("a tool definition has no name.")
+    return _json(tools, "the tool definitions are")
+
+
+def with_tags(message: Message) -> str:
+    """Return an assistant message as one text: reasoning, content, and calls in the tags of Hermes.
+
+    `split_reasoning` and `Reader.turns` read this text.
+    """
+    reasoning = f"<think>\n{message.reasoning_content}\n</think>\n\n"
+    calls = [
+        f"\n<tool_call>\n{json.dumps(_plain_call(call), ensure_ascii=False)}\n</tool_call>"
+        for call in message.tool_calls
+    ]
+    return "".join([reasoning if message.reasoning_content else "", message.content, *calls])
+
+
+def calls_text(message: Message) -> str:
+    """Return the tool calls of a message as JSON: an object, or a list if there are several."""
+    calls = [_plain_call(call) for call in message.tool_calls]
+    return json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
+
+
+def _plain_call(call: ToolCall) -> dict[str, Any]:
+    return {"name": call.name, "arguments": json.loads(call.arguments)}
+
+
+def split_reasoning(content: str) -> tuple[str, str]:
+    """Split ``<think>...</think>`` from the beginning of a text; return reasoning and the rest."""
+    match = _THINK.match(content)
+    return (match[1].strip(), content[match.end() :]) if match else ("", content)
+
+
+# -- one message --------------------------------------------------------------------------
+
+
+def _keys(turn: Mapping[str, Any]) -> tuple[str, str]:
+    for role, content in _KEYS:
+        if role in turn and content in turn:
+            return role, content
+    return ("role" if "role" in turn else "from"), "content"
+
+
+def _messages(role: str, turn: Mapping[str, Any], key: str, place: str) -> Iterator[Message]:
+    """Yield the message of a turn, or one message for each result that a tool turn contains."""
+    parts = _Parts.of(turn.get(key), place)
+    if role == "tool":
+        content = parts.content
+        results = _RESULT.findall(content)
+        if not results or _RESULT.sub("", content).strip():
+            results = [content]
+        for result in results:
+            yield Message(
+                "tool",
+                checked(trimmed(result), place),
+                tool_call_id=_word(turn.get("tool_call_id")),
+                name=_word(turn.get("name")),
+            )
+        return
+    if role not in ("assistant", "call"):
+        yield Message(role, checked(trimmed(parts.content), place))
+        return
+    reasoning, content = split_reasoning(parts.content)
+    stated = next(
+        (turn[k] for k in ("reasoning_content", "reasoning", "thinking") if turn.get(k)), ""
+    )
+    reasoning = parts.reasoning or (stated if isinstance(stated, str) else "") or reasoning
+    calls = [*parts.calls, *_stated_calls(turn)]
+    if role == "call":
+        calls += _list(_parsed(content, f"{place} is a tool call that is"))
+        content = ""
+    elif "<tool_call>" in content:
+        tagged = _CALL.findall(content)
+        content = _CALL.sub("", content)
+        calls += [c for t in tagged for c in _list(_parsed(t, f"a tool call in {place} is"))]
+    yield Message(
+        "assistant",
+        checked(trimmed(content), place),
+        reasoning_content=checked(reasoning.strip(), place),
+        tool_calls=tuple(_call(call, place) for call in calls),
+        train=_trained(turn),
+    )
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The content of a turn: its text, and the reasoning and tool calls that it contains."""
+
+    content: str
+    reasoning: str = ""
+    calls: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, value: Any, place: str) -> _Parts:
+        """Read a text, a list of texts, or a list of typed parts (OpenAI, LLaMA-Factory)."""
+        if value is None:
+            return cls("")
+        if isinstance(value, str):
+            return cls(value)
+        if not isinstance(value, list):
+            is_text = isinstance(value, Mapping) and isinstance(value.get("text"), str)
+            return cls(value["text"] if is_text else _json(value, f"{place} is"))
+        parts, texts = cls(""), []
+        for part in value:
+            kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+            inner = part if isinstance(part, str) else None
+            if isinstance(part, Mapping):
+                inner = next(
+                    (part[k] for k in ("text", "value") if isinstance(part.get(k), str)), None
+                )
+            if inner is None or kind not in (*_TEXT_PARTS, "reasoning", "thinking", "tool_call"):
+                raise RowError(
+                    f'{place} contains a part of type "{str(kind)[:40]}" that is not text.'
+                )
+            if kind == "tool_call":
+                # LLaMA-Factory writes calls as parts of the content.
+                parts.calls += _list(_parsed(inner, f"a tool call in {place} is"))
+            elif kind in ("reasoning", "thinking"):
+                parts.reasoning = f"{parts.reasoning}\n{inner}".strip()
+            else:
+                texts.append(inner)
+        parts.content = "\n".join(texts)
+        return parts
+
+
+def _stated_calls(turn: Mapping[str, Any]) -> list[Any]:
+    calls = turn.get("tool_calls")
+    if isinstance(calls, str):
+        calls = _parsed(calls, "the tool calls are") if calls.strip() else None
+    legacy = turn.get("function_call")
+    return [*(_list(calls) if calls else ()), *([legacy] if legacy else ())]
+
+
+def _call(value: Any, place: str) -> ToolCall:
+    """Convert a call in any of the usual forms; the arguments may be JSON text or an object."""
+    value = _parsed(value, f"a tool call in {place} is") if isinstance(value, str) else value
+    function = value.get("function", value) if isinstance(value, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name.strip():
+        raise RowError(f"a tool call in {place} has no name.")
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str) and arguments.strip():
+        arguments = _parsed(arguments, f"the arguments of {name[:40]} in {place} are")
+    arguments = arguments or {}
+    if not isinstance(arguments, Mapping):
+        raise RowError(f"the arguments of {name[:40]} in {place} are not a JSON object.")
+    text = _json(dict(arguments), f"the arguments of {name[:40]} in {place} are")
+    return ToolCall(name.strip(), text, _word(value.get("id")))
+
+
+def _trained(turn: Mapping[str, Any]) -> bool:
+    """Return whether the loss covers a message; a weight of zero means that it does not."""
+    if turn.get("train") is False:
+        return False
+    weights = (turn.get("weight"), turn.get("loss_weight"))
+    return not any(isinstance(w, int | float) and w == 0 for w in weights)
+
+
+def _filled(message: Message) -> bool:
+    return bool(message.content or message.tool_calls or message.role == "tool")
+
+
+def _is_answer(messages: Sequence[Message], index: int) -> bool:
+    """Return whether a message is the last one and answers a user message or a tool result."""
+    before = messages[index - 1].role if index else ""
+    return index == len(messages) - 1 and messages[index].role == "assistant" and before != ""
+
+
+def _joined(messages: Iterable[Message]) -> Iterator[Message]:
+    """Join consecutive messages of one role that consist only of text."""
+    for (_, plain, _), group in groupby(messages, key=lambda m: (m.role, m.plain, m.train)):
+        if not plain:
+            yield from group
+            continue
+        first, *others = group
+        content = "\n\n".join(m.content for m in (first, *others) if m.content)
+        yield replace(first, content=content)
+
+
+def _model(speaker: str) -> str:
+    """Return the name of the model that a speaker's name states, or an empty text."""
+    return _MODELS.get(speaker) or (speaker if _NAMED_MODEL.fullmatch(speaker) else "")
+
+
+# -- JSON ---------------------------------------------------------------------------------
+
+
+def _parsed(value: str, subject: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise RowError(f"{subject} not valid JSON.") from None
+
+
+def _json(value: Any, subject: str) -> str:
+    try:
+        return checked(json_text(value), "the field")
+    except (ValueError, TypeError, RecursionError):
+        raise RowError(f"{subject} not valid JSON.") from None
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _word(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else "" if value is None else str(value)

@@ -8,9 +8,11 @@ from typing import Any
 
 from instructgen.errors import ConfigError
 from instructgen.formats import Format, RowError, text
-from instructgen.formats.conversation import preference, sample_of_turns
-from instructgen.schema.sample import Message, Sample
+from instructgen.formats.conversation import Turns, preference
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample
 
+_HUMAN = re.compile(r"(?:\A|\n\n)Human:")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
@@ -32,6 +34,12 @@ class HHRLHF(Format):
     shapes = ("preferences", "instructions")
     takes = ("dialogue", "first")
 
+    @classmethod
+    def matches(cls, record: Mapping[str, Any]) -> int:
+        """Return 2 if the row has two answers and at least one is a transcript, otherwise 0."""
+        answers = [record.get(name) for name in cls.fields]
+        return 2 * (None not in answers and any(is_transcript(answer) for answer in answers))
+
     def __post_init__(self) -> None:
         """Raise ConfigError if ``--take=first`` is used for preferences."""
         super().__post_init__()
@@ -48,10 +56,17 @@ class HHRLHF(Format):
         if self.take == "first":
             if "http" in text(record, "chosen"):
                 raise RowError('"chosen" contains a link.')
-            return [sample_of_turns(chosen[:2])]
+            return [self.reader.sample(Turns(tuple(chosen[:2])))]
         if self.shape == "instructions":
-            return [sample_of_turns(chosen)]
-        return [preference(chosen, _turns(record, "rejected"))]
+            return [self.reader.sample(Turns(tuple(chosen)))]
+        worse = _turns(record, "rejected")
+        better, worse_sample = (self.reader.sample(Turns(tuple(t))) for t in (chosen, worse))
+        return [preference(better, worse_sample)]
+
+
+def is_transcript(value: Any) -> bool:
+    """Return whether a text contains a turn that begins with "Human:"."""
+    return isinstance(value, str) and _HUMAN.search(value) is not None
 
 
 def _turns(record: Mapping[str, Any], field: str) -> list[Message]:

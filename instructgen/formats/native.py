@@ -1,47 +1,39 @@
-"""Reads instructgen's own format: a row is a task with an instruction, output and license."""
+"""Reads instructgen's own format: seed tasks, and the rows of a dataset that instructgen wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.errors import first_line
 from instructgen.formats import Format, RowError, text
-from instructgen.schema.sample import Kind, Sample
+from instructgen.schema.sample import SHAPES, Kind, Sample, Shape
 
-
-def _dataset_row(record: Mapping[str, Any]) -> list[Sample]:
-    import pyarrow as pa
-
-    from instructgen.schema.arrow import samples_in, schema
-
-    columns = schema("instructions")
-    values = {name: record.get(name) for name in columns.names}
-    try:
-        return samples_in(pa.RecordBatch.from_pylist([values], schema=columns))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
-        raise RowError(f"a column of the row has an invalid value ({first_line(error)})") from error
+# The column that only datasets of a shape have.
+_COLUMNS: Mapping[str, Shape] = {
+    "messages": "instructions",
+    "chosen": "preferences",
+    "completion": "feedback",
+}
 
 
 class Native(Format):
-    """Rows with ``instruction``, ``output``, ``kind``, ``license``, and optionally other fields.
-
-    ``kind`` is ``generation`` or ``classification``. The files ``seeds/*.jsonl`` are examples.
-    """
+    """Rows with the same fields as the seed tasks in ``seeds/*.jsonl``."""
 
     name = "instructgen"
     fields = frozenset({"instruction", "output", "kind", "license"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "instruction": "Add the numbers.",
+        "input": "2 and 3",
+        "output": "5",
+        "kind": "generation",
+        "language": "en",
+        "license": "CC0-1.0",
+    }
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample.
-
-        A row that also has the fields ``messages``, ``origin`` and ``generators``, such as a row of
-        a DataFrame from `instructgen.open`, keeps its conversation, origin, scores and license
-        terms.
-        """
-        if {"messages", "origin", "generators"} <= record.keys():
-            return _dataset_row(record)
-        # Imported rows have a null kind, also in Parquet files that instructgen wrote.
+        """Return one sample."""
+        # Imported rows have a null kind.
         unknown = "kind" in record and record["kind"] is None
         kind = None if unknown else text(record, "kind")
         if kind is not None and kind not in list(Kind):
@@ -58,3 +50,44 @@ class Native(Format):
                 license=text(record, "license"),
             )
         ]
+
+
+class DatasetRow(Format):
+    """Rows of a dataset that instructgen wrote, such as those of one of its Parquet files.
+
+    All columns are read, so that the rows are the same as in the dataset: conversation, rejected
+    answer or label, scores, attribution, generators and origin. The conversation is in
+    ``messages``, ``chosen`` or ``completion``.
+    """
+
+    name = "instructgen-dataset"
+    fields = frozenset({"id", "instruction", "output", "origin", "generators"})
+    shapes = SHAPES
+
+    @classmethod
+    def matches(cls, record: Mapping[str, Any]) -> int:
+        """Return 20 if the record has the columns of a dataset, otherwise 0."""
+        return 20 * (cls.shape_of(record) is not None)
+
+    @classmethod
+    def shape_of(cls, record: Mapping[str, Any]) -> Shape | None:
+        """Return the shape of a record that has the columns of a dataset, otherwise None."""
+        if not record.keys() >= cls.fields or not isinstance(record["origin"], Mapping):
+            return None
+        return next((shape for name, shape in _COLUMNS.items() if name in record), None)
+
+    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+        """Return the sample of the row."""
+        import pyarrow as pa
+
+        from instructgen.schema.arrow import row_table, samples_in
+
+        shape = self.shape_of(record)
+        if shape is None or shape != self.shape:
+            raise RowError(f"the row is not a row of {self.shape}.")
+        try:
+            return samples_in(row_table(record, shape))
+        except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
+            raise RowError(
+                f"the columns of a dataset row are invalid ({first_line(error)})"
+            ) from error

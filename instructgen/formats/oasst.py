@@ -13,7 +13,8 @@ from typing import Any
 
 from instructgen.formats import BadRow, Conversion, Format, RowError, UnusedRow, number, text
 from instructgen.formats.records import Record
-from instructgen.schema.sample import Message, Origin, Sample, Score
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Origin, Sample, Score
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}
 # The number of paths and pairs grows quadratically; published trees have a few hundred messages.

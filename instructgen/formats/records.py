@@ -1,20 +1,23 @@
 """Reads the records of a file or a Hub dataset one at a time, and continues after a bad record.
 
-Supported file types are .jsonl, .ndjson, .json (an array, or one object per line), .csv and
-.parquet. All but .parquet may be compressed as .gz or .zst. JSON lines are split at LF only, so a
-U+2028 inside a text is kept. A byte-order mark and CR line ends are removed. If a JSON object
-repeats a key, the last value is used. No file is loaded into memory as a whole.
+Supported are JSON Lines, JSON, CSV with any delimiter, Parquet and Arrow files; text files may be
+compressed as .gz or .zst. JSON lines are split at LF only, so a U+2028 inside a text is kept. A
+byte-order mark and CR line ends are removed. If a JSON object repeats a key, the last value is
+used. Only a JSON object that spans several lines is loaded into memory as a whole.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import json
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,14 +25,30 @@ import orjson
 
 from instructgen.errors import ConfigError, InputError, first_line
 
-_TEXT = (".jsonl", ".ndjson", ".json", ".csv")
+_JSON = (".jsonl", ".ndjson", ".json")
+_TABLES = (".csv", ".tsv", ".txt")
+_TEXT = (*_JSON, *_TABLES)
+_BINARY = (".parquet", ".arrow")
 _COMPRESSIONS = (".gz", ".zst")
 _MAX_BYTES = 8 * 2**20
 _MAX_BATCH_BYTES = 2**28
 _MAX_GROUP_BYTES = 2**31
 _CHUNK = 2**20
 _BLANK_LINES = 1_000
+# White space, and the character that ends a text file in DOS.
+_BLANK = b" \t\r\n\v\f\x1a"
 _BOM = b"\xef\xbb\xbf"
+_MAX_OBJECT = 2**30
+_DELIMITERS = ",;\t|"
+# Fields whose value is a list of objects that belong to one row.
+_ROW_LISTS = frozenset(
+    {"messages", "conversations", "conversation", "chosen", "rejected", "instances", "completions"}
+    | {"turns", "history", "tools", "prompt", "completion", "functions"}
+    | {"chosen_messages", "rejected_messages"}
+)
+# The beginning of a JSON object that contains rows in a list under a key.
+_WRAPPED = re.compile(rb'\s*\{\s*"(\w{1,40})"\s*:\s*\[\s*\{')
+_SPACE = re.compile(r"[\s,]*")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -53,12 +72,23 @@ class BadRecord:
     reason: str
 
 
-def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecord]:
+def is_supported(path: Path) -> bool:
+    """Return whether the name of a file has an extension that `read_records` supports."""
+    name = path.name.lower()
+    stem = name.removesuffix(".gz").removesuffix(".zst")
+    return stem.endswith(_TEXT) or name.endswith(_BINARY)
+
+
+def read_records(
+    path: Path, split: str = "train", encoding: str | None = None
+) -> Iterator[Record | BadRecord]:
     """Yield every record of a file or of a Hub dataset, in order.
 
     Args:
         path: a file, or a Hub dataset as ORG/NAME if no such file exists.
         split: the split to read from a Hub dataset.
+        encoding: the character encoding of a text file; default: UTF-8, or UTF-16 if the file
+            begins with its byte-order mark.
 
     Raises:
         InputError: if the file does not exist, has an unsupported extension, is empty, or is
@@ -72,7 +102,7 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
         raise InputError("the file does not exist.", path=path, hint="Check the path.") from None
     if not exists:
         name = str(path)
-        file_like = path.exists() or name.lower().endswith((*_TEXT, *_COMPRESSIONS, ".parquet"))
+        file_like = path.exists() or name.lower().endswith((*_TEXT, *_COMPRESSIONS, *_BINARY))
         if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not file_like:
             yield from _hub(name, split)
             return
@@ -82,15 +112,15 @@ def read_records(path: Path, split: str = "train") -> Iterator[Record | BadRecor
     if path.stat().st_size == 0:
         raise InputError("the file is empty.", path=path, hint="Pass a file with rows.")
     try:
-        if extension == ".parquet":
-            yield from _parquet(path)
+        if extension in _BINARY:
+            yield from _parquet(path) if extension == ".parquet" else _arrow(path)
             return
         with path.open("rb") as raw:
-            stream = _decompressed(raw, compression)
-            if extension == ".csv":
+            stream = _utf8(_decompressed(raw, compression), encoding)
+            if extension in _TABLES:
                 yield from _csv(stream, path)
             else:
-                yield from _json(stream, path, extension)
+                yield from _json(stream, path, split)
     except (EOFError, zlib.error, gzip.BadGzipFile, _DamagedZstd) as error:
         raise InputError(
             f"the {compression[1:]} data is damaged or incomplete ({error}).",
@@ -110,13 +140,13 @@ def _file_type(path: Path) -> tuple[str, str]:
     compression = next((c for c in _COMPRESSIONS if name.endswith(c)), "")
     stem = name.removesuffix(compression)
     extension = next((e for e in _TEXT if stem.endswith(e)), "")
-    if not extension and not compression and name.endswith(".parquet"):
-        extension = ".parquet"
+    if not extension and not compression:
+        extension = next((e for e in _BINARY if name.endswith(e)), "")
     if not extension:
         raise InputError(
             "the file type is not supported.",
             path=path,
-            hint=f"Use a {', '.join(_TEXT)} (optionally with .gz or .zst) or .parquet file.",
+            hint="Use .jsonl, .json, .csv or .tsv (also with .gz or .zst), .parquet or .arrow.",
         )
     return extension, compression
 
@@ -153,39 +183,211 @@ def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:
     return raw
 
 
+# -- character encodings --------------------------------------------------------------------
+
+
+class _Transcoded(io.RawIOBase):
+    """A stream of text in any encoding, read as UTF-8. Invalid bytes become invalid UTF-8."""
+
+    def __init__(self, raw: BinaryIO, encoding: str) -> None:
+        self._raw = raw
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._waiting:
+            data = self._raw.read(2**16)
+            text = self._decoder.decode(data, final=not data)
+            self._waiting = text.encode("utf-8", "surrogatepass")
+            if not data:
+                break
+        size = min(len(buffer), len(self._waiting))
+        buffer[:size], self._waiting = self._waiting[:size], self._waiting[size:]
+        return size
+
+
+def _utf8(stream: BinaryIO, encoding: str | None) -> BinaryIO:
+    """Return a stream as UTF-8 text; UTF-16 is recognized by its byte-order mark or its zeros."""
+    if encoding is None:
+        stream = io.BufferedReader(cast(io.RawIOBase, stream), 2**16)
+        start = stream.peek(4)[:4]
+        if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            encoding = "utf-16"
+        elif len(start) == 4 and start[1::2] == b"\0\0" and b"\0" not in start[::2]:
+            encoding = "utf-16-le"
+        else:
+            return stream
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise ConfigError(
+            f"--encoding={encoding}: unknown encoding.", "Use a name such as cp1252 or utf-16."
+        ) from None
+    return io.BufferedReader(_Transcoded(stream, encoding), 2**16)
+
+
 # -- JSON ---------------------------------------------------------------------------------
 
 
-def _json(stream: BinaryIO, path: Path, extension: str) -> Iterator[Record | BadRecord]:
+def _json(stream: BinaryIO, path: Path, split: str) -> Iterator[Record | BadRecord]:
     number, first = 1, _line(stream).removeprefix(_BOM)
     while first and not first.strip():
         number, first = number + 1, _line(stream)
-    if extension == ".json" and first.lstrip()[:1] == b"[":
-        yield from _array(first.lstrip()[1:], stream, path)
+    second, gap = _line(stream), b""
+    while second and not second.strip(_BLANK):
+        gap += second
+        second = _line(stream)
+    # A list on a line of its own is a damaged row of a JSON Lines file.
+    is_row = first.endswith(b"\n") and second and not isinstance(_value(first), ValueError)
+    if first.lstrip()[:1] == b"[" and not is_row:
+        yield from _array(first.lstrip()[1:] + gap + second, stream, path)
         return
-    line = first
+    if not second and isinstance(record := _record(number, first), Record):
+        yield from _rows_of(record, path, split)
+        return
+    if second and (_is_wrapped(first) or _is_indented(first, second)):
+        yield from _objects(first + gap + second, stream, number, path, split)
+        return
+    yield from _lines(number, first, gap, second, stream)
+
+
+def _lines(
+    number: int, first: bytes, gap: bytes, second: bytes, stream: BinaryIO
+) -> Iterator[Record | BadRecord]:
+    """Yield the records of JSON Lines whose first two lines have been read."""
+    waiting = [first, *gap.splitlines(keepends=True), second]
+    line = waiting.pop(0)
     while line:
         if len(line) > _MAX_BYTES:
             yield BadRecord(number, f"the line is longer than {_MAX_BYTES // 2**20} MiB.")
             while line and not line.endswith(b"\n"):
-                line = _line(stream)
-        elif line.strip():
+                line = waiting.pop(0) if waiting else _line(stream)
+        elif line.strip(_BLANK):
             yield _record(number, line)
-        number, line = number + 1, _line(stream)
+        number, line = number + 1, waiting.pop(0) if waiting else _line(stream)
+
+
+def _objects(
+    start: bytes, stream: BinaryIO, number: int, path: Path, split: str
+) -> Iterator[Record | BadRecord]:
+    """Yield the rows of JSON objects that span several lines: one object, or one after another."""
+    data = start + stream.read(_MAX_OBJECT)
+    if len(data) >= _MAX_OBJECT:
+        raise InputError(
+            f"a JSON object over several lines is longer than {_MAX_OBJECT // 2**20} MiB.",
+            path=path,
+            hint="Convert the file to JSON Lines.",
+        )
+    text, decoder, at, records = data.decode("utf-8", "replace"), _DECODER, 0, list[Record]()
+    while at < len(text):
+        line = number + text.count("\n", 0, at)
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"the file is neither JSON nor JSON Lines ({first_line(error)}).",
+                path=path,
+                line=line,
+                hint="Write one JSON object per line, or a JSON array.",
+            ) from error
+        if isinstance(value, dict):
+            records.append(Record(line, value))
+        at = cast(re.Match[str], _SPACE.match(text, at)).end()
+    if len(records) == 1:
+        yield from _rows_of(records[0], path, split)
+    else:
+        yield from records
+
+
+def _rows_of(record: Record, path: Path, split: str) -> Iterator[Record | BadRecord]:
+    """Yield the rows in the only object of a file: a list under a key, columns, or one row."""
+    fields = record.fields
+    lists = {
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    if lists and not fields.keys() & _ROW_LISTS:
+        name = split if split in lists else next(iter(lists))
+        if len(lists) > 1 and split not in lists:
+            raise InputError(
+                f"the file has lists of rows under several keys: {', '.join(lists)}.",
+                path=path,
+                hint="Pass --split=KEY to read one of them.",
+            )
+        for number, row in enumerate(lists[name], start=1):
+            inner = row.get("row") if isinstance(row, dict) else None
+            # The viewer of the Hugging Face Hub returns {"row_idx": ..., "row": {...}}.
+            row = inner if isinstance(inner, dict) and "row_idx" in row else row
+            is_row = isinstance(row, dict)
+            yield Record(number, row) if is_row else BadRecord(number, "the row is not an object.")
+        return
+    columns = _columns_in(fields)
+    if columns:
+        for number, values in enumerate(zip(*columns, strict=True), start=1):
+            yield Record(number, dict(zip(fields, values, strict=True)))
+        return
+    yield record
 
 
 def _line(stream: BinaryIO) -> bytes:
     return stream.readline(_MAX_BYTES + 1)
 
 
+def _columns_in(fields: dict[str, Any]) -> list[list[Any]]:
+    """Return the columns of an object that consists of columns, or an empty list.
+
+    A column is a list of scalars, or an object whose keys are row numbers, as pandas writes it.
+    """
+    columns = list(fields.values())
+    if all(isinstance(c, dict) and c.keys() == columns[0].keys() for c in columns):
+        columns = [list(column.values()) for column in columns]
+    scalar = (str, int, float, type(None))
+    is_table = len(columns) > 1 and all(
+        isinstance(c, list) and len(c) == len(columns[0]) and all(isinstance(v, scalar) for v in c)
+        for c in columns
+    )
+    return columns if is_table else []
+
+
+# NaN and infinite numbers, which Python writes but JSON does not allow, are missing values.
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+
+
+def _is_wrapped(first: bytes) -> bool:
+    """Return whether a long first line is the beginning of an object with rows under a key."""
+    match = _WRAPPED.match(first) if len(first) > _MAX_BYTES else None
+    return match is not None and match[1].decode() not in _ROW_LISTS
+
+
+def _is_indented(first: bytes, second: bytes) -> bool:
+    """Return whether the first two lines belong to one JSON object that spans several lines."""
+    # The lines of a JSON Lines file begin with a brace, those of an indented object do not.
+    starts = first.lstrip()[:1] == b"{" and second.lstrip()[:1] not in (b"{", b"[")
+    return starts and first.endswith(b"\n") and isinstance(_value(first), ValueError)
+
+
 def _record(number: int, text: bytes) -> Record | BadRecord:
-    try:
-        fields = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        return BadRecord(number, f"the row is not valid JSON ({error}).")
+    fields = _value(text)
+    if isinstance(fields, ValueError):
+        return BadRecord(number, f"the row is not valid JSON ({fields}).")
     if not isinstance(fields, dict):
         return BadRecord(number, "the row is not a JSON object.")
     return Record(number, fields)
+
+
+def _value(text: bytes) -> Any:
+    """Return the value of a JSON text, or the error if it is not valid."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            return _DECODER.decode(text.decode())
+        except (ValueError, RecursionError):
+            return error
 
 
 def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
@@ -257,33 +459,50 @@ def _chunks(first: bytes, stream: BinaryIO) -> Iterator[bytes]:
 def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
     """Yield the rows after the header; invalid UTF-8 affects only the row that contains it."""
     csv.field_size_limit(_MAX_BYTES)
-    rows = csv.reader(_csv_lines(stream), strict=True)
+    lines = _csv_lines(stream)
+    blank, header = 0, next(lines, "")
+    while header and not header.strip() and blank < _BLANK_LINES:
+        blank, header = blank + 1, next(lines, "")
+    delimiter = max(_DELIMITERS, key=header.count)
+    # Spaces after each delimiter of the header are not part of the names and values.
+    spaced = all(part.startswith(" ") for part in header.split(delimiter)[1:])
+    rows = csv.reader(
+        chain([header], lines), strict=True, delimiter=delimiter, skipinitialspace=spaced
+    )
     try:
-        names = next(rows, [])
-        while not names and rows.line_num < _BLANK_LINES and (row := next(rows, None)) is not None:
-            names = row
-        if not names:
+        names = [name.strip() for name in next(rows, [])]
+        if not any(names):
             raise InputError("the file has no rows.", path=path, hint="Pass a file with rows.")
+        while not names[-1]:
+            names.pop()
         _check_names(names, path)
-        number = 1 + rows.line_num
+        number = 1 + blank + rows.line_num
         for values in rows:
             # A row can span several lines.
-            number, line = 1 + rows.line_num, number
-            if not values:
-                continue
-            if len(values) != len(names):
-                reason = f"the row has {len(values)} columns; the first row has {len(names)}."
-                yield BadRecord(line, reason)
-            elif not all(_is_text(v) for v in values):
-                yield BadRecord(line, "the row is not valid UTF-8.")
-            else:
-                yield Record(line, dict(zip(names, values, strict=True)))
+            number, line = 1 + blank + rows.line_num, number
+            if values:
+                yield _csv_record(line, names, values)
     except csv.Error as error:
         raise InputError(
-            f"the file is not valid CSV at or before line {rows.line_num} ({error}).",
+            f"the file is not valid CSV at or before line {blank + rows.line_num} ({error}).",
             path=path,
             hint="Look for an unclosed quote or a field that is too long.",
         ) from error
+
+
+def _csv_record(line: int, names: list[str], values: list[str]) -> Record | BadRecord:
+    while len(values) > len(names) and not values[-1].strip():
+        # Spreadsheets write delimiters after the last column.
+        values.pop()
+    if len(values) != len(names):
+        return BadRecord(
+            line, f"the row has {len(values)} columns; the first row has {len(names)}."
+        )
+    if not all(_is_text(v) for v in values):
+        return BadRecord(
+            line, "the row is not valid UTF-8; for a file of Windows, pass --encoding=cp1252."
+        )
+    return Record(line, dict(zip(names, values, strict=True)))
 
 
 def _csv_lines(stream: BinaryIO) -> Iterator[str]:
@@ -365,6 +584,38 @@ def _rows_at_once(group: Any, path: Path, number: int) -> int:
             hint="Write the file again with smaller row groups.",
         )
     return max(1, min(256, _MAX_BATCH_BYTES // max(size, 1)))
+
+
+def _arrow(path: Path) -> Iterator[Record | BadRecord]:
+    """Yield the rows of an Arrow file, in the stream format of `datasets` or the file format."""
+    import pyarrow as pa
+
+    number = 0
+    try:
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            batches: Any = (
+                _file_batches(pa.ipc.open_file(source)) if is_file else pa.ipc.open_stream(source)
+            )
+            for batch in batches:
+                for start in range(0, batch.num_rows, 256):
+                    for record in _batch_records(batch.slice(start, 256), number):
+                        number += 1
+                        yield record
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"the file is not valid Arrow after row {number} ({first_line(error)}).",
+            path=path,
+            hint="Download or copy the file again.",
+        ) from error
+    if not number:
+        raise InputError("the file has no rows.", path=path, hint="Pass a file with rows.")
+
+
+def _file_batches(reader: Any) -> Iterator[Any]:
+    for index in range(reader.num_record_batches):
+        yield reader.get_batch(index)
 
 
 # -- the Hub ------------------------------------------------------------------------------

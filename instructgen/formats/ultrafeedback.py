@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from instructgen.formats import Format, RowError, number, text
-from instructgen.formats.conversation import preference
-from instructgen.schema.sample import Message, Sample, Score
+from instructgen.formats.conversation import Turns, preference
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample, Score
 
 
 class UltraFeedback(Format):
@@ -44,10 +45,9 @@ class UltraFeedback(Format):
             )
         (low, worse_model, worse), (high, better_model, better) = rated[0], rated[-1]
         question = Message("user", text(record, "instruction"))
-        sample = preference(
-            [question, Message("assistant", text(better, "response"))],
-            [question, Message("assistant", text(worse, "response"))],
-        )
+        pair = [Message("assistant", text(a, "response")) for a in (better, worse)]
+        chosen, rejected = (self.reader.sample(Turns((question, answer))) for answer in pair)
+        sample = preference(chosen, rejected)
         models = {better_model, worse_model}
         scores = [Score("score_chosen", high), Score("score_rejected", low)]
         if self.shape == "instructions":

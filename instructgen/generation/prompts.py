@@ -20,7 +20,8 @@ from typing import Any, Literal
 import orjson
 
 from instructgen.filters.instance import instance_fault
-from instructgen.schema.sample import Message, Sample
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample
 from instructgen.similarity import tokenize
 
 Style = Literal["completion", "chat"]

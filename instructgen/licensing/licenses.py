@@ -6,7 +6,8 @@ themselves are authoritative, and nothing in this module is legal advice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -66,6 +67,66 @@ TERMS: dict[str, Terms] = {
 _PUBLIC_DOMAIN = frozenset({"CC0-1.0", "Unlicense", "PDDL-1.0"})
 
 
+# Identifiers of the Hugging Face Hub and other usual spellings, for licenses that SPDX names
+# differently (huggingface.co/docs/hub/repositories-licenses).
+_SPELLINGS = {
+    "apache": "Apache-2.0",
+    "apache-2": "Apache-2.0",
+    "c-uda": "C-UDA-1.0",
+    "cc-zero": "CC0-1.0",
+    "cc0": "CC0-1.0",
+    "cc0-1": "CC0-1.0",
+    "cdla-permissive": "CDLA-Permissive-2.0",
+    "etalab-2.0": "etalab-2.0",
+    "odbl": "ODbL-1.0",
+    "odc-by": "ODC-By-1.0",
+    "odc-by-1": "ODC-By-1.0",
+    "pddl": "PDDL-1.0",
+    "wtfpl": "WTFPL",
+}
+# Families of licenses without a version, which `license_expression` reads as their first version.
+_AMBIGUOUS = frozenset({"gpl", "lgpl", "agpl", "gfdl", "bsd", "mpl", "cddl", "epl"})
+
+
+def spdx_of(value: Any) -> str:
+    """Return the license that a column states as an SPDX expression, or "" if it states none.
+
+    Identifiers of the Hugging Face Hub are converted (``odc-by`` to ODC-By-1.0). Several licenses
+    are joined by AND. A license without an SPDX identifier becomes ``LicenseRef-NAME``.
+
+    Args:
+        value: a text or a list of texts; any other value states no license.
+    """
+    if isinstance(value, list):
+        return combine(spdx_of(part) for part in value)
+    if not isinstance(value, str) or not (text := " ".join(value.split())):
+        return ""
+    known = _known(text)
+    if known is None and "," in text:
+        return combine(spdx_of(part) for part in text.split(","))
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[:60]
+    if name.lower() in _AMBIGUOUS:
+        # LicenseRef-GPL is an alias of GPL-1.0-or-later in `license_expression`.
+        name = f"{name.lower()}-unversioned"
+    return known or (f"LicenseRef-{name}" if name else "")
+
+
+@cache
+def _known(text: str) -> str | None:
+    """Return the SPDX expression that a text means, or None if it means no known license."""
+    name = re.sub(r"^the-|-licen[sc]e(?=-|$)|-version", "", re.sub(r"[\s_]+", "-", text.lower()))
+    name = re.sub(r"-v(?=\d)", "-", name)
+    if name in _AMBIGUOUS:
+        return None
+    for spelling in (_SPELLINGS.get(name), text, name):
+        if spelling is not None:
+            try:
+                return str(_parse(spelling).render())
+            except ConfigError:
+                continue
+    return None
+
+
 @cache
 def check_license(expression: str) -> str:
     """Check a license expression, and return it in canonical SPDX spelling.
@@ -73,7 +134,12 @@ def check_license(expression: str) -> str:
     Raises:
         ConfigError: the expression is invalid or contains unknown licenses.
     """
-    return str(_parse(expression).render())
+    if expression.lower() in _AMBIGUOUS:
+        raise ConfigError(
+            f"the license {expression!r} has no version.",
+            "Use an identifier with a version, such as GPL-3.0-only.",
+        )
+    return _known(expression) or str(_parse(expression).render())
 
 
 def combine(expressions: Iterable[str]) -> str:
@@ -146,28 +212,87 @@ def _freedom(known: Terms | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class CommercialUse:
+    """Whether rows may be used commercially, and why.
+
+    ``answer`` is ``yes``; ``with conditions`` (a license requires that derived works have the same
+    license, or the terms of a model restrict how its output may be used for training); ``no``; or
+    ``unknown``. ``why`` lists the licenses and models that decide the answer. Giving credit is an
+    obligation, but not a condition.
+    """
+
+    answer: str
+    why: str
+
+    def __str__(self) -> str:
+        """Return the answer and the reason as one line of text."""
+        return f"{self.answer} ({self.why})"
+
+
+def commercial_use(licenses: Iterable[str], generators: Iterable[str]) -> CommercialUse:
+    """Return whether rows with these licenses and generators may be used commercially.
+
+    If the answers for the licenses and models differ, the answer is the most restrictive one.
+    """
+    reasons: dict[str, list[str]] = {"no": [], "unknown": [], "with conditions": [], "yes": []}
+    for license in licenses:
+        answer, why = _license_answer(license)
+        reasons[answer].append(why)
+    for model in generators:
+        answer, why = _model_answer(model)
+        reasons[answer].append(why)
+    for answer, why_all in reasons.items():
+        if why_all:
+            return CommercialUse(answer, "; ".join(why_all))
+    return CommercialUse("unknown", "there are no rows")
+
+
+def _license_answer(license: str) -> tuple[str, str]:
+    known = terms(license)
+    if known is None:
+        return "unknown", f"the terms of {license or 'an empty license'} are unknown"
+    if not known.commercial_use:
+        return "no", f"{license} forbids commercial use"
+    if known.share_alike:
+        return "with conditions", f"{license} requires sharing under the same license"
+    return "yes", f"{license} allows it"
+
+
+def _model_answer(model: str) -> tuple[str, str]:
+    conditions = generator_terms(model)
+    if conditions is None:
+        return "unknown", f"the terms of {model} are unknown"
+    if not conditions.commercial_use:
+        return "no", f"{model} ({conditions.name}): {conditions.asks}"
+    if conditions.restricted:
+        return "with conditions", f"{model} ({conditions.name}): {conditions.asks}"
+    return "yes", f"the terms of {model} ({conditions.name}) allow it"
+
+
+@dataclass(frozen=True, slots=True)
 class Requirement:
     """A requirement for the license of each row and for the models that wrote the row.
 
-    If ``name`` is ``commercial-use``, the license must be known to allow commercial use. Models
-    with unknown terms are allowed, but not models whose terms forbid commercial use. If ``name``
-    is ``permissive``, the license must also have no share-alike condition, and the terms of every
-    model must be known to set no conditions for its output. Any other name is a comma-separated
-    list of allowed licenses.
+    If ``name`` is ``commercial-use``, the license must be known to allow commercial use, and the
+    terms of every model must be known to have no conditions for its output, unless the user
+    accepts them (``accepted``: names of models or of terms). If ``name`` is ``permissive``, the
+    license must also have no share-alike condition. Any other name is a comma-separated list of
+    allowed licenses; the terms of models are not checked then.
     """
 
     name: str
     allowed: frozenset[str] = frozenset()
+    accepted: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, text: str) -> Requirement:
+    def of(cls, text: str, accepted: Sequence[str] = ()) -> Requirement:
         """Parse a requirement: ``commercial-use``, ``permissive``, or licenses separated by commas.
 
         Raises:
             ConfigError: the list is empty, or contains a license that SPDX does not define.
         """
         if text in ("commercial-use", "permissive"):
-            return cls(text)
+            return cls(text, accepted=tuple(accepted))
         names = [name.strip() for name in text.split(",") if name.strip()]
         if not names:
             raise ConfigError(
@@ -177,7 +302,7 @@ class Requirement:
         return cls(text, frozenset(check_license(name) for name in names))
 
     def objection(self, license: str, generators: Iterable[str]) -> tuple[str, str] | None:
-        """Return a short code and an explanation if a row violates the requirement, or None."""
+        """If the requirement is violated, return a code and an explanation, otherwise None."""
         if self.allowed:
             if _granted(_parse(license), self.allowed) if license else False:
                 return None
@@ -185,23 +310,24 @@ class Requirement:
                 "license_not_listed",
                 f"{license or 'an empty license'} is not one of {self.name}",
             )
-        known = terms(license)
-        if known is None:
-            return "unknown_license", f"the terms of {license or 'an empty license'} are unknown"
-        if not known.commercial_use:
-            return "non_commercial", f"{license} forbids commercial use"
-        if self.name == "permissive" and known.share_alike:
-            return "share_alike", f"{license} requires sharing under the same license"
+        answer, why = _license_answer(license)
+        codes = {"unknown": "unknown_license", "no": "non_commercial"}
+        if answer in ("unknown", "no") or (answer != "yes" and self.name == "permissive"):
+            return codes.get(answer, "share_alike"), why
         for model in generators:
-            conditions = generator_terms(model)
-            if conditions is None:
-                if self.name == "permissive":
-                    return "unknown_generator", f"the terms of {model} are unknown"
-            elif not conditions.commercial_use or (
-                self.name == "permissive" and conditions.restricted
-            ):
-                return "generator_terms", f"{model} ({conditions.name}): {conditions.asks}"
+            answer, why = _model_answer(model)
+            if answer != "yes" and not self._accepts(model):
+                return ("unknown_generator" if answer == "unknown" else "generator_terms"), why
         return None
+
+    def _accepts(self, model: str) -> bool:
+        """Return whether the user accepts a model's terms, by its name or that of the terms."""
+        conditions = generator_terms(model)
+        name = "" if conditions is None else conditions.name.lower()
+        return any(
+            a.lower() == model.lower() or (name and name.startswith(a.lower()))
+            for a in self.accepted
+        )
 
 
 def _granted(tree: Any, allowed: frozenset[str]) -> bool:
@@ -231,7 +357,7 @@ def obligations(
     share_alike = [n for n, t in known.items() if t and t.share_alike]
     non_commercial = [n for n, t in known.items() if t and not t.commercial_use]
     unknown = [n for n, t in known.items() if t is None]
-    sentences = []
+    sentences = [f"Commercial use: {commercial_use(licenses, generators)}."] if licenses else []
     if attribution:
         sentences.append(
             f"Give credit, and keep the license text or a link to it: {counted(attribution)}."
@@ -263,7 +389,7 @@ def obligations(
             sentences.append(f"{authorship}; the terms of the model are unknown.")
         elif conditions.restricted:
             sentences.append(f"{authorship}. {conditions.name}: {conditions.asks}.")
-    return sentences or ["The licenses of these rows set no known conditions."]
+    return sentences
 
 
 def _parse(expression: str) -> Any:

@@ -10,6 +10,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+# The generator of rows that a model wrote whose name is unknown. Its terms are unknown too.
+UNNAMED_MODEL = "unnamed model"
+
 
 @dataclass(frozen=True, slots=True)
 class GeneratorTerms:

@@ -3,10 +3,10 @@
 This package does not read or write files; `instructgen.store` reads and writes them.
 """
 
+from instructgen.schema.messages import Message
 from instructgen.schema.sample import (
     Edit,
     Label,
-    Message,
     Origin,
     Rejected,
     Rejection,

@@ -7,15 +7,16 @@ most of the time for reading and writing. This module does not open files.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from instructgen.schema.messages import Message, ToolCall, json_text
 from instructgen.schema.sample import (
     Edit,
     Kind,
     Label,
-    Message,
     Origin,
     Rejected,
     Sample,
@@ -31,15 +32,22 @@ _DECISION = ("stage", "filter", "reason", "detail", "score", "nearest")
 _CONVERSATION: dict[Shape, tuple[str, ...]] = {
     "instructions": ("messages",),
     "preferences": ("prompt", "chosen", "rejected"),
+    "feedback": ("prompt", "completion"),
 }
+_PLAIN = ("role", "content")
 
 
-def schema(shape: Shape, *, rejected: bool = False) -> Any:
+def schema(shape: Shape, *, rejected: bool = False, plain: bool = True) -> Any:
     """Return the Arrow schema of the ``data`` files or the ``rejected`` files of a dataset.
 
     Instruction rows have the column ``messages``. Preference rows have the columns ``prompt``,
-    ``chosen`` and ``rejected``. Each of these columns is a list of messages with role and content,
-    so TRL can train on both kinds of rows without conversion.
+    ``chosen`` and ``rejected``, and feedback rows ``prompt``, ``completion`` and ``label``. TRL
+    can train on these columns without conversion.
+
+    In a plain dataset, a message is a struct of role and content. If a row has tools, reasoning or
+    messages without loss, the messages of all rows are JSON objects, and the column ``tools``
+    contains the JSON list of tool definitions. A struct with optional fields would give every
+    message a field ``tool_calls``, and some chat templates fail if its value is null.
     """
     import pyarrow as pa
 
@@ -51,12 +59,16 @@ def schema(shape: Shape, *, rejected: bool = False) -> Any:
         ]
     )
     decision = [(name, number if name == "score" else text) for name in _DECISION]
+    message = pa.struct([(name, text) for name in _PLAIN]) if plain else pa.json_()
     return pa.schema(
         [
             ("id", text),
             *(decision if rejected else ()),
-            *((name, pa.list_(_struct(Message))) for name in _CONVERSATION[shape]),
+            *((name, pa.list_(message)) for name in _CONVERSATION[shape]),
+            *([("label", pa.bool_())] if shape == "feedback" else ()),
+            *(() if plain else [("tools", pa.json_())]),
             *((name, text) for name in _TEXTS),
+            ("language_confidence", number),
             *((name, pa.list_(text)) for name in _LISTS),
             ("origin", origin),
             *((name, pa.list_(_struct(kind))) for name, kind in _STRUCTS.items()),
@@ -64,28 +76,40 @@ def schema(shape: Shape, *, rejected: bool = False) -> Any:
     )
 
 
-def table_of(samples: Sequence[Sample], shape: Shape) -> Any:
+def table_of(samples: Sequence[Sample], shape: Shape, *, plain: bool = True) -> Any:
     """Return the samples as an Arrow table with the schema of ``data`` files; see `schema`."""
     import pyarrow as pa
 
-    return pa.table([pa.array([s.id for s in samples]), *_columns(samples, shape)], schema(shape))
+    columns = {"id": pa.array([s.id for s in samples], pa.string())}
+    columns |= _columns(samples, schema(shape, plain=plain))
+    return pa.table(columns, schema(shape, plain=plain))
 
 
-def rejected_table_of(rejected: Sequence[Rejected], shape: Shape) -> Any:
+def rejected_table_of(rejected: Sequence[Rejected], shape: Shape, *, plain: bool = True) -> Any:
     """Return rejected samples and reasons as an Arrow table; `schema` describes the columns."""
     import pyarrow as pa
 
-    target = schema(shape, rejected=True)
-    reasons = [r.rejection for r in rejected]
-    decision = [
-        pa.array([r.stage for r in rejected], pa.string()),
-        *(
-            pa.array([getattr(r, name) for r in reasons], target.field(name).type)
-            for name in _DECISION[1:]
-        ),
-    ]
-    columns = _columns([r.sample for r in rejected], shape)
-    return pa.table([pa.array([r.id for r in rejected]), *decision, *columns], target)
+    target = schema(shape, rejected=True, plain=plain)
+    columns = {"id": pa.array([r.id for r in rejected], pa.string())}
+    columns["stage"] = pa.array([r.stage for r in rejected], pa.string())
+    for name in _DECISION[1:]:
+        values = [getattr(r.rejection, name) for r in rejected]
+        columns[name] = pa.array(values, target.field(name).type)
+    columns |= _columns([r.sample for r in rejected], target)
+    return pa.table(columns, target)
+
+
+def enriched(table: Any) -> Any:
+    """Return a plain table with messages as JSON objects and the column ``tools``; see `schema`."""
+    import pyarrow as pa
+
+    columns = {name: table.column(name) for name in table.column_names}
+    shape = next(s for s, names in _CONVERSATION.items() if set(names) <= columns.keys())
+    for name in _CONVERSATION[shape]:
+        columns[name] = _json_lists(_structs(columns[name], Message))
+    columns["tools"] = pa.nulls(table.num_rows, pa.string()).cast(pa.json_())
+    target = schema(shape, rejected="reason" in columns, plain=False)
+    return pa.table({name: columns[name] for name in target.names}, target)
 
 
 def samples_in(batch: Any) -> list[Sample]:
@@ -94,30 +118,52 @@ def samples_in(batch: Any) -> list[Sample]:
     texts = [columns[name].to_pylist() for name in _TEXTS]
     lists = [_lists(columns[name]) for name in _LISTS]
     structs = [_structs(columns[name], kind) for name, kind in _STRUCTS.items()]
-    if "messages" in columns:
-        histories = [messages[:-2] for messages in _structs(columns["messages"], Message)]
-        rejected: list[str | None] = [None] * len(histories)
-    else:
-        histories = [prompt[:-1] for prompt in _structs(columns["prompt"], Message)]
-        rejected = [m[0].content if m else None for m in _structs(columns["rejected"], Message)]
     rows: Iterable[tuple[Any, Any, Any]] = zip(
         zip(*texts, strict=True),
         zip(*lists, _origins(columns["origin"]), *structs, strict=True),
-        zip(histories, rejected, strict=True),
+        _conversations(columns, batch.num_rows),
         strict=True,
     )
     return [
         Sample(
             *(instruction, input_, output, None if kind is None else Kind(kind)),
-            *(category, language, source, license, origin, scores, history, rejected_output),
-            *(attribution, generators, labels, edits),
+            *(category, language, source, license, origin, scores),
+            attribution=attribution,
+            generators=generators,
+            labels=labels,
+            edits=edits,
+            **conversation,
         )
         for (
             (instruction, input_, output, kind, category, language, source, license),
             (attribution, generators, origin, scores, labels, edits),
-            (history, rejected_output),
+            conversation,
         ) in rows
     ]
+
+
+def row_table(row: Mapping[str, Any], shape: Shape) -> Any:
+    """Return a row that was read from a dataset's Parquet file as a table for `samples_in`.
+
+    Messages are dicts, or JSON texts if they were read without decoding.
+
+    Raises:
+        pyarrow.ArrowException, TypeError, ValueError, KeyError: a value has the wrong type.
+    """
+    import pyarrow as pa
+
+    target = schema(shape, plain=False)
+    values = {name: row.get(name) for name in target.names}
+    types = {f.name: f.type for f in target}
+    for name in _CONVERSATION[shape]:
+        types[name] = pa.list_(pa.string())
+        values[name] = [
+            m if isinstance(m, str) else json_text(Message.of(m).to_dict()) for m in row[name]
+        ]
+    tools, types["tools"] = values["tools"], pa.string()
+    values["tools"] = json_text(tools) if tools and not isinstance(tools, str) else tools or None
+    columns = {name: pa.array([value], types[name]) for name, value in values.items()}
+    return pa.table(columns).cast(target)
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:
@@ -133,12 +179,21 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
         **{
             **values,
             "kind": None if values["kind"] is None else Kind(values["kind"]),
-            "history": tuple(Message(**m) for m in values["history"]),
             "origin": Origin(**{**origin, "parents": tuple(origin["parents"])}),
             **{name: tuple(values[name]) for name in _LISTS},
             **{n: tuple(kind(**v) for v in values[n]) for n, kind in _STRUCTS.items()},
+            **{n: tuple(_message_of(m) for m in values[n]) for n in ("history", "steps")},
+            **{n: _calls_of(values[n]) for n in ("tool_calls", "rejected_tool_calls")},
         }
     )
+
+
+def _message_of(value: Mapping[str, Any]) -> Message:
+    return Message(**{**value, "tool_calls": _calls_of(value["tool_calls"])})
+
+
+def _calls_of(values: Iterable[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(**value) for value in values)
 
 
 # -- columns ------------------------------------------------------------------------------
@@ -153,36 +208,48 @@ def _origin_type(name: str) -> Any:
 def _struct(kind: type) -> Any:
     import pyarrow as pa
 
-    types = {f.name: pa.float64() if kind is Score and f.name == "value" else pa.string()
-             for f in fields(kind)}  # fmt: skip
-    return pa.struct(list(types.items()))
+    is_number = {"value"} if kind is Score else set()
+    return pa.struct(
+        [(name, pa.float64() if name in is_number else pa.string()) for name in _names(kind)]
+    )
 
 
-def _columns(samples: Sequence[Sample], shape: Shape) -> Iterator[Any]:
+def _names(kind: Any) -> tuple[str, ...]:
+    return _PLAIN if kind is Message else tuple(f.name for f in fields(kind))
+
+
+def _columns(samples: Sequence[Sample], target: Any) -> dict[str, Any]:
+    """Return all columns of the samples that the schema has, except the id and the decision."""
     import pyarrow as pa
 
-    target = schema(shape)
-    for name in _CONVERSATION[shape]:
-        yield _struct_lists((_messages(s, name) for s in samples), Message)
-    for name in _TEXTS:
-        # Members of a StrEnum are written as strings.
-        yield pa.array([getattr(s, name) for s in samples], pa.string())
+    columns: dict[str, Any] = {}
+    for name in [*itertools.chain(*_CONVERSATION.values())]:
+        if name in target.names:
+            lists = [_messages(s, name) for s in samples]
+            is_json = target.field(name).type.value_type == pa.json_()
+            columns[name] = _json_lists(lists) if is_json else _struct_lists(lists, Message)
+    if "tools" in target.names:
+        tools = pa.array([s.tools or None for s in samples], pa.string())
+        columns["tools"] = tools.cast(pa.json_())
+    # Members of a StrEnum are written as strings.
+    for name in (*_TEXTS, "language_confidence", "label"):
+        if name in target.names:
+            values = [getattr(s, name) for s in samples]
+            columns[name] = pa.array(values, target.field(name).type)
     for name in _LISTS:
-        values = [getattr(s, name) for s in samples]
-        flat = pa.array([*itertools.chain.from_iterable(values)], pa.string())
-        yield pa.ListArray.from_arrays(_offsets(values), flat)
+        columns[name] = _text_lists([getattr(s, name) for s in samples])
     origins = [s.origin for s in samples]
     children = []
     for f in target.field("origin").type:
         values = [getattr(o, f.name) for o in origins]
-        if f.name == "parents":
-            flat = pa.array([*itertools.chain.from_iterable(values)], pa.string())
-            children.append(pa.ListArray.from_arrays(_offsets(values), flat))
-        else:
-            children.append(pa.array(values, f.type))
-    yield pa.StructArray.from_arrays(children, fields=list(target.field("origin").type))
+        is_list = f.name == "parents"
+        children.append(_text_lists(values) if is_list else pa.array(values, f.type))
+    columns["origin"] = pa.StructArray.from_arrays(
+        children, fields=list(target.field("origin").type)
+    )
     for name, kind in _STRUCTS.items():
-        yield _struct_lists((getattr(s, name) for s in samples), kind)
+        columns[name] = _struct_lists((getattr(s, name) for s in samples), kind)
+    return columns
 
 
 def _messages(sample: Sample, column: str) -> tuple[Message, ...]:
@@ -190,9 +257,23 @@ def _messages(sample: Sample, column: str) -> tuple[Message, ...]:
         return sample.messages
     if column == "prompt":
         return sample.prompt
-    answer = sample.output if column == "chosen" else sample.rejected_output
+    answer = sample.rejected_answer if column == "rejected" else sample.answer
     # A candidate for a preference can be rejected before it has a second answer.
-    return () if answer is None else (Message("assistant", answer),)
+    return () if answer is None else (answer,)
+
+
+def _text_lists(lists: Sequence[Sequence[str]]) -> Any:
+    import pyarrow as pa
+
+    flat = pa.array([*itertools.chain.from_iterable(lists)], pa.string())
+    return pa.ListArray.from_arrays(_offsets(lists), flat)
+
+
+def _json_lists(lists: Sequence[Sequence[Message]]) -> Any:
+    import pyarrow as pa
+
+    flat = [json_text(m.to_dict()) for m in itertools.chain.from_iterable(lists)]
+    return pa.ListArray.from_arrays(_offsets(lists), pa.array(flat, pa.string()).cast(pa.json_()))
 
 
 def _struct_lists(lists: Iterable[Sequence[Any]], kind: type) -> Any:
@@ -220,9 +301,54 @@ def _lists(column: Any) -> list[tuple[str, ...]]:
     return _split_lists(column, lambda values: values.to_pylist())
 
 
+def _conversations(columns: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
+    """Yield the fields of each sample that its messages, tools and label contain."""
+    tools = _values(columns, "tools", rows)
+    labels = _values(columns, "label", rows)
+    confidences = _values(columns, "language_confidence", rows)
+    if "messages" in columns:
+        lists = _message_lists(columns["messages"])
+        prompts, answers = [m[:-1] for m in lists], [m[-1] for m in lists]
+    else:
+        prompts = _message_lists(columns["prompt"])
+        answers = [
+            m[0] for m in _message_lists(columns["chosen" if "chosen" in columns else "completion"])
+        ]
+    has_rejected = "rejected" in columns
+    rejected = _message_lists(columns["rejected"]) if has_rejected else [()] * rows
+    for prompt, answer, worse, tool, label, confidence in zip(
+        prompts, answers, rejected, tools, labels, confidences, strict=True
+    ):
+        question = max(i for i, m in enumerate(prompt) if m.role == "user")
+        fields: dict[str, Any] = {"history": prompt[:question], "steps": prompt[question + 1 :]}
+        if answer.extras:
+            fields["reasoning_content"] = answer.reasoning_content
+            fields |= {"tool_calls": answer.tool_calls, "train": answer.train}
+        for message in worse:
+            fields["rejected_output"] = message.content
+            fields["rejected_reasoning_content"] = message.reasoning_content
+            fields["rejected_tool_calls"] = message.tool_calls
+        yield {**fields, "tools": tool or "", "label": label, "language_confidence": confidence}
+
+
+def _values(columns: Mapping[str, Any], name: str, rows: int) -> list[Any]:
+    """Return the values of a column that not all datasets have."""
+    return columns[name].to_pylist() if name in columns else [None] * rows
+
+
+def _message_lists(column: Any) -> list[tuple[Message, ...]]:
+    import pyarrow as pa
+
+    if pa.types.is_struct(column.type.value_type):
+        return _structs(column, Message)
+    return _split_lists(
+        column, lambda values: [Message.of(json.loads(v)) for v in values.to_pylist()]
+    )
+
+
 def _structs(column: Any, kind: type) -> list[tuple[Any, ...]]:
     def objects(values: Any) -> list[Any]:
-        children = [values.field(f.name).to_pylist() for f in fields(kind)]
+        children = [values.field(name).to_pylist() for name in _names(kind)]
         return [kind(*row) for row in zip(*children, strict=True)]
 
     return _split_lists(column, objects)

@@ -114,7 +114,7 @@ def _call_of(value: Mapping[str, Any]) -> ToolCall:
 
 
 def json_text(value: Any) -> str:
-    """Return a value as compact JSON text; equal values have equal texts.
+    """Return a value as compact JSON text, with the keys of objects in their order.
 
     Raises:
         ValueError: the value contains NaN, an infinite number or a lone surrogate.

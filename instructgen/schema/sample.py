@@ -13,7 +13,10 @@ from typing import Literal
 
 import orjson
 
-Shape = Literal["instructions", "preferences"]
+from instructgen.schema.messages import Message, ToolCall, texts_of
+
+Shape = Literal["instructions", "preferences", "feedback"]
+SHAPES: tuple[Shape, ...] = ("instructions", "preferences", "feedback")
 
 
 class Kind(StrEnum):
@@ -21,14 +24,6 @@ class Kind(StrEnum):
 
     GENERATION = "generation"
     CLASSIFICATION = "classification"
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation: the role of its author, such as ``user``, and its text."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +80,21 @@ class Edit:
 class Sample:
     """One row of instruction data: an instruction, an optional input, and an answer.
 
-    In a conversation, ``instruction`` is the last message of the user, ``output`` is the answer
-    to it, and ``history`` contains the earlier messages, beginning with the system message if
-    there is one. A row with a ``rejected_output``, an answer that was judged worse than
-    ``output``, is a preference row.
+    In a conversation, ``instruction`` is the last message of the user, and ``output`` is the last
+    answer. ``history`` contains the messages before the instruction, beginning with the system
+    message if there is one, and ``steps`` the messages between the instruction and the answer,
+    such as calls of tools and their results. ``reasoning_content`` and ``tool_calls`` belong to
+    the answer, as in `Message`; ``train`` states whether the loss covers it. ``tools`` contains
+    the definitions of the tools that the conversation may use, as the JSON text of a list, or "".
 
-    ``license`` is an SPDX expression, and ``attribution`` contains the names to credit and the
-    notices to include. ``generators`` are the models that wrote this row, or that wrote rows from
-    which this row was derived. ``language`` is an ISO 639 code, or ``und`` if it is unknown.
+    A row with a ``rejected_output``, an answer that was judged worse than ``output``, is a
+    preference row. A row with a ``label`` is a feedback row: True means that a person or a model
+    approved the answer, False that the answer is bad and must not be imitated.
+
+    ``license`` is an SPDX expression, and ``attribution`` contains the names and notices to give
+    credit to. ``generators`` are the models that wrote the row, or rows from which it was
+    derived. ``language`` is an ISO 639 code, or ``und`` if the language is unknown;
+    ``language_confidence`` is the likelihood of the language if a program identified it.
     """
 
     instruction: str
@@ -111,6 +113,15 @@ class Sample:
     generators: tuple[str, ...] = ()
     labels: tuple[Label, ...] = ()
     edits: tuple[Edit, ...] = ()
+    language_confidence: float | None = None
+    label: bool | None = None
+    steps: tuple[Message, ...] = ()
+    reasoning_content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    train: bool = True
+    rejected_reasoning_content: str = ""
+    rejected_tool_calls: tuple[ToolCall, ...] = ()
+    tools: str = ""
 
     @property
     def question(self) -> str:
@@ -119,32 +130,69 @@ class Sample:
 
     @property
     def context(self) -> str:
-        """The text of all messages in the history, joined by newlines."""
-        return "\n".join(message.content for message in self.history)
+        """The text of all messages in the history and the steps, joined by newlines."""
+        return texts_of((*self.history, *self.steps))
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """All messages before the output: the history, and the question as a user message."""
-        return (*self.history, Message("user", self.question))
+        """All messages before the answer: history, question (a user message) and steps."""
+        return (*self.history, Message("user", self.question), *self.steps)
+
+    @property
+    def answer(self) -> Message:
+        """The output as an assistant message, with its reasoning and tool calls."""
+        return Message(
+            "assistant", self.output, self.reasoning_content, self.tool_calls, train=self.train
+        )
+
+    @property
+    def rejected_answer(self) -> Message | None:
+        """The rejected output as an assistant message, or None if the row has none."""
+        if self.rejected_output is None:
+            return None
+        return Message(
+            "assistant",
+            self.rejected_output,
+            self.rejected_reasoning_content,
+            self.rejected_tool_calls,
+        )
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All messages of the row: those of `prompt`, and the output as an assistant message."""
-        return (*self.prompt, Message("assistant", self.output))
+        """All messages of the row: those of `prompt`, and then the answer."""
+        return (*self.prompt, self.answer)
 
     @property
     def shape(self) -> Shape:
-        """``preferences`` if the row has a rejected output, otherwise ``instructions``."""
-        return "instructions" if self.rejected_output is None else "preferences"
+        """``preferences`` for a row with a rejected output, ``feedback`` with a label."""
+        if self.rejected_output is not None:
+            return "preferences"
+        return "instructions" if self.label is None else "feedback"
+
+    @property
+    def plain(self) -> bool:
+        """Whether the conversation consists only of roles and texts, without tools."""
+        rejected = self.rejected_answer
+        answers = (self.answer,) if rejected is None else (self.answer, rejected)
+        return not self.tools and all(m.plain for m in (*self.history, *self.steps, *answers))
 
     @property
     def id(self) -> str:
-        """The first 16 hex digits of a SHA-256 of the instruction, input, answers and history."""
+        """The first 16 hex digits of the SHA-256 of all texts of the row."""
         parts = [self.instruction, self.input, self.output]
         for message in self.history:
-            parts += [message.role, message.content]
+            parts += [message.role, message.content, *_extras(message)]
         if self.rejected_output is not None:
             parts += ["rejected", self.rejected_output, ""]
+        if not self.plain or self.steps:
+            # No role is empty, so these parts never equal those of another plain row.
+            parts += ["", "answer", *_extras(self.answer), "", "tools", self.tools]
+            for message in self.steps:
+                parts += [message.role, message.content, *_extras(message)]
+            if (rejected := self.rejected_answer) is not None:
+                parts += ["", "rejected", *_extras(rejected)]
+        if self.label is not None:
+            parts += ["", "label", str(self.label)]
         return content_id(*parts)
 
     def score(self, name: str) -> Score | None:
@@ -192,6 +240,10 @@ class Rejected:
         s, r = self.sample, self.rejection
         parts = (str(self.number), self.stage, r.reason, s.instruction, s.input, s.output)
         return "r-" + content_id(*parts)[:14]
+
+
+def _extras(message: Message) -> tuple[str, ...]:
+    return () if message.plain else ("", orjson.dumps(message.extras).decode())
 
 
 def content_id(*parts: str) -> str:

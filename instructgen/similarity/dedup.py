@@ -186,7 +186,7 @@ def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quo
             )
     if compared not in _PARTS:
         hint = suggest(compared, [*_PARTS])
-        raise ConfigError(f"the option compared has the unknown value {compared!r}.", hint)
+        raise ConfigError(f"compared={compared!r} is not one of the supported values.", hint)
     if not 0 < floor < 1:
         raise ConfigError(f"the option floor is {floor}, but must be between 0 and 1.")
     if not 1 <= frame_quota < 2**31:
@@ -386,7 +386,7 @@ def _by_stage(threshold: Thresholds, how: Sequence[str]) -> dict[str, float]:
     for stage, value in by_stage.items():
         if stage not in used:
             raise ConfigError(
-                f"the option threshold has a value for {stage!r}, which is not a selected stage.",
+                f"threshold has a value for the stage {stage!r}, which is not selected.",
                 suggest(stage, used),
             )
         if not 0 < value < 1:

@@ -6,24 +6,22 @@ from collections import Counter
 
 import regex
 
-# The default language of each script, for texts of unknown language.
-_SCRIPTS = {
-    "Hiragana": "ja",
-    "Katakana": "ja",
-    "Hangul": "ko",
-    "Han": "zh",
-    "Arabic": "ar",
-    "Hebrew": "he",
-    "Cyrillic": "ru",
-    "Greek": "el",
-    "Devanagari": "hi",
-    "Bengali": "bn",
-    "Tamil": "ta",
-    "Thai": "th",
-    "Latin": "en",
-}
+_SCRIPTS = (
+    "Hiragana",
+    "Katakana",
+    "Hangul",
+    "Han",
+    "Arabic",
+    "Hebrew",
+    "Cyrillic",
+    "Greek",
+    "Devanagari",
+    "Bengali",
+    "Tamil",
+    "Thai",
+    "Latin",
+)
 _LETTER = regex.compile("|".join(rf"(?P<{name}>\p{{{name}}})" for name in _SCRIPTS))
-_PERSIAN = regex.compile("[پچژگکی]")
 # The scripts of these languages. Any script is accepted for other languages.
 _WRITTEN_IN = {
     "ja": {"Hiragana", "Katakana", "Han"},
@@ -52,14 +50,6 @@ def main_script(text: str) -> str:
         return "Latin" if any(map(str.isalpha, text)) else ""
     counts = Counter(match.lastgroup or "" for match in _LETTER.finditer(text))
     return max(counts, key=lambda name: counts[name], default="")
-
-
-def language_of_script(text: str) -> str:
-    """Return the default language of a text's script: ``ru`` for Cyrillic, ``und`` if unknown."""
-    script = main_script(text)
-    if script == "Arabic" and _PERSIAN.search(text):
-        return "fa"
-    return _SCRIPTS.get(script, "und")
 
 
 def fits_language(text: str, language: str) -> bool:

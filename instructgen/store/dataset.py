@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.errors import DamagedFileError, RunError, VersionError
-from instructgen.schema.arrow import rejected_table_of, samples_in, schema, table_of
+from instructgen.schema.arrow import enriched, rejected_table_of, samples_in, table_of
 from instructgen.schema.sample import Rejected, Sample, Shape
 from instructgen.schema.statistics import RowCounts
 from instructgen.store.files import (
@@ -152,17 +152,8 @@ class Writer:
         self.contents = RowCounts()
         self._folder, self._shape = folder, shape
         self._rows = dict.fromkeys(splits, 0)
-        self._data = {
-            split: _Table(folder, "data", split, schema(shape), lambda rows: table_of(rows, shape))
-            for split in splits
-        }
-        self._rejected = _Table(
-            folder,
-            "rejected",
-            "part",
-            schema(shape, rejected=True),
-            lambda rows: rejected_table_of(rows, shape),
-        )
+        self._data = {split: _Table(folder, "data", split, shape, table_of) for split in splits}
+        self._rejected = _Table(folder, "rejected", "part", shape, rejected_table_of)
 
     def keep(self, samples: Sequence[Sample], split: str = "part") -> None:
         """Append rows to a split of the dataset.
@@ -176,12 +167,18 @@ class Writer:
         self.contents.add(samples)
         self._rows[split] += len(samples)
         with storage(self._folder):
+            if not all(s.plain for s in samples):
+                # `datasets` requires the same columns in all splits.
+                for table in self._data.values():
+                    table.enrich()
             self._data[split].add(samples)
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
         """Append rejected rows. Raise StorageError if a file cannot be written."""
         self.contents.rejected += len(rejected)
         with storage(self._folder):
+            if not all(r.sample.plain for r in rejected):
+                self._rejected.enrich()
             self._rejected.add(rejected)
 
     def finish(
@@ -278,10 +275,10 @@ class _Table:
     """Writes rows to Parquet files (parts), with a fixed number of rows per row group and file."""
 
     def __init__(
-        self, folder: Path, table: str, split: str, schema: Any, to_table: Callable[[Any], Any]
+        self, folder: Path, table: str, split: str, shape: Shape, to_table: Callable[..., Any]
     ) -> None:
-        self._target, self._split = folder / table, split
-        self._schema, self._to_table = schema, to_table
+        self._target, self._split, self._shape = folder / table, split, shape
+        self._to_table, self._plain = to_table, True
         self._waiting: list[Any] = []
         self._parts: list[Part] = []
         self._writer: Any = None
@@ -293,6 +290,32 @@ class _Table:
         while len(self._waiting) >= _ROWS_PER_GROUP:
             self._write(self._waiting[:_ROWS_PER_GROUP])
             del self._waiting[:_ROWS_PER_GROUP]
+
+    def enrich(self) -> None:
+        """Write messages as JSON objects from now on, and rewrite the rows written so far."""
+        if not self._plain:
+            return
+        self._plain = False
+        writer, self._writer = self._writer, None
+        parts, self._parts = self._parts, []
+        if writer is not None:
+            writer.close()
+        for part in parts:
+            self._rewrite(self._target.parent / part.path)
+            self._end_part()
+        if writer is not None:
+            self._rewrite(_partial(self._path))
+
+    def _rewrite(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        before = path.with_name(f".{path.name}.plain")
+        path.replace(before)
+        self._rows = 0
+        with pq.ParquetFile(before) as file:
+            for group in range(file.metadata.num_row_groups):
+                self._append(enriched(file.read_row_group(group)))
+        before.unlink()
 
     def close(self) -> list[Part]:
         if self._waiting or not (self._parts or self._rows):
@@ -315,17 +338,20 @@ class _Table:
         return self._target / f"{self._split}-{len(self._parts):05d}.parquet"
 
     def _write(self, rows: Sequence[Any]) -> None:
+        self._append(self._to_table(rows, self._shape, plain=self._plain))
+        if self._rows >= _ROWS_PER_PART:
+            self._end_part()
+
+    def _append(self, table: Any) -> None:
         import pyarrow.parquet as pq
 
         if self._writer is None:
             # Without checksums, pyarrow reads a part with flipped bits without an error.
             self._writer = pq.ParquetWriter(
-                _partial(self._path), self._schema, compression="zstd", write_page_checksum=True
+                _partial(self._path), table.schema, compression="zstd", write_page_checksum=True
             )
-        self._writer.write_table(self._to_table(rows))
-        self._rows += len(rows)
-        if self._rows >= _ROWS_PER_PART:
-            self._end_part()
+        self._writer.write_table(table)
+        self._rows += table.num_rows
 
     def _end_part(self) -> None:
         path = self._path
@@ -347,7 +373,7 @@ def _remove_others(folder: Path, written: set[str]) -> None:
     """Remove the Parquet files of an earlier dataset, but no other files."""
     for table in ("data", "rejected"):
         for split in (*WHOLE, *SPLITS):
-            for pattern in (f"{split}-*.parquet", f".{split}-*.partial"):
+            for pattern in (f"{split}-*.parquet", f".{split}-*.partial", f".{split}-*.plain"):
                 for old in (folder / table).glob(pattern):
                     if f"{table}/{old.name}" not in written:
                         old.unlink()

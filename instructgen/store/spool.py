@@ -89,10 +89,10 @@ class Spool:
         self._waiting[bucket] = []
         with storage(self._folder):
             if self._writers[bucket] is None:
-                columns = schema(self._shape).append(pa.field("number", pa.int64()))
+                columns = schema(self._shape, plain=False).append(pa.field("number", pa.int64()))
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
                 self._writers[bucket] = pa.ipc.new_stream(
                     self._path(bucket), columns, options=options
                 )
-            table = table_of(samples, self._shape)
+            table = table_of(samples, self._shape, plain=False)
             self._writers[bucket].write_table(table.append_column("number", pa.array(numbers)))

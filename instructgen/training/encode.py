@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.errors import ConfigError, first_line
-from instructgen.schema.sample import Message, Sample
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample
 
 _TEMPLATES = Path(__file__).parent / "templates"
 IGNORED = -100

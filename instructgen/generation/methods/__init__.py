@@ -114,7 +114,7 @@ class Method(BaseModel, ABC):
 
     @abstractmethod
     def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Return the rows, instructions, rejections and task kinds in a completion, in order."""
+        """Parse a completion, and return what it contains in the order of its text."""
 
 
 def child_sample(pool: Pool, positions: tuple[int, ...], language: str) -> Sample:

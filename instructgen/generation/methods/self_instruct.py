@@ -36,7 +36,8 @@ from instructgen.generation.prompts import (
     schema_of,
 )
 from instructgen.generation.seed_pool import Pool, Task
-from instructgen.schema.sample import Kind, Message, Rejection, Sample
+from instructgen.schema.messages import Message
+from instructgen.schema.sample import Kind, Rejection, Sample
 
 _ANSWER_TOKENS = 8
 INSTRUCTIONS, CLASSIFICATION, INSTANCES = "instructions", "classification", "instances"
@@ -81,7 +82,7 @@ class SelfInstruct(Method):
     instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=350),
         description="Sampling parameters for generating instances (inputs and outputs), except "
-        "of classification tasks, when the prompt style is completion.",
+        "for classification tasks, when the prompt style is completion.",
     )
     classification_instances: SamplingOptions = Field(
         _options(temperature=0.0, presence_penalty=1.5, max_tokens=300),
@@ -264,10 +265,10 @@ class SelfInstruct(Method):
         ]
 
     def _consistent(self, task: Task, instances: list[Instance]) -> Iterable[Outcome]:
-        """Reject instances of one instruction that are empty, contradictory, repeated or too many.
+        """Check the instances of one instruction against each other, and return one outcome each.
 
-        Instances that the filter ``instance`` will reject later are returned as candidates and are
-        not compared with the others.
+        Empty, contradictory and repeated instances are rejected, and those beyond the maximum
+        number. Instances with a fault are returned unchecked: the filter ``instance`` rejects them.
         """
         valid = [instance for instance in instances if instance.fault is None]
         outputs: dict[str, set[str]] = {}

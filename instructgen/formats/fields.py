@@ -1,0 +1,102 @@
+"""Reads single fields of a record, such as texts and numbers, and checks them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# Instruction data does not contain longer texts. One of them would slow down every comparison.
+_MAX_CHARACTERS = 2**20
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+class RowError(ValueError):
+    """Raised if a row cannot be used; the message names the invalid field."""
+
+
+def text(
+    record: Mapping[str, Any], field: str, *, required: bool = True, filled: bool = True
+) -> str:
+    """Return the text in a field of a record, without blank lines at its beginning and end.
+
+    Spaces at the beginning of the first line are kept, because they may be the indentation of code.
+
+    Args:
+        record: the row.
+        field: the name of the field.
+        required: whether a missing field is an error; if not, a missing field is read as "".
+        filled: whether a required field must contain more than white space.
+
+    Raises:
+        RowError: the field is not text, is too long or contains NUL, or it is required but missing
+            or empty.
+    """
+    value = record.get(field)
+    if value is None:
+        if required:
+            raise RowError(f'the field "{field}" is missing.')
+        return ""
+    if not isinstance(value, str):
+        raise RowError(f'the field "{field}" is a {type(value).__name__}, not text.')
+    value = trimmed(value)
+    if required and filled and not value:
+        raise RowError(f'the field "{field}" is empty.')
+    return checked(value, f'the field "{field}"')
+
+
+def checked(value: str, subject: str) -> str:
+    """Return a text unchanged; raise RowError if it is too long, or not valid Unicode."""
+    if len(value) > _MAX_CHARACTERS:
+        raise RowError(f"{subject} has more than {_MAX_CHARACTERS:,} characters.")
+    if "\0" in value:
+        raise RowError(f"{subject} contains a NUL character.")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise RowError(f"{subject} contains half of a surrogate pair, which is not valid Unicode.")
+    return value
+
+
+def trimmed(value: str) -> str:
+    """Return a text without blank lines at its beginning and end; other white space is kept."""
+    content = value.rstrip()
+    if not content:
+        return ""
+    last_line = value[len(content) :].split("\n")[0].rstrip("\r")
+    first = content.rfind("\n", 0, len(content) - len(content.lstrip())) + 1
+    return content[first:] + last_line
+
+
+def word(record: Mapping[str, Any], field: str) -> str:
+    """Return a short text such as a category, without white space around it; "" if there is none.
+
+    A value of another type is ignored, because a row is usable without it.
+    """
+    value = record.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or "\0" in value or len(value) > _MAX_CHARACTERS:
+        return ""
+    return value.strip()
+
+
+def number(record: Mapping[str, Any], field: str) -> float | None:
+    """Return the number in a field of a record, or None if the field is missing, NaN or infinite.
+
+    Raises:
+        RowError: the field is not a number.
+    """
+    value = record.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowError(f'the field "{field}" is a {type(value).__name__}, not a number.')
+    # Parquet files use NaN for missing values.
+    return float(value) if math.isfinite(value) else None
+
+
+def truth(value: Any) -> bool | None:
+    """Return the truth value that ``true``, ``1``, "False" and so on state, otherwise None."""
+    if isinstance(value, bool):
+        return value
+    known = str(value).strip().lower() if isinstance(value, int | str) else ""
+    return True if known in _TRUE else False if known in _FALSE else None

@@ -1,0 +1,152 @@
+"""Finds the data files of a dataset that is a file, a pattern, a folder or a clone from the Hub."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructgen.errors import InputError
+from instructgen.formats.records import is_supported
+from instructgen.licensing.licenses import spdx_of
+
+# The names by which `datasets` recognizes the splits of files and folders.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+# JSON files that describe a dataset and contain no rows.
+_DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json",
+                 "manifest.json", "provenance.json", "made.json", "run.json")  # fmt: skip
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+_LICENSE = re.compile(r"^license:[ \t]*(?P<one>[^\n]*)(?P<list>(?:\n[ \t]*-[^\n]*)*)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFiles:
+    """The files of a dataset, in order.
+
+    ``license`` is the license that the card of a folder states, as an SPDX expression, or "".
+    ``splits`` is the number of files in each split, or empty if the dataset has no splits.
+    """
+
+    paths: tuple[Path, ...]
+    license: str = ""
+    splits: tuple[tuple[str, int], ...] = ()
+
+
+def dataset_files(path: Path, split: str = "train") -> DatasetFiles:
+    """Return the data files at a path.
+
+    Args:
+        path: a file; a pattern such as ``data/*.jsonl``; a folder of data files; a folder that
+            `datasets.Dataset.save_to_disk` or instructgen wrote; or a clone of a dataset from the
+            Hugging Face Hub. A path that does not exist is returned as it is, because it may be
+            the name of a dataset on the Hub.
+        split: the split to read, if the folder has splits.
+
+    Raises:
+        InputError: the pattern or the folder has no data files, or does not have the split.
+    """
+    try:
+        if path.is_dir():
+            return _in_folder(path, split)
+        if path.exists() or not glob.has_magic(str(path)):
+            return DatasetFiles((path,))
+    except OSError:
+        # Not a valid file name, for example too long.
+        return DatasetFiles((path,))
+    matching = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 - may be absolute
+    files = tuple(p for p in matching if p.is_file())
+    if not files:
+        raise InputError("no file matches the pattern.", path=path, hint="Check the pattern.")
+    return DatasetFiles(files)
+
+
+def _in_folder(folder: Path, split: str) -> DatasetFiles:
+    license = _card_license(folder / "README.md")
+    files = list(_data_files(folder))
+    if not files:
+        raise InputError(
+            "the folder contains no data files.",
+            path=folder,
+            hint="Pass a folder with .parquet, .arrow, .jsonl, .json or .csv files.",
+        )
+    kinds = {p.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1] for p in files}
+    if len(kinds) > 1:
+        raise InputError(
+            f"the folder contains files of several types: {', '.join(sorted(kinds))}.",
+            path=folder,
+            hint=f"Pass a pattern, such as '{folder}/*.{min(kinds)}'.",
+        )
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        by_split.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+    if by_split.keys() == {""}:
+        return DatasetFiles(tuple(files), license)
+    counts = tuple((name or "(none)", len(paths)) for name, paths in sorted(by_split.items()))
+    if split not in by_split:
+        raise InputError(
+            f"the folder has no split {split!r}.",
+            path=folder,
+            hint=f"Pass --split with one of: {', '.join(name for name, _ in counts)}.",
+        )
+    return DatasetFiles(tuple(by_split[split]), license, counts)
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """Yield the data files in a folder and its subfolders, in the order of their names."""
+    listed = _listed_files(folder)
+    if listed is not None:
+        yield from listed
+        return
+    if (folder / "manifest.json").exists() and (folder / "data").is_dir():
+        # A dataset of instructgen: rejected rows are not part of the data.
+        folder /= "data"
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path.name not in _DESCRIPTIONS and is_supported(path):
+            yield path
+
+
+def _listed_files(folder: Path) -> Sequence[Path] | None:
+    """Return the files that `Dataset.save_to_disk` lists in state.json, or None without one."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return None
+    try:
+        values: Any = json.loads(state.read_bytes())
+        files = [folder / Path(entry["filename"]).name for entry in values["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"state.json cannot be read ({error}).", path=state, hint="Copy the dataset again."
+        ) from error
+    return files
+
+
+def _split_of(path: Path) -> str:
+    """Return the split that the name of a file or of a parent folder states, or ""."""
+    for part in reversed(path.parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in _SPLITS:
+                return _SPLITS[word]
+    return ""
+
+
+def _card_license(card: Path) -> str:
+    """Return the license in the front matter of a dataset card as an SPDX expression, or ""."""
+    if not card.is_file():
+        return ""
+    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace")[:100_000])
+    match = _LICENSE.search(front[1]) if front else None
+    if match is None:
+        return ""
+    listed = [line.strip().lstrip("-") for line in match["list"].splitlines() if line.strip()]
+    inline = match["one"].strip().strip("[]").split(",")
+    names = [name.strip().strip("'\"") for name in (*inline, *listed)]
+    return spdx_of([name for name in names if name])
