@@ -12,6 +12,7 @@ from instructgen.errors import ConfigError
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Sample
 from instructgen.training.encode import Encoded, Encoder, Unusable
+from instructgen.training.options import PromptFormat
 from tests.tiny_model import CHATML, make_tiny_model
 
 
@@ -102,7 +103,7 @@ def test_an_empty_answer_is_unusable(folder: Path) -> None:
 
 
 def test_the_alpaca_format_renders_the_published_prompts(folder: Path) -> None:
-    encoder = Encoder(tokenizer(folder, None), "alpaca")
+    encoder = Encoder(tokenizer(folder, None), PromptFormat(format="alpaca"))
     plain = encoder.prompt(Sample("Name a fruit.", output="Fig."))
     assert plain == (
         "Below is an instruction that describes a task. Write a response that appropriately "
@@ -118,7 +119,7 @@ def test_the_alpaca_format_renders_the_published_prompts(folder: Path) -> None:
 
 
 def test_the_dolly_format_renders_the_published_prompt(folder: Path) -> None:
-    encoder = Encoder(tokenizer(folder, None), "dolly")
+    encoder = Encoder(tokenizer(folder, None), PromptFormat(format="dolly"))
     with_input = Sample("Sort them.", input="b a", output="a b")
     assert encoder.prompt(with_input) == (
         "Below is an instruction that describes a task. Write a response that appropriately "
@@ -138,7 +139,7 @@ def test_a_missing_chat_template_is_an_error(folder: Path) -> None:
     # No template was rendered: an error of a template is the cause of its ConfigError.
     assert caught.value.__cause__ is None
     assert "\n" not in str(caught.value)
-    Encoder(tokenizer(folder, None), "alpaca")
+    Encoder(tokenizer(folder, None), PromptFormat(format="alpaca"))
 
 
 def test_a_template_without_an_end_token_is_an_error(folder: Path) -> None:

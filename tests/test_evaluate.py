@@ -14,11 +14,11 @@ import pytest
 
 from instructgen import ablate, evaluate, train
 from instructgen.errors import EngineError
-from instructgen.evaluation.measures import PromptFormat
 from instructgen.evaluation.suites import Subject
 from instructgen.evaluation.suites.winrate import WinRate
 from instructgen.schema.sample import Sample
 from instructgen.store import read_log, read_samples
+from instructgen.training.options import PromptFormat
 from tests import forks
 from tests.conftest import ROOT
 from tests.training_data import dataset, pairs, sentences
@@ -51,7 +51,8 @@ def test_bits_per_byte_equal_the_loss_of_transformers(tiny: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from instructgen.evaluation.measures import PromptFormat, bits_per_byte
+    from instructgen.evaluation.measures import bits_per_byte
+    from instructgen.training.options import PromptFormat
 
     sample = Sample("Name a color.", output="Grün, naturally.")
     measured = bits_per_byte(str(tiny), [sample], PromptFormat(128))
@@ -73,7 +74,8 @@ def test_bits_per_byte_equal_the_loss_of_transformers(tiny: Path) -> None:
 
 
 def test_likelihood_does_not_depend_on_the_batch(tiny: Path) -> None:
-    from instructgen.evaluation.measures import PromptFormat, bits_per_byte
+    from instructgen.evaluation.measures import bits_per_byte
+    from instructgen.training.options import PromptFormat
 
     samples = [*sentences(30), Sample("Continue.", output="and on " * 30)]
     batched = bits_per_byte(str(tiny), samples, PromptFormat(400))

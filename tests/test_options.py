@@ -174,7 +174,6 @@ def test_a_value_in_a_message_is_translated_too(tmp_path: Path) -> None:
     ("call", "new"),
     [
         (lambda: instructgen.run("quickstart", limit=True), "small"),
-        (lambda: instructgen.import_data("a", "b", source="dolly"), "format"),
         (lambda: instructgen.explain(out="a", row_id="b"), "data"),
         (lambda: instructgen.rebuild(out="a"), "run"),
         (lambda: instructgen.train(method="sft", data="a", out="b"), "trainer"),

@@ -150,7 +150,8 @@ def test_rows_with_weight_zero_are_not_learned(tiny: Path, tmp_path: Path) -> No
             "sft", data, out, model=str(tiny), weights=weights, steps=30, **{**SHORT,
             "learning_rate": 3e-3, "held_out_rows": 0},
         )  # fmt: skip
-        from instructgen.evaluation.measures import PromptFormat, bits_per_byte
+        from instructgen.evaluation.measures import bits_per_byte
+        from instructgen.training.options import PromptFormat
 
         bits_noise = bits_per_byte(str(out), bad[:10], PromptFormat(96)).estimate.value
         bits_good = bits_per_byte(str(out), good[:10], PromptFormat(96)).estimate.value

@@ -92,7 +92,7 @@ def _parameter(name: str, flag: str, field: FieldInfo) -> Callable[[Any], Any]:
     settings: dict[str, Any] = {"help": help_text(field), "required": field.is_required()}
     many = facts.get("many")
     if is_flag:
-        return click.option(flag, name, is_flag=True, **settings)
+        return click.option(flag, name, is_flag=True, default=field.default, **settings)
     if many in ("repeat", "words"):
         cls = Words if many == "words" else click.Option
         return click.option(

@@ -146,7 +146,8 @@ def _show_masks(options: TrainOptions, count: int) -> None:
 
     from instructgen.commands.train import masks
 
-    for number, row in enumerate(masks(options, count), start=1):
+    rows, rejected = masks(options, count)
+    for number, row in enumerate(rows, start=1):
         screen.rule(f"row {number}", style="dim", align="left")
         text = Text()
         for piece, trained in row:
@@ -154,6 +155,9 @@ def _show_masks(options: TrainOptions, count: int) -> None:
             # Brackets too, because a pipe would remove the color.
             text.append(f"⟦{shown}⟧" if trained else shown, "green" if trained else "dim")
         screen.print(text)
+    for reason, rows_rejected in rejected.counts().items():
+        detail = next(row["detail"] for row in rejected.rows if row["reason"] == reason)
+        print_note(f"{rows_rejected:,} rows before the last one shown: {reason} ({detail}).")
 
 
 @click.command(cls=OptionsCommand)

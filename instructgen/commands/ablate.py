@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,15 +240,15 @@ def _measured(
     folder: Path | None = None,
 ) -> MeasuredRows:
     """Return a model's bits per byte on the held-out rows, from the cache file if it exists."""
-    from instructgen.evaluation.measures import MeasuredRows, PromptFormat, bits_per_byte
+    from instructgen.evaluation.measures import MeasuredRows, bits_per_byte
+    from instructgen.training.options import PromptFormat
     from instructgen.training.rows import held_out_at
 
     kept = folder / "base.json" if place is None and folder is not None else Path(f"{place}.json")
     if kept.exists():
         return MeasuredRows.from_json(kept.read_bytes(), kept)
     samples = held_out_at(held_out)[:rows]
-    chosen = {key: options[key] for key in ("max_length", "format", "pad_token")}
-    prompt_format = PromptFormat(**chosen)
+    prompt_format = PromptFormat(**{f.name: options[f.name] for f in fields(PromptFormat)})
     measured = bits_per_byte(name or str(place), samples, prompt_format)
     write_atomic(kept, [measured.to_json()])
     return measured

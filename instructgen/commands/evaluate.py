@@ -63,8 +63,8 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
         ConfigError: an option or a model is invalid, or a required package is missing.
         EngineError: an engine cannot start.
     """
-    from instructgen.evaluation.measures import PromptFormat
     from instructgen.evaluation.suites import Subject
+    from instructgen.training.options import PromptFormat
     from instructgen.training.policy import require_training_packages
 
     require_training_packages()

@@ -522,6 +522,8 @@ TRAIN_FLAGS: dict[str, Any] = {
         shown="1024, or the context length of the model if it is smaller",
     ),
     "format": inherited(SftOptions, "format"),
+    "chat_template": inherited(SftOptions, "chat_template", metavar="FILE_OR_NAME"),
+    "fold_system": inherited(SftOptions, "fold_system"),
     "pad_token": inherited(SftOptions, "pad_token", metavar="TOKEN"),
     "seed": inherited(SftOptions, "seed"),
 }

@@ -25,6 +25,7 @@ from instructgen.plugins import classes, provenance
 from instructgen.reports.cards import model_card
 from instructgen.schema.progress import Watch
 from instructgen.schema.records import InputRef
+from instructgen.schema.sample import Shape
 from instructgen.schema.statistics import RowCounts
 from instructgen.store import (
     LicenseCounts,
@@ -166,7 +167,7 @@ def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions
     return settings
 
 
-def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
+def masks(options: TrainOptions, count: int) -> tuple[list[list[tuple[str, bool]]], RejectedRows]:
     """Return the text of the first rows for ``sft``, in pieces that the loss covers or not.
 
     Args:
@@ -174,7 +175,8 @@ def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
         count: the number of rows.
 
     Returns:
-        For each row, a list of (piece of text, whether the loss is computed on this piece).
+        For each row, a list of (piece of text, whether the loss is computed on this piece); and
+        the rows before the last of them that cannot be used or are truncated.
 
     Raises:
         InputError: the dataset is invalid, or no row can be used.
@@ -190,7 +192,7 @@ def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
     require_training_packages()
     base = default_model() if options.model is None else options.model
     tokenizer = load_tokenizer(base, settings.pad_token)
-    encoder = Encoder(tokenizer, settings.format, base)
+    encoder = Encoder(tokenizer, settings.prompt_format(), base)
     rows, rejected = rows_for(options.data, None, 0, lambda _: True), RejectedRows()
     truncate, longest = settings.too_long == "truncate", length_for(base, settings.max_length)
     shown: list[list[tuple[str, bool]]] = []
@@ -207,11 +209,13 @@ def masks(options: TrainOptions, count: int) -> list[list[tuple[str, bool]]]:
             shown.append([(tokenizer.decode(ids), trained) for ids, trained in pieces])
     if not shown:
         raise _no_rows(options.data, rejected)
-    return shown
+    return shown, rejected
 
 
 def _no_rows(source: Path, rejected: RejectedRows) -> InputError:
     reasons = ", ".join(f"{n} {reason}" for reason, n in rejected.counts().items())
+    if rejected.rows:
+        reasons += f"; the first: {rejected.rows[0]['detail']}"
     return InputError(
         f"no row can be used for training: {reasons or 'all rows are held out for evaluation'}.",
         path=source,
@@ -229,15 +233,18 @@ def check_rows(trainer: Trainer, source: Path) -> None:
 
     if not source.exists():
         raise InputError("the dataset does not exist.", path=source, hint="Check the path.")
-    required = "preferences" if trainer in PAIRS else "instructions"
-    if (shape := shape_at(source)) != required:
-        hint = (
-            "Create preferences with instructgen import --as=preferences or instructgen prefer."
-            if required == "preferences"
-            else "Use another dataset, or the trainer reward, dpo or kto."
-        )
+    supported: tuple[Shape, ...] = ("preferences",) if trainer in PAIRS else ("instructions",)
+    supported = ("feedback", *supported) if trainer == "kto" else supported
+    if (shape := shape_at(source)) not in supported:
+        required = " or ".join(supported)
+        hints: dict[Shape, str] = {
+            "instructions": "Create preferences with instructgen import --as=preferences or "
+            "instructgen prefer.",
+            "preferences": "Use another dataset, or the trainer reward, dpo or kto.",
+            "feedback": "Use another dataset, or the trainer kto.",
+        }
         message = f"the dataset contains {shape}, but train {trainer} requires {required}."
-        raise InputError(message, path=source, hint=hint)
+        raise InputError(message, path=source, hint=hints[shape])
 
 
 def _check_strategy(trainer: Trainer, options: TrainerOptions) -> None:
@@ -318,7 +325,7 @@ class _Training:
         options, run = self.options, self.run_folder
         began = time.monotonic()
         tokenizer = load_tokenizer(self.base, options.pad_token)
-        encoder = Encoder(tokenizer, options.format, self.base)
+        encoder = Encoder(tokenizer, options.prompt_format(), self.base)
         rows, rejected = self._rows(encoder), RejectedRows()
         prepared = self._prepared(rows, encoder, rejected)
         model = self._model(tokenizer)

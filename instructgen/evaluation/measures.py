@@ -10,22 +10,12 @@ from instructgen.evaluation.intervals import ratio, ratio_difference
 from instructgen.evaluation.likelihood import answer_likelihoods
 from instructgen.models.loading import Head, load_model, load_tokenizer
 from instructgen.schema.measures import Estimate, Measure
+from instructgen.schema.messages import Message
 from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Sample
-from instructgen.training.encode import Encoder, Unusable
+from instructgen.training.encode import Encoded, Encoder, Unusable
+from instructgen.training.options import PromptFormat
 from instructgen.training.rewards import score_ids
-
-
-@dataclass(frozen=True, slots=True)
-class PromptFormat:
-    """How rows are turned into model input: maximum length in tokens, prompt format, padding token.
-
-    ``pad_token`` is needed only if the tokenizer has no padding token.
-    """
-
-    max_length: int = 1024
-    format: str = "chat"
-    pad_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +60,31 @@ def bits_per_byte(
         (s, r) for s, r in zip(samples, rows, strict=True)
         if not isinstance(r, Unusable) and len(r.ids) <= prompt_format.max_length
     ]  # fmt: skip
-    answers = answer_likelihoods(model, [r for _, r in usable], [s.output for s, _ in usable])
+    answers = answer_likelihoods(
+        model, [r for _, r in usable], [_text(s.answer, r) for s, r in usable]
+    )
     return MeasuredRows(
         "bits_per_byte",
         [a.bits for a in answers],
         [float(a.bytes) for a in answers],
         [s.id for s, _ in usable],
     )
+
+
+def answer_bits(
+    name: str, samples: Sequence[Sample], prompt_format: PromptFormat
+) -> dict[str, float]:
+    """Return the log2-likelihood of each row's answer under a model, by row ID.
+
+    Rows that are longer than the maximum length or cannot be encoded are skipped.
+    """
+    measured = bits_per_byte(name, samples, prompt_format)
+    return {row: -bits for row, bits in zip(measured.rows, measured.parts, strict=True)}
+
+
+def _text(answer: Message, row: Encoded) -> str:
+    """Return the text whose bytes are counted: the output, or the rendered text with calls."""
+    return answer.content if answer.plain else row.text
 
 
 def pair_margins(
@@ -92,10 +100,13 @@ def pair_margins(
     margins = {}
     sides: list[Any] = []
     for sample in samples:
-        both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_output or ""))
+        both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_answer))
         if not any(isinstance(r, Unusable) or len(r.ids) > prompt_format.max_length for r in both):
-            sides += [(sample, both[0], sample.output), (sample, both[1], sample.rejected_output)]
-    answers = answer_likelihoods(model, [r for _, r, _ in sides], [a for *_, a in sides])
+            worse = sample.rejected_answer or sample.answer
+            sides += [(sample, both[0], sample.answer), (sample, both[1], worse)]
+    answers = answer_likelihoods(
+        model, [r for _, r, _ in sides], [_text(a, r) for _, r, a in sides]
+    )
     for at in range(0, len(answers), 2):
         chosen, rejected = answers[at], answers[at + 1]
         margins[sides[at][0].id] = (
@@ -119,7 +130,7 @@ def reward_margins(
     model, encoder = _load(name, prompt_format, "reward")
     ids, rows = [], []
     for sample in samples:
-        both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_output or ""))
+        both = (encoder.encode(sample), encoder.encode(sample, sample.rejected_answer))
         if not any(isinstance(r, Unusable) or len(r.ids) > prompt_format.max_length for r in both):
             ids += [r.ids for r in both if not isinstance(r, Unusable)]
             rows.append(sample.id)
@@ -143,6 +154,6 @@ def _load(name: str, prompt_format: PromptFormat, head: Head = "causal") -> tupl
     import torch
 
     tokenizer = load_tokenizer(name, prompt_format.pad_token)
-    encoder = Encoder(tokenizer, prompt_format.format, name)
+    encoder = Encoder(tokenizer, prompt_format, name)
     model = load_model(name, head, tokenizer=tokenizer)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), encoder

@@ -97,7 +97,8 @@ class Format(ABC):
     allowed values of ``--take``: which samples of a record to import. The first item of each is
     the default. ``reader`` converts conversations to samples. If ``has_metadata`` is True, the
     columns that many datasets share, such as ``license`` and ``model``, are read as well; see
-    `with_metadata`. ``example`` is a row in the format, for the documentation. ``exports`` maps
+    `with_metadata`. If ``is_complete`` is True, rows have all values, and no defaults are
+    set. ``example`` is a row in the format, for the documentation. ``exports`` maps
     the names of the formats of the command `export` that this class writes to the kind of rows
     that they contain; ``holds`` are the parts of a conversation that they can express.
     """
@@ -114,6 +115,7 @@ class Format(ABC):
     shapes: ClassVar[tuple[Shape, ...]] = ("instructions",)
     takes: ClassVar[tuple[str, ...]] = ()
     has_metadata: ClassVar[bool] = False
+    is_complete: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}
     exports: ClassVar[Mapping[str, Shape]] = {}
     holds: ClassVar[frozenset[str]] = frozenset()
@@ -261,6 +263,8 @@ class Reading:
 
     def _with_defaults(self, sample: Sample, line: int) -> Sample:
         defaults, format = self._defaults, self.format
+        if format.is_complete:
+            return sample
         license = sample.license or defaults.license
         if not license:
             raise InputError(

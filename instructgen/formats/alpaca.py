@@ -48,7 +48,7 @@ class AlpacaFormat(Format):
         system = "\n\n".join(m.content for m in sample.history if m.role == "system")
         turns = [m for m in sample.history if m.role in ("user", "assistant")]
         pairs = [
-            [question.content, answer.content]
+            [question.content, with_tags(replace(answer, tool_calls=()))]
             for question, answer in itertools.pairwise(turns)
             if question.role == "user" and answer.role == "assistant"
         ]
@@ -90,5 +90,6 @@ def history_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
             raise RowError('"history" is not a list of [question, answer] pairs.')
         exchange = {"question": pair[0], "answer": pair[1]}
         messages.append(Message("user", text(exchange, "question")))
-        messages.append(Message("assistant", text(exchange, "answer")))
+        reasoning, answer = split_reasoning(text(exchange, "answer"))
+        messages.append(Message("assistant", answer, reasoning))
     return tuple(messages)

@@ -48,12 +48,13 @@ _MODELS = {
     **{name: name for name in ("chatgpt", "bard", "bing", "claude", "gemini")},
 }
 _NAMED_MODEL = re.compile(r"(gpt|claude|gemini|llama|qwen|mistral|deepseek|gemma)-?[\d.][\w.-]*")
-_THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_THINK = re.compile(r"\s*<think>(.*?)</think>(?:(?:[ \t]*\r?\n)+|[ \t]*)", re.DOTALL)
 _CALL = re.compile(r"\n?<tool_call>(.*?)</tool_call>", re.DOTALL)
 _RESULT = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 # The part of Hermes' system prompt that describes the tools (NousResearch/Hermes-Function-Calling).
 _HERMES = re.compile(
-    r"You are a function calling AI model\..*?<tools>(?P<tools>.*?)</tools>.*</tool_call>\s*",
+    r"You are a function calling AI model\..*<tools>\s*(?P<tools>[\[{].*?)\s*</tools>"
+    r".*</tool_call>\s*",
     re.DOTALL,
 )
 _TEXT_PARTS = ("text", "output_text", "input_text")
@@ -104,7 +105,9 @@ class Reader:
             messages += _messages(role, turn, content_key, place)
         tools = ""
         if messages[0].role == "system" and (match := _HERMES.search(messages[0].content)):
-            tools = tools_text(match["tools"])
+            # Some datasets write one definition per line in place of a list.
+            is_list = match["tools"].startswith("[")
+            tools = tools_text(match["tools"] if is_list else match["tools"].splitlines())
             rest = messages[0].content.replace(match[0], "").strip()
             messages[0] = replace(messages[0], content=rest)
         models = tuple(sorted({m for s in speakers if (m := _model(s))}))

@@ -63,6 +63,7 @@ class DatasetRow(Format):
     name = "instructgen-dataset"
     fields = frozenset({"id", "instruction", "output", "origin", "generators"})
     shapes = SHAPES
+    is_complete = True
 
     @classmethod
     def matches(cls, record: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,6 +18,24 @@ Format = Literal["chat", "alpaca", "dolly"]
 _ADAPTER_RATE = 10.0
 # Learning from preferences and rewards needs smaller steps than learning from answers.
 _RATE, _GENTLE_RATE = 2e-5, 2e-6
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How rows are rendered as text.
+
+    ``format`` is ``chat`` for the tokenizer's own template, or the name of a file in
+    ``templates/`` (``alpaca`` or ``dolly``). ``chat_template`` replaces the tokenizer's template:
+    a file, or the name of a template that TRL contains. If ``fold_system`` is True, the system
+    message becomes the beginning of the first user message. ``max_length`` is the maximum number of
+    tokens of a row, and ``pad_token`` is needed only if the tokenizer has no padding token.
+    """
+
+    max_length: int = 1024
+    format: str = "chat"
+    pad_token: str | None = None
+    chat_template: str = ""
+    fold_system: bool = False
 
 
 class TrainerOptions(BaseModel):
@@ -81,6 +100,16 @@ class TrainerOptions(BaseModel):
         description="Prompt format. chat: the tokenizer's chat template; alpaca or dolly: "
         "a prompt format for base models.",
     )
+    chat_template: str = Field(
+        "",
+        description="Chat template that replaces the one of the tokenizer: a file, or the name of "
+        "a template that TRL contains, such as qwen3. The trained model keeps it.",
+    )
+    fold_system: bool = Field(
+        False,
+        description="Put the text of the system message at the beginning of the first user "
+        "message, for chat templates that have no system role.",
+    )
     pad_token: str | None = Field(
         None,
         description="Padding token for a tokenizer that has none: a token in its vocabulary, or "
@@ -121,6 +150,10 @@ class TrainerOptions(BaseModel):
     evaluate: bool = Field(
         True, description="Evaluate the model on the held-out rows before and after training."
     )
+
+    def prompt_format(self) -> PromptFormat:
+        """Return how rows are rendered and how long they may be."""
+        return PromptFormat(**{f.name: getattr(self, f.name) for f in fields(PromptFormat)})
 
     def rate(self) -> float:
         """Return the peak learning rate; its default depends on the trainer and on ``peft``."""
@@ -207,7 +240,10 @@ class DpoOptions(TrainerOptions):
 
 
 class KtoOptions(TrainerOptions):
-    """Settings for Kahneman-Tversky optimization (KTO), which learns from good and bad answers."""
+    """Settings for Kahneman-Tversky optimization (KTO), which learns from good and bad answers.
+
+    The rows are feedback rows, or preference rows, each of which gives a good and a bad answer.
+    """
 
     full_rate: ClassVar[float] = _GENTLE_RATE
 

@@ -39,31 +39,56 @@ class Pair:
     rejected: Encoded
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A row as tokens, whether its answer is good, and the number of the row that it comes from."""
+
+    row: Encoded
+    good: bool
+    number: int
+
+
 def prepare(
     trainer: Name, rows: Rows, encoder: Encoder, options: TrainerOptions, rejected: RejectedRows
 ) -> Prepared:
-    """Encode each row as a pair of a chosen and a rejected answer.
+    """Encode each row as a pair of a chosen and a rejected answer, or as one answer for feedback.
 
     Rows that cannot be used or exceed the maximum length are added to ``rejected``.
     """
-    chosen = {
-        s.id: (s, row) for s, row in encoded(rows.train, encoder, options.max_length, rejected)
-    }
+    accepted = encoded(rows.train, encoder, options.max_length, rejected)
+    if trainer == "kto" and any(s.label is not None for s in rows.train):
+        answers = [Answer(row, s.label is True, i) for i, (s, row) in enumerate(accepted)]
+        return Prepared(
+            count=len(answers),
+            trained=[s for s, _ in accepted],
+            probes=[a.row.ids for a in answers],
+            trainer=lambda job: kto_trainer(job, answers),
+        )
+    chosen = {s.id: (s, row) for s, row in accepted}
     both = encoded(
         [s for s, _ in chosen.values()],
         encoder,
         options.max_length,
         rejected,
-        answer=lambda s: s.rejected_output or "",
+        answer=lambda s: s.rejected_answer,
     )
     pairs = [Pair(chosen[s.id][1], row) for s, row in both]
-    build = {"reward": reward_trainer, "dpo": dpo_trainer, "kto": kto_trainer}[trainer]
+    answers = [
+        Answer(row, good, i)
+        for i, p in enumerate(pairs)
+        for row, good in ((p.chosen, True), (p.rejected, False))
+    ]
+
+    def build(job: Job) -> Built:
+        if trainer == "kto":
+            return kto_trainer(job, answers)
+        return {"reward": reward_trainer, "dpo": dpo_trainer}[trainer](job, pairs)
 
     return Prepared(
         count=len(pairs),
         trained=[s for s, _ in both],
         probes=[p.chosen.ids for p in pairs],
-        trainer=lambda job: build(job, pairs),
+        trainer=build,
     )
 
 
@@ -109,15 +134,14 @@ def dpo_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
     return _pair_trainer(_Dpo, job, args, rows.select(order.order), order)
 
 
-def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
-    """Return a KTO trainer. Each pair gives two examples: its chosen and its rejected answer.
+def kto_trainer(job: Job, examples: Sequence[Answer]) -> Built:
+    """Return a KTO trainer, which makes good answers more likely and bad ones less likely.
 
     Raises:
         ConfigError: a micro-batch has only one example.
     """
     options = job.options
     assert isinstance(options, KtoOptions)
-    examples = [(row, good) for p in pairs for row, good in ((p.chosen, True), (p.rejected, False))]
     order, shared, accumulated = plan(len(examples), options)
     ordered = [examples[i] for i in order.order]
     if shared < 2:
@@ -125,10 +149,10 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
             "The trainer kto compares rows with each other: a micro-batch needs at least 2 rows.",
             "Set the option micro_batch_size to 2 or more, and batch_size to a multiple of that.",
         )
-    answers = [row.answer for row, _ in ordered]
+    answers = [example.row.answer for example in ordered]
     rows = Dataset.from_dict(
         {
-            "prompt_ids": [row.ids[: row.prompt] for row, _ in ordered],
+            "prompt_ids": [e.row.ids[: e.row.prompt] for e in ordered],
             "completion_ids": answers,
             # KTO estimates the KL divergence from the answers to other prompts of the batch.
             "KL_completion_ids": [
@@ -136,7 +160,7 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
                 for at in range(0, len(answers), shared)
                 for other in (lambda part: part[-1:] + part[:-1])(answers[at : at + shared])
             ],
-            "label": [good for _, good in ordered],
+            "label": [example.good for example in ordered],
         }
     )
     args = KTOConfig(
@@ -146,8 +170,8 @@ def kto_trainer(job: Job, pairs: Sequence[Pair]) -> Built:
         desirable_weight=options.desirable_weight,
         undesirable_weight=options.undesirable_weight,
     )
-    # Two examples of a pair are one row.
-    used = {i // 2 for i in order.order}
+    # The two answers of a pair are one row.
+    used = {example.number for example in ordered}
     return replace(_pair_trainer(_Kto, job, args, rows, order), rows=len(used))
 
 

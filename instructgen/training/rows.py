@@ -12,6 +12,7 @@ from typing import Any
 
 from instructgen.errors import InputError
 from instructgen.formats import read
+from instructgen.schema.messages import Message
 from instructgen.schema.sample import Sample, Shape
 from instructgen.store import read_samples, shape_of, splits_of, training_split
 from instructgen.training.encode import Encoded, Encoder, Unusable
@@ -152,7 +153,7 @@ def encoded(
     rejected: RejectedRows,
     *,
     truncate: bool = False,
-    answer: Callable[[Sample], str] | None = None,
+    answer: Callable[[Sample], str | Message | None] | None = None,
 ) -> list[tuple[Sample, Encoded]]:
     """Encode the rows as tokens, and record unusable and truncated rows in ``rejected``.
 

@@ -76,7 +76,8 @@ class Prepared:
 
 def fits(sample: Sample, encoder: Encoder, options: TrainerOptions) -> bool:
     """Return whether a row, encoded with each of its one or two answers, fits the length limit."""
-    answers = [sample.output, *([sample.rejected_output] if sample.rejected_output else [])]
+    rejected = sample.rejected_answer
+    answers = [sample.answer, *([rejected] if rejected is not None else [])]
     rows = [encoder.encode(sample, answer) for answer in answers]
     return not any(isinstance(r, Unusable) or len(r.ids) > options.max_length for r in rows)
 

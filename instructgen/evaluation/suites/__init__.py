@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from instructgen.errors import EngineError
-from instructgen.evaluation.measures import MeasuredRows, PromptFormat, compared
+from instructgen.evaluation.measures import MeasuredRows, compared
 from instructgen.schema.measures import Measure
 from instructgen.schema.sample import Sample, Shape
+from instructgen.training.options import PromptFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,4 +141,4 @@ def _encoder(name: str, prompt_format: PromptFormat) -> Any:
     from instructgen.models.loading import load_tokenizer
     from instructgen.training.encode import Encoder
 
-    return Encoder(load_tokenizer(name, prompt_format.pad_token), prompt_format.format, name)
+    return Encoder(load_tokenizer(name, prompt_format.pad_token), prompt_format, name)
