@@ -24,6 +24,7 @@ from instructgen.commands.derive import (
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import CurateOptions
+from instructgen.errors import InputError
 from instructgen.filters import Filter, ScoringFilter
 from instructgen.filters.contamination import Contamination
 from instructgen.filters.curation import Curation, Report
@@ -171,6 +172,7 @@ def _write(
                 for number, r in enumerate(block.rejected, start=output.rejected)
             ]
         )
+    _check_names(curation.report)
     curation.collect_borderline()
     if kept_rows + output.rejected != total:
         raise RuntimeError(
@@ -178,6 +180,18 @@ def _write(
             "This is a bug; please report it."
         )
     return _facts(curation, total)
+
+
+def _check_names(report: Report) -> None:
+    """Raise InputError if a filter reads a score or label that no row has."""
+    for (kind, name), found in report.found.items():
+        if not found:
+            known = sorted(report.names.get(kind, ()))
+            raise InputError(
+                f"the filter {kind} reads the {kind} {name!r}, which no row has. The rows have "
+                f"these {kind}s: {', '.join(known) or 'none'}.",
+                hint=f"Set the option of, or import the data with --map={kind}.{name}=FIELD.",
+            )
 
 
 def _watched(samples: Iterator[Sample], total: int, watch: Watch | None) -> Iterator[Sample]:

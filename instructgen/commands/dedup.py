@@ -127,6 +127,7 @@ def _write(
         floor=_FLOOR,
         frame_quota=options.frame_quota,
         model=options.embedding_model,
+        same_if_equal=options.same_if_equal,
         watch=watch,
     )
     rows: dict[str, list[Sample]] = {part: [] for part in parts}

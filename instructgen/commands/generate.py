@@ -203,11 +203,17 @@ def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
 
 def seeds_for(options: PreviewOptions) -> tuple[list[Sample], list[Any]]:
     """Read the seeds that --seeds specifies; return the valid seeds and the invalid rows."""
-    return read_seeds(options.seeds, options.license, options.language, options.on_bad_row)
+    return read_seeds(
+        options.seeds, options.license, options.language, options.on_bad_row, options.mapping
+    )
 
 
 def read_seeds(
-    paths: Sequence[Path], license: str, language: str, on_bad_row: OnBadRow
+    paths: Sequence[Path],
+    license: str,
+    language: str,
+    on_bad_row: OnBadRow,
+    mapping: Mapping[str, str] | None = None,
 ) -> tuple[list[Sample], list[Any]]:
     """Read seeds from files and dataset folders; return the valid seeds and the invalid rows.
 
@@ -220,7 +226,9 @@ def read_seeds(
     """
     folders = [path for path in paths if _is_folder(path)]
     files = [path for path in paths if path not in folders]
-    samples, invalid = load_seeds(files, license=license, language=language, on_bad_row=on_bad_row)
+    samples, invalid = load_seeds(
+        files, license=license, language=language, on_bad_row=on_bad_row, mapping=mapping
+    )
     for folder in folders:
         if shape_of(folder) != "instructions":
             raise InputError(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from instructgen.commands.inputs import is_data, write_data
@@ -44,6 +45,11 @@ class Options(BaseModel):
     open_field: ClassVar[str | None] = None
     open_keys: ClassVar[frozenset[str]] = frozenset()
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return _expanded(value)
+
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
         """Validate a dict of values by field name, and return the options.
@@ -65,6 +71,19 @@ class Options(BaseModel):
                 for e in error.errors()
             )
             raise ConfigError("\n".join(lines)) from None
+
+
+def _expanded(value: Any) -> Any:
+    """Replace ``~`` at the beginning of paths, which a shell does not do in ``--out=~/data``."""
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))  # noqa: PTH111 - keeps ~name if there is no such user
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value  # noqa: PTH111
+    if isinstance(value, tuple | list):
+        return type(value)(_expanded(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _expanded(v) for key, v in value.items()}
+    return value
 
 
 def option(

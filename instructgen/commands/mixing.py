@@ -7,7 +7,7 @@ to find rows with similar questions, which must be in the same split.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -21,7 +21,9 @@ from instructgen.errors import ConfigError
 from instructgen.plugins import suggest
 from instructgen.schema.sample import Sample
 from instructgen.schema.seeding import digest
-from instructgen.similarity import MinHashIndex
+from instructgen.similarity import EmbeddingIndex, MinHashIndex
+from instructgen.similarity.distinctions import fold
+from instructgen.similarity.encoders import MINILM, check_model
 
 _TEXTS_AT_ONCE = 2048
 
@@ -87,6 +89,19 @@ class SplitOptions(BaseModel):
         lt=1,
         description="Rows are in the same split if their questions have a Jaccard similarity above "
         "this value.",
+    )
+
+    near_meaning: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Rows are also in the same split if the meanings of their questions have a "
+        "cosine similarity above this value, such as 0.8. By default, meanings are not compared.",
+    )
+    embedding_model: str = Field(
+        MINILM,
+        description="Embedding model for near_meaning: minilm (included, for English), a folder, "
+        "or the name of a model on the Hugging Face Hub.",
     )
 
     @model_validator(mode="after")
@@ -209,7 +224,7 @@ class SplitGroups:
     def add(self, row: int, sample: Sample) -> None:
         """Add the row at position ``row`` of the input."""
         self._count = row + 1
-        question = " ".join(sample.question.lower().split())
+        question = " ".join(fold(sample.question).split())
         for key in (f"q{digest(0, question)}", f"g{sample.source} {sample.origin.group}"):
             if key[0] == "g" and sample.origin.group is None:
                 continue
@@ -250,21 +265,29 @@ class SplitGroups:
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
 
-        index = MinHashIndex(self._options.near)
         pairs = np.array(self._pairs, np.int64).reshape(-1, 2)
         edges = [pairs[(pairs < count).all(axis=1)]]
         rows = np.array(self._rows, np.int64)
-        for start in range(0, len(self._texts), _TEXTS_AT_ONCE):
-            texts = self._texts[start : start + _TEXTS_AT_ONCE]
-            index.add(texts)
-            text, row, _ = index.pairs(texts)
-            edges.append(np.stack([rows[start + text], rows[row]], axis=1))
+        for index in self._indexes():
+            for start in range(0, len(self._texts), _TEXTS_AT_ONCE):
+                texts = self._texts[start : start + _TEXTS_AT_ONCE]
+                index.add(texts)
+                text, row, _ = index.pairs(texts)
+                edges.append(np.stack([rows[start + text], rows[row]], axis=1))
         a, b = np.concatenate(edges).T
         inside = (a < count) & (b < count)
         ones = np.ones(inside.sum(), np.bool_)
         graph = coo_matrix((ones, (a[inside], b[inside])), (count, count))
         _, label = connected_components(graph, directed=False)
         return np.asarray(label, np.int64)
+
+    def _indexes(self) -> Iterator[MinHashIndex | EmbeddingIndex]:
+        """Yield an empty index for each way of comparing the questions."""
+        options = self._options
+        yield MinHashIndex(options.near)
+        if options.near_meaning is not None:
+            check_model(options.embedding_model)
+            yield EmbeddingIndex(options.near_meaning, options.embedding_model)
 
 
 def load_mix(recipe: str | None) -> tuple[MixOptions, SplitOptions]:

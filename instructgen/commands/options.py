@@ -73,6 +73,14 @@ _PAD_TOKEN = option(
     "end-of-sequence token.",
     metavar="TOKEN",
 )
+_MAP = option(
+    {},
+    "For a file in an unsupported format: a field of the dataset (FIELD), and the field or "
+    "column of the file that contains its values (NAME), such as instruction=question.",
+    flag="--map",
+    metavar="FIELD=NAME",
+    many="pairs",
+)
 _DEFAULT_MODEL = "smollm2; with a GPU, HuggingFaceTB/SmolLM3-3B"
 _MODEL = option(None, f"Base model: {_HUB}.", metavar="PATH_OR_HUB", shown=_DEFAULT_MODEL)
 
@@ -111,6 +119,7 @@ class PreviewOptions(Options):
         shown="self_instruct",
     )
     recipe: RecipeName = _RECIPE
+    mapping: dict[str, str] = _MAP
     license: str = _LICENSE
     language: str = _LANGUAGE
     on_bad_row: OnBadRow = _ON_BAD_ROW
@@ -164,14 +173,7 @@ class ImportOptions(Options):
         metavar="[FORMAT]",
         default=None,
     )
-    mapping: dict[str, str] = option(
-        {},
-        "For a file in an unsupported format: a field of the dataset (FIELD), and the field or "
-        "column of the file that contains its values (NAME), such as instruction=question.",
-        flag="--map",
-        metavar="FIELD=NAME",
-        many="pairs",
-    )
+    mapping: dict[str, str] = _MAP
     shape: Shape | None = option(
         None,
         "Kind of rows to import from a format that contains several kinds, such as oasst or "
@@ -335,6 +337,13 @@ class DedupOptions(Options):
         "different meanings, such as 'What is a ...?'.",
         ge=1,
         le=10**9,
+    )
+    same_if_equal: Names = option(
+        (),
+        "Labels or fields, such as category. Two rows are duplicates only if they have the same "
+        "values of these.",
+        metavar="NAMES",
+        many="commas",
     )
     embedding_model: str = option(
         "minilm",

@@ -11,6 +11,7 @@ samples before it decides.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from instructgen.schema.messages import Message, json_text
 from instructgen.schema.sample import Edit, Rejection, Sample, Score
 from instructgen.similarity import Match, Pairs
 
@@ -80,6 +82,13 @@ class Filter(BaseModel, ABC):
     def remember(self, sample: Sample) -> None:
         """Store a seed task or a sample that all filters kept, to compare later samples with it."""
 
+    def named(self) -> tuple[Literal["score", "label"], str] | None:
+        """Return the score or label that the filter reads from rows, or None if it reads none.
+
+        If no row of a dataset has it, the command `curate` raises an error.
+        """
+        return None
+
     def files(self) -> tuple[Path, ...]:
         """Return the paths of the files that the verdicts depend on."""
         return ()
@@ -124,20 +133,52 @@ class Transform(Filter):
                 if changed != text:
                     new[field] = changed
                     edits += [Edit(self.name, field, detail) for detail in details]
-        history = tuple(
-            replace(m, content=self.change(m.content, "history")[0]) for m in sample.history
-        )
-        if history != sample.history:
-            edits.append(Edit(self.name, "history", "earlier messages changed by the same rules"))
+        for field in ("history", "steps"):
+            messages = tuple(self._changed(m) for m in getattr(sample, field))
+            if messages != getattr(sample, field):
+                new[field] = messages
+                edits.append(Edit(self.name, field, "messages changed by the same rules"))
+        answers = {"": sample.answer, "rejected_": sample.rejected_answer}
+        for prefix, answer in answers.items():
+            if answer is not None and not answer.plain:
+                changed_answer = self._changed(replace(answer, content=""))
+                for part in ("reasoning_content", "tool_calls"):
+                    if getattr(changed_answer, part) != getattr(answer, part):
+                        new[prefix + part] = getattr(changed_answer, part)
+                        edits.append(Edit(self.name, prefix + part, "changed by the same rules"))
         if not edits:
             return Verdict(sample)
-        sample = replace(sample, **new, history=history, edits=(*sample.edits, *edits))
+        sample = replace(sample, **new, edits=(*sample.edits, *edits))
+        if sample.tool_calls and not sample.output:
+            # An answer may consist of tool calls only.
+            return Verdict(sample)
         for field in ("instruction", "output"):
             if not getattr(sample, field).strip():
                 return Verdict(
                     sample, self.reject(f"empty_{field}", f"the {field} is empty after the change")
                 )
         return Verdict(sample)
+
+    def _changed(self, message: Message) -> Message:
+        """Return a message with all its texts changed, also those in arguments of tool calls."""
+
+        def change(value: Any) -> Any:
+            if isinstance(value, str):
+                return self.change(value, "history")[0]
+            if isinstance(value, list):
+                return [change(v) for v in value]
+            return {k: change(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+        calls = tuple(
+            replace(call, arguments=json_text(change(json.loads(call.arguments))))
+            for call in message.tool_calls
+        )
+        return replace(
+            message,
+            content=change(message.content),
+            reasoning_content=change(message.reasoning_content),
+            tool_calls=calls,
+        )
 
 
 class ScoringFilter(Filter):

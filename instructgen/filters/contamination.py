@@ -18,6 +18,7 @@ from instructgen.errors import InputError
 from instructgen.filters import Filter, Verdict
 from instructgen.formats.records import BadRecord, read_records
 from instructgen.resources import shipped
+from instructgen.schema.messages import texts_of
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import EmbeddingIndex
 from instructgen.similarity.benchmark_prompts import BenchmarkPrompt, BenchmarkPrompts, PromptMatch
@@ -86,7 +87,7 @@ class Contamination(Filter):
 
     def files(self) -> tuple[Path, ...]:
         """Return the paths of the benchmark files."""
-        return tuple(Path(name) for name in self.against)
+        return tuple(Path(name).expanduser() for name in self.against)
 
     def thresholds(self) -> tuple[float, ...]:
         """Return the lower of ``words_share`` and ``weight_share``; reports show rows near it."""
@@ -116,13 +117,15 @@ class Contamination(Filter):
         if sample.input:
             yield "the question", sample.question
             yield "the input", sample.input
-        for message in sample.history:
+        for message in (*sample.history, *sample.steps):
             if self.look_in == "row" or message.role != "assistant":
-                yield "an earlier message", message.content
+                yield "an earlier message", texts_of([message])
         if self.look_in == "row":
             yield "the output", sample.output
             if sample.rejected_output:
                 yield "the rejected output", sample.rejected_output
+            if sample.calls:
+                yield "a tool call or the reasoning", sample.calls
 
     def _rejection(self, where: str, match: PromptMatch) -> Rejection:
         reason = {"equal": "equal_prompt", "ngrams": "prompt_ngrams", "words": "prompt_words"}

@@ -19,6 +19,7 @@ from instructgen.schema.sample import Rejection, Sample
 
 # <|anything|> and its full-width form are control tokens in most families.
 _SHAPE = r"<[|｜][^|｜<>\s]{1,40}[|｜]>"
+_FIELDS = ("instruction", "input", "output", "context", "rejected_output", "calls", "tools")
 
 
 class ControlTokens(Filter):
@@ -33,7 +34,7 @@ class ControlTokens(Filter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection with the reason ``control_token``, or None to keep the sample."""
-        for field in ("instruction", "input", "output", "context", "rejected_output"):
+        for field in _FIELDS:
             match = self._pattern.search(getattr(sample, field) or "")
             if match:
                 return self.reject("control_token", f"the {field} contains {match.group()!r}")

@@ -68,13 +68,28 @@ class Report:
 
     ``read`` counts rows by source, ``rejected`` by filter, reason and source, and ``edited`` by
     filter. ``borderline`` maps the name of a filter to two lists: the kept rows and the rejected
-    rows whose values are nearest to a threshold of the filter, at most five of each.
+    rows whose values are nearest to a threshold of the filter, at most five of each. ``found``
+    states whether any row has the score or label that a filter reads, and ``names`` are the scores
+    and labels that rows have.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     rejected: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     edited: Counter[str] = field(default_factory=Counter)
     borderline: dict[str, tuple[list[Example], list[Example]]] = field(default_factory=dict)
+    found: dict[tuple[str, str], bool] = field(default_factory=dict)
+    names: dict[str, set[str]] = field(default_factory=dict)
+
+    def look_for(self, f: Filter, samples: Sequence[Sample]) -> None:
+        """Record whether rows have the score or label that a filter reads, and which they have."""
+        named = f.named()
+        if named is None or not samples or self.found.get(named):
+            return
+        scores = {score.name for sample in samples for score in sample.scores}
+        labels = {label.name for sample in samples for label in sample.labels}
+        present = scores if named[0] == "score" else labels
+        self.found[named] = named[1] in present
+        self.names.setdefault(named[0], set()).update(present)
 
     def near(self, f: Filter, place: int, verdict: Verdict) -> None:
         """Store the row as an example if its value is among the nearest to a threshold of ``f``."""
@@ -171,6 +186,7 @@ class Curation:
             for f in independent:
                 if isinstance(f, ScoringFilter) and self._scores:
                     rows = [self._with_scores(row) for row in rows]
+                self.report.look_for(f, [row.sample for row in rows])
                 verdicts = f.evaluate([row.sample for row in rows])
                 rows = self._split(f, rows, verdicts, rejected)
             if comparing and rows:

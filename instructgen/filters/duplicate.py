@@ -55,6 +55,11 @@ class Duplicate(SelectingFilter):
         description="For the comparison two_key: maximum number of kept rows with the same "
         "sentence pattern but different meanings, such as 'What is a ...?'.",
     )
+    same_if_equal: tuple[str, ...] = Field(
+        (),
+        description="Names of labels or fields, such as category. Two rows are duplicates only if "
+        "they have the same values of these.",
+    )
     model: str = Field(
         MINILM,
         description="Embedding model: minilm (included, for English), a folder, or the name of a "
@@ -79,6 +84,7 @@ class Duplicate(SelectingFilter):
             floor=_NO_LOWER,
             frame_quota=self.frame_quota,
             model=self.model,
+            same_if_equal=self.same_if_equal,
         )
         rejections: list[Rejection | None] = [None] * len(samples)
         for r in result.rejected:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from instructgen.filters import Filter
@@ -22,6 +24,10 @@ class LabelFilter(Filter):
         min_length=1,
         description="Allowed values of the label; a row with a different value is rejected.",
     )
+
+    def named(self) -> tuple[Literal["score", "label"], str]:
+        """Return the name of the label."""
+        return "label", self.of
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection (``not_allowed``), or None to keep the row."""

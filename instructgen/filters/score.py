@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,10 @@ class ScoreFilter(ScoringFilter):
                 "neither the option min nor the option max is set; set at least one of them"
             )
         return self
+
+    def named(self) -> tuple[Literal["score", "label"], str]:
+        """Return the name of the score."""
+        return "score", self.of
 
     @property
     def score_name(self) -> str:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import orjson
 
 from instructgen.errors import InputError
 from instructgen.formats import BadRow, OnBadRow, check_language, read
+from instructgen.formats.plain import Plain
 from instructgen.licensing.licenses import check_license
 from instructgen.schema.arrow import sample_row
 from instructgen.schema.sample import Kind, Sample
 from instructgen.similarity import tokenize
+
+# Fraction of the identified seeds that must have one language to assign it to the others.
+_NEARLY_ALL = 0.9
 
 
 @dataclass(slots=True)
@@ -117,8 +121,12 @@ def load_seeds(
     license: str = "",
     language: str = "",
     on_bad_row: OnBadRow = "fail",
+    mapping: Mapping[str, str] | None = None,
 ) -> tuple[list[Sample], list[tuple[Path, BadRow]]]:
     """Return all valid rows of the seed files, in order, and the invalid rows with their file.
+
+    With ``mapping``, the rows have any fields, as in the format ``plain``. Rows whose language
+    could not be identified get the language of the others, if nearly all of these have the same.
 
     Raises:
         InputError: a file is unreadable, or a row is invalid and ``on_bad_row`` is ``fail``.
@@ -130,12 +138,17 @@ def load_seeds(
         check_language(language)
     seeds: list[Sample] = []
     bad: list[tuple[Path, BadRow]] = []
+    format = Plain(mapping=mapping) if mapping else None
     for path in paths:
-        for row in read(path, license=license, language=language, on_bad_row=on_bad_row):
+        for row in read(path, format, license=license, language=language, on_bad_row=on_bad_row):
             if isinstance(row, BadRow):
                 bad.append((path, row))
             elif isinstance(row, Sample):
                 seeds.append(row)
+    known = Counter(seed.language for seed in seeds if seed.language != "und")
+    main, count = max(known.items(), key=lambda item: item[1], default=("und", 0))
+    if count >= _NEARLY_ALL * known.total():
+        seeds = [replace(s, language=main) if s.language == "und" else s for s in seeds]
     return seeds, bad
 
 

@@ -134,6 +134,12 @@ class Sample:
         return texts_of((*self.history, *self.steps))
 
     @property
+    def calls(self) -> str:
+        """The text of the tool calls and the reasoning of both answers, or ""."""
+        answers = (self.answer, self.rejected_answer)
+        return texts_of(replace(a, content="") for a in answers if a is not None and not a.plain)
+
+    @property
     def prompt(self) -> tuple[Message, ...]:
         """All messages before the answer: history, question (a user message) and steps."""
         return (*self.history, Message("user", self.question), *self.steps)

@@ -6,6 +6,11 @@ prompt; the text contains a minimum fraction of the prompt's n-grams; the text c
 and close together, a minimum fraction of the number of the prompt's words and a minimum fraction
 of their total weight. Rare words have higher weights. This prevents false matches of common
 phrases: "What is a X?" shares most of its words with "What is a Y?", but these weigh little.
+
+Words alone do not distinguish short prompts. A text that has the same words as a prompt must also
+have its numbers, operators and negations in order ("12 * 5" is not "12 + 5"). A text that contains
+most words of a prompt without n-grams must contain its rarest words, too: "What is the capital of
+Spain?" is not "What is the capital of France?".
 """
 
 from __future__ import annotations
@@ -17,6 +22,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from instructgen.similarity.distinctions import (
+    contains_exactly,
+    distinctions,
+    fold,
+    may_be_duplicates,
+)
 from instructgen.similarity.tokens import tokenize, tokenize_all
 
 if TYPE_CHECKING:
@@ -74,21 +85,22 @@ class BenchmarkPrompts:
     ) -> None:
         from scipy.sparse import csr_matrix
 
-        tokens = tokenize_all([p.text for p in prompts])
+        tokens = tokenize_all([fold(p.text) for p in prompts])
         self.prompts = [p for p, words in zip(prompts, tokens, strict=True) if words]
+        self._distinctions = [distinctions(p.text) for p in self.prompts]
         tokens = [words for words in tokens if words]
         self._ngram, self._ngram_share = ngram, ngram_share
         self._words_share, self._weight_share = words_share, weight_share
-        self._equal: dict[tuple[str, ...], int] = {}
+        self._equal: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._grams: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._gram_counts: list[int] = []
         for i, words in enumerate(tokens):
-            self._equal.setdefault(tuple(words), i)
+            self._equal[tuple(words)].append(i)
             grams = self._grams_of(words)
             self._gram_counts.append(len(grams))
             for gram in grams:
                 self._grams[gram].append(i)
-        documents = [*tokens, *map(tokenize, background)]
+        documents = [*tokens, *(tokenize(fold(text)) for text in background)]
         document_counts = Counter(w for words in documents for w in set(words))
         self._numbers = {w: n for n, w in enumerate(dict.fromkeys(w for c in tokens for w in c), 1)}
         weight = np.zeros(len(self._numbers) + 1)
@@ -113,20 +125,27 @@ class BenchmarkPrompts:
         """For each text, return the match of the first test that finds a prompt, or None."""
         matches: list[PromptMatch | None] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            matches += self._find(tokenize_all(texts[start : start + _TEXTS_AT_ONCE]))
+            matches += self._find([fold(t) for t in texts[start : start + _TEXTS_AT_ONCE]])
         return matches
 
-    def _find(self, tokens: list[list[str]]) -> list[PromptMatch | None]:
+    def _find(self, texts: list[str]) -> list[PromptMatch | None]:
+        tokens = tokenize_all(texts)
         numbers = [np.array([self._numbers.get(w, 0) for w in words], np.int32) for words in tokens]
         near = self._candidates_of(numbers)
         result: list[PromptMatch | None] = []
-        for words, text, candidates in zip(tokens, numbers, near, strict=True):
-            equal = self._equal.get(tuple(words)) if words else None
-            if equal is not None:
-                result.append(PromptMatch(self.prompts[equal], "equal", 1.0))
-                continue
-            result.append(self._by_ngrams(words) or self._by_words(text, candidates))
+        for text, words, encoded, candidates in zip(texts, tokens, numbers, near, strict=True):
+            result.append(
+                self._by_equality(words, text)
+                or self._by_ngrams(words)
+                or self._by_words(encoded, text, candidates)
+            )
         return result
+
+    def _by_equality(self, words: list[str], text: str) -> PromptMatch | None:
+        for i in self._equal.get(tuple(words), ()):
+            if may_be_duplicates(self._distinctions[i], distinctions(text), ordered=False):
+                return PromptMatch(self.prompts[i], "equal", 1.0)
+        return None
 
     def _grams_of(self, words: Sequence[str]) -> set[tuple[str, ...]]:
         n = self._ngram
@@ -165,14 +184,25 @@ class BenchmarkPrompts:
             candidates.append(sorted(overlap.indices[begin:end][enough].tolist()))
         return candidates
 
-    def _by_words(self, text: Numbers, candidates: list[int]) -> PromptMatch | None:
+    def _by_words(self, numbers: Numbers, text: str, candidates: list[int]) -> PromptMatch | None:
         from instructgen.similarity.alignment import shares
 
         best: PromptMatch | None = None
         for i in candidates:
-            words, weight = shares(self._prompt_words[i], self._prompt_weights[i], text)
-            if words >= self._words_share and weight >= self._weight_share:
+            words, weight = shares(self._prompt_words[i], self._prompt_weights[i], numbers)
+            enough = words >= self._words_share and weight >= self._weight_share
+            if enough and self._is_specific(i, numbers, text):
                 share = min(words, weight)
                 if best is None or share > best.share:
                     best = PromptMatch(self.prompts[i], "words", share)
         return best
+
+    def _is_specific(self, prompt: int, numbers: Numbers, text: str) -> bool:
+        """Return whether a text contains what distinguishes a short prompt from similar ones."""
+        words, weights = self._prompt_words[prompt], self._prompt_weights[prompt]
+        if len(words) >= self._ngram:
+            return True
+        rarest = words[weights >= weights.max() - 1e-9]
+        return bool(np.isin(rarest, numbers).all()) and contains_exactly(
+            self._distinctions[prompt], distinctions(text)
+        )

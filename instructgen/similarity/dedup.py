@@ -9,7 +9,6 @@ does not use the usual method, and only counts how many rows that method would r
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -23,6 +22,7 @@ from instructgen.plugins import suggest
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Sample
 from instructgen.similarity.blocks import Array
+from instructgen.similarity.distinctions import Distinctions, distinctions, fold, may_be_duplicates
 from instructgen.similarity.encoders import MINILM, check_model
 from instructgen.similarity.near_pairs import THRESHOLDS, Table, above, measures, tables_of
 from instructgen.similarity.rouge import MOST_WORDS
@@ -35,7 +35,7 @@ Priority = Sequence[str] | Callable[[Sample], Any]
 Thresholds = float | Mapping[str, float]
 _METRICS = {"minhash": "jaccard", "rouge_l": "rouge_l", "semantic": "cosine"}
 _PARTS: dict[str, tuple[str, ...]] = {
-    "row": ("context", "instruction", "input", "output", "rejected_output"),
+    "row": ("context", "instruction", "input", "output", "rejected_output", "calls"),
     "prompt": ("context", "instruction", "input"),
     "instruction": ("instruction",),
 }
@@ -117,9 +117,13 @@ def deduplicate(
     floor: float = 0.7,
     frame_quota: int = 3,
     model: str = MINILM,
+    same_if_equal: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Deduplicated:
     """Reject duplicates: samples whose similarity to a kept sample is above a threshold.
+
+    Two samples that differ in a number, an operator or a negation, or in the order of the same
+    words, are not duplicates, whatever their similarity; see `instructgen.similarity.distinctions`.
 
     Args:
         samples: rows from any number of sources.
@@ -149,6 +153,8 @@ def deduplicate(
             `Deduplicated.rethreshold` can later use any threshold from this value upward.
         frame_quota: maximum number of kept samples that have the same frame (see ``two_key``).
         model: name or folder of the embedding model; see `EmbeddingIndex`.
+        same_if_equal: names of labels or fields, such as ``category``. Two samples are duplicates
+            only if they have the same values of these.
         watch: function that is called with `Progress` events.
 
     Raises:
@@ -160,21 +166,26 @@ def deduplicate(
     if "semantic" in floors:
         check_model(model)
     key = priority if callable(priority) else _sort_key(samples, priority, sources)
-    copies = _copies(samples, sorted(range(len(samples)), key=lambda i: key(samples[i])), compared)
+    protected = [_values(sample, same_if_equal) for sample in samples]
+    order = sorted(range(len(samples)), key=lambda i: key(samples[i]))
+    copies = _copies(samples, order, compared, protected)
     chosen = [samples[c[0]] for c in copies]
     texts = [_text(sample, compared) for sample in chosen]
     if "rouge_l" in floors:
         for text, (position, *_) in zip(texts, copies, strict=True):
             _check_length(text, position, samples[position])
     keys = [
-        [_part(sample, part) for sample in chosen]
+        [fold(_part(sample, part)) for sample in chosen]
         for part in _PARTS[compared]
         if part in _KEYS and compared != "instruction"
     ]
     # A field that is empty in all rows cannot distinguish any of them.
     keys = [key for key in keys if any(key)]
     tables, unread = tables_of(texts, keys, how, floors, model, watch)
-    all_pairs = _AllPairs(samples, tuple(how), frame_quota, floors, copies, tables, unread)
+    differences = _Distinctions(texts, [protected[c[0]] for c in copies])
+    all_pairs = _AllPairs(
+        samples, tuple(how), frame_quota, floors, copies, tables, unread, differences
+    )
     return _select(all_pairs, thresholds)
 
 
@@ -220,12 +231,24 @@ def _check_length(text: str, position: int, sample: Sample) -> None:
         )
 
 
-def _copies(samples: Sequence[Sample], order: Sequence[int], compared: Compared) -> list[list[int]]:
+def _values(sample: Sample, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the values of a sample's labels or fields with these names."""
+    labels = {label.name: label.value for label in sample.labels}
+    return tuple(labels.get(name) or str(getattr(sample, name, "")) for name in names)
+
+
+def _copies(
+    samples: Sequence[Sample],
+    order: Sequence[int],
+    compared: Compared,
+    protected: Sequence[tuple[str, ...]],
+) -> list[list[int]]:
     """Group equal samples; return each group's positions, beginning with the sample to keep."""
     first: dict[tuple[str, ...], int] = {}
     copies: list[list[int]] = []
     for position in order:
         parts = [_normalized(_part(samples[position], part)) for part in _PARTS[compared]]
+        parts += protected[position]
         group = first.setdefault(tuple(parts), len(copies))
         if group == len(copies):
             copies.append([])
@@ -244,6 +267,31 @@ class _AllPairs:
     copies: list[list[int]]
     tables: dict[str, Table]
     uncompared: int
+    differences: _Distinctions
+
+
+class _Distinctions:
+    """Decides which similar texts can be duplicates, from what distinguishes them."""
+
+    def __init__(self, texts: Sequence[str], protected: Sequence[tuple[str, ...]]) -> None:
+        self._texts, self._protected = texts, protected
+        self._known: dict[int, Distinctions] = {}
+
+    def best(self, text: int, row: Array, score: Array, *, ordered: bool) -> int | None:
+        """Return the place of the most similar text of which ``text`` can be a duplicate."""
+        for place in np.argsort(-score, kind="stable").tolist():
+            other = int(row[place])
+            if self._protected[text] == self._protected[other] and may_be_duplicates(
+                self._of(text), self._of(other), ordered=ordered
+            ):
+                return int(place)
+        return None
+
+    def _of(self, text: int) -> Distinctions:
+        known = self._known.get(text)
+        if known is None:
+            known = self._known[text] = distinctions(self._texts[text])
+        return known
 
 
 class _Reason(NamedTuple):
@@ -266,7 +314,7 @@ def _select(all_pairs: _AllPairs, thresholds: dict[str, float]) -> Deduplicated:
     near = [table.text for table in tables.values()]
     for text in np.unique(np.concatenate([np.zeros(0, np.int64), *near])).tolist():
         for stage in all_pairs.how:
-            reason = _reason_to_reject(stage, text, tables, thresholds, kept, all_pairs.frame_quota)
+            reason = _reason_to_reject(stage, text, tables, thresholds, kept, all_pairs)
             if reason is not None:
                 kept[text], reasons[text] = False, reason
                 break
@@ -297,29 +345,30 @@ def _reason_to_reject(
     tables: dict[str, Table],
     thresholds: dict[str, float],
     kept: Array,
-    frame_quota: int,
+    all_pairs: _AllPairs,
 ) -> _Reason | None:
     """Return the reason why a stage rejects a text, or None if the stage accepts the text."""
     if stage == "exact":
         return None
+    differences = all_pairs.differences
     if stage != "two_key":
         row, score, _ = _partners(tables[stage], text, kept)
-        if not len(row):
+        best = differences.best(text, row, score, ordered=stage != "semantic")
+        if best is None:
             return None
-        best = int(score.argmax())
         metric = _METRICS[stage]
         detail = f"{_NAMES[metric]} {score[best]:.3f}, above {thresholds[stage]}"
         return _Reason(int(row[best]), metric, float(score[best]), stage, "duplicate", detail)
     row, score, other = _partners(tables["semantic"], text, kept)
-    if len(row):
-        best = int(score.argmax())
+    best = differences.best(text, row, score, ordered=False)
+    if best is not None:
         lexical = float(other[best])
         same = lexical > thresholds["rouge_l"]
         detail = f"cosine {score[best]:.3f}, ROUGE-L {lexical:.3f}"
         reason = "duplicate" if same else "paraphrase"
         return _Reason(int(row[best]), "cosine", float(score[best]), stage, reason, detail)
     row, score, other = _partners(tables["rouge_l"], text, kept)
-    if len(row) >= frame_quota:
+    if len(row) >= all_pairs.frame_quota:
         best = int(score.argmax())
         detail = (
             f"ROUGE-L {score[best]:.3f}, cosine {float(other[best]):.3f}; "
@@ -429,7 +478,7 @@ def _quality_key(sample: Sample) -> tuple[bool, float]:
 
 def _text(sample: Sample, compared: Compared) -> str:
     parts = [_part(sample, part) for part in _PARTS[compared]]
-    return "\n".join(part for part in parts if part)
+    return fold("\n".join(part for part in parts if part))
 
 
 def _part(sample: Sample, part: str) -> str:
@@ -437,4 +486,4 @@ def _part(sample: Sample, part: str) -> str:
 
 
 def _normalized(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+    return " ".join(fold(text).split())

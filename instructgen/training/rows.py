@@ -14,6 +14,7 @@ from instructgen.errors import InputError
 from instructgen.formats import read
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Sample, Shape
+from instructgen.similarity.distinctions import fold
 from instructgen.store import read_samples, shape_of, splits_of, training_split
 from instructgen.training.encode import Encoded, Encoder, Unusable
 
@@ -130,7 +131,7 @@ def rows_for(
     most = min(most, int(len(train) * share))
     groups: dict[str, list[Sample]] = {}
     for sample in train:
-        groups.setdefault(sample.origin.group or sample.question, []).append(sample)
+        groups.setdefault(sample.origin.group or _normalized(sample), []).append(sample)
     kept = []
     for group in sorted(groups, key=_order_hash):
         if len(kept) >= most:
@@ -141,9 +142,14 @@ def rows_for(
 
 def _disjoint(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Sample]:
     """Return the training rows that have neither the question nor the group of a held-out row."""
-    questions = {s.question for s in held_out}
+    questions = {_normalized(s) for s in held_out}
     groups = {s.origin.group for s in held_out} - {None}
-    return [s for s in train if s.question not in questions and s.origin.group not in groups]
+    return [s for s in train if _normalized(s) not in questions and s.origin.group not in groups]
+
+
+def _normalized(sample: Sample) -> str:
+    """Return the question in a form that is equal for questions that look the same."""
+    return " ".join(fold(sample.question).split())
 
 
 def encoded(
