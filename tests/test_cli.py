@@ -46,7 +46,7 @@ BAD_SEEDS = {
     "missing field": (GOOD + b'{"instruction": "a"}\n', ["line 2", '"response"']),
     "invalid UTF-8": (GOOD + GOOD.replace(b"Hi", b"\xff"), ["line 2", "UTF-8"]),
     "empty": (b"", ["empty"]),
-    "unknown format": (b'{"a": 1}\n', ["line 1", "--map", "dolly"]),
+    "unknown format": (b'{"a": 1}\n', ["line 1", "--map", "'a' (a number)"]),
 }
 
 

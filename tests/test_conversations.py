@@ -226,17 +226,10 @@ def test_roles_of_the_user_and_system_messages_inside(tmp_path: Path) -> None:
 
 
 def test_ids_of_plain_rows_have_not_changed() -> None:
-    # Ids that version 0.2.0 gave to these rows.
+    # Ids that version 0.2.0 gave to these rows; tests/format_3 has rows with a history.
     plain = Sample("Name two rivers.", output="Nile, Rhine.")
-    history = (Message("system", "Be brief."),)
     assert plain.id == "1e5e3c808eade5af"
-    assert replace(plain, history=history).id == PLAIN_WITH_HISTORY
     assert replace(plain, rejected_output="No.").id == "7b3214dc4d310742"
-
-
-PLAIN_WITH_HISTORY = Sample(
-    "Name two rivers.", output="Nile, Rhine.", history=(Message("system", "Be brief."),)
-).id
 
 
 def test_ids_depend_on_every_part_of_a_conversation() -> None:

@@ -324,8 +324,9 @@ def test_the_numbers_of_duplicates_in_dolly_are_known() -> None:
     near = deduplicate(samples, ["minhash"])
     assert (len(near.kept), near.components_would_reject) == (14_974, 41)
     prompts = deduplicate(samples, ["minhash"], compared="prompt")
-    assert (len(prompts.kept), prompts.components_would_reject) == (14_264, 811)
+    # Of 30 prompts with the same words, such as "What is C#?" and "What is C++?".
+    assert (len(prompts.kept), prompts.components_would_reject) == (14_294, 811)
     words = deduplicate(samples, ["rouge_l"], compared="instruction")
-    assert (len(words.kept), len(words.rejected)) == (12_501, 2_510)
+    assert (len(words.kept), len(words.rejected)) == (12_584, 2_427)
     assert (words.largest_component, words.components_would_reject) == (592, 3_072)
     assert len(words.rethreshold(0.8).kept) == 14_098

@@ -25,6 +25,7 @@ from instructgen.store import (
     read_info,
     read_provenance,
     read_rows,
+    read_samples,
     read_training,
     root_of,
 )
@@ -33,6 +34,8 @@ from tests.conftest import ROOT
 
 # Written by version 0.1.0: a curated dataset, a run, and the run.json of a training.
 OLD = ROOT / "tests" / "format_2"
+# Written by version 0.2.0: an imported dataset and the settings of a run.
+OLD_3 = ROOT / "tests" / "format_3"
 
 PATH = Path("file.json")
 texts = st.text(max_size=20)
@@ -134,6 +137,36 @@ def test_a_dataset_of_the_last_version_is_migrated_on_reading(tmp_path: Path) ->
     assert instructgen.report(folder, tmp_path / "r.html").bytes > 1_000
     assert len(instructgen.open(folder)) == 1
     assert instructgen.export(folder, tmp_path / "a" / "e.jsonl", format="alpaca").rows == 1
+
+
+def test_a_dataset_of_format_3_is_read_with_defaults(tmp_path: Path) -> None:
+    folder = OLD_3 / "data"
+    assert orjson.loads((folder / "manifest.json").read_bytes())["format"] == 3
+    manifest = manifest_in(folder)
+    assert (manifest.format, manifest.rows, manifest.rejected) == (FORMAT, 2, 1)
+    first, second = read_samples(folder)
+    assert (first.history[0].role, first.output, second.output) == (
+        "system",
+        "Nile, Rhine.",
+        "Onega.",
+    )
+    ids = [row["id"] for row in read_rows(folder)]
+    assert [first.id, second.id] == ids
+    assert {(s.language_confidence, s.label, s.tools) for s in (first, second)} == {
+        (None, None, "")
+    }
+    assert instructgen.merge(folder, tmp_path / "mix").rows == 2
+    clean = instructgen.curate(folder, tmp_path / "clean")
+    assert clean.rows + clean.rejected == 2
+    assert len(instructgen.open(folder)) == 2
+
+
+def test_a_run_of_format_3_is_rejected_with_the_version_to_use(tmp_path: Path) -> None:
+    shutil.copytree(OLD_3 / "run", tmp_path / "run")
+    with pytest.raises(VersionError) as caught:
+        read_info(tmp_path / "run")
+    assert caught.value.found == 3
+    assert "0.2.0" in caught.value.hint
 
 
 def test_the_dataset_of_an_old_run_is_migrated_too(tmp_path: Path) -> None:

@@ -25,9 +25,13 @@ class LabelFilter(Filter):
         description="Allowed values of the label; a row with a different value is rejected.",
     )
 
-    def named(self) -> tuple[Literal["score", "label"], str]:
-        """Return the name of the label."""
-        return "label", self.of
+    required: bool = Field(
+        True, description="Whether it is an error if no row of the dataset has the label."
+    )
+
+    def named(self) -> tuple[Literal["score", "label"], str] | None:
+        """Return the name of the label, if rows must have it."""
+        return ("label", self.of) if self.required else None
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection (``not_allowed``), or None to keep the row."""

@@ -20,6 +20,10 @@ class ScoreFilter(ScoringFilter):
         min_length=1, description="Name of the score to compare with min and max, such as toxicity."
     )
 
+    required: bool = Field(
+        True, description="Whether it is an error if no row of the dataset has the score."
+    )
+
     @model_validator(mode="after")
     def _require_bound(self) -> Self:
         if self.min is None and self.max is None:
@@ -28,9 +32,9 @@ class ScoreFilter(ScoringFilter):
             )
         return self
 
-    def named(self) -> tuple[Literal["score", "label"], str]:
-        """Return the name of the score."""
-        return "score", self.of
+    def named(self) -> tuple[Literal["score", "label"], str] | None:
+        """Return the name of the score, if rows must have it."""
+        return ("score", self.of) if self.required else None
 
     @property
     def score_name(self) -> str:

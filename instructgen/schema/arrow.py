@@ -63,7 +63,7 @@ def schema(shape: Shape, *, rejected: bool = False, plain: bool = True) -> Any:
     return pa.schema(
         [
             ("id", text),
-            *(decision if rejected else ()),
+            *(decision if rejected else [("split", text)]),
             *((name, pa.list_(message)) for name in _CONVERSATION[shape]),
             *([("label", pa.bool_())] if shape == "feedback" else ()),
             *(() if plain else [("tools", pa.json_())]),
@@ -76,11 +76,17 @@ def schema(shape: Shape, *, rejected: bool = False, plain: bool = True) -> Any:
     )
 
 
-def table_of(samples: Sequence[Sample], shape: Shape, *, plain: bool = True) -> Any:
-    """Return the samples as an Arrow table with the schema of ``data`` files; see `schema`."""
+def table_of(
+    samples: Sequence[Sample], shape: Shape, *, plain: bool = True, split: str | None = None
+) -> Any:
+    """Return the samples as an Arrow table with the schema of ``data`` files; see `schema`.
+
+    The column ``split`` contains the name of the split, or null for a dataset without splits.
+    """
     import pyarrow as pa
 
     columns = {"id": pa.array([s.id for s in samples], pa.string())}
+    columns["split"] = pa.array([split] * len(samples), pa.string())
     columns |= _columns(samples, schema(shape, plain=plain))
     return pa.table(columns, schema(shape, plain=plain))
 

@@ -28,12 +28,12 @@ _LOWERED = regex.compile("[₀-₉]+")
 _FORMATTING = regex.compile(
     r"(?m)^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+|</?[A-Za-z][^<>\n]{0,100}>|^#+ "
 )
-_SIGN = r"[-+−*/×÷·=<>≤≥≠±^%√$€£¥°²³!&|]"
+_SIGN = r"(?:!=|[-+−*/×÷·=<>≤≥≠±^%√$€£¥°&|])"
 _OPERAND = r"[\p{N}()]|(?<!\p{L})\p{L}(?!\p{L})"
 _TOKEN = regex.compile(
     rf"""
     (?P<number>\p{{N}}+(?:[.,:]\p{{N}}+)*)
-    |(?P<sign>(?<=(?:{_OPERAND})\s*){_SIGN}+|{_SIGN}+(?=\s*(?:{_OPERAND})))
+    |(?P<sign>(?<=(?:{_OPERAND})[ \t]*){_SIGN}+|{_SIGN}+(?=[ \t]*(?:{_OPERAND})))
     |(?P<name>(?<![\p{{L}}\p{{N}}])\p{{L}}(?:\#|\+\+))
     |(?P<word>[\p{{L}}\p{{M}}]+(?:['’][\p{{L}}\p{{M}}]+)*)
     """,

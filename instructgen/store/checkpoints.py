@@ -26,7 +26,7 @@ from instructgen.store.files import (
     write_atomic,
 )
 from instructgen.store.records import (
-    VERSION_BEFORE,
+    VERSIONS_BEFORE,
     Seal,
     TrainingFacts,
     TrainingInfo,
@@ -224,7 +224,7 @@ def _check_old(folder: Path) -> None:
         # A file of another program.
         return
     if "status" in values:
-        hint = f"Use instructgen {VERSION_BEFORE}, which wrote the file, or use another --out."
+        hint = f"Use instructgen {VERSIONS_BEFORE[2]}, which wrote the file, or use another --out."
         raise VersionError(old, values.get("format"), hint)
 
 

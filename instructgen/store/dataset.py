@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,13 @@ class Writer:
         self.contents = RowCounts()
         self._folder, self._shape = folder, shape
         self._rows = dict.fromkeys(splits, 0)
-        self._data = {split: _Table(folder, "data", split, shape, table_of) for split in splits}
+        self._data = {
+            split: _Table(
+                *(folder, "data", split, shape),
+                partial(table_of, split=None if split in WHOLE else split),
+            )
+            for split in splits
+        }
         self._rejected = _Table(folder, "rejected", "part", shape, rejected_table_of)
 
     def keep(self, samples: Sequence[Sample], split: str = "part") -> None:

@@ -1,7 +1,7 @@
 """Defines the JSON files of runs, datasets and models, one dataclass per file.
 
 The files are run.json, manifest.json, provenance.json, training.json and sealed.json. A
-manifest.json with format version 2 is converted to the current version when it is read.
+manifest.json with format version 2 or 3 is converted to the current version when it is read.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from instructgen.schema.records import InputRef, JsonRecord, Plugins
 from instructgen.schema.sample import Shape
 
 # The format of runs and datasets. In format 2, rows have more columns than in format 1. In format
-# 3, the facts of a command are under one key of the manifest.
-FORMAT = 3
-# The version of instructgen that can resume runs and training runs of the previous format.
-VERSION_BEFORE = "0.1.0"
+# 3, the facts of a command are under one key of the manifest. In format 4, rows may have tools,
+# reasoning and labels of feedback, and the confidence of the language.
+FORMAT = 4
+# The versions of instructgen that can resume runs of earlier formats.
+VERSIONS_BEFORE = {2: "0.1.0", 3: "0.2.0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +208,18 @@ def read_format(data: bytes, path: Path) -> Mapping[str, Any]:
 
 
 def manifest_of(data: bytes, path: Path) -> Manifest:
-    """Parse a manifest. A manifest of format 2 is converted to the current format.
+    """Parse a manifest. A manifest of format 2 or 3 is converted to the current format.
 
     Raises:
         DamagedFileError: the file is damaged.
-        VersionError: the format version is neither 2 nor the current version.
+        VersionError: the format version is neither 2, nor 3, nor the current version.
     """
     values = dict(read_format(data, path))
     if values.get("format") == 2:
         values = _migrated(values)
+    if values.get("format") == 3:
+        # Its Parquet files lack columns for which there are defaults.
+        values["format"] = FORMAT
     if values.get("format") != FORMAT:
         raise VersionError(path, values.get("format"), _AGAIN)
     return Manifest.of(values, path)
@@ -243,9 +247,8 @@ def run_info_of(data: bytes, path: Path) -> RunInfo:
     """
     version = read_format(data, path).get("format")
     if version != FORMAT:
-        hint = (
-            f"Use instructgen {VERSION_BEFORE}, which wrote the file." if version == 2 else _OTHER
-        )
+        writer = VERSIONS_BEFORE.get(version) if isinstance(version, int) else None
+        hint = _OTHER if writer is None else f"Use instructgen {writer}, which wrote the file."
         raise VersionError(path, version, hint)
     return RunInfo.from_json(data, path)
 
