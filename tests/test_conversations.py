@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 
 from instructgen.commands.export import export, export_formats
 from instructgen.commands.import_data import import_data
-from instructgen.errors import ConfigError
+from instructgen.commands.train import train
+from instructgen.errors import ConfigError, InputError
 from instructgen.formats import BadRow, read
 from instructgen.formats.conversation import Reader, parts_of
 from instructgen.schema.arrow import sample_of, sample_row
@@ -523,3 +526,120 @@ def test_the_system_message_can_be_folded_into_the_first_user_message(
     assert isinstance(row, Encoded)
     text = folding.tokenizer.decode(row.ids)
     assert "user\nBe brief.\n\nHi?" in text and "system" not in text
+
+
+def clock_rows(count: int, *, labels: bool = False) -> list[Sample]:
+    """Rows with a tool call each; with ``labels``, answers that are alternately good and bad."""
+    rows = []
+    for i in range(count):
+        call = ToolCall("get_time", json_text({"zone": f"UTC+{i % 12}"}), f"c{i}")
+        row = replace(
+            CLOCK,
+            instruction=f"What time is it in zone {i}?",
+            history=(),
+            steps=(
+                Message("assistant", "", tool_calls=(call,)),
+                replace(RESULT, tool_call_id=call.id),
+            ),
+            output=f"It is {i % 12} o'clock.",
+        )
+        if labels and i % 2:
+            row = replace(row, output=f"ASK {i} SOMEBODY ELSE {i}!")
+        rows.append(replace(row, label=i % 2 == 0) if labels else row)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ChatML with tools, in a file: the special tokens are those of the tiny model."""
+    path = tmp_path_factory.mktemp("template") / "tools.jinja"
+    path.write_text(
+        "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return path
+
+
+@pytest.mark.slow
+def test_a_dataset_of_tool_calls_is_trained_shown_exported_and_read_by_trl(
+    folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    data = tmp_path / "data"
+    write_dataset(data, clock_rows(40), [], lambda _: "")
+    options = {"model": str(folder), "chat_template": str(template), "max_length": 512}
+    trained = train("sft", data, tmp_path / "m", steps=6, learning_rate=2e-3, **options)
+    assert trained.facts.rows.rejected == {}
+    (measure,) = trained.facts.evaluation
+    assert measure.difference.value < 0
+    # The trained model keeps the template.
+    saved = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert saved.chat_template == template.read_text()
+    shown = subprocess.run(
+        [
+            *(sys.executable, "-m", "instructgen", "train", "sft", str(data), "--show-masks", "1"),
+            *("--model", str(folder), "--chat-template", str(template)),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "⟦<call>" in shown and "⟦It is 0 o'clock." in shown and "⟦12:00" not in shown
+    # Without a template that renders tools, every row is rejected, with the reason.
+    with pytest.raises(InputError, match="tools_not_rendered"):
+        train("sft", data, tmp_path / "n", steps=1, model=str(folder), max_length=512)
+    # Other tools open the Parquet files and the export, and train on them unchanged.
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    file = tmp_path / "clock.jsonl"
+    export(data, file, format="trl")
+    kinds = {"parquet": str(data / "data" / "*.parquet"), "json": str(file)}
+    tokenizer_ = AutoTokenizer.from_pretrained(folder)
+    tokenizer_.chat_template = template.read_text()
+    for kind, files in kinds.items():
+        rows = load_dataset(kind, data_files=files, split="train", cache_dir=str(tmp_path / kind))
+        columns = [c for c in rows.column_names if c in ("messages", "tools")]
+        args = SFTConfig(
+            str(tmp_path / f"trl-{kind}"),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            max_length=512,
+        )
+        trainer = SFTTrainer(
+            str(folder),
+            args,
+            train_dataset=rows.select_columns(columns),
+            processing_class=tokenizer_,
+        )
+        seen = trainer.processing_class.decode(trainer.train_dataset[0]["input_ids"])
+        assert '<call>{"name": "get_time"' in seen and "Returns the time." in seen
+        trainer.train()
+        assert trainer.state.global_step == 2
+
+
+@pytest.mark.slow
+def test_kto_learns_from_feedback(folder: Path, template: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_dataset(data, clock_rows(48, labels=True), [], lambda _: "", shape="feedback")
+    result = train(
+        *("kto", data, tmp_path / "m"),
+        model=str(folder),
+        chat_template=str(template),
+        max_length=512,
+        steps=20,
+        learning_rate=2e-3,
+        held_out_rows=16,
+    )
+    (measure,) = result.facts.evaluation
+    assert measure.measure == "label_accuracy"
+    assert measure.after.value > 0.6
+    for trainer in ("sft", "dpo", "reward"):
+        with pytest.raises(InputError, match="feedback"):
+            train(trainer, data, tmp_path / trainer, model=str(folder))
