@@ -349,7 +349,7 @@ KEPT = {
     "default": {"alpaca-libre": 1290, "dolly": 11749, "oasst": 160},
     "multilingual": {"alpaca-libre": 1374, "dolly": 12344, "oasst": 177},
     "self_instruct": {"alpaca-libre": 1299, "dolly": 11903, "oasst": 170},
-    "strict": {"alpaca-libre": 1144, "dolly": 14826, "oasst": 172},
+    "strict": {"alpaca-libre": 1144, "dolly": 14824, "oasst": 172},
 }
 
 

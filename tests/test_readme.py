@@ -161,6 +161,10 @@ def files(place: Path, dolly_rows: int | None) -> Path:
         ("gsm8k", real("gsm8k/test.jsonl")),
     ):
         (place / f"{name}.jsonl").symlink_to(path)
+    (table,) = blocks("csv")
+    (place / "faq.csv").write_text(table)
+    (recipe,) = [b for b in blocks("toml") if 'name = "pii"' in b and "min_words = 3" in b]
+    (place / "support.toml").write_text(recipe)
     with dolly.open("rb") as file:
         lines = list(file)
     rows = [orjson.loads(line) for line in lines[15_000:]]

@@ -6,7 +6,7 @@ The module `instructgen.commands.explain` explains rows that `generate` wrote.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from instructgen.errors import InputError, quoted
 from instructgen.licensing.licenses import obligations
 from instructgen.licensing.model_terms import generator_terms
 from instructgen.printable import printable
+from instructgen.schema.messages import json_text
 from instructgen.store import find_row, manifest_in, read_provenance
 
 
@@ -102,13 +103,22 @@ class Explanation:
         yield f"{self.id}  {printable(verdict)}"
         if row.get("detail"):
             yield f"  {printable(row['detail'])}"
-        for message in (row.get("messages") or row.get("prompt") or ())[:-2]:
-            yield f"earlier message, {message['role']}\n  {_indented(message['content'])}"
-        for field in ("instruction", "input", "output"):
+        before, steps, answer = _conversation(row)
+        for message in before:
+            yield from _message_lines("earlier message", message)
+        for field in ("instruction", "input"):
             if row[field]:
                 yield f"{field}\n  {_indented(row[field])}"
+        for message in steps:
+            yield from _message_lines("message", message)
+        yield from _message_lines("output", answer)
         if isinstance(row.get("rejected"), list) and row["rejected"]:
-            yield f"rejected answer\n  {_indented(row['rejected'][0]['content'])}"
+            yield from _message_lines("rejected answer", row["rejected"][0])
+        if row.get("label") is not None:
+            yield f"label  {'good' if row['label'] else 'bad'}"
+        if row.get("tools"):
+            names = ", ".join(str(tool.get("function", tool).get("name")) for tool in row["tools"])
+            yield f"tools  {printable(names)}"
 
     def _origin_lines(self) -> Iterator[str]:
         row, origin = self.row, self.row["origin"]
@@ -183,6 +193,30 @@ def unknown_id(folder: Path, row_id: str) -> InputError:
         path=folder,
         hint="Use an ID from the columns id, nearest or origin.parents in data/ or rejected/.",
     )
+
+
+def _conversation(row: Mapping[str, Any]) -> tuple[list[Any], list[Any], Any]:
+    """Return the messages before the instruction, those after it, and the answer of a row."""
+    messages = [
+        *(row.get("messages") or row.get("prompt") or ()),
+        *(row.get("chosen") or row.get("completion") or ()),
+    ]
+    question = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=0)
+    return messages[:question], messages[question + 1 : -1], messages[-1]
+
+
+def _message_lines(title: str, message: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message with its reasoning and tool calls; an empty message yields nothing."""
+    if title.endswith("message"):
+        title += f", {message['role']}"
+    if message.get("reasoning_content"):
+        yield f"reasoning\n  {_indented(message['reasoning_content'])}"
+    if message["content"]:
+        yield f"{title}\n  {_indented(message['content'])}"
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        text = f"{function['name']} {json_text(function['arguments'])}"
+        yield f"{title}, tool call\n  {_indented(text)}"
 
 
 def _obligations(row: dict[str, Any]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from instructgen.filters import Filter, Verdict
+from instructgen.schema.messages import texts_of
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity.tokens import tokenize_all
 
@@ -50,7 +51,7 @@ class Size(Filter):
 
     def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
         """Return one verdict (keep or reject) for each sample, in order."""
-        texts = ["\n".join(m.content for m in self._messages(s)) for s in samples]
+        texts = [texts_of(self._messages(s)) for s in samples]
         if self._tokenizer is None:
             counts, unit = [len(words) for words in tokenize_all(texts)], "words"
         else:

@@ -148,6 +148,20 @@ def samples_in(batch: Any) -> list[Sample]:
     ]
 
 
+def rows_in(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a record batch or table as dicts, with messages and tools decoded."""
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    for field in batch.schema:
+        is_list = pa.types.is_list(field.type) and field.type.value_type == pa.json_()
+        if is_list or field.type == pa.json_():
+            for row in rows:
+                if (value := row[field.name]) is not None:
+                    row[field.name] = [*map(json.loads, value)] if is_list else json.loads(value)
+    return rows
+
+
 def row_table(row: Mapping[str, Any], shape: Shape) -> Any:
     """Return a row that was read from a dataset's Parquet file as a table for `samples_in`.
 

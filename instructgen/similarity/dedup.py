@@ -41,6 +41,8 @@ _PARTS: dict[str, tuple[str, ...]] = {
 }
 _KEYS = ("instruction", "output", "rejected_output")
 _MIN_JACCARD = 0.05
+# Maximum number of words of an answer whose exact wording counts.
+_SHORT_ANSWER = 20
 _NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
 
 
@@ -182,7 +184,8 @@ def deduplicate(
     # A field that is empty in all rows cannot distinguish any of them.
     keys = [key for key in keys if any(key)]
     tables, unread = tables_of(texts, keys, how, floors, model, watch)
-    differences = _Distinctions(texts, [protected[c[0]] for c in copies])
+    exact = [_exact_text(sample, compared) for sample in chosen]
+    differences = _Distinctions(exact, [protected[c[0]] for c in copies])
     all_pairs = _AllPairs(
         samples, tuple(how), frame_quota, floors, copies, tables, unread, differences
     )
@@ -479,6 +482,18 @@ def _quality_key(sample: Sample) -> tuple[bool, float]:
 def _text(sample: Sample, compared: Compared) -> str:
     parts = [_part(sample, part) for part in _PARTS[compared]]
     return fold("\n".join(part for part in parts if part))
+
+
+def _exact_text(sample: Sample, compared: Compared) -> str:
+    """Return the text whose exact wording distinguishes a row: the prompt, and a short answer.
+
+    Long answers to the same prompt differ in numbers and order without being another task.
+    """
+    parts = [part for part in _PARTS[compared] if part not in ("output", "rejected_output")]
+    texts = [_part(sample, part) for part in parts]
+    if compared == "row" and len(tokenize(sample.output)) <= _SHORT_ANSWER:
+        texts.append(sample.output)
+    return "\n".join(text for text in texts if text)
 
 
 def _part(sample: Sample, part: str) -> str:

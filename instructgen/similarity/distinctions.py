@@ -26,7 +26,7 @@ _RAISED = regex.compile("[⁰¹²³⁴-⁹]+")
 _LOWERED = regex.compile("[₀-₉]+")
 # Marks of lists at the beginning of a line, and HTML tags, are formatting.
 _FORMATTING = regex.compile(
-    r"(?m)^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+|</?[A-Za-z][^<>\n]{0,100}>|^#+ "
+    r"(?m)^[ \t]*(?:(?:[-*+•#>]+|\d{1,3}[.)])[ \t]+)+|</?[A-Za-z][^<>\n]{0,100}>"
 )
 _SIGN = r"(?:!=|[-+−*/×÷·=<>≤≥≠±^%√$€£¥°&|])"
 _OPERAND = r"[\p{N}()]|(?<!\p{L})\p{L}(?!\p{L})"

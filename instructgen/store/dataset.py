@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.errors import DamagedFileError, RunError, VersionError
-from instructgen.schema.arrow import enriched, rejected_table_of, samples_in, table_of
+from instructgen.schema.arrow import enriched, rejected_table_of, rows_in, samples_in, table_of
 from instructgen.schema.sample import Rejected, Sample, Shape
 from instructgen.schema.statistics import RowCounts
 from instructgen.store.files import (
@@ -449,8 +449,7 @@ def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
     for path in _intact_parts(folder, table):
         matches = pq.read_table(path, filters=pc.field("id") == row_id)
         if matches.num_rows:
-            row: dict[str, Any] = matches.slice(0, 1).to_pylist()[0]
-            return table, row
+            return table, rows_in(matches.slice(0, 1))[0]
     return None
 
 
@@ -490,7 +489,7 @@ def read_rows(folder: Path, table: str = "data") -> Iterator[dict[str, Any]]:
         RunError: the dataset is not complete, or a part does not match its digest.
     """
     for batch in read_batches(folder, table):
-        yield from batch.to_pylist()
+        yield from rows_in(batch)
 
 
 def read_samples(folder: Path, table: str = "data", split: str | None = None) -> Iterator[Sample]:
