@@ -65,6 +65,22 @@ def long_rows(count: int) -> list[Sample]:
     return [replace(row, output=" ".join([row.output] * 12)) for row in texts]
 
 
+def write(results: dict[str, Any]) -> None:
+    """Write the results of the stages that have ended."""
+    report = {
+        "gpu": torch.cuda.get_device_name(0),
+        "model": "Llama with the shape of SmolLM2-135M, random weights, vocabulary of 1,024",
+        "versions": {
+            "instructgen": instructgen.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "trl": trl.__version__,
+        },
+        "stages": results,
+    }
+    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main() -> None:
     work = Path(tempfile.mkdtemp())
     base = model(work / "base")
@@ -77,24 +93,24 @@ def main() -> None:
         "tools": dataset(work / "tools", clock_rows(1_000)),
         "prompts": dataset(work / "prompts", sentences(400, labels=(LOWER_CASE,))),
     }
-    short = {"max_length": 512, "held_out_rows": 64, "learning_rate": 3e-4}
+    short = {"max_length": 512, "held_out_rows": 32, "learning_rate": 3e-4}
     online = {**short, "max_length": 128, "max_new_tokens": 32, "reward": ["verifiers:ifeval"]}
     tools = {**short, "chat_template": str(template)}
     stages: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "sft": ("sft", "long", {**short, "steps": 60, "batch_size": 32, "micro_batch_size": 32}),
+        "sft": ("sft", "long", {**short, "steps": 30, "batch_size": 32, "micro_batch_size": 32}),
         "sft, lora, bfloat16": (
             "sft",
             "long",
-            {**short, "steps": 60, "batch_size": 32, "micro_batch_size": 32, "peft": "lora",
+            {**short, "steps": 30, "batch_size": 32, "micro_batch_size": 32, "peft": "lora",
              "learning_rate": 3e-3},
         ),
-        "sft, tool calls": ("sft", "tools", {**tools, "steps": 40, "batch_size": 16}),
-        "reward": ("reward", "pairs", {**short, "steps": 40, "batch_size": 32}),
-        "dpo": ("dpo", "pairs", {**short, "steps": 40, "batch_size": 32}),
-        "kto, feedback": ("kto", "feedback", {**tools, "steps": 40, "batch_size": 32}),
-        "grpo": ("grpo", "prompts", {**online, "steps": 20, "batch_size": 16}),
-        "rloo": ("rloo", "prompts", {**online, "steps": 20, "batch_size": 16}),
-        "ppo": ("ppo", "prompts", {**online, "steps": 20, "batch_size": 32, "kl_coef": 0.0}),
+        "sft, tool calls": ("sft", "tools", {**tools, "steps": 12, "batch_size": 16}),
+        "reward": ("reward", "pairs", {**short, "steps": 20, "batch_size": 32}),
+        "dpo": ("dpo", "pairs", {**short, "steps": 20, "batch_size": 32}),
+        "kto, feedback": ("kto", "feedback", {**tools, "steps": 20, "batch_size": 32}),
+        "grpo": ("grpo", "prompts", {**online, "steps": 12, "batch_size": 16}),
+        "rloo": ("rloo", "prompts", {**online, "steps": 12, "batch_size": 16}),
+        "ppo": ("ppo", "prompts", {**online, "steps": 12, "batch_size": 32, "kl_coef": 0.0}),
     }  # fmt: skip
     results: dict[str, Any] = {}
     for name, (trainer, rows, options) in stages.items():
@@ -122,18 +138,7 @@ def main() -> None:
             },
         }
         print(name, results[name], flush=True)
-    report = {
-        "gpu": torch.cuda.get_device_name(0),
-        "model": "Llama with the shape of SmolLM2-135M, random weights, vocabulary of 1,024",
-        "versions": {
-            "instructgen": instructgen.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "trl": trl.__version__,
-        },
-        "stages": results,
-    }
-    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+        write(results)
 
 
 if __name__ == "__main__":

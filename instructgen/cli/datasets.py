@@ -71,6 +71,8 @@ def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
         f"[bold]{result.rows:,} rows[/] from {facts.used:,} of {facts.read:,} {facts.unit} read; "
         f"{result.rejected:,} rejected."
     )
+    if facts.edited:
+        print_note(f"{facts.edited:,} rows were changed on reading; the column edits says how.")
     if facts.without_answer:
         print_note(f"{facts.without_answer:,} rows have an empty answer.")
     return print_derived(result)

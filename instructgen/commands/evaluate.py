@@ -166,6 +166,11 @@ def _rows(paths: Sequence[Path], limit: int) -> tuple[dict[str, list[Sample]], l
 
 def _fitting(rows: Mapping[str, Any]) -> list[str]:
     known = {"instructions": "likelihood", "preferences": "preference"}
+    if unknown := [shape for shape in rows if shape not in known]:
+        raise InputError(
+            f"--data contains {unknown[0]}, for which there is no suite.",
+            hint="Pass instruction rows or preference rows.",
+        )
     return [known[shape] for shape in rows]
 
 

@@ -17,6 +17,7 @@ from instructgen.formats import Format
 from instructgen.formats.conversation import parts_of
 from instructgen.licensing.licenses import commercial_use, obligations
 from instructgen.plugins import classes, suggest
+from instructgen.schema.messages import json_text
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Sample
 from instructgen.schema.statistics import RowCounts
@@ -114,7 +115,8 @@ class _Writing:
             own = (name for name in _OWN if getattr(sample, name))
             self.not_written.update(name for name in own if not _holds(row, sample, name))
             extra = {name: getattr(sample, name) for name in options.columns}
-            yield orjson.dumps({**row, **extra}) + b"\n"
+            # Arguments of tool calls may contain integers that orjson does not support.
+            yield json_text({**row, **extra}).encode() + b"\n"
 
 
 def _holds(row: Mapping[str, Any], sample: Sample, name: str) -> bool:

@@ -229,13 +229,15 @@ def read_seeds(
     samples, invalid = load_seeds(
         files, license=license, language=language, on_bad_row=on_bad_row, mapping=mapping
     )
-    for folder in folders:
-        if shape_of(folder) != "instructions":
+    shapes = [(folder, shape_of(folder)) for folder in folders]
+    for path, shape in (*shapes, *((files[0], sample.shape) for sample in samples)):
+        if shape != "instructions":
             raise InputError(
-                "contains preference rows, but seeds must be instruction rows.",
-                path=folder,
-                hint="Use a dataset of instruction rows.",
+                f"contains {shape}, but seeds must be instruction rows.",
+                path=path,
+                hint="Use a dataset of instruction rows, such as from import --as=instructions.",
             )
+    for folder in folders:
         samples += read_samples(folder, split=training_split(folder))
     if not samples:
         raise ConfigError("--seeds: no row is valid.", "Add rows with instruction and output.")

@@ -48,6 +48,7 @@ class ImportFacts(JsonRecord):
     read: int
     used: int
     without_answer: int = 0
+    edited: int = 0
 
 
 @command(ImportOptions, "path", "out", "format")
@@ -154,7 +155,7 @@ def _input_ref(path: Path, split: str) -> InputRef:
 
 def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[ImportFacts]:
     kept, rejected = list[Sample](), list[Rejected]()
-    number = without_answer = 0
+    number = without_answer = edited = 0
 
     def flush() -> None:
         output.keep(kept)
@@ -166,6 +167,7 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
         if isinstance(row, Sample):
             kept.append(row)
             without_answer += not row.output.strip() and not row.tool_calls
+            edited += bool(row.edits)
         else:
             rejected.append(_rejected(row, number))
             number += 1
@@ -177,7 +179,9 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
     if output.rejected != reading.others or reading.used + reading.others != reading.units:
         raise RuntimeError("The row counts are inconsistent. This is a bug; please report it.")
     facts = ImportFacts(
-        reading.format.name, reading.format.unit, reading.units, reading.used, without_answer
+        *(reading.format.name, reading.format.unit, reading.units, reading.used),
+        without_answer,
+        edited,
     )
     rejections = output.rejections()
     sections = [

@@ -72,6 +72,8 @@ def _write_rows(name: str, rows: list[Any], folder: Path) -> Path:
 
 def _to_list(value: Any) -> Any:
     """Return an array as a list; raise TypeError for a value that is not an array."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
     if not hasattr(value, "tolist"):
         raise TypeError(f"a value has the unsupported type {type(value).__name__}")
     return value.tolist()

@@ -367,8 +367,8 @@ class ExportOptions(Options):
     )
     format: str = option(
         ...,
-        "Output format: alpaca, sharegpt or openai for instruction rows, or trl-preference for "
-        "preference rows.",
+        "Output format: alpaca, sharegpt, openai or trl; trl-preference for preferences, "
+        "trl-feedback for feedback.",
         metavar="NAME",
     )
     columns: Names = option(

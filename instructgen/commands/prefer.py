@@ -429,9 +429,7 @@ def _row(
     pair = shape == "preferences"
     scores = [Score("reward", best.score), *([Score("reward_rejected", worst.score)] * pair)]
     return replace(
-        task,
-        output=best.text,
-        rejected_output=worst.text if pair else None,
+        task.with_answer(best.text, worst.text if pair else None),
         origin=Origin(
             method="preference" if pair else "best_of_n",
             model=generator,

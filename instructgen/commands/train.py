@@ -507,7 +507,9 @@ class _Training:
 
         adapters = self.options.peft != "none"
         saved = export / "adapter" if adapters else export
-        trained = policy.outputs(trainer.accelerator.unwrap_model(trainer.model), probes)
+        # Without the autocast to bfloat16 that training on a GPU adds to the model.
+        plain = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        trained = policy.outputs(plain, probes)
         trainer.save_model(str(saved))
         if not is_main():
             return {}

@@ -192,9 +192,7 @@ def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
         return list(tokenizer.encode(request.prompt)) if request.prompt else []
     if all(isinstance(part, int) for part in request.prompt):
         return [part for part in request.prompt if isinstance(part, int)]
-    messages = [
-        {"role": m.role, "content": m.content} for m in request.prompt if not isinstance(m, int)
-    ]
+    messages = [m.to_dict() for m in request.prompt if not isinstance(m, int)]
     return list(
         tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False

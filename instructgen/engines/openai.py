@@ -209,9 +209,7 @@ class OpenAIEngine(Engine):
         tokens = [part for part in request.prompt if isinstance(part, int)]
         if tokens:
             return "completions", {**body, "prompt": tokens}
-        body["messages"] = [
-            {"role": m.role, "content": m.content} for m in request.prompt if not isinstance(m, int)
-        ]
+        body["messages"] = [m.to_dict(text=True) for m in request.prompt if not isinstance(m, int)]
         if request.schema is not None:
             schema = {"name": "answer", "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import regex
 
 from instructgen.engines import Completion, Request, Sampling
-from instructgen.schema.messages import Message
+from instructgen.schema.messages import Message, texts_of
 from instructgen.schema.sample import Sample
 
 _JUDGE_PROMPT = (
@@ -38,7 +38,7 @@ def judge_requests(contests: Sequence[Contest]) -> list[Request]:
     """Return two requests per contest: with the two answers in order, and with them swapped."""
     requests = []
     for c in contests:
-        question = "\n\n".join(m.content for m in c.task.prompt)
+        question = "\n\n".join(texts_of([m]) for m in c.task.prompt)
         for first, second in ((c.first, c.second), (c.second, c.first)):
             text = _JUDGE_PROMPT.format_map(
                 {"question": question, "first": first, "second": second}

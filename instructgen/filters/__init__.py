@@ -103,7 +103,7 @@ class Filter(BaseModel, ABC):
 class Transform(Filter):
     """Base class for filters that change samples and list the changes in the field ``edits``.
 
-    A sample whose instruction or output is empty after the change is rejected.
+    A sample whose instruction or answer is empty after the change is rejected.
     """
 
     scope: ClassVar[Scope] = "row"
@@ -149,11 +149,11 @@ class Transform(Filter):
         if not edits:
             return Verdict(sample)
         sample = replace(sample, **new, edits=(*sample.edits, *edits))
-        if sample.tool_calls and not sample.output:
-            # An answer may consist of tool calls only.
-            return Verdict(sample)
-        for field in ("instruction", "output"):
-            if not getattr(sample, field).strip():
+        # An answer may consist of tool calls only.
+        required = {"instruction": True, "output": not sample.tool_calls}
+        required["rejected_output"] = "rejected_output" in new and not sample.rejected_tool_calls
+        for field, is_required in required.items():
+            if is_required and not (getattr(sample, field) or "").strip():
                 return Verdict(
                     sample, self.reject(f"empty_{field}", f"the {field} is empty after the change")
                 )

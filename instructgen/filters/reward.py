@@ -40,10 +40,11 @@ class RewardFilter(ScoringFilter):
         tokenizer, model = _loaded(self.model)
         scores = []
         for sample in samples:
-            messages = [{"role": m.role, "content": m.content} for m in sample.messages]
+            messages = [m.to_dict() for m in sample.messages]
             if sample.input:
                 # As in training: some chat templates have a separate place for the input.
-                messages[-2] |= {"instruction": sample.instruction, "input": sample.input}
+                asked = {"instruction": sample.instruction, "input": sample.input}
+                messages[len(sample.history)] |= asked
             if tokenizer.chat_template:
                 # The model puts the score at the last token, which must end the answer and
                 # not be a line break after it.

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from instructgen.errors import ConfigError, InputError
-from instructgen.formats.conversation import Reader
+from instructgen.formats.conversation import Reader, decoded, has_conversation
 from instructgen.formats.fields import RowError, number, text
 from instructgen.formats.files import dataset_files
 from instructgen.formats.metadata import with_metadata
-from instructgen.formats.records import BadRecord, Record, read_records
+from instructgen.formats.records import BadRecord, EmptyFileError, Record, read_records
 from instructgen.licensing.licenses import check_license
+from instructgen.licensing.model_terms import UNNAMED_MODEL
 from instructgen.plugins import classes, find, suggest
 from instructgen.schema.sample import Sample, Shape
 from instructgen.similarity.languages import language_of
@@ -215,9 +216,13 @@ class Reading:
         for path in self._paths:
             first = path == self._paths[0]
             self.path = path
-            yield from self._rows(
-                self._first if first else read_records(path, options.split, options.encoding)
-            )
+            try:
+                yield from self._rows(
+                    self._first if first else read_records(path, options.split, options.encoding)
+                )
+            except EmptyFileError:
+                if len(self._paths) == 1:
+                    raise
         self.units = self.used + self.others
         if self._accounted != self._seen:
             raise RuntimeError(
@@ -253,7 +258,8 @@ class Reading:
                 pending.append(BadRow(record.line, record.reason))
             else:
                 self._seen += 1
-                yield _folded(record) if self._options.fold else record
+                record = _folded(record) if self._options.fold else record
+                yield _with_messages(record)
 
     def _count_other(self, other: BadRow | UnusedRow) -> BadRow | UnusedRow:
         if isinstance(other, BadRow) and self._options.on_bad_row == "fail":
@@ -276,17 +282,19 @@ class Reading:
         language, confidence = sample.language, sample.language_confidence
         if language != "und":
             check_language(language)
-        elif defaults.language or format.language:
-            language = defaults.language or format.language
+        elif defaults.language:
+            language = defaults.language
         elif (guess := language_of(sample.question, sample.output)) is not None:
             language, confidence = guess.language, round(guess.likelihood, 4)
         generators, origin = sample.generators, sample.origin
         method, model = origin.method, origin.model
         if defaults.human:
             generators, method, model = (), "human", None
-        elif defaults.method != "human" and method == "human":
-            generators = generators or ((defaults.model,) if defaults.model else ())
-            method, model = defaults.method, defaults.model
+        elif defaults.method != "human" and (method == "human" or model is None):
+            named = (defaults.model,) if defaults.model else ()
+            unnamed = not generators or generators == (UNNAMED_MODEL,)
+            generators = (named or generators) if unnamed else generators
+            method, model = (defaults.method if method == "human" else method), defaults.model
         place = f"{self.path.name}:{line}" if len(self._paths) > 1 else str(line)
         return replace(
             sample,
@@ -348,7 +356,8 @@ def read(
         shape: the kind of dataset to convert the rows to; default: the first of the format.
         take: which samples of a record to read; default: the first of the format.
         reader: how to convert conversations.
-        license: SPDX expression for rows that have no license, if the format sets none either.
+        license: SPDX expression for rows that have no license. Without it, the license of the
+            format or of the folder applies.
         language: ISO 639 code for rows that do not specify their language. By default, the language
             is identified from the text.
         attribution: attribution text, which replaces the attribution text of the format.
@@ -367,18 +376,21 @@ def read(
     files = dataset_files(path, split)
     if isinstance(format, str):
         format = find("sources", format)
-    records = read_records(files.paths[0], split, encoding)
+    paths = files.paths if len(files.paths) == 1 else _with_rows(files.paths, split, encoding)
+    records = read_records(paths[0], split, encoding)
     detected = format is None
-    cls, fold, buffered = _detect_format(files.paths[0], format, shape, records, on_bad_row)
+    cls, fold, buffered = _detect_format(paths[0], format, shape, records, on_bad_row)
     if not isinstance(cls, Format):
         first = next(r.fields for r in reversed(buffered) if isinstance(r, Record))
         cls = cls(shape or cls.shape_of(first), take, reader or Reader())
     # Fields that many datasets share do not identify the dataset, so its license is unknown.
     known = cls.identifies_dataset or not detected
+    # Own rows in the layout of a known dataset, which has a different license.
+    known = known and (not license or not cls.license or check_license(license) == cls.license)
     human = model == "human"
     defaults = _RowDefaults(
-        license=(cls.license if known else "") or license or files.license,
-        language=language,
+        license=license or (cls.license if known else "") or files.license,
+        language=language or (cls.language if known else ""),
         attribution=(attribution,) if attribution else cls.attribution if known else (),
         method="model" if model else cls.method if known else "human",
         model=model or (cls.model if known else None),
@@ -386,7 +398,18 @@ def read(
         human=human,
     )
     options = _Options(on_bad_row, split, encoding, fold)
-    return Reading(files.paths, cls, chain(buffered, records), defaults, options)
+    return Reading(paths, cls, chain(buffered, records), defaults, options)
+
+
+def _with_rows(paths: Sequence[Path], split: str, encoding: str | None) -> Sequence[Path]:
+    """Return the paths from the first file that has rows, by which the format is detected."""
+    for place, path in enumerate(paths):
+        try:
+            next(iter(read_records(path, split, encoding)), None)
+        except EmptyFileError:
+            continue
+        return paths[place:]
+    raise InputError("no file has rows.", path=paths[0].parent, hint="Check the files.")
 
 
 def _detect_format(
@@ -419,6 +442,7 @@ def _detect_format(
 
 def _find_format(record: Record, format: Any, shape: Shape | None) -> tuple[Any, bool]:
     """Return the format of a record, and whether it fits only if names are in lower case."""
+    record = _with_messages(record)
     folded = _folded(record).fields
     if format is not None:
         exact = record.fields.keys() >= format.fields
@@ -438,6 +462,14 @@ def detect_format(fields: Mapping[str, Any], shape: Shape | None = None) -> type
     matching = [(shape in f.shapes, f.matches(fields), f.name, f) for f in known]
     best = max((m for m in matching if m[1]), default=None, key=lambda m: m[:3])
     return None if best is None else best[3]
+
+
+def _with_messages(record: Record) -> Record:
+    """Decode lists of messages that are written as JSON text, as in the cells of a CSV file."""
+    lists = {n: v for n, v in record.fields.items() if has_conversation({n: v}, n)}
+    texts = {n: decoded(v) for n, v in lists.items() if isinstance(v, str)}
+    texts = {n: v for n, v in texts.items() if v[0].keys() & {"role", "from", "speaker"}}
+    return Record(record.line, {**record.fields, **texts}) if texts else record
 
 
 def _folded(record: Record) -> Record:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from instructgen.formats import Format, RowError, text
-from instructgen.formats.conversation import split_reasoning, with_tags
+from instructgen.formats.conversation import answer_of, decoded, with_tags
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Sample, Shape
 
@@ -63,26 +63,28 @@ class AlpacaFormat(Format):
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """Return one sample; its kind (classification or generation) is unknown."""
         # Published Alpaca files contain rows with an empty output.
-        reasoning, output = split_reasoning(text(record, "output", filled=False))
+        answer = answer_of(text(record, "output", filled=False))
+        passage = text(record, "input", required=False) or text(record, "context", required=False)
         return [
             Sample(
                 instruction=text(record, "instruction"),
-                input=text(record, "input", required=False),
-                output=output,
-                reasoning_content=reasoning,
+                input=passage,
+                output=answer.content,
+                reasoning_content=answer.reasoning_content,
+                tool_calls=answer.tool_calls,
                 history=history_of(record),
             )
         ]
 
 
 def history_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Return the fields ``system`` (a text) and ``history`` ([question, answer] pairs) as messages.
+    """Return the field ``history``, a list of [question, answer] pairs, as messages.
 
     Raises:
         RowError: a field has another type.
     """
-    system, value = text(record, "system", required=False), record.get("history")
-    messages = [Message("system", system)] if system else []
+    value = decoded(record.get("history"))
+    messages: list[Message] = []
     if value and not isinstance(value, list):
         raise RowError('"history" is not a list of [question, answer] pairs.')
     for pair in value or ():
@@ -90,6 +92,5 @@ def history_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
             raise RowError('"history" is not a list of [question, answer] pairs.')
         exchange = {"question": pair[0], "answer": pair[1]}
         messages.append(Message("user", text(exchange, "question")))
-        reasoning, answer = split_reasoning(text(exchange, "answer"))
-        messages.append(Message("assistant", answer, reasoning))
+        messages.append(answer_of(text(exchange, "answer")))
     return tuple(messages)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
 
-from instructgen.formats.fields import RowError, checked, text, trimmed
+from instructgen.formats.fields import RowError, checked, text, trimmed, truth
 from instructgen.licensing.model_terms import UNNAMED_MODEL
 from instructgen.schema.messages import Message, ToolCall, json_text
 from instructgen.schema.sample import Edit, Sample
@@ -28,20 +28,21 @@ _KEYS = (
     ("role", "value"),
     ("role", "text"),
     ("user", "text"),
+    ("speaker", "text"),
+    ("speaker", "content"),
+    ("speaker", "value"),
+    ("role", "message"),
 )
 # The role names that FastChat, Axolotl and LLaMA-Factory read, and others that datasets use.
-_ROLES = {
-    **dict.fromkeys(
-        ("user", "human", "prompter", "instruction", "question", "input", "用户", "人类"), "user"
-    ),
-    **dict.fromkeys(("assistant", "answer", "output", "response", "助手", "助理"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(
-        ("tool", "function", "observation", "ipython", "function_response", "tool_response"),
-        "tool",
-    ),
-    **dict.fromkeys(("function_call", "tool_call"), "call"),
+_NAMES = {
+    "user": "user human prompter instruction question input 用户 人类 问 问题",
+    "assistant": "assistant answer output response 助手 助理 答 回答",
+    "system": "system developer 系统",
+    "tool": "tool function observation ipython function_response tool_response tool_result 工具 "
+    "function-response tool-response function_result",
+    "call": "function_call tool_call function-call tool-call",
 }
+_ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 # Speakers that are language models. For those in the second line, the name states which.
 _MODELS = {
     **dict.fromkeys(("gpt", "model", "bot", "ai", "chatbot"), UNNAMED_MODEL),
@@ -51,19 +52,24 @@ _NAMED_MODEL = re.compile(r"(gpt|claude|gemini|llama|qwen|mistral|deepseek|gemma
 _THINK = re.compile(r"\s*<think>(.*?)</think>(?:(?:[ \t]*\r?\n)+|[ \t]*)", re.DOTALL)
 _CALL = re.compile(r"\n?<tool_call>(.*?)</tool_call>", re.DOTALL)
 _RESULT = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
-# The part of Hermes' system prompt that describes the tools (NousResearch/Hermes-Function-Calling).
+# The part of a system prompt that describes the tools and how to call them, as in the datasets of
+# Hermes (NousResearch/Hermes-Function-Calling) and in the chat templates of Qwen.
 _HERMES = re.compile(
-    r"You are a function calling AI model\..*<tools>\s*(?P<tools>[\[{].*?)\s*</tools>"
+    r"(?:You are a function calling AI model\.|# Tools\s).*<tools>\s*(?P<tools>[\[{].*?)\s*</tools>"
     r".*</tool_call>\s*",
     re.DOTALL,
 )
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_TOOLS = ("tools", "functions", "available_tools", "function_definitions")
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+_JSON_LIST = re.compile(r"\s*\[\s*(?:\{|\[|\])")
 _TEXT_PARTS = ("text", "output_text", "input_text")
 
 
 # The parts of a conversation that not all formats can express. `parts_of` states which a row has.
 CONVERSATION = frozenset(
-    {"system", "history", "steps", "tools", "tool_calls", "reasoning_content", "train"}
-    | {"tool_call_id", "name"}
+    {"system", "inner_system", "history", "steps", "tools", "tool_calls", "reasoning_content"}
+    | {"train", "tool_call_id", "name"}
 )
 
 
@@ -86,7 +92,7 @@ class Reader:
             RowError: the value is not a list of messages, a role is unknown, or a tool call is not
                 valid JSON.
         """
-        value = _decoded(value)
+        value = decoded(value)
         if not isinstance(value, list) or not value:
             raise RowError(f'"{field}" is not a list of messages.')
         messages: list[Message] = []
@@ -97,6 +103,12 @@ class Reader:
             if not isinstance(turn, Mapping):
                 raise RowError(f"{place} is not a JSON object.")
             role_key, content_key = _keys(turn)
+            if role_key not in turn and (pair := _named_turns(turn)):
+                # An exchange as one object, such as {"human": "Hi", "assistant": "Hello"}.
+                messages += [
+                    m for r, t in pair for m in _messages(r, {"content": t}, "content", place)
+                ]
+                continue
             role, speaker = self._role(turn.get(role_key), place)
             if role in ("assistant", "call"):
                 speakers.append(speaker)
@@ -237,7 +249,8 @@ def parts_of(sample: Sample) -> set[str]:
     )
     present = {
         "input": bool(sample.input),
-        "system": any(m.role == "system" for m in sample.history),
+        "system": sample.history[:1] != () and sample.history[0].role == "system",
+        "inner_system": any(m.role == "system" for m in (*sample.history, *sample.steps)[1:]),
         "history": any(m.role != "system" for m in sample.history) and alternates,
         "steps": bool(sample.steps) or not alternates,
         "tools": bool(sample.tools),
@@ -250,23 +263,43 @@ def parts_of(sample: Sample) -> set[str]:
     }
 
 
+def answer_of(content: str) -> Message:
+    """Return an answer that is a single text as a message, with its reasoning and tool calls.
+
+    Raises:
+        RowError: a tool call is not valid JSON.
+    """
+    (message,) = _messages("assistant", {"content": content}, "content", "the answer")
+    return message
+
+
+def text_turns(reader: Reader, record: Mapping[str, Any], field: str, role: str) -> Turns:
+    """Return the turns in a field that is a text, written by ``role``, or a list of messages.
+
+    Raises:
+        RowError: the field is missing, or is not valid.
+    """
+    value = record.get(field)
+    if not isinstance(value, str):
+        return reader.turns([value] if isinstance(value, Mapping) else value, field)
+    content = text(record, field, filled=role == "user")
+    return Turns((answer_of(content) if role == "assistant" else Message(role, content),))
+
+
+def record_tools(record: Mapping[str, Any]) -> str:
+    """Return the tool definitions that a column of the record contains, as `tools_text` does."""
+    return next((tools for name in _TOOLS if (tools := tools_text(record.get(name)))), "")
+
+
 def has_conversation(record: Mapping[str, Any], field: str) -> bool:
     """Return whether a field contains a list of messages, or the JSON text of such a list."""
-    value = _decoded(record.get(field))
+    value = decoded(record.get(field))
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
-def with_system(turns: Turns, record: Mapping[str, Any]) -> Turns:
-    """Return the turns with the system message that the record has in the field ``system``."""
-    system = text(record, "system", required=False) or text(record, "system_prompt", required=False)
-    if not system:
-        return turns
-    return replace(turns, messages=(Message("system", system), *turns.messages))
-
-
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
     """Return the value of a JSON list that is written as text, as in a CSV file."""
-    if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[ "):
+    if isinstance(value, str) and _JSON_LIST.match(value):
         try:
             return json.loads(value)
         except ValueError:
@@ -344,10 +377,18 @@ def _keys(turn: Mapping[str, Any]) -> tuple[str, str]:
     return ("role" if "role" in turn else "from"), "content"
 
 
+def _named_turns(turn: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the roles and texts of an object whose keys are the names of speakers."""
+    pairs = [(_ROLES.get(str(k).lower(), ""), v) for k, v in turn.items()]
+    known = [(role, v) for role, v in pairs if role in ("system", "user", "assistant")]
+    return [(role, v) for role, v in known if isinstance(v, str) and (v or role != "system")]
+
+
 def _messages(role: str, turn: Mapping[str, Any], key: str, place: str) -> Iterator[Message]:
     """Yield the message of a turn, or one message for each result that a tool turn contains."""
     parts = _Parts.of(turn.get(key), place)
-    if role == "tool":
+    only_results = role == "user" and "<tool_response>" in parts.content
+    if role == "tool" or (only_results and not _RESULT.sub("", parts.content).strip()):
         content = parts.content
         results = _RESULT.findall(content)
         if not results or _RESULT.sub("", content).strip():
@@ -363,19 +404,17 @@ def _messages(role: str, turn: Mapping[str, Any], key: str, place: str) -> Itera
     if role not in ("assistant", "call"):
         yield Message(role, checked(trimmed(parts.content), place))
         return
-    reasoning, content = split_reasoning(parts.content)
-    stated = next(
-        (turn[k] for k in ("reasoning_content", "reasoning", "thinking") if turn.get(k)), ""
-    )
-    reasoning = parts.reasoning or (stated if isinstance(stated, str) else "") or reasoning
+    tagged, content = split_reasoning(parts.content)
+    stated = (_Parts.of(turn.get(key), place).all_text for key in _REASONING)
+    reasoning = "\n\n".join(dict.fromkeys(filter(None, (parts.reasoning, *stated, tagged))))
     calls = [*parts.calls, *_stated_calls(turn)]
     if role == "call":
         calls += _list(_parsed(content, f"{place} is a tool call that is"))
         content = ""
     elif "<tool_call>" in content:
-        tagged = _CALL.findall(content)
+        texts = _CALL.findall(content)
         content = _CALL.sub("", content)
-        calls += [c for t in tagged for c in _list(_parsed(t, f"a tool call in {place} is"))]
+        calls += [c for t in texts for c in _list(_parsed(t, f"a tool call in {place} is"))]
     yield Message(
         "assistant",
         checked(trimmed(content), place),
@@ -392,6 +431,11 @@ class _Parts:
     content: str
     reasoning: str = ""
     calls: list[Any] = field(default_factory=list)
+
+    @property
+    def all_text(self) -> str:
+        """The text and the reasoning."""
+        return "\n".join(text for text in (self.reasoning, self.content.strip()) if text)
 
     @classmethod
     def of(cls, value: Any, place: str) -> _Parts:
@@ -441,7 +485,11 @@ def _call(value: Any, place: str) -> ToolCall:
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not name.strip():
         raise RowError(f"a tool call in {place} has no name.")
-    arguments = function.get("arguments", function.get("parameters"))
+    key = next((key for key in _ARGUMENTS if key in function), None)
+    unknown = function.keys() - {"name", "id", "type", "description", "index"}
+    if key is None and unknown:
+        raise RowError(f"the arguments of {name[:40]} in {place} have an unknown key.")
+    arguments = function.get(key) if key else None
     if isinstance(arguments, str) and arguments.strip():
         arguments = _parsed(arguments, f"the arguments of {name[:40]} in {place} are")
     arguments = arguments or {}
@@ -453,10 +501,9 @@ def _call(value: Any, place: str) -> ToolCall:
 
 def _trained(turn: Mapping[str, Any]) -> bool:
     """Return whether the loss covers a message; a weight of zero means that it does not."""
-    if turn.get("train") is False:
-        return False
-    weights = (turn.get("weight"), turn.get("loss_weight"))
-    return not any(isinstance(w, int | float) and w == 0 for w in weights)
+    flags = (truth(turn.get(name)) for name in ("train", "loss"))
+    weights = (turn.get(name) for name in ("weight", "loss_weight", "loss_mask"))
+    return not any(flag is False for flag in flags) and not any(truth(w) is False for w in weights)
 
 
 def _filled(message: Message) -> bool:
@@ -466,7 +513,8 @@ def _filled(message: Message) -> bool:
 def _is_answer(messages: Sequence[Message], index: int) -> bool:
     """Return whether a message is the last one and answers a user message or a tool result."""
     before = messages[index - 1].role if index else ""
-    return index == len(messages) - 1 and messages[index].role == "assistant" and before != ""
+    is_last = index == len(messages) - 1 and messages[index].role == "assistant"
+    return is_last and before in ("user", "tool")
 
 
 def _joined(messages: Iterable[Message]) -> Iterator[Message]:

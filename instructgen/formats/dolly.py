@@ -19,6 +19,7 @@ class Dolly(Format):
     fields = frozenset({"instruction", "context", "response"})
     license = "CC-BY-SA-3.0"
     language = "en"
+    has_metadata = True
     attribution = (
         "databricks-dolly-15k, Copyright (2023) Databricks, Inc.; "
         "passages from Wikipedia, Copyright Wikipedia editors and contributors",

@@ -13,13 +13,17 @@ from instructgen.formats import (
     UnusedRow,
     bad_record,
     detect_format,
-    text,
 )
-from instructgen.formats.conversation import CONVERSATION, Turns, messages_of, tools_of, tools_text
+from instructgen.formats.conversation import (
+    CONVERSATION,
+    Turns,
+    messages_of,
+    text_turns,
+    tools_of,
+)
 from instructgen.formats.fields import truth
 from instructgen.formats.metadata import with_metadata
 from instructgen.formats.records import Record
-from instructgen.schema.messages import Message
 from instructgen.schema.sample import Sample, Shape
 
 _LABELS = ("label", "kto_tag")
@@ -60,23 +64,27 @@ class Feedback(Format):
     @classmethod
     def matches(cls, record: Mapping[str, Any]) -> int:
         """Return 6 if the record has a label and a conversation without a pair, otherwise 0."""
-        if _label(record) is None or "chosen" in record:
+        if "chosen" in record or not any(name in record for name in _LABELS):
             return 0
-        return 6 * (_has_completion(record) or _conversational(record) is not None)
+        if _has_completion(record):
+            # A label that cannot be read is an error, not a column to ignore.
+            return 6
+        return 6 * (_label(record) is not None and _conversational(record) is not None)
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """Return one feedback row."""
         label = _label(record)
         if label is None:
-            raise RowError('the field "label" is neither true nor false.')
+            raise RowError(
+                "the label is neither good nor bad (such as true and false, or 1 and 0). Name "
+                "another format to ignore it."
+            )
         if _has_completion(record):
-            prompt = self._turns(record, "prompt", "user")
-            answer = self._turns(record, "completion", "assistant")
+            prompt = text_turns(self.reader, record, "prompt", "user")
+            answer = text_turns(self.reader, record, "completion", "assistant")
             models = tuple(sorted({*prompt.models, *answer.models}))
             turns = Turns((*prompt.messages, *answer.messages), prompt.tools, models)
-            return [
-                replace(self.reader.sample(turns, tools_text(record.get("tools"))), label=label)
-            ]
+            return [replace(self.reader.sample(turns), label=label)]
         format = _conversational(record)
         if format is None:
             raise RowError("the row has no conversation, and no prompt and completion.")
@@ -100,11 +108,6 @@ class Feedback(Format):
                 sample = replace(sample, label=None)
                 unused = UnusedRow(record.line, "negative_label", reason, sample)
                 yield Conversion(record.line, 0, [], [unused])
-
-    def _turns(self, record: Mapping[str, Any], field: str, role: str) -> Turns:
-        if isinstance(record.get(field), str):
-            return Turns((Message(role, text(record, field, filled=role == "user")),))
-        return self.reader.turns(record.get(field), field)
 
 
 def _label(record: Mapping[str, Any]) -> bool | None:

@@ -8,7 +8,9 @@ from typing import Any
 
 # Instruction data does not contain longer texts. One of them would slow down every comparison.
 _MAX_CHARACTERS = 2**20
-_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+_TRUE = ("true", "1", "1.0", "yes", "good", "desirable", "positive", "chosen", "thumbs_up")
+_FALSE = ("false", "0", "0.0", "-1", "-1.0", "no", "bad", "undesirable", "negative", "rejected",
+          "thumbs_down")  # fmt: skip
 
 
 class RowError(ValueError):
@@ -88,15 +90,28 @@ def number(record: Mapping[str, Any], field: str) -> float | None:
     value = record.get(field)
     if value is None:
         return None
+    if isinstance(value, str):
+        # The cells of a CSV file are text.
+        value = _parsed_number(value)
+        if value is None:
+            return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError(f'the field "{field}" is a {type(value).__name__}, not a number.')
     # Parquet files use NaN for missing values.
     return float(value) if math.isfinite(value) else None
 
 
+def _parsed_number(text: str) -> float | str | None:
+    """Return the number that a text states, None for an empty text, or else the text."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        return text
+
+
 def truth(value: Any) -> bool | None:
-    """Return the truth value that ``true``, ``1``, "False" and so on state, otherwise None."""
+    """Return the truth value that ``true``, ``1``, ``0.0``, "bad" and so on state, or None."""
     if isinstance(value, bool):
         return value
-    known = str(value).strip().lower() if isinstance(value, int | str) else ""
+    known = str(value).strip().lower() if isinstance(value, int | float | str) else ""
     return True if known in _TRUE else False if known in _FALSE else None

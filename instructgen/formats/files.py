@@ -32,12 +32,10 @@ class DatasetFiles:
     """The files of a dataset, in order.
 
     ``license`` is the license that the card of a folder states, as an SPDX expression, or "".
-    ``splits`` is the number of files in each split, or empty if the dataset has no splits.
     """
 
     paths: tuple[Path, ...]
     license: str = ""
-    splits: tuple[tuple[str, int], ...] = ()
 
 
 def dataset_files(path: Path, split: str = "train") -> DatasetFiles:
@@ -77,6 +75,9 @@ def _in_folder(folder: Path, split: str) -> DatasetFiles:
             path=folder,
             hint="Pass a folder with .parquet, .arrow, .jsonl, .json or .csv files.",
         )
+    tables = [p for p in files if not p.name.lower().endswith(".txt")]
+    # Text files beside the data, such as LICENSE.txt, are no tables.
+    files = tables or files
     kinds = {p.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1] for p in files}
     if len(kinds) > 1:
         raise InputError(
@@ -89,14 +90,27 @@ def _in_folder(folder: Path, split: str) -> DatasetFiles:
         by_split.setdefault(_split_of(file.relative_to(folder)), []).append(file)
     if by_split.keys() == {""}:
         return DatasetFiles(tuple(files), license)
-    counts = tuple((name or "(none)", len(paths)) for name, paths in sorted(by_split.items()))
+    if unknown := by_split.get(""):
+        raise InputError(
+            f"some files have no split in their names, such as {unknown[0].name}.",
+            path=folder,
+            hint="Pass a pattern in quotes that matches the files to read.",
+        )
+    folders = {p.parent for p in by_split.get(split, ())}
+    if len(folders) > 1:
+        names = ", ".join(sorted(str(p.relative_to(folder)) for p in folders))
+        raise InputError(
+            f"the split {split} has files in several folders: {names}.",
+            path=folder,
+            hint="Pass one of these folders.",
+        )
     if split not in by_split:
         raise InputError(
             f"the folder has no split {split!r}.",
             path=folder,
-            hint=f"Pass --split with one of: {', '.join(name for name, _ in counts)}.",
+            hint=f"Pass --split with one of: {', '.join(sorted(by_split))}.",
         )
-    return DatasetFiles(tuple(by_split[split]), license, counts)
+    return DatasetFiles(tuple(by_split[split]), license)
 
 
 def _data_files(folder: Path) -> Iterator[Path]:
@@ -110,7 +124,11 @@ def _data_files(folder: Path) -> Iterator[Path]:
         folder /= "data"
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path.name not in _DESCRIPTIONS and is_supported(path):
+        if not path.is_file() or hidden or path.name in _DESCRIPTIONS or not is_supported(path):
+            continue
+        # `datasets` keeps intermediate results beside the files of a saved dataset.
+        listed = _listed_files(path.parent)
+        if listed is None or path in listed:
             yield path
 
 
@@ -142,11 +160,11 @@ def _card_license(card: Path) -> str:
     """Return the license in the front matter of a dataset card as an SPDX expression, or ""."""
     if not card.is_file():
         return ""
-    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace")[:100_000])
+    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8-sig", errors="replace")[:100_000])
     match = _LICENSE.search(front[1]) if front else None
     if match is None:
         return ""
     listed = [line.strip().lstrip("-") for line in match["list"].splitlines() if line.strip()]
     inline = match["one"].strip().strip("[]").split(",")
-    names = [name.strip().strip("'\"") for name in (*inline, *listed)]
-    return spdx_of([name for name in names if name])
+    names = [re.sub(r"\s+#.*", "", n).strip().strip("'\"") for n in (*inline, *listed)]
+    return spdx_of([name for name in names if name not in ("", "null", "~")])

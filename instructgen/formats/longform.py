@@ -23,6 +23,11 @@ class LongForm(Format):
     language = "en"
     attribution = ("LongForm, Köksal et al. 2023",)
 
+    @classmethod
+    def matches(cls, record: Mapping[str, Any]) -> int:
+        """Return the number of fields, or 0 for a row that also has an instruction."""
+        return 0 if "instruction" in record else super().matches(record)
+
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """Return one sample, with ``source`` and ``subset`` as its category."""
         parts = [text(record, "source", required=False), text(record, "subset", required=False)]

@@ -11,7 +11,6 @@ from instructgen.formats.conversation import (
     has_conversation,
     messages_of,
     tools_of,
-    tools_text,
 )
 from instructgen.schema.sample import Sample, Shape
 
@@ -56,6 +55,4 @@ class OpenAIChat(Format):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """Return one sample: the last exchange, with all other messages of the conversation."""
-        turns = self.reader.turns(record.get("messages"), "messages")
-        definitions = record.get("tools") or record.get("functions")
-        return [self.reader.sample(turns, tools_text(definitions))]
+        return [self.reader.sample(self.reader.turns(record.get("messages"), "messages"))]

@@ -11,11 +11,11 @@ from instructgen.formats.alpaca import history_of
 from instructgen.formats.conversation import (
     CONVERSATION,
     Turns,
+    has_conversation,
     messages_of,
     preference,
+    text_turns,
     tools_of,
-    tools_text,
-    with_system,
 )
 from instructgen.formats.hh_rlhf import is_transcript
 from instructgen.schema.messages import Message
@@ -78,8 +78,8 @@ class Preferences(Format):
         pair = _pair(record)
         if pair is None:
             raise RowError('the field "chosen" or "rejected" is missing or empty.')
-        prompt, tools = self._prompt(record), tools_text(record.get("tools"))
-        better, worse = (self._answered(prompt, record, field, tools) for field in pair)
+        prompt = self._prompt(record)
+        better, worse = (self._answered(prompt, record, field) for field in pair)
         sample = preference(better, worse)
         scores = [(name, number(record, name)) for name in _SCORES]
         return [
@@ -93,20 +93,16 @@ class Preferences(Format):
         field = next((name for name in _PROMPTS if record.get(name)), None)
         if field is None:
             return Turns(())
-        if not isinstance(record.get(field), str):
-            return with_system(self.reader.turns(record.get(field), field), record)
+        if not isinstance(record.get(field), str) or has_conversation(record, field):
+            return self.reader.turns(record.get(field), field)
         parts = [text(record, field)]
         if field == "instruction" and (input_ := text(record, "input", required=False)):
             parts.append(input_)
         return Turns((*history_of(record), Message("user", "\n\n".join(parts))))
 
-    def _answered(self, prompt: Turns, record: Mapping[str, Any], field: str, tools: str) -> Sample:
+    def _answered(self, prompt: Turns, record: Mapping[str, Any], field: str) -> Sample:
         """Return the sample whose answer is in the field, which may repeat the prompt."""
-        value = record.get(field)
-        value = [value] if isinstance(value, Mapping) else value
-        is_text = isinstance(value, str)
-        answer = Message("assistant", text(record, field)) if is_text else None
-        turns = Turns((answer,)) if answer is not None else self.reader.turns(value, field)
+        turns = text_turns(self.reader, record, field, "assistant")
         messages = turns.messages
         if prompt.messages and not _begins_with(messages, prompt.messages):
             if messages[0].role != "assistant":
@@ -114,10 +110,12 @@ class Preferences(Format):
             messages = (*prompt.messages, *messages)
         elif len(messages) < 2:
             raise RowError(f'"{field}" is a single message, and the row has no prompt.')
+        elif messages[0].role != "system":
+            messages = (*(m for m in prompt.messages if m.role == "system"), *messages)
         models = tuple(sorted({*prompt.models, *turns.models}))
         edits = (*prompt.edits, *turns.edits)
         turns = replace(turns, messages=messages, models=models, edits=edits)
-        return self.reader.sample(turns, prompt.tools or tools)
+        return self.reader.sample(turns, prompt.tools)
 
 
 def _pair(record: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from instructgen.formats import Format, RowError, text
-from instructgen.formats.conversation import Turns, split_reasoning, tools_text, with_system
-from instructgen.schema.messages import Message
+from instructgen.formats.alpaca import history_of
+from instructgen.formats.conversation import Turns, has_conversation, text_turns
 from instructgen.schema.sample import Sample
 
 _ANSWERS = ("completion", "response")
+_PASSAGES = ("input", "context")
 
 
 class PromptCompletion(Format):
@@ -27,19 +29,19 @@ class PromptCompletion(Format):
         return 2 * ("prompt" in record and any(name in record for name in _ANSWERS))
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
-        """Return one sample."""
+        """Return one sample; a passage in ``input`` or ``context`` is its input."""
         field = next((name for name in _ANSWERS if record.get(name) is not None), None)
         if field is None:
             raise RowError('the field "completion" is missing.')
-        prompt = self._turns(record, "prompt", "user")
-        answer = self._turns(record, field, "assistant")
+        # Some datasets have the last question in "prompt" and the dialogue up to it in "messages".
+        name = "messages" if has_conversation(record, "messages") else "prompt"
+        prompt = text_turns(self.reader, record, name, "user")
+        if prompt.messages[-1].role == "assistant":
+            return [self.reader.sample(prompt)]
+        answer = text_turns(self.reader, record, field, "assistant")
         models = tuple(sorted({*prompt.models, *answer.models}))
-        turns = Turns((*prompt.messages, *answer.messages), prompt.tools, models)
-        return [self.reader.sample(with_system(turns, record), tools_text(record.get("tools")))]
-
-    def _turns(self, record: Mapping[str, Any], field: str, role: str) -> Turns:
-        if not isinstance(record.get(field), str):
-            return self.reader.turns(record.get(field), field)
-        content = text(record, field, filled=role == "user")
-        reasoning, content = split_reasoning(content) if role == "assistant" else ("", content)
-        return Turns((Message(role, content, reasoning),))
+        earlier = history_of(record) if name == "prompt" else ()
+        turns = Turns((*earlier, *prompt.messages, *answer.messages), prompt.tools, models)
+        sample = self.reader.sample(turns)
+        passage = next((t for n in _PASSAGES if (t := text(record, n, required=False))), "")
+        return [replace(sample, input=passage)]

@@ -43,11 +43,12 @@ _DELIMITERS = ",;\t|"
 # Fields whose value is a list of objects that belong to one row.
 _ROW_LISTS = frozenset(
     {"messages", "conversations", "conversation", "chosen", "rejected", "instances", "completions"}
+    | {"dialog", "dialogue", "context", "instruction", "question", "output", "answer", "response"}
     | {"turns", "history", "tools", "prompt", "completion", "functions"}
     | {"chosen_messages", "rejected_messages"}
 )
 # The beginning of a JSON object that contains rows in a list under a key.
-_WRAPPED = re.compile(rb'\s*\{\s*"(\w{1,40})"\s*:\s*\[\s*\{')
+_WRAPPED = re.compile(rb'"(\w{1,40})"\s*:\s*(?:\[\s*\{|\{\s*"0"\s*:)')
 _SPACE = re.compile(r"[\s,]*")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -70,6 +71,10 @@ class BadRecord:
 
     line: int
     reason: str
+
+
+class EmptyFileError(InputError):
+    """A file has no rows. Of several files, such a one is skipped."""
 
 
 def is_supported(path: Path) -> bool:
@@ -110,7 +115,7 @@ def read_records(
         raise InputError(f"{problem}.", path=path, hint="Pass a file or a Hub dataset ORG/NAME.")
     extension, compression = _file_type(path)
     if path.stat().st_size == 0:
-        raise InputError("the file is empty.", path=path, hint="Pass a file with rows.")
+        raise EmptyFileError("the file is empty.", path=path, hint="Pass a file with rows.")
     try:
         if extension in _BINARY:
             yield from _parquet(path) if extension == ".parquet" else _arrow(path)
@@ -281,11 +286,20 @@ def _objects(
             path=path,
             hint="Convert the file to JSON Lines.",
         )
-    text, decoder, at, records = data.decode("utf-8", "replace"), _DECODER, 0, list[Record]()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the file is not valid UTF-8 at byte {error.start}.",
+            path=path,
+            hint="Pass --encoding, such as --encoding=cp1252 for a file of Windows.",
+        ) from error
+    records = list[Record | BadRecord]()
+    at, counted, line = 0, 0, number
     while at < len(text):
-        line = number + text.count("\n", 0, at)
+        line, counted = line + text.count("\n", counted, at), at
         try:
-            value, at = decoder.raw_decode(text, at)
+            value, at = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"the file is neither JSON nor JSON Lines ({first_line(error)}).",
@@ -293,10 +307,12 @@ def _objects(
                 line=line,
                 hint="Write one JSON object per line, or a JSON array.",
             ) from error
-        if isinstance(value, dict):
-            records.append(Record(line, value))
+        is_row = isinstance(value, dict)
+        records.append(
+            Record(line, value) if is_row else BadRecord(line, "the row is not a JSON object.")
+        )
         at = cast(re.Match[str], _SPACE.match(text, at)).end()
-    if len(records) == 1:
+    if len(records) == 1 and isinstance(records[0], Record):
         yield from _rows_of(records[0], path, split)
     else:
         yield from records
@@ -359,8 +375,12 @@ _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 def _is_wrapped(first: bytes) -> bool:
     """Return whether a long first line is the beginning of an object with rows under a key."""
-    match = _WRAPPED.match(first) if len(first) > _MAX_BYTES else None
-    return match is not None and match[1].decode() not in _ROW_LISTS
+    if len(first) <= _MAX_BYTES or first.lstrip()[:1] != b"{":
+        return False
+    match = _WRAPPED.search(first, 0, 2**16)
+    # Columns of pandas have the row number as key, and the names of columns as names.
+    is_column = match is not None and match[0].endswith(b":")
+    return match is not None and (is_column or match[1].decode() not in _ROW_LISTS)
 
 
 def _is_indented(first: bytes, second: bytes) -> bool:
@@ -429,7 +449,7 @@ def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadR
 
 def _check_end(number: int, rest: bytes, path: Path) -> None:
     if number == 1:
-        raise InputError("the JSON array is empty.", path=path, hint="Pass a file with rows.")
+        raise EmptyFileError("the JSON array is empty.", path=path, hint="Pass a file with rows.")
     if rest.strip():
         raise InputError(
             "there is text after the JSON array.",
@@ -463,7 +483,12 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
     blank, header = 0, next(lines, "")
     while header and not header.strip() and blank < _BLANK_LINES:
         blank, header = blank + 1, next(lines, "")
-    delimiter = max(_DELIMITERS, key=header.count)
+    stated = re.fullmatch(r"sep=(.)\s*", header)
+    if stated:
+        # Excel states the delimiter in the first line.
+        blank, header = blank + 1, next(lines, "")
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    delimiter = stated[1] if stated else max(_DELIMITERS, key=unquoted.count)
     # Spaces after each delimiter of the header are not part of the names and values.
     spaced = all(part.startswith(" ") for part in header.split(delimiter)[1:])
     rows = csv.reader(
@@ -472,7 +497,7 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
     try:
         names = [name.strip() for name in next(rows, [])]
         if not any(names):
-            raise InputError("the file has no rows.", path=path, hint="Pass a file with rows.")
+            raise EmptyFileError("the file has no rows.", path=path, hint="Pass a file with rows.")
         while not names[-1]:
             names.pop()
         _check_names(names, path)
@@ -553,7 +578,7 @@ def _parquet(path: Path) -> Iterator[Record | BadRecord]:
             hint="Download or copy the file again.",
         ) from error
     if not number:
-        raise InputError("the file has no rows.", path=path, hint="Pass a file with rows.")
+        raise EmptyFileError("the file has no rows.", path=path, hint="Pass a file with rows.")
 
 
 def _batch_records(batch: Any, before: int) -> Iterator[Record | BadRecord]:
@@ -565,11 +590,31 @@ def _batch_records(batch: Any, before: int) -> Iterator[Record | BadRecord]:
             number = before + index + 1
             try:
                 (fields,) = batch.slice(index, 1).to_pylist()
-                yield Record(number, fields)
+                yield Record(number, _without_nulls(fields))
             except (ValueError, OverflowError) as error:
                 yield BadRecord(number, f"a value cannot be read ({str(error)[:120]}).")
         return
-    yield from (Record(before + position, fields) for position, fields in enumerate(rows, start=1))
+    yield from (
+        Record(before + position, _without_nulls(fields))
+        for position, fields in enumerate(rows, start=1)
+    )
+
+
+def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    """Remove null values inside of columns.
+
+    Arrow gives every object the keys of all objects in the column. So a call of a tool would get
+    the arguments of all other calls, with null values.
+    """
+
+    def pruned(value: Any) -> Any:
+        if isinstance(value, list):
+            return [pruned(v) for v in value]
+        if isinstance(value, dict):
+            return {k: pruned(v) for k, v in value.items() if v is not None}
+        return value
+
+    return {name: pruned(value) for name, value in fields.items()}
 
 
 def _rows_at_once(group: Any, path: Path, number: int) -> int:
@@ -610,7 +655,7 @@ def _arrow(path: Path) -> Iterator[Record | BadRecord]:
             hint="Download or copy the file again.",
         ) from error
     if not number:
-        raise InputError("the file has no rows.", path=path, hint="Pass a file with rows.")
+        raise EmptyFileError("the file has no rows.", path=path, hint="Pass a file with rows.")
 
 
 def _file_batches(reader: Any) -> Iterator[Any]:
@@ -633,7 +678,7 @@ def _hub(name: str, split: str) -> Iterator[Record]:
         # datasets 4 does not run loading scripts, which are code of the dataset.
         rows = load_dataset(name, split=split, streaming=True)
         for number, fields in enumerate(rows, start=1):
-            yield Record(number, dict(fields))
+            yield Record(number, _without_nulls(dict(fields)))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{name} is not a file, and cannot be read from the Hub ({first_line(error)}).",

@@ -11,8 +11,6 @@ from instructgen.formats.conversation import (
     CONVERSATION,
     calls_text,
     has_conversation,
-    tools_text,
-    with_system,
     with_tags,
 )
 from instructgen.schema.messages import Message
@@ -55,8 +53,7 @@ class ShareGPT(Format):
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """Return one sample: the last exchange, with all other messages of the conversation."""
         field = _field(record) or "conversations"
-        turns = with_system(self.reader.turns(record.get(field), field), record)
-        return [self.reader.sample(turns, tools_text(record.get("tools")))]
+        return [self.reader.sample(self.reader.turns(record.get(field), field))]
 
 
 def _speaker(message: Message) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from instructgen.schema.arrow import rows_in
 from instructgen.store import read_batches, shape_of
 
 # Matches a word in any writing system, in RE2 syntax. In those without spaces, every character
@@ -154,11 +155,12 @@ def read_rejections(folder: Path, thresholds: dict[str, Sequence[float]], most: 
 
 def _with_text(batch: Any) -> Any:
     """Replace the rejected answer, which is a list with one message, with the message's text."""
-    import pyarrow.compute as pc
+    import pyarrow as pa
 
     place = batch.schema.get_field_index(REJECTED)
-    text = pc.struct_field(pc.list_element(batch.column(place), 0), "content")
-    return batch.set_column(place, REJECTED, text)
+    answers = rows_in(batch.select([REJECTED]))
+    texts = [row[REJECTED][0]["content"] if row[REJECTED] else None for row in answers]
+    return batch.set_column(place, REJECTED, pa.array(texts, pa.string()))
 
 
 def _count_keys(counter: Counter[tuple[str, ...]], batch: Any, names: Sequence[str]) -> None:

@@ -201,6 +201,19 @@ class Sample:
             parts += ["", "label", str(self.label)]
         return content_id(*parts)
 
+    def with_answer(self, output: str, rejected: str | None = None) -> Sample:
+        """Return a copy of the row with other answers, which consist only of text."""
+        return replace(
+            self,
+            output=output,
+            reasoning_content="",
+            tool_calls=(),
+            train=True,
+            rejected_output=rejected,
+            rejected_reasoning_content="",
+            rejected_tool_calls=(),
+        )
+
     def score(self, name: str) -> Score | None:
         """Return the score with this name, or None if the row does not have it."""
         return next((s for s in self.scores if s.name == name), None)

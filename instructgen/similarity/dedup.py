@@ -237,7 +237,9 @@ def _check_length(text: str, position: int, sample: Sample) -> None:
 def _values(sample: Sample, names: Sequence[str]) -> tuple[str, ...]:
     """Return the values of a sample's labels or fields with these names."""
     labels = {label.name: label.value for label in sample.labels}
-    return tuple(labels.get(name) or str(getattr(sample, name, "")) for name in names)
+    values = [labels.get(name) or str(getattr(sample, name, "")) for name in names]
+    # Feedback rows with opposite labels say different things.
+    return (*values, *([] if sample.label is None else [str(sample.label)]))
 
 
 def _copies(
@@ -489,8 +491,9 @@ def _exact_text(sample: Sample, compared: Compared) -> str:
 
     Long answers to the same prompt differ in numbers and order without being another task.
     """
-    parts = [part for part in _PARTS[compared] if part not in ("output", "rejected_output")]
+    parts = [p for p in _PARTS[compared] if p not in ("output", "rejected_output", "calls")]
     texts = [_part(sample, part) for part in parts]
+    texts += [f"{call.name} {call.arguments}" for call in sample.tool_calls]
     if compared == "row" and len(tokenize(sample.output)) <= _SHORT_ANSWER:
         texts.append(sample.output)
     return "\n".join(text for text in texts if text)

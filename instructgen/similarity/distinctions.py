@@ -18,6 +18,7 @@ from instructgen.resources import word_list
 
 # Arabic letters that Persian and Urdu write with other code points, and digits of both scripts.
 _LETTERS = str.maketrans("يىكأإآٱ٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹", "ییکاااا01234567890123456789")
+_DIGIT = regex.compile(r"(?![0-9])\p{Nd}")
 # Zero-width characters, the Arabic lengthening mark, and vowel marks of Arabic and Hebrew.
 _INVISIBLE = regex.compile(
     "[\u00ad\u200b-\u200f\u2060\u2066-\u2069\ufeff\u0640\u064b-\u0652\u0670\u0591-\u05c7]"
@@ -28,17 +29,33 @@ _LOWERED = regex.compile("[₀-₉]+")
 _FORMATTING = regex.compile(
     r"(?m)^[ \t]*(?:(?:[-*+•#>]+|\d{1,3}[.)])[ \t]+)+|</?[A-Za-z][^<>\n]{0,100}>"
 )
-_SIGN = r"(?:!=|[-+−*/×÷·=<>≤≥≠±^%√$€£¥°&|])"
-_OPERAND = r"[\p{N}()]|(?<!\p{L})\p{L}(?!\p{L})"
+# Signs that are operators wherever they are, and those that are only next to an operand or between
+# spaces. A run of signs is one token, so that a long line of them is read once.
+_OPERATORS = (
+    r"==|!=|<=|>=|\+=|-=|\*=|/=|&&|\|\||<<|>>|\+\+|//|->|=>|[≤≥≠≈±√∞∑∏∫∂∈∉∪∩⊂⊃⊆⊇∧∨¬∀∃→⇒⇔↔]|°[CF]|"
+    r"\\(?:leq?|geq?|neq?|lt|gt|times|div|cdot|pm|cup|cap|in|notin|forall|exists|neg|land|lor)\b"
+)
+_SIGN = r"[-+*/·=<>^%$€£¥°&|~!]"
+_OPERAND = r"[\p{N}()\[\]]|(?<!\p{L})\p{L}(?!\p{L})"
 _TOKEN = regex.compile(
     rf"""
-    (?P<number>\p{{N}}+(?:[.,:]\p{{N}}+)*)
-    |(?P<sign>(?<=(?:{_OPERAND})[ \t]*){_SIGN}+|{_SIGN}+(?=[ \t]*(?:{_OPERAND})))
+    (?P<number>\.?\p{{N}}+(?:[.,:]\p{{N}}+)*)
+    |(?P<operator>{_OPERATORS})
+    |(?P<sign>(?<!{_SIGN}){_SIGN}++)
     |(?P<name>(?<![\p{{L}}\p{{N}}])\p{{L}}(?:\#|\+\+))
     |(?P<word>[\p{{L}}\p{{M}}]+(?:['’][\p{{L}}\p{{M}}]+)*)
     """,
     regex.VERBOSE,
 )
+_BEFORE = regex.compile(rf"(?:{_OPERAND})[ \t]*$")
+_AFTER = regex.compile(rf"[ \t]*(?:{_OPERAND})")
+# Words that change a task as a number or an operator does.
+_EXACT_WORDS = frozenset(
+    {"true", "false", "plus", "minus", "times", "divided", "or", "even", "odd", "two", "three"}
+    | {"four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"}
+)
+_THOUSANDS = regex.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_SAME_SIGNS = str.maketrans("×∗⋅−–‐‑÷", "***----/")
 _CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 
 
@@ -66,6 +83,7 @@ def fold(text: str) -> str:
     text = _RAISED.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[0]), text)
     text = _LOWERED.sub(lambda m: "_" + unicodedata.normalize("NFKC", m[0]), text)
     text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).translate(_LETTERS)
+    text = _DIGIT.sub(lambda m: str(unicodedata.decimal(m[0])), text)
     return _INVISIBLE.sub("", text).lower()
 
 
@@ -74,16 +92,29 @@ def distinctions(text: str) -> Distinctions:
     exact: list[str] = []
     words: list[str] = []
     negations = 0
-    for match in _TOKEN.finditer(_FORMATTING.sub("", fold(text))):
-        token = match.group()
-        if match.lastgroup == "word":
+    text = _FORMATTING.sub("", fold(text)).translate(_SAME_SIGNS)
+    text = _THOUSANDS.sub("", text)
+    for match in _TOKEN.finditer(text):
+        token, kind = match.group(), match.lastgroup
+        if kind == "word":
             count = _negations(token)
             negations += count
-            if not count:
+            if token in _EXACT_WORDS:
+                exact.append(token)
+            elif not count:
                 words.append(token)
-        else:
-            exact.append(token.replace("−", "-").rstrip(":,"))
+        elif kind != "sign" or _is_operator(text, match.start(), match.end()):
+            exact.append(token.rstrip(":,"))
     return Distinctions(tuple(exact), negations, tuple(words))
+
+
+def _is_operator(text: str, begin: int, end: int) -> bool:
+    """Return whether a sign is next to an operand, or between spaces and not a dash."""
+    before, after = text[max(0, begin - 4) : begin], text[end : end + 4]
+    if _BEFORE.search(before) or _AFTER.match(after):
+        return True
+    spaced = before[-1:] in (" ", "\t") and after[:1] in (" ", "\t")
+    return spaced and text[begin:end] in ("+", "*", "=", "<", ">", "&", "%", "^")
 
 
 def may_be_duplicates(a: Distinctions, b: Distinctions, *, ordered: bool) -> bool:

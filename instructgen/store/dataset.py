@@ -316,7 +316,7 @@ class _Table:
     def _rewrite(self, path: Path) -> None:
         import pyarrow.parquet as pq
 
-        before = path.with_name(f".{path.name}.plain")
+        before = path.with_name(f".{path.name.lstrip('.')}.plain")
         path.replace(before)
         self._rows = 0
         with pq.ParquetFile(before) as file:

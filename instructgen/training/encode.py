@@ -8,7 +8,6 @@ also chat templates. This module does not pad, pack or batch rows.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -30,6 +29,16 @@ _PROBE = (
     Message("assistant", "It is four."),
     Message("user", "And three?"),
     Message("assistant", "That is six."),
+)
+# Puts the text of the system message at the beginning of the first user message. It becomes part of
+# the template, so that the trained model is used with it, too.
+_FOLD = (
+    "{%- if messages|length > 1 and messages[0]['role'] == 'system' "
+    "and messages[1]['role'] == 'user' -%}{%- set system = messages[0]['content'] + '\\n\\n' -%}"
+    "{%- set folded = dict(messages[1], content=system + messages[1]['content']) -%}"
+    "{%- if 'instruction' in folded -%}"
+    "{%- set folded = dict(folded, instruction=system + folded['instruction']) -%}{%- endif -%}"
+    "{%- set messages = [folded] + messages[2:] -%}{%- endif -%}"
 )
 _TOOLS = [
     {
@@ -119,7 +128,7 @@ class Encoder:
         self, tokenizer: Any, prompt_format: PromptFormat | None = None, name: str = "the model"
     ) -> None:
         prompt_format = prompt_format or PromptFormat()
-        self.tokenizer, self._fold_system = tokenizer, prompt_format.fold_system
+        self.tokenizer = tokenizer
         if prompt_format.chat_template:
             tokenizer.chat_template = named_template(prompt_format.chat_template)
         if prompt_format.format != "chat":
@@ -133,6 +142,8 @@ class Encoder:
                 f"{name} has no chat template.",
                 "Pass --format=alpaca or --format=dolly, or use a chat model.",
             )
+        if prompt_format.fold_system and not tokenizer.chat_template.startswith(_FOLD):
+            tokenizer.chat_template = _FOLD + tokenizer.chat_template
         self._template = tokenizer.chat_template
         # The template of gpt-oss has its own name for the reasoning.
         own_name = "reasoning_content" not in self._template and ".thinking" in self._template
@@ -276,7 +287,7 @@ class Encoder:
         if content and not final.tool_calls and content in answer:
             # A template may strip the answer and add text that is not part of it.
             exact = final.content if final.content in answer else content
-            return answer.index(exact) + len(exact)
+            return answer.rindex(exact) + len(exact)
         for token in self._special:
             answer = answer.removesuffix(token)
         return len(answer.rstrip())
@@ -295,8 +306,6 @@ class Encoder:
             if last < len(turns):
                 # The templates for base models print the input in a separate section.
                 turns[last] |= {"instruction": sample.instruction, "input": sample.input}
-        if self._fold_system:
-            turns = _folded(turns)
         tools = json.loads(sample.tools) if sample is not None and sample.tools else None
         text: str = self.tokenizer.apply_chat_template(
             turns,
@@ -355,17 +364,6 @@ def named_template(name: str) -> str:
             f"Pass a file, or a name such as qwen3. {suggest(name, list(templates))}",
         )
     return templates[name].read_text(encoding="utf-8")
-
-
-def _folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Move the system messages at the beginning into the first user message."""
-    system = list(itertools.takewhile(lambda turn: turn["role"] == "system", turns))
-    rest = turns[len(system) :]
-    if not system or not rest or rest[0]["role"] != "user":
-        # A prompt that ends before the first user message has no place for the text.
-        return rest if rest else [{"role": "user", "content": turn["content"]} for turn in system]
-    text = "\n\n".join(turn["content"] for turn in (*system, rest[0]))
-    return [{**rest[0], "content": text}, *rest[1:]]
 
 
 def _template_errors() -> tuple[type[Exception], ...]:
