@@ -19,6 +19,7 @@ from instructgen.commands.train import train
 from instructgen.errors import ConfigError, InputError
 from instructgen.formats import BadRow, read
 from instructgen.formats.conversation import Reader, parts_of
+from instructgen.formats.fields import trimmed
 from instructgen.schema.arrow import sample_of, sample_row
 from instructgen.schema.messages import Message, ToolCall, json_text
 from instructgen.schema.sample import Sample
@@ -300,7 +301,7 @@ def test_a_parquet_file_of_a_dataset_is_read_as_the_dataset(tmp_path: Path) -> N
 # No tags of Hermes or of reasoning, no blank lines outside, nothing that is not text.
 TEXTS = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0<>"), min_size=1, max_size=12
-).filter(lambda t: t.strip() and t == t.strip("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"))
+).filter(lambda t: t.strip() and t == trimmed(t))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | TEXTS,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),

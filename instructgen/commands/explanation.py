@@ -201,6 +201,9 @@ def _conversation(row: Mapping[str, Any]) -> tuple[list[Any], list[Any], Any]:
         *(row.get("messages") or row.get("prompt") or ()),
         *(row.get("chosen") or row.get("completion") or ()),
     ]
+    if not messages:
+        # A seed or an instruction in the pool, as it is stored in a run.
+        return [], [], {"role": "assistant", "content": row.get("output") or ""}
     question = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=0)
     return messages[:question], messages[question + 1 : -1], messages[-1]
 

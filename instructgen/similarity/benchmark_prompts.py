@@ -92,6 +92,9 @@ class BenchmarkPrompts:
         self._ngram, self._ngram_share = ngram, ngram_share
         self._words_share, self._weight_share = words_share, weight_share
         self._equal: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        # In scripts without spaces, each character is a word, and words have two characters or so.
+        self._sizes = [sum(0.5 if len(w) == 1 and not w.isascii() else 1.0 for w in words)
+                       for words in tokens]  # fmt: skip
         self._grams: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._gram_counts: list[int] = []
         for i, words in enumerate(tokens):
@@ -200,10 +203,10 @@ class BenchmarkPrompts:
     def _is_specific(self, prompt: int, numbers: Numbers, text: str) -> bool:
         """Return whether a text contains what distinguishes a short prompt from similar ones."""
         words, weights = self._prompt_words[prompt], self._prompt_weights[prompt]
-        if len(words) >= self._ngram:
+        if self._sizes[prompt] >= self._ngram:
             return True
         # The word that distinguishes two prompts may also occur in a background text.
-        rarest = words[weights >= 0.5 * weights.max()]
+        rarest = words[weights >= 0.75 * weights.max()]
         return bool(np.isin(rarest, numbers).all()) and contains_exactly(
             self._distinctions[prompt], distinctions(text)
         )
