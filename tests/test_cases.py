@@ -623,3 +623,303 @@ def test_seeds_come_from_any_table(tmp_path: Path) -> None:
         license="CC0-1.0",
     )
     assert result.facts.kept_rows == 3
+
+
+# -- what an attack on the import found ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [(1.0, 0.0), ("1.0", "0.0"), (1, -1), ("good", "bad"), ("desirable", "undesirable")],
+)
+def test_labels_in_any_spelling_are_labels(tmp_path: Path, good: object, bad: object) -> None:
+    rows = [{"prompt": "A?", "completion": "B.", "label": label} for label in (good, bad)]
+    assert [s.label for s in rows_of(lines(tmp_path / "a.jsonl", *rows))] == [True, False]
+
+
+def test_a_label_that_cannot_be_read_never_makes_its_answer_a_row_to_learn(tmp_path: Path) -> None:
+    rows = [{"prompt": "A?", "completion": "B.", "label": v} for v in (None, "maybe", False)]
+    reading = read(lines(tmp_path / "a.jsonl", *rows), license="MIT", on_bad_row="reject")
+    assert [isinstance(r, BadRow) or r.label for r in reading] == [True, True, False]
+
+
+ASSISTANT = {"role": "assistant", "content": "B."}
+WITH_SYSTEM = [
+    {"system": "Be brief.", "messages": [{"role": "user", "content": "A?"}, ASSISTANT]},
+    {
+        "system": "Be brief.",
+        "messages": [{"role": "user", "content": "A?"}, ASSISTANT],
+        "label": True,
+    },
+    {"system": "Be brief.", "prompt": "A?", "completion": "B.", "label": True},
+    {"system_prompt": "Be brief.", "instruction": "A?", "output": "B."},
+    {"system_prompt": "Be brief.", "question": "A?", "chosen": "B.", "rejected": "C."},
+    {
+        "prompt": [SYSTEM, {"role": "user", "content": "A?"}],
+        "chosen": [{"role": "user", "content": "A?"}, ASSISTANT],
+        "rejected": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "C."}],
+    },
+]
+
+
+@pytest.mark.parametrize("row", WITH_SYSTEM)
+def test_a_system_column_is_the_system_message_in_every_layout(tmp_path: Path, row) -> None:
+    (sample,) = rows_of(lines(tmp_path / "a.jsonl", row))
+    assert [(m.role, m.content) for m in sample.prompt] == [("system", "Be brief."), ("user", "A?")]
+
+
+def test_passages_and_earlier_turns_are_not_lost(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Q?", "response": "R.", "history": [["Q1?", "R1."]]},
+        {"prompt": "Q?", "input": "Passage.", "response": "R."},
+        {"prompt": "Q?", "context": "Passage.", "completion": "R."},
+        {"instruction": "Q?", "context": "Passage.", "output": "R."},
+        {"instruction": "Q?", "input": "Passage.", "output": "R.", "source": "x", "subset": "y"},
+    ]
+    samples = [rows_of(lines(tmp_path / "a.jsonl", row))[0] for row in rows]
+    assert [m.content for m in samples[0].history] == ["Q1?", "R1."]
+    assert [s.input for s in samples[1:]] == ["Passage."] * 4
+    assert {s.instruction for s in samples} == {"Q?"}
+
+
+def test_arguments_under_any_usual_key_are_read_and_others_are_rejected(tmp_path: Path) -> None:
+    for key in ("arguments", "parameters", "args", "input"):
+        value = json.dumps({"name": "get", key: {"city": "Rome"}})
+        turns = [{"from": "human", "value": "A?"}, {"from": "function_call", "value": value}]
+        (sample,) = rows_of(lines(tmp_path / "a.jsonl", {"conversations": turns}))
+        assert sample.tool_calls[0].arguments == '{"city":"Rome"}'
+    turns[1]["value"] = '{"name": "get", "inputs": {"city": "Rome"}}'
+    (bad,) = read(
+        lines(tmp_path / "a.jsonl", {"conversations": turns}), license="MIT", on_bad_row="reject"
+    )
+    assert isinstance(bad, BadRow) and "get" in bad.reason
+
+
+def test_tools_in_any_column_and_in_the_prompt_of_qwen_are_read(tmp_path: Path) -> None:
+    tool = {"name": "get", "parameters": {}}
+    call = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'
+    rows = [
+        {"instruction": "A?", "output": call, "tools": [tool]},
+        {"prompt": "A?", "completion": call, "functions": json.dumps([tool])},
+        {
+            "messages": [
+                {
+                    "role": "system",
+                    "content": f"# Tools\n\n<tools>\n{json.dumps(tool)}\n</tools>\n\n{call}",
+                },
+                {"role": "user", "content": "A?"},
+                {"role": "assistant", "content": call},
+                {"role": "user", "content": "<tool_response>\n5\n</tool_response>"},
+                {"role": "assistant", "content": "Five."},
+            ]
+        },
+    ]
+    samples = [rows_of(lines(tmp_path / "a.jsonl", row))[0] for row in rows]
+    assert {s.instruction for s in samples} == {"A?"}
+    assert all(json.loads(s.tools)[0]["function"]["name"] == "get" for s in samples)
+    calls = [c.name for s in samples for m in s.messages for c in m.tool_calls]
+    assert calls == ["get"] * 3
+    assert [m.content for m in samples[2].steps] == ["", "5"]
+
+
+def test_arguments_of_other_calls_in_a_parquet_column_are_not_arguments(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def row(**arguments: str) -> dict:
+        call = {"function": {"name": "get", "arguments": arguments}}
+        user = {"role": "user", "content": "A?", "tool_calls": None}
+        return {"messages": [user, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+
+    pq.write_table(
+        pa.Table.from_pylist([row(city="Rome"), row(zone="UTC")]), tmp_path / "a.parquet"
+    )
+    samples = rows_of(tmp_path / "a.parquet")
+    assert [s.tool_calls[0].arguments for s in samples] == ['{"city":"Rome"}', '{"zone":"UTC"}']
+
+
+@pytest.mark.parametrize(
+    "flag", [{"loss": False}, {"loss_mask": 0}, {"weight": "0"}, {"train": "false"}]
+)
+def test_every_usual_flag_excludes_a_message_from_the_loss(tmp_path: Path, flag) -> None:
+    messages = [{"role": "user", "content": "A?"}, {**ASSISTANT, **flag}]
+    (sample,) = rows_of(lines(tmp_path / "a.jsonl", {"messages": messages}))
+    assert not sample.train
+
+
+def test_reasoning_beside_and_inside_of_answers(tmp_path: Path) -> None:
+    thought = "<think>2+2</think>4"
+    rows = [
+        {"instruction": "Sum?", "output": "4", "reasoning": "2+2"},
+        {"prompt": "Sum?", "completion": thought, "label": True},
+        {"prompt": "Sum?", "chosen": thought, "rejected": "5"},
+    ]
+    for row in rows:
+        (sample,) = rows_of(lines(tmp_path / "a.jsonl", row))
+        assert (sample.output, sample.reasoning_content) == ("4", "2+2")
+
+
+def test_messages_in_the_cells_of_a_table_are_messages(tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["prompt", "chosen", "rejected", "score_chosen"])
+        table.writerow(["Two rivers?", json.dumps([USER, YES]), json.dumps([USER, NO]), "8.5"])
+    (sample,) = rows_of(tmp_path / "a.csv")
+    assert (sample.output, sample.rejected_output) == ("Nile, Rhine.", "No.")
+    assert sample.scores[0].value == 8.5
+
+
+def test_other_encodings_of_indented_json_are_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    text = json.dumps({"data": [{**RIVERS, "output": "Crème"}]}, indent=1, ensure_ascii=False)
+    path.write_bytes(text.encode("cp1252"))
+    with pytest.raises(InputError) as caught:
+        rows_of(path)
+    assert "--encoding" in caught.value.hint
+    assert rows_of(path, encoding="cp1252")[0].output == "Crème"
+
+
+def test_caches_and_empty_shards_are_not_rows(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    four = Dataset.from_list([{**RIVERS, "n": i} for i in range(4)])
+    DatasetDict({"train": four}).save_to_disk(tmp_path / "dict")
+    load_from_disk(tmp_path / "dict")["train"].map(lambda row: {"n": row["n"] + 1})
+    assert list((tmp_path / "dict" / "train").glob("cache-*"))
+    assert len(rows_of(tmp_path / "dict")) == 4
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    four.select([]).to_parquet(folder / "train-00000-of-00003.parquet")
+    four.to_parquet(folder / "train-00001-of-00003.parquet")
+    four.select([]).to_parquet(folder / "train-00002-of-00003.parquet")
+    assert len(rows_of(folder)) == 4
+    (folder / "LICENSE.txt").write_text("MIT")
+    assert len(rows_of(folder)) == 4
+    four.to_parquet(folder / "more.parquet")
+    with pytest.raises(InputError, match=r"more\.parquet"):
+        rows_of(folder)
+
+
+def test_own_rows_in_the_layout_of_a_known_dataset_keep_their_license(tmp_path: Path) -> None:
+    row = {"instruction": "Was ist das?", "context": "", "response": "Ein Test, denke ich."}
+    path = lines(tmp_path / "a.jsonl", {**row, "category": "qa"})
+    (published,) = read(path)
+    assert (published.license, bool(published.attribution)) == ("CC-BY-SA-3.0", True)
+    (own,) = read(path, license="CC-BY-NC-4.0")
+    assert (own.license, own.attribution) == ("CC-BY-NC-4.0", ())
+    (stated,) = read(lines(tmp_path / "a.jsonl", {**row, "license": "MIT", "language": "de"}))
+    assert (stated.license, stated.language) == ("MIT", "de")
+
+
+def test_a_list_in_the_only_row_of_a_file_is_not_the_file(tmp_path: Path) -> None:
+    extra = {"examples": [RIVERS], "sources": [{"url": "x"}]}
+    for name, value in extra.items():
+        row = {"instruction": "Q", "output": "R", name: value}
+        (sample,) = rows_of(lines(tmp_path / "a.json", row))
+        assert sample.output == "R"
+
+
+def test_a_delimiter_is_not_found_inside_of_quotes_and_excel_may_state_it(tmp_path: Path) -> None:
+    for text in (
+        'instruction;output;"notes, by A, B"\nA?;B.;x\n',
+        "sep=;\ninstruction;output\nA?;B.\n",
+    ):
+        (tmp_path / "a.csv").write_text(text)
+        assert [(s.instruction, s.output) for s in rows_of(tmp_path / "a.csv")] == [("A?", "B.")]
+
+
+def test_a_model_that_the_user_names_replaces_an_unnamed_one(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "B."}]
+    path = lines(tmp_path / "a.jsonl", {"conversations": turns})
+    (sample,) = rows_of(path, model="gpt-4")
+    assert (sample.generators, sample.origin.model) == (("gpt-4",), "gpt-4")
+
+
+def test_the_license_of_a_card_with_a_comment_or_without_a_value(tmp_path: Path) -> None:
+    lines(tmp_path / "train.jsonl", RIVERS)
+    for text, license in (("mit  # see LICENSE", "MIT"), ("null", None), ("[mit, cc0-1.0]", "MIT")):
+        (tmp_path / "README.md").write_text(f"\ufeff---\nlicense: {text}\n---\n", encoding="utf-8")
+        if license is None:
+            with pytest.raises(InputError):
+                list(read(tmp_path))
+        else:
+            assert [s.license for s in read(tmp_path)] == [license]
+
+
+MORE_DISTINCT = [
+    ("Write A ∪ B as a set of numbers.", "Write A ∩ B as a set of numbers."),
+    ("Complete: return first + second here", "Complete: return first - second here"),
+    ("Explain what 5! means in this text.", "Explain what 5 means in this text."),
+    ("Loop while count < limit and print it.", "Loop while count > limit and print it."),
+    ("Is it True that water is wet here?", "Is it False that water is wet here?"),
+    ("What is three times seven in total?", "What is three times eight in total?"),
+    ("Γιατί ο ουρανός είναι μπλε σήμερα;", "Γιατί ο ουρανός δεν είναι μπλε σήμερα;"),
+    ("Apakah langit biru hari ini di sana?", "Apakah langit tidak biru hari ini di sana?"),
+]
+MORE_SAME = [
+    ("Name 1,000 words of this text now.", "Name 1000 words of this text now."),
+    ("Compute 3 × 5 and then add 7 to it.", "Compute 3 * 5 and then add 7 to it."),
+    ("Compute 12 − 5 and then add 7 to it.", "Compute 12 – 5 and then add 7 to it."),
+    ("Name १० animals that live in a forest.", "Name 10 animals that live in a forest."),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), MORE_DISTINCT)
+def test_operators_between_words_and_negations_of_more_languages(a: str, b: str) -> None:
+    assert not may_be_duplicates(distinctions(a), distinctions(b), ordered=True)
+
+
+@pytest.mark.parametrize(("a", "b"), MORE_SAME)
+def test_numbers_and_operators_in_other_forms_are_equal(a: str, b: str) -> None:
+    assert may_be_duplicates(distinctions(a), distinctions(b), ordered=True)
+
+
+@pytest.mark.timeout(60)
+def test_a_long_line_of_signs_is_read_once() -> None:
+    """It took hours when every run of signs was tried from each of its places."""
+    for text in ("=" * 400_000, "|-" * 200_000, "x\n" + "-+" * 200_000):
+        assert distinctions(text).negations == 0
+
+
+def test_frames_in_scripts_without_spaces(tmp_path: Path) -> None:
+    prompts = ("法国的首都是哪里？", "フランスの首都はどこですか？")
+    bench = lines(tmp_path / "b.jsonl", *({"question": p} for p in prompts))
+    contamination = Contamination(against=(str(bench),))
+    for text in ("德国的首都是哪里？", "イタリアの首都はどこですか？"):
+        assert contamination.reason(Sample(text, output="x")) is None
+    for text in prompts:
+        assert contamination.reason(Sample(text, output="x")) is not None
+
+
+def test_feedback_rows_with_opposite_labels_are_not_duplicates() -> None:
+    rows = [Sample("A?", output="B.", label=label) for label in (True, False, True)]
+    assert [s.label for s in deduplicate(rows, ["exact"]).kept] == [True, False]
+
+
+def test_feedback_is_not_evaluated_and_not_a_seed(tmp_path: Path) -> None:
+    row = {"prompt": "A?", "completion": "B.", "label": False}
+    path = lines(tmp_path / "a.jsonl", row)
+    with pytest.raises(InputError, match="feedback"):
+        instructgen.generate(path, 1, tmp_path / "run", engine="echo", license="MIT")
+    data = import_data(path, tmp_path / "data", license="MIT")
+    with pytest.raises(InputError, match="feedback"):
+        instructgen.evaluate("smollm2", data=data.out)
+
+
+def test_a_report_on_preferences_with_tool_calls(tmp_path: Path) -> None:
+    call = {"function": {"name": "get", "arguments": "{}"}}
+    better = {"role": "assistant", "content": "B.", "tool_calls": [call]}
+    row = {"prompt": [USER], "chosen": [better], "rejected": [NO]}
+    data = import_data(lines(tmp_path / "a.jsonl", row), tmp_path / "data", license="MIT")
+    assert instructgen.report(data.out, tmp_path / "r.html").bytes > 1_000
+
+
+def test_large_integers_in_arguments_are_exported(tmp_path: Path) -> None:
+    call = {"function": {"name": "get", "arguments": '{"x": 123456789012345678901234567890}'}}
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    data = import_data(
+        lines(tmp_path / "a.jsonl", {"messages": messages}), tmp_path / "d", license="MIT"
+    )
+    for name in ("trl", "openai"):
+        export(data.out, tmp_path / f"{name}.jsonl", format=name)
+        assert "123456789012345678901234567890" in (tmp_path / f"{name}.jsonl").read_text()

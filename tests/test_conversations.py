@@ -17,6 +17,7 @@ from instructgen.commands.export import export, export_formats
 from instructgen.commands.import_data import import_data
 from instructgen.commands.train import train
 from instructgen.errors import ConfigError, InputError
+from instructgen.filters.clean import Clean
 from instructgen.formats import BadRow, read
 from instructgen.formats.conversation import Reader, parts_of
 from instructgen.formats.fields import trimmed
@@ -527,6 +528,54 @@ def test_the_system_message_can_be_folded_into_the_first_user_message(
     assert isinstance(row, Encoded)
     text = folding.tokenizer.decode(row.ids)
     assert "user\nBe brief.\n\nHi?" in text and "system" not in text
+
+
+def test_the_folded_template_is_saved_and_folds_prompts_with_an_input(folder: Path) -> None:
+    sample = Sample("Add.", "2 and 3", "5", history=(Message("system", "Be brief."),))
+    for format in ("chat", "alpaca"):
+        encoder = Encoder(tokenizer(folder), PromptFormat(format=format, fold_system=True))
+        row = encoder.encode(sample)
+        assert isinstance(row, Encoded)
+        text = encoder.tokenizer.decode(row.ids)
+        assert "Be brief.\n\nAdd." in text and text.count("Be brief.") == 1
+        # The trained model is used with its own template, which folds, too.
+        again = Encoder(encoder.tokenizer).encode(sample)
+        assert isinstance(again, Encoded) and again.ids == row.ids
+
+
+def test_a_short_answer_is_found_after_the_reasoning_that_contains_it(folder: Path) -> None:
+    encoder = Encoder(tokenizer(folder), PromptFormat(chat_template="qwen3"))
+    row = encoder.encode(Sample("Sum?", output="4", reasoning_content="It is 4, so I say it."))
+    assert isinstance(row, Encoded)
+    assert row.text.endswith("</think>\n\n4")
+
+
+def test_filters_change_all_messages_and_reject_what_they_empty() -> None:
+    link = "See https://example.org/x now."
+    call = ToolCall("get", json_text({"url": "https://example.org/x", "deep": [link, 3]}))
+    sample = Sample(
+        "Read it.",
+        output="Done.",
+        history=(Message("system", link),),
+        steps=(Message("assistant", "", link, (call,)), Message("tool", link)),
+        rejected_output="https://example.org/x",
+    )
+    verdict = Clean(urls="mask").evaluate([sample])[0]
+    assert "https" not in json.dumps([m.to_dict() for m in verdict.sample.messages])
+    assert verdict.sample.rejected_output == "[URL]"
+    assert verdict.rejection is None
+    emptied = Clean(urls="remove").evaluate([sample])[0]
+    assert emptied.rejection is not None and emptied.rejection.reason == "empty_rejected_output"
+    only_calls = replace(sample, output="", tool_calls=(call,), rejected_output=None)
+    assert Clean(urls="remove").evaluate([only_calls])[0].rejection is None
+
+
+def test_another_answer_does_not_keep_the_calls_of_the_first() -> None:
+    thinking = replace(CLOCK, tool_calls=(CALL,), reasoning_content="Hm.", train=False)
+    better = thinking.with_answer("Noon.", "Night.")
+    assert better.answer == Message("assistant", "Noon.")
+    assert better.rejected_answer == Message("assistant", "Night.")
+    assert better.prompt == CLOCK.prompt
 
 
 def clock_rows(count: int, *, labels: bool = False) -> list[Sample]:

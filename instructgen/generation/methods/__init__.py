@@ -118,7 +118,7 @@ class Method(BaseModel, ABC):
 
 
 def child_sample(pool: Pool, positions: tuple[int, ...], language: str) -> Sample:
-    """Return a sample without text that inherits the license terms of these tasks in the pool."""
+    """Return a sample with empty texts, and with the combined license terms of these tasks."""
     from instructgen.licensing.licenses import combine
 
     parents = [pool.at(p) for p in positions]
