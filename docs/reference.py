@@ -98,7 +98,10 @@ def parts() -> str:
 
 
 def _part(part: PartDescription) -> list[str]:
-    lines = [f"### {part.name}", "", part.about, "", "```", part.example, "```", ""]
+    lines = [f"### {part.name}", "", part.about, ""]
+    if part.row:
+        lines += ["A row:", "", "```json", part.row, "```", ""]
+    lines += ["```", part.example, "```", ""]
     if not part.options:
         return lines
     rows = [

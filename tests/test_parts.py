@@ -204,3 +204,22 @@ def test_a_class_with_a_method_of_an_old_name_is_rejected() -> None:
         type("Old", (Verifier,), {"name": "old", "judge": lambda self, task, answer: 0.0})
     with pytest.raises(ImportError, match="Format"):
         from instructgen.formats import Source  # noqa: F401
+
+
+@pytest.mark.parametrize("name", classes("sources"))
+def test_the_example_row_of_a_format_is_detected_and_read(name: str, tmp_path: Path) -> None:
+    from instructgen.formats import detect_format, read
+    from instructgen.formats.plain import Plain
+
+    cls = classes("sources")[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(orjson.dumps(cls.example) + b"\n")
+    if cls is Plain:
+        rows = read(
+            path, Plain(mapping={"instruction": "question", "output": "answer"}), license="MIT"
+        )
+    else:
+        assert detect_format(cls.example) is cls
+        rows = read(path, license="MIT")
+    # A tree of OASST with only a prompt has no answer.
+    assert len(list(rows)) == 1

@@ -43,6 +43,8 @@ def _print_list(parts: list[PartDescription]) -> None:
     for part in parts:
         first = part.about.split("\n\n")[0].replace("\n", " ")
         screen.print(f"[bold]{safe(part.name.ljust(width))}[/]  {safe(first)}")
+        if part.row:
+            screen.print(f"{' ' * width}  [dim]{safe(part.row)}[/]")
 
 
 def _print_part(part: PartDescription) -> None:
@@ -53,6 +55,8 @@ def _print_part(part: PartDescription) -> None:
             default = f", default {option.default}" if option.default else ""
             screen.print(f"  [bold]{safe(option.name)}[/] ({safe(option.type + default)})")
             screen.print(f"      {safe(option.about)}")
+    if part.row:
+        screen.print(f"\nRow\n{safe(_indented(part.row))}")
     screen.print(f"\nExample\n{safe(_indented(part.example))}")
 
 

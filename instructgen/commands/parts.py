@@ -54,12 +54,16 @@ class OptionDescription:
 
 @dataclass(frozen=True, slots=True)
 class PartDescription:
-    """The description of a filter, engine, trainer or similar, with options and an example."""
+    """The description of a filter, engine, trainer or similar, with options and an example.
+
+    ``row`` is an example of a row as JSON, if the part is a format.
+    """
 
     name: str
     about: str
     options: tuple[OptionDescription, ...]
     example: str
+    row: str = ""
 
 
 def describe_parts(group: str) -> list[PartDescription]:
@@ -93,7 +97,9 @@ def _trainer(name: str) -> PartDescription:
 def _description(group: str, cls: Any) -> PartDescription:
     about = inspect.cleandoc(cls.__doc__ or "")
     if group == "formats":
-        return PartDescription(cls.name, _plain(about), _format_options(cls), _import_example(cls))
+        row = json.dumps(cls.example, ensure_ascii=False)
+        options = _format_options(cls)
+        return PartDescription(cls.name, _plain(about), options, _import_example(cls), row)
     options = tuple(_option(name, field) for name, field in cls.model_fields.items())
     return PartDescription(cls.name, _plain(about), options, _example(group, cls))
 
@@ -178,9 +184,6 @@ def _format_options(cls: Any) -> tuple[OptionDescription, ...]:
         options.append(
             OptionDescription("--take", takes, f'"{cls.takes[0]}"', "Which rows to import.")
         )
-    if cls.example:
-        row = json.dumps(cls.example, ensure_ascii=False)
-        options.append(OptionDescription("row", "example", "", f"Example of a row: {row}"))
     return tuple(options)
 
 

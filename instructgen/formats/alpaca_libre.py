@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.formats import Format, RowError, number, text
 from instructgen.formats.alpaca import AlpacaFormat
@@ -27,6 +27,13 @@ class AlpacaLibre(Format):
 
     name = "alpaca-libre"
     fields = frozenset({"instruction", "input", "output", "status"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "instruction": "Name a metal.",
+        "input": "<noinput>",
+        "output": "Iron.",
+        "status": "ok",
+        "other": {"similarity": 0.3},
+    }
     license = "MIT"
     language = "en"
     attribution = ("Alpaca Libre, mobarski 2023",)

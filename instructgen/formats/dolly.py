@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.formats import Format, text
 from instructgen.schema.sample import Kind, Sample
@@ -17,6 +17,12 @@ class Dolly(Format):
 
     name = "dolly"
     fields = frozenset({"instruction", "context", "response"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "instruction": "Name the river.",
+        "context": "The Rhine flows through Basel.",
+        "response": "The Rhine.",
+        "category": "closed_qa",
+    }
     license = "CC-BY-SA-3.0"
     language = "en"
     has_metadata = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.errors import ConfigError
 from instructgen.formats import Format, RowError, text
@@ -27,6 +27,10 @@ class HHRLHF(Format):
 
     name = "hh-rlhf"
     fields = frozenset({"chosen", "rejected"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "chosen": "\n\nHuman: Add 2 and 3.\n\nAssistant: 5",
+        "rejected": "\n\nHuman: Add 2 and 3.\n\nAssistant: 6",
+    }
     license = "MIT"
     language = "en"
     attribution = ("HH-RLHF, Copyright (c) 2022 Anthropic",)

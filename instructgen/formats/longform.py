@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.formats import Format, text
 from instructgen.schema.sample import Sample
@@ -19,6 +19,12 @@ class LongForm(Format):
 
     name = "longform"
     fields = frozenset({"input", "output", "source", "subset"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "input": "Describe a river.",
+        "output": "A river is a natural stream of water.",
+        "source": "C4",
+        "subset": "question-answering",
+    }
     license = "MIT AND LicenseRef-LongForm-limitations"
     language = "en"
     attribution = ("LongForm, Köksal et al. 2023",)

@@ -62,6 +62,23 @@ class DatasetRow(Format):
 
     name = "instructgen-dataset"
     fields = frozenset({"id", "instruction", "output", "origin", "generators"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "id": "2bbc1a9f2e4de4a1",
+        "messages": [
+            {"role": "user", "content": "Add 2 and 3."},
+            {"role": "assistant", "content": "5"},
+        ],
+        "instruction": "Add 2 and 3.",
+        "input": "",
+        "output": "5",
+        "license": "MIT",
+        "origin": {"method": "human", "parents": []},
+        "generators": [],
+        "attribution": [],
+        "scores": [],
+        "labels": [],
+        "edits": [],
+    }
     shapes = SHAPES
     is_complete = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.formats import BadRow, Conversion, Format, RowError, UnusedRow, number, text
 from instructgen.formats.records import Record
@@ -53,6 +53,15 @@ class OASST(Format):
 
     name = "oasst"
     fields = frozenset({"message_tree_id", "tree_state"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "message_id": "m1",
+        "parent_id": None,
+        "text": "Add 2 and 3.",
+        "role": "prompter",
+        "lang": "en",
+        "message_tree_id": "m1",
+        "tree_state": "ready_for_export",
+    }
     license = "Apache-2.0"
     attribution = ("OpenAssistant Conversations, LAION and contributors 2023",)
     unit = "messages"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.errors import ConfigError
 from instructgen.formats import Format, RowError, number, text
@@ -47,6 +47,7 @@ class Plain(Format):
 
     name = "plain"
     fields = frozenset()
+    example: ClassVar[Mapping[str, Any]] = {"question": "Add 2 and 3.", "answer": "5"}
 
     mapping: Mapping[str, str] = field(default_factory=dict)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.formats import Format, RowError, text
 from instructgen.schema.sample import Kind, Sample
@@ -14,6 +14,11 @@ class SelfInstructFormat(Format):
 
     name = "self-instruct"
     fields = frozenset({"instruction", "instances"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "instruction": "Add the numbers.",
+        "instances": [{"input": "2 and 3", "output": "5"}],
+        "is_classification": False,
+    }
     license = "Apache-2.0"
     language = "en"
     attribution = ("Self-Instruct, Wang et al. 2022",)

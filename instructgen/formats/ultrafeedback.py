@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from instructgen.formats import Format, RowError, number, text
 from instructgen.formats.conversation import Turns, preference
@@ -22,6 +22,13 @@ class UltraFeedback(Format):
 
     name = "ultrafeedback"
     fields = frozenset({"instruction", "completions"})
+    example: ClassVar[Mapping[str, Any]] = {
+        "instruction": "Add 2 and 3.",
+        "completions": [
+            {"model": "a", "response": "5", "overall_score": 9.0},
+            {"model": "b", "response": "6", "overall_score": 1.0},
+        ],
+    }
     license = "MIT"
     language = "en"
     attribution = ("UltraFeedback, OpenBMB 2023",)
