@@ -881,6 +881,17 @@ def test_a_long_line_of_signs_is_read_once() -> None:
         assert distinctions(text).negations == 0
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "tag", ["<tool_call>", "<tool_response>", "<tools>", "# Tools ", "<think>"]
+)
+def test_many_tags_that_are_not_closed_are_read_once(tmp_path: Path, tag: str) -> None:
+    text = tag * (900_000 // len(tag))
+    messages = [{"role": r, "content": text} for r in ("system", "user", "assistant")]
+    (sample,) = rows_of(lines(tmp_path / "a.jsonl", {"messages": messages}))
+    assert sample.output == text.rstrip() or tag == "# Tools "
+
+
 def test_frames_in_scripts_without_spaces(tmp_path: Path) -> None:
     prompts = ("法国的首都是哪里？", "フランスの首都はどこですか？")
     bench = lines(tmp_path / "b.jsonl", *({"question": p} for p in prompts))

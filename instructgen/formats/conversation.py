@@ -50,15 +50,9 @@ _MODELS = {
 }
 _NAMED_MODEL = re.compile(r"(gpt|claude|gemini|llama|qwen|mistral|deepseek|gemma)-?[\d.][\w.-]*")
 _THINK = re.compile(r"\s*<think>(.*?)</think>(?:(?:[ \t]*\r?\n)+|[ \t]*)", re.DOTALL)
-_CALL = re.compile(r"\n?<tool_call>(.*?)</tool_call>", re.DOTALL)
-_RESULT = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
-# The part of a system prompt that describes the tools and how to call them, as in the datasets of
-# Hermes (NousResearch/Hermes-Function-Calling) and in the chat templates of Qwen.
-_HERMES = re.compile(
-    r"(?:You are a function calling AI model\.|# Tools\s).*<tools>\s*(?P<tools>[\[{].*?)\s*</tools>"
-    r".*</tool_call>\s*",
-    re.DOTALL,
-)
+# The beginning of the part of a system prompt that describes the tools and how to call them, in the
+# datasets of Hermes (NousResearch/Hermes-Function-Calling) and in the chat templates of Qwen.
+_TOOL_PROMPTS = ("You are a function calling AI model.", "# Tools")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TOOLS = ("tools", "functions", "available_tools", "function_definitions")
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
@@ -116,11 +110,11 @@ class Reader:
                 edits.append("names of speakers were removed")
             messages += _messages(role, turn, content_key, place)
         tools = ""
-        if messages[0].role == "system" and (match := _HERMES.search(messages[0].content)):
+        if messages[0].role == "system":
+            definitions, rest = _split_tools(messages[0].content)
             # Some datasets write one definition per line in place of a list.
-            is_list = match["tools"].startswith("[")
-            tools = tools_text(match["tools"] if is_list else match["tools"].splitlines())
-            rest = messages[0].content.replace(match[0], "").strip()
+            is_list = definitions.startswith("[")
+            tools = tools_text(definitions if is_list else definitions.splitlines())
             messages[0] = replace(messages[0], content=rest)
         models = tuple(sorted({m for s in speakers if (m := _model(s))}))
         return Turns(tuple(messages), tools, models, tuple(dict.fromkeys(edits)))
@@ -377,6 +371,36 @@ def _keys(turn: Mapping[str, Any]) -> tuple[str, str]:
     return ("role" if "role" in turn else "from"), "content"
 
 
+def _tagged(text: str, tag: str) -> tuple[list[str], str]:
+    """Return the texts in ``<tag>...</tag>``, and the rest, without the line breaks before them."""
+    rest, *parts = text.split(f"<{tag}>")
+    texts = []
+    for part in parts:
+        inner, end, after = part.partition(f"</{tag}>")
+        if end:
+            texts.append(inner)
+            rest = rest.removesuffix("\n") + after
+        else:
+            rest += f"<{tag}>{part}"
+    return texts, rest
+
+
+def _split_tools(text: str) -> tuple[str, str]:
+    """Return the tool definitions that a system prompt contains, and the prompt without them.
+
+    Only the prompts of Hermes and Qwen are recognized; other prompts are returned unchanged.
+    """
+    begin = min((at for start in _TOOL_PROMPTS if (at := text.find(start)) >= 0), default=-1)
+    tools = text.rfind("<tools>")
+    end_of_tools = text.find("</tools>", tools)
+    end = text.rfind("</tool_call>")
+    if not 0 <= begin < tools < end_of_tools < end:
+        return "", text
+    definitions = text[tools + len("<tools>") : end_of_tools].strip()
+    rest = text[:begin] + text[end + len("</tool_call>") :]
+    return (definitions, rest.strip()) if definitions else ("", text)
+
+
 def _named_turns(turn: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the roles and texts of an object whose keys are the names of speakers."""
     pairs = [(_ROLES.get(str(k).lower(), ""), v) for k, v in turn.items()]
@@ -387,12 +411,10 @@ def _named_turns(turn: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _messages(role: str, turn: Mapping[str, Any], key: str, place: str) -> Iterator[Message]:
     """Yield the message of a turn, or one message for each result that a tool turn contains."""
     parts = _Parts.of(turn.get(key), place)
-    only_results = role == "user" and "<tool_response>" in parts.content
-    if role == "tool" or (only_results and not _RESULT.sub("", parts.content).strip()):
-        content = parts.content
-        results = _RESULT.findall(content)
-        if not results or _RESULT.sub("", content).strip():
-            results = [content]
+    results, others = _tagged(parts.content, "tool_response")
+    only_results = bool(results) and not others.strip()
+    if role == "tool" or (role == "user" and only_results):
+        results = results if only_results else [parts.content]
         for result in results:
             yield Message(
                 "tool",
@@ -412,8 +434,7 @@ def _messages(role: str, turn: Mapping[str, Any], key: str, place: str) -> Itera
         calls += _list(_parsed(content, f"{place} is a tool call that is"))
         content = ""
     elif "<tool_call>" in content:
-        texts = _CALL.findall(content)
-        content = _CALL.sub("", content)
+        texts, content = _tagged(content, "tool_call")
         calls += [c for t in texts for c in _list(_parsed(t, f"a tool call in {place} is"))]
     yield Message(
         "assistant",
