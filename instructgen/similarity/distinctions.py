@@ -35,12 +35,13 @@ _OPERATORS = (
     r"==|!=|<=|>=|\+=|-=|\*=|/=|&&|\|\||<<|>>|\+\+|//|->|=>|[≤≥≠≈±√∞∑∏∫∂∈∉∪∩⊂⊃⊆⊇∧∨¬∀∃→⇒⇔↔]|°[CF]|"
     r"\\(?:leq?|geq?|neq?|lt|gt|times|div|cdot|pm|cup|cap|in|notin|forall|exists|neg|land|lor)\b"
 )
+_MAX_SIGNS = 3
 _SIGN = r"[-+*/·=<>^%$€£¥°&|~!]"
 _OPERAND = r"[\p{N}()\[\]]|(?<!\p{L})\p{L}(?!\p{L})"
 _TOKEN = regex.compile(
     rf"""
     (?P<number>\.?\p{{N}}+(?:[.,:]\p{{N}}+)*)
-    |(?P<operator>{_OPERATORS})
+    |(?P<operator>(?<!{_SIGN})(?:{_OPERATORS})(?!{_SIGN}))
     |(?P<sign>(?<!{_SIGN}){_SIGN}++)
     |(?P<name>(?<![\p{{L}}\p{{N}}])\p{{L}}(?:\#|\+\+))
     |(?P<word>[\p{{L}}\p{{M}}]+(?:['’][\p{{L}}\p{{M}}]+)*)
@@ -109,7 +110,12 @@ def distinctions(text: str) -> Distinctions:
 
 
 def _is_operator(text: str, begin: int, end: int) -> bool:
-    """Return whether a sign is next to an operand, or between spaces and not a dash."""
+    """Return whether a sign is next to an operand, or between spaces and not a dash.
+
+    Longer runs of signs are rulers or drawings.
+    """
+    if end - begin > _MAX_SIGNS:
+        return False
     before, after = text[max(0, begin - 4) : begin], text[end : end + 4]
     if _BEFORE.search(before) or _AFTER.match(after):
         return True
