@@ -1,11 +1,14 @@
 """Compares output tokens/s of the generation loop with those of vLLM alone.
 
 Both halves run in one process, and the engine is loaded again in between. First the loop
-runs on the shipped seeds. Then `LLM.generate` completes the same prompts, with the same
-sampling, in one call. The result is the ratio of output tokens per second. Tokens of
-completions that are unfinished when the loop stops do not count for the loop.
+runs on the shipped seeds until ``--requests`` requests are completed. Then `LLM.generate`
+completes the same prompts, with the same sampling, in one call. The result is the ratio of
+output tokens per second, each from the first request to the end of the last one.
 
-    python benchmarks/loop.py [--batches 32] [--model NAME] [--out benchmarks/loop.json]
+    python benchmarks/loop.py [--requests 600] [--model NAME] [--out benchmarks/loop.json]
+
+With ``--target N`` it measures instead how long `generate --target N` takes after the model is
+loaded, and adds this to the file.
 """
 
 from __future__ import annotations
@@ -18,41 +21,57 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from instructgen.commands.generate import begin, configure, form_of, seeds_for
+from instructgen.commands.generate import (
+    begin,
+    configure,
+    loop_of,
+    seeds_for,
+    sequencer_of,
+    started,
+)
 from instructgen.commands.options import PreviewOptions
-from instructgen.engines import Request, Supervisor, prompt_tokens
+from instructgen.engines import Request, prompt_tokens
 from instructgen.engines.vllm import VllmEngine, sampling_params
 from instructgen.generation.loop import Loop
-from instructgen.generation.options import Config
-from instructgen.generation.runner import Session, run_loop
-from instructgen.schema.sample import Sample
+from instructgen.generation.sequencer import Sequencer
+from instructgen.generation.work import Choice, Stop
 
 ROOT = Path(__file__).parent.parent
 
 
-def through_the_loop(
-    engine: VllmEngine, config: Config, seeds: list[Sample], batches: int
-) -> tuple[Session, list[Request]]:
-    """Run the loop on the seeds; return its session and the requests that were completed."""
-    built: list[list[Request]] = []
+def through_the_loop(options: PreviewOptions, most: float) -> tuple[Sequencer[Loop], list[Request]]:
+    """Run the loop on the seeds; return its sequencer and the requests that were completed."""
+    config = configure(options)
+    seeds, _ = seeds_for(options)
+    completed: list[Request] = []
 
-    class Watched(Loop):
-        def build(self) -> list[Request]:
-            built.append(super().build())
-            return built[-1]
+    class Limited(Loop):
+        """A loop that makes a certain number of requests, and stops after their completion."""
 
-    with tempfile.TemporaryDirectory() as folder, begin(Path(folder) / "run", config, seeds) as run:
-        loop = Watched(config, form_of(run), seeds, run.id)
-        session = Session(config.generate.target, loop)
-        run_loop(loop, run, Supervisor(engine), session, None, batches=batches)
-        completed = [
-            request
-            for number, batch in enumerate(built)
-            for i, request in enumerate(batch)
-            if run.recorded(number, i)
-        ]
-    return session, completed
+        def choose(self, free: Any) -> Choice | None:
+            if len(completed) < most:
+                return super().choose(free)
+            if not self._open:
+                self.stopped = Stop("requests", f"{most:,} requests are completed")
+            return None
+
+        def issue(self, number: int, choice: Choice) -> Request:
+            completed.append(super().issue(number, choice))
+            return completed[-1]
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started(config) as engines,
+        begin(Path(folder) / "run", config, seeds, (), engines["writer"]) as run,
+    ):
+        plain = loop_of(run, config, seeds)
+        loop = Limited(plain.config, plain.form, seeds, run.id)
+        engines["writer"].start()
+        sequencer = sequencer_of(run, loop, engines, None)
+        sequencer.run_to_stop()
+    return sequencer, completed
 
 
 def bare(engine: VllmEngine, requests: list[Request]) -> tuple[int, float]:
@@ -66,9 +85,9 @@ def bare(engine: VllmEngine, requests: list[Request]) -> tuple[int, float]:
         sampling_params(r, engine.max_model_len - len(t))
         for r, t in zip(requests, tokens, strict=True)
     ]
-    started = time.monotonic()
+    began = time.monotonic()
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - began
     return sum(len(o.outputs[0].token_ids) for o in outputs), seconds
 
 
@@ -82,50 +101,67 @@ def versions() -> dict[str, str]:
     return names
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=int, default=32)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--model")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "loop.json")
-    args = parser.parse_args()
-    options = PreviewOptions(
-        seeds=ROOT / "seeds" / "general.jsonl",
-        target=10**9,
-        model=args.model,
-        engine="vllm",
-        batch_size=args.batch_size,
-    )
-    config = configure(options)
-    engine = config.engine
+def options_for(target: int, model: str | None) -> PreviewOptions:
+    seeds = (ROOT / "seeds" / "general.jsonl",)
+    return PreviewOptions(seeds=seeds, target=target, model=model, engine="vllm")
+
+
+def measure_ratio(requests: int, model: str | None) -> dict[str, Any]:
+    """Measure the loop and bare vLLM, one after the other."""
+    options = options_for(10**9, model)
+    sequencer, completed = through_the_loop(options, requests)
+    done = sequencer.activity
+    engine = configure(options).engine
     assert isinstance(engine, VllmEngine)
-    seeds, _ = seeds_for(options)
-    session, completed = through_the_loop(engine, config, seeds, args.batches)
-    loop_rate = session.tokens_per_s
-    engine.close()
     tokens, seconds = bare(engine, completed)
-    result = {
+    return {
         "what": "output tokens/s through the loop and by bare LLM.generate on the same prompts",
         "model": engine.model,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "batches": args.batches,
-        "batch_size": config.generate.batch_size,
-        "max_num_seqs": engine.max_num_seqs,
         "requests": len(completed),
         "loop": {
-            "output_tokens": session.output_tokens,
-            "seconds": round(session.engine_s, 2),
-            "tokens_per_s": round(loop_rate, 1),
-            "engine_idle_share": round(session.idle_share, 4),
+            "output_tokens": done.output_tokens,
+            "seconds": round(done.engine_s, 2),
+            "tokens_per_s": round(done.tokens_per_s, 1),
+            "slots_busy": round(done.slots_busy, 4),
+            "mean_in_flight": round(done.mean_in_flight, 1),
         },
         "bare": {
             "output_tokens": tokens,
             "seconds": round(seconds, 2),
             "tokens_per_s": round(tokens / seconds, 1),
         },
-        "ratio": round(loop_rate / (tokens / seconds), 3),
+        "ratio": round(done.tokens_per_s / (tokens / seconds), 3),
         "versions": versions(),
     }
+
+
+def measure_target(target: int, model: str | None) -> dict[str, Any]:
+    """Measure the seconds until so many rows are accepted, after the model is loaded."""
+    sequencer, _ = through_the_loop(options_for(target, model), float("inf"))
+    tally = sequencer.work.finish().tally
+    return {
+        "target": target,
+        "rows": tally.kept_rows,
+        "seconds": round(sequencer.activity.engine_s, 1),
+        "requests": tally.requests,
+        "candidates": tally.candidates,
+        "requests_per_row": round(tally.requests / max(1, tally.kept_rows), 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--target", type=int)
+    parser.add_argument("--model")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "loop.json")
+    args = parser.parse_args()
+    if args.target:
+        known = json.loads(args.out.read_text()) if args.out.exists() else {}
+        result = {**known, "few_rows": measure_target(args.target, args.model)}
+    else:
+        result = measure_ratio(args.requests, args.model)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

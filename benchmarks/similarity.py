@@ -232,14 +232,12 @@ def in_the_loop(texts: list[str], pool_size: int) -> dict[str, Any]:
 
     seconds = timed(work)[0] / len(candidates)
     loop = json.loads((ROOT / "benchmarks" / "loop.json").read_text())
-    # At most half of the requests in a batch are for new instructions, seven per request.
-    most = loop["batch_size"] / 2 * 7
+    # Each request gives at most seven candidates.
     return {
         "pool": pool_size,
         "ms_per_candidate": round(seconds * 1e3, 3),
-        "most_candidates_per_batch": most,
         "share_of_generation_time": significant(
-            seconds * most / (loop["loop"]["seconds"] / loop["batches"])
+            7 * seconds / (loop["loop"]["seconds"] / loop["requests"])
         ),
     }
 

@@ -20,8 +20,8 @@ from instructgen.pipeline.command import run
 COMMANDS = Path(__file__).with_name("commands.md")
 PARTS = Path(__file__).with_name("parts.md")
 ORDER = (
-    "run", "generate", "preview", "explain", "rebuild", "import", "merge", "curate", "dedup",
-    "export", "publish", "report", "train", "evaluate", "ablate", "prefer", "chat",
+    "run", "generate", "preview", "explain", "rebuild", "snapshot", "import", "merge", "curate",
+    "dedup", "export", "publish", "report", "train", "evaluate", "ablate", "prefer", "chat",
     "filters", "methods", "engines", "formats", "verifiers", "suites", "trainers",
 )  # fmt: skip
 

@@ -17,11 +17,12 @@ from pydantic import Field
 from instructgen.engines import Completion, Request
 from instructgen.filters import Filter
 from instructgen.generation.methods import (
-    Candidate,
+    Accept,
+    Draft,
     Method,
     Outcome,
     PromptSetup,
-    RejectedCandidate,
+    Reject,
     SamplingOptions,
     child_sample,
 )
@@ -54,28 +55,23 @@ class Rephrase(Method):
         SamplingOptions(temperature=0.7, max_tokens=64), description="Sampling parameters."
     )
 
-    def requests(
-        self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
-    ) -> list[Request]:
-        """Return ``count`` requests, each with one seed task."""
-        requests = []
-        for _ in range(count):
-            language = pool.draw_language(rng)
-            (position,) = pool.draw(rng, language, human=1, machine=0)
-            task = pool.at(position).instruction
-            prompt = f"Task: {task}\nThe same task in other words:"
-            sampling = self.sampling.sampling(stop=("\n",))
-            requests.append(
-                Request(prompt, sampling, stage="rows", language=language, parents=(position,))
-            )
-        return requests
+    def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
+        """Return a draft with a random seed task."""
+        language = pool.draw_language(rng)
+        parents = pool.draw(rng, language, human=1, machine=0, fits=lambda seed: seed.output != "")
+        seed = pool.at(parents[0])
+        row = child_sample(pool, parents, language)
+        row = replace(row, instruction=seed.instruction, input=seed.input, output=seed.output)
+        return Draft(number, "rows", row, parents)
 
-    def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
+    def request(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
+        """Return the request for another wording of the task."""
+        prompt = f"Task: {draft.sample.instruction}\nThe same task in other words:"
+        return Request(prompt, self.sampling.sampling(stop=("\n",)), stage="rows")
+
+    def read(self, draft: Draft, completion: Completion, form: PromptSetup) -> list[Outcome]:
         """Return one row per completion, or the reason why the completion is rejected."""
-        seed = pool.at(request.parents[0])
-        blank = child_sample(pool, request.parents, request.language)
         text = completion.text.strip()
-        if not text or not seed.output:
-            return [RejectedCandidate(blank, Rejection(self.name, "empty", "no text or no output"))]
-        row = replace(blank, instruction=text, input=seed.input, output=seed.output)
-        return [Candidate(row)]
+        if not text:
+            return [Reject(draft.sample, Rejection(self.name, "empty", "the completion is empty"))]
+        return [Accept(replace(draft.sample, instruction=text))]

@@ -11,7 +11,7 @@ import argparse
 import random
 import re
 
-from instructgen.engines import Request, Sampling
+from instructgen.engines import Request, Sampling, ask
 from instructgen.generation.seed_pool import load_seeds
 from instructgen.plugins import find
 from instructgen.resources import shipped
@@ -50,7 +50,7 @@ while len(machine) < options.target and candidates < 50 * options.target:
 
     # Completions arrive in any order. They are read in the order of the requests, so that the
     # same seed gives the same pool.
-    completions = dict(engine.complete(requests))
+    completions = dict(ask(engine, requests))
     for number in range(len(requests)):
         text = completions[number].text
         for instruction in re.split(r"\n\s*\d+\.", text)[:7]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = [
     "ablate",
     "curate",
@@ -39,6 +39,7 @@ __all__ = [
     "rebuild",
     "report",
     "run",
+    "snapshot",
     "train",
 ]
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from instructgen.commands.preview import preview
     from instructgen.commands.publish import publish
     from instructgen.commands.report import report
+    from instructgen.commands.snapshot import snapshot
     from instructgen.commands.train import train
     from instructgen.pipeline.steps import run
 

@@ -13,8 +13,10 @@ import os
 import subprocess
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import orjson
@@ -84,6 +86,7 @@ class EngineHost:
 def _stay_loaded() -> None:
     """Make the engines of all commands share one vLLM instance per model."""
     from instructgen.engines import vllm
+    from instructgen.engines.supervisor import Supervisor
     from instructgen.engines.vllm import VllmEngine
     from instructgen.models.folders import model_folder
 
@@ -96,14 +99,31 @@ def _stay_loaded() -> None:
             _LOADED[key] = load(self)
         return _LOADED[key]
 
+    drop = VllmEngine._drop
+
     def kept(self: VllmEngine) -> None:
         if self._llm is not None:
             # Completions of a closed engine must not reach the next engine.
             engine = self._llm.llm_engine
             engine.abort_request(list(engine.output_processor.request_states), internal=True)
-        self._llm, self._thread, self._ended = None, None, None
+        # Without its model, the engine only forgets its requests.
+        self._llm = None
+        drop(self)
 
     VllmEngine.load, VllmEngine._drop = shared, kept  # type: ignore[method-assign]
+    # All models of the process are loaded and run in one thread; see decision 2.
+    thread = ThreadPoolExecutor(1)
+    own_thread = Supervisor._ensure_thread
+
+    def one_thread(self: Supervisor) -> None:
+        if not isinstance(self.engine, VllmEngine):
+            own_thread(self)
+        elif self._thread is None:
+            future = thread.submit(self._run)
+            ended = SimpleNamespace(join=lambda timeout: wait([future], timeout))
+            self._thread = ended  # type: ignore[assignment]
+
+    Supervisor._ensure_thread = one_thread  # type: ignore[method-assign]
     sampling_params = vllm.sampling_params
     vllm.sampling_params = lambda request, room: sampling_params(request, min(room, _most[0]))
 

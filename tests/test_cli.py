@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pandas as pd
@@ -15,6 +17,7 @@ import pytest
 
 from instructgen import generate
 from instructgen.printable import printable
+from instructgen.store import read_rows
 from tests import forks
 from tests.conftest import ROOT
 
@@ -170,7 +173,7 @@ def test_explain_a_seed_of_a_hostile_source(tmp_path: Path) -> None:
     ]  # fmt: skip
     file = tmp_path / "seeds.jsonl"
     file.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in seeds))
-    out = generate(file, 2, tmp_path / "a", engine="echo", batch_size=4).out
+    out = generate(file, 2, tmp_path / "a", engine="echo").out
     first = (out / "seeds.jsonl").read_bytes().split(b"\n")[0]
     done = run("explain", out, orjson.loads(first)["id"])
     assert done.returncode == 0, done.stderr
@@ -619,3 +622,113 @@ def test_no_color_disables_colors(tmp_path: Path) -> None:
     assert "\x1b[1;31m" in stderr[""] or "\x1b[31m" in stderr[""]
     assert "31m" not in stderr["1"]
     assert str(tmp_path / "none") in stderr["1"]
+
+
+# -- the inputs and ends of a run --------------------------------------------------------------
+
+FINITE = """
+from dataclasses import replace
+from instructgen.generation.methods import Accept, Draft, Method, child_sample
+from instructgen.engines import Request, Sampling
+
+class EachSeed(Method):
+    name = "each_seed"
+    finite = True
+
+    def start(self, pool, rng, number, form):
+        at = number % len(pool.seeds)
+        return Draft(number, "rows", child_sample(pool, (at,), "en"), (at,))
+
+    def request(self, pool, draft, form):
+        text = pool.at(draft.parents[0]).instruction
+        return Request(f"{text} {draft.number}", Sampling(max_tokens=8), stage="rows")
+
+    def read(self, draft, completion, form):
+        text = f"Task {draft.number}"
+        return [Accept(replace(draft.sample, instruction=text, output=completion.text or "a"))]
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "rows", "stopped"),
+    [
+        (("--target", "all"), 0, 12, "inputs_exhausted"),
+        (("--target", "all", "--passes", 3), 0, 36, "inputs_exhausted"),
+        (("--target", 7), 0, 7, "target"),
+        (("--target", 500), 3, 12, "inputs_exhausted"),
+        (("--target", 500, "--price", "1,2", "--max-cost", 0.0001), 3, None, "max_cost"),
+        (("--target", 500, "--max-tokens-total", 60), 3, None, "max_tokens_total"),
+    ],
+)
+def test_the_end_of_a_run_and_its_exit_code(
+    tmp_path: Path,
+    seeds_file: Path,
+    words: tuple[Any, ...],
+    code: int,
+    rows: int | None,
+    stopped: str,
+) -> None:
+    plugin, recipe = tmp_path / "finite.py", tmp_path / "r.toml"
+    plugin.write_text(FINITE)
+    recipe.write_text("filters = []\n")
+    options = ("--plugin", plugin, "--method", "each_seed", "--engine", "echo", "--recipe", recipe)
+    done = run(
+        "generate", "--seeds", seeds_file, *options, "--out", tmp_path / "o", *words, "--json"
+    )
+    assert done.returncode == code, done.stderr
+    result = orjson.loads(done.stdout)
+    assert result["facts"]["stopped"] == stopped
+    assert rows is None or result["rows"] == rows
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--target", 5, "--batch-size", 8), "--in-flight"),
+        (("--target", "some"), "--target"),
+        (("--target", 0), "--target"),
+        (("--target", "all"), "--max-tokens-total"),
+        (("--target", 5, "--max-cost", 3), "--price"),
+        (("--target", 5, "--price", "1"), "--price"),
+        (("--target", 5, "--novel-against", "missing"), "missing"),
+    ],
+)
+def test_an_invalid_end_is_an_error(
+    tmp_path: Path, seeds_file: Path, words: tuple[Any, ...], named: str
+) -> None:
+    out = tmp_path / "o"
+    done = run("generate", "--seeds", seeds_file, "--engine", "echo", "--out", out, *words)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_a_snapshot_of_a_run_that_is_not_finished(tmp_path: Path) -> None:
+    out, copy = tmp_path / "run", tmp_path / "copy"
+    result = generate(SEEDS, 30, out, engine="echo")
+    complete = [r["id"] for r in read_rows(out)]
+    lines = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    shutil.rmtree(out / "data")
+    (out / "manifest.json").unlink()
+    counts = []
+    # The last completions that were used gave the last rows.
+    used = [i for i, line in enumerate(lines) if b'"kind":"completion"' in line]
+    for kept in (used[result.facts.requests - 20], len(lines)):
+        # The last line is torn, as while another process writes it.
+        (out / "journal.jsonl").write_bytes(b"".join(lines[:kept]) + lines[0][:9])
+        before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+        done = run("snapshot", out, "--out", copy, "--json")
+        assert done.returncode == 0, done.stderr
+        assert orjson.loads(done.stdout)["rows"] == len(list(read_rows(copy)))
+        assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+        counts.append([r["id"] for r in read_rows(copy)])
+    assert 0 < len(counts[0]) < len(counts[1])
+    assert counts[1] == complete
+    assert run("explain", copy, complete[0]).returncode == 0
+    assert run("snapshot", out).returncode == 0
+    assert [r["id"] for r in read_rows(out / "snapshot")] == complete
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("x")
+    assert run("snapshot", out, "--out", tmp_path / "other").returncode == 2
+    assert run("snapshot", tmp_path / "other").returncode == 2

@@ -58,8 +58,9 @@ def test_options_override_the_recipe(tmp_path: Path) -> None:
 INVALID = {
     "malformed": ("[generate", ("r.toml: ", "TOML")),
     "unknown table": ("[genrate]\n", (": genrate: ", " generate?")),
-    "unknown key": ("[generate]\nbatchsize = 3\n", (": generate.batchsize: ", " batch_size?")),
-    "out of range": ("[generate]\nbatch_size = 0\n", (": generate.batch_size: ", " 1 ", " 0)")),
+    "unknown key": ("[generate]\ninflight = 3\n", (": generate.inflight: ", " in_flight?")),
+    "renamed": ("[generate]\nbatch_size = 3\n", (": generate.batch_size: ", " in_flight.")),
+    "out of range": ("[generate]\nin_flight = 0\n", (": generate.in_flight: ", " 1 ", " 0)")),
     "wrong type": ('[generate]\nseed = "x"\n', (": generate.seed: ", "integer", "'x'")),
     "nested": (
         "[method.instructions]\ntemprature = 1\n",
@@ -67,7 +68,7 @@ INVALID = {
     ),
     "overridden by an option": (
         "[generate]\ntarget = 5.5\n",
-        ("r.toml: generate.target: ", "integer", " 5.5)"),
+        ("r.toml: generate.target: ", " all ", " 5.5)"),
     ),
     "rejects every row": (
         '[[filters]]\nname = "length"\nmin_words = 9\nmax_words = 8\n',
@@ -107,9 +108,9 @@ def test_invalid_recipes_raise_an_error_that_names_the_key(tmp_path: Path, name:
 
 def test_every_invalid_key_has_its_own_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, "[generate]\nbatch_size = 0\nsede = 1\n")
+        load(tmp_path, "[generate]\nin_flight = 0\nsede = 1\n")
     lines = str(caught.value).strip().splitlines()
-    assert ["generate.batch_size" in line for line in lines] == [True, False]
+    assert ["generate.in_flight" in line for line in lines] == [True, False]
     assert ["generate.sede" in line for line in lines] == [False, True]
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import PrivateAttr
 
-from instructgen.filters import Filter, SelectingFilter
-from instructgen.filters.chain import Chain
+from instructgen.filters import Filter, ScoringFilter, SelectingFilter, Stage
+from instructgen.filters.chain import Chain, Unscored
+from instructgen.filters.clean import Clean
 from instructgen.filters.control_tokens import ControlTokens
 from instructgen.filters.frame_quota import FrameQuota
 from instructgen.filters.instance import InstanceFilter
@@ -25,7 +30,8 @@ from instructgen.filters.wording import Wording
 from instructgen.plugins import classes
 from instructgen.resources import word_list
 from instructgen.schema.messages import Message
-from instructgen.schema.sample import Sample
+from instructgen.schema.sample import Rejection, Sample, Score
+from instructgen.similarity import RougeLIndex
 
 PAPER = Wording(
     lists=("not_for_text_models",), starts=("Write a program",), first_character="ascii"
@@ -154,6 +160,20 @@ def test_control_tokens_are_rejected_in_every_field(token: str, field: str) -> N
     assert rejection is not None
     assert rejection.reason == "control_token"
     assert field in rejection.detail
+
+
+@given(
+    st.lists(st.text("<>|[]^-&~a# ", min_size=1, max_size=3), max_size=3),
+    st.lists(st.text("<>|[]^-&~ab# \0", max_size=9), min_size=3, max_size=3),
+)
+def test_control_tokens_are_found_in_each_field_alone(words: list[str], texts: list[str]) -> None:
+    """Two fields that contain a token only when they are joined are kept."""
+    f = ControlTokens(words=words)
+    alone = [f.reason(Sample("", text)) for text in texts]
+    together = f.reason(Sample(*texts))
+    assert (together is None) == all(r is None for r in alone)
+    for text, rejection in zip(texts, alone, strict=True):
+        assert rejection is not None or not any(w in text for w in words)
 
 
 @pytest.mark.parametrize(
@@ -293,9 +313,187 @@ def test_a_chain_filters_by_stage_and_stops_at_the_first_rejection() -> None:
     assert [f.name for f in chain.at("instruction")] == ["length", "control_tokens"]
     assert [f.name for f in chain.at("row")] == ["instance", "control_tokens"]
     sample = Sample("too short <s>", "", "")
-    rejection = chain.evaluate(sample, "instruction").rejection
-    assert rejection is not None
-    assert rejection.filter == "length"
+    (verdict,) = chain.evaluate([sample], ("instruction",))
+    assert verdict.rejection is not None
+    assert verdict.rejection.filter == "length"
+    (verdict,) = chain.evaluate([sample], ("row", "instruction"))
+    assert verdict.rejection is not None
+    assert verdict.rejection.filter == "instance"
+    assert chain.evaluate([], ("instruction",)) == []
+
+
+class Remembered(Filter):
+    """Keeps every sample, and lists those that all filters kept."""
+
+    name = "remembered"
+    scope = "both"
+
+    _seen: list[Sample] = PrivateAttr(default_factory=list)
+
+    def reason(self, sample: Sample) -> Rejection | None:
+        return None
+
+    def remember(self, sample: Sample) -> None:
+        self._seen.append(sample)
+
+
+class Twice(Novelty):
+    """Compares instructions at both stages; only short ones can be compared."""
+
+    name = "twice"
+    scope = "both"
+    max_characters: ClassVar[int] = 24
+
+
+class Known(ScoringFilter):
+    """Has bounds for a score that rows have or do not have; it computes none."""
+
+    name = "known"
+
+    @property
+    def score_name(self) -> str:
+        return "known"
+
+    def scores(self, samples: Sequence[Sample]) -> list[Score]:
+        raise AssertionError("a chain computes no score")
+
+
+CHAIN: list[Callable[[], Filter]] = [
+    lambda: Novelty(threshold=0.6),
+    lambda: NearDuplicate(threshold=0.5),
+    lambda: Twice(threshold=0.8, tokenizer="ascii", compatible="rouge-score"),
+    lambda: Clean(urls="remove"),
+    lambda: InstanceFilter(),
+    lambda: Length(min_words=1, max_words=6),
+    lambda: Known(min=0.5),
+]
+WORDS = st.lists(
+    st.sampled_from(["a", "b", "c", "d", "e", "word.[3]", "http://x.y/z", "\n"]), max_size=8
+).map(" ".join)
+SAMPLES = st.builds(
+    lambda instruction, input_, output, score: Sample(
+        instruction, input_, output, scores=() if score is None else (Score("known", score),)
+    ),
+    WORDS,
+    WORDS | st.just(""),
+    WORDS | st.just("Sure, here it is.\na b c"),
+    st.sampled_from([0.9, 0.9, 0.1, None]),
+)
+
+
+def check_block(
+    order: Sequence[int], stages: Sequence[Stage], blocks: Sequence[Sequence[Sample]]
+) -> None:
+    """Evaluate blocks at once and one by one, and compare the verdicts and what is remembered."""
+    together, alone = (Chain([*(CHAIN[i]() for i in order), Remembered()]) for _ in range(2))
+    for samples in blocks:
+        expected = [alone.evaluate([sample], stages)[0] for sample in samples]
+        got = together.evaluate(samples, stages)
+        # Filters have the same fields, so that verdicts without a score are equal too.
+        assert got == expected
+    seen = [chain.filters[-1]._seen for chain in (together, alone)]
+    assert seen[0] == seen[1]
+    for sample in (s for samples in blocks for s in samples):
+        for one, other in zip(together.filters, alone.filters, strict=True):
+            if not isinstance(one, ScoringFilter):
+                assert one.reason(sample) == other.reason(sample)
+
+
+STAGES: list[tuple[Stage, ...]] = [("instruction",), ("row",), ("instruction", "row")]
+
+
+@given(
+    st.permutations(range(len(CHAIN))),
+    st.sampled_from(STAGES),
+    st.lists(st.lists(SAMPLES, max_size=6), max_size=3),
+    st.data(),
+)
+def test_samples_are_evaluated_at_once_as_one_by_one(
+    order: list[int],
+    stages: tuple[Stage, ...],
+    blocks: list[list[Sample]],
+    data: st.DataObject,
+) -> None:
+    for samples in blocks:
+        if samples:
+            # The same sample, and parts of it, occur again in its block.
+            again = data.draw(st.sampled_from(samples))
+            at = data.draw(st.integers(0, len(samples)))
+            samples.insert(at, data.draw(st.sampled_from([again, Sample(again.instruction)])))
+    check_block(order, stages, blocks)
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_many_samples_are_evaluated_at_once_as_one_by_one(stages: tuple[Stage, ...]) -> None:
+    """From 25 texts on, novelty searches them with an index."""
+    rng = random.Random(len(stages))
+    words = "abcdefghijklmn"
+    samples: list[Sample] = []
+    for _ in range(120):
+        if samples and rng.random() < 0.5:
+            text = rng.choice(samples).instruction.split()
+            text[rng.randrange(len(text))] = rng.choice(words)
+        else:
+            text = rng.choices(words, k=rng.randint(1, 7))
+        score = (Score("known", rng.random()),)
+        samples.append(Sample(" ".join(text), "", " ".join(text[::-1]) + ".[1]", scores=score))
+    order = rng.sample(range(len(CHAIN)), len(CHAIN))
+    check_block(order, stages, [samples[:24], samples[24:49], samples[49:], samples[:30]])
+
+
+def test_a_row_without_a_score_is_returned_with_its_filter() -> None:
+    chain = Chain([Clean(), NearDuplicate(), Known(min=0.5), Remembered()])
+    row = Sample("Name a river", "", "The Nile.[1]")
+    (unscored,) = chain.evaluate([row], ("row",))
+    assert isinstance(unscored, Unscored)
+    assert unscored.filter is chain.filters[2]
+    assert unscored.sample.output == "The Nile."
+    assert chain.filters[3]._seen == []
+    verdicts = [
+        chain.evaluate([unscored.sample.with_score(Score("known", value))], ("row",))[0]
+        for value in (0.4, 0.6, 0.6)
+    ]
+    assert [v.rejection and v.rejection.reason for v in verdicts] == [
+        "too_low",
+        None,
+        "near_duplicate",
+    ]
+
+
+ABC = st.lists(st.sampled_from("abc"), max_size=12).map(" ".join)
+TEN = st.lists(st.sampled_from("ab"), min_size=10, max_size=10).map(" ".join)
+# Their ROUGE-L F-measure is exactly 0.7, but 0.7000000000000001 in floating point.
+EXACT = ["a b c d e f g h i j", "a b c d e f g x y z"]
+
+
+@given(
+    st.lists(ABC | TEN | st.sampled_from(["", "...", "é 漢字 ab", *EXACT]), max_size=9),
+    st.sampled_from([0.2, 0.5, 0.6, 0.7, 0.75, 0.9, 1.0]),
+    st.sampled_from(["unicode", "ascii"]),
+    st.sampled_from([None, "rouge-score"]),
+    st.booleans(),
+)
+@example(EXACT, 0.7, "unicode", None, False)
+@example(EXACT, 0.7, "ascii", "rouge-score", False)
+@example(["", "", "a", "a"], 1.0, "unicode", "rouge-score", True)
+def test_pairs_among_texts_equal_those_of_an_index(
+    texts: list[str], threshold: float, tokenizer: str, compatible: str | None, used: bool
+) -> None:
+    settings = (threshold, tokenizer, compatible)
+    index, other = RougeLIndex(*settings), RougeLIndex(*settings)
+    index.add(texts)
+    pairs = index.pairs(texts)
+    before = pairs.row < pairs.text
+    if used:
+        # The rows of the index are not compared.
+        other.add(["a b c", *texts])
+    among = other.among(texts)
+    for got, expected in zip(among, pairs, strict=True):
+        assert got.tolist() == expected[before].tolist()
+        assert got.dtype == expected.dtype
+    f = Novelty(threshold=threshold, tokenizer=tokenizer, compatible=compatible)
+    for got, expected in zip(f.pairs_among(texts), among, strict=True):
+        assert got.tolist() == expected.tolist()
 
 
 # Arguments of filters with required keys.
@@ -318,6 +516,8 @@ def build_filters() -> list[Filter]:
 
 
 @given(st.text(max_size=200))
+# A digit that is newer than Python's table of characters.
+@example("\U00011de0")
 def test_no_filter_fails_on_any_text(text: str) -> None:
     sample = Sample(text, text, text, language="en", history=(Message("user", text),))
     for f in build_filters():

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from instructgen.engines import Completion
+from instructgen.engines import Completion, Request
 from instructgen.generation.methods import (
-    Candidate,
-    Classified,
+    Accept,
+    Continue,
+    Draft,
+    Method,
+    Outcome,
     PromptSetup,
-    RejectedCandidate,
+    Propose,
+    Reject,
 )
 from instructgen.generation.methods.alpaca import Alpaca
-from instructgen.generation.methods.self_instruct import CLASSIFICATION, INSTANCES, SelfInstruct
+from instructgen.generation.methods.self_instruct import (
+    CLASSIFICATION,
+    INSTANCES,
+    INSTRUCTIONS,
+    SelfInstruct,
+)
+from instructgen.generation.options import load_config
+from instructgen.generation.prompts import languages, template_for
 from instructgen.generation.seed_pool import Pool
+from instructgen.schema.arrow import sample_row
 from instructgen.schema.sample import Kind, Sample
 
 COMPLETION = PromptSetup("completion", False)
 CHAT = PromptSetup("chat", True)
+PLAIN_CHAT = PromptSetup("chat", False)
+FORMS = [COMPLETION, CHAT, PLAIN_CHAT]
 
 
 def seeds(n: int = 40, language: str = "en") -> list[Sample]:
@@ -45,6 +62,45 @@ def stop(text: str, reason: str = "stop") -> Completion:
     return Completion(text, reason, 10, 5)  # type: ignore[arg-type]
 
 
+def started(
+    m: Method, pool: Pool, count: int = 1, form: PromptSetup = COMPLETION
+) -> list[tuple[Draft, Request]]:
+    """Return new drafts with their first requests."""
+    rng = random.Random(0)
+    drafts = [m.start(pool, rng, number, form) for number in range(count)]
+    assert [d.number for d in drafts] == list(range(count))
+    assert {d.stage for d in drafts} == {m.path(form)[0].name}
+    return [(d, m.request(pool, d, form)) for d in drafts]
+
+
+def first(
+    m: Method, pool: Pool, completion: Completion, form: PromptSetup = COMPLETION
+) -> list[Outcome]:
+    """Return the outcomes of a first completion."""
+    ((draft, _),) = started(m, pool, 1, form)
+    return m.read(draft, completion, form)
+
+
+def sample_of(outcome: Outcome) -> Sample:
+    return outcome.draft.sample if isinstance(outcome, Propose | Continue) else outcome.sample
+
+
+def reasons(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the reason of each rejection, and an empty text for another outcome."""
+    return [o.rejection.reason if isinstance(o, Reject) else "" for o in outcomes]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("m", [SelfInstruct(), Alpaca()], ids=lambda m: m.name)
+def test_a_draft_follows_from_its_random_numbers_alone(m: Method, form: PromptSetup) -> None:
+    pool, same = pool_with(6), pool_with(6)
+    drafts = [m.start(p, random.Random(3), 7, form) for p in (pool, same, pool)]
+    assert drafts[0] == drafts[1] == drafts[2]
+    assert m.request(pool, drafts[0], form) == m.request(pool, drafts[0], form)
+    # The pool is not changed.
+    assert pool == same
+
+
 # -- self_instruct: instructions ------------------------------------------------------
 
 
@@ -53,7 +109,8 @@ def test_defaults_equal_the_paper() -> None:
     i = m.instructions
     assert (i.temperature, i.top_p, i.presence_penalty, i.frequency_penalty) == (0.7, 0.5, 2, 0)
     assert i.max_tokens == 1024
-    assert (m.classification.temperature, m.classification.max_tokens) == (0, 3)
+    answers = m.classification_answers
+    assert (answers.temperature, answers.max_tokens) == (0, 3)
     for options, limit in ((m.instances, 350), (m.classification_instances, 300)):
         assert (options.temperature, options.presence_penalty, options.max_tokens) == (
             0,
@@ -66,11 +123,10 @@ def test_defaults_equal_the_paper() -> None:
 @pytest.mark.parametrize(("machine", "shown"), [(0, 0), (1, 1), (2, 2), (30, 2)])
 def test_prompts_show_eight_demonstrations_up_to_two_generated(machine: int, shown: int) -> None:
     pool = pool_with(machine)
-    requests = SelfInstruct().requests(pool, random.Random(0), 20, COMPLETION)
-    assert len(requests) == 10
-    for r in requests:
-        assert len(set(r.parents)) == 8
-        assert sum(p >= 40 for p in r.parents) == shown
+    drafts = started(SelfInstruct(), pool, 10)
+    for draft, r in drafts:
+        assert len(set(draft.parents)) == 8
+        assert sum(p >= 40 for p in draft.parents) == shown
         assert isinstance(r.prompt, str)
         lines = r.prompt.splitlines()
         assert [x.split(".")[0] for x in lines[1:]] == [str(n) for n in range(1, 10)]
@@ -79,120 +135,237 @@ def test_prompts_show_eight_demonstrations_up_to_two_generated(machine: int, sho
 
 
 def test_demonstrations_are_shuffled() -> None:
-    pool = pool_with(10)
-    requests = SelfInstruct().requests(pool, random.Random(0), 200, COMPLETION)
-    places = {i for r in requests for i, p in enumerate(r.parents) if p >= 40}
+    drafts = started(SelfInstruct(), pool_with(10), 100)
+    places = {i for draft, _ in drafts for i, p in enumerate(draft.parents) if p >= 40}
     assert places == set(range(8))
 
 
 def test_demonstrations_of_a_request_have_one_language() -> None:
     pool = Pool([*seeds(20), *seeds(20, "fr")])
-    requests = SelfInstruct().requests(pool, random.Random(0), 80, COMPLETION)
-    assert {r.language for r in requests} == {"en", "fr"}
-    for r in requests:
-        assert {pool.at(p).language for p in r.parents} == {r.language}
+    drafts = [draft for draft, _ in started(SelfInstruct(), pool, 40)]
+    assert {d.sample.language for d in drafts} == {"en", "fr"}
+    for d in drafts:
+        assert {pool.at(p).language for p in d.parents} == {d.sample.language}
 
 
 def test_seeds_that_are_too_long_are_not_demonstrations() -> None:
     long = Sample("word " * 500, language="en", license="MIT")
     pool = Pool([*seeds(10), long])
-    requests = SelfInstruct().requests(pool, random.Random(0), 200, COMPLETION)
-    assert all(10 not in r.parents for r in requests)
+    assert all(10 not in draft.parents for draft, _ in started(SelfInstruct(), pool, 100))
 
 
-def first(pool: Pool, completion: Completion, form: PromptSetup = COMPLETION) -> list:
-    m = SelfInstruct()
-    (request,) = m.requests(pool, random.Random(0), 1, form)
-    return m.outcomes(pool, request, completion)
+def instructions(completion: Completion, machine: int = 0) -> list[Outcome]:
+    return first(SelfInstruct(), pool_with(machine), completion)
 
 
 def test_instructions_have_the_license_of_their_demonstrations() -> None:
-    candidates = first(pool_with(5), stop(" do this thing now\n10. And NASA's that"))
-    assert [c.sample.instruction for c in candidates] == ["Do this thing now", "And NASA's that"]
-    assert {c.sample.license for c in candidates} == {"CC-BY-4.0"}
-    assert not candidates[0].is_row
+    outcomes = instructions(stop(" do this thing now\n10. And NASA's that"), machine=5)
+    samples = [sample_of(o) for o in outcomes]
+    assert [s.instruction for s in samples] == ["Do this thing now", "And NASA's that"]
+    assert {s.license for s in samples} == {"CC-BY-4.0"}
+    assert all(isinstance(o, Propose) for o in outcomes)
 
 
 def test_at_most_seven_instructions_are_read_from_a_completion() -> None:
     text = " a b c\n" + "\n".join(f"{n}. a b {n}" for n in range(10, 30))
-    assert len(first(pool_with(), stop(text))) == 7
+    assert len(instructions(stop(text))) == 7
 
 
 def test_a_truncated_list_of_instructions_is_rejected() -> None:
-    (outcome,) = first(pool_with(), stop(" Do this\n10. And th", "length"))
-    assert isinstance(outcome, RejectedCandidate)
-    assert outcome.rejection.reason == "cut_by_length"
+    assert reasons(instructions(stop(" Do this\n10. And th", "length"))) == ["cut_by_length"]
 
 
 def test_an_unreadable_completion_is_rejected_with_a_reason() -> None:
-    (outcome,) = first(pool_with(), stop("  \n "))
-    assert outcome.rejection.reason == "no_instructions"
+    assert reasons(instructions(stop("  \n "))) == ["no_instructions"]
 
 
-def test_a_failed_request_is_rejected_with_the_error_of_the_engine() -> None:
-    (outcome,) = first(pool_with(), Completion.failed("too long"))
-    assert (outcome.rejection.reason, outcome.rejection.detail) == ("engine_error", "too long")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("m", [SelfInstruct(), Alpaca()], ids=lambda m: m.name)
+def test_a_failed_request_is_rejected_with_the_error_of_the_engine(
+    m: Method, form: PromptSetup
+) -> None:
+    draft, _ = started(m, pool_with(), 1, form)[0]
+    for stage in m.path(form):
+        outcomes = m.read(replace(draft, stage=stage.name), Completion.failed("too long"), form)
+        (rejection,) = [o.rejection for o in outcomes if isinstance(o, Reject)]
+        assert (rejection.reason, rejection.detail) == ("engine_error", "too long")
 
 
 def test_instructions_are_parsed_from_json() -> None:
     m, pool = SelfInstruct(), pool_with()
-    (request,) = m.requests(pool, random.Random(0), 1, CHAT)
+    ((draft, request),) = started(m, pool, 1, CHAT)
     assert request.schema is not None
     assert request.schema["properties"]["tasks"]["maxItems"] == 7
     text = orjson.dumps({"tasks": ["do one thing", " ", 7, "do two"]}).decode()
-    candidates = m.outcomes(pool, request, stop(text))
-    assert [c.sample.instruction for c in candidates] == ["Do one thing", "Do two"]
-    (outcome,) = m.outcomes(pool, request, stop('{"tasks": ['))
-    assert outcome.rejection.reason == "no_instructions"
+    outcomes = m.read(draft, stop(text), CHAT)
+    assert [sample_of(o).instruction for o in outcomes] == ["Do one thing", "Do two"]
+    assert reasons(m.read(draft, stop('{"tasks": ['), CHAT)) == ["no_instructions"]
 
 
 def test_the_chat_style_has_no_presence_penalty() -> None:
-    for count in (1, 3):
-        pool = pool_with(3)
-        pool.unclassified.append(0)
-        for request in SelfInstruct().requests(pool, random.Random(0), count, CHAT):
-            assert request.sampling.presence_penalty == 0
+    m, pool = SelfInstruct(classification="separate"), pool_with(3)
+    draft, _ = started(m, pool, 1, CHAT)[0]
+    for stage in m.path(CHAT):
+        assert m.request(pool, replace(draft, stage=stage.name), CHAT).stage == stage.name
+        assert (
+            m.request(pool, replace(draft, stage=stage.name), CHAT).sampling.presence_penalty == 0
+        )
 
 
 # -- self_instruct: classification and instances ------------------------------------------
 
-
-def staged(kind: Kind | None, form: PromptSetup = COMPLETION):
-    m, pool = SelfInstruct(), pool_with()
-    number = pool.add(Sample("Sort the thing", language="en", license="MIT"))
-    if kind is None:
-        pool.unclassified.append(number)
-    else:
-        pool.tasks[number].kind = kind
-        pool.classified.append(number)
-    request = m.requests(pool, random.Random(0), 2, form)[0]
-    return m, pool, request
+TASK = Sample("Sort the thing", language="en", license="MIT")
 
 
-@pytest.mark.parametrize("form", [COMPLETION, CHAT, PromptSetup("chat", False)])
+def staged(
+    kind: Kind | None, form: PromptSetup = COMPLETION, how: str | None = "separate"
+) -> tuple[SelfInstruct, Draft, Request]:
+    """Return the request for the kind of an instruction, or for the instances of one of a kind."""
+    m, pool = SelfInstruct(classification=how), pool_with()
+    number = pool.add(TASK)
+    stage = INSTANCES if kind is not None or how != "separate" else CLASSIFICATION
+    draft = Draft(3, stage, replace(TASK, kind=kind), (0, 1), number)
+    return m, draft, m.request(pool, draft, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [("Yes", Kind.CLASSIFICATION), ("No", Kind.GENERATION), ("Hm", Kind.GENERATION)],
 )
 def test_the_answer_sets_the_kind_of_the_task(form: PromptSetup, answer: str, kind: Kind) -> None:
-    m, pool, request = staged(None, form)
+    m, draft, request = staged(None, form)
     assert request.stage == CLASSIFICATION
     assert "Sort the thing" in request.prompt_text()
     text = orjson.dumps({"answer": [answer]}).decode() if request.schema else f" {answer}"
-    assert m.outcomes(pool, request, stop(text, "length")) == [Classified(0, kind)]
+    following = replace(draft, stage=INSTANCES, sample=replace(TASK, kind=kind))
+    assert m.read(draft, stop(text, "length"), form) == [Continue(following)]
 
 
-def rows_of(kind: Kind, text: str, reason: str = "stop") -> list:
-    m, pool, request = staged(kind)
+# The default, and how it is asked in each prompt style.
+HOW = [
+    (None, COMPLETION, "separate"),
+    (None, CHAT, "joint"),
+    (None, PLAIN_CHAT, "joint"),
+    *[(how, form, how) for how in ("separate", "joint", "off") for form in FORMS],
+]
+
+
+@pytest.mark.parametrize(("set_to", "form", "how"), HOW)
+def test_the_stages_depend_on_how_instructions_are_classified(
+    set_to: str | None, form: PromptSetup, how: str
+) -> None:
+    m, pool = SelfInstruct(classification=set_to), pool_with()
+    path = [stage.name for stage in m.path(form)]
+    separate = [INSTRUCTIONS, CLASSIFICATION, INSTANCES]
+    assert path == (separate if how == "separate" else [INSTRUCTIONS, INSTANCES])
+    text = '{"tasks": ["Do one"]}' if form.structured else "1. Do one"
+    (outcome,) = first(m, pool, stop(text), form)
+    assert isinstance(outcome, Propose)
+    assert (outcome.draft.stage, outcome.draft.sample.instruction) == (path[1], "Do one")
+    request = m.request(pool, replace(outcome.draft, stage=INSTANCES), form)
+    question = template_for("en")._texts["chat"]["classification"].rpartition("\n\n")[2]
+    asked = how == "joint" and form.style == "chat"
+    assert (question in request.prompt_text()) == asked
+    if form.structured:
+        properties = request.schema["properties"]
+        assert list(properties) == (["classification"] if asked else []) + ["examples"]
+        assert request.schema["required"] == list(properties)
+
+
+def test_the_recipe_self_instruct_keeps_the_separate_stage() -> None:
+    for recipe in ("self_instruct", "default"):
+        m = load_config(recipe, {"engine": {"name": "echo"}, "generate": {"target": 1}}).method
+        assert m.classification is None
+        assert m.path(COMPLETION) == m.stages
+    # The prompt style of the recipe self_instruct is fixed; that of the default is not.
+    m = load_config("self_instruct", {"engine": {"name": "echo"}, "generate": {"target": 1}}).method
+    paper = SelfInstruct(style="completion")
+    assert m == paper
+
+
+@pytest.mark.parametrize("language", languages())
+@pytest.mark.parametrize("kind", Kind)
+def test_joint_answers_set_the_kind_of_the_rows(language: str, kind: Kind) -> None:
+    """The question is repeated before the examples, in the language of the task."""
+    m, _, _ = staged(None, PLAIN_CHAT, "joint")
+    draft = Draft(0, INSTANCES, replace(TASK, language=language))
+    template = template_for(language)
+    labels, yes = template.labels, kind == Kind.CLASSIFICATION
+    question = template._texts["completion"]["question"]
+    shown = m.request(pool_with(), draft, PLAIN_CHAT).prompt_text()
+    assert question in shown and labels["input"] in shown
+    text = (
+        f"{question} {labels['yes' if yes else 'no']}\n{labels['example']} 1\n"
+        f"{labels['input']}: a\n{labels['output']}: b"
+    )
+    (row,) = m.read(draft, stop(text), PLAIN_CHAT)
+    assert isinstance(row, Accept)
+    assert (row.sample.kind, row.sample.input, row.sample.output) == (kind, "a", "b")
+    # The last instance of a completion that was cut off is rejected, and has the kind too.
+    more = f"\n{labels['example']} 2\n{labels['input']}: c"
+    outcomes = m.read(draft, stop(text + more, "length"), PLAIN_CHAT)
+    assert reasons(outcomes) == ["", "cut_by_length"]
+    assert {sample_of(o).kind for o in outcomes} == {kind}
+
+
+@pytest.mark.parametrize(
+    ("flag", "kind"),
+    [
+        ('"classification": true, ', Kind.CLASSIFICATION),
+        ('"classification":false,', Kind.GENERATION),
+        (' "classification" : true ,\n', Kind.CLASSIFICATION),
+        # An engine that does not enforce the schema may leave it out.
+        ("", Kind.GENERATION),
+        ('"classification": "yes", ', Kind.GENERATION),
+    ],
+)
+def test_joint_answers_in_json_set_the_kind_of_the_rows(flag: str, kind: Kind) -> None:
+    m, draft, request = staged(None, CHAT, None)
+    assert request.schema["properties"]["classification"] == {"type": "boolean"}
+    head = "{" + flag + '"examples": [{"input": "a", "output": "b"}'
+    (row,) = m.read(draft, stop(head + "]}"), CHAT)
+    assert isinstance(row, Accept)
+    assert (row.sample.kind, row.sample.input, row.sample.output) == (kind, "a", "b")
+    if "yes" not in flag:
+        cut = m.read(draft, stop(head + ', {"input": "c", "outp', "length"), CHAT)
+        assert reasons(cut) == ["", "cut_by_length"]
+        assert {sample_of(o).kind for o in cut} == {kind}
+    only = m.read(draft, stop("{" + flag.rstrip(", \n") + "}"), CHAT)
+    assert reasons(only) == ["no_instances"]
+
+
+def test_the_answer_to_a_joint_question_is_no_input() -> None:
+    """A task without an input may have neither an example number nor an input label."""
+    m, draft, _ = staged(None, PLAIN_CHAT, "joint")
+    (row,) = m.read(draft, stop("Is it classification? No\nOutput: b"), PLAIN_CHAT)
+    assert (sample_of(row).input, sample_of(row).output) == ("", "b")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_classification_rows_have_no_kind(form: PromptSetup) -> None:
+    m, draft, request = staged(None, form, "off")
     assert request.stage == INSTANCES
-    return m.outcomes(pool, request, stop(text, reason))
+    text = "Is it classification? Yes\nExample 1\nInput: a\nOutput: b"
+    if form.structured:
+        assert list(request.schema["properties"]) == ["examples"]
+        text = '{"examples": [{"input": "a", "output": "b"}]}'
+    (row,) = m.read(draft, stop(text), form)
+    assert (sample_of(row).kind, sample_of(row).output) == (None, "b")
+
+
+def rows_of(kind: Kind, text: str, reason: str = "stop") -> list[Outcome]:
+    m, draft, request = staged(kind)
+    assert request.stage == INSTANCES
+    return m.read(draft, stop(text, reason), COMPLETION)
 
 
 def test_instances_of_both_kinds_are_parsed() -> None:
     (row,) = rows_of(Kind.GENERATION, "Input: a\nOutput: b")
-    assert isinstance(row, Candidate)
+    assert isinstance(row, Accept)
     assert (row.sample.input, row.sample.output, row.sample.kind) == ("a", "b", Kind.GENERATION)
     (row,) = rows_of(Kind.CLASSIFICATION, "Class label: b\nInput: a")
+    assert isinstance(row, Accept)
     assert (row.sample.input, row.sample.output) == ("a", "b")
     assert row.sample.license == "MIT"
 
@@ -215,10 +388,22 @@ def test_invalid_instances_do_not_cause_a_conflict() -> None:
     assert reasons(outcomes) == ["empty_output", "", ""]
 
 
-def chat_rows(examples: list, reason: str = "stop", cut: int = 0) -> list:
-    m, pool, request = staged(Kind.GENERATION, CHAT)
+def chat_rows(examples: list, reason: str = "stop", cut: int = 0) -> list[Outcome]:
+    m, draft, _ = staged(Kind.GENERATION, CHAT)
     text = orjson.dumps({"examples": examples}).decode()
-    return m.outcomes(pool, request, stop(text[: len(text) - cut], reason))
+    return m.read(draft, stop(text[: len(text) - cut], reason), CHAT)
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_half_of_a_surrogate_pair_in_json_gives_no_row(reason: str) -> None:
+    """No file can contain it, so a row with it would end the run, and every resumption of it."""
+    row = '{"input": "a", "output": "b"}'
+    half = row.replace("b", "\\ud83d")
+    text = f'{{"examples": [{row}, {half}, {row}, {row}'
+    m, draft, _ = staged(Kind.GENERATION, CHAT)
+    outcomes = m.read(draft, stop(text, reason), CHAT)
+    assert [sample_row(sample_of(o))["id"] for o in outcomes]
+    assert reasons(outcomes) == (["", "cut_by_length"] if reason == "length" else ["no_instances"])
 
 
 def test_instances_are_parsed_from_json() -> None:
@@ -235,13 +420,8 @@ def test_instances_are_parsed_from_json() -> None:
 def test_yes_and_no_fit_into_the_token_limit_in_every_language() -> None:
     m, pool = SelfInstruct(), Pool([*seeds(9), *seeds(9, "ar")])
     for language, tokens in (("en", 3), ("ar", 8)):
-        pool.unclassified.append(pool.add(Sample("Do", language=language, license="MIT")))
-        request = m.requests(pool, random.Random(0), 1, COMPLETION)[0]
-        assert request.sampling.max_tokens == tokens
-
-
-def reasons(outcomes: list) -> list[str]:
-    return [o.rejection.reason if isinstance(o, RejectedCandidate) else "" for o in outcomes]
+        draft = Draft(0, CLASSIFICATION, Sample("Do", language=language, license="MIT"))
+        assert m.request(pool, draft, COMPLETION).sampling.max_tokens == tokens
 
 
 def test_one_input_with_two_outputs_rejects_all_instances() -> None:
@@ -266,41 +446,13 @@ def test_unreadable_instances_are_rejected() -> None:
     assert outcome.rejection.reason == "empty_output"
 
 
-@pytest.mark.parametrize(
-    ("count", "unclassified", "classified", "expected"),
-    [
-        # New instructions fill the rest of the batch, up to half of it.
-        (24, 10, 6, {"classification": 10, "instances": 6, "instructions": 12}),
-        (24, 0, 20, {"classification": 0, "instances": 20, "instructions": 4}),
-        # At least one request is for new instructions; classifications do not count.
-        (16, 40, 40, {"classification": 40, "instances": 15, "instructions": 1}),
-        (16, 30, 0, {"classification": 30, "instances": 0, "instructions": 8}),
-        (1, 5, 5, {"classification": 5, "instances": 1, "instructions": 0}),
-        (1, 5, 0, {"classification": 5, "instances": 0, "instructions": 1}),
-    ],
-)
-def test_stages_share_a_batch(
-    count: int, unclassified: int, classified: int, expected: dict[str, int]
-) -> None:
-    m, pool = SelfInstruct(), pool_with(80)
-    pool.unclassified.extend(range(unclassified))
-    pool.classified.extend(range(40, 40 + classified))
-    for task in pool.tasks[40:]:
-        task.kind = Kind.GENERATION
-    stages = Counter(r.stage for r in m.requests(pool, random.Random(0), count, COMPLETION))
-    assert stages == Counter(expected)
-    assert not pool.unclassified
-    assert len(pool.classified) == classified - expected["instances"]
-
-
 # -- alpaca -------------------------------------------------------------------------------
 
 
 def test_alpaca_shows_three_seeds_and_no_generated_task() -> None:
-    m, pool = Alpaca(), pool_with(20)
-    (request,) = m.requests(pool, random.Random(0), 1, COMPLETION)
-    assert len(request.parents) == 3
-    assert all(p < 40 for p in request.parents)
+    ((draft, request),) = started(Alpaca(), pool_with(20))
+    assert len(draft.parents) == 3
+    assert all(p < 40 for p in draft.parents)
     assert (request.sampling.temperature, request.sampling.max_tokens) == (1.0, 3072)
     assert request.sampling.stop == ("\n20.", "\n20 .")
     assert request.prompt_text().endswith("###\n4. Instruction:")
@@ -308,9 +460,9 @@ def test_alpaca_shows_three_seeds_and_no_generated_task() -> None:
 
 def test_alpaca_does_not_show_very_long_seeds() -> None:
     pool = Pool([*seeds(6), *[replace(s, output="x" * 9000) for s in seeds(6)]])
-    for request in Alpaca().requests(pool, random.Random(0), 50, COMPLETION):
-        assert request.parents
-        assert all(p < 6 for p in request.parents)
+    for draft, _ in started(Alpaca(), pool, 50):
+        assert draft.parents
+        assert all(p < 6 for p in draft.parents)
 
 
 TRIPLES = (
@@ -321,39 +473,106 @@ TRIPLES = (
 
 
 def test_alpaca_parses_triples() -> None:
-    m, pool = Alpaca(), pool_with()
-    (request,) = m.requests(pool, random.Random(0), 1, COMPLETION)
-    candidates = m.outcomes(pool, request, stop(TRIPLES))
-    assert [(c.sample.instruction, c.sample.input, c.sample.output) for c in candidates] == [
+    outcomes = first(Alpaca(), pool_with(), stop(TRIPLES))
+    samples = [sample_of(o) for o in outcomes]
+    assert [(s.instruction, s.input, s.output) for s in samples] == [
         ("Name a river", "", "The Nile"),
         ("Add", "1 2", "3"),
         ("Cut", "x", "y"),
     ]
-    assert all(c.is_row for c in candidates)
+    assert all(isinstance(o, Accept) for o in outcomes)
 
 
 def test_alpaca_rejects_only_the_last_item_of_a_truncated_completion() -> None:
-    m, pool = Alpaca(), pool_with()
-    (request,) = m.requests(pool, random.Random(0), 1, COMPLETION)
-    assert reasons(m.outcomes(pool, request, stop(TRIPLES, "length"))) == ["", "", "cut_by_length"]
+    outcomes = first(Alpaca(), pool_with(), stop(TRIPLES, "length"))
+    assert reasons(outcomes) == ["", "", "cut_by_length"]
 
 
 def test_alpaca_counts_items_that_it_cannot_parse() -> None:
-    m, pool = Alpaca(), pool_with()
-    (request,) = m.requests(pool, random.Random(0), 1, COMPLETION)
     text = (
         TRIPLES
         + "\n###\n7. Instruction: No output\n7. Input: x\n###\n8. Instruction: E\n8. Input: a\n8. Output:"
     )
-    assert reasons(m.outcomes(pool, request, stop(text)))[3:] == ["incomplete_task", "empty_output"]
+    outcomes = first(Alpaca(), pool_with(), stop(text))
+    assert reasons(outcomes)[3:] == ["incomplete_task", "empty_output"]
+
+
+def test_alpaca_keeps_at_most_the_number_of_rows_that_it_asks_for() -> None:
+    outcomes = first(Alpaca(new_tasks=2), pool_with(), stop(TRIPLES))
+    assert reasons(outcomes) == ["", "", "too_many_tasks"]
 
 
 def test_alpaca_parses_json() -> None:
-    m, pool = Alpaca(), pool_with()
-    (request,) = m.requests(pool, random.Random(0), 1, CHAT)
     rows = [{"instruction": "do it", "input": "", "output": "done"}, {"instruction": "x"}]
     text = orjson.dumps({"tasks": rows}).decode()
-    assert reasons(m.outcomes(pool, request, stop(text))) == ["", "incomplete_task"]
+    assert reasons(first(Alpaca(), pool_with(), stop(text), CHAT)) == ["", "incomplete_task"]
     rows = [{"instruction": f"do {i}", "input": "", "output": "done"} for i in range(3)]
     text = orjson.dumps({"tasks": rows}).decode()[:-9]
-    assert reasons(m.outcomes(pool, request, stop(text, "length"))) == ["", "", "cut_by_length"]
+    outcomes = first(Alpaca(), pool_with(), stop(text, "length"), CHAT)
+    assert reasons(outcomes) == ["", "", "cut_by_length"]
+
+
+# -- both -----------------------------------------------------------------------------------
+
+PIECES = [
+    "Input:", "Output:", "Class label:", "Task:", "Example 1", "Is it classification?", "Yes", "No",
+    "Instruction:", "\n", "\n", " ", "###", "4.", "10.", "(none)", "a", "word.", "\u2028", "\0",
+    "{", "}", "[", "]", ",", ":", '"', '"tasks"', '"examples"', '"classification": true,',
+    '{"tasks": [', '{"examples": [', '{"input": "a", "output": "b"},', '"Do it",', "NaN,", "\\ud800",
+    '{"instruction": "do", "input": "", "output": "\\ud83d"},', '{"label": "a", "input": "b"},',
+]  # fmt: skip
+TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=24).map("".join)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["input", "output", "label", "instruction"]), inner)
+    ),
+    max_leaves=9,
+)
+OBJECTS = st.dictionaries(
+    st.sampled_from(["classification", "tasks", "examples", "answer"]), VALUES | st.lists(VALUES)
+).map(lambda value: orjson.dumps(value).decode())
+CUT = st.tuples(OBJECTS, st.integers(0, 99)).map(lambda pair: pair[0][: pair[1]])
+METHODS = [Alpaca(), *(SelfInstruct(classification=how) for how in ("separate", "joint", "off"))]
+
+
+@settings(max_examples=500)
+@given(
+    st.sampled_from(METHODS),
+    st.sampled_from([*FORMS, PromptSetup("completion", True)]),
+    TEXTS | OBJECTS | CUT,
+    st.sampled_from(["stop", "length", "error"]),
+    st.sampled_from([None, *Kind]),
+    st.data(),
+)
+def test_every_completion_leads_to_an_outcome(
+    m: Method,
+    form: PromptSetup,
+    text: str,
+    reason: str,
+    kind: Kind | None,
+    data: st.DataObject,
+) -> None:
+    path = [stage.name for stage in m.path(form)]
+    stage = data.draw(st.sampled_from(path))
+    later = stage != path[0]
+    task = replace(TASK, kind=kind) if later else Sample("", language="en", license="MIT")
+    draft = Draft(5, stage, task, (0, 1, 2), 0 if later else None)
+    outcomes = m.read(draft, stop(text, reason), form)
+    assert outcomes
+    for outcome in outcomes:
+        sample = sample_of(outcome)
+        # It can be stored.
+        assert orjson.dumps(sample_row(sample))
+        assert (sample.language, sample.license) == ("en", "MIT")
+        if isinstance(outcome, Propose | Continue):
+            following = outcome.draft
+            assert (following.number, following.parents) == (5, (0, 1, 2))
+            assert (stage, following.stage) in itertools.pairwise(path)
+            assert isinstance(outcome, Propose) == (draft.task is None)
+        elif isinstance(outcome, Accept):
+            assert sample.output
+            assert stage == path[-1]
+    if reason == "error":
+        assert reasons(outcomes) == ["engine_error"]

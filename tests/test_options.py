@@ -120,7 +120,7 @@ def test_defaults_that_depend_on_a_recipe_are_shown_as_they_are() -> None:
     fields = PreviewOptions.model_fields
     shown = {name: facts_of(field).get("shown") for name, field in fields.items()}
     assert shown["seed"] == str(config.generate.seed)
-    assert shown["batch_size"] == str(config.generate.batch_size)
+    assert shown["passes"] == str(config.generate.passes)
     assert shown["method"] == config.method.name
     assert shown["engine"] == config.engine.name
     for flags in (TRAIN_FLAGS, ABLATE_FLAGS):
@@ -229,7 +229,7 @@ def test_a_data_frame_and_a_list_of_dicts_stand_for_a_file(tmp_path: Path) -> No
     assert run.rows == 3
 
 
-RECIPE = {"generate": {"batch_size": 4}, "filters": [{"name": "length"}]}
+RECIPE = {"generate": {"in_flight": 4}, "filters": [{"name": "length"}]}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ run = "generate"
 seeds = "@human"
 engine = "echo"
 target = 12
-batch_size = 4
+in_flight = 4
 
 [[steps]]
 name = "mix"
@@ -139,7 +139,7 @@ def test_a_higher_target_resumes_the_run_and_other_settings_start_a_new_one(tmp_
     assert ran(pipeline, out) == ["expanded", "mix", "clean", "file"]
     assert (out / "expanded" / "journal.jsonl").read_bytes().startswith(journal)
     assert not (out / "replaced").exists()
-    pipeline.write_text(PIPELINE.replace("batch_size = 4", "batch_size = 4\nseed = 5"))
+    pipeline.write_text(PIPELINE.replace("in_flight = 4", "in_flight = 4\nseed = 5"))
     assert ran(pipeline, out)[0] == "expanded"
     kept = out / "replaced" / "expanded-1" / "journal.jsonl"
     assert kept.read_bytes().startswith(journal)
@@ -173,7 +173,7 @@ def test_a_run_is_resumed_whether_its_options_are_keys_or_words(tmp_path: Path) 
 
 def test_the_keys_of_a_recipe_table_decide_whether_a_run_is_resumed(tmp_path: Path) -> None:
     table = 'recipe = { generate = { acceptance_floor = 0.0 }, filters = [{ name = "length" }] }'
-    text = PIPELINE.replace("batch_size = 4", f"batch_size = 4\n{table}")
+    text = PIPELINE.replace("in_flight = 4", f"in_flight = 4\n{table}")
     pipeline, out = write(tmp_path, text), tmp_path / "out"
     ran(pipeline, out)
     pipeline.write_text(text.replace("acceptance_floor = 0.0", "acceptance_floor = 0.01"))
@@ -333,7 +333,7 @@ INVALID = {
         ["steps 2 (human): recipe.splitt: ", " split?"],
     ),
     "unknown key of a recipe": (
-        PIPELINE.replace("batch_size = 4", "recipe = { generate = { floor = 1 } }"),
+        PIPELINE.replace("in_flight = 4", "recipe = { generate = { floor = 1 } }"),
         ["steps 3 (expanded): recipe.generate.floor: ", " acceptance_floor, "],
     ),
     "invalid value of a recipe": (
@@ -467,7 +467,7 @@ def test_an_error_names_the_damaged_or_unknown_state(
 
 
 def test_a_step_that_ends_before_its_target_is_reported(tmp_path: Path) -> None:
-    text = PIPELINE.replace("batch_size = 4", "batch_size = 4\nmax_tokens_total = 20000")
+    text = PIPELINE.replace("in_flight = 4", "in_flight = 4\nmax_tokens_total = 20000")
     text = text.replace("target = 12", "target = 100000")
     pipeline, out = write(tmp_path, text), tmp_path / "out"
     arguments = (pipeline, "--out", out, "--input", f"tasks={SEEDS}")

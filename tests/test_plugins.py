@@ -175,7 +175,7 @@ def test_dedup_rejects_an_output_made_with_other_format_code(site: Site, tmp_pat
 
 def test_a_run_is_not_resumed_or_rebuilt_with_other_code(site: Site, tmp_path: Path) -> None:
     seeds, out = ROOT / "seeds" / "general.jsonl", tmp_path / "run"
-    words = ("generate", "--seeds", seeds, "--target", 8, "--engine", "echo", "--batch-size", 4)
+    words = ("generate", "--seeds", seeds, "--target", 8, "--engine", "echo")
     words = (*words, "--recipe", recipe(tmp_path), "--out", out)
     assert site.run(*words).returncode == 0
     assert site.unchanged(*words)

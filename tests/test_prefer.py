@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from instructgen import explain, prefer
 from instructgen.commands.prefer import _engine
 from instructgen.errors import ConfigError, EngineError, RunError
 from instructgen.schema.sample import Label, Sample
-from instructgen.store import manifest_in, read_samples
+from instructgen.store import CompletionLine, IssueLine, Run, manifest_in, read_samples
 from instructgen.verifiers.constraints import LABEL, Constraint
 from tests import forks
 from tests.test_openai import Server, reply
@@ -210,6 +211,86 @@ def test_a_resumed_command_repeats_no_answered_request(
             s.id for s in read_samples(two.out, table)
         ]
     assert manifest_in(one.out).rows == manifest_in(two.out).rows == one.rows
+
+
+def journal(folder: Path) -> tuple[list[IssueLine], dict[int, CompletionLine]]:
+    """Return the requests and the completions of a journal."""
+    with Run.view(folder) as run:
+        lines = [line for _, line in run.lines()]
+    completed = [line for line in lines if isinstance(line, CompletionLine)]
+    assert len({line.n for line in completed}) == len(completed)
+    issued = [line for line in lines if isinstance(line, IssueLine)]
+    # Such a journal is not continued with other settings, so it has no sessions.
+    assert len(issued) + len(completed) == len(lines)
+    return issued, {line.n: line for line in completed}
+
+
+def test_answers_and_judgments_have_a_journal_each(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Writer()
+    use(monkeypatch, server)
+    result = prefer(data, tmp_path / "out", score=["judge:judge"], **OPTIONS)
+    issued, answers = journal(result.out / "answers")
+    assert [(line.n, line.draft, line.role) for line in issued] == [
+        (n, n, "writer") for n in range(64)
+    ]
+    assert sorted(answers) == list(range(64))
+    judged, judgments = journal(result.out / "judgments")
+    assert len(judged) == len(judgments) == 2 * sum(result.facts.judge.values())
+    assert {line.role for line in judged} == {"judge"}
+    assert len(server.bodies) == 64 + len(judgments)
+    for row in read_samples(result.out):
+        # The request is that of the better answer, and the draft the number of the prompt.
+        assert row.origin.request is not None
+        assert row.origin.draft == row.origin.request // 4
+        line = answers[row.origin.request]
+        assert line.completion.text.strip() == row.output
+        assert line.digest == row.origin.prompt_sha256
+
+
+def test_an_interrupted_journal_is_continued_with_the_requests_that_it_lacks(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may be killed at any line of either journal."""
+    use(monkeypatch, Writer())
+    whole = prefer(data, tmp_path / "whole", score=["judge:judge"], **OPTIONS)
+    expected = [list(read_samples(whole.out, table)) for table in ("data", "rejected")]
+    for name, share in (("answers", 0.4), ("judgments", 0.8)):
+        out = tmp_path / name
+        shutil.copytree(whole.out / "answers", out / "answers")
+        if name == "judgments":
+            shutil.copytree(whole.out / "judgments", out / "judgments")
+        shutil.copy(whole.out / "provenance.json", out)
+        file = out / name / "journal.jsonl"
+        lines = file.read_bytes().splitlines(keepends=True)
+        at = round(share * len(lines))
+        file.write_bytes(b"".join(lines[:at]) + lines[at][:9])
+        recorded = len(journal(out / name)[1])
+        assert 0 < recorded < len(journal(whole.out / name)[1])
+        server = Writer()
+        use(monkeypatch, server)
+        prefer(data, out, score=["judge:judge"], **OPTIONS)
+        missing = len(journal(whole.out / name)[1]) - recorded
+        others = len(journal(whole.out / "judgments")[1]) if name == "answers" else 0
+        assert len(server.bodies) == missing + others
+        assert [list(read_samples(out, table)) for table in ("data", "rejected")] == expected
+
+
+def test_a_higher_limit_asks_only_for_the_new_answers(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Writer())
+    few = prefer(data, tmp_path / "out", score=["verifiers:ifeval"], limit=5, **OPTIONS)
+    assert few.rows + few.rejected == 5
+    # As if the command with the higher limit had been killed before it wrote the dataset.
+    (few.out / "manifest.json").unlink()
+    server = Writer()
+    use(monkeypatch, server)
+    more = prefer(data, tmp_path / "out", score=["verifiers:ifeval"], limit=9, **OPTIONS)
+    assert more.rows + more.rejected == 9
+    assert len(server.bodies) == 4 * (9 - 5)
+    assert len(journal(more.out / "answers")[1]) == 4 * 9
 
 
 def test_recorded_answers_of_another_model_are_not_used(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from instructgen.engines import Request, Sampling
+from instructgen.engines import Request, Sampling, ask
 from instructgen.formats import RowError
 from instructgen.schema.sample import Sample
 from instructgen.store import read_rows
@@ -118,15 +118,15 @@ def test_the_parts_of_contributing_work() -> None:
     assert parts["Quiz"]().samples(record) == [Sample("Who?", output="Me.")]
     with pytest.raises(RowError):
         parts["Quiz"]().samples({"quiz_question": "Who?"})
-    answers = list(parts["Parrot"]().complete([Request("Say a b", Sampling(0.0, max_tokens=2))]))
+    answers = list(ask(parts["Parrot"](), [Request("Say a b", Sampling(0.0, max_tokens=2))]))
     assert [(place, c.text, c.output_tokens) for place, c in answers] == [(0, "a b", 2)]
 
 
 # Smaller sizes, so that a CPU runs the same commands in minutes.
 SMALLER = (
-    (" --target 100 ", " --target 2 --batch-size 1 "),
-    (" --target 20 --batch-size 8 ", " --target 2 --batch-size 1 "),
-    (" --target 5000 --batch-size 8", " --target 5000 --engine echo"),
+    (" --target 100 ", " --target 2 "),
+    (" --target 20 ", " --target 2 "),
+    (" --target 5000", " --target 5000 --engine echo"),
     (" --tokens 2000 ", " --tokens 300 --batch-size 4 --set held_out_rows=8 "),
     (" --limit 20", " --limit 4"),
     (" --limit 8 ", " --limit 3 "),

@@ -21,6 +21,7 @@ from instructgen.store import (
     Manifest,
     Part,
     RejectionCount,
+    has_current_run,
     manifest_in,
     read_info,
     read_provenance,
@@ -29,13 +30,23 @@ from instructgen.store import (
     read_training,
     root_of,
 )
-from instructgen.store.records import Provenance, RunInfo, Seal, Seeds, TrainingInfo, TrainingInputs
+from instructgen.store.records import (
+    Provenance,
+    RunInfo,
+    Seal,
+    Seeds,
+    SessionUse,
+    TrainingInfo,
+    TrainingInputs,
+)
 from tests.conftest import ROOT
 
 # Written by version 0.1.0: a curated dataset, a run, and the run.json of a training.
 OLD = ROOT / "tests" / "format_2"
 # Written by version 0.2.0: an imported dataset and the settings of a run.
 OLD_3 = ROOT / "tests" / "format_3"
+# Written by version 0.3.0: an imported dataset with tools, and a run of the method alpaca.
+OLD_4 = ROOT / "tests" / "format_4"
 
 PATH = Path("file.json")
 texts = st.text(max_size=20)
@@ -70,7 +81,9 @@ records = st.one_of(
         st.builds(Seeds, texts, counts),
         st.dictionaries(texts, texts, max_size=3),
         objects,
+        st.none() | st.builds(Seeds, texts, counts),
     ),
+    st.builds(SessionUse, st.floats(0, 1e9), counts, counts),
     st.builds(
         TrainingInfo,
         counts,
@@ -169,6 +182,70 @@ def test_a_run_of_format_3_is_rejected_with_the_version_to_use(tmp_path: Path) -
     assert "0.2.0" in caught.value.hint
 
 
+def test_a_dataset_of_format_4_is_read(tmp_path: Path) -> None:
+    folder = OLD_4 / "data"
+    assert orjson.loads((folder / "manifest.json").read_bytes())["format"] == 4
+    manifest = manifest_in(folder)
+    assert (manifest.format, manifest.rows, manifest.rejected) == (FORMAT, 2, 1)
+    first, second = read_samples(folder)
+    assert [m.role for m in first.steps] == ["assistant", "tool"]
+    assert (first.steps[0].tool_calls[0].name, first.steps[1].content) == ("lookup", "6650")
+    assert orjson.loads(first.tools)[0]["function"]["name"] == "lookup"
+    assert (first.reasoning_content, first.output) == ("The tool says 6650.", "6,650 km.")
+    assert (second.output, second.origin.draft, second.plain) == ("Onega.", None, True)
+    assert [first.id, second.id] == [row["id"] for row in read_rows(folder)]
+    assert instructgen.merge(folder, tmp_path / "mix").rows == 2
+    assert set(read_samples(tmp_path / "mix")) == {first, second}
+    clean = instructgen.curate(folder, tmp_path / "clean")
+    assert clean.rows + clean.rejected == 2
+    assert len(instructgen.open(folder)) == 2
+    assert instructgen.explain(folder, first.id).verdict == "kept"
+    assert instructgen.report(folder, tmp_path / "r.html").bytes > 1_000
+
+
+def test_the_dataset_of_a_run_of_format_4_is_read(tmp_path: Path) -> None:
+    """The column draft of its rows is named batch."""
+    folder = OLD_4 / "run"
+    manifest = manifest_in(folder)
+    assert (manifest.format, manifest.rows, manifest.rejected) == (FORMAT, 2, 6)
+    rows = list(read_rows(folder))
+    assert all("batch" in row["origin"] for row in rows)
+    samples = list(read_samples(folder))
+    assert [s.id for s in samples] == [row["id"] for row in rows]
+    assert [s.origin.draft for s in samples] == [row["origin"]["batch"] for row in rows]
+    assert {(s.origin.method, s.origin.run) for s in samples} == {("alpaca", manifest.facts["run"])}
+    # Rows of both formats have the columns of the current one.
+    mix = instructgen.merge([folder, OLD_4 / "data"], tmp_path / "mix")
+    assert mix.rows == 4
+    assert {s.id for s in samples} < {s.id for s in read_samples(tmp_path / "mix")}
+    assert all("draft" in row["origin"] for row in read_rows(tmp_path / "mix"))
+    assert instructgen.explain(tmp_path / "mix", samples[0].id).verdict == "kept"
+    assert instructgen.report(folder, tmp_path / "r.html").bytes > 1_000
+    assert instructgen.export(folder, tmp_path / "a" / "e.jsonl", format="alpaca").rows == 2
+
+
+def test_a_run_of_format_4_is_rejected_with_the_version_to_use(tmp_path: Path) -> None:
+    shutil.copytree(OLD_4 / "run", tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    (row, *_) = read_rows(tmp_path / "run")
+    for call in (
+        lambda: read_info(tmp_path / "run"),
+        lambda: instructgen.rebuild(tmp_path / "run"),
+        lambda: instructgen.snapshot(tmp_path / "run", tmp_path / "snapshot"),
+        lambda: instructgen.explain(tmp_path / "run", row["id"]),
+        lambda: instructgen.generate(
+            ROOT / "seeds" / "general.jsonl", 9, tmp_path / "run", engine="echo"
+        ),
+    ):
+        with pytest.raises(VersionError) as caught:
+            call()
+        assert caught.value.found == 4
+        assert "0.3.0" in caught.value.hint
+    assert {p: p.read_bytes() for p in before} == before
+    assert not has_current_run(tmp_path / "run")
+    assert not (tmp_path / "snapshot").exists()
+
+
 def test_the_dataset_of_an_old_run_is_migrated_too(tmp_path: Path) -> None:
     manifest = manifest_in(OLD / "run")
     assert manifest.rows == 6 == len(list(read_rows(OLD / "run")))
@@ -193,7 +270,7 @@ def test_an_old_run_is_rejected_with_the_version_to_use(tmp_path: Path) -> None:
         lambda: read_info(tmp_path / "run"),
         lambda: instructgen.rebuild(tmp_path / "run"),
         lambda: instructgen.generate(
-            ROOT / "seeds" / "general.jsonl", 9, tmp_path / "run", engine="echo", batch_size=4
+            ROOT / "seeds" / "general.jsonl", 9, tmp_path / "run", engine="echo"
         ),
     ):
         with pytest.raises(VersionError) as caught:

@@ -133,7 +133,7 @@ def page_of(folder: Path, tmp_path: Path, name: str = "out.html", **options: obj
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "a"
-    generate(SEEDS, 40, out, engine="echo", batch_size=4)
+    generate(SEEDS, 40, out, engine="echo")
     return out
 
 

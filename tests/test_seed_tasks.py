@@ -59,7 +59,9 @@ def test_no_two_seeds_are_similar() -> None:
 def test_seeds_pass_the_row_filters() -> None:
     seeds, _ = load_seeds([GENERAL, MULTILINGUAL])
     chain = Chain([ControlTokens(), InstanceFilter()])
-    assert [r for s in seeds if (r := chain.evaluate(s, "row").rejection)] == []
+    verdicts = chain.evaluate(seeds, ("row",))
+    assert len(verdicts) == len(seeds)
+    assert [v.rejection for v in verdicts if v.rejection is not None] == []
 
 
 def test_the_similarity_check_detects_a_near_copy() -> None:

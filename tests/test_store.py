@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -20,10 +22,13 @@ from instructgen.errors import DamagedFileError, RunError, StorageError, Version
 from instructgen.schema.sample import Kind, Origin, Rejected, Rejection, Sample, Score
 from instructgen.store import (
     FORMAT,
+    CompletionLine,
+    IssueLine,
     RejectionCount,
     Run,
     RunInfo,
     Seeds,
+    SessionLine,
     find_row,
     is_run,
     read_manifest,
@@ -32,6 +37,7 @@ from instructgen.store import (
     write_atomic,
     write_dataset,
 )
+from tests.conftest import ROOT
 
 INFO = RunInfo(FORMAT, "r1", config={}, seeds=Seeds("", 0), versions={})
 
@@ -40,11 +46,25 @@ def completion(i: int) -> Completion:
     return Completion(f"text {i} \u2028 \n ü", "stop", i, 2 * i)
 
 
+def line(i: int) -> SessionLine | IssueLine | CompletionLine:
+    """Return one line of each kind in turn."""
+    if i % 3 == 0:
+        limits = {"max_tokens_total": 10 * i, "max_cost": None, "version": "1"}
+        return SessionLine(i, "all" if i % 2 else i, "arrival", i or None, **limits)
+    if i % 3 == 1:
+        return IssueLine(i, i - 1, i // 2, "instances", "writer")
+    return CompletionLine(i, f"d{i}", completion(i))
+
+
 def begin(folder: Path, n: int = 3) -> None:
     with Run.create(folder, INFO, []) as run:
         for i in range(n):
-            run.record(i // 2, i % 2, f"d{i}", completion(i))
+            run.append(line(i))
         run.sync()
+
+
+def lines_of(run: Run) -> list:
+    return [each for _, each in run.lines()]
 
 
 def damaged_at(error: DamagedFileError) -> int:
@@ -54,28 +74,58 @@ def damaged_at(error: DamagedFileError) -> int:
     return int(command[1])
 
 
-def test_recorded_completions_are_read_back(tmp_path: Path) -> None:
-    begin(tmp_path / "a", 5)
+def test_recorded_lines_are_read_back(tmp_path: Path) -> None:
+    begin(tmp_path / "a", 7)
     with Run.open(tmp_path / "a") as run:
-        assert len(run) == 5
-        entry = run.recorded(1, 1)
-        assert entry is not None
-        assert (entry.request_digest, entry.completion) == ("d3", completion(3))
-        assert run.recorded(9, 9) is None
-        run.record(9, 9, "d", completion(7))
+        assert len(run) == 7
+        assert list(run.lines()) == [(i + 1, line(i)) for i in range(7)]
+        run.append(line(7))
+        assert lines_of(run)[7:] == [line(7)]
     with Run.open(tmp_path / "a") as run:
+        assert len(run) == 8
+
+
+@pytest.mark.parametrize("together", [1, 3, 7])
+def test_lines_appended_together_or_one_by_one_are_the_same_bytes(
+    tmp_path: Path, together: int
+) -> None:
+    begin(tmp_path / "a", 21)
+    with Run.create(tmp_path / "b", INFO, []) as run:
+        run.append()
+        for at in range(0, 21, together):
+            run.append(*map(line, range(at, at + together)))
+            assert len(run) == at + together
+        assert lines_of(run) == [line(i) for i in range(21)]
+    journals = [(tmp_path / name / "journal.jsonl").read_bytes() for name in "ab"]
+    assert journals[0] == journals[1]
+
+
+def test_lines_yields_what_the_journal_has_at_the_first_line(tmp_path: Path) -> None:
+    """Lines that are appended while the journal is replayed are not replayed."""
+    begin(tmp_path / "a", 3)
+    with Run.open(tmp_path / "a") as run:
+        seen = []
+        for number, each in run.lines():
+            seen.append(each)
+            run.append(line(number))
+        assert seen == [line(i) for i in range(3)]
         assert len(run) == 6
+    with Run.create(tmp_path / "b", INFO, []) as run:
+        assert lines_of(run) == []
 
 
 @given(st.text(), st.text(max_size=5))
 def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, text: str, error: str) -> None:
     folder = tmp_path_factory.mktemp("run") / "a"
+    appended = (
+        replace(line(0), version=text),
+        IssueLine(0, 0, 0, error, "judge"),
+        CompletionLine(0, error, Completion(text, "error", 1, 2, error)),
+    )
     with Run.create(folder, INFO, []) as run:
-        run.record(0, 0, "d", Completion(text, "error", 1, 2, error))
+        run.append(*appended)
     with Run.open(folder) as run:
-        entry = run.recorded(0, 0)
-        assert entry is not None
-        assert entry.completion == Completion(text, "error", 1, 2, error)
+        assert lines_of(run) == list(appended)
 
 
 def test_a_journal_truncated_within_its_last_two_records_is_repaired(tmp_path: Path) -> None:
@@ -95,7 +145,7 @@ def test_a_journal_truncated_within_its_last_two_records_is_repaired(tmp_path: P
 
 
 def test_a_flipped_byte_anywhere_in_the_journal_is_detected(tmp_path: Path) -> None:
-    begin(tmp_path / "a", 20)
+    begin(tmp_path / "a", 26)
     journal = tmp_path / "a" / "journal.jsonl"
     whole = journal.read_bytes()
     assert len(whole) > 3000
@@ -108,7 +158,7 @@ def test_a_flipped_byte_anywhere_in_the_journal_is_detected(tmp_path: Path) -> N
             # Without its newline the last line is a torn one: it is removed and reported.
             with Run.open(tmp_path / "a") as run:
                 assert run.healed
-                assert len(run) == 19
+                assert len(run) == 25
             detected += 1
             continue
         with pytest.raises(DamagedFileError) as caught, Run.open(tmp_path / "a"):
@@ -139,32 +189,148 @@ def test_swapped_deleted_and_repeated_lines_are_detected(
     assert damaged_at(caught.value) == sum(map(len, lines[:line]))
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("fault", ["interrupt after", "interrupt before", "half, then full"])
-def test_an_interrupted_record_leaves_a_complete_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+def test_an_interrupted_append_leaves_a_complete_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, count: int
 ) -> None:
-    """A completion that is recorded after the interruption is read back too."""
+    """None of its lines is recorded; a line that is appended after it is read back."""
     original = os.write
 
     def faulty(handle: int, data: memoryview) -> int:
+        if fault == "half, then full" and len(data) > 150:
+            # A part of the data fits on the disk, and perhaps some of its lines.
+            return original(handle, data[: max(100, len(data) // 2)])
         monkeypatch.setattr(os, "write", original)
         if fault == "interrupt after":
             original(handle, data)
             raise KeyboardInterrupt
         if fault == "interrupt before":
             raise KeyboardInterrupt
-        original(handle, data[: len(data) // 2])
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    journal = tmp_path / "a" / "journal.jsonl"
     with Run.create(tmp_path / "a", INFO, []) as run:
-        run.record(0, 0, "d", completion(0))
+        run.append(line(0))
+        before = journal.read_bytes()
         monkeypatch.setattr(os, "write", faulty)
-        with pytest.raises((KeyboardInterrupt, StorageError)):
-            run.record(0, 1, "d", completion(1))
-        run.record(0, 2, "d", completion(2))
+        expected = StorageError if fault == "half, then full" else KeyboardInterrupt
+        with pytest.raises(expected):
+            run.append(*map(line, range(1, 1 + count)))
+        assert os.write is original
+        assert journal.read_bytes() == before
+        assert len(run) == 1
+        run.append(line(8))
+        assert lines_of(run) == [line(0), line(8)]
     with Run.open(tmp_path / "a") as run:
         assert run.healed is None
-        assert [run.recorded(0, i) is not None for i in range(3)] == [True, False, True]
+        assert lines_of(run) == [line(0), line(8)]
+
+
+def test_a_write_of_a_few_bytes_at_a_time_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: original(handle, data[:7]))
+    begin(tmp_path / "a", 5)
+    with Run.open(tmp_path / "a") as run:
+        assert run.healed is None
+        assert lines_of(run) == [line(i) for i in range(5)]
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from instructgen.store import Run
+from tests.test_store import line
+
+write = os.write
+
+def halting(handle, data):
+    os.write = write
+    written = write(handle, data[: len(data) // 2])
+    print("torn", flush=True)
+    sys.stdin.readline()
+    return written
+
+with Run.open(Path(sys.argv[1])) as run:
+    run.append(line(3))
+    os.write = halting
+    run.append(line(4))
+    run.append(line(5))
+    print("complete", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_run_that_another_process_writes_can_be_viewed(tmp_path: Path) -> None:
+    """Its incomplete last line is skipped, and nothing is changed on the disk."""
+    folder = tmp_path / "a"
+    begin(folder, 3)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert writer.stdin is not None and writer.stdout is not None
+    try:
+        assert writer.stdout.readline() == "torn\n"
+        before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+        assert not before[folder / "journal.jsonl"][0].endswith(b"\n")
+        with pytest.raises(RunError), Run.open(folder):
+            pass
+        with Run.view(folder) as run:
+            assert (len(run), run.healed, run.id) == (4, None, INFO.run)
+            assert lines_of(run) == [line(i) for i in range(4)]
+            assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+            assert writer.stdout.readline() == "complete\n"
+            # A view has the lines that there were when it was opened.
+            assert lines_of(run) == [line(i) for i in range(4)]
+        with Run.view(folder) as run:
+            assert lines_of(run) == [line(i) for i in range(6)]
+    finally:
+        writer.kill()
+        writer.communicate()
+
+
+def test_a_view_of_a_damaged_or_missing_journal(tmp_path: Path) -> None:
+    begin(tmp_path / "a", 4)
+    journal = tmp_path / "a" / "journal.jsonl"
+    damaged = bytearray(journal.read_bytes())
+    damaged[30] ^= 1
+    journal.write_bytes(damaged)
+    with pytest.raises(DamagedFileError) as caught, Run.view(tmp_path / "a"):
+        pass
+    assert caught.value.path == journal
+    journal.unlink()
+    with Run.view(tmp_path / "a") as run:
+        assert (len(run), lines_of(run)) == (0, [])
+    assert not journal.exists()
+    with pytest.raises(RunError), Run.view(tmp_path / "none"):
+        pass
+
+
+def test_the_known_rows_of_a_run_are_read_back(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Do {i}"} for i in range(3)]
+    data = [orjson.dumps(row) + b"\n" for row in rows]
+    known = Seeds(hashlib.sha256(b"".join(data)).hexdigest(), 3)
+    with Run.create(tmp_path / "a", replace(INFO, known=known), [], data) as run:
+        assert list(run.known()) == rows
+    with Run.view(tmp_path / "a") as run:
+        assert list(run.known()) == rows
+    file = tmp_path / "a" / "known.jsonl"
+    file.write_bytes(b"".join(data[:2]))
+    with Run.open(tmp_path / "a") as run, pytest.raises(DamagedFileError) as caught:
+        list(run.known())
+    assert caught.value.path == file
+    begin(tmp_path / "b")
+    with Run.open(tmp_path / "b") as run:
+        assert list(run.known()) == []
+    assert not (tmp_path / "b" / "known.jsonl").exists()
 
 
 def test_the_journal_of_another_run_is_detected(tmp_path: Path) -> None:
@@ -195,7 +361,7 @@ def test_only_one_process_can_open_a_run(tmp_path: Path) -> None:
         output = open_in_another_process()
         assert output.startswith("RunError ")
         assert str(tmp_path / "a") in output
-        run.record(5, 5, "d", completion(1))
+        run.append(line(5))
     with Run.open(tmp_path / "a") as run:
         assert len(run) == 4
     # It was the first process that prevented the second from opening the run.
@@ -419,7 +585,6 @@ except StorageError as error:
     print(error)
     sys.exit(1)
 """
-    from tests.conftest import ROOT
     from tests.test_loop import tree_digest
 
     seeds = str(ROOT / "seeds" / "general.jsonl")

@@ -62,6 +62,7 @@ for _command in (
     runs.generate,
     runs.preview,
     runs.rebuild,
+    runs.snapshot,
     runs.explain,
     datasets.import_,
     datasets.merge,

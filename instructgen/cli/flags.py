@@ -133,7 +133,8 @@ def _click_type(annotation: Any) -> tuple[Any, bool, bool]:
     """Return the click type of an annotation, whether it is a flag, and whether it is a list."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        return _click_type(next(a for a in inner if a is not type(None)))
+        kinds = [a for a in inner if a is not type(None)]
+        return _click_type(kinds[0]) if len(kinds) == 1 else (click.STRING, False, False)
     if origin is Literal:
         return click.Choice(inner), False, False
     if origin is tuple:

@@ -1,4 +1,4 @@
-"""The commands `generate`, `preview` and `rebuild` for generation runs, and `explain` for rows."""
+"""The commands for generation runs, such as `generate`, and `explain` for rows."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from instructgen.commands.options import (
     GenerateOptions,
     PreviewOptions,
     RebuildOptions,
+    SnapshotOptions,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def generate(options: GenerateOptions, show: int, quiet: bool, as_json: bool) ->
         for row in islice(read_rows(options.out), show):
             print_row(row["instruction"], row["input"], row["output"])
     _print_result(result, as_json)
-    if result.facts.stopped != "target":
+    complete = {"target"} if options.target != "all" else {"inputs_exhausted"}
+    if result.facts.stopped not in complete:
         sys.exit(3)
 
 
@@ -76,7 +78,7 @@ def generate(options: GenerateOptions, show: int, quiet: bool, as_json: bool) ->
 @quiet_option
 @json_option
 def preview(options: PreviewOptions, quiet: bool, as_json: bool) -> None:
-    """Generate a few batches of rows, print them, and estimate time and tokens of --target rows.
+    """Generate a few rows, print them, and estimate time and tokens of --target rows.
 
     No files are written.
 
@@ -134,6 +136,30 @@ def rebuild(options: RebuildOptions, quiet: bool, as_json: bool) -> None:
     _print_result(result, as_json)
 
 
+@click.command(cls=OptionsCommand)
+@takes(SnapshotOptions)
+@quiet_option
+@json_option
+def snapshot(options: SnapshotOptions, quiet: bool, as_json: bool) -> None:
+    """Write a dataset with the rows that a run has so far, also while it is in progress.
+
+    \b
+    Example:
+      instructgen snapshot runs/a
+    """
+    from instructgen.cli.progress import watching
+    from instructgen.commands.snapshot import snapshot
+
+    with watching(err, show=not quiet and not as_json, first="reading ...") as watch:
+        result = snapshot.run(options, watch)
+    if as_json:
+        return print_json(result)
+    screen.print(f"[bold]{result.rows:,} rows[/] so far; {result.facts.stopped_detail}.")
+    screen.print(f"dataset  {safe(result.parts[0])}")
+    screen.print(f"card     {safe(result.card)}")
+    return None
+
+
 def _print_result(result: GenerateResult, as_json: bool) -> None:
     if as_json:
         return print_json(result)
@@ -154,7 +180,8 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
     if result.asked:
         screen.print(
             f"{facts.prompt_tokens:,} prompt and {facts.output_tokens:,} output tokens; "
-            f"{result.tokens_per_s:,.0f} output tokens/s, engine idle time {result.idle_share:.1%}"
+            f"{result.tokens_per_s:,.0f} output tokens/s; {result.slots_busy:.0%} of the slots "
+            f"in use, {result.mean_in_flight:,.1f} requests in flight"
             + (f", {result.restarts} engine restarts" if result.restarts else "")
             + "."
         )
@@ -171,7 +198,7 @@ def _print_forecast(f: Forecast, as_json: bool) -> None:
     for sample in f.rows:
         print_row(sample.instruction, sample.input, sample.output)
     screen.print(
-        f"{f.batches} batches: {f.candidates:,} candidates, {f.kept_instructions:,} instructions "
+        f"{f.requests} requests: {f.candidates:,} candidates, {f.kept_instructions:,} instructions "
         f"and {f.kept_rows:,} rows accepted ({f.acceptance:.0%} of the candidates; "
         f"{f.duplicates:.0%} of the new instructions were too similar to earlier ones), "
         f"{f.output_tokens_per_s:,.0f} output tokens/s."
@@ -183,6 +210,6 @@ def _print_forecast(f: Forecast, as_json: bool) -> None:
         f"For {f.target:,} rows: about {duration(f.seconds)}, {f.prompt_tokens:,} prompt and "
         f"{f.output_tokens:,} output tokens; at the end, {f.duplicates_at_target:.0%} of the new "
         "instructions will be too similar to earlier ones. This is a rough estimate from a few "
-        "batches. Nothing was written."
+        "rows. Nothing was written."
     )
     return None

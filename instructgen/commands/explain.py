@@ -8,6 +8,7 @@ agrees with the data.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from instructgen.commands.explanation import (
@@ -17,14 +18,13 @@ from instructgen.commands.explanation import (
     explain_row,
     unknown_id,
 )
-from instructgen.commands.generate import reopen
+from instructgen.commands.generate import reopen, replayed, sequencer_of
 from instructgen.commands.interface import command
 from instructgen.commands.options import ExplainOptions
-from instructgen.engines import Request
 from instructgen.errors import RunError
 from instructgen.filters.novelty import Novelty
 from instructgen.generation.loop import Loop
-from instructgen.generation.runner import Session, run_loop
+from instructgen.generation.methods import Draft
 from instructgen.schema.arrow import sample_row
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Sample
@@ -54,26 +54,36 @@ def explain(options: ExplainOptions, watch: Watch | None = None) -> Explanation:
         return _explain_generated(run, row_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """A request of a run: what was exchanged, its draft, and the number of rows before it."""
+
+    exchange: Exchange
+    draft: Draft
+    instructions: int
+    rows: int
+
+
 def _explain_generated(run: Run, row_id: str) -> Explanation:
     verdict, row = _find(run, row_id)
-    place = (row["origin"]["batch"], row["origin"]["request"])
+    number = row["origin"]["request"]
     if verdict == "a seed":
         return Explanation(row_id, verdict, row)
-    # The run is replayed twice: only the request of a completion identifies its task, and only
-    # the task identifies the completion that proposed it.
-    loop, requests = _replay(run, [place])
-    task = requests[place].task
-    first = place if task is None else _place(loop.pool.tasks[task].sample)
-    places = list(dict.fromkeys([first, place]))
-    _, requests = _replay(run, places)
+    # The run is replayed twice: only the request of a row identifies its task, and only
+    # the task identifies the request that proposed it.
+    loop, requests = _replay(run, [number])
+    task = requests[number].draft.task
+    first = number if task is None else _request(loop.pool.tasks[task].sample)
+    numbers = list(dict.fromkeys([first, number]))
+    _, requests = _replay(run, numbers)
     return Explanation(
         id=row_id,
         verdict=verdict,
         row=row,
         parents=_parents(loop, row["origin"]["parents"]),
-        written=tuple(_written(run, p, requests[p]) for p in places),
+        written=tuple(requests[n].exchange for n in numbers),
         passed=_passed(loop, row, verdict, proposed=task is None),
-        nearest=_nearest(loop, row, first),
+        nearest=_nearest(run, loop, row, requests[first]),
     )
 
 
@@ -85,7 +95,7 @@ def _find(run: Run, row_id: str) -> tuple[str, dict[str, Any]]:
     for seed in loop.pool.seeds:
         if seed.id == row_id:
             return "a seed", sample_row(seed)
-    run_loop(loop, run, None, Session(loop.config.generate.target, loop), None)
+    replayed(run, loop)
     for task in loop.pool.tasks:
         if task.sample.id == row_id:
             return "in the pool", sample_row(task.sample)
@@ -109,41 +119,35 @@ def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) ->
     return (*before, *(order[: at[0]] if at else ()))
 
 
-def _replay(
-    run: Run, places: Sequence[tuple[int, int]]
-) -> tuple[Loop, dict[tuple[int, int], Request]]:
-    """Replay a run through all ``places`` (batch, request); return the loop and their requests."""
+def _replay(run: Run, numbers: Sequence[int]) -> tuple[Loop, dict[int, _Replay]]:
+    """Replay a run until these requests were committed; return the loop and the requests."""
     loop = reopen(run)
-    kept: dict[tuple[int, int], Request] = {}
-
-    def collect(batch: int, requests: Sequence[Request]) -> None:
-        kept.update({p: requests[p[1]] for p in places if p[0] == batch})
-
-    session = Session(loop.config.generate.target, loop)
-    last = max(batch for batch, _ in places)
-    run_loop(loop, run, None, session, None, batches=last + 1, on_batch=collect)
-    if len(kept) < len(set(places)):
+    sequencer = sequencer_of(run, loop, {}, None)
+    missing, found = set(numbers), {}
+    for number in sequencer.replay():
+        if not missing:
+            break
+        if number not in missing:
+            continue
+        missing.remove(number)
+        request, c = sequencer.request(number), sequencer.completion(number)
+        exchange = Exchange(
+            stage=request.stage,
+            request=number,
+            prompt=request.prompt_text(),
+            completion=c.text,
+            finish_reason=c.finish_reason,
+            prompt_tokens=c.prompt_tokens,
+            output_tokens=c.output_tokens,
+        )
+        before = len(loop.pool.tasks), len(loop.rows)
+        found[number] = _Replay(exchange, loop.draft_of(number), *before)
+    if missing:
         raise RunError(
             f"{run.folder}: the dataset contains rows that are not in the run's journal.",
             f"To recreate the dataset from the journal, run: instructgen rebuild {run.folder}",
         )
-    return loop, kept
-
-
-def _written(run: Run, place: tuple[int, int], request: Request) -> Exchange:
-    entry = run.recorded(*place)
-    assert entry is not None  # the replay has used it
-    c = entry.completion
-    return Exchange(
-        stage=request.stage,
-        batch=place[0],
-        request=place[1],
-        prompt=request.prompt_text(),
-        completion=c.text,
-        finish_reason=c.finish_reason,
-        prompt_tokens=c.prompt_tokens,
-        output_tokens=c.output_tokens,
-    )
+    return loop, found
 
 
 def _parents(loop: Loop, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -154,34 +158,37 @@ def _parents(loop: Loop, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple((i, texts.get(i, "")) for i in ids)
 
 
-def _place(sample: Sample) -> tuple[int, int]:
-    """Return the numbers of the batch and the request that generated a sample."""
-    batch, request = sample.origin.batch, sample.origin.request
-    assert batch is not None and request is not None
-    return batch, request
+def _request(sample: Sample) -> int:
+    """Return the number of the request that generated a sample."""
+    assert sample.origin.request is not None
+    return sample.origin.request
 
 
-def _earlier(loop: Loop, place: tuple[int, int] | None) -> list[Sample]:
-    """Return the seeds and the instructions accepted before ``place``, a (batch, request) pair."""
+def _earlier(loop: Loop, before: _Replay | None) -> list[Sample]:
+    """Return the seeds and the instructions accepted before a request, or all of them."""
     # A method with one stage has no pool of instructions, so its rows are compared.
-    generated = [task.sample for task in loop.pool.tasks] or loop.rows
-    return [
-        *loop.pool.seeds,
-        *(s for s in generated if place is None or _place(s) < place),
-    ]
+    generated = [task.sample for task in loop.pool.tasks]
+    end = None if before is None else before.instructions
+    if not generated:
+        generated, end = loop.rows, None if before is None else before.rows
+    return [*loop.pool.seeds, *generated[:end]]
 
 
-def _nearest(loop: Loop, row: dict[str, Any], place: tuple[int, int]) -> Neighbor | None:
+def _nearest(run: Run, loop: Loop, row: dict[str, Any], first: _Replay) -> Neighbor | None:
     """Return the nearest row recorded with a rejection, or else the most similar earlier row."""
     gates = [f for f in loop.config.filters if isinstance(f, Novelty)]
     tokenizer = gates[0].tokenizer if gates else "unicode"
     if row.get("nearest"):
         # The score of the filter may be a different measure, so ROUGE-L is computed here.
         texts = {s.id: s.instruction for s in (*_earlier(loop, None), *loop.rows)}
-        text = texts.get(row["nearest"], "")
+        text = texts.get(row["nearest"])
+        if text is None:
+            # A row that waited for a score is compared again with rows kept in the meantime.
+            found = find_row(run.folder, row["nearest"])
+            text = "" if found is None else found[1]["instruction"]
         tokens, others = tokenize(row["instruction"], tokenizer), tokenize(text, tokenizer)
         return Neighbor(row["nearest"], text, rouge_l(tokens, others))
-    earlier = _earlier(loop, place)
+    earlier = _earlier(loop, first)
     index = RougeLIndex(_ANY_SIMILARITY, tokenizer)
     index.add([s.instruction for s in earlier])
     (match,) = index.nearest([row["instruction"]])

@@ -33,7 +33,6 @@ class Exchange:
     """A completion from which a row was created, with its prompt and the number of its request."""
 
     stage: str
-    batch: int
     request: int
     prompt: str
     completion: str
@@ -86,7 +85,7 @@ class Explanation:
             yield f"nearest  {measure}{self.nearest.id}  {_short(self.nearest.instruction)}"
         for w in self.written:
             yield (
-                f"{w.stage}  batch {w.batch}, request {w.request}, {w.prompt_tokens:,} prompt and "
+                f"{w.stage}  request {w.request}, {w.prompt_tokens:,} prompt and "
                 f"{w.output_tokens:,} output tokens, finish reason {w.finish_reason}"
             )
             yield f"  prompt\n    {_indented(w.prompt, 4)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,26 +15,31 @@ import orjson
 
 from instructgen.commands.interface import command
 from instructgen.commands.options import GenerateOptions, PreviewOptions, RebuildOptions
-from instructgen.engines import Supervisor
+from instructgen.engines import Role
+from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.formats import OnBadRow
-from instructgen.generation.loop import Loop, Stop
+from instructgen.generation.loop import Ended, Loop
 from instructgen.generation.methods import PromptSetup
 from instructgen.generation.options import Config, from_recorded, load_config
-from instructgen.generation.runner import Session, run_loop
+from instructgen.generation.progress import format_hint, progress_of
+from instructgen.generation.scoring import ScoringEngine
 from instructgen.generation.seed_pool import load_seeds, seeds_digest
+from instructgen.generation.sequencer import Sequencer
+from instructgen.generation.work import Stop
 from instructgen.models.folders import EMBEDDED
 from instructgen.reports.cards import generated_card
 from instructgen.schema.arrow import sample_of, sample_row
 from instructgen.schema.progress import Watch
 from instructgen.schema.records import JsonRecord
-from instructgen.schema.sample import Rejected, Sample
+from instructgen.schema.sample import Sample
 from instructgen.store import (
     FORMAT,
     RejectionCount,
     Run,
     RunInfo,
     Seeds,
+    SessionLine,
     SessionUse,
     is_run,
     manifest_bytes,
@@ -75,8 +81,9 @@ class GenerateResult:
     """The result of a run.
 
     ``facts`` cover the run from its first start. ``asked`` (the number of requests sent to the
-    engine), ``seconds``, ``tokens_per_s`` and ``idle_share`` (the fraction of time in which the
-    engine was idle) cover only this call, which may have resumed the run. ``healed`` is a message
+    engines), ``seconds``, ``tokens_per_s``, ``slots_busy`` (the mean fraction of the engine's slots
+    that had a request) and ``mean_in_flight`` (the mean number of requests that the engines had)
+    cover only this call, which may have resumed the run. ``healed`` is a message
     if an incomplete last line was removed from the journal, otherwise None. ``unchanged`` is true
     if the same dataset already existed. ``hint`` is advice if most completions cannot be parsed,
     otherwise empty.
@@ -89,7 +96,8 @@ class GenerateResult:
     rejections: tuple[RejectionCount, ...]
     seconds: float
     tokens_per_s: float
-    idle_share: float
+    slots_busy: float
+    mean_in_flight: float
     asked: int
     replayed: int
     restarts: int
@@ -117,32 +125,81 @@ def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateRe
     """
     config = configure(options)
     samples, invalid = seeds_for(options)
+    known = read_known(options.novel_against)
     with ExitStack() as stack:
-        stack.callback(config.engine.close)
-        run = stack.enter_context(begin(options.out, config, samples))
-        session = Session(options.target, Loop(config, form_of(run), samples, run.id))
-        restarts = _generated(run, session, watch)
-        return _write(run, session, restarts, len(invalid))
+        engines = stack.enter_context(started(config))
+        run = stack.enter_context(begin(options.out, config, samples, known, engines["writer"]))
+        sequencer = sequencer_of(run, loop_of(run, config, samples, known), engines, watch)
+        try:
+            sequencer.run_to_stop()
+        finally:
+            if (done := sequencer.activity).asked:
+                use = SessionUse(round(done.engine_s, 2), done.asked, done.output_tokens)
+                run.end_session(use)
+        restarts = sum(supervisor.restarts for supervisor in engines.values())
+        return _write(run, sequencer, sequencer.work.finish(), restarts, len(invalid))
 
 
-def _generated(run: Run, session: Session, watch: Watch | None) -> int:
-    """Run the generation loop until the run stops; return how often the engine was restarted."""
-    supervisor = Supervisor(session.loop.config.engine)
+@contextmanager
+def started(config: Config) -> Iterator[dict[Role, Supervisor]]:
+    """Yield the supervisors of a run's engines by role, and close them at the end.
+
+    A model is loaded when the first request is sent.
+    """
+    results: queue.SimpleQueue[Received] = queue.SimpleQueue()
+    engines: dict[Role, Supervisor] = {"writer": Supervisor(config.engine, results)}
+    if (scores := ScoringEngine.of(config.filters)) is not None:
+        engines["reward"] = Supervisor(scores, results)
     try:
-        run_loop(session.loop, run, supervisor, session, watch)
+        yield engines
     finally:
-        if session.asked:
-            run.end_session(
-                SessionUse(round(session.engine_s, 2), session.asked, session.output_tokens)
-            )
-    return supervisor.restarts
+        for supervisor in engines.values():
+            supervisor.close()
+
+
+def loop_of(
+    run: Run, config: Config, seeds: Sequence[Sample], known: Sequence[Sample] = ()
+) -> Loop:
+    """Return the generation loop of a run at its beginning."""
+    return Loop(config, form_of(run), seeds, run.id, known)
+
+
+def sequencer_of(
+    run: Run, loop: Loop, engines: Mapping[Role, Supervisor], watch: Watch | None
+) -> Sequencer[Loop]:
+    """Return what drives the loop of a run: with its settings, and with progress for ``watch``."""
+    settings, engine = loop.config.generate, loop.config.engine
+    if engines and (missing := {stage.role for stage in loop.path} - engines.keys()):
+        raise ConfigError(
+            f"The method {loop.config.method.name} needs an engine for the role {min(missing)}.",
+            "Use another method.",
+        )
+    order = settings.commit_order or engine.commit_order
+
+    def session(after: int) -> SessionLine:
+        return SessionLine(
+            after,
+            settings.target,
+            order,
+            settings.in_flight,
+            settings.max_tokens_total,
+            settings.max_cost,
+            versions(OF_RUNS)["instructgen"],
+        )
+
+    sequencer = Sequencer(
+        loop, run, engines, order=order, window=settings.in_flight, session=session
+    )
+    if watch is not None:
+        sequencer.watch = lambda: watch(progress_of(loop, sequencer.activity))
+    return sequencer
 
 
 @command(RebuildOptions, "run")
 def rebuild(options: RebuildOptions, watch: Watch | None = None) -> GenerateResult:
     """Recreate the dataset of a run from the completions in its journal, without an engine.
 
-    For an interrupted run, the dataset contains the rows from all complete batches.
+    For an interrupted run, the dataset contains the rows from all recorded completions.
 
     Raises:
         RunError: the folder is not a run or is in use, or the code of a plug-in has changed.
@@ -150,11 +207,23 @@ def rebuild(options: RebuildOptions, watch: Watch | None = None) -> GenerateResu
         StorageError: the files cannot be written.
     """
     with Run.open(options.run) as run:
-        loop = reopen(run)
-        session = Session(loop.config.generate.target, loop)
-        run_loop(loop, run, None, session, watch)
-        _reject_fewer_rows(run.folder, len(loop.rows), "Restore journal.jsonl from a copy.")
-        return _write(run, session, 0, 0)
+        sequencer = replayed(run, reopen(run), watch)
+        ended = sequencer.work.finish()
+        _reject_fewer_rows(run.folder, len(ended.rows), "Restore journal.jsonl from a copy.")
+        return _write(run, sequencer, ended, 0, 0)
+
+
+def replayed(run: Run, loop: Loop, watch: Watch | None = None) -> Sequencer[Loop]:
+    """Apply the whole journal of a run to its loop, without an engine.
+
+    Raises:
+        RunError: the journal does not fit the run.
+    """
+    sequencer = sequencer_of(run, loop, {}, watch)
+    for _ in sequencer.replay():
+        pass
+    sequencer.activity.end()
+    return sequencer
 
 
 def _reject_fewer_rows(folder: Path, rows: int, hint: str) -> None:
@@ -172,12 +241,8 @@ def _reject_fewer_rows(folder: Path, rows: int, hint: str) -> None:
         )
 
 
-def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
+def configure(options: PreviewOptions) -> Config:
     """Return the validated settings: the values of the recipe, overridden by the options.
-
-    Args:
-        options: the options of `generate` or `preview`.
-        batch_size: the batch size if the options do not set one; None for that of the recipe.
 
     Raises:
         ConfigError: a key or value of the recipe or the options is invalid.
@@ -188,8 +253,11 @@ def configure(options: PreviewOptions, batch_size: int | None = None) -> Config:
             "generate": {
                 "target": options.target,
                 "seed": options.seed,
-                "batch_size": batch_size if options.batch_size is None else options.batch_size,
+                "passes": options.passes,
+                "in_flight": options.in_flight,
                 "max_tokens_total": options.max_tokens_total,
+                "price": options.price,
+                "max_cost": options.max_cost,
             },
             "method": {"name": options.method},
             "engine": {
@@ -244,6 +312,19 @@ def read_seeds(
     return samples, invalid
 
 
+def read_known(paths: Sequence[Path]) -> list[Sample]:
+    """Return the rows of datasets, runs and files that new rows must differ from.
+
+    Raises:
+        InputError: a file is invalid.
+        RunError: a folder is not a complete dataset.
+    """
+    samples: list[Sample] = []
+    for path in paths:
+        samples += read_samples(path) if _is_folder(path) else load_seeds([path])[0]
+    return samples
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -253,7 +334,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def reopen(run: Run) -> Loop:
-    """Return the generation loop of an existing run, in its state before the first batch.
+    """Return the generation loop of an existing run, in its state before the first request.
 
     Raises:
         RunError: the code of a plug-in has changed since the run was generated.
@@ -266,51 +347,79 @@ def reopen(run: Run) -> Loop:
             f"{run.folder}: the code of the plug-in {changed[0]} has changed since this run.",
             "Install the version of the plug-in's package that run.json records.",
         )
-    seeds = [sample_of(row) for row in run.seeds()]
-    return Loop(config, form_of(run), seeds, run.id)
+    seeds, known = ([sample_of(row) for row in rows] for rows in (run.seeds(), run.known()))
+    return loop_of(run, config, seeds, known)
 
 
 @contextmanager
-def begin(folder: Path, config: Config, seeds: Sequence[Sample]) -> Iterator[Run]:
+def begin(
+    folder: Path,
+    config: Config,
+    seeds: Sequence[Sample],
+    known: Sequence[Sample],
+    writer: Supervisor,
+) -> Iterator[Run]:
     """Open the run in a folder to resume it, or create a run there; yield the locked run.
+
+    Args:
+        folder: the folder of the run.
+        config: the settings.
+        seeds: the seed tasks.
+        known: other rows that new rows must differ from.
+        writer: the engine, which may have to show whether it enforces schemas.
 
     Raises:
         RunError: the folder contains a run with different settings, or files other than a run.
         ConfigError: the prompt style requires a chat template, and the model has none.
     """
     recorded = config.recorded()
-    digest = seeds_digest(seeds)
+    inputs, compared = _digests(seeds, known)
     if is_run(folder):
         with Run.open(folder) as run:
-            _check_same_run(folder, config, run.info, digest)
+            _check_same_run(folder, config, run.info, inputs, compared)
             if run.info.config != recorded:
                 run.update(replace(run.info, config=recorded))
             yield run
         return
     fixed = {k: v for k, v in _flat(recorded).items() if k not in config.may_change()}
+    decides = [sorted(fixed.items()), inputs.sha256, *([compared.sha256] if compared else [])]
     info = RunInfo(
         format=FORMAT,
-        run=hashlib.sha256(orjson.dumps([sorted(fixed.items()), digest])).hexdigest()[:16],
+        run=hashlib.sha256(orjson.dumps(decides)).hexdigest()[:16],
         config=recorded,
-        seeds=Seeds(digest, len(seeds)),
+        seeds=inputs,
         versions=versions(OF_RUNS),
-        form=_decide_form(config)._asdict(),
+        form=_decide_form(config, writer)._asdict(),
+        known=compared,
     )
-    lines = (orjson.dumps(sample_row(s)) + b"\n" for s in seeds)
-    with Run.create(folder, info, lines) as run:
+    with Run.create(folder, info, _lines(seeds), _lines(known)) as run:
         yield run
 
 
-def resumable(folder: Path, config: Config, seeds: Sequence[Sample]) -> bool:
+def _lines(samples: Sequence[Sample]) -> Iterator[bytes]:
+    return (orjson.dumps(sample_row(s)) + b"\n" for s in samples)
+
+
+def resumable(
+    folder: Path, config: Config, seeds: Sequence[Sample], known: Sequence[Sample]
+) -> bool:
     """Return whether `generate` would resume the run in a folder with these settings and seeds."""
+    inputs, compared = _digests(seeds, known)
     try:
-        _check_same_run(folder, config, read_info(folder), seeds_digest(seeds))
+        _check_same_run(folder, config, read_info(folder), inputs, compared)
     except RunError:
         return False
     return True
 
 
-def _check_same_run(folder: Path, config: Config, info: RunInfo, digest: str) -> None:
+def _digests(seeds: Sequence[Sample], known: Sequence[Sample]) -> tuple[Seeds, Seeds | None]:
+    compared = Seeds(seeds_digest(known), len(known)) if known else None
+    return Seeds(seeds_digest(seeds), len(seeds)), compared
+
+
+def _check_same_run(
+    folder: Path, config: Config, info: RunInfo, seeds: Seeds, known: Seeds | None
+) -> None:
     """Raise RunError if the recorded run cannot be resumed with these settings."""
     before, now = _flat(info.config), _flat(config.recorded())
     changed = [
@@ -318,14 +427,17 @@ def _check_same_run(folder: Path, config: Config, info: RunInfo, digest: str) ->
         for key in sorted(before.keys() | now.keys())
         if key not in config.may_change() and before.get(key) != now.get(key)
     ]
-    if info.seeds.sha256 != digest:
+    if info.known != known:
+        changed.append("the rows of --novel-against")
+    if info.seeds.sha256 != seeds.sha256:
         changed.append(f"the seeds ({info.seeds.rows} rows before, different rows now)")
     if changed:
         raise RunError(
             f"{folder} contains a run with different settings: {'; '.join(changed)}.",
             "Use the same settings to resume the run, or use another --out.",
         )
-    _reject_fewer_rows(folder, config.generate.target, "Use the same --target or a higher one.")
+    if config.generate.target != "all":
+        _reject_fewer_rows(folder, config.generate.target, "Use the same --target or a higher one.")
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,7 +448,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**flat, **{f"filters.{i}": f for i, f in enumerate(config["filters"], start=1)}}
 
 
-def _decide_form(config: Config) -> PromptSetup:
+def _decide_form(config: Config, writer: Supervisor) -> PromptSetup:
     """Choose the prompt style (chat or completion); test if the engine enforces JSON schemas."""
     style = config.method.style
     if style == "auto":
@@ -350,7 +462,7 @@ def _decide_form(config: Config) -> PromptSetup:
             "chat template.",
             "Set style = completion in the table [method], or use a different model.",
         )
-    return PromptSetup(style, structured=style == "chat" and config.engine.enforces_schema())
+    return PromptSetup(style, structured=style == "chat" and writer.enforces_schemas())
 
 
 def form_of(run: Run) -> PromptSetup:
@@ -359,47 +471,49 @@ def form_of(run: Run) -> PromptSetup:
     return PromptSetup(**form)
 
 
-def _write(run: Run, session: Session, restarts: int, invalid_seeds: int) -> GenerateResult:
-    loop = session.loop
-    rejected = loop.finish()
-    stopped = loop.stopped or Stop(
-        "interrupted", "the run was interrupted, and generate can resume it"
-    )
-    facts = facts_of(loop, rejected, stopped)
-    rejections = rejections_of(loop)
+def _write(
+    run: Run, sequencer: Sequencer[Loop], ended: Ended, restarts: int, invalid_seeds: int
+) -> GenerateResult:
+    loop, activity = sequencer.work, sequencer.activity
+    facts = facts_of(loop, ended)
+    rejections = rejections_of(ended)
     before = manifest_bytes(run.folder)
     parts = write_dataset(
         run.folder,
-        loop.rows,
-        rejected,
+        ended.rows,
+        ended.rejected,
         lambda contents: generated_card(run, loop, contents, facts, rejections),
         rejections,
         facts.to_dict(),
     )
     return GenerateResult(
         out=run.folder,
-        rows=len(loop.rows),
-        rejected=len(rejected),
+        rows=len(ended.rows),
+        rejected=len(ended.rejected),
         facts=facts,
         rejections=tuple(rejections),
-        seconds=time.monotonic() - session.started,
-        tokens_per_s=session.tokens_per_s,
-        idle_share=session.idle_share,
-        asked=session.asked,
-        replayed=session.replayed,
+        seconds=time.monotonic() - activity.started,
+        tokens_per_s=activity.tokens_per_s,
+        slots_busy=activity.slots_busy,
+        mean_in_flight=activity.mean_in_flight,
+        asked=activity.asked,
+        replayed=activity.replayed,
         restarts=restarts,
         healed=run.healed,
         parts=tuple(str(run.folder / p.path) for p in parts),
         card=str(run.folder / "README.md"),
         invalid_seeds=invalid_seeds,
         unchanged=manifest_bytes(run.folder) == before,
-        hint=session.format_hint(),
+        hint=format_hint(loop),
     )
 
 
-def facts_of(loop: Loop, rejected: Sequence[Rejected], stopped: Stop) -> RunFacts:
+def facts_of(loop: Loop, ended: Ended) -> RunFacts:
     """Return the counts of a run's requests, candidates and tokens, for its manifest."""
-    t = loop.tally
+    t = ended.tally
+    stopped = loop.stopped or Stop(
+        "interrupted", "the run was interrupted, and generate can resume it"
+    )
     return RunFacts(
         run=loop.run_id,
         stopped=stopped.reason,
@@ -409,12 +523,12 @@ def facts_of(loop: Loop, rejected: Sequence[Rejected], stopped: Stop) -> RunFact
         candidates=t.candidates,
         kept_instructions=t.kept_instructions,
         kept_rows=t.kept_rows,
-        not_expanded=len(rejected) - sum(t.rejected.values()),
+        not_expanded=len(ended.rejected) - sum(t.rejected.values()),
         prompt_tokens=t.prompt_tokens,
         output_tokens=t.output_tokens,
     )
 
 
-def rejections_of(loop: Loop) -> list[RejectionCount]:
+def rejections_of(ended: Ended) -> list[RejectionCount]:
     """Return the counts of a run's rejected candidates by stage, filter and reason."""
-    return [RejectionCount(*key, count) for key, count in sorted(loop.tally.rejected.items())]
+    return [RejectionCount(*key, count) for key, count in sorted(ended.tally.rejected.items())]

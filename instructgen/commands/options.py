@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from instructgen.commands.interface import Options, argument, inherited, option
+from instructgen.commands.interface import Options, argument, inherited, option, sentence
 from instructgen.config import renamed_option
 from instructgen.formats import OnBadRow
-from instructgen.generation.settings import RunSettings
+from instructgen.generation.settings import Price, RunSettings, Target
 from instructgen.plugins import suggest
 from instructgen.schema.sample import Shape
 from instructgen.training.options import OPTIONS, SftOptions, Trainer, TrainerOptions
@@ -88,6 +88,8 @@ _MODEL = option(None, f"Base model: {_HUB}.", metavar="PATH_OR_HUB", shown=_DEFA
 class PreviewOptions(Options):
     """Options of `preview`, which `generate` accepts too."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"batch_size": "in_flight"}
+
     seeds: Paths = option(
         ...,
         "Seed tasks: files in any supported format, or dataset folders.",
@@ -96,7 +98,9 @@ class PreviewOptions(Options):
         takes="rows",
         min_length=1,
     )
-    target: int = option(..., "Number of accepted rows to generate.", ge=1, le=10**9)
+    target: Target = option(
+        ..., sentence(RunSettings.model_fields["target"].description or ""), metavar="N_OR_all"
+    )
     model: str | None = option(
         None,
         "Model that generates the rows: a folder, the name of a model on the Hugging Face Hub, or, "
@@ -124,8 +128,19 @@ class PreviewOptions(Options):
     language: str = _LANGUAGE
     on_bad_row: OnBadRow = _ON_BAD_ROW
     seed: int | None = inherited(RunSettings, "seed")
-    batch_size: int | None = inherited(RunSettings, "batch_size")
+    passes: int | None = inherited(RunSettings, "passes")
+    novel_against: Paths = option(
+        (),
+        "Datasets, runs or files whose instructions new instructions must differ from, in "
+        "addition to the seeds, so that several runs do not repeat each other.",
+        metavar="DATA",
+        many="repeat",
+        takes="rows",
+    )
+    in_flight: int | None = inherited(RunSettings, "in_flight")
     max_tokens_total: int | None = inherited(RunSettings, "max_tokens_total")
+    price: Price | None = inherited(RunSettings, "price", metavar="PROMPT,OUTPUT")
+    max_cost: float | None = inherited(RunSettings, "max_cost", metavar="AMOUNT")
 
 
 class GenerateOptions(PreviewOptions):
@@ -154,6 +169,13 @@ class RebuildOptions(Options):
     renamed: ClassVar[Mapping[str, str]] = {"out": "run"}
 
     run: Path = argument("Folder of the run whose dataset is recreated.", metavar="RUN")
+
+
+class SnapshotOptions(Options):
+    """Options of `snapshot`."""
+
+    run: Path = argument("Folder of a run, which may be in progress.", metavar="RUN")
+    out: Path | None = option(None, _DATASET_OUT, shown="the folder snapshot in the run's folder")
 
 
 class ImportOptions(Options):
@@ -392,16 +414,6 @@ class PublishOptions(Options):
     private: bool = option(False, "Make the dataset private when it is created on the Hub.")
 
 
-def _prices(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        prompt, output = (float(part) for part in value.split(","))
-    except ValueError:
-        raise ValueError(f"{value!r} must have the form PROMPT,OUTPUT, such as 0.15,0.6") from None
-    return prompt, output
-
-
 class ReportOptions(Options):
     """Options of `report`."""
 
@@ -423,7 +435,7 @@ class ReportOptions(Options):
     reference: Path | None = option(
         None, "Dataset of human-written rows to compare text lengths with.", metavar="DATA"
     )
-    price: Annotated[tuple[float, float], BeforeValidator(_prices)] | None = option(
+    price: Price | None = option(
         None,
         "Price per million prompt tokens and per million output tokens, such as 0.15,0.6. The "
         "report then shows the cost of a run.",

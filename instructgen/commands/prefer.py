@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -28,9 +28,9 @@ from instructgen.commands.derive import (
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import PreferOptions
-from instructgen.engines import Completion, Engine, Request, Supervisor
-from instructgen.errors import ConfigError, EngineError, InputError, RunError
-from instructgen.generation.loop import request_digest
+from instructgen.engines import Completion, Engine, Request
+from instructgen.errors import ConfigError, InputError, RunError
+from instructgen.generation.sequencer import answer_all, request_digest
 from instructgen.models.folders import model_digest
 from instructgen.plugins import find, provenance, suggest
 from instructgen.schema.arrow import sample_row
@@ -52,7 +52,8 @@ from instructgen.store import (
 from instructgen.versions import OF_MODELS, versions
 
 _JUDGE = "judge:"
-_AT_ONCE = 64
+# What does not change the requests, except that a higher limit adds some.
+_MAY_CHANGE = ("options.margin", "options.min_score", "options.as", "options.limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,44 +260,21 @@ class _Maker:
         tasks: Sequence[Sample],
         run: str,
     ) -> list[Completion]:
-        """A completion of each request: from the journal, or from the engine and into it."""
-        found: list[Completion | None] = [None] * len(requests)
-        with self._journal(name, tasks, run) as journal, closing(engine):
-            missing = []
-            for i, request in enumerate(requests):
-                entry = journal.recorded(0, i)
-                if entry is not None and entry.request_digest == request_digest(request):
-                    found[i] = entry.completion
-                else:
-                    missing.append(i)
-            supervisor = Supervisor(engine)
-            for at in range(0, len(missing), _AT_ONCE):
-                part, failed = missing[at : at + _AT_ONCE], []
-                for i, completion in supervisor.complete([requests[p] for p in part]):
-                    number = part[i]
-                    if completion.retryable:
-                        # The server's state and not the request's fault: asked again.
-                        failed.append(completion)
-                        continue
-                    journal.record(0, number, request_digest(requests[number]), completion)
-                    found[number] = completion
-                journal.sync()
-                if failed:
-                    raise EngineError(
-                        f"{len(failed)} of {len(part)} requests failed: {failed[0].error}.",
-                        "Fix the cause, then rerun the same command to resume.",
-                    )
-                if self.watch is not None:
-                    done = len(requests) - len(missing) + at + len(part)
-                    self.watch(Progress(name, done, len(requests), "completions"))
-        return [c for c in found if c is not None]
+        """Return the completion of each request; recorded completions are not asked again."""
+
+        def watch(done: int) -> None:
+            if self.watch is not None:
+                self.watch(Progress(name, done, len(requests), "completions"))
+
+        with self._journal(name, tasks, run) as journal:
+            return answer_all(engine, requests, journal, watch)
 
     @contextmanager
     def _journal(self, name: str, tasks: Sequence[Sample], run: str) -> Iterator[Run]:
         folder = self.folder / name
         if is_run(folder):
             with Run.open(folder) as journal:
-                self._check_same(journal)
+                self._check_same(journal, len(tasks))
                 yield journal
             return
         lines = [orjson.dumps(sample_row(t)) + b"\n" for t in tasks]
@@ -310,17 +288,18 @@ class _Maker:
         with Run.create(folder, info, lines) as journal:
             yield journal
 
-    def _check_same(self, journal: Run) -> None:
-        """Refuse what another model wrote: a request does not say who answered it."""
-        deciding = ("options.model", "options.digest", "options.engine", "options.score", "plugins")
+    def _check_same(self, journal: Run, tasks: int) -> None:
+        """Raise RunError if the recorded answers were made with other options or by other code."""
         changed = [
             key
             for key in differences(journal.info.config, self.made.to_dict())
-            if key.startswith(deciding)
+            if not key.startswith(_MAY_CHANGE)
         ]
+        if tasks < journal.info.seeds.rows:
+            changed.append("options.limit")
         if changed:
             raise RunError(
-                f"{journal.folder} contains answers of a different model; "
+                f"{journal.folder} contains answers that were made differently; "
                 f"changed: {', '.join(changed)}.",
                 "Give the same options, or another --out.",
             )
@@ -383,12 +362,12 @@ class _Maker:
 
         for sample in unjudged:
             reject(sample, Rejection("prefer", "no_verifier", "no verifier can judge it"))
-        for task, some in zip(tasks, scored, strict=True):
+        for number, (task, some) in enumerate(zip(tasks, scored, strict=True)):
             chosen = self._chosen(some, shape)
             if isinstance(chosen, Rejection):
                 reject(task, chosen)
             else:
-                output.keep([_row(task, *chosen, shape, run, generator)])
+                output.keep([_row(task, number, *chosen, shape, run, generator)])
 
     def _chosen(self, some: Sequence[_Answer], shape: Shape) -> tuple[_Answer, _Answer] | Rejection:
         """The best and the worst of a task's answers, or why they make no row."""
@@ -420,6 +399,7 @@ def _total(values: Sequence[float | None]) -> float | None:
 
 def _row(
     task: Sample,
+    number: int,
     best: _Answer,
     worst: _Answer,
     shape: Shape,
@@ -434,7 +414,7 @@ def _row(
             method="preference" if pair else "best_of_n",
             model=generator,
             run=run,
-            batch=0,
+            draft=number,
             request=best.request,
             parents=(task.id,),
             prompt_sha256=best.digest,

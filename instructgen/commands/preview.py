@@ -1,4 +1,4 @@
-"""The command `preview`: generates a few batches of rows, and forecasts the complete run.
+"""The command `preview`: generates a few rows, and forecasts the complete run.
 
 The results are written to a temporary folder, which is removed afterwards.
 """
@@ -8,31 +8,36 @@ from __future__ import annotations
 import math
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from instructgen.commands.generate import begin, configure, form_of, seeds_for
+from instructgen.commands.generate import (
+    begin,
+    configure,
+    loop_of,
+    read_known,
+    seeds_for,
+    sequencer_of,
+    started,
+)
 from instructgen.commands.interface import command
 from instructgen.commands.options import PreviewOptions
-from instructgen.engines import Supervisor
+from instructgen.errors import ConfigError
 from instructgen.filters import ComparingFilter
-from instructgen.generation.loop import LAG, Loop
-from instructgen.generation.runner import Session, run_loop
+from instructgen.generation.loop import Loop
+from instructgen.generation.sequencer import Activity
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejection, Sample
 
-# Every stage must run a few times: an instruction proposed in batch 0 is classified in batch LAG,
-# and its rows are written in batch 2 * LAG.
-_BATCHES = 2 * LAG + 3
-# Smaller than the batches of a run, so that a preview is fast.
-_BATCH_SIZE = 8
+# As many rows as show what the filters reject, and at most so many requests to get them.
+_ROWS, _MOST_REQUESTS = 32, 400
 # At exp(20), one new instruction takes half a billion proposals.
 _MAX_EXPONENT = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The results of a few batches, and a forecast of a run until ``target`` rows are accepted.
+    """The results of a few requests, and a forecast of a run until ``target`` rows are accepted.
 
     ``duplicates`` is the fraction of proposed instructions that were too similar to an earlier
     one. ``duplicates_at_target`` and the fields after it are forecasts. They are None if too few
@@ -41,7 +46,7 @@ class Forecast:
     """
 
     rows: tuple[Sample, ...]
-    batches: int
+    requests: int
     candidates: int
     kept_instructions: int
     kept_rows: int
@@ -57,26 +62,34 @@ class Forecast:
 
 @command(PreviewOptions, "seeds", "target")
 def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
-    """Run a few batches of `instructgen.generate`; forecast the time and tokens of a complete run.
+    """Generate a few rows as `generate` does; forecast the time and tokens of a complete run.
 
-    The generated files are removed afterwards.
+    The generated files are removed afterwards. The forecast of the time is an upper bound for an
+    engine that works on many requests at the same time, which a few rows do not need.
 
     Raises:
         InputError, ConfigError, EngineError: for the same reasons as `generate`.
     """
-    config = configure(options, _BATCH_SIZE)
+    config = configure(options)
+    target = config.generate.target
+    if target == "all":
+        raise ConfigError("--target=all: there is nothing to forecast.", "Pass a number of rows.")
+    few = config.generate.model_copy(update={"target": min(target, _ROWS)})
+    config = replace(config, generate=few)
     samples, _ = seeds_for(options)
+    known = read_known(options.novel_against)
     with ExitStack() as stack:
-        stack.callback(config.engine.close)
+        engines = stack.enter_context(started(config))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="instructgen-")))
-        run = stack.enter_context(begin(folder / "preview", config, samples))
-        loop = Loop(config, form_of(run), samples, run.id)
-        session = Session(options.target, loop)
-        run_loop(loop, run, Supervisor(config.engine), session, watch, batches=_BATCHES)
-        return _forecast(loop, session, options.target)
+        writer = engines["writer"]
+        run = stack.enter_context(begin(folder / "preview", config, samples, known, writer))
+        loop = loop_of(run, config, samples, known)
+        sequencer = sequencer_of(run, loop, engines, watch)
+        sequencer.run_to_stop(_MOST_REQUESTS)
+        return _forecast(loop, sequencer.activity, target)
 
 
-def _forecast(loop: Loop, session: Session, target: int) -> Forecast:
+def _forecast(loop: Loop, activity: Activity, target: int) -> Forecast:
     t = loop.tally
     similar = _too_similar(loop)
     proposed = (t.kept_instructions or t.kept_rows) + len(similar)
@@ -86,18 +99,18 @@ def _forecast(loop: Loop, session: Session, target: int) -> Forecast:
     scale = None if effort is None or not proposed else effort / proposed
     return Forecast(
         rows=tuple(loop.rows[:10]),
-        batches=loop.batches_committed,
+        requests=t.requests,
         candidates=t.candidates,
         kept_instructions=t.kept_instructions,
         kept_rows=t.kept_rows,
         acceptance=t.kept / t.candidates if t.candidates else 0.0,
         duplicates=len(similar) / proposed if proposed else 0.0,
-        output_tokens_per_s=session.tokens_per_s,
+        output_tokens_per_s=activity.tokens_per_s,
         target=target,
         duplicates_at_target=at_target,
         prompt_tokens=None if scale is None else round(t.prompt_tokens * scale),
         output_tokens=None if scale is None else round(t.output_tokens * scale),
-        seconds=None if scale is None else session.engine_s * scale,
+        seconds=None if scale is None else activity.engine_s * scale,
     )
 
 

@@ -1,24 +1,31 @@
-"""Defines the interface of engines, which run language models, and restarts engines that died.
+"""Defines the interface of engines, which run language models and other models.
 
 Each engine has its own file in this folder. The file name is the name of the engine in
 recipes and on the command line. This module does not depend on generation methods or
-filters.
+filters. `instructgen.engines.supervisor` gives an engine its thread, and restarts it if it dies.
 """
 
 from __future__ import annotations
 
-import threading
+import queue
+import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from instructgen.errors import EngineDied, EngineError
+from instructgen.errors import EngineError
 from instructgen.schema.messages import Message
+from instructgen.schema.sample import Sample
 
 FinishReason = Literal["stop", "length", "error"]
+# What a request asks for: a text, a judgment, the score of a row, or the execution of code.
+Role = Literal["writer", "judge", "reward", "executor"]
+# The order in which completions are used: as they arrive, or as they were requested.
+CommitOrder = Literal["arrival", "issued"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +50,18 @@ class Request:
 
     ``prompt`` is plain text (for a base model), messages that the model's own chat
     template renders, or token ids. ``schema`` is a JSON schema that the completion must
-    follow; only some engines enforce it (see `Engine.enforces_schema`).
-
-    Four fields are for the generation method, and engines ignore them: ``stage``,
-    ``language``, ``parents`` (positions in the task pool of the examples in the prompt),
-    and ``task`` (number of the task that the prompt is about).
+    follow; only some engines enforce it (see `Engine.can_enforce_schemas`). ``role`` decides which
+    engine answers the request, and ``row`` is the row to score in the role ``reward``. ``stage``,
+    the step that asks, and ``model``, the name of the model that is asked, are only for the record.
     """
 
     prompt: str | tuple[Message, ...] | tuple[int, ...]
     sampling: Sampling
     schema: dict[str, Any] | None = None
+    role: Role = "writer"
     stage: str = ""
-    language: str = ""
-    parents: tuple[int, ...] = ()
-    task: int | None = None
+    model: str = ""
+    row: Sample | None = None
 
     def with_seed(self, seed: int) -> Request:
         """Return the same request with ``seed`` as its sampling seed."""
@@ -95,14 +100,22 @@ class Completion:
 class Engine(BaseModel, ABC):
     """Base class for engines, which complete requests with a language model.
 
-    The fields of an engine are the keys of the TOML table ``[engine]`` in a recipe.
-    An engine loads its model at the first request, not when it is constructed. A field
+    The fields of an engine are the keys of the TOML table ``[engine]`` in a recipe. A field
     marked ``resumable`` does not affect the completions, so its value may change when a
     run is resumed.
+
+    One thread calls `start`, `next`, `restart` and `close`. Any thread may call `submit` and
+    `cancel`. A request that fails gives a completion with ``finish_reason="error"`` and does not
+    affect the others. An engine that completes a few requests at a time is easier to write as a
+    `QueueEngine`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
+    # Real engines answer at different speeds, so completions are used as they arrive.
+    commit_order: ClassVar[CommitOrder] = "arrival"
+    # Whether the engine may enforce JSON schemas, which a test request then decides.
+    can_enforce_schemas: ClassVar[bool] = False
 
     model: str = Field(
         "",
@@ -126,31 +139,102 @@ class Engine(BaseModel, ABC):
     def has_chat_template(self) -> bool:
         """Return whether the model has a chat template."""
 
-    def enforces_schema(self) -> bool:
-        """Return whether the engine enforces JSON schemas; some engines send a test request."""
-        return False
-
     def start(self) -> None:
-        """Load the model now instead of at the first request."""
-
-    @abstractmethod
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yield the position in ``requests`` and the completion of each request when it finishes.
-
-        Several threads may call this method at the same time. A request that fails yields a
-        completion with ``finish_reason="error"`` and does not affect the others.
+        """Load the model, or connect to the server. A second call does nothing.
 
         Raises:
-            EngineDied: the engine has died; completions already yielded remain valid.
-            EngineError: the engine cannot start, or cannot continue.
+            EngineError: the engine cannot start.
+            ConfigError: an option or the model is invalid.
         """
 
+    @abstractmethod
+    def submit(self, number: int, request: Request) -> None:
+        """Accept a request and return at once; ``number`` identifies its completion."""
+
+    @abstractmethod
+    def cancel(self, number: int) -> None:
+        """Give up a request. `next` may still return its completion."""
+
+    @abstractmethod
+    def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
+        """Wait for a completion, and return it with the number of its request.
+
+        Returns:
+            None if no request was completed within about ``timeout_s`` seconds.
+
+        Raises:
+            EngineDied: the engine has died; completions already returned remain valid.
+            EngineError: the engine cannot continue.
+        """
+
+    def window(self) -> int:
+        """Return the number of requests that the engine should have at the same time."""
+        return 32
+
+    def slots(self) -> int:
+        """Return the number of requests that the engine can work on at the same time."""
+        return self.window()
+
     def restart(self) -> None:
-        """Restart the engine after its process has died."""
+        """Restart the engine after its process has died; submitted requests are forgotten."""
         raise EngineError(f"The {self.name} engine cannot be restarted.", "Rerun the command.")
 
     def close(self) -> None:
-        """Release the model. A second call does nothing."""
+        """Release the model, and give up unfinished requests. A second call does nothing."""
+
+
+class QueueEngine(Engine):
+    """Base class for engines that complete a few requests at a time.
+
+    A subclass implements `complete`, and `at_once` if it completes several requests per call.
+    """
+
+    _submitted: queue.SimpleQueue[tuple[int, Request]] = PrivateAttr(
+        default_factory=queue.SimpleQueue
+    )
+    _canceled: set[int] = PrivateAttr(default_factory=set)
+    _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
+
+    @abstractmethod
+    def complete(self, requests: Sequence[Request]) -> Sequence[Completion]:
+        """Return the completion of each request, in order."""
+
+    def at_once(self) -> int:
+        """Return the maximum number of requests per call of `complete`."""
+        return 1
+
+    def submit(self, number: int, request: Request) -> None:
+        """Append the request to the queue."""
+        self._submitted.put((number, request))
+
+    def cancel(self, number: int) -> None:
+        """Skip the request if its completion has not begun."""
+        self._canceled.add(number)
+
+    def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
+        """Complete the oldest requests, and return their completions one by one."""
+        deadline = time.monotonic() + timeout_s
+        while not self._completed:
+            batch: list[tuple[int, Request]] = []
+            try:
+                batch.append(self._submitted.get(timeout=max(0.0, deadline - time.monotonic())))
+                while len(batch) < self.at_once():
+                    batch.append(self._submitted.get_nowait())
+            except queue.Empty:
+                if not batch:
+                    return None
+            batch = [(n, r) for n, r in batch if n not in self._canceled]
+            if batch:
+                completions = self.complete([request for _, request in batch])
+                self._completed.extend(zip([n for n, _ in batch], completions, strict=True))
+        return self._completed.popleft()
+
+    def close(self) -> None:
+        """Forget the requests that were not completed."""
+        while not self._submitted.empty():
+            self._submitted.get()
+        self._canceled.clear()
+        self._completed.clear()
 
 
 def operational(default: Any, description: str, **limits: Any) -> Any:
@@ -176,6 +260,7 @@ class LocalEngine(Engine):
         """Set the default model, which depends on whether there is a GPU, if none is set."""
         from instructgen.models.folders import default_model
 
+        super().model_post_init(context)
         if not self.model:
             object.__setattr__(self, "model", default_model())
 
@@ -200,76 +285,17 @@ def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
     )
 
 
-def probe_schema_enforcement(engine: Engine) -> bool:
-    """Test with one request whether the engine enforces JSON schemas.
+def ask(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+    """Start an engine in this thread, and yield the position and completion of each request.
 
-    A server may silently ignore the parameters for structured output. Therefore the test uses a
-    schema that allows only one text, which no model writes without the schema.
+    For scripts and tests: an engine that dies is not restarted, and nothing is recorded.
     """
-    import orjson
-
-    expected = {"probe": "q7-instructgen"}
-    schema = {
-        "type": "object",
-        "properties": {"probe": {"const": expected["probe"]}},
-        "required": ["probe"],
-        "additionalProperties": False,
-    }
-    request = Request(
-        prompt=(Message("user", "Say hello."),),
-        sampling=Sampling(temperature=0.0, max_tokens=64),
-        schema=schema,
-    )
-    ((_, completion),) = engine.complete([request])
-    if completion.retryable:
-        # A server that is down does not show whether it enforces schemas.
-        raise EngineError(
-            f"The {engine.name} engine does not answer: {completion.error}.",
-            "Start the server, or wait until it is ready. Then rerun the same command.",
-        )
-    try:
-        return bool(orjson.loads(completion.text) == expected)
-    except orjson.JSONDecodeError:
-        return False
-
-
-class Supervisor:
-    """Completes requests through an engine, and restarts the engine when it dies.
-
-    Finished completions are kept; only unfinished requests are sent again. Several threads may
-    use one supervisor: if the engine dies, only the first thread that notices restarts it.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.restarts = 0
-        self._incarnation = 0
-        self._lock = threading.Lock()
-
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Work like `Engine.complete`, but restart a dead engine up to ``max_restarts`` times."""
-        pending = dict(enumerate(requests))
-        while pending:
-            incarnation = self._incarnation
-            positions = list(pending)
-            try:
-                for i, completion in self.engine.complete([pending[p] for p in positions]):
-                    del pending[positions[i]]
-                    yield positions[i], completion
-            except EngineDied as error:
-                self._restart(incarnation, error)
-
-    def _restart(self, incarnation: int, cause: EngineDied) -> None:
-        with self._lock:
-            # Another thread has already restarted the engine after this death.
-            if incarnation != self._incarnation:
-                return
-            if self.restarts >= self.engine.max_restarts:
-                times = self.restarts + 1
-                raise EngineError(
-                    f"The {self.engine.name} engine died {times} times: {cause.message}",
-                    "The run is saved. Rerun the same command to resume it.",
-                ) from cause
-            self.restarts += 1
-            self.engine.restart()
-            self._incarnation += 1
+    engine.start()
+    for number, request in enumerate(requests):
+        engine.submit(number, request)
+    waiting = len(requests)
+    while waiting:
+        result = engine.next()
+        if result is not None:
+            waiting -= 1
+            yield result

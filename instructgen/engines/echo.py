@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from instructgen.engines import Completion, Engine, Request, operational
+from instructgen.engines import Completion, QueueEngine, Request, operational
 
 _TOKEN = re.compile(r"\n|[^\s]+")
 
 
-class EchoEngine(Engine):
+class EchoEngine(QueueEngine):
     """Generates meaningless text without a model, for tests and for trying out recipes.
 
     Each word is drawn at random from the words that follow the previous word in the prompt. Each
@@ -25,6 +26,8 @@ class EchoEngine(Engine):
     """
 
     name = "echo"
+    # The rows of a run then depend on no timing, so that tests can compare them.
+    commit_order = "issued"
 
     delay_s: float = operational(
         0.0,
@@ -36,14 +39,15 @@ class EchoEngine(Engine):
         """Return False: this engine does not have a chat template."""
         return False
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete requests in order; only the parameters seed, max_tokens and stop are used."""
-        import time
+    def window(self) -> int:
+        """Return 4, because each completion takes little time."""
+        return 4
 
-        for position, request in enumerate(requests):
-            if self.delay_s:
-                time.sleep(self.delay_s)
-            yield position, _continue(request)
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Complete requests in order; only the parameters seed, max_tokens and stop are used."""
+        if self.delay_s:
+            time.sleep(self.delay_s * len(requests))
+        return [_continue(request) for request in requests]
 
 
 def _continue(request: Request) -> Completion:

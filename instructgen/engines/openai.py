@@ -1,23 +1,25 @@
-"""Any server with OpenAI's HTTP interface: vLLM, llama.cpp, Ollama, or a paid one.
+"""Any server with OpenAI's HTTP interface, such as vLLM, llama.cpp, Ollama or a paid service.
 
-The key comes from the environment variable OPENAI_API_KEY, is written nowhere, and
-goes to no server that only a recipe names. What passes with time (429, 5xx, a
-broken connection, half an answer) is tried again; a request that the server refuses
-fails alone.
+The API key comes from the environment variable OPENAI_API_KEY. It is not written to any file, and
+not sent to a server that only a recipe names. Temporary failures (429, 5xx, a broken connection, a
+partial answer) are retried; a request that the server rejects fails alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import os
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
 import orjson
 from pydantic import Field, PrivateAttr
 
@@ -28,8 +30,8 @@ from instructgen.engines import (
     Request,
     command_line_only,
     operational,
-    probe_schema_enforcement,
 )
+from instructgen.engines.window import MeasuredWindow
 from instructgen.errors import ConfigError, EngineError
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -39,156 +41,252 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class _Passing(Exception):
-    """Worth another try, after ``wait_s`` if the server said so."""
+    """A failure to retry, after ``wait_s`` seconds if the server said so.
 
-    def __init__(self, what: str, wait_s: float | None = None) -> None:
+    ``overload`` is true if the server has too many requests.
+    """
+
+    def __init__(self, what: str, wait_s: float | None = None, *, overload: bool = False) -> None:
         super().__init__(what)
-        self.wait_s = wait_s
+        self.wait_s, self.overload = wait_s, overload
 
 
 class OpenAIEngine(Engine):
-    """Requests over HTTP, several at a time."""
+    """Sends requests over HTTP, as many at the same time as the server can use."""
 
     name = "openai"
+    # Tested on the server when a run starts.
+    can_enforce_schemas = True
+    renamed: ClassVar[Mapping[str, str]] = {"concurrency": "in_flight, in the table [generate]"}
 
-    base_url: str = operational("", "the server; empty: OPENAI_BASE_URL, or vLLM's default here")
-    endpoint: str = command_line_only("the server as typed, in place of base_url; it gets the key")
-    chat: bool = Field(True, description="The model has a chat template.")
-    concurrency: int = operational(32, "requests at the same time", ge=1)
-    timeout_s: float = operational(120.0, "silence after which a request has failed", gt=0)
-    max_retries: int = operational(6, "further tries of a request", ge=0)
-    max_wait_s: float = operational(60.0, "longest wait between two tries", gt=0)
+    base_url: str = operational(
+        "",
+        "URL of the server. Default: the environment variable OPENAI_BASE_URL, or else vLLM's "
+        "default address on this machine.",
+    )
+    endpoint: str = command_line_only(
+        "URL of the server, given by the user instead of base_url. The API key is sent to it."
+    )
+    chat: bool = Field(True, description="Whether the model has a chat template.")
+    timeout_s: float = operational(
+        120.0, "Seconds without any data from the server after which a request has failed.", gt=0
+    )
+    max_retries: int = operational(6, "Maximum number of retries of a request.", ge=0)
+    max_wait_s: float = operational(60.0, "Maximum seconds to wait between two tries.", gt=0)
 
-    _client: httpx.Client | None = PrivateAttr(None)
-    _closing: threading.Event = PrivateAttr(default_factory=threading.Event)
-    _sleep: Callable[[float], object] | None = PrivateAttr(None)
+    _session: aiohttp.ClientSession | None = PrivateAttr(None)
+    _loop: asyncio.AbstractEventLoop | None = PrivateAttr(None)
+    _url: str = PrivateAttr("")
+    _proxy: str | None = PrivateAttr(None)
+    _measured: MeasuredWindow = PrivateAttr(default_factory=MeasuredWindow)
+    _submitted: deque[tuple[int, str, bytes]] = PrivateAttr(default_factory=deque)
+    _canceled: deque[int] = PrivateAttr(default_factory=deque)
+    _waking: bool = PrivateAttr(False)
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _tasks: dict[int, asyncio.Task[None]] = PrivateAttr(default_factory=dict)
+    _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
+    _failure: BaseException | None = PrivateAttr(None)
+    _sleep: Callable[[float], Awaitable[object]] = PrivateAttr(
+        default_factory=lambda: asyncio.sleep
+    )
     _now: Callable[[], float] = PrivateAttr(time.time)
 
     def has_chat_template(self) -> bool:
-        """The recipe's value, because the API does not provide this."""
+        """Return the value of ``chat``, because servers do not provide this information."""
         return self.chat
 
-    def enforces_schema(self) -> bool:
-        """Tried on the server, once per start."""
-        return self.chat and probe_schema_enforcement(self)
+    def window(self) -> int:
+        """Return the number of requests in flight that the measurements suggest."""
+        return self._measured.size
 
     def start(self) -> None:
-        """Open the connection pool.
+        """Open the connections.
 
         Raises:
-            ConfigError: no model was named.
+            ConfigError: no model is set, or the URL is invalid.
         """
-        if self._client is not None:
+        if self._loop is not None:
             return
         if not self.model:
             raise ConfigError(
-                "The openai engine needs a model.", "Give --model NAME, as the server calls it."
+                "The openai engine needs a model.", "Pass --model=NAME, as the server calls it."
             )
         url = self.endpoint or self.base_url or os.environ.get("OPENAI_BASE_URL") or _HERE
         try:
-            if (parsed := httpx.URL(url)).scheme not in _PORTS or not parsed.host:
+            parsed = urlsplit(url)
+            if parsed.scheme not in _PORTS or not parsed.hostname or parsed.port == 0:
                 raise ValueError("not an http or https address of a host")
-            key = os.environ.get("OPENAI_API_KEY") if self._is_named(url) else None
-            client = httpx.Client(
-                base_url=url.rstrip("/") + "/",
-                timeout=self.timeout_s,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-                limits=httpx.Limits(max_connections=self.concurrency),
+        except ValueError as error:
+            raise ConfigError(f"base_url {url}: {error}.", "Pass http://HOST:PORT/v1.") from error
+        # User and password in the URL are sent in the same header as the key, and come first.
+        sends_key = self._is_named(url) and not parsed.username
+        key = os.environ.get("OPENAI_API_KEY") if sends_key else None
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        self._url = url.rstrip("/") + "/"
+        if not proxy_bypass(parsed.netloc.rpartition("@")[2]):
+            self._proxy = getproxies().get(parsed.scheme)
+        self._loop = asyncio.new_event_loop()
+
+        async def connect() -> aiohttp.ClientSession:
+            # The sequencer limits the number of requests in flight.
+            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=self.timeout_s, sock_read=self.timeout_s
             )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise ConfigError(f"base_url {url}: {error}.", "Give http://HOST:PORT/v1.") from error
-        object.__setattr__(self, "_client", client)
+            return aiohttp.ClientSession(
+                connector=connector,
+                timeout=timeout,
+                headers=headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+
+        self._session = self._loop.run_until_complete(connect())
+
+    def submit(self, number: int, request: Request) -> None:
+        """Accept a request; the thread that calls `next` sends it."""
+        path, body = self._body(request)
+        with self._lock:
+            self._submitted.append((number, path, orjson.dumps(body)))
+            self._wake()
+
+    def cancel(self, number: int) -> None:
+        """Close the connection of a request."""
+        with self._lock:
+            self._canceled.append(number)
+            self._wake()
+
+    def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
+        """Send and receive until there is a completion.
+
+        Raises:
+            EngineError: the server rejects the API key, or does not have the path or the model.
+        """
+        assert self._loop is not None
+        if not self._completed:
+            self._take()
+            timer = self._loop.call_later(timeout_s, self._loop.stop)
+            self._loop.run_forever()
+            timer.cancel()
+        if self._completed:
+            return self._completed.popleft()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return None
+
+    def close(self) -> None:
+        """Close all connections; unfinished requests are canceled."""
+        loop, session = self._loop, self._session
+        if loop is None or session is None:
+            return
+        with self._lock:
+            self._loop = self._session = None
+            self._submitted.clear()
+            self._canceled.clear()
+            self._waking = False
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+
+        async def finish() -> None:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await session.close()
+
+        loop.run_until_complete(finish())
+        loop.close()
+        # The numbers of the requests may be used again after the next start.
+        self._completed.clear()
+        self._failure = None
 
     def _is_named(self, url: str) -> bool:
-        """Whether the user named this server: a recipe that names another gets no key."""
+        """Return whether the user named this server; one that only a recipe names gets no key."""
         named = [self.endpoint, os.environ.get("OPENAI_BASE_URL", "")]
         if not self.base_url:
             named.append(_HERE)
         return _origin(url) in {_origin(each) for each in named if each}
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """As `Engine.complete`.
+    def _wake(self) -> None:
+        """Tell the event loop that requests were submitted or canceled."""
+        if self._loop is not None and not self._waking:
+            self._waking = True
+            self._loop.call_soon_threadsafe(self._take)
 
-        Raises:
-            EngineError: the server does not know us, the path or the model.
-        """
-        self.start()
-        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-        answers: queue.SimpleQueue[tuple[int, Completion] | Exception] = queue.SimpleQueue()
-        for i in range(len(requests)):
-            todo.put(i)
+    def _take(self) -> None:
+        """Start a task for each submitted request, and cancel those that were given up."""
+        if self._loop is None:
+            # The engine was closed after the loop was told.
+            return
+        with self._lock:
+            self._waking = False
+            submitted, canceled = list(self._submitted), list(self._canceled)
+            self._submitted.clear()
+            self._canceled.clear()
+        for number, path, body in submitted:
+            self._tasks[number] = self._loop.create_task(self._answer(number, path, body))
+        for number in canceled:
+            if (task := self._tasks.get(number)) is not None:
+                task.cancel()
 
-        def work() -> None:
-            while not self._closing.is_set():
-                try:
-                    i = todo.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    answers.put((i, self._one(requests[i])))
-                except Exception as error:  # noqa: BLE001 (raised again below)
-                    answers.put(error)
+    async def _answer(self, number: int, path: str, body: bytes) -> None:
+        try:
+            self._completed.append((number, await self._with_retries(path, body)))
+        except Exception as error:  # noqa: BLE001 (raised again by `next`)
+            self._failure = error
+        finally:
+            self._tasks.pop(number, None)
+            if (loop := self._loop) is not None:
+                loop.stop()
 
-        # Daemons, not a pool: a pool's threads hold up the end of the process
-        # for as long as a server is silent.
-        for _ in range(min(self.concurrency, len(requests))):
-            threading.Thread(target=work, daemon=True).start()
-        for _ in requests:
-            answer = answers.get()
-            if isinstance(answer, Exception):
-                while not todo.empty():
-                    todo.get()
-                raise answer
-            yield answer
-
-    def close(self) -> None:
-        """Close all connections; requests under way are given up."""
-        self._closing.set()
-        if self._client is not None:
-            self._client.close()
-
-    def _one(self, request: Request) -> Completion:
+    async def _with_retries(self, path: str, body: bytes) -> Completion:
         last = ""
         for attempt in range(self.max_retries + 1):
+            level, began = self._measured.sent(), time.monotonic()
             try:
-                return self._try(request)
+                completion = await self._try(path, body)
             except _Passing as error:
-                last = str(error)
-                wait_s = error.wait_s
-            if self._closing.is_set():
-                break
+                last, wait_s = str(error), error.wait_s
+                if error.overload:
+                    self._measured.rejected(level)
+            else:
+                seconds = time.monotonic() - began
+                self._measured.answered(level, seconds, completion.output_tokens)
+                return completion
             if attempt < self.max_retries:
                 if wait_s is None:
-                    # Full jitter keeps clients that failed together apart.
+                    # Random waits spread the retries of requests that failed together.
                     wait_s = min(self.max_wait_s, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
-                (self._sleep or self._closing.wait)(min(wait_s, self.max_wait_s))
+                await self._sleep(min(wait_s, self.max_wait_s))
         return Completion.failed(f"{last} ({self.max_retries + 1} tries)", retryable=True)
 
-    def _try(self, request: Request) -> Completion:
-        assert self._client is not None
-        path, body = self._body(request)
+    async def _try(self, path: str, body: bytes) -> Completion:
+        assert self._session is not None
         try:
-            response = self._client.post(path, json=body)
-        except (httpx.HTTPError, RuntimeError) as error:
-            # httpx raises RuntimeError once the client was closed.
-            raise _Passing(f"{type(error).__name__}: {error}"[:200]) from error
-        if response.status_code in _PASSING:
-            raise _Passing(f"HTTP {response.status_code}", self._retry_after(response))
-        if response.status_code in _HOPELESS:
+            # Another server must not get the key, so redirects are not followed.
+            async with self._session.post(
+                self._url + path, data=body, allow_redirects=False, proxy=self._proxy
+            ) as response:
+                content = await response.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            silent = isinstance(error, asyncio.TimeoutError)
+            raise _Passing(f"{type(error).__name__}: {error}"[:200], overload=silent) from error
+        if response.status in _PASSING:
+            wait_s = self._retry_after(response)
+            raise _Passing(f"HTTP {response.status}", wait_s, overload=response.status == 429)
+        if response.status in _HOPELESS:
             hint = "Check the server, --model and OPENAI_API_KEY."
-            if os.environ.get("OPENAI_API_KEY") and "authorization" not in response.request.headers:
+            if os.environ.get("OPENAI_API_KEY") and "Authorization" not in self._session.headers:
                 hint = (
                     "OPENAI_API_KEY was not sent, because the recipe names this server. To send "
-                    "it, give --endpoint URL or set OPENAI_BASE_URL."
+                    "it, pass --endpoint=URL or set OPENAI_BASE_URL."
                 )
             raise EngineError(
-                f"{response.request.url} answers HTTP {response.status_code}: "
-                f"{_message(response)}.",
-                hint,
+                f"{self._url}{path} answers HTTP {response.status}: {_message(content)}.", hint
             )
-        if response.status_code != 200:
-            return Completion.failed(f"HTTP {response.status_code}: {_message(response)}")
-        return _read(response)
+        if response.status != 200:
+            return Completion.failed(f"HTTP {response.status}: {_message(content)}")
+        return _read(content)
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
         s = request.sampling
@@ -215,26 +313,26 @@ class OpenAIEngine(Engine):
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return "chat/completions", body
 
-    def _retry_after(self, response: httpx.Response) -> float | None:
+    def _retry_after(self, response: aiohttp.ClientResponse) -> float | None:
         """Return the seconds to wait, from either form of the header, or None without a header."""
         value = response.headers.get("retry-after", "").strip()
         if value.isdecimal():
             return float(value)
         try:
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - self._now())
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
 
 
-def _origin(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port: what a credential is bound to (RFC 6454)."""
-    parsed = httpx.URL(url)
-    return parsed.scheme, parsed.host, parsed.port or _PORTS.get(parsed.scheme)
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Return scheme, host and port, for which a credential is valid (RFC 6454)."""
+    parsed = urlsplit(url)
+    return parsed.scheme, parsed.hostname, parsed.port or _PORTS.get(parsed.scheme)
 
 
-def _read(response: httpx.Response) -> Completion:
+def _read(content: bytes) -> Completion:
     try:
-        answer = orjson.loads(response.content)
+        answer = orjson.loads(content)
         if "error" in answer:
             raise _Passing(f"HTTP 200 with an error: {str(answer['error'])[:200]}")
         choice = answer["choices"][0]
@@ -249,9 +347,10 @@ def _read(response: httpx.Response) -> Completion:
             output_tokens=int(usage.get("completion_tokens") or 0),
             error=None if reason != "error" else f"finish reason {choice.get('finish_reason')}",
         )
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _Passing(f"an answer that cannot be read ({type(error).__name__})") from error
 
 
-def _message(response: httpx.Response) -> str:
-    return " ".join(response.text.split())[:200] or "no text"
+def _message(content: bytes) -> str:
+    text = content.decode("utf-8", "replace")
+    return " ".join(text.split())[:200] or "no text"

@@ -7,8 +7,7 @@ seed of the first request, so a completion also depends on the other requests in
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +16,16 @@ from pydantic import PrivateAttr
 from instructgen.engines import (
     Completion,
     LocalEngine,
+    QueueEngine,
     Request,
     Sampling,
     operational,
     prompt_tokens,
 )
-from instructgen.models.loading import load_for_inference
+from instructgen.models.loading import load_for_inference, read_tokenizer
 
 
-class TransformersEngine(LocalEngine):
+class TransformersEngine(QueueEngine, LocalEngine):
     """Runs the model with the package transformers, on machines on which vLLM does not run."""
 
     name = "transformers"
@@ -34,49 +34,52 @@ class TransformersEngine(LocalEngine):
 
     _model: Any = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
-    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+
+    def at_once(self) -> int:
+        """Return the number of requests decoded at the same time."""
+        return self.batch
 
     def has_chat_template(self) -> bool:
         """Return whether the tokenizer has a chat template."""
-        self.start()
-        return bool(self._tokenizer.chat_template)
+        return bool(read_tokenizer(self.model).chat_template)
+
+    def window(self) -> int:
+        """Return the number of requests decoded at the same time."""
+        return self.batch
 
     def start(self) -> None:
         """Load the model, on a GPU if there is one."""
-        with self._lock:
-            if self._model is not None:
-                return
-            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-            tokenizer, model = load_for_inference(self.model, dtype="bfloat16")
-            tokenizer.padding_side = "left"
-            object.__setattr__(self, "_tokenizer", tokenizer)
-            object.__setattr__(self, "_model", model)
+        if self._model is not None:
+            return
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        self._tokenizer, self._model = load_for_inference(self.model, dtype="bfloat16")
+        self._tokenizer.padding_side = "left"
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Complete requests in batches with equal sampling parameters, one batch at a time."""
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Complete requests in batches with equal sampling parameters."""
         self.start()
+        completions: dict[int, Completion] = {}
         groups: dict[Sampling, list[tuple[int, list[int]]]] = {}
         for i, request in enumerate(requests):
             tokens = prompt_tokens(self._tokenizer, request)
             room = self.max_model_len - len(tokens)
             if not tokens or room < 1:
                 error = f"the prompt has {len(tokens)} tokens; the limit is {self.max_model_len}"
-                yield i, Completion.failed(error, len(tokens))
+                completions[i] = Completion.failed(error, len(tokens))
             else:
                 max_tokens = min(request.sampling.max_tokens, room)
                 sampling = replace(request.sampling, seed=None, max_tokens=max_tokens)
                 groups.setdefault(sampling, []).append((i, tokens))
         for sampling, group in groups.items():
-            for start in range(0, len(group), self.batch):
-                batch = group[start : start + self.batch]
-                seed = requests[batch[0][0]].sampling.seed
-                with self._lock:
-                    completions = self._generate([tokens for _, tokens in batch], sampling, seed)
-                yield from zip((i for i, _ in batch), completions, strict=True)
+            seed = requests[group[0][0]].sampling.seed
+            generated = self._generate([tokens for _, tokens in group], sampling, seed)
+            completions.update(zip((i for i, _ in group), generated, strict=True))
+        return [completions[i] for i in range(len(requests))]
 
     def close(self) -> None:
         """Remove the reference to the model, so that its memory can be freed."""
-        object.__setattr__(self, "_model", None)
+        super().close()
+        self._model = None
 
     def _generate(
         self, prompts: list[list[int]], sampling: Sampling, seed: int | None

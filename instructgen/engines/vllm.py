@@ -1,14 +1,13 @@
-"""The vllm engine: one vLLM instance in this process, which runs several batches at once.
+"""The vllm engine: one vLLM instance in this process.
 
-The same code is used for the GPU build and the CPU build of vLLM. A single thread runs vLLM
-while callers add requests, so that vLLM is not idle between two batches. This engine does not
-serve HTTP; to use a running server, choose the ``openai`` engine.
+The same code is used for the GPU build and the CPU build of vLLM. Requests are added and
+canceled between two steps of vLLM, so that it is not idle while completions are used. This engine
+does not serve HTTP; to use a running server, choose the ``openai`` engine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import queue
@@ -16,7 +15,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import deque
 from typing import Any
 
 from pydantic import Field, PrivateAttr
@@ -27,7 +26,6 @@ from instructgen.engines import (
     LocalEngine,
     Request,
     operational,
-    probe_schema_enforcement,
     prompt_tokens,
 )
 from instructgen.errors import EngineDied, EngineError, first_line
@@ -36,22 +34,30 @@ from instructgen.models.loading import load_error, read_tokenizer
 
 _DEATH_CHECK_INTERVAL_S = 0.5
 
-_Result = tuple[int, Completion] | EngineError
-# Position, request, prompt tokens, and the queue for the completion. None ends the thread.
-_Job = tuple[int, Request, list[int], "queue.SimpleQueue[_Result]"] | None
+# More requests than vLLM decodes at the same time, so that a finished one is replaced at once.
+_WAITING_SHARE = 8
+_CPU_SEQUENCES = 64
+# The number of a request, the request (None: it is canceled) and the tokens of its prompt.
+_Job = tuple[int, Request | None, list[int]]
 
 
 class VllmEngine(LocalEngine):
     """Runs vLLM without a server, with batching and prefix caching."""
 
     name = "vllm"
+    can_enforce_schemas = True
 
     dtype: str = Field(
         "auto",
         description="Data type of the weights, such as bfloat16 or float16. With auto, it is "
         "bfloat16 on a CPU, and vLLM chooses it on a GPU.",
     )
-    max_num_seqs: int = operational(64, "Number of requests decoded at the same time.", ge=1)
+    max_num_seqs: int | None = operational(
+        None,
+        "Maximum number of requests decoded at the same time. Default: 64 on a CPU, and vLLM's own "
+        "value on a GPU.",
+        ge=1,
+    )
     tensor_parallel_size: int = operational(1, "Number of GPUs to split the model across.", ge=1)
     gpu_memory_utilization: float = operational(
         0.9, "Fraction of GPU memory to use (GPU only).", gt=0, le=1
@@ -66,87 +72,111 @@ class VllmEngine(LocalEngine):
 
     _llm: Any = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
-    _lock: threading.RLock = PrivateAttr(default_factory=threading.RLock)
-    _jobs: queue.SimpleQueue[_Job] = PrivateAttr(default_factory=queue.SimpleQueue)
-    _thread: threading.Thread | None = PrivateAttr(None)
-    _ended: EngineError | None = PrivateAttr(None)
+    # How many requests the loaded model decodes at the same time, or 0 before it is loaded.
+    _slots: int = PrivateAttr(0)
+    _inbox: queue.SimpleQueue[_Job] = PrivateAttr(default_factory=queue.SimpleQueue)
+    _prompts: dict[int, int] = PrivateAttr(default_factory=dict)
+    _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
 
     def has_chat_template(self) -> bool:
         """Return whether the tokenizer has a chat template."""
+        return bool(self._read_tokenizer().chat_template)
+
+    def start(self) -> None:
+        """Load the model, which takes 10 to 60 s for a small model on a CPU.
+
+        On a CPU, loading and running use OpenMP, which keeps a team of worker threads for each
+        thread that uses it. Therefore the thread that calls `next` must also call this method:
+        with two teams, a step would take 40% longer.
+        """
+        if self._llm is not None:
+            return
+        self._llm = self.load()
+        self._slots = int(self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+        core = self._llm.llm_engine.engine_core
+        if hasattr(core, "outputs_queue"):
+            watch = threading.Thread(target=_report_death, args=(weakref.ref(core),), daemon=True)
+            watch.start()
+
+    def slots(self) -> int:
+        """Return the number of requests that vLLM decodes at the same time."""
+        return self._slots or self.max_num_seqs or _CPU_SEQUENCES
+
+    def window(self) -> int:
+        """Return the number of slots and a few more, so that a free slot has the next request."""
+        return self.slots() + max(1, self.slots() // _WAITING_SHARE)
+
+    def submit(self, number: int, request: Request) -> None:
+        """Accept a request. It fails if its prompt is empty or too long for the model."""
+        tokens = prompt_tokens(self._read_tokenizer(), request)
+        self._inbox.put((number, request, tokens))
+
+    def cancel(self, number: int) -> None:
+        """Stop the request at the next step of vLLM."""
+        self._inbox.put((number, None, []))
+
+    def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
+        """Add and cancel requests, run one step, and return a completion if there is one."""
+        engine = self._llm.llm_engine
+        try:
+            if not self._completed and not engine.has_unfinished_requests():
+                self._take(engine, self._inbox.get(timeout=timeout_s))
+            while not self._inbox.empty():
+                self._take(engine, self._inbox.get())
+            if not self._completed and engine.has_unfinished_requests():
+                for output in engine.step():
+                    number = int(output.request_id)
+                    if self._prompts.pop(number, None) is not None:
+                        self._completed.append((number, _completion(output)))
+        except queue.Empty:
+            return None
+        except Exception as error:
+            raise EngineDied(f"The vLLM engine died ({first_line(error)}).") from error
+        return self._completed.popleft() if self._completed else None
+
+    def restart(self) -> None:
+        """Discard the vLLM instance, which has died, and load the model again."""
+        self._drop()
+        self.start()
+
+    def close(self) -> None:
+        """Release the model and cancel unfinished requests."""
+        self._drop()
+
+    def _read_tokenizer(self) -> Any:
         if self._tokenizer is None:
             _silence_libraries()
             self._tokenizer = read_tokenizer(self.model)
-        return bool(self._tokenizer.chat_template)
+        return self._tokenizer
 
-    def enforces_schema(self) -> bool:
-        """Return whether vLLM enforces a JSON schema, which is tested with one request."""
-        return self.has_chat_template() and probe_schema_enforcement(self)
+    def _take(self, engine: Any, job: _Job) -> None:
+        from vllm import TokensPrompt
 
-    def start(self) -> None:
-        """Load the model, which takes 10 to 60 s for a small model on a CPU."""
-        with self._lock:
-            if self._ended is not None:
-                raise self._ended
-            if self._llm is not None:
-                return
-            self._jobs = queue.SimpleQueue()
-            ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            self._thread = threading.Thread(
-                target=self._serve, args=(self._jobs, ready), daemon=True
-            )
-            self._thread.start()
-            loaded = ready.get()
-            if isinstance(loaded, BaseException):
-                self._thread = None
-                raise loaded
-            self._llm = loaded
-            self._tokenizer = loaded.get_tokenizer()
-            core = self._llm.llm_engine.engine_core
-            if hasattr(core, "outputs_queue"):
-                watch = threading.Thread(target=_report_death, args=(weakref.ref(core),))
-                watch.daemon = True
-                watch.start()
-
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yield the position and completion of each request: an error if its prompt is too long."""
-        self.start()
-        results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
-        accepted: list[tuple[int, Request, list[int]]] = []
-        for position, request in enumerate(requests):
-            tokens = prompt_tokens(self._tokenizer, request)
-            if not tokens:
-                results.put((position, Completion.failed("the prompt is empty")))
-            elif len(tokens) >= self.max_model_len:
-                error = f"the prompt has {len(tokens)} tokens; the limit is {self.max_model_len}"
-                results.put((position, Completion.failed(error, len(tokens))))
-            else:
-                accepted.append((position, request, tokens))
-        with self._lock:
-            if self._ended is not None:
-                raise self._ended
-            for job in accepted:
-                self._jobs.put((*job, results))
-        for _ in requests:
-            result = results.get()
-            if isinstance(result, EngineError):
-                raise result
-            yield result
-
-    def restart(self) -> None:
-        """Discard the vLLM instance, which has died; the next request starts a new one."""
-        with self._lock:
-            self._drop()
-
-    def close(self) -> None:
-        """Stop the thread that runs vLLM, release the model and cancel unfinished requests."""
-        self._jobs.put(None)
-        if self._thread is not None:
-            self._thread.join(timeout=60)
-        with self._lock:
-            self._drop()
+        number, request, tokens = job
+        if request is None:
+            if self._prompts.pop(number, None) is not None:
+                engine.abort_request([str(number)])
+            return
+        room = self.max_model_len - len(tokens)
+        if not tokens or room < 1:
+            error = f"the prompt has {len(tokens)} tokens; the limit is {self.max_model_len}"
+            self._completed.append((number, Completion.failed(error, len(tokens))))
+            return
+        params, prompt = sampling_params(request, room), TokensPrompt(prompt_token_ids=tokens)
+        try:
+            engine.add_request(str(number), prompt, params)
+        except ValueError as error:
+            failed = Completion.failed(first_line(error), len(tokens))
+            self._completed.append((number, failed))
+        else:
+            self._prompts[number] = len(tokens)
 
     def _drop(self) -> None:
-        llm, self._llm, self._thread, self._ended = self._llm, None, None, None
+        llm, self._llm = self._llm, None
+        self._prompts.clear()
+        self._completed.clear()
+        while not self._inbox.empty():
+            self._inbox.get()
         if llm is not None:
             # The core of an engine that died may raise here; it is discarded in any case.
             with contextlib.suppress(Exception):
@@ -177,6 +207,8 @@ class VllmEngine(LocalEngine):
             }
         else:
             options = {"gpu_memory_utilization": self.gpu_memory_utilization}
+        if cpu or self.max_num_seqs is not None:
+            options["max_num_seqs"] = self.max_num_seqs or _CPU_SEQUENCES
         eager = self.enforce_eager if self.enforce_eager is not None else cpu
         # These warnings concern vLLM's own use of torch, which users cannot fix.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
@@ -188,7 +220,6 @@ class VllmEngine(LocalEngine):
                 model=model_folder(self.model),
                 dtype="bfloat16" if cpu and self.dtype == "auto" else self.dtype,
                 max_model_len=self.max_model_len,
-                max_num_seqs=self.max_num_seqs,
                 tensor_parallel_size=self.tensor_parallel_size,
                 enable_prefix_caching=True,
                 enforce_eager=eager,
@@ -207,80 +238,6 @@ class VllmEngine(LocalEngine):
                 "Use a smaller max_model_len (a recipe key), a different model, or "
                 "--engine=transformers.",
             ) from error
-
-    # -- the stepping thread: no other thread calls vLLM while it runs ------------------
-
-    def _serve(self, jobs: queue.SimpleQueue[_Job], ready: queue.SimpleQueue[Any]) -> None:
-        """Load and run the model in the same thread.
-
-        On a CPU, loading and running use OpenMP, which keeps a team of worker threads for each
-        thread that uses it. With two threads, the two teams would have more workers than there
-        are cores. The workers would sleep between operations, and a step would take 40% longer.
-        """
-        try:
-            llm = self.load()
-        except BaseException as error:  # noqa: BLE001 (start() raises it again)
-            ready.put(error)
-            return
-        engine = llm.llm_engine
-        ready.put(llm)
-        del llm
-        self._run(engine, jobs)
-
-    def _run(self, engine: Any, jobs: queue.SimpleQueue[_Job]) -> None:
-        waiting: dict[str, tuple[int, queue.SimpleQueue[_Result]]] = {}
-        ids = itertools.count()
-        try:
-            while True:
-                # Add all requests that have arrived since the last step.
-                while not waiting or not jobs.empty():
-                    job = jobs.get()
-                    if job is None:
-                        # Not EngineDied: a closed engine must not be restarted.
-                        error = EngineError("The vllm engine was closed before all answers.")
-                        self._end(error, jobs, waiting)
-                        return
-                    self._add(engine, str(next(ids)), job, waiting)
-                for output in engine.step():
-                    position, results = waiting.pop(output.request_id)
-                    results.put((position, _completion(output)))
-        except Exception as error:  # noqa: BLE001 (all waiting callers must receive it)
-            death = EngineDied(f"The vLLM engine died ({first_line(error)}).")
-            self._end(death, jobs, waiting)
-
-    def _add(
-        self,
-        engine: Any,
-        name: str,
-        job: tuple[int, Request, list[int], queue.SimpleQueue[_Result]],
-        waiting: dict[str, tuple[int, queue.SimpleQueue[_Result]]],
-    ) -> None:
-        from vllm import TokensPrompt
-
-        position, request, tokens, results = job
-        params = sampling_params(request, self.max_model_len - len(tokens))
-        try:
-            engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), params)
-        except ValueError as error:
-            results.put((position, Completion.failed(first_line(error), len(tokens))))
-        else:
-            waiting[name] = (position, results)
-
-    def _end(
-        self,
-        error: EngineError,
-        jobs: queue.SimpleQueue[_Job],
-        waiting: dict[str, tuple[int, queue.SimpleQueue[_Result]]],
-    ) -> None:
-        with self._lock:
-            self._ended = error
-            pending = [results for _, results in waiting.values()]
-            while not jobs.empty():
-                job = jobs.get()
-                if job is not None:
-                    pending.append(job[3])
-        for results in {id(r): r for r in pending}.values():
-            results.put(error)
 
 
 def sampling_params(request: Request, room: int) -> Any:

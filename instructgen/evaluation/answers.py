@@ -1,11 +1,11 @@
-"""Runs evaluation prompts on a model, with the same engines that generate data."""
+"""Makes requests from prompts that a model is to answer."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 
-from instructgen.engines import Completion, Engine, Request, Sampling, Supervisor
+from instructgen.engines import Request, Sampling
 from instructgen.schema.messages import Message
 
 Prompt = str | tuple[Message, ...] | tuple[int, ...]
@@ -29,13 +29,5 @@ def requests_for(
                 max_tokens=max_tokens,
                 seed=int.from_bytes(digest[:4], "big") >> 1,
             )
-            requests.append(Request(prompt, sampling, stage="answer", task=number))
+            requests.append(Request(prompt, sampling, stage="answer"))
     return requests
-
-
-def completions(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
-    """Return the completion of each request, in request order."""
-    results: list[Completion | None] = [None] * len(requests)
-    for i, completion in Supervisor(engine).complete(requests):
-        results[i] = completion
-    return [c for c in results if c is not None]

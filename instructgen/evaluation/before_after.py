@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instructgen.engines.transformers import TransformersEngine
-from instructgen.evaluation.answers import completions, requests_for
+from instructgen.evaluation.answers import requests_for
 from instructgen.evaluation.measures import (
     answer_bits,
     bits_per_byte,
@@ -16,6 +16,7 @@ from instructgen.evaluation.measures import (
     reward_margins,
     reward_measure,
 )
+from instructgen.generation.sequencer import answer_all
 from instructgen.schema.measures import Measure
 from instructgen.schema.sample import Sample
 from instructgen.training.online import Tasks
@@ -92,8 +93,7 @@ def _rewards(options: OnlineOptions, tasks: Tasks, before: str, after: str) -> t
             max_tokens=options.max_new_tokens,
             seed=options.seed,
         )
-        answers = completions(engine, requests)
-        engine.close()
+        answers = answer_all(engine, requests)
         values = tasks.weighted(tasks.unseen, [c.text for c in answers])
         return reward_measure("reward", values, [t.id for t in tasks.unseen])
 

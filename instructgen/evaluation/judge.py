@@ -44,7 +44,8 @@ def judge_requests(contests: Sequence[Contest]) -> list[Request]:
                 {"question": question, "first": first, "second": second}
             )
             sampling = Sampling(temperature=0.0, max_tokens=16)
-            requests.append(Request((Message("user", text),), sampling, stage="judge"))
+            message = Message("user", text)
+            requests.append(Request((message,), sampling, stage="judge", role="judge"))
     return requests
 
 

@@ -224,7 +224,9 @@ class ScoringFilter(Filter):
         """Return one verdict for each sample, in order."""
         missing = [i for i, s in enumerate(samples) if s.score(self.score_name) is None]
         scored = list(samples)
-        for i, score in zip(missing, self.scores([samples[i] for i in missing]), strict=True):
+        # Without a sample to score, a filter must not load its model.
+        scores = self.scores([samples[i] for i in missing]) if missing else []
+        for i, score in zip(missing, scores, strict=True):
             scored[i] = samples[i].with_score(score)
         return [self._verdict(sample) for sample in scored]
 
@@ -323,7 +325,7 @@ class ComparingFilter(Filter):
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Compare the sample with all stored samples; return a rejection, or None to keep it."""
-        return evaluate_block([self], [sample])[0]
+        return BlockMatches(self, [sample]).reason(0, sample)
 
     def remember(self, sample: Sample) -> None:
         """Store the sample so that later samples are compared with it."""
@@ -362,8 +364,58 @@ class ComparingFilter(Filter):
                 )
         return matches
 
+    def pairs_among(self, texts: Sequence[str]) -> Pairs:
+        """Return the pairs of a text and a text before it above the threshold of the index."""
+        index = self.index()
+        index.add(texts)
+        pairs = index.pairs(texts)
+        precedes = pairs.row < pairs.text
+        return Pairs(*(array[precedes] for array in pairs))
+
     def _needed_fields(self, sample: Sample) -> tuple[str, ...]:
         return tuple(getattr(sample, field) for field in self.needs)
+
+
+class BlockMatches:
+    """The similar earlier samples of each sample of a block, found with one search of the index.
+
+    A sample is compared with the samples that the filter remembers, and with the samples before it
+    in the block that were kept.
+    """
+
+    def __init__(self, f: ComparingFilter, samples: Sequence[Sample]) -> None:
+        self._filter, self._samples = f, list(samples)
+        self._texts = [f.text(sample) for sample in samples]
+        self._kept: set[int] = set()
+        # Whether a kept sample was changed after its text was compared with the others.
+        self._outdated = False
+        comparable = [i for i, s in enumerate(samples) if f.too_long(s) is None]
+        texts = [self._texts[i] for i in comparable]
+        self._earlier = dict(zip(comparable, f.pairs(texts), strict=True))
+        self._in_block: dict[int, list[tuple[float, int]]] = {i: [] for i in comparable}
+        if len(comparable) > 1:
+            for t, r, s in zip(*(a.tolist() for a in f.pairs_among(texts)), strict=True):
+                self._in_block[comparable[t]].append((s, comparable[r]))
+
+    def reason(self, place: int, sample: Sample) -> Rejection | None:
+        """Return a rejection of the sample at a place of the block, or None to keep it."""
+        f = self._filter
+        if self._outdated or f.text(sample) != self._texts[place]:
+            return f.reason(sample)
+        if place not in self._earlier:
+            return f.too_long(sample)
+        matches = self._earlier[place] + [
+            EarlierMatch(score, f.seen(self._samples[other]))
+            for score, other in self._in_block[place]
+            if other in self._kept
+        ]
+        return f.decide(sample, matches) if matches else None
+
+    def keep(self, place: int, sample: Sample) -> None:
+        """Compare later samples of the block with the sample at this place, which was kept."""
+        self._kept.add(place)
+        self._samples[place] = sample
+        self._outdated |= self._filter.text(sample) != self._texts[place]
 
 
 def evaluate_block(
@@ -375,37 +427,12 @@ def evaluate_block(
     block. Each index is searched only once per block, which is faster than evaluating each sample
     separately. The caller must pass the kept samples to `remember` afterwards.
     """
-    too_long = [next((r for f in filters if (r := f.too_long(s))), None) for s in samples]
-    comparable = [i for i, rejection in enumerate(too_long) if rejection is None]
-    earlier: list[list[list[EarlierMatch]]] = []
-    in_block: list[list[list[tuple[float, int]]]] = []
-    for f in filters:
-        texts = [f.text(samples[i]) for i in comparable]
-        earlier.append(f.pairs(texts))
-        in_block.append([[] for _ in comparable])
-        if len(comparable) > 1:
-            block = f.index()
-            block.add(texts)
-            text, row, score = block.pairs(texts)
-            precedes = row < text
-            for t, r, s in zip(
-                text[precedes].tolist(),
-                row[precedes].tolist(),
-                score[precedes].tolist(),
-                strict=True,
-            ):
-                in_block[-1][t].append((s, r))
-    result = too_long
-    kept = [False] * len(comparable)
-    for place, i in enumerate(comparable):
-        for k, f in enumerate(filters):
-            matches = earlier[k][place] + [
-                EarlierMatch(score, f.seen(samples[comparable[other]]))
-                for score, other in in_block[k][place]
-                if kept[other]
-            ]
-            result[i] = f.decide(samples[i], matches) if matches else None
-            if result[i] is not None:
-                break
-        kept[place] = result[i] is None
+    blocks = [BlockMatches(f, samples) for f in filters]
+    result: list[Rejection | None] = []
+    for place, sample in enumerate(samples):
+        rejections = (block.reason(place, sample) for block in blocks)
+        result.append(next((r for r in rejections if r is not None), None))
+        if result[-1] is None:
+            for block in blocks:
+                block.keep(place, sample)
     return result

@@ -11,7 +11,10 @@ from pydantic import Field
 
 from instructgen.filters import ComparingFilter, EarlierMatch
 from instructgen.schema.sample import Rejection, Sample
-from instructgen.similarity import RougeLIndex, Tokenizer
+from instructgen.similarity import Pairs, RougeLIndex, Tokenizer
+
+# Up to this number of texts, comparing all pairs is faster than an index.
+_FEW = 24
 
 
 class Novelty(ComparingFilter):
@@ -40,6 +43,12 @@ class Novelty(ComparingFilter):
     def index(self) -> RougeLIndex:
         """Return a new, empty ROUGE-L index."""
         return RougeLIndex(self.threshold, self.tokenizer, self.compatible)
+
+    def pairs_among(self, texts: Sequence[str]) -> Pairs:
+        """Return the pairs of similar texts; the few of a completion need no index."""
+        if len(texts) > _FEW:
+            return super().pairs_among(texts)
+        return self.index().among(texts)
 
     def thresholds(self) -> tuple[float, ...]:
         """Return the maximum ROUGE-L similarity of kept rows, as the only threshold."""

@@ -82,18 +82,26 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
                 "be used while rows are generated.",
                 "Remove the filter from the recipe, and apply it later with instructgen curate.",
             )
-    return Config(
-        generate=merged(
-            RunSettings,
-            tables.get("generate", {}),
-            options.get("generate", {}),
-            path,
-            "generate",
-        ),
+    settings = merged(
+        RunSettings,
+        tables.get("generate", {}),
+        options.get("generate", {}),
+        path,
+        "generate",
+    )
+    config = Config(
+        generate=settings,
         method=_part("methods", "self_instruct", tables, options, path),
         engine=_part("engines", "vllm", tables, options, path),
         filters=filters,
     )
+    unlimited = settings.max_tokens_total is None and settings.max_cost is None
+    if settings.target == "all" and unlimited and not config.method.finite:
+        raise ConfigError(
+            f"--target=all: the method {config.method.name} draws seeds without an end.",
+            "Pass a number, or a limit: --max-tokens-total, or --max-cost with --price.",
+        )
+    return config
 
 
 def from_recorded(recorded: dict[str, Any], where: Path) -> Config:

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +51,12 @@ def languages() -> list[str]:
     return sorted(p.stem for p in _FOLDER.glob("*.toml"))
 
 
+@cache
+def template_for(language: str) -> Template:
+    """Return the template of a language, which is read once."""
+    return Template(language)
+
+
 class Template:
     """The prompt texts for one language, and the parsers for completions in that language.
 
@@ -82,14 +88,8 @@ class Template:
 
     def classification_completion(self, instruction: str) -> str:
         """Return a few-shot prompt that asks whether an instruction is a classification task."""
-        labels, question = self.labels, self._texts["completion"]["question"]
-        answers = {True: labels["yes"], False: labels["no"]}
-        worked = [
-            f"{labels['task']}: {w['instruction']}\n{question} {answers[w['yes']]}"
-            for w in self._texts["worked"]["classification"]
-        ]
-        task = f"{labels['task']}: {instruction}\n{question}"
-        return "\n\n".join([self._header("classification"), *worked, task])
+        question = self._texts["completion"]["question"]
+        return f"{self._worked_kinds}\n\n{self.labels['task']}: {instruction}\n{question}"
 
     def classification_chat(self, instruction: str, structured: bool) -> tuple[Message, ...]:
         """Return a chat request that asks whether an instruction is a classification task."""
@@ -104,30 +104,40 @@ class Template:
 
     def input_first_completion(self, instruction: str) -> str:
         """Return a few-shot prompt: tasks with inputs and outputs, then the new instruction."""
-        worked = [
-            self._task(w["instruction"], self._examples(w["examples"]))
-            for w in self._texts["worked"]["input_first"]
-        ]
-        return "\n\n".join([self._header("input_first"), *worked, self._task(instruction, "")])
+        return f"{self._worked_inputs}\n\n{self._task(instruction, '')}"
 
     def output_first_completion(self, instruction: str) -> str:
         """Return a few-shot prompt: tasks with class labels and inputs, then the instruction."""
-        label, input_ = self.labels["class_label"], self.labels["input"]
-        worked = [
-            self._task(
-                w["instruction"],
-                "\n".join(f"{label}: {e['label']}\n{input_}: {e['input']}" for e in w["examples"]),
-            )
-            for w in self._texts["worked"]["output_first"]
-        ]
-        return "\n\n".join([self._header("output_first"), *worked, self._task(instruction, "")])
+        return f"{self._worked_labels}\n\n{self._task(instruction, '')}"
 
     def instances_chat(
-        self, instruction: str, count: int, structured: bool, *, output_first: bool
+        self,
+        instruction: str,
+        count: int,
+        structured: bool,
+        *,
+        output_first: bool = False,
+        joint: bool = False,
     ) -> tuple[Message, ...]:
-        """Return a chat request for up to ``count`` examples (input, output) of an instruction."""
+        """Return a chat request for up to ``count`` examples (input, output) of an instruction.
+
+        If ``joint`` is true, it also asks whether the instruction is a classification task.
+        """
+        if joint:
+            return self._joint(instruction, count, structured)
         key = "output_first" if output_first else "input_first"
         return self._chat(key, structured, task=instruction, count=str(count))
+
+    def joint_answer(self, text: str) -> tuple[bool, str]:
+        """Return whether a joint question is answered with "yes", and the text without this line.
+
+        Without the question, the answer is no and the text is unchanged.
+        """
+        before, question, answer = text.partition(self._texts["completion"]["question"])
+        if not question:
+            return False, text
+        line, _, rest = answer.partition("\n")
+        return self.is_yes(line), before + rest
 
     def instance_stops(self, most: int) -> tuple[str, ...]:
         """Return the strings at which generation stops: a task label, and example ``most + 1``."""
@@ -199,6 +209,36 @@ class Template:
 
     # -- helpers --------------------------------------------------------------------------
 
+    @cached_property
+    def _worked_kinds(self) -> str:
+        labels, question = self.labels, self._texts["completion"]["question"]
+        answers = {True: labels["yes"], False: labels["no"]}
+        worked = [
+            f"{labels['task']}: {w['instruction']}\n{question} {answers[w['yes']]}"
+            for w in self._texts["worked"]["classification"]
+        ]
+        return "\n\n".join([self._header("classification"), *worked])
+
+    @cached_property
+    def _worked_inputs(self) -> str:
+        worked = [
+            self._task(w["instruction"], self._examples(w["examples"]))
+            for w in self._texts["worked"]["input_first"]
+        ]
+        return "\n\n".join([self._header("input_first"), *worked])
+
+    @cached_property
+    def _worked_labels(self) -> str:
+        label, input_ = self.labels["class_label"], self.labels["input"]
+        worked = [
+            self._task(
+                w["instruction"],
+                "\n".join(f"{label}: {e['label']}\n{input_}: {e['input']}" for e in w["examples"]),
+            )
+            for w in self._texts["worked"]["output_first"]
+        ]
+        return "\n\n".join([self._header("output_first"), *worked])
+
     def _header(self, key: str) -> str:
         text: str = self._texts["completion"][key]
         return text if self.native else f"{text} Language: {self.language}."
@@ -207,6 +247,21 @@ class Template:
         reply_format = self._texts["json"]["answer"] if structured else self._texts["plain"][key]
         # Placeholders are filled first, so that the values cannot affect the reply format.
         text = _fill(self._texts["chat"][key], **values)
+        language = "" if self.native else f"\n\nWrite in this language: {self.language}."
+        return (Message("user", f"{text}{language}\n\n{reply_format}"),)
+
+    def _joint(self, instruction: str, count: int, structured: bool) -> tuple[Message, ...]:
+        """Ask the question of the classification stage, and then for examples."""
+        question = self._texts["chat"]["classification"]
+        examples = self._texts["chat"]["input_first"].partition("{task}\n\n")[2]
+        text = _fill(f"{question}\n\n{examples}", task=instruction, count=str(count))
+        reply_format = self._texts["json"]["answer"]
+        if not structured:
+            # The answer to the question is the first line of the form.
+            head, _, form = self._texts["plain"]["input_first"].partition("\n")
+            asked = self._texts["completion"]["question"]
+            answers = f"{self.labels['yes']} / {self.labels['no']}"
+            reply_format = f"{head}\n{asked} {answers}\n{form}"
         language = "" if self.native else f"\n\nWrite in this language: {self.language}."
         return (Message("user", f"{text}{language}\n\n{reply_format}"),)
 
@@ -283,7 +338,9 @@ def parse_json(text: str, key: str, *, cut: bool = False) -> list[Any]:
     at = head.end() if head else len(text)
     while at < len(text):
         try:
-            item, at = _DECODER.raw_decode(text, at)
+            _, end = _DECODER.raw_decode(text, at)
+            # Unlike the decoder above, orjson rejects texts that no file can contain.
+            item, at = orjson.loads(text[at:end]), end
         except (json.JSONDecodeError, RecursionError):
             break
         comma = _COMMA.match(text, at)

@@ -1,14 +1,13 @@
 """The task pool: human-written seeds and accepted instructions, from which prompts draw examples.
 
-The pool also queues accepted instructions for the later stages of generation. The pool does not
-assess their quality.
+The pool does not assess their quality.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from instructgen.formats import BadRow, OnBadRow, check_language, read
 from instructgen.formats.plain import Plain
 from instructgen.licensing.licenses import check_license
 from instructgen.schema.arrow import sample_row
-from instructgen.schema.sample import Kind, Sample
+from instructgen.schema.sample import Sample
 from instructgen.similarity import tokenize
 
 # Fraction of the identified seeds that must have one language to assign it to the others.
@@ -31,23 +30,26 @@ _NEARLY_ALL = 0.9
 class Task:
     """An accepted instruction for which rows are still to be generated.
 
-    ``sample`` has the instruction with its language, license and origin. ``kind`` is set
-    by the classification stage. ``resolved`` is true when the instruction has rows, or
-    when a recorded rejection states why it has no rows.
+    ``sample`` has the instruction with its language, license and origin. ``resolved`` is true when
+    its rows were generated, or when a recorded rejection states why it has no rows. ``waiting`` is
+    the number of its rows that wait for a score.
     """
 
     sample: Sample
-    kind: Kind | None = None
     resolved: bool = False
+    waiting: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is decided which rows of the instruction are kept."""
+        return self.resolved and not self.waiting
 
 
 @dataclass(slots=True)
 class Pool:
     """The task pool: seeds at positions 0 to len(seeds)-1, then the accepted instructions.
 
-    ``unclassified`` contains the numbers of the tasks that wait for the classification stage, and
-    ``classified`` those that wait for the generation of instances, oldest first. Seeds with
-    more than ``max_words`` words in the instruction are not used as demonstrations.
+    Seeds with more than ``max_words`` words in the instruction are not used as demonstrations.
 
     Raises:
         InputError: all seeds are too long.
@@ -56,13 +58,14 @@ class Pool:
     seeds: Sequence[Sample]
     max_words: int = 150
     tasks: list[Task] = field(default_factory=list)
-    unclassified: deque[int] = field(default_factory=deque)
-    classified: deque[int] = field(default_factory=deque)
     _seeds_by_language: dict[str, list[int]] = field(default_factory=dict)
     _tasks_by_language: dict[str, list[int]] = field(default_factory=dict)
+    # The id of a sample is computed from its texts, and prompts have several demonstrations.
+    _ids: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Group the seeds by language, except those with more than ``max_words`` words."""
+        self._ids = [seed.id for seed in self.seeds]
         for position, seed in enumerate(self.seeds):
             if len(tokenize(seed.instruction)) <= self.max_words:
                 self._seeds_by_language.setdefault(seed.language, []).append(position)
@@ -76,6 +79,7 @@ class Pool:
         """Add an accepted instruction and return its task number."""
         number = len(self.tasks)
         self.tasks.append(Task(sample))
+        self._ids.append(sample.id)
         position = len(self.seeds) + number
         self._tasks_by_language.setdefault(sample.language, []).append(position)
         return number
@@ -85,6 +89,10 @@ class Pool:
         if position < len(self.seeds):
             return self.seeds[position]
         return self.tasks[position - len(self.seeds)].sample
+
+    def id_at(self, position: int) -> str:
+        """Return the id of the seed or accepted instruction at a position in the pool."""
+        return self._ids[position]
 
     def draw_language(self, rng: random.Random) -> str:
         """Return a random language, with a probability proportional to its number of seeds."""

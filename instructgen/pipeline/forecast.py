@@ -29,9 +29,8 @@ _MEASURED: dict[str, tuple[float, dict[str, float]]] = {
     "train rloo": (60, {"steps": 15.0}),
     "train ppo": (60, {"steps": 25.0}),
 }
-# Prompt and output tokens with the included model and 146 seed tasks: per accepted row, and per
-# request of the sixteen batches before the first row.
-_TOKENS_PER_ROW, _TOKENS_PER_REQUEST, _FIRST_BATCHES, _BATCH = 4_400, 1_100, 16, 32
+# Prompt and output tokens per accepted row with the included model and 146 seed tasks.
+_TOKENS_PER_ROW = 4_400
 _LAST_TIME, _MEASURED_HERE = "as in its last run", "as measured on two CPU cores"
 
 
@@ -54,9 +53,7 @@ def forecast(step: Step, record: StepRecord | None) -> StepForecast | None:
     options = step.options
     target, tokens = options.get("target"), None
     if isinstance(target, int):
-        batch = options.get("batch_size", _BATCH)
-        first = _FIRST_BATCHES * (batch if isinstance(batch, int) else _BATCH)
-        tokens = target * _TOKENS_PER_ROW + first * _TOKENS_PER_REQUEST
+        tokens = target * _TOKENS_PER_ROW
     if record is not None and record.output is not None:
         then: Mapping[str, Any] = record.fingerprint.options
         if then.keys() == options.keys():

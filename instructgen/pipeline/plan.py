@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from instructgen.commands.generate import configure, resumable, seeds_for
+from instructgen.commands.generate import configure, read_known, resumable, seeds_for
 from instructgen.commands.options import GenerateOptions
 from instructgen.config import read_tables
 from instructgen.errors import DamagedFileError, InstructgenError, RunError, VersionError
@@ -170,7 +170,8 @@ def _resumes(step: Step) -> bool:
         with with_files(step) as options:
             assert isinstance(options, GenerateOptions)
             seeds, _ = seeds_for(options)
-            return resumable(step.out, configure(options), seeds)
+            known = read_known(options.novel_against)
+            return resumable(step.out, configure(options), seeds, known)
     except InstructgenError:
         # The command itself reports the error and does not change the folder.
         return True

@@ -40,7 +40,7 @@ class Columns:
         by: number of rows for each combination of source, license, language, category and kind.
         words: for each field, the number of rows in each bin of word counts. `WORD_EDGES` are the
             bin edges. Preference datasets also have the field ``rejected``.
-        batches: number of rows by generation batch; -1 for rows that were not generated.
+        drafts: number of rows by draft; -1 for rows that were not generated.
         drawn: a random sample of rows: those with the smallest IDs. IDs are digests, so the
             same dataset always has the same sample.
     """
@@ -48,7 +48,7 @@ class Columns:
     rows: int = 0
     by: Counter[tuple[str, ...]] = field(default_factory=Counter)
     words: dict[str, Counts] = field(default_factory=dict)
-    batches: Counter[int] = field(default_factory=Counter)
+    drafts: Counter[int] = field(default_factory=Counter)
     drawn: list[dict[str, Any]] = field(default_factory=list)
 
     def counted(self, name: str) -> dict[str, int]:
@@ -78,7 +78,7 @@ def read_columns(folder: Path, draw: int) -> Columns:
         _count_keys(columns.by, batch, _KEYS)
         for name in fields:
             columns.words[name] += word_classes(batch.column(name))
-        columns.batches.update(_batches(batch))
+        columns.drafts.update(_drafts(batch))
         kept += _below(batch, bound, drawn)
         if len(kept) > 2 * draw:
             kept = _first(kept, draw)
@@ -111,13 +111,13 @@ class Rejections:
 
     Attributes:
         by: number of rows for each combination of stage, filter, reason and source.
-        batches: number of rows by generation batch. Accepted instructions for which the run
+        drafts: number of rows by draft. Accepted instructions for which the run
             generated no rows (reason ``not_expanded``) are not counted.
         near: for each filter, the rejected rows whose scores are nearest to its thresholds.
     """
 
     by: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    batches: Counter[int] = field(default_factory=Counter)
+    drafts: Counter[int] = field(default_factory=Counter)
     near: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
@@ -138,7 +138,7 @@ def read_rejections(folder: Path, thresholds: dict[str, Sequence[float]], most: 
     for batch in read_batches(folder, "rejected", columns=columns):
         _count_keys(rejections.by, batch, names)
         expanded = batch.filter(pc.not_equal(batch.column("reason"), pa.scalar("not_expanded")))
-        rejections.batches.update(_batches(expanded))
+        rejections.drafts.update(_drafts(expanded))
         for name, bounds in thresholds.items():
             rows = batch.filter(
                 pc.and_(
@@ -171,10 +171,13 @@ def _count_keys(counter: Counter[tuple[str, ...]], batch: Any, names: Sequence[s
         counter[tuple(str(row[n] or "none") for n in names)] += row["count_all"]
 
 
-def _batches(batch: Any) -> dict[int, int]:
+def _drafts(batch: Any) -> dict[int, int]:
     import pyarrow.compute as pc
 
-    numbers = pc.fill_null(pc.struct_field(batch.column("origin"), "batch"), -1)
+    origin = batch.column("origin")
+    # Before format 5, the column draft was named batch.
+    name = "draft" if origin.type.get_field_index("draft") >= 0 else "batch"
+    numbers = pc.fill_null(pc.struct_field(origin, name), -1)
     return {v["values"]: v["counts"] for v in pc.value_counts(numbers).to_pylist()}
 
 

@@ -163,7 +163,7 @@ def _funnel(columns: Columns, rejections: Rejections) -> Markup:
 
 
 def _over_the_run(columns: Columns, rejections: Rejections) -> Markup | None:
-    kept, others = columns.batches, rejections.batches
+    kept, others = columns.drafts, rejections.drafts
     numbers = sorted(b for b in kept.keys() | others.keys() if b >= 0)
     if len(numbers) < 3:
         return None
@@ -180,10 +180,10 @@ def _over_the_run(columns: Columns, rejections: Rejections) -> Markup | None:
         "Acceptance over the run",
         element(
             "div",
-            lines(ends, [Series("accepted rows", [float(v) for v in rows])], "batches"),
-            lines(ends, [Series("acceptance rate", rate.tolist())], "batches", share=True),
+            lines(ends, [Series("accepted rows", [float(v) for v in rows])], "drafts"),
+            lines(ends, [Series("acceptance rate", rate.tolist())], "drafts", share=True),
         ),
-        ("batches", "accepted rows", "newly accepted", "newly rejected", "acceptance rate"),
+        ("drafts", "accepted rows", "newly accepted", "newly rejected", "acceptance rate"),
         [
             (f"{e:,}", f"{r:,.0f}", f"{a:,.0f}", f"{n:,.0f}", f"{p:.0%}" if p == p else "none")
             for e, r, a, n, p in zip(ends, rows, accepted, rejected, rate, strict=True)

@@ -222,7 +222,7 @@ def _calls_of(values: Iterable[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
 def _origin_type(name: str) -> Any:
     import pyarrow as pa
 
-    return pa.int64() if name in ("batch", "request") else pa.string()
+    return pa.int64() if name in ("draft", "request") else pa.string()
 
 
 def _struct(kind: type) -> Any:
@@ -384,8 +384,8 @@ def _split_lists(column: Any, convert: Any) -> list[tuple[Any, ...]]:
 
 def _origins(column: Any) -> list[Origin]:
     column = _as_array(column)
-    children = [
-        _lists(column.field(f.name)) if f.name == "parents" else column.field(f.name).to_pylist()
-        for f in fields(Origin)
-    ]
+    # Before format 5, the column draft was named batch.
+    earlier = {"draft": "batch"} if column.type.get_field_index("draft") < 0 else {}
+    parts = [(f.name, column.field(earlier.get(f.name, f.name))) for f in fields(Origin)]
+    children = [_lists(part) if name == "parents" else part.to_pylist() for name, part in parts]
     return [Origin(*row) for row in zip(*children, strict=True)]

@@ -60,7 +60,8 @@ class Message:
     @property
     def plain(self) -> bool:
         """Whether the message consists only of a role and a text."""
-        return self.role != "tool" and not self.extras
+        extra = self.reasoning_content or self.tool_calls or self.tool_call_id or self.name
+        return self.role != "tool" and not extra and self.train
 
     @property
     def extras(self) -> dict[str, Any]:

@@ -31,8 +31,9 @@ class Origin:
     """The origin of a row: the generation method, the model, and the rows it was created from.
 
     ``run`` is the id of the run that generated the row. ``parents`` are the ids of the rows that
-    were examples in the prompt for the instruction, in their order. ``batch`` and ``request``
-    identify the model's completion in the run's journal (its recorded completions), and
+    were examples in the prompt for the instruction, in their order. ``request`` is the number of
+    the model's completion in the run's journal (its recorded completions), and ``draft`` the
+    number of the draft that it belongs to (in rows of earlier versions, of a batch).
     ``prompt_sha256`` is the digest of the prompt of that completion. Human-written rows have the
     method ``human`` and no run. ``record`` identifies an imported row by its id in the original
     dataset, or by its line number. Rows with the same ``group``, such as the paths through one
@@ -42,7 +43,7 @@ class Origin:
     method: str = "human"
     model: str | None = None
     run: str | None = None
-    batch: int | None = None
+    draft: int | None = None
     request: int | None = None
     parents: tuple[str, ...] = ()
     prompt_sha256: str | None = None
@@ -136,6 +137,8 @@ class Sample:
     @property
     def calls(self) -> str:
         """The text of the tool calls and the reasoning of both answers, or ""."""
+        if self._simple_answers:
+            return ""
         answers = (self.answer, self.rejected_answer)
         return texts_of(replace(a, content="") for a in answers if a is not None and not a.plain)
 
@@ -178,9 +181,13 @@ class Sample:
     @property
     def plain(self) -> bool:
         """Whether the conversation consists only of roles and texts, without tools."""
-        rejected = self.rejected_answer
-        answers = (self.answer,) if rejected is None else (self.answer, rejected)
-        return not self.tools and all(m.plain for m in (*self.history, *self.steps, *answers))
+        simple = not self.tools and self.train and self._simple_answers
+        return simple and all(m.plain for m in (*self.history, *self.steps))
+
+    @property
+    def _simple_answers(self) -> bool:
+        calls = self.tool_calls or self.rejected_tool_calls
+        return not (calls or self.reasoning_content or self.rejected_reasoning_content)
 
     @property
     def id(self) -> str:

@@ -84,7 +84,7 @@ def fold(text: str) -> str:
     text = _RAISED.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[0]), text)
     text = _LOWERED.sub(lambda m: "_" + unicodedata.normalize("NFKC", m[0]), text)
     text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).translate(_LETTERS)
-    text = _DIGIT.sub(lambda m: str(unicodedata.decimal(m[0])), text)
+    text = _DIGIT.sub(lambda m: str(unicodedata.decimal(m[0], m[0])), text)
     return _INVISIBLE.sub("", text).lower()
 
 

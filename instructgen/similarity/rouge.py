@@ -27,10 +27,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from rapidfuzz.distance import LCSseq
 
 from instructgen.errors import InputError
 from instructgen.similarity import files
@@ -47,7 +49,7 @@ from instructgen.similarity.blocks import (
     pick,
 )
 from instructgen.similarity.matches import Match, Pairs, check_count, joined
-from instructgen.similarity.tokens import Tokenizer, Vocabulary
+from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize_all
 
 MOST_WORDS = 100_000
 _TEXTS_AT_ONCE = 2048
@@ -60,9 +62,18 @@ T = TypeVar("T")
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
     """Return the ROUGE-L F-measure of two lists of words, or 0 if both are empty."""
-    from rapidfuzz.distance import LCSseq
-
     return 2 * LCSseq.similarity(a, b) / max(len(a) + len(b), 1)
+
+
+# Small indexes with the same threshold are created for each completion of a generation run.
+@lru_cache(maxsize=8)
+def _least_lcs(threshold: Fraction, size: int, compatible: bool) -> Array:
+    """Return the smallest LCS that matches, for each sum of both lengths from 0 to size - 1."""
+    p, q = threshold.numerator, threshold.denominator
+    if compatible:
+        # At exactly the threshold, the floating-point comparison may find a match.
+        return np.array([-(-p * s // (2 * q)) for s in range(size)], np.int64)
+    return np.array([p * s // (2 * q) + 1 for s in range(size)], np.int64)
 
 
 class RougeLIndex:
@@ -146,6 +157,31 @@ class RougeLIndex:
             results.append(Pairs(at + order[query], row, scores))
             check_count(sum(len(p.text) for p in results))
         return joined(results)
+
+    def among(self, texts: Sequence[str]) -> Pairs:
+        """Return all matching pairs of a text and a text before it in ``texts``; see `pairs`.
+
+        For a few texts, this is faster than to add them to an index. The rows of this index are
+        not compared.
+        """
+        words = tokenize_all(texts, self.tokenizer)
+        self._extend_need(max(map(len, words), default=0))
+        found = []
+        for i, later in enumerate(words):
+            for j, earlier in enumerate(words[:i]):
+                total = len(later) + len(earlier)
+                least = int(self._need[total])
+                if not later or not earlier or least > min(len(later), len(earlier)):
+                    continue
+                lcs = LCSseq.similarity(later, earlier, score_cutoff=least)
+                if lcs >= max(least, 1):
+                    score = float(self._f_measure(lcs, total, len(later)))
+                    if not self.compatible or score > self.threshold:
+                        found.append((i, j, score))
+        text, row, scores = zip(*found, strict=True) if found else ((), (), ())
+        return Pairs(
+            np.array(text, np.int64), np.array(row, np.int64), np.array(scores, np.float64)
+        )
 
     def gate(self, texts: Sequence[str]) -> tuple[list[int], list[tuple[int, Match]]]:
         """Append each text unless it matches a row, as Self-Instruct does.
@@ -250,16 +286,9 @@ class RougeLIndex:
 
     def _extend_need(self, longest: int) -> None:
         """Extend ``_need``: entry s is the smallest matching LCS if both lengths add up to s."""
-        p, q, known = self._exact.numerator, self._exact.denominator, len(self._need)
-        if known > 2 * longest:
-            return
-        sums = range(known, max(2 * longest + 1, 2 * known, 1024))
-        if self.compatible:
-            # At exactly the threshold, the floating-point comparison may find a match.
-            least = [-(-p * s // (2 * q)) for s in sums]
-        else:
-            least = [p * s // (2 * q) + 1 for s in sums]
-        self._need = np.concatenate([self._need, np.array(least, np.int64)])
+        if len(self._need) <= 2 * longest:
+            size = max(2 * longest + 1, 2 * len(self._need), 1024)
+            self._need = _least_lcs(self._exact, size, bool(self.compatible))
 
     def _queries(self, texts: Texts, order: Array) -> Queries:
         sorted_ = pick(texts, order)
@@ -304,11 +333,11 @@ class RougeLIndex:
 
         def work(share: Array) -> Array:
             part, best = _subset(queries, share), np.tile(_NO_MATCH, (len(share), 1))
-            pairs = np.zeros((_PAIRS_AT_FIRST, 4), np.int64)
+            pairs = np.empty((_PAIRS_AT_FIRST, 4), np.int64)
             count = self._run(part, best, pairs)
             if count > len(pairs):
                 check_count(count)
-                pairs = np.zeros((count, 4), np.int64)
+                pairs = np.empty((count, 4), np.int64)
                 self._run(part, best, pairs)
             pairs = pairs[:count]
             pairs[:, 0] = share[pairs[:, 0]]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -43,7 +44,13 @@ _TEXTS_AT_ONCE = 4096
 
 def tokenize(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
     """Return the words of ``text`` in order, in lower case."""
-    return _spaced([text], tokenizer).split()
+    return list(_words(text, tokenizer))
+
+
+# Several filters in a row look at the words of the same text.
+@lru_cache(maxsize=256)
+def _words(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+    return tuple(_spaced([text], tokenizer).split())
 
 
 def tokenize_all(texts: Sequence[str], tokenizer: Tokenizer = "unicode") -> list[list[str]]:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
-from instructgen.engines import Completion
+from instructgen.engines import CommitOrder, Completion, Role
 from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.store.files import (
     locked,
@@ -28,15 +28,55 @@ from instructgen.store.files import (
 from instructgen.store.records import RunInfo, SessionUse, run_info_of
 
 _JOURNAL, _RUN, _SEEDS = "journal.jsonl", "run.json", "seeds.jsonl"
-_SESSIONS = "sessions.jsonl"
+_SESSIONS, _KNOWN = "sessions.jsonl", "known.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A completion in the journal, and the digest of its request."""
+class SessionLine:
+    """A start of the run: the commits applied before it, and the settings that may change.
 
-    request_digest: str
+    ``target`` is the number of rows, or ``all``. ``order`` is the order in which completions are
+    used, and ``window`` the number of requests in flight, or None if the engine decides it.
+    """
+
+    after: int
+    target: int | Literal["all"]
+    order: CommitOrder
+    window: int | None
+    max_tokens_total: int | None
+    max_cost: float | None
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class IssueLine:
+    """A request that is about to be sent: its number, and what asked for it.
+
+    ``after`` is the number of completions that had been used when the request was made, and
+    ``draft`` the draft that it belongs to. The prompt follows from these, so it is not stored.
+    """
+
+    n: int
+    after: int
+    draft: int
+    stage: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionLine:
+    """The completion of request number ``n``, and the digest of the request."""
+
+    n: int
+    digest: str
     completion: Completion
+
+
+Line = SessionLine | IssueLine | CompletionLine
+_KINDS: dict[str, type[SessionLine] | type[IssueLine]] = {
+    "session": SessionLine,
+    "issue": IssueLine,
+}
 
 
 class Run:
@@ -50,10 +90,10 @@ class Run:
         self.folder = folder
         self.info = info
         self.healed: str | None = None
-        self._recorded: dict[tuple[int, int], Entry] = {}
         self._chain = info.run
         self._journal: int = -1
         self._end = 0
+        self._lines = 0
 
     @property
     def id(self) -> str:
@@ -62,7 +102,9 @@ class Run:
 
     @classmethod
     @contextmanager
-    def create(cls, folder: Path, info: RunInfo, seeds: Iterable[bytes]) -> Iterator[Run]:
+    def create(
+        cls, folder: Path, info: RunInfo, seeds: Iterable[bytes], known: Iterable[bytes] = ()
+    ) -> Iterator[Run]:
         """Start a run in a new or empty folder.
 
         Args:
@@ -70,6 +112,7 @@ class Run:
             info: the contents of run.json.
             seeds: the seeds as JSON lines. They are copied, so that the run does not depend
                 on other files.
+            known: the rows that new rows must differ from, in the same form; they are copied too.
 
         Raises:
             RunError: the folder contains other files, or is in use.
@@ -79,9 +122,11 @@ class Run:
             with storage(folder):
                 # A folder with only these files is a run that was killed while it started,
                 # because run.json is written last.
-                make_folder(folder, _SEEDS, _RUN)
+                make_folder(folder, _SEEDS, _KNOWN, _RUN)
                 stack.enter_context(locked(folder))
                 write_atomic(folder / _SEEDS, seeds)
+                if info.known is not None:
+                    write_atomic(folder / _KNOWN, known)
                 write_atomic(folder / _RUN, [info.to_json()])
                 run = stack.enter_context(cls(folder, info)._opened())
             yield run
@@ -102,50 +147,65 @@ class Run:
                 run = stack.enter_context(cls(folder, info)._opened())
             yield run
 
-    def recorded(self, batch: int, request: int) -> Entry | None:
-        """Return the recorded completion of a request, or None if none was recorded."""
-        return self._recorded.get((batch, request))
+    @classmethod
+    @contextmanager
+    def view(cls, folder: Path) -> Iterator[Run]:
+        """Open a run for reading, also while another process is generating rows in it.
 
-    def __len__(self) -> int:
-        """Return the number of recorded completions."""
-        return len(self._recorded)
-
-    def record(self, batch: int, request: int, digest: str, completion: Completion) -> None:
-        """Append a completion to the journal.
-
-        The completion is not lost if the process is killed. After `sync`, a power failure cannot
-        remove it either.
+        An incomplete last line of the journal is skipped.
 
         Raises:
-            StorageError: the file cannot be written; earlier completions stay recorded.
+            RunError: the folder is not a run, is damaged, or has an unsupported format.
         """
-        payload = orjson.dumps(
-            {
-                "batch": batch,
-                "request": request,
-                "digest": digest,
-                "text": completion.text,
-                "finish_reason": completion.finish_reason,
-                "prompt_tokens": completion.prompt_tokens,
-                "output_tokens": completion.output_tokens,
-                "error": completion.error,
-            }
-        )
-        chain = _link(self._chain, payload)
-        line = b"%s %s\n" % (chain.encode(), payload)
-        view = memoryview(line)
+        run = cls(folder, read_info(folder))
+        path = regular_file(folder / _JOURNAL)
+        if path.exists():
+            run._end = run._read(path)
+        yield run
+
+    def __len__(self) -> int:
+        """Return the number of lines of the journal."""
+        return self._lines
+
+    def lines(self) -> Iterator[tuple[int, Line]]:
+        """Yield the lines that the journal contains now, each with its number, counted from 1."""
+        if not self._end:
+            return
+        left = self._end
+        with (self.folder / _JOURNAL).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, _parsed(line)
+                left -= len(line)
+                if left <= 0:
+                    return
+
+    def append(self, *lines: Line) -> None:
+        """Append lines to the journal.
+
+        The lines are not lost if the process is killed. After `sync`, a power failure cannot
+        remove them either.
+
+        Raises:
+            StorageError: the file cannot be written; earlier lines stay recorded.
+        """
+        data, chain = bytearray(), self._chain
+        for line in lines:
+            payload = _payload(line)
+            chain = _link(chain, payload)
+            data += b"%s %s\n" % (chain.encode(), payload)
+        view = memoryview(data)
         try:
             with storage(self.folder / _JOURNAL):
                 while view:
                     view = view[os.write(self._journal, view) :]
         finally:
-            # If the write was interrupted, the next record must still follow a complete line.
+            # If the write was interrupted, the next line must still follow a complete line.
             if view:
                 os.ftruncate(self._journal, self._end)
             else:
-                self._end += len(line)
+                self._end += len(data)
                 self._chain = chain
-                self._recorded[batch, request] = Entry(digest, completion)
+                self._lines += len(lines)
 
     def update(self, info: RunInfo) -> None:
         """Replace the contents of run.json. Raise StorageError if the file cannot be written."""
@@ -154,7 +214,7 @@ class Run:
         self.info = info
 
     def sync(self) -> None:
-        """Write all recorded completions to disk, so that they survive a power failure."""
+        """Write all lines of the journal to disk, so that they survive a power failure."""
         with storage(self.folder / _JOURNAL):
             os.fsync(self._journal)
 
@@ -165,6 +225,16 @@ class Run:
             RunError: the copy of the seeds does not match its digest.
         """
         return read_seed_rows(self.folder, self.info)
+
+    def known(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows that new rows must differ from, in addition to the seeds.
+
+        Raises:
+            RunError: the copy of the rows does not match its digest.
+        """
+        if self.info.known is None:
+            return iter(())
+        return _rows(self.folder / _KNOWN, self.info.known.sha256)
 
     def end_session(self, use: SessionUse) -> None:
         """Append the time and tokens since the run was started or resumed to sessions.jsonl."""
@@ -190,7 +260,7 @@ class Run:
             os.close(self._journal)
 
     def _read(self, path: Path) -> int:
-        """Check and index the journal; return the offset of the end of its last complete line."""
+        """Check the journal; return the offset of the end of its last complete line."""
         offset = 0
         with path.open("rb") as file:
             for line in file:
@@ -205,10 +275,8 @@ class Run:
                         hint="Restore the file from a copy. Or run `truncate -s "
                         f"{offset} {path}`; resuming then repeats the removed requests.",
                     )
-                entry = orjson.loads(payload)
-                key = (entry.pop("batch"), entry.pop("request"))
-                self._recorded[key] = Entry(entry.pop("digest"), Completion(**entry))
                 offset += len(line)
+                self._lines += 1
         return offset
 
 
@@ -238,9 +306,12 @@ def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
     Raises:
         DamagedFileError: the copy of the seeds does not match its digest.
     """
-    path = folder / _SEEDS
+    return _rows(folder / _SEEDS, info.seeds.sha256)
+
+
+def _rows(path: Path, sha256: str) -> Iterator[dict[str, Any]]:
     data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != info.seeds.sha256:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedFileError("the file is missing or was changed.", path=path)
     return (orjson.loads(line) for line in data.split(b"\n") if line)
 
@@ -270,6 +341,33 @@ def has_current_run(folder: Path) -> bool:
         return is_run(folder) and read_info(folder) is not None
     except VersionError:
         return False
+
+
+def _payload(line: Line) -> bytes:
+    if not isinstance(line, CompletionLine):
+        kind = b"issue" if isinstance(line, IssueLine) else b"session"
+        return b'{"kind":"%s",%s' % (kind, orjson.dumps(line)[1:])
+    c = line.completion
+    return orjson.dumps(
+        {
+            "kind": "completion",
+            "n": line.n,
+            "digest": line.digest,
+            "text": c.text,
+            "finish_reason": c.finish_reason,
+            "prompt_tokens": c.prompt_tokens,
+            "output_tokens": c.output_tokens,
+            "error": c.error,
+        }
+    )
+
+
+def _parsed(line: bytes) -> Line:
+    values = orjson.loads(line[:-1].partition(b" ")[2])
+    kind = values.pop("kind")
+    if kind != "completion":
+        return _KINDS[kind](**values)
+    return CompletionLine(values.pop("n"), values.pop("digest"), Completion(**values))
 
 
 def _link(previous: str, payload: bytes) -> str:

@@ -1,7 +1,7 @@
 """Defines the JSON files of runs, datasets and models, one dataclass per file.
 
 The files are run.json, manifest.json, provenance.json, training.json and sealed.json. A
-manifest.json with format version 2 or 3 is converted to the current version when it is read.
+manifest.json with format version 2, 3 or 4 is converted to the current version when it is read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from instructgen.schema.sample import Shape
 
 # The format of runs and datasets. In format 2, rows have more columns than in format 1. In format
 # 3, the facts of a command are under one key of the manifest. In format 4, rows may have tools,
-# reasoning and labels of feedback, and the confidence of the language.
-FORMAT = 4
+# reasoning and labels of feedback, and the confidence of the language. In format 5, the journal of
+# a run has a line per request, and the origin of a row has a draft instead of a batch.
+FORMAT = 5
 # The versions of instructgen that can resume runs of earlier formats.
-VERSIONS_BEFORE = {2: "0.1.0", 3: "0.2.0"}
+VERSIONS_BEFORE = {2: "0.1.0", 3: "0.2.0", 4: "0.3.0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class RunInfo(JsonRecord):
 
     ``config`` contains the settings by TOML table of the recipe. ``form`` contains the prompt
     style and whether JSON schemas are enforced; it is empty for runs of the command `prefer`.
+    ``known`` are the rows with which the run's rows are compared in addition to the seeds.
     """
 
     format: int
@@ -107,6 +109,7 @@ class RunInfo(JsonRecord):
     seeds: Seeds
     versions: dict[str, str]
     form: dict[str, JsonValue] = field(default_factory=dict)
+    known: Seeds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +211,17 @@ def read_format(data: bytes, path: Path) -> Mapping[str, Any]:
 
 
 def manifest_of(data: bytes, path: Path) -> Manifest:
-    """Parse a manifest. A manifest of format 2 or 3 is converted to the current format.
+    """Parse a manifest. A manifest of format 2, 3 or 4 is converted to the current format.
 
     Raises:
         DamagedFileError: the file is damaged.
-        VersionError: the format version is neither 2, nor 3, nor the current version.
+        VersionError: the format version is not between 2 and the current version.
     """
     values = dict(read_format(data, path))
     if values.get("format") == 2:
         values = _migrated(values)
-    if values.get("format") == 3:
-        # Its Parquet files lack columns for which there are defaults.
+    if values.get("format") in (3, 4):
+        # Their Parquet files lack columns for which there are defaults.
         values["format"] = FORMAT
     if values.get("format") != FORMAT:
         raise VersionError(path, values.get("format"), _AGAIN)

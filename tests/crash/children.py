@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -48,30 +47,42 @@ def generate(
     seeds: str,
     target: int,
     out: str,
-    batch_size: int,
+    in_flight: int,
     calls: str,
     pace_s: float = 0.0,
     at: int = 0,
     moment: str = "before",
+    order: str = "issued",
+    shuffled: bool = False,
 ) -> None:
-    """Generate with echo; write a byte to ``calls`` per request, wait ``pace_s`` per answer."""
+    """Generate; write a byte to ``calls`` per request, and wait ``pace_s`` per answer.
+
+    If ``shuffled`` is true, the answers arrive in a random order.
+    """
     import instructgen
-    from instructgen.engines.echo import EchoEngine
+    from instructgen.plugins import load_plugin
 
-    complete = EchoEngine.complete
-    with pathlib.Path(calls).open("ab", buffering=0) as file:
+    os.environ |= {"CALLS": calls, "PACE_S": str(pace_s), "SHUFFLED": "1" * shuffled}
+    load_plugin(_SCRIPTED)
+    if at:
+        kill_at(at, moment, (os, "write"), (os, "open"), *DURABLE)
+    recipe = {"generate": {"commit_order": order}, "filters": FILTERS}
+    options: dict[str, Any] = {"engine": "scripted", "recipe": recipe, "in_flight": in_flight}
+    instructgen.generate(seeds, target, out, **options)
 
-        def counting(self: Any, requests: Any) -> Any:
-            for _ in requests:
-                file.write(b".")
-            for item in complete(self, requests):
-                time.sleep(pace_s)
-                yield item
 
-        EchoEngine.complete = counting  # type: ignore[method-assign]
-        if at:
-            kill_at(at, moment, (os, "write"), (os, "open"), *DURABLE)
-        instructgen.generate(seeds, target, out, engine="echo", batch_size=batch_size)
+def rebuild(out: str) -> None:
+    """Rebuild a run of `generate`; raise AssertionError if the dataset changes."""
+    import instructgen
+    from instructgen.plugins import load_plugin
+
+    load_plugin(_SCRIPTED)
+    assert instructgen.rebuild(out).unchanged
+
+
+_SCRIPTED = pathlib.Path(__file__).with_name("scripted_engine.py")
+# A cheap filter, and filters that decide by earlier rows.
+FILTERS = [{"name": n} for n in ("length", "novelty", "instance", "near_duplicate")]
 
 
 def derive(command: str, out: str, recipe: str, inputs: list[str], at: int) -> None:

@@ -1,41 +1,53 @@
-"""Tests that a killed run, resumed with the same command, gives the same bytes.
+"""Tests that a killed run, resumed with the same command, loses nothing that was recorded.
 
-No completion is requested twice. A run is killed in three ways: SIGKILL at random times,
-SIGKILL at each durable step in turn, and a journal truncated within its last two records.
+In the order of requests, the same bytes result. In the order of arrival, the journal decides the
+rows. A run is killed in three ways: SIGKILL at random times, SIGKILL at each durable step in turn,
+and a journal truncated within its last two records.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
+import tomllib
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from instructgen.commands.generate import generate, rebuild
+from instructgen.commands.generate import GenerateResult, generate, rebuild
 from instructgen.errors import RunError
-from instructgen.generation.loop import LAG
+from instructgen.store import CompletionLine, IssueLine, Run, SessionLine, read_rows
+from instructgen.store.journal import Line
 from tests import forks
 from tests.conftest import ROOT
 from tests.crash import children
 from tests.test_loop import tree_digest
 
 SEEDS = ROOT / "seeds" / "general.jsonl"
-TARGET, BATCH, KILLS = 40, 8, 25
+TARGET, WINDOW = 40, 16
 
 
 def start(
-    out: Path, calls: Path, pace_s: float = 0.0, at: int = 0, moment: str = "before"
+    out: Path,
+    calls: Path,
+    pace_s: float = 0.0,
+    at: int = 0,
+    moment: str = "before",
+    order: str = "issued",
+    shuffled: bool = True,
 ) -> BaseProcess:
-    arguments = (str(SEEDS), TARGET, str(out), BATCH, str(calls), pace_s, at, moment)
-    return forks.start(children.generate, *arguments)
+    arguments = (str(SEEDS), TARGET, str(out), WINDOW, str(calls), pace_s, at, moment)
+    return forks.start(children.generate, *arguments, order, shuffled)
 
 
-def finish(out: Path, calls: Path) -> None:
-    process = start(out, calls)
+def finish(out: Path, calls: Path, **options: object) -> None:
+    process = start(out, calls, **options)  # type: ignore[arg-type]
     process.join(120)
     assert process.exitcode == 0
 
@@ -44,7 +56,7 @@ def finish(out: Path, calls: Path) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
     """The digest and the number of requests of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("plain")
-    finish(folder / "run", folder / "calls")
+    finish(folder / "run", folder / "calls", shuffled=False)
     return tree_digest(folder / "run"), (folder / "calls").stat().st_size
 
 
@@ -59,32 +71,104 @@ def check_open(out: Path) -> None:
         orjson.loads(path.read_bytes())
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_random_times_gives_the_same_bytes(
-    tmp_path: Path, plain: tuple[str, int]
-) -> None:
+def kill_at_random(folder: Path, plain: tuple[str, int], kills: int, order: str, seed: int) -> None:
+    """Kill runs at random times until ``kills`` of them died; compare each finished run."""
     digest, requests = plain
-    rng = random.Random(20261122)
-    out, calls = tmp_path / "run", tmp_path / "calls"
-    kills = rounds = 0
-    while kills < KILLS:
-        process = start(out, calls, pace_s=0.002)
+    rng = random.Random(seed)
+    out, calls = folder / "run", folder / "calls"
+    killed = rounds = of_run = 0
+    while killed < kills or of_run:
+        process = start(out, calls, pace_s=0.002, order=order)
         # The range is from before the folder exists until well into the run.
-        process.join(rng.uniform(0.01, 0.6))
+        process.join(rng.uniform(0.01, 0.6) if killed < kills else 120)
         if process.exitcode is None:
             process.kill()
             process.join()
-            kills += 1
+            killed, of_run = killed + 1, of_run + 1
         if out.exists():
             check_open(out)
         rounds += 1
-        if process.exitcode == 0:
+        if process.exitcode != 0:
+            continue
+        # A kill repeats at most the unfinished requests in flight.
+        asked = calls.stat().st_size
+        recorded = check_journal(out)
+        assert asked <= recorded + (of_run + 1) * WINDOW
+        if order == "issued":
             assert tree_digest(out) == digest
-            out, calls = tmp_path / f"run{rounds}" / "run", tmp_path / f"calls{rounds}"
-    finish(out, calls)
-    assert tree_digest(out) == digest
-    # A kill repeats at most the unfinished requests of the batches in flight.
-    assert calls.stat().st_size <= requests + kills * LAG * BATCH
+            assert asked <= requests + of_run * WINDOW
+        else:
+            assert forks.run(children.rebuild, str(out)) == 0
+        assert len(list(read_rows(out))) == TARGET
+        out, calls, of_run = folder / str(rounds) / "run", folder / f"calls{rounds}", 0
+
+
+def check_journal(out: Path) -> int:
+    """Check that no number is issued or completed twice; return the number of completions."""
+    with Run.view(out) as run:
+        lines = [line for _, line in run.lines()]
+    issued = [line.n for line in lines if isinstance(line, IssueLine)]
+    completed = [line.n for line in lines if isinstance(line, CompletionLine)]
+    assert issued == list(range(len(issued)))
+    assert len(set(completed)) == len(completed)
+    assert set(completed) <= set(issued)
+    return len(completed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["issued", "arrival"])
+def test_a_run_killed_at_random_times_loses_nothing(
+    tmp_path: Path, plain: tuple[str, int], order: str
+) -> None:
+    kill_at_random(tmp_path, plain, 24, order, 20261122)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("order", ["issued", "arrival"])
+def test_two_hundred_kills(tmp_path: Path, plain: tuple[str, int], order: str) -> None:
+    kill_at_random(tmp_path, plain, 200, order, 20261126)
+
+
+@pytest.mark.slow
+def test_a_journal_of_arrivals_resumed_twice(tmp_path: Path) -> None:
+    """Two continuations share the rows of the common lines, and ask for none of them again."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    process = start(first, tmp_path / "calls", 0.004, order="arrival")
+    journal = first / "journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b'"kind":"completion"') < 90:
+        time.sleep(0.01)
+        assert process.exitcode is None
+    process.kill()
+    process.join()
+    shutil.copytree(first, second)
+    before = check_journal(first)
+    for out in (first, second):
+        calls = tmp_path / f"calls-{out.name}"
+        finish(out, calls, order="arrival")
+        # What is asked now are the requests without a completion, and new ones.
+        assert calls.stat().st_size <= check_journal(out) - before + WINDOW
+    rows = [list(read_rows(out)) for out in (first, second)]
+    common = common_lines(first, second)
+    shared = [
+        [r["id"] for r in each if r["origin"]["request"] in common and r["origin"]["draft"] < 6]
+        for each in rows
+    ]
+    assert shared[0] == shared[1] != []
+    assert [r["id"] for r in rows[0]] != [r["id"] for r in rows[1]]
+    for out in (first, second):
+        assert forks.run(children.rebuild, str(out)) == 0
+
+
+def common_lines(first: Path, second: Path) -> set[int]:
+    """Return the numbers of the completions that both journals begin with."""
+    common = set()
+    with Run.view(first) as a, Run.view(second) as b:
+        for (_, one), (_, other) in zip(a.lines(), b.lines(), strict=False):
+            if one != other:
+                break
+            if isinstance(one, CompletionLine):
+                common.add(one.n)
+    return common
 
 
 @pytest.mark.slow
@@ -109,32 +193,36 @@ def test_a_kill_at_each_durable_step(tmp_path: Path, plain: tuple[str, int], mom
     assert tree_digest(out) == digest
 
 
-def test_a_truncated_journal_resumes_to_the_same_bytes(
-    tmp_path: Path, plain: tuple[str, int]
-) -> None:
-    digest, _ = plain
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A finished run with the engine echo."""
     out = tmp_path / "run"
-    finish(out, tmp_path / "calls")
+    assert echo(out).rows == TARGET
+    return out
+
+
+def echo(out: Path, target: int = TARGET, **options: Any) -> GenerateResult:
+    return generate(SEEDS, target, out, engine="echo", in_flight=WINDOW, **options)
+
+
+def test_a_truncated_journal_resumes_to_the_same_bytes(finished: Path) -> None:
+    out, digest = finished, tree_digest(finished)
     journal = out / "journal.jsonl"
     complete = journal.read_bytes()
     lines = complete.split(b"\n")[:-1]
     start_at = len(complete) - len(lines[-1]) - len(lines[-2]) - 2
     for cut in [*range(start_at, len(complete), 37), start_at - 1, 0, 1, len(complete) // 2]:
         journal.write_bytes(complete[:cut])
-        result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)
+        result = echo(out)
         assert tree_digest(out) == digest
         torn = cut and not complete[:cut].endswith(b"\n")
         assert bool(result.healed) == bool(torn)
 
 
 def test_rebuild_makes_the_same_bytes_without_an_engine(
-    tmp_path: Path, plain: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+    finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
-    digest, _ = plain
-    out = tmp_path / "run"
-    finish(out, tmp_path / "calls")
+    out, digest = finished, tree_digest(finished)
     for name in ("data", "rejected"):
         shutil.rmtree(out / name)
     (out / "manifest.json").unlink()
@@ -150,13 +238,11 @@ def test_rebuild_makes_the_same_bytes_without_an_engine(
 
 def test_rebuild_needs_no_model(tiny: Path, tmp_path: Path) -> None:
     """A run stays usable when the folder of the model that wrote it has been deleted."""
-    import shutil
-
     import orjson
 
     out, model = tmp_path / "run", tmp_path / "model"
     shutil.copytree(tiny, model)
-    generate(SEEDS, 5, out, engine="echo", batch_size=BATCH)
+    echo(out, 5, model=str(model))
     info = orjson.loads((out / "run.json").read_bytes())
     info["config"]["engine"] = {"name": "transformers", "model": str(model), "max_model_len": 256}
     (out / "run.json").write_bytes(orjson.dumps(info))
@@ -165,14 +251,11 @@ def test_rebuild_needs_no_model(tiny: Path, tmp_path: Path) -> None:
     assert rebuild(out).rows == 5
 
 
-def test_a_finished_run_makes_no_further_requests(tmp_path: Path) -> None:
-    out, calls = tmp_path / "run", tmp_path / "calls"
-    finish(out, calls)
-    before = calls.stat().st_size
-    result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)
-    assert calls.stat().st_size == before
-    assert result.asked == 0
-    assert result.rows == TARGET
+def test_a_finished_run_makes_no_further_requests(finished: Path) -> None:
+    journal = (finished / "journal.jsonl").read_bytes()
+    result = echo(finished)
+    assert (result.asked, result.rows, result.unchanged) == (0, TARGET, True)
+    assert (finished / "journal.jsonl").read_bytes() == journal
 
 
 @pytest.mark.slow
@@ -184,7 +267,7 @@ def test_a_run_interrupted_with_ctrl_c_resumes_to_the_same_rows(tmp_path: Path) 
     def begin(delay_s: float) -> BaseProcess:
         recipe.write_text(f'[engine]\nname = "echo"\ndelay_s = {delay_s}\n{text}')
         options = ["--seeds", SEEDS, "--target", TARGET, "--out", out, "--recipe", recipe]
-        words = ["generate", *map(str, options), "--batch-size", str(BATCH)]
+        words = ["generate", *map(str, options), "--in-flight", str(WINDOW)]
         return forks.start(children.command, words, str(tmp_path), str(stderr))
 
     def recorded() -> int:
@@ -212,7 +295,7 @@ def test_a_run_interrupted_with_ctrl_c_resumes_to_the_same_rows(tmp_path: Path) 
     process = begin(0.0)
     process.join(120)
     assert process.exitcode == 0
-    finish(tmp_path / "plain" / "run", tmp_path / "calls")
+    echo(tmp_path / "plain" / "run")
     # Only the rows are compared: the recorded configurations differ in the delay.
     assert rows_bytes(out) == rows_bytes(tmp_path / "plain" / "run")
 
@@ -226,7 +309,6 @@ def rows_bytes(out: Path) -> list[bytes]:
 # The key that the message names, and the options that change it.
 CHANGES = {
     "generate.seed": {"seed": 7},
-    "generate.batch_size": {"batch_size": 9},
     "method.name": {"method": "alpaca"},
     "filters.": {"recipe": "self_instruct"},
     "engine.name": {"engine": "openai", "model": "m"},
@@ -237,7 +319,7 @@ CHANGES = {
 @pytest.mark.parametrize("key", CHANGES)
 def test_resuming_with_a_changed_setting_is_an_error(tmp_path: Path, key: str) -> None:
     out = tmp_path / "run"
-    options = {"engine": "echo", "batch_size": BATCH}
+    options = {"engine": "echo", "in_flight": WINDOW}
     generate(SEEDS, 5, out, **options)
     before = tree_digest(out)
     with pytest.raises(RunError) as caught:
@@ -257,10 +339,96 @@ def test_resuming_with_changed_seeds_is_an_error(tmp_path: Path, seeds_file: Pat
     assert "12" in message
 
 
-def test_target_and_token_limit_may_change_on_resume(tmp_path: Path) -> None:
+def test_a_raised_target_continues_with_the_same_rows(tmp_path: Path) -> None:
+    """Rows that were accepted after the target come first, and no request is repeated."""
     out = tmp_path / "run"
-    generate(SEEDS, 10, out, engine="echo", batch_size=BATCH, max_tokens_total=10**6)
-    result = generate(SEEDS, TARGET, out, engine="echo", batch_size=BATCH)
+    assert echo(out, 10, max_tokens_total=10**6).facts.stopped == "target"
+    before = [r["id"] for r in read_rows(out)]
+    late = [
+        r["instruction"]
+        for r in read_rows(out, "rejected")
+        if r["reason"] == "target_reached" and r["stage"] == "instances"
+    ]
+    completions = check_journal(out)
+    result = echo(out, TARGET)
     assert (result.rows, result.facts.stopped) == (TARGET, "target")
-    finish(tmp_path / "direct" / "run", tmp_path / "calls")
-    assert tree_digest(out) == tree_digest(tmp_path / "direct" / "run")
+    rows = list(read_rows(out))
+    assert [r["id"] for r in rows[:10]] == before
+    assert {r["instruction"] for r in rows} >= set(late)
+    assert result.asked >= check_journal(out) - completions
+    assert result.replayed == completions
+    assert rebuild(out).unchanged
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"in_flight": 3}, {"in_flight": 100}, {"order": "arrival"}, {"delay_s": 0.001}],
+    ids=["smaller window", "larger window", "order", "option of the engine"],
+)
+def test_window_order_and_engine_options_may_change(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """A run that was interrupted continues; the rows follow from its journal."""
+    out = tmp_path / "run"
+    echo(out)
+    journal = out / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]))
+    for part in ("data", "rejected"):
+        shutil.rmtree(out / part)
+    (out / "manifest.json").unlink()
+    with Run.view(out) as run:
+        sessions = [line for _, line in run.lines() if isinstance(line, SessionLine)]
+    recipe = tomllib.loads((ROOT / "filters" / "default.toml").read_text())
+    recipe["engine"] = {"name": "echo", "delay_s": changed.get("delay_s", 0.0)}
+    recipe["generate"] = {"commit_order": changed.get("order", "issued")}
+    window = changed.get("in_flight", WINDOW)
+    result = generate(SEEDS, TARGET, out, recipe=recipe, in_flight=window)
+    assert (result.rows, result.facts.stopped) == (TARGET, "target")
+    check_journal(out)
+    with Run.view(out) as run:
+        later = [line for _, line in run.lines() if isinstance(line, SessionLine)]
+    assert later[: len(sessions)] == sessions
+    assert (later[-1].window, later[-1].order) == (window, changed.get("order", "issued"))
+    assert rebuild(out).unchanged
+
+
+def test_a_line_that_does_not_fit_is_named(finished: Path) -> None:
+    """A journal with a valid digest chain, but with a line that the run cannot have written."""
+    with Run.view(finished) as run:
+        lines = [line for _, line in run.lines()]
+    place = next(i for i, line in enumerate(lines) if isinstance(line, CompletionLine))
+    completion = lines[place]
+    assert isinstance(completion, CompletionLine)
+    issue = next(line for line in lines if isinstance(line, IssueLine))
+    for wrong in (
+        replace(completion, n=10_000),
+        replace(completion, n=-1),
+        replace(completion, digest="0" * 16),
+        replace(issue, n=5_000),
+        replace(issue, n=len([x for x in lines[:place] if isinstance(x, IssueLine)]), draft=77),
+        replace(issue, n=len([x for x in lines[:place] if isinstance(x, IssueLine)]), stage="no"),
+    ):
+        (finished / "journal.jsonl").unlink()
+        with Run.open(finished) as run:
+            run.append(*lines[:place], wrong)
+        for action in (lambda: rebuild(finished), lambda: echo(finished)):
+            with pytest.raises(RunError, match=rf"journal\.jsonl, line {place + 1}: "):
+                action()
+
+
+def test_the_first_completion_of_a_request_counts(finished: Path) -> None:
+    with Run.view(finished) as run:
+        lines = [line for _, line in run.lines()]
+    digest = tree_digest(finished)
+    (finished / "journal.jsonl").unlink()
+    repeated: list[Line] = []
+    for line in lines:
+        repeated.append(line)
+        if isinstance(line, CompletionLine):
+            other = replace(line.completion, text="another text")
+            repeated.append(replace(line, completion=other))
+    with Run.open(finished) as run:
+        run.append(*repeated)
+    rebuild(finished)
+    assert tree_digest(finished) == digest

@@ -112,7 +112,8 @@ class AnsweringSuite(Suite):
         Raises:
             EngineError: a prompt was not answered.
         """
-        from instructgen.evaluation.answers import completions, requests_for
+        from instructgen.evaluation.answers import requests_for
+        from instructgen.generation.sequencer import answer_all
         from instructgen.plugins import find
 
         answers_by_model = {}
@@ -121,8 +122,7 @@ class AnsweringSuite(Suite):
             prompts = [tuple(encoder.ids(str(encoder.prompt(task)))) for task in tasks]
             engine = find("engines", self.engine)(model=name, max_model_len=self._room(subject))
             requests = requests_for(prompts, max_tokens=self.max_new_tokens, seed=subject.seed)
-            answers = completions(engine, requests)
-            engine.close()
+            answers = answer_all(engine, requests)
             if failed := next((c for c in answers if c.finish_reason == "error"), None):
                 raise EngineError(
                     f"The model {name} did not answer a prompt: {failed.error}",

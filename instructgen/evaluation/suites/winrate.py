@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from instructgen.errors import ConfigError
-from instructgen.evaluation.answers import completions
 from instructgen.evaluation.judge import Contest, judge_requests, verdicts
 from instructgen.evaluation.measures import MeasuredRows
 from instructgen.evaluation.suites import AnsweringSuite, Finding, Subject
+from instructgen.generation.sequencer import answer_all
 from instructgen.models.loading import is_reward_model
 from instructgen.plugins import find
 from instructgen.schema.sample import Sample
@@ -76,9 +76,7 @@ class WinRate(AnsweringSuite):
             model=self.judge, max_model_len=4 * subject.prompt_format.max_length
         )
         contests = [Contest(*c) for c in zip(rows, first, second, strict=True)]
-        results, details = verdicts(completions(engine, judge_requests(contests)))
-        engine.close()
-        return results, details
+        return verdicts(answer_all(engine, judge_requests(contests)))
 
 
 def length_controlled(won: list[float], lengths: list[tuple[int, int]]) -> float:

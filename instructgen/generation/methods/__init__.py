@@ -1,9 +1,10 @@
-"""The interface of generation methods, which build requests and parse completions.
+"""The interface of generation methods, which take drafts from a prompt to finished rows.
 
-Each method has its own file in this folder; the fields of its class are its recipe keys. A
-method is pure: it uses no clock, disk or network, and draws random numbers only from the random
-number generator that is passed to it. The generation loop, not the method, filters the rows and
-instructions from a completion, and adds accepted instructions to the task pool.
+Each method has its own file in this folder; the fields of its class are its recipe keys. A draft
+passes through the stages of the method. At each stage, the method makes one request and reads
+its completion. A method is pure: it uses no clock, disk or network, and draws random numbers only
+from the random number generator that is passed to it. The generation loop, not the method,
+filters the rows and instructions from a completion, and adds accepted instructions to the pool.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from instructgen.engines import Completion, Request, Sampling
+from instructgen.engines import Completion, Request, Role, Sampling
 from instructgen.generation.prompts import Style
 from instructgen.generation.seed_pool import Pool
-from instructgen.schema.sample import Kind, Rejection, Sample
+from instructgen.schema.sample import Rejection, Sample
 
 
 class PromptSetup(NamedTuple):
@@ -28,38 +29,65 @@ class PromptSetup(NamedTuple):
     structured: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A row from a completion or, if it has no output, an instruction for the task pool.
+class Stage(NamedTuple):
+    """A stage of a method: its name, and who answers its requests.
 
-    The filters decide later whether to accept it.
+    ``results`` is the number of rows, or of drafts that continue, that one completion of the stage
+    is expected to give. The loop replaces it by the number that it observes.
     """
+
+    name: str
+    results: float = 1.0
+    role: Role = "writer"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A row, or several rows from the same request, on the way from a first prompt to the end.
+
+    ``number`` counts the drafts of a run; drafts that come from one draft have its number.
+    ``stage`` is the next stage, and ``sample`` contains what exists so far, with its language and
+    license. ``parents`` are the positions of the demonstrations in the task pool, and ``task`` is
+    the number of the draft's instruction among the accepted ones, if it is one of them.
+    """
+
+    number: int
+    stage: str
+    sample: Sample
+    parents: tuple[int, ...] = ()
+    task: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """A draft with a new instruction. If the filters accept it, it joins the pool."""
+
+    draft: Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """A draft that enters the stage that it names."""
+
+    draft: Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """A complete row; the filters decide whether it is kept."""
 
     sample: Sample
 
-    @property
-    def is_row(self) -> bool:
-        """Whether the candidate is a complete row, not only an instruction for the task pool."""
-        return bool(self.sample.output)
-
 
 @dataclass(frozen=True, slots=True)
-class RejectedCandidate:
+class Reject:
     """A row, instruction or unparsed completion that the method rejects, with the reason."""
 
     sample: Sample
     rejection: Rejection
 
 
-@dataclass(frozen=True, slots=True)
-class Classified:
-    """The kind, generation or classification, that the model assigned to task number ``task``."""
-
-    task: int
-    kind: Kind
-
-
-Outcome = Candidate | RejectedCandidate | Classified
+Outcome = Propose | Continue | Accept | Reject
 
 
 class SamplingOptions(BaseModel):
@@ -88,12 +116,15 @@ class SamplingOptions(BaseModel):
 class Method(BaseModel, ABC):
     """An algorithm that generates rows from a pool of seed tasks and accepted instructions.
 
-    ``stages`` lists the names of the steps in which a row is generated, in order.
+    ``stages`` lists the steps in which a row is generated, in order. A method with
+    ``finite = True`` makes one draft from each seed, in order. The other methods draw seeds at
+    random, without an end.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
-    stages: ClassVar[tuple[str, ...]] = ("rows",)
+    stages: ClassVar[tuple[Stage, ...]] = (Stage("rows"),)
+    finite: ClassVar[bool] = False
 
     style: Literal["auto", "completion", "chat"] = Field(
         "auto",
@@ -102,19 +133,28 @@ class Method(BaseModel, ABC):
         "not smollm2, otherwise completion).",
     )
 
-    @abstractmethod
-    def requests(
-        self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
-    ) -> list[Request]:
-        """Return at most ``count`` requests, plus any number of requests with short completions.
+    def path(self, form: PromptSetup) -> tuple[Stage, ...]:
+        """Return the stages that drafts pass through with these settings, in order."""
+        return self.stages
 
-        A method may remove tasks from the queues of the pool, such as ``pool.unclassified``, but
-        must not change anything else in the pool.
+    @abstractmethod
+    def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
+        """Return draft ``number`` at the first stage. The pool must not be changed.
+
+        A method with ``finite = True`` uses seed ``number`` modulo the number of seeds.
         """
 
     @abstractmethod
-    def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Parse a completion, and return what it contains in the order of its text."""
+    def request(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
+        """Return the request of the draft's stage. The pool must not be changed."""
+
+    @abstractmethod
+    def read(self, draft: Draft, completion: Completion, form: PromptSetup) -> list[Outcome]:
+        """Parse the completion of the draft's request; return the outcomes in text order.
+
+        A list that is empty, or has a `Continue`, is allowed only if the draft is not lost: each
+        completion must lead to a row, an instruction, a rejection or a further stage.
+        """
 
 
 def child_sample(pool: Pool, positions: tuple[int, ...], language: str) -> Sample:

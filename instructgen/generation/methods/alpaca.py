@@ -13,12 +13,14 @@ from pydantic import Field
 
 from instructgen.engines import Completion, Request
 from instructgen.generation.methods import (
-    Candidate,
+    Accept,
+    Draft,
     Method,
     Outcome,
     PromptSetup,
-    RejectedCandidate,
+    Reject,
     SamplingOptions,
+    Stage,
     child_sample,
 )
 from instructgen.generation.prompts import (
@@ -29,6 +31,7 @@ from instructgen.generation.prompts import (
     parse_json,
     record_of,
     schema_of,
+    template_for,
 )
 from instructgen.generation.seed_pool import Pool
 from instructgen.schema.sample import Rejection, Sample
@@ -40,6 +43,7 @@ class Alpaca(Method):
     """Generates several rows (instruction, input and output) with each completion."""
 
     name = "alpaca"
+    stages = (Stage(TRIPLES, 8.0),)
 
     human: int = Field(3, ge=1, description="Number of human-written seed rows shown in a prompt.")
     new_tasks: int = Field(
@@ -56,18 +60,18 @@ class Alpaca(Method):
         description="Sampling parameters for all requests to the language model.",
     )
 
-    def requests(
-        self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
-    ) -> list[Request]:
-        """Return ``count`` requests, each with randomly drawn seed rows as examples."""
-        return [self._request(pool, rng, form) for _ in range(count)]
+    def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
+        """Draw a language, and seed rows in this language as examples."""
+        language = pool.draw_language(rng)
+        parents = pool.draw(rng, language, self.human, 0, fits=self._fits)
+        return Draft(number, TRIPLES, child_sample(pool, parents, language), parents)
 
-    def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
+    def read(self, draft: Draft, completion: Completion, form: PromptSetup) -> list[Outcome]:
         """Return the rows of a completion; if the completion was cut off, reject its last row."""
-        blank = child_sample(pool, request.parents, request.language)
+        blank = draft.sample
         if completion.finish_reason == "error":
             return [_reject(blank, "engine_error", completion.error or "")]
-        items = self._parse(request, completion)
+        items = self._parse(blank.language, completion, form)
         outcomes: list[Outcome] = []
         for number, item in enumerate(items, start=1):
             instruction, instance = item or ("", Instance("", ""))
@@ -85,14 +89,13 @@ class Alpaca(Method):
             elif not instance.output:
                 outcomes.append(_reject(sample, "empty_output", "the task has no output"))
             else:
-                outcomes.append(Candidate(sample))
+                outcomes.append(Accept(sample))
         return outcomes or [_reject(blank, "no_instructions", "the completion has no valid task")]
 
-    def _request(self, pool: Pool, rng: random.Random, form: PromptSetup) -> Request:
-        language = pool.draw_language(rng)
-        parents = pool.draw(rng, language, self.human, 0, fits=self._fits)
-        shown = [pool.seeds[p] for p in parents]
-        template = Template(language)
+    def request(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
+        """Return the request for several rows."""
+        shown = [pool.at(p) for p in draft.parents]
+        template = template_for(draft.sample.language)
         if form.style == "completion":
             last = len(shown) + self.new_tasks
             return Request(
@@ -100,8 +103,6 @@ class Alpaca(Method):
                 # Stop at the number after the last item, but only at the start of a line.
                 self.triples.sampling((f"\n{last + 1}.", f"\n{last + 1} .")),
                 stage=TRIPLES,
-                language=language,
-                parents=parents,
             )
         item = record_of("instruction", "input", "output")
         return Request(
@@ -109,17 +110,17 @@ class Alpaca(Method):
             self.triples.sampling(),
             schema=schema_of("tasks", item, self.new_tasks) if form.structured else None,
             stage=TRIPLES,
-            language=language,
-            parents=parents,
         )
 
     def _fits(self, seed: Sample) -> bool:
         length = len(seed.instruction) + len(seed.input) + len(seed.output)
         return bool(seed.output) and length <= self.max_demonstration_characters
 
-    def _parse(self, request: Request, completion: Completion) -> list[tuple[str, Instance] | None]:
-        template = Template(request.language)
-        if request.schema is None:
+    def _parse(
+        self, language: str, completion: Completion, form: PromptSetup
+    ) -> list[tuple[str, Instance] | None]:
+        template = template_for(language)
+        if not form.structured:
             return template.parse_triples(completion.text)
         cut = completion.finish_reason == "length"
         items = parse_json(completion.text, "tasks", cut=cut)
@@ -134,5 +135,5 @@ def _triple(template: Template, item: object) -> tuple[str, Instance] | None:
     return capital(one_line(item["instruction"])), instance
 
 
-def _reject(sample: Sample, reason: str, detail: str) -> RejectedCandidate:
-    return RejectedCandidate(sample, Rejection(Alpaca.name, reason, detail))
+def _reject(sample: Sample, reason: str, detail: str) -> Reject:
+    return Reject(sample, Rejection(Alpaca.name, reason, detail))

@@ -9,38 +9,44 @@ The defaults are those of the paper and its code; a recipe may change them.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any, Literal
 
 from pydantic import Field
 
 from instructgen.engines import Completion, Request
 from instructgen.generation.methods import (
-    Candidate,
-    Classified,
+    Accept,
+    Continue,
+    Draft,
     Method,
     Outcome,
     PromptSetup,
-    RejectedCandidate,
+    Propose,
+    Reject,
     SamplingOptions,
+    Stage,
     child_sample,
 )
 from instructgen.generation.prompts import (
     Instance,
-    Template,
     capital,
     one_line,
     parse_json,
     parse_numbered,
     record_of,
     schema_of,
+    template_for,
 )
-from instructgen.generation.seed_pool import Pool, Task
+from instructgen.generation.seed_pool import Pool
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Kind, Rejection, Sample
 
 _ANSWER_TOKENS = 8
 INSTRUCTIONS, CLASSIFICATION, INSTANCES = "instructions", "classification", "instances"
+_FLAG = re.compile(r'^\s*\{\s*"classification"\s*:\s*(true|false)\s*,')
 
 
 def _options(**values: float) -> SamplingOptions:
@@ -51,7 +57,8 @@ class SelfInstruct(Method):
     """Generates instructions from demonstrations, classifies them, and generates their rows."""
 
     name = "self_instruct"
-    stages = ("instructions", "classification", "instances")
+    # With the included model, seven instructions per request give about four new ones.
+    stages = (Stage(INSTRUCTIONS, 4.0), Stage(CLASSIFICATION), Stage(INSTANCES))
 
     human: int = Field(
         6,
@@ -69,12 +76,19 @@ class SelfInstruct(Method):
         7, ge=1, description="Maximum number of new instructions to use from one completion."
     )
     max_instances: int = Field(5, ge=1, description="Maximum number of rows per instruction.")
+    classification: Literal["separate", "joint", "off"] | None = Field(
+        None,
+        description="How to find out whether an instruction is a classification task: with a "
+        "request of its own, as in the paper (separate), in the request for its instances (joint, "
+        "for the prompt style chat), or not at all (off). Default: joint for the prompt style "
+        "chat, and separate for completion.",
+    )
     instructions: SamplingOptions = Field(
         _options(temperature=0.7, top_p=0.5, presence_penalty=2.0, max_tokens=1024),
         description="Sampling parameters for generating new instructions when the prompt style is "
         "completion.",
     )
-    classification: SamplingOptions = Field(
+    classification_answers: SamplingOptions = Field(
         _options(temperature=0.0, max_tokens=3),
         description="Sampling parameters for deciding whether an instruction is a classification "
         "task when the prompt style is completion.",
@@ -101,43 +115,49 @@ class SelfInstruct(Method):
         "when the prompt style is chat.",
     )
 
-    def requests(
-        self, pool: Pool, rng: random.Random, count: int, form: PromptSetup
-    ) -> list[Request]:
-        """Return requests for pending classifications, then for instances, then for instructions.
+    def path(self, form: PromptSetup) -> tuple[Stage, ...]:
+        """Return the stages: without the classification stage, unless it is separate."""
+        if self._classification(form) == "separate":
+            return self.stages
+        return tuple(stage for stage in self.stages if stage.name != CLASSIFICATION)
 
-        Classifications do not count towards ``count``, because they need only a few tokens and
-        batches full of them would leave half of the engine idle. At least a sixteenth of a batch
-        is for new instructions, so that the pool keeps growing, and at most half of it, because
-        each accepted instruction needs two more requests.
-        """
-        requests = [self._classification(pool, task, form) for task in pool.unclassified]
-        pool.unclassified.clear()
-        ready = min(len(pool.classified), max(1, count - -(-count // 16)))
-        requests += [self._instances(pool, pool.classified.popleft(), form) for _ in range(ready)]
-        room = min(count - ready, -(-count // 2))
-        return requests + [self._instructions(pool, rng, form) for _ in range(room)]
+    def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
+        """Draw a language, and demonstrations in this language."""
+        language = pool.draw_language(rng)
+        parents = pool.draw(rng, language, self.human, self.machine)
+        return Draft(number, INSTRUCTIONS, child_sample(pool, parents, language), parents)
 
-    def outcomes(self, pool: Pool, request: Request, completion: Completion) -> list[Outcome]:
-        """Parse a completion; return candidates and rejections, or the kind of its task."""
-        if request.task is None:
-            return self._new_instructions(pool, request, completion)
-        task = pool.tasks[request.task]
+    def request(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
+        """Return the request for new instructions, for the kind of one, or for its instances."""
+        if draft.stage == INSTRUCTIONS:
+            return self._ask_instructions(pool, draft, form)
+        if draft.stage == CLASSIFICATION:
+            return self._ask_kind(draft, form)
+        return self._ask_instances(draft, form)
+
+    def read(self, draft: Draft, completion: Completion, form: PromptSetup) -> list[Outcome]:
+        """Return new instructions, the draft with its kind, or its rows."""
         if completion.finish_reason == "error":
-            return [_reject(task.sample, "engine_error", completion.error or "")]
-        if request.stage == CLASSIFICATION:
-            yes = Template(request.language).is_yes(_answer(request, completion))
+            return [_reject(draft.sample, "engine_error", completion.error or "")]
+        if draft.stage == INSTRUCTIONS:
+            return self._read_instructions(draft, completion, form)
+        if draft.stage == CLASSIFICATION:
+            yes = template_for(draft.sample.language).is_yes(_answer(completion, form))
             kind = Kind.CLASSIFICATION if yes else Kind.GENERATION
-            return [Classified(request.task, kind)]
-        return self._rows(task, request, completion)
+            sample = replace(draft.sample, kind=kind)
+            return [Continue(replace(draft, stage=INSTANCES, sample=sample))]
+        return self._read_rows(draft.sample, completion, form)
+
+    def _classification(self, form: PromptSetup) -> Literal["separate", "joint", "off"]:
+        if self.classification is not None:
+            return self.classification
+        return "joint" if form.style == "chat" else "separate"
 
     # -- instructions ---------------------------------------------------------------
 
-    def _instructions(self, pool: Pool, rng: random.Random, form: PromptSetup) -> Request:
-        language = pool.draw_language(rng)
-        parents = pool.draw(rng, language, self.human, self.machine)
-        shown = [pool.at(p).instruction for p in parents]
-        template = Template(language)
+    def _ask_instructions(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
+        shown = [pool.at(p).instruction for p in draft.parents]
+        template = template_for(draft.sample.language)
         if form.style == "completion":
             # Stop only at the start of a line: "16." may also occur inside a sentence.
             last = len(shown) + self.new_instructions
@@ -145,8 +165,6 @@ class SelfInstruct(Method):
                 template.instructions_completion(shown),
                 self.instructions.sampling(("\n\n", f"\n{last + 1}.", f"\n{last + 1} .")),
                 stage=INSTRUCTIONS,
-                language=language,
-                parents=parents,
             )
         item = {"type": "string", "minLength": 1, "maxLength": 600}
         return Request(
@@ -154,39 +172,39 @@ class SelfInstruct(Method):
             self.chat_instructions.sampling(),
             schema=schema_of("tasks", item, self.new_instructions) if form.structured else None,
             stage=INSTRUCTIONS,
-            language=language,
-            parents=parents,
         )
 
-    def _new_instructions(
-        self, pool: Pool, request: Request, completion: Completion
+    def _read_instructions(
+        self, draft: Draft, completion: Completion, form: PromptSetup
     ) -> list[Outcome]:
-        blank = child_sample(pool, request.parents, request.language)
+        blank = draft.sample
         unparsed = replace(blank, instruction=completion.text.strip())
-        if completion.finish_reason == "error":
-            return [_reject(blank, "engine_error", completion.error or "")]
         if completion.finish_reason == "length":
             return [_reject(unparsed, "cut_by_length", "the completion was cut off")]
-        if request.schema is not None:
+        if form.structured:
             items = parse_json(completion.text, "tasks")
             texts = [capital(one_line(t)) for t in items if isinstance(t, str) and t.strip()]
-        elif isinstance(request.prompt, str):
-            texts = parse_numbered(completion.text, len(request.parents) + self.new_instructions)
+        elif form.style == "completion":
+            texts = parse_numbered(completion.text, len(draft.parents) + self.new_instructions)
         else:
             texts = parse_numbered(completion.text, self.new_instructions)
         if not texts:
             return [_reject(unparsed, "no_instructions", "the completion has no valid instruction")]
-        return [Candidate(replace(blank, instruction=t)) for t in texts[: self.new_instructions]]
+        following = self.path(form)[1].name
+        return [
+            Propose(replace(draft, stage=following, sample=replace(blank, instruction=text)))
+            for text in texts[: self.new_instructions]
+        ]
 
     # -- classification ---------------------------------------------------------------
 
-    def _classification(self, pool: Pool, task: int, form: PromptSetup) -> Request:
-        sample = pool.tasks[task].sample
-        template = Template(sample.language)
+    def _ask_kind(self, draft: Draft, form: PromptSetup) -> Request:
+        sample = draft.sample
+        template = template_for(sample.language)
         prompt: str | tuple[Message, ...]
         if form.style == "completion":
             prompt = template.classification_completion(sample.instruction)
-            options = self.classification
+            options = self.classification_answers
             if sample.language != "en":
                 # Three tokens are enough for an English "Yes", but not for an Arabic one.
                 room = {"max_tokens": max(_ANSWER_TOKENS, options.max_tokens)}
@@ -200,17 +218,14 @@ class SelfInstruct(Method):
             options.sampling(),
             schema=schema_of("answer", item, 1) if form.structured else None,
             stage=CLASSIFICATION,
-            language=sample.language,
-            task=task,
         )
 
     # -- instances ----------------------------------------------------------------------
 
-    def _instances(self, pool: Pool, number: int, form: PromptSetup) -> Request:
-        task = pool.tasks[number]
-        language, text = task.sample.language, task.sample.instruction
-        template = Template(language)
-        output_first = task.kind == Kind.CLASSIFICATION
+    def _ask_instances(self, draft: Draft, form: PromptSetup) -> Request:
+        sample, text = draft.sample, draft.sample.instruction
+        template = template_for(sample.language)
+        output_first = sample.kind == Kind.CLASSIFICATION
         if form.style == "completion":
             fill = (
                 template.output_first_completion
@@ -219,26 +234,28 @@ class SelfInstruct(Method):
             )
             options = self.classification_instances if output_first else self.instances
             sampling = options.sampling(template.instance_stops(self.max_instances))
-            return Request(fill(text), sampling, stage=INSTANCES, language=language, task=number)
+            return Request(fill(text), sampling, stage=INSTANCES)
         item = record_of("label", "input") if output_first else record_of("input", "output")
+        joint = self._classification(form) == "joint"
+        schema = schema_of("examples", item, self.max_instances)
         return Request(
             template.instances_chat(
-                text, self.max_instances, form.structured, output_first=output_first
+                text, self.max_instances, form.structured, output_first=output_first, joint=joint
             ),
             self.chat_answers.sampling(),
-            schema=schema_of("examples", item, self.max_instances) if form.structured else None,
+            schema=(_with_flag(schema) if joint else schema) if form.structured else None,
             stage=INSTANCES,
-            language=language,
-            task=number,
         )
 
-    def _rows(self, task: Task, request: Request, completion: Completion) -> list[Outcome]:
-        parsed = self._parse_instances(task, request, completion)
-        unparsed = replace(task.sample, output=completion.text.strip(), kind=task.kind)
+    def _read_rows(self, task: Sample, completion: Completion, form: PromptSetup) -> list[Outcome]:
+        if self._classification(form) == "joint":
+            task = replace(task, kind=_kind_in(task, completion, form))
+        parsed = self._parse_instances(task, completion, form)
+        unparsed = replace(task, output=completion.text.strip())
         cut: list[Outcome] = []
         if completion.finish_reason == "length":
             last = parsed.pop() if parsed else None
-            unfinished = self._row(task, last) if last else unparsed
+            unfinished = _row(task, last) if last else unparsed
             cut.append(_reject(unfinished, "cut_by_length", "the last instance was cut off"))
         instances = [instance for instance in parsed if instance is not None]
         if not instances and not cut:
@@ -246,13 +263,14 @@ class SelfInstruct(Method):
         return [*self._consistent(task, instances), *cut]
 
     def _parse_instances(
-        self, task: Task, request: Request, completion: Completion
+        self, task: Sample, completion: Completion, form: PromptSetup
     ) -> list[Instance | None]:
-        output_first = task.kind == Kind.CLASSIFICATION
-        template = Template(request.language)
-        if request.schema is None:
+        joint = self._classification(form) == "joint"
+        output_first = task.kind == Kind.CLASSIFICATION and not joint
+        template = template_for(task.language)
+        if not form.structured:
             parse = template.parse_output_first if output_first else template.parse_input_first
-            return parse(completion.text)
+            return parse(template.joint_answer(completion.text)[1] if joint else completion.text)
         cut = completion.finish_reason == "length"
         output = "label" if output_first else "output"
         return [
@@ -261,10 +279,10 @@ class SelfInstruct(Method):
             and isinstance(item.get("input"), str)
             and isinstance(item.get(output), str)
             else None
-            for item in parse_json(completion.text, "examples", cut=cut)
+            for item in parse_json(_FLAG.sub("{", completion.text), "examples", cut=cut)
         ]
 
-    def _consistent(self, task: Task, instances: list[Instance]) -> Iterable[Outcome]:
+    def _consistent(self, task: Sample, instances: list[Instance]) -> Iterable[Outcome]:
         """Check the instances of one instruction against each other, and return one outcome each.
 
         Empty, contradictory and repeated instances are rejected, and those beyond the maximum
@@ -277,11 +295,11 @@ class SelfInstruct(Method):
         conflict = any(input_ and len(answers) > 1 for input_, answers in outputs.items())
         seen: set[Instance] = set()
         for instance in instances:
-            sample = self._row(task, instance)
+            sample = _row(task, instance)
             if not instance.output:
                 yield _reject(sample, "empty_output", "the instance has no output")
             elif instance.fault:
-                yield Candidate(sample)
+                yield Accept(sample)
             elif conflict:
                 detail = "instances have the same input but different outputs"
                 yield _reject(sample, "conflicting_instances", detail)
@@ -291,18 +309,35 @@ class SelfInstruct(Method):
                 yield _reject(sample, "too_many_instances", f"more than {self.max_instances} rows")
             else:
                 seen.add(instance)
-                yield Candidate(sample)
-
-    def _row(self, task: Task, instance: Instance) -> Sample:
-        return replace(task.sample, input=instance.input, output=instance.output, kind=task.kind)
+                yield Accept(sample)
 
 
-def _answer(request: Request, completion: Completion) -> str:
-    if request.schema is None:
+def _row(task: Sample, instance: Instance) -> Sample:
+    return replace(task, input=instance.input, output=instance.output)
+
+
+def _answer(completion: Completion, form: PromptSetup) -> str:
+    if not form.structured:
         return completion.text
     items = parse_json(completion.text, "answer")
     return str(items[0]) if items else ""
 
 
-def _reject(sample: Sample, reason: str, detail: str) -> RejectedCandidate:
-    return RejectedCandidate(sample, Rejection(SelfInstruct.name, reason, detail))
+def _kind_in(task: Sample, completion: Completion, form: PromptSetup) -> Kind:
+    """Return the kind that the model stated before the instances."""
+    if form.structured:
+        flag = _FLAG.match(completion.text)
+        yes = flag is not None and flag[1] == "true"
+    else:
+        yes, _ = template_for(task.language).joint_answer(completion.text)
+    return Kind.CLASSIFICATION if yes else Kind.GENERATION
+
+
+def _with_flag(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object that also states the kind, before the instances."""
+    properties = {"classification": {"type": "boolean"}, **schema["properties"]}
+    return {**schema, "properties": properties, "required": list(properties)}
+
+
+def _reject(sample: Sample, reason: str, detail: str) -> Reject:
+    return Reject(sample, Rejection(SelfInstruct.name, reason, detail))

@@ -1,0 +1,289 @@
+"""The sequencer: failures of a server, small windows, several engines, and resumption."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import PrivateAttr
+
+from instructgen.engines import Completion, QueueEngine, Request, Role, Sampling
+from instructgen.engines.echo import EchoEngine
+from instructgen.engines.supervisor import Received, Supervisor
+from instructgen.errors import EngineError
+from instructgen.filters import ScoringFilter
+from instructgen.generation.loop import Loop
+from instructgen.generation.methods import (
+    Accept,
+    Draft,
+    Method,
+    Outcome,
+    PromptSetup,
+    Propose,
+    Stage,
+    child_sample,
+)
+from instructgen.generation.options import Config
+from instructgen.generation.seed_pool import seeds_digest
+from instructgen.generation.sequencer import Sequencer, answer_all
+from instructgen.generation.settings import RunSettings
+from instructgen.generation.work import RequestList
+from instructgen.schema.sample import Sample, Score
+from instructgen.store import FORMAT, CompletionLine, Run, RunInfo, Seeds
+
+GOOD = Completion("x", "stop", 1, 1)
+DOWN = Completion.failed("HTTP 503", retryable=True)
+BAD = Completion.failed("HTTP 400")
+
+
+class Scripted(QueueEngine):
+    """Answers each request as ``answers`` says, by its prompt; otherwise with a good completion."""
+
+    name = "scripted"
+
+    _answers: dict[str, Completion] = PrivateAttr(default_factory=dict)
+    _asked: list[str] = PrivateAttr(default_factory=list)
+    _submissions: list[int] = PrivateAttr(default_factory=list)
+    _window: int = PrivateAttr(32)
+    _seconds: float = PrivateAttr(0.0)
+
+    def has_chat_template(self) -> bool:
+        return False
+
+    def window(self) -> int:
+        return self._window
+
+    def submit(self, number: int, request: Request) -> None:
+        self._submissions.append(number)
+        super().submit(number, request)
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        time.sleep(self._seconds)
+        self._asked += [str(r.prompt) for r in requests]
+        return [self._answers.get(str(r.prompt), GOOD) for r in requests]
+
+
+def engine(answers: dict[str, Completion] | None = None, **settings: Any) -> Scripted:
+    made = Scripted()
+    made._answers = answers or {}
+    for name, value in settings.items():
+        setattr(made, f"_{name}", value)
+    return made
+
+
+def requests(count: int, role: Role = "writer") -> list[Request]:
+    return [Request(f"{role} {i}", Sampling(seed=i), role=role) for i in range(count)]
+
+
+@contextmanager
+def sequencer(
+    work: RequestList, engines: dict[Role, Scripted], run: Run | None = None, **options: Any
+) -> Iterator[Sequencer[RequestList]]:
+    results: queue.SimpleQueue[Received] = queue.SimpleQueue()
+    supervisors = {role: Supervisor(e, results) for role, e in engines.items()}
+    try:
+        yield Sequencer(work, run, supervisors, **options)
+    finally:
+        for supervisor in supervisors.values():
+            supervisor.close()
+
+
+@contextmanager
+def journal(folder: Path) -> Iterator[Run]:
+    if (folder / "run.json").exists():
+        with Run.open(folder) as run:
+            yield run
+        return
+    info = RunInfo(FORMAT, "0" * 16, {}, Seeds(seeds_digest([]), 0), {"instructgen": "x"})
+    with Run.create(folder, info, []) as run:
+        yield run
+
+
+def test_a_request_that_always_fails_does_not_stop_the_others() -> None:
+    """Its failure is final, because the server has answered others since."""
+    for order in ("arrival", "issued"):
+        work = RequestList(requests(40))
+        scripted = engine({"writer 3": DOWN}, window=4)
+        with sequencer(work, {"writer": scripted}, order=order) as driver:
+            driver.run_to_stop()
+        failed = [i for i, c in enumerate(work.completions) if c is not None and c.error]
+        assert failed == [3]
+        assert scripted._asked.count("writer 3") == 2
+        assert all(scripted._asked.count(f"writer {i}") == 1 for i in range(40) if i != 3)
+
+
+@pytest.mark.parametrize("order", ["arrival", "issued"])
+def test_a_window_that_shrinks_while_the_first_request_fails(order: str) -> None:
+    """Completions that wait for the failed request fill the window, but not for ever."""
+
+    class Shrinking(Scripted):
+        def complete(self, requests: Sequence[Request]) -> list[Completion]:
+            self._window = 2
+            return super().complete(requests)
+
+    work, shrinking = RequestList(requests(100)), Shrinking()
+    shrinking._answers, shrinking._window = {"writer 0": DOWN}, 4
+    with sequencer(work, {"writer": shrinking}, order=order) as driver:
+        driver.run_to_stop()
+    failed = [i for i, c in enumerate(work.completions) if c is not None and c.error]
+    assert failed == [0]
+
+
+@pytest.mark.parametrize("window", [1, 2, 64])
+def test_a_server_that_is_down_stops_the_run_without_a_final_failure(
+    tmp_path: Path, window: int
+) -> None:
+    work = RequestList(requests(30))
+    down = engine({r.prompt: DOWN for r in work.requests}, window=window)  # type: ignore[misc]
+    with journal(tmp_path / "run") as run, sequencer(work, {"writer": down}, run) as driver:
+        with pytest.raises(EngineError, match="503"):
+            driver.run_to_stop()
+        assert not any(isinstance(line, CompletionLine) for _, line in run.lines())
+    # The same requests are asked again when the server is back.
+    work, up = RequestList(requests(30)), engine(window=window)
+    with journal(tmp_path / "run") as run, sequencer(work, {"writer": up}, run) as driver:
+        driver.run_to_stop()
+    assert work.completions == [GOOD] * 30
+    assert sorted(up._asked) == sorted(r.prompt for r in work.requests)  # type: ignore[type-var]
+
+
+def test_an_answer_of_another_role_does_not_make_a_failure_final() -> None:
+    work = RequestList([*requests(3), *requests(8, "reward")])
+    down = engine({f"writer {i}": DOWN for i in range(3)})
+    engines: dict[Role, Scripted] = {"writer": down, "reward": engine(seconds=0.02)}
+    with sequencer(work, engines) as driver, pytest.raises(EngineError, match="503"):
+        driver.run_to_stop()
+    assert work.completions[:3] == [None] * 3
+
+
+def test_a_server_that_rejects_everything_stops_the_run(tmp_path: Path) -> None:
+    """The requests that it rejected last are asked again."""
+    work = RequestList(requests(60))
+    bad = engine({r.prompt: BAD for r in work.requests}, window=30)  # type: ignore[misc]
+    bad._seconds = 0.005
+    with journal(tmp_path / "run") as run, sequencer(work, {"writer": bad}, run) as driver:
+        with pytest.raises(EngineError, match="400"):
+            driver.run_to_stop()
+        assert sum(isinstance(line, CompletionLine) for _, line in run.lines()) < 10
+
+
+def test_a_resumed_run_sends_no_more_than_its_window(tmp_path: Path) -> None:
+    first = engine(window=200, seconds=0.05)
+    with journal(tmp_path / "run") as run:
+        with sequencer(RequestList(requests(300)), {"writer": first}, run) as driver:
+            driver.run_to_stop(3)
+        issued = driver._issued
+    assert issued > 150
+    work, second = RequestList(requests(300)), engine(window=4)
+    with journal(tmp_path / "run") as run, sequencer(work, {"writer": second}, run) as driver:
+        driver.run_to_stop(20)
+        assert len(second._submissions) <= 20 + 4
+    work, third = RequestList(requests(300)), engine(window=4)
+    with journal(tmp_path / "run") as run, sequencer(work, {"writer": third}, run) as driver:
+        driver.run_to_stop()
+    assert work.completions == [GOOD] * 300
+
+
+def test_an_engine_error_reaches_the_caller_and_nothing_is_lost(tmp_path: Path) -> None:
+    class Ending(Scripted):
+        def complete(self, requests: Sequence[Request]) -> list[Completion]:
+            if len(self._asked) == 5:
+                raise EngineError("HTTP 401", "Check the key.")
+            return super().complete(requests)
+
+    with journal(tmp_path / "run") as run:
+        with pytest.raises(EngineError, match="401"):
+            answer_all(Ending(), requests(20), run)
+        done = [line.n for _, line in run.lines() if isinstance(line, CompletionLine)]
+        assert sorted(done) == [0, 1, 2, 3, 4]
+    again = engine()
+    with journal(tmp_path / "run") as run:
+        assert answer_all(again, requests(20), run) == [GOOD] * 20
+    assert len(again._asked) == 15
+
+
+# -- rows that wait for scores ---------------------------------------------------------------------
+
+
+class TwoStages(Method):
+    """Four instructions per draft, and one row per instruction."""
+
+    name = "two_stages"
+    stages = (Stage("a", 4.0), Stage("b"))
+
+    def start(self, pool: Any, rng: Any, number: int, form: PromptSetup) -> Draft:
+        return Draft(number, "a", child_sample(pool, (0,), "en"), (0,))
+
+    def request(self, pool: Any, draft: Draft, form: PromptSetup) -> Request:
+        return Request("p", Sampling(), stage=draft.stage)
+
+    def read(self, draft: Draft, completion: Completion, form: PromptSetup) -> list[Outcome]:
+        if draft.stage == "b":
+            return [Accept(replace(draft.sample, output="out"))]
+        texts = [f"do {draft.number} {i}" for i in range(4)]
+        return [
+            Propose(replace(draft, stage="b", sample=replace(draft.sample, instruction=text)))
+            for text in texts
+        ]
+
+
+class Scored(ScoringFilter):
+    """A filter whose scores the test passes to the loop."""
+
+    name = "scored"
+
+    @property
+    def score_name(self) -> str:
+        return "scored/x"
+
+    def scores(self, samples: Sequence[Sample]) -> list[Score]:
+        raise AssertionError("the loop asks for scores with requests")
+
+
+def scored_loop(target: int) -> Loop:
+    seed = Sample(instruction="seed task", output="o", language="en")
+    settings = RunSettings(target=target)
+    config = Config(settings, TwoStages(), EchoEngine(), (Scored(min=0.5),))
+    return Loop(config, PromptSetup("completion", False), [seed], "run")
+
+
+def test_waiting_for_scores_is_not_a_lack_of_rows() -> None:
+    loop = scored_loop(5_000)
+    waiting: list[int] = []
+    for number in range(2_000):
+        choice = loop.choose(lambda role: role == "writer" or len(waiting) < 32)
+        assert choice is not None and loop.stopped is None
+        request = loop.issue(number, choice)
+        if request.role == "reward":
+            waiting.append(number)
+        else:
+            loop.commit(number, GOOD)
+    assert len(waiting) == 32
+    unscored = loop.in_progress()["score scored/x"]
+    assert unscored > 200
+    _, rejected, tally = loop.finish()
+    assert sum(r.rejection.reason == "not_scored" for r in rejected) == unscored
+    assert tally.candidates == tally.kept + sum(tally.rejected.values())
+    for number in waiting:
+        loop.commit(number, Completion('{"value":0.9,"error":null}', "stop"))
+    assert len(loop.rows) == 32
+
+
+def test_low_scores_end_the_run() -> None:
+    loop, number = scored_loop(5_000), 0
+    while loop.stopped is None and number < 3_000:
+        choice = loop.choose(lambda role: True)
+        assert choice is not None
+        request = loop.issue(number, choice)
+        low = Completion('{"value":0.1,"error":null}', "stop")
+        loop.commit(number, low if request.role == "reward" else GOOD)
+        number += 1
+    assert loop.stopped is not None
+    assert loop.stopped.reason == "acceptance_floor"
+    assert not loop.rows
