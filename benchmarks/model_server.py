@@ -53,7 +53,7 @@ class Texts:
         self.bank = [self.instruction(rng, 14, repeat=False) for _ in range(BANK)]
 
     def text(self, rng: random.Random, tokens: int) -> str:
-        """Return sentences with about so many tokens."""
+        """Return sentences with about this number of tokens."""
         words = rng.choices(self.words, k=max(1, int(tokens / 1.35)))
         lines = [words[at : at + 12] for at in range(0, len(words), 12)]
         return " ".join(f"{' '.join(line).capitalize()}." for line in lines)
@@ -68,7 +68,7 @@ class Texts:
         return f"{' '.join(words).capitalize()}."
 
     def value(self, rng: random.Random, schema: dict[str, Any], tokens: int, key: str = "") -> Any:
-        """Return a value that follows a JSON schema, with about so many tokens."""
+        """Return a value that follows a JSON schema, with about this number of tokens."""
         if "const" in schema:
             return schema["const"]
         if "enum" in schema:

@@ -207,8 +207,10 @@ def loop_cpu(rows: int) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    names = {"python": platform.python_version()}
-    for name in ("instructgen", "aiohttp"):
+    import instructgen
+
+    names = {"python": platform.python_version(), "instructgen": instructgen.__version__}
+    for name in ("aiohttp",):
         try:
             names[name] = version(name)
         except PackageNotFoundError:

@@ -27,6 +27,7 @@ import resource
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 GENERAL = Path(__file__).resolve().parent.parent / "seeds" / "general.jsonl"
@@ -100,7 +101,7 @@ def curator(job: Job) -> list[str]:
     most = {"max_tokens": job.max_tokens} if job.max_tokens else {}
     backend = {"base_url": f"{job.url}/v1", "api_key": "x"}
     if job.parallel:
-        # Its limits per minute are otherwise lower than what so many slots answer.
+        # Its limits per minute are otherwise lower than what these slots answer.
         backend |= {"max_requests_per_minute": 10**6, "max_tokens_per_minute": 10**9}
         backend["max_concurrent_requests"] = job.parallel
     kwargs = {"backend": "openai", "generation_params": most}
@@ -191,7 +192,8 @@ def main() -> None:
     made = tools[args.tool](job)
     cpu = cpu_seconds() - job.cpu
     requests = json.load(urllib.request.urlopen(f"{args.url}/stats"))["requests"]
-    result = {"accepted": accepted(seeds, made), "made": len(made)}
+    package = {"curator": "bespokelabs-curator"}.get(args.tool, args.tool)
+    result = {"accepted": accepted(seeds, made), "made": len(made), "version": version(package)}
     print(json.dumps({**result, "cpu_ms_per_request": round(1e3 * cpu / requests, 3)}))
 
 

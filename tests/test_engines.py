@@ -99,7 +99,7 @@ class MortalEngine(QueueEngine):
 
 
 class GatedEngine(QueueEngine):
-    """An engine that tells when it begins a completion, and then waits until it may end it."""
+    """An engine that reports when it begins a completion, and then waits until it may end it."""
 
     name = "gated"
 

@@ -575,7 +575,7 @@ def test_rejections_at_the_same_time_halve_the_window_once() -> None:
     assert engine.window() == 32
     assert complete(engine, n) == [Completion("fine", "stop", 7, 3)] * n
     assert len(slept) == n
-    # Then it grows by one when so many requests were answered.
+    # Then it grows by one when as many requests were answered.
     assert engine.window() == 17
 
 

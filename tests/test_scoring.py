@@ -128,7 +128,7 @@ def test_each_row_that_reaches_the_filter_is_scored_once(site: Site, tmp_path: P
     for text in remaining:
         recorded.remove(text)
     assert len(recorded) == len(completed) - len(scored)
-    # Requests for scores are no completions of the model, but they are counted as requests.
+    # Requests for scores are not completions of the model, but they are counted as requests.
     assert result.facts.requests > len(completed)
 
 
@@ -180,7 +180,7 @@ def test_rebuild_and_resume_use_the_recorded_scores(site: Site, tmp_path: Path) 
 
 
 def truncated(out: Path, to: Path, lines: int) -> Path:
-    """Copy a run as if it had been killed after so many lines of its journal."""
+    """Copy a run as if it had been killed after a number of lines of its journal."""
     to.mkdir(parents=True)
     for name in ("run.json", "seeds.jsonl"):
         shutil.copy(out / name, to / name)

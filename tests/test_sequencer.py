@@ -120,7 +120,7 @@ def test_a_request_that_always_fails_does_not_stop_the_others() -> None:
 
 @pytest.mark.parametrize("order", ["arrival", "issued"])
 def test_a_window_that_shrinks_while_the_first_request_fails(order: str) -> None:
-    """Completions that wait for the failed request fill the window, but not for ever."""
+    """Completions that wait for the failed request fill the window only for a while."""
 
     class Shrinking(Scripted):
         def complete(self, requests: Sequence[Request]) -> list[Completion]:

@@ -378,7 +378,7 @@ class _Maker:
         )
         least = 2 if shape == "preferences" else 1
         if len(whole) < least:
-            ended = f"{len(whole)} of {len(some)} answers came to an end"
+            ended = f"{len(whole)} of {len(some)} answers are complete"
             return Rejection("prefer", "unfinished", ended)
         if len(known) < least:
             return Rejection("prefer", "undecided", "the answers have the same score, or none")

@@ -29,7 +29,7 @@ from instructgen.generation.sequencer import Activity
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejection, Sample
 
-# As many rows as show what the filters reject, and at most so many requests to get them.
+# The number of rows, and the maximum number of requests to generate them.
 _ROWS, _MOST_REQUESTS = 32, 400
 # At exp(20), one new instruction takes half a billion proposals.
 _MAX_EXPONENT = 20

@@ -208,7 +208,7 @@ class OpenAIEngine(Engine):
         return _origin(url) in {_origin(each) for each in named if each}
 
     def _wake(self) -> None:
-        """Tell the event loop that requests were submitted or canceled."""
+        """Notify the event loop that requests were submitted or canceled."""
         if self._loop is not None and not self._waking:
             self._waking = True
             self._loop.call_soon_threadsafe(self._take)
@@ -216,7 +216,7 @@ class OpenAIEngine(Engine):
     def _take(self) -> None:
         """Start a task for each submitted request, and cancel those that were given up."""
         if self._loop is None:
-            # The engine was closed after the loop was told.
+            # The engine was closed after the event loop was notified.
             return
         with self._lock:
             self._waking = False

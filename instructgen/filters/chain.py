@@ -52,7 +52,7 @@ class Chain:
             samples: new samples, such as those of one completion.
             stages: the stages whose filters evaluate each sample, in order.
             scored_by: the filter at which an earlier evaluation of the samples stopped, if their
-                scores were computed since. Of the filters before it, only those that compare
+                scores were computed since. The filters before it that compare samples
                 are applied again, because other samples may have been kept in the meantime.
         """
         filters = [f for stage in stages for f in self.at(stage)]

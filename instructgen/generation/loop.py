@@ -44,7 +44,10 @@ _PRIOR_WEIGHT = 4.0
 
 @dataclass(slots=True)
 class Tally:
-    """Candidates by fate; every one is counted once."""
+    """The numbers of accepted and rejected candidates, requests and tokens.
+
+    Each candidate is counted once.
+    """
 
     candidates: int = 0
     kept_instructions: int = 0
@@ -88,7 +91,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _StageCounts:
-    """How often a stage was completed, and what came of it; and what is at the stage now."""
+    """The completions of a stage, their results, and the number of drafts at the stage now."""
 
     expected: float
     completions: int = 0
@@ -158,7 +161,7 @@ class Loop:
         return [sample for _, sample in self._rows]
 
     def latest_row(self) -> Sample | None:
-        """Return the row that was accepted last, or None if there is none."""
+        """Return the row that was accepted last, or None before the first one."""
         return self._rows[-1][1] if self._rows else None
 
     def draft_of(self, number: int) -> Draft:
@@ -278,7 +281,7 @@ class Loop:
         self.stopped = self._stop()
 
     def finish(self) -> Ended:
-        """Close the books: what has no row, or came after the target, is a rejection too.
+        """Return the result; instructions without rows and rows after the target are rejections.
 
         Raises:
             RuntimeError: a candidate is missing or counted twice.

@@ -40,7 +40,7 @@ def progress_of(loop: Loop, activity: Activity) -> Progress:
     ]
     return Progress(
         "generate",
-        # Of the last drafts, more rows may be accepted than are delivered.
+        # More rows of the last drafts may be accepted than are delivered.
         tally.kept_rows if total is None else min(tally.kept_rows, total),
         total,
         figures=figures,

@@ -131,7 +131,7 @@ class Template:
     def joint_answer(self, text: str) -> tuple[bool, str]:
         """Return whether a joint question is answered with "yes", and the text without this line.
 
-        Without the question, the answer is no and the text is unchanged.
+        If the question is missing, this counts as no, and the text is unchanged.
         """
         before, question, answer = text.partition(self._texts["completion"]["question"])
         if not question:

@@ -28,7 +28,7 @@ class ScoringEngine(QueueEngine):
 
     @classmethod
     def of(cls, filters: Sequence[Filter]) -> ScoringEngine | None:
-        """Return an engine for the filters that compute scores, or None if there are none."""
+        """Return an engine for the filters that compute scores, or None without such filters."""
         engine = cls()
         engine._filters = {SCORE + f.score_name: f for f in filters if isinstance(f, ScoringFilter)}
         return engine if engine._filters else None

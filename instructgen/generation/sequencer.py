@@ -29,9 +29,9 @@ W = TypeVar("W", bound=Work)
 ISSUED_WINDOWS = 8
 _FAILURES_LOOKED_AT = 20
 _FAILURES_NEEDED = 10
-# Failures in a row, without any success, after which the server is taken to be down.
+# Failures in a row, without any success, after which the server is considered to be down.
 _DOUBTS = 5
-# A power failure loses at most the lines of so many seconds.
+# A power failure loses at most the lines of this many seconds.
 _SYNC_S = 1.0
 _WATCH_S = 0.1
 
@@ -112,7 +112,9 @@ class Sequencer(Generic[W]):
         order: the order in which completions are used from now on.
         window: the number of requests in flight; None if the engine decides it.
         session: returns the line that records the start of the run.
-        watch: called after commits, at most ten times per second.
+
+    The attribute ``watch`` can be set to a function that is called after commits, at most ten times
+    per second.
     """
 
     def __init__(
@@ -124,14 +126,14 @@ class Sequencer(Generic[W]):
         order: CommitOrder = "arrival",
         window: int | None = None,
         session: Callable[[int], SessionLine] | None = None,
-        watch: Callable[[], None] | None = None,
     ) -> None:
         self.work, self.run = work, run
         self.activity = Activity()
         self._engines = engines or {}
         self._order = self._next_order = order
         self._window = window
-        self._session, self.watch = session, watch
+        self._session = session
+        self.watch: Callable[[], None] | None = None
         self._asked: dict[int, _Asked] = {}
         # Completions that are recorded and not committed, in the order of their arrival.
         self._completed: dict[int, Completion] = {}
@@ -220,7 +222,7 @@ class Sequencer(Generic[W]):
             return
         asked = self._asked.get(line.n)
         if asked is None:
-            raise self._misfit(line_number, f"there is no request {line.n}")
+            raise self._misfit(line_number, f"request {line.n} was not made")
         if asked.digest != line.digest:
             raise self._misfit(line_number, f"request {line.n} had another prompt")
         self._completed[line.n] = line.completion

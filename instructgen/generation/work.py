@@ -41,7 +41,7 @@ class Work(Protocol):
 class RequestList:
     """A list of requests that do not depend on each other, which are asked in order.
 
-    ``completions`` has the completion of each request, or None if there is none yet.
+    ``completions`` has the completion of each request, or None before it is answered.
     """
 
     def __init__(self, requests: Sequence[Request]) -> None:
