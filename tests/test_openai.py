@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import socket
 import struct
@@ -133,6 +134,33 @@ def complete(engine: OpenAIEngine, n: int = 1) -> list[Completion]:
     finally:
         engine.close()
     return [completions[i] for i in range(n)]
+
+
+def test_a_request_submitted_while_the_engine_starts_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, _ = engine_for(Server(reply()))
+    loop = asyncio.new_event_loop()
+    run = loop.run_until_complete
+
+    def later(awaitable: Any) -> Any:
+        # Another thread calls submit in the middle of start.
+        thread = threading.Thread(target=engine.submit, args=(0, prompts(1)[0]))
+        thread.start()
+        thread.join()
+        monkeypatch.setattr(loop, "run_until_complete", run)
+        return run(awaitable)
+
+    monkeypatch.setattr(loop, "run_until_complete", later)
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: loop)
+    engine.start()
+    try:
+        number, completion = engine.next() or (-1, None)
+    finally:
+        engine.close()
+    assert number == 0
+    assert completion is not None
+    assert completion.text == "fine"
 
 
 def prompts(n: int) -> list[Request]:

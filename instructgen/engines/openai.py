@@ -127,7 +127,6 @@ class OpenAIEngine(Engine):
         self._url = url.rstrip("/") + "/"
         if not proxy_bypass(parsed.netloc.rpartition("@")[2]):
             self._proxy = getproxies().get(parsed.scheme)
-        self._loop = asyncio.new_event_loop()
 
         async def connect() -> aiohttp.ClientSession:
             # The sequencer limits the number of requests in flight.
@@ -142,7 +141,11 @@ class OpenAIEngine(Engine):
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
 
-        self._session = self._loop.run_until_complete(connect())
+        loop = asyncio.new_event_loop()
+        session = loop.run_until_complete(connect())
+        # Another thread may submit a request now, and must find both.
+        with self._lock:
+            self._loop, self._session = loop, session
 
     def submit(self, number: int, request: Request) -> None:
         """Accept a request; the thread that calls `next` sends it."""
