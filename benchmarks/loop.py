@@ -45,7 +45,7 @@ ROOT = Path(__file__).parent.parent
 def through_the_loop(options: PreviewOptions, most: float) -> tuple[Sequencer[Loop], list[Request]]:
     """Run the loop on the seeds; return its sequencer and the requests that were completed."""
     config = configure(options)
-    seeds, _ = seeds_for(options)
+    seeds, _ = seeds_for(options, config)
     completed: list[Request] = []
 
     class Limited(Loop):
@@ -65,9 +65,9 @@ def through_the_loop(options: PreviewOptions, most: float) -> tuple[Sequencer[Lo
     with (
         tempfile.TemporaryDirectory() as folder,
         started(config) as engines,
-        begin(Path(folder) / "run", config, seeds, (), engines["writer"]) as run,
+        begin(Path(folder) / "run", config, seeds, (), engines) as run,
     ):
-        plain = loop_of(run, config, seeds)
+        plain = loop_of(run, config)
         loop = Limited(plain.config, plain.form, seeds, run.id)
         engines["writer"].start()
         sequencer = sequencer_of(run, loop, engines, None)

@@ -99,6 +99,8 @@ def parts() -> str:
 
 def _part(part: PartDescription) -> list[str]:
     lines = [f"### {part.name}", "", part.about, ""]
+    if part.stages:
+        lines += [f"It {part.stages}.", ""]
     if part.row:
         lines += ["A row:", "", "```json", part.row, "```", ""]
     lines += ["```", part.example, "```", ""]

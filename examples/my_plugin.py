@@ -55,12 +55,16 @@ class Rephrase(Method):
         SamplingOptions(temperature=0.7, max_tokens=64), description="Sampling parameters."
     )
 
+    def fits(self, seed: Sample) -> bool:
+        """Return whether a seed task has an output."""
+        return seed.output != ""
+
     def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
         """Return a draft with a random seed task."""
-        language = pool.draw_language(rng)
-        parents = pool.draw(rng, language, human=1, machine=0, fits=lambda seed: seed.output != "")
+        group = pool.draw_group(rng)
+        parents = pool.draw(rng, group, human=1, machine=0)
         seed = pool.at(parents[0])
-        row = child_sample(pool, parents, language)
+        row = child_sample(pool, parents, group.language)
         row = replace(row, instruction=seed.instruction, input=seed.input, output=seed.output)
         return Draft(number, "rows", row, parents)
 

@@ -103,9 +103,19 @@ def read_tables(path: Path) -> dict[str, Any]:
 
 
 def merged(
-    model: type[M], values: dict[str, Any], options: dict[str, Any], path: Path, table: str
+    model: type[M],
+    values: dict[str, Any],
+    options: dict[str, Any],
+    path: Path,
+    table: str,
+    settings: Set[str] = frozenset(),
 ) -> M:
-    """Validate a table and the options that override it, and return the combined settings."""
+    """Validate a table and the options that override it, and return the combined settings.
+
+    An option that is a dict, such as ``{"max_tokens": 100}`` for ``answers``, changes only these
+    keys of a table in the table. Errors name the option --set for the keys in ``settings``, as
+    ``table.key``, and a flag of their own for the others.
+    """
     for key, field in model.model_fields.items():
         extra = field.json_schema_extra
         if key in values and isinstance(extra, dict) and extra.get("command_line_only"):
@@ -114,10 +124,19 @@ def merged(
                 "recipes may come from other people.",
                 f"Delete the key, and pass --{key.replace('_', '-')} on the command line.",
             )
-    overrides = {k: v for k, v in options.items() if v is not None}
+    overrides = {k: _completed(model, values, k, v) for k, v in options.items() if v is not None}
     # An invalid value in the recipe is an error even if an option overrides it.
-    build(model, {**overrides, **values}, path, table, options.keys() - values.keys())
-    return build(model, {**values, **overrides}, path, table, options.keys())
+    build(model, {**overrides, **values}, path, table, options.keys() - values.keys(), settings)
+    return build(model, {**values, **overrides}, path, table, options.keys(), settings)
+
+
+def _completed(model: type[BaseModel], values: dict[str, Any], key: str, value: Any) -> Any:
+    """Return an option's value, with the other keys of the table that it is a part of."""
+    field = model.model_fields.get(key)
+    if not isinstance(value, dict) or field is None or not isinstance(field.default, BaseModel):
+        return value
+    before = values.get(key)
+    return {**(before if isinstance(before, dict) else field.default.model_dump()), **value}
 
 
 def build(
@@ -126,6 +145,7 @@ def build(
     path: Path,
     table: str,
     options: Set[str] = frozenset(),
+    settings: Set[str] = frozenset(),
 ) -> M:
     """Validate the values of a TOML table, and build a pydantic model from them.
 
@@ -135,6 +155,7 @@ def build(
         path: the file of the table, for error messages.
         table: the name of the table, for error messages.
         options: keys that flags may have set; error messages name these flags.
+        settings: those that --set has set, as ``table.key``.
 
     Raises:
         ConfigError: if a key or value is invalid, with one line per invalid key.
@@ -142,7 +163,7 @@ def build(
     try:
         built = model.model_validate(values)
     except ValidationError as error:
-        lines = [_line(e, model, path, table, options) for e in error.errors()]
+        lines = [_line(e, model, path, table, options, settings) for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
     _check_numbers(values, path, table)
     return built
@@ -164,13 +185,22 @@ def _check_numbers(value: Any, path: Path, where: str) -> None:
         raise ConfigError(f"{path}: {where}: the number is too large.", "Use a smaller number.")
 
 
-def _line(error: Any, model: type[BaseModel], path: Path, table: str, options: Set[str]) -> str:
-    """Return one line about a validation error; flags may have set the keys in ``options``."""
+def _line(
+    error: Any,
+    model: type[BaseModel],
+    path: Path,
+    table: str,
+    options: Set[str],
+    settings: Set[str],
+) -> str:
+    """Return one line about a validation error; see `build`."""
     *outer, last = error["loc"] or ("",)
     # Positions in a list are counted from one.
     key = ".".join(str(p + 1 if isinstance(p, int) else p) for p in error["loc"])
     where = f"{path}: {'.'.join(filter(None, (table, key)))}"
     flag = f"--{key.replace('_', '-')}"
+    if (outer[:1] and f"{table}.{outer[0]}" in settings) or f"{table}.{key}" in settings:
+        where = flag = f"--set={table}.{key}"
     if error["type"] == "extra_forbidden" and key in options and table == "engine":
         return f"{flag}: this engine does not have this option."
     if error["type"] == "extra_forbidden":

@@ -37,7 +37,7 @@ def run_installed(*args: object) -> subprocess.CompletedProcess[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "a"
     done = run_installed(
-        "generate", "--seeds", SEEDS, "--target", 12, "--engine", "echo", "--out", out
+        "generate", "--seeds", SEEDS, "--target", 12, "--seed", 1, "--engine", "echo", "--out", out
     )
     assert done.returncode == 0, done.stderr
     return out
@@ -59,7 +59,17 @@ def test_an_invalid_seed_file_gives_one_line_of_error(tmp_path: Path, name: str)
     path = tmp_path / "s.jsonl"
     path.write_bytes(content)
     done = run(
-        "generate", "--seeds", path, "--target", 5, "--engine", "echo", "--out", tmp_path / "o"
+        "generate",
+        "--seeds",
+        path,
+        "--target",
+        5,
+        "--seed",
+        1,
+        "--engine",
+        "echo",
+        "--out",
+        tmp_path / "o",
     )
     assert done.returncode == 2
     assert done.stdout == ""
@@ -93,7 +103,7 @@ BAD_OPTIONS = {
     "unknown license": (["--seeds", SEEDS, "--target", 5, "--license", "nope"], r"SPDX.*'nope'"),
     "unknown option": (["--seeds", SEEDS, "--target", 5, "--modle", "x"], r"--modle.*--model\b"),
     "chat without template": (
-        ["--seeds", SEEDS, "--target", 5, "--engine", "echo", "--recipe", "chat.toml"],
+        ["--seeds", SEEDS, "--target", 5, "--seed", 1, "--engine", "echo", "--recipe", "chat.toml"],
         r"style = chat.*\becho\b",
     ),
 }
@@ -123,7 +133,7 @@ def test_rejected_seed_rows_are_counted(tmp_path: Path) -> None:
 
 
 def test_generate_prints_the_paths_of_its_files(finished: Path) -> None:
-    args = ["--seeds", SEEDS, "--target", 12, "--engine", "echo", "--show", 10]
+    args = ["--seeds", SEEDS, "--target", 12, "--seed", 1, "--engine", "echo", "--show", 10]
     done = run("generate", *args, "--out", finished)
     assert f"dataset  {finished}/data/part-00000.parquet" in done.stdout
     assert f"card     {finished}/README.md" in done.stdout
@@ -140,7 +150,7 @@ def test_a_run_that_ends_before_its_target_prints_why(tmp_path: Path) -> None:
 
 
 def test_results_as_json(finished: Path) -> None:
-    args = ["--seeds", SEEDS, "--target", 12, "--engine", "echo", "--json"]
+    args = ["--seeds", SEEDS, "--target", 12, "--seed", 1, "--engine", "echo", "--json"]
     result = orjson.loads(run("generate", *args, "--out", finished).stdout)
     assert (result["rows"], result["facts"]["stopped"]) == (12, "target")
     forecast = orjson.loads(run("preview", *args).stdout)
@@ -292,7 +302,9 @@ def test_a_command_never_reduces_a_dataset(finished: Path, tmp_path: Path) -> No
     out = tmp_path / "a"
     shutil.copytree(finished, out)
     before = (out / "data" / "part-00000.parquet").read_bytes()
-    lower = run("generate", "--seeds", SEEDS, "--target", 5, "--engine", "echo", "--out", out)
+    lower = run(
+        "generate", "--seeds", SEEDS, "--target", 5, "--seed", 1, "--engine", "echo", "--out", out
+    )
     assert lower.returncode == 2
     assert re.search(r"\b12 rows\b.*\b5\b.*--target\b", lower.stderr)
     (out / "journal.jsonl").write_bytes(b"")
@@ -360,7 +372,18 @@ def test_progress_without_a_terminal_is_plain_lines(
 
 
 def test_a_short_run_prints_no_progress(tmp_path: Path) -> None:
-    args = ["--seeds", SEEDS, "--target", 5, "--engine", "echo", "--out", tmp_path / "o"]
+    args = [
+        "--seeds",
+        SEEDS,
+        "--target",
+        5,
+        "--seed",
+        1,
+        "--engine",
+        "echo",
+        "--out",
+        tmp_path / "o",
+    ]
     assert run("generate", *args).stderr == ""
 
 

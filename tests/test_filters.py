@@ -506,8 +506,8 @@ REQUIRED = {
 
 
 def build_filters() -> list[Filter]:
-    # Filters that need a language model are tested in test_curation.py.
-    models = {"ifd", "perplexity", "reward"}
+    # Filters that need a language model are tested in test_curation.py and test_row_judge.py.
+    models = {"ifd", "perplexity", "reward", "judge"}
     return [
         cls(**REQUIRED.get(name, {}))
         for name, cls in classes("filters").items()

@@ -52,7 +52,7 @@ def seeds(n: int = 40, language: str = "en") -> list[Sample]:
 
 
 def pool_with(machine: int = 0, n: int = 40) -> Pool:
-    pool = Pool(seeds(n))
+    pool = Pool(seeds(n), 150)
     for i in range(machine):
         pool.add(Sample(f"Made number {i}", language="en", license="CC-BY-4.0"))
     return pool
@@ -150,7 +150,7 @@ def test_demonstrations_of_a_request_have_one_language() -> None:
 
 def test_seeds_that_are_too_long_are_not_demonstrations() -> None:
     long = Sample("word " * 500, language="en", license="MIT")
-    pool = Pool([*seeds(10), long])
+    pool = Pool([*seeds(10), long], 150)
     assert all(10 not in draft.parents for draft, _ in started(SelfInstruct(), pool, 100))
 
 
@@ -280,7 +280,7 @@ def test_the_recipe_self_instruct_keeps_the_separate_stage() -> None:
         assert m.path(COMPLETION) == m.stages
     # The prompt style of the recipe self_instruct is fixed; that of the default is not.
     m = load_config("self_instruct", {"engine": {"name": "echo"}, "generate": {"target": 1}}).method
-    paper = SelfInstruct(style="completion")
+    paper = SelfInstruct(style="completion", worked="built_in")
     assert m == paper
 
 
@@ -459,7 +459,8 @@ def test_alpaca_shows_three_seeds_and_no_generated_task() -> None:
 
 
 def test_alpaca_does_not_show_very_long_seeds() -> None:
-    pool = Pool([*seeds(6), *[replace(s, output="x" * 9000) for s in seeds(6)]])
+    long = [replace(s, output="x" * 9000) for s in seeds(6)]
+    pool = Pool([*seeds(6), *long], fits=Alpaca().fits)
     for draft, _ in started(Alpaca(), pool, 50):
         assert draft.parents
         assert all(p < 6 for p in draft.parents)
@@ -576,3 +577,27 @@ def test_every_completion_leads_to_an_outcome(
             assert stage == path[-1]
     if reason == "error":
         assert reasons(outcomes) == ["engine_error"]
+
+
+def test_a_group_whose_rows_are_never_accepted_does_not_use_up_a_run() -> None:
+    pool = Pool([*seeds(95), *seeds(5, "fa")])
+    rng = random.Random(0)
+    drawn = {"en": 0, "fa": 0}
+    for _ in range(1000):
+        group = pool.draw_group(rng)
+        drawn[group.language] += 1
+        pool.started[group] += 1
+        pool.accepted[group] += 3 * (group.language == "en")
+    # At most four times the share of its seeds.
+    assert 100 < drawn["fa"] < 250
+
+
+def test_a_group_that_needs_more_drafts_gets_them() -> None:
+    pool = Pool([*seeds(50), *seeds(50, "fa")])
+    rng = random.Random(0)
+    for _ in range(2000):
+        group = pool.draw_group(rng)
+        pool.started[group] += 1
+        pool.accepted[group] += 2 if group.language == "en" else rng.random() < 0.9
+    rows = {group.language: count for group, count in pool.accepted.items()}
+    assert abs(rows["en"] / (rows["en"] + rows["fa"]) - 0.5) < 0.03

@@ -35,7 +35,14 @@ def test_every_part_and_every_option_is_described(group: str) -> None:
             assert len(option.about) > 5, (part.name, option.name)
 
 
-@pytest.mark.parametrize("group", ["filters", "methods", "engines"])
+def test_a_method_shows_what_it_starts_from_and_its_stages() -> None:
+    parts = {part.name: part for part in describe_parts("methods")}
+    assert parts["evol"].stages == "starts from rows; stages: evolve, compare (judge), answer"
+    assert parts["evol"].example.startswith("instructgen generate --method evol --seeds ")
+    assert "--seeds" not in parts["magpie"].example
+
+
+@pytest.mark.parametrize("group", ["filters", "engines"])
 def test_the_examples_are_valid(group: str) -> None:
     for part in describe_parts(group):
         tables = tomllib.loads(part.example)

@@ -327,3 +327,98 @@ def test_a_dataset_written_again_from_its_journal_has_the_same_bytes(
     prefer(data, out, score=["verifiers:ifeval"], **OPTIONS)
     assert part.read_bytes() == before
     assert len(server.bodies) == requests
+
+
+class Two(Writer):
+    """A server of two models: terse writes two words, and chatty six."""
+
+    def _answer(self, handler: Any) -> None:
+        text = handler.body["messages"][-1]["content"]
+        if "[Answer A]" in text:
+            return super()._answer(handler)
+        words = {"terse": 2, "chatty": 6, "other": 3}[handler.body["model"]]
+        message = {"content": " ".join(["word"] * words), "reasoning_content": "Hm."}
+        return reply(
+            200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
+        )(handler)
+
+
+def test_several_models_compete_and_only_those_in_the_row_are_its_generators(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Two()
+    use(monkeypatch, server)
+    options = {**OPTIONS, "model": ["other", "chatty", "terse"], "samples": 1}
+    result = prefer(data, tmp_path / "out", score=["judge:judge"], **options)
+    rows = list(read_samples(result.out))
+    assert len(rows) == 16
+    for row in rows:
+        assert (len(row.output.split()), len(row.rejected_output.split())) == (2, 6)
+        assert row.origin.model == "terse"
+        # The model "other" has no text in the row, and the judge neither.
+        assert row.generators == ("terse", "chatty")
+        assert row.reasoning_content == row.rejected_reasoning_content == "Hm."
+        margin = row.score("reward").value - row.score("reward_rejected").value
+        assert row.score("margin").value == margin > 0
+    asked = [b["model"] for b in server.bodies]
+    assert {m: asked.count(m) for m in ("other", "chatty", "terse")} == {
+        "other": 16, "chatty": 16, "terse": 16,
+    }  # fmt: skip
+    folders = sorted(p.name for p in result.out.iterdir() if p.name.startswith("answers"))
+    assert folders == ["answers", "answers-2", "answers-3"]
+    manifest = manifest_in(result.out)
+    assert set(manifest.terms.generators) == {"terse", "chatty"}
+
+
+def test_two_endpoints_of_the_same_model_and_as_many_samples_as_endpoints(
+    data: Path, tmp_path: Path
+) -> None:
+    servers = [Two(), Two()]
+    options = {**OPTIONS, "model": ["terse", "chatty"], "samples": 1}
+    endpoints = [server.url for server in servers]
+    result = prefer(
+        data, tmp_path / "out", score=["verifiers:ifeval"], endpoint=endpoints, **options
+    )
+    assert result.rows == 16
+    assert [{b["model"] for b in s.bodies} for s in servers] == [{"terse"}, {"chatty"}]
+
+
+def test_the_existing_answer_may_win_or_lose(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Two())
+    options = {**OPTIONS, "samples": 1, "existing": True}
+    # The answer "A day." and that of terse meet the limit of four words; that of chatty does not.
+    won = prefer(
+        data, tmp_path / "won", score=["verifiers:ifeval"], **{**options, "model": "chatty"}
+    )
+    for row in read_samples(won.out):
+        assert row.output == "A day."
+        assert row.origin.model is None
+        assert row.origin.request is None
+        assert row.generators == ("chatty",)
+    assert won.rows == 16
+    tie = prefer(
+        data, tmp_path / "tie", score=["verifiers:ifeval"], **{**options, "model": "terse"}
+    )
+    assert {r.reason: r.count for r in tie.rejections} == {"tie": 16}
+    best = prefer(
+        data, tmp_path / "best", score=["verifiers:ifeval"], shape="instructions",
+        **{**options, "model": "chatty"},
+    )  # fmt: skip
+    for row in read_samples(best.out):
+        assert (row.output, row.generators) == ("A day.", ())
+
+
+@pytest.mark.parametrize(
+    ("models", "endpoints"),
+    [(["a", "b"], ["http://x/v1", "http://y/v1", "http://z/v1"]), (["a", "a"], [])],
+)
+def test_models_and_endpoints_that_do_not_fit_are_an_error(
+    data: Path, tmp_path: Path, models: list[str], endpoints: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match="model"):
+        prefer(
+            data, tmp_path / "o", score=["verifiers:ifeval"], endpoint=endpoints,
+            **{**OPTIONS, "model": models},
+        )  # fmt: skip

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import orjson
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from instructgen.engines import Request, Sampling, ask
+from instructgen.engines import Completion, Request, Sampling, ask
 from instructgen.formats import RowError
 from instructgen.schema.sample import Sample
 from instructgen.store import read_rows
@@ -26,9 +27,19 @@ from tests import forks
 from tests.conftest import ROOT, real
 from tests.crash import children
 from tests.engine_host import EngineHost
+from tests.scripted import play
 
 # In reading order, because later commands use the output of earlier ones.
-GUIDES = ("generating", "datasets", "duplicates", "training", "recipes", "pipelines", "reports")
+GUIDES = (
+    "generating",
+    "methods",
+    "datasets",
+    "duplicates",
+    "training",
+    "recipes",
+    "pipelines",
+    "reports",
+)
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
 OTHERS = [ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md"]
 OTHERS += [
@@ -47,7 +58,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 
 
 def workplace(tmp_path: Path) -> Path:
-    for name in ("seeds", "filters"):
+    for name in ("seeds", "filters", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
@@ -104,13 +115,16 @@ def test_the_pipeline_of_the_guide_is_valid(tmp_path: Path) -> None:
     assert "--target=20" in steps[1].argv and "--set=lora_rank=8" in steps[3].argv
 
 
-def test_the_parts_of_contributing_work() -> None:
+def test_the_parts_of_contributing_work(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S):
-        scope: dict[str, Any] = {"__name__": "parts"}
+        # Pydantic looks for the types of fields in the module of the class.
+        module = ModuleType("parts")
+        monkeypatch.setitem(sys.modules, "parts", module)
+        scope = vars(module)
         exec(compile(code, "parts.py", "exec"), scope)
         parts |= {k: v for k, v in scope.items() if getattr(v, "__module__", "") == "parts"}
-    assert set(parts) == {"Shouting", "Quiz", "Parrot"}
+    assert set(parts) == {"Shouting", "Quiz", "Parrot", "Shorter"}
     shouting = parts["Shouting"]()
     assert shouting.reason(Sample("DO THIS NOW")).reason == "shouting"
     assert shouting.reason(Sample("Do this now")) is None
@@ -120,12 +134,23 @@ def test_the_parts_of_contributing_work() -> None:
         parts["Quiz"]().samples({"quiz_question": "Who?"})
     answers = list(ask(parts["Parrot"](), [Request("Say a b", Sampling(0.0, max_tokens=2))]))
     assert [(place, c.text, c.output_tokens) for place, c in answers] == [(0, "a b", 2)]
+    seeds = [Sample(f"Name {i} fruits.", output="x", license="MIT") for i in range(3)]
+    done = play(parts["Shorter"](), seeds, lambda r: f"Of {r.prompt[0].content[-9:]}")
+    assert [row.output for row in done.rows] == [f"Of {i} fruits." for i in range(3)]
+    assert [row.origin.parents for row in done.rows] == [(seed.id,) for seed in seeds]
+    assert {row.license for row in done.rows} == {"MIT"}
+    cut = Completion("Of", "length", 1, 1)
+    assert play(parts["Shorter"](), seeds, lambda r: cut).reasons() == ["cut_by_length"] * 3
+    assert play(parts["Shorter"](), seeds, lambda r: "").reasons() == ["empty_answer"] * 3
+    briefed = play(parts["Shorter"](brief="Be kind."), seeds, lambda r: "x")
+    assert all("Be kind." in r.prompt[0].content for r in briefed.requests)
 
 
 # Smaller sizes, so that a CPU runs the same commands in minutes.
 SMALLER = (
     (" --target 100 ", " --target 2 "),
     (" --target 20 ", " --target 2 "),
+    (" --target 60 ", " --target 2 "),
     (" --target 5000", " --target 5000 --engine echo"),
     (" --tokens 2000 ", " --tokens 300 --batch-size 4 --set held_out_rows=8 "),
     (" --limit 20", " --limit 4"),

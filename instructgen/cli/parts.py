@@ -43,12 +43,15 @@ def _print_list(parts: list[PartDescription]) -> None:
     for part in parts:
         first = part.about.split("\n\n")[0].replace("\n", " ")
         screen.print(f"[bold]{safe(part.name.ljust(width))}[/]  {safe(first)}")
-        if part.row:
-            screen.print(f"{' ' * width}  [dim]{safe(part.row)}[/]")
+        for more in (part.row, part.stages):
+            if more:
+                screen.print(f"{' ' * width}  [dim]{safe(more)}[/]")
 
 
 def _print_part(part: PartDescription) -> None:
     screen.print(f"[bold]{safe(part.name)}[/]\n\n{safe(part.about)}")
+    if part.stages:
+        screen.print(f"\nIt {safe(part.stages)}.")
     if part.options:
         screen.print("\nOptions")
         for option in part.options:

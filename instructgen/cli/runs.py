@@ -185,8 +185,9 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
             + (f", {result.restarts} engine restarts" if result.restarts else "")
             + "."
         )
-    if result.hint:
-        print_note(result.hint)
+    for note in (result.hint, *result.warnings):
+        if note:
+            print_note(note)
     screen.print(f"dataset  {safe(result.parts[0])}")
     screen.print(f"card     {safe(result.card)}")
     return None
@@ -195,6 +196,11 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
 def _print_forecast(f: Forecast, as_json: bool) -> None:
     if as_json:
         return print_json(f)
+    for shown in f.prompts:
+        screen.print(f"[bold]prompt of the stage {safe(shown.stage)}[/]")
+        screen.print(safe(shown.prompt))
+        screen.print("[bold]completion[/]")
+        screen.print(safe(shown.completion))
     for sample in f.rows:
         print_row(sample.instruction, sample.input, sample.output)
     screen.print(

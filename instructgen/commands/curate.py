@@ -7,7 +7,7 @@ reason are recorded.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -24,17 +24,21 @@ from instructgen.commands.derive import (
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import CurateOptions
-from instructgen.errors import InputError
-from instructgen.filters import Filter, ScoringFilter
+from instructgen.commands.recorded import recorded_answers, recorded_form, recorded_id
+from instructgen.engines import Engine
+from instructgen.engines.supervisor import Supervisor
+from instructgen.errors import ConfigError, InputError
+from instructgen.filters import AskingFilter, Filter, ScoringFilter
 from instructgen.filters.contamination import Contamination
-from instructgen.filters.curation import Curation, Report
+from instructgen.filters.curation import Curation, Known, Report
 from instructgen.filters.recipe import load_filters, recorded_filters
+from instructgen.generation.options import judged_by, lasting, load_judge
 from instructgen.models.folders import model_digest
 from instructgen.plugins import provenance
 from instructgen.reports.cards import table
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
-from instructgen.schema.sample import Rejected, Sample, Score
+from instructgen.schema.sample import Label, Rejected, Sample, Score
 from instructgen.store import Provenance, read_samples, splits_of
 
 
@@ -81,17 +85,26 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
     """Keep the rows that all filters of a recipe accept.
 
     The filter ``contamination`` rejects rows that contain a benchmark prompt from the files in
-    ``against``. If the recipe does not contain this filter, it is added before the others.
+    ``against``. If the recipe does not contain this filter, it is added before the others. A
+    filter that asks a judge does so for the rows that the filters before it accept; the replies
+    are recorded in the folder, so that each is paid for once.
 
     Raises:
         InputError: an input is invalid.
-        ConfigError: the recipe is invalid, or a required package is missing.
+        ConfigError: the recipe is invalid, or a required package or the judge is missing.
+        EngineError: the judge cannot continue; the same call resumes.
         RunError: the input is not a complete dataset, or the output folder contains other files
             or a dataset from different inputs or settings.
         StorageError: the files cannot be written.
     """
     source = options.data
-    filters = _with_benchmarks(load_filters(options.recipe), options.against)
+    judge = _judge(options)
+
+    def load() -> list[Filter]:
+        loaded = load_filters(options.recipe)
+        return _with_benchmarks(judged_by(loaded, judge) if judge else loaded, options.against)
+
+    filters = load()
     inputs = inputs_of([source])
     check_separate(options.out, [source])
     shape = common_shape([source])
@@ -101,21 +114,109 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
         "filters": [_without_paths(f) for f in recorded_filters(filters)],
         "against": [ref.to_dict() for ref in inputs_of(benchmarks)],
         "scores_from": [ref.to_dict() for ref in inputs_of(scored)],
+        **({"judge": lasting(judge)} if judge else {}),
     }
     made_from = Provenance(
         "curate",
         inputs,
         recorded,
         models=_models(filters),
-        plugins=provenance(filters=map(type, filters)),
+        plugins=provenance(filters=map(type, filters), engines=[type(judge)] if judge else []),
     )
     splits = splits_of(source)
 
     def write(output: Output) -> Written[CurateFacts]:
-        facts = _write(output, Curation(filters, _scores(scored)), source, splits, watch)
+        known = _known(scored, filters)
+        if judge is not None:
+            known = _judged(load, source, known, judge, made_from, options.out, watch)
+        facts = _write(output, Curation(filters, known), source, splits, watch)
         return Written(facts, _sections(facts), ", curated")
 
     return derive(options.out, made_from, shape, CurateFacts, write, list(splits))
+
+
+def _judge(options: CurateOptions) -> Engine | None:
+    """Return the engine that the filters of the recipe ask, or None if they ask none.
+
+    Raises:
+        ConfigError: the judge is missing, or is set and no filter asks it.
+    """
+    filters = load_filters(options.recipe)
+    said = {
+        "name": options.judge_engine, "model": options.judge, "endpoint": options.judge_endpoint
+    }  # fmt: skip
+    if not any(isinstance(f, AskingFilter) for f in filters):
+        if any(said.values()):
+            raise ConfigError(
+                f"--judge: no filter of the recipe {options.recipe} asks a judge.",
+                "Use --recipe=judged, or add the filter judge to the recipe.",
+            )
+        return None
+    judge = load_judge(options.recipe, said, filters)
+    if judge is None:
+        raise ConfigError(
+            f"the recipe {options.recipe} needs a judge.",
+            "Pass --judge=MODEL, or add a table [judge] to the recipe.",
+        )
+    return judge
+
+
+def _judged(
+    load: Callable[[], list[Filter]],
+    source: Path,
+    known: dict[str, Known],
+    judge: Engine,
+    made_from: Provenance,
+    folder: Path,
+    watch: Watch | None,
+) -> dict[str, Known]:
+    """Return what is known of the rows, with the scores of all filters that ask the judge.
+
+    Args:
+        load: returns the filters of the recipe, without any rows that they remember.
+    """
+    places = [i for i, f in enumerate(load()) if isinstance(f, AskingFilter)]
+    supervisor = Supervisor(judge)
+    try:
+        for place in places:
+            filters = load()
+            f = filters[place]
+            assert isinstance(f, AskingFilter)
+            before = Curation(filters[:place], known)
+            rows: dict[str, Sample] = {}
+            for block in before.blocks(read_samples(source)):
+                # Computed again, a score might decide otherwise.
+                samples = [r.sample for r in block.kept] + [r.sample for r in block.rejected]
+                for sample in samples:
+                    _learn(known, sample.id, sample.scores)
+                for row in block.kept:
+                    earlier = known.get(row.sample.id, Known(()))
+                    if all(s.name != f.score_name for s in (*row.sample.scores, *earlier.scores)):
+                        rows.setdefault(row.sample.id, row.sample)
+            if not rows:
+                continue
+            asked = list(rows.values())
+            journal = folder / ("judgments" if place == places[0] else f"judgments-{place}")
+            structured = recorded_form(journal).get("structured")
+            if structured is None:
+                structured = supervisor.judge_enforces_schemas()
+            replies = recorded_answers(
+                journal,
+                supervisor,
+                [f.request(sample, structured=bool(structured)) for sample in asked],
+                asked,
+                made_from,
+                run=recorded_id(made_from, asked),
+                form={"structured": structured},
+                watch=watch,
+            )
+            for sample, reply in zip(asked, replies, strict=True):
+                scored = f.read(sample, reply)
+                labels = [x for x in scored.labels if x.name in f.label_names()]
+                _learn(known, sample.id, scored.scores, labels)
+    finally:
+        supervisor.close()
+    return known
 
 
 def _with_benchmarks(filters: Sequence[Filter], files: Sequence[Path]) -> list[Filter]:
@@ -134,7 +235,11 @@ def _with_benchmarks(filters: Sequence[Filter], files: Sequence[Path]) -> list[F
 
 def _models(filters: Sequence[Filter]) -> dict[str, str]:
     """Return the digest of each scoring filter's model as a dict keyed by filter name."""
-    scoring = [f.model_dump() | {"filter": f.name} for f in filters if isinstance(f, ScoringFilter)]
+    scoring = [
+        f.model_dump() | {"filter": f.name}
+        for f in filters
+        if isinstance(f, ScoringFilter) and not isinstance(f, AskingFilter)
+    ]
     return {each["filter"]: model_digest(each["model"]) for each in scoring if "model" in each}
 
 
@@ -143,9 +248,23 @@ def _without_paths(recorded: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in recorded.items() if k != "against"}
 
 
-def _scores(folders: Sequence[Path]) -> dict[str, tuple[Score, ...]]:
+def _learn(
+    known: dict[str, Known], row: str, scores: Sequence[Score], labels: Sequence[Label] = ()
+) -> None:
+    """Add scores and labels to what is known of a row."""
+    before = known.get(row, Known(()))
+    names = {score.name for score in before.scores}
+    tags = {label.name for label in before.labels}
+    known[row] = Known(
+        (*before.scores, *(s for s in scores if s.name not in names)),
+        (*before.labels, *(x for x in labels if x.name not in tags)),
+    )
+
+
+def _known(folders: Sequence[Path], filters: Sequence[Filter]) -> dict[str, Known]:
+    tags = {name for f in filters if isinstance(f, AskingFilter) for name in f.label_names()}
     return {
-        sample.id: sample.scores
+        sample.id: Known(sample.scores, tuple(x for x in sample.labels if x.name in tags))
         for folder in folders
         for part in ("data", "rejected")
         for sample in read_samples(folder, part)

@@ -15,6 +15,7 @@ from instructgen.commands.explanation import (
     Exchange,
     Explanation,
     Neighbor,
+    exchange_of,
     explain_row,
     unknown_id,
 )
@@ -76,13 +77,15 @@ def _explain_generated(run: Run, row_id: str) -> Explanation:
     first = number if task is None else _request(loop.pool.tasks[task].sample)
     numbers = list(dict.fromkeys([first, number]))
     _, requests = _replay(run, numbers)
+    passed, later = _evaluated(loop, row, verdict, proposed=task is None)
     return Explanation(
         id=row_id,
         verdict=verdict,
         row=row,
         parents=_parents(loop, row["origin"]["parents"]),
         written=tuple(requests[n].exchange for n in numbers),
-        passed=_passed(loop, row, verdict, proposed=task is None),
+        passed=passed,
+        not_evaluated=later,
         nearest=_nearest(run, loop, row, requests[first]),
     )
 
@@ -102,21 +105,25 @@ def _find(run: Run, row_id: str) -> tuple[str, dict[str, Any]]:
     raise unknown_id(run.folder, row_id)
 
 
-def _passed(loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool) -> tuple[str, ...]:
-    """Return the filters that accepted the row, in the order in which they evaluated it."""
+def _evaluated(
+    loop: Loop, row: dict[str, Any], verdict: str, *, proposed: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the filters that accepted the row, and those after the one that rejected it."""
     instruction = [f"instruction/{f.name}" for f in loop.chain.at("instruction")]
     answered = [f"row/{f.name}" for f in loop.chain.at("row")]
     if verdict == "in the pool" or row.get("reason") == "not_expanded":
-        return tuple(instruction)
+        return tuple(instruction), ()
     if verdict == "kept":
-        return (*instruction, *answered)
+        return (*instruction, *answered), ()
     # The instruction of a task in the pool was accepted in an earlier stage. A proposed
     # instruction is evaluated together with its answer, if it has one.
     before = [] if proposed else instruction
     order = [*instruction, *(answered if row["output"] else [])] if proposed else answered
     # A filter with both scopes is listed twice; the first one rejected the row.
     at = [i for i, f in enumerate(order) if f.endswith(f"/{row['filter']}")]
-    return (*before, *(order[: at[0]] if at else ()))
+    if not at:
+        return tuple(before), ()
+    return (*before, *order[: at[0]]), tuple(order[at[0] + 1 :])
 
 
 def _replay(run: Run, numbers: Sequence[int]) -> tuple[Loop, dict[int, _Replay]]:
@@ -130,16 +137,7 @@ def _replay(run: Run, numbers: Sequence[int]) -> tuple[Loop, dict[int, _Replay]]
         if number not in missing:
             continue
         missing.remove(number)
-        request, c = sequencer.request(number), sequencer.completion(number)
-        exchange = Exchange(
-            stage=request.stage,
-            request=number,
-            prompt=request.prompt_text(),
-            completion=c.text,
-            finish_reason=c.finish_reason,
-            prompt_tokens=c.prompt_tokens,
-            output_tokens=c.output_tokens,
-        )
+        exchange = exchange_of(number, sequencer.request(number), sequencer.completion(number))
         before = len(loop.pool.tasks), len(loop.rows)
         found[number] = _Replay(exchange, loop.draft_of(number), *before)
     if missing:

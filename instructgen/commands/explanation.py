@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instructgen.engines import Completion, Request
 from instructgen.errors import InputError, quoted
 from instructgen.licensing.licenses import obligations
 from instructgen.licensing.model_terms import generator_terms
@@ -41,13 +42,27 @@ class Exchange:
     output_tokens: int
 
 
+def exchange_of(number: int, request: Request, completion: Completion) -> Exchange:
+    """Return a request of a run and its completion, for display."""
+    return Exchange(
+        stage=request.stage,
+        request=number,
+        prompt=request.prompt_text(),
+        completion=completion.text,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=completion.prompt_tokens,
+        output_tokens=completion.output_tokens,
+    )
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
     """The explanation of a row, a seed task, or a generated instruction that has no row.
 
     ``verdict`` is ``kept``, ``rejected``, ``a seed``, or ``in the pool`` (an instruction that was
     accepted but has no row). ``written`` are the completions from which the row was created.
-    ``passed`` are the filters that accepted the row. ``command`` is the command that created a
+    ``passed`` are the filters that accepted the row, and ``not_evaluated`` those after the one that
+    rejected it. ``command`` is the command that created a
     derived dataset, and ``inputs`` are its inputs. ``obligations`` are sentences that list what
     the licenses and models of the row require of users. ``str`` returns the explanation as text.
     """
@@ -58,6 +73,7 @@ class Explanation:
     parents: tuple[tuple[str, str], ...] = ()
     written: tuple[Exchange, ...] = ()
     passed: tuple[str, ...] = ()
+    not_evaluated: tuple[str, ...] = ()
     nearest: Neighbor | None = None
     command: str = ""
     inputs: tuple[str, ...] = ()
@@ -78,6 +94,8 @@ class Explanation:
         yield from self._score_lines()
         if self.passed:
             yield f"filters passed  {', '.join(self.passed)}"
+        if self.not_evaluated:
+            yield f"filters not evaluated  {', '.join(self.not_evaluated)}"
         if self.nearest is not None:
             measure = (
                 "" if self.nearest.rouge_l is None else f"ROUGE-L {self.nearest.rouge_l:.3f}  "
@@ -170,8 +188,10 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
     table, row = place
     names: Any = manifest.facts.get("filters") or ()
     filters = tuple(map(str, names))
+    passed, later = filters, tuple[str, ...]()
     if table == "rejected":
-        filters = filters[: filters.index(row["filter"])] if row["filter"] in filters else ()
+        at = filters.index(row["filter"]) if row["filter"] in filters else len(filters)
+        passed, later = filters[:at] if at < len(filters) else (), filters[at + 1 :]
     near = find_row(folder, row["nearest"]) if row.get("nearest") else None
     return Explanation(
         id=row_id,
@@ -179,7 +199,8 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
         row=row,
         command=provenance.command,
         inputs=tuple(ref.name for ref in provenance.inputs),
-        passed=filters,
+        passed=passed,
+        not_evaluated=later,
         nearest=Neighbor(row["nearest"], near[1]["instruction"]) if near else None,
         obligations=_obligations(row),
     )

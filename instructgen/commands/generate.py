@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,17 +15,20 @@ from typing import Any
 import orjson
 
 from instructgen.commands.interface import command
-from instructgen.commands.options import GenerateOptions, PreviewOptions, RebuildOptions
+from instructgen.commands.options import GenerateOptions, GenerationOptions, RebuildOptions
+from instructgen.config import read_tables
 from instructgen.engines import Role
 from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.errors import ConfigError, InputError, RunError
+from instructgen.filters import AskingFilter
+from instructgen.filters.cluster import Cluster, with_cluster
 from instructgen.formats import OnBadRow
 from instructgen.generation.loop import Ended, Loop
 from instructgen.generation.methods import PromptSetup
 from instructgen.generation.options import Config, from_recorded, load_config
 from instructgen.generation.progress import format_hint, progress_of
 from instructgen.generation.scoring import ScoringEngine
-from instructgen.generation.seed_pool import load_seeds, seeds_digest
+from instructgen.generation.seed_pool import load_seeds, seeds_digest, value_of
 from instructgen.generation.sequencer import Sequencer
 from instructgen.generation.work import Stop
 from instructgen.models.folders import EMBEDDED
@@ -54,13 +58,25 @@ from instructgen.versions import OF_RUNS, versions
 
 
 @dataclass(frozen=True, slots=True)
+class GroupShare(JsonRecord):
+    """The number of seeds and rows of a language and of values of the columns of ``balance``."""
+
+    group: tuple[str, ...]
+    seeds: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunFacts(JsonRecord):
     """Facts about a run, for its manifest.
 
     A candidate is an instruction or a row in a completion, or a completion that cannot be parsed.
     ``candidates`` is the sum of ``kept_instructions``, ``kept_rows`` and the number of rejected
     candidates. ``not_expanded`` is the number of kept instructions for which no row was
-    generated; they are in ``rejected/`` with the reason ``not_expanded``.
+    generated; they are in ``rejected/`` with the reason ``not_expanded``. ``shares`` are the
+    numbers of seeds and rows of each group that the seeds have; () if all are in one group.
+    ``unused_seeds`` is the number of seeds that the method cannot use, such as rows without an
+    answer.
     """
 
     run: str
@@ -74,6 +90,8 @@ class RunFacts(JsonRecord):
     not_expanded: int
     prompt_tokens: int
     output_tokens: int
+    shares: tuple[GroupShare, ...] = ()
+    unused_seeds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +104,7 @@ class GenerateResult:
     cover only this call, which may have resumed the run. ``healed`` is a message
     if an incomplete last line was removed from the journal, otherwise None. ``unchanged`` is true
     if the same dataset already existed. ``hint`` is advice if most completions cannot be parsed,
-    otherwise empty.
+    otherwise empty. ``warnings`` name the languages and values of the seeds that no row has.
     """
 
     out: Path
@@ -107,6 +125,7 @@ class GenerateResult:
     invalid_seeds: int
     unchanged: bool = False
     hint: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @command(GenerateOptions, "seeds", "target", "out")
@@ -124,19 +143,19 @@ def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateRe
         StorageError: the files cannot be written; the run can be resumed.
     """
     config = configure(options)
-    samples, invalid = seeds_for(options)
+    samples, invalid = seeds_for(options, config)
     known = read_known(options.novel_against)
     with ExitStack() as stack:
         engines = stack.enter_context(started(config))
-        run = stack.enter_context(begin(options.out, config, samples, known, engines["writer"]))
-        sequencer = sequencer_of(run, loop_of(run, config, samples, known), engines, watch)
+        run = stack.enter_context(begin(options.out, config, samples, known, engines))
+        sequencer = sequencer_of(run, loop_of(run, config), engines, watch)
         try:
             sequencer.run_to_stop()
         finally:
             if (done := sequencer.activity).asked:
                 use = SessionUse(round(done.engine_s, 2), done.asked, done.output_tokens)
                 run.end_session(use)
-        restarts = sum(supervisor.restarts for supervisor in engines.values())
+        restarts = sum(supervisor.restarts for supervisor in set(engines.values()))
         return _write(run, sequencer, sequencer.work.finish(), restarts, len(invalid))
 
 
@@ -147,20 +166,23 @@ def started(config: Config) -> Iterator[dict[Role, Supervisor]]:
     A model is loaded when the first request is sent.
     """
     results: queue.SimpleQueue[Received] = queue.SimpleQueue()
-    engines: dict[Role, Supervisor] = {"writer": Supervisor(config.engine, results)}
+    writer = Supervisor(config.engine, results)
+    judge = writer if config.judge is None else Supervisor(config.judge, results)
+    engines: dict[Role, Supervisor] = {"writer": writer, "judge": judge}
     if (scores := ScoringEngine.of(config.filters)) is not None:
         engines["reward"] = Supervisor(scores, results)
     try:
         yield engines
     finally:
-        for supervisor in engines.values():
+        for supervisor in set(engines.values()):
             supervisor.close()
 
 
-def loop_of(
-    run: Run, config: Config, seeds: Sequence[Sample], known: Sequence[Sample] = ()
-) -> Loop:
-    """Return the generation loop of a run at its beginning."""
+def loop_of(run: Run, config: Config) -> Loop:
+    """Return the generation loop of a run, in its state before the first request."""
+    seeds, known = ([sample_of(row) for row in rows] for rows in (run.seeds(), run.known()))
+    if clusters := run.info.clusters:
+        seeds = [with_cluster(seed, n) for seed, n in zip(seeds, clusters, strict=True)]
     return Loop(config, form_of(run), seeds, run.id, known)
 
 
@@ -241,39 +263,112 @@ def _reject_fewer_rows(folder: Path, rows: int, hint: str) -> None:
         )
 
 
-def configure(options: PreviewOptions) -> Config:
+def configure(options: GenerationOptions) -> Config:
     """Return the validated settings: the values of the recipe, overridden by the options.
 
     Raises:
         ConfigError: a key or value of the recipe or the options is invalid.
     """
-    return load_config(
-        options.recipe,
-        {
-            "generate": {
-                "target": options.target,
-                "seed": options.seed,
-                "passes": options.passes,
-                "in_flight": options.in_flight,
-                "max_tokens_total": options.max_tokens_total,
-                "price": options.price,
-                "max_cost": options.max_cost,
-            },
-            "method": {"name": options.method},
-            "engine": {
-                "name": options.engine,
-                "model": options.model,
-                "endpoint": options.endpoint,
-            },
+    tables: dict[str, dict[str, Any]] = {
+        "generate": {
+            "target": options.target,
+            "seed": options.seed,
+            "passes": options.passes,
+            "balance": options.balance or None,
+            "in_flight": options.in_flight,
+            "max_tokens_total": options.max_tokens_total,
+            "price": options.price,
+            "max_cost": options.max_cost,
         },
-    )
+        "method": {
+            "name": options.method,
+            "brief": _brief(options.brief),
+            "prompts": None if options.prompts is None else read_tables(options.prompts),
+        },
+        "engine": {
+            "name": options.engine,
+            "model": options.model,
+            "endpoint": options.endpoint,
+        },
+        "judge": {
+            "name": options.judge_engine,
+            "model": options.judge,
+            "endpoint": options.judge_endpoint,
+        },
+    }
+    given: set[str] = set()
+    for key, value in options.settings.items():
+        table, _, name = key.partition(".")
+        name, _, part = name.partition(".")
+        if table not in tables or not name:
+            raise ConfigError(
+                f"--set={key}: the name must begin with {', '.join(tables)} and a dot.",
+                "Pass for example --set=method.human=4.",
+            )
+        known = tables[table].get(name)
+        if known is not None and not part:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} and --set={key} are both set.", "Use only one of them.")
+        before = known if isinstance(known, dict) else {}
+        tables[table][name] = {**before, part: value} if part else value
+        given.add(f"{table}.{name}")
+    return load_config(options.recipe, tables, given)
 
 
-def seeds_for(options: PreviewOptions) -> tuple[list[Sample], list[Any]]:
-    """Read the seeds that --seeds specifies; return the valid seeds and the invalid rows."""
-    return read_seeds(
-        options.seeds, options.license, options.language, options.on_bad_row, options.mapping
+def _brief(text: str) -> str | None:
+    """Return a brief, which is read from a file if ``text`` is the path of one."""
+    path = Path(text)
+    try:
+        if text and path.is_file():
+            return path.read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        if path.suffix in (".txt", ".md"):
+            raise ConfigError(f"--brief={text}: {error}.", "Pass a text file in UTF-8.") from error
+    if path.suffix in (".txt", ".md") and len(text.split()) == 1:
+        raise ConfigError(f"--brief={text}: the file does not exist.", "Check the path.")
+    return text or None
+
+
+# The field of a file that contains the seeds of a method, if they are not tasks or rows.
+_SEED_FIELDS = {"documents": "text", "personas": "persona"}
+
+
+def seeds_for(options: GenerationOptions, config: Config) -> tuple[list[Sample], list[Any]]:
+    """Read the seeds that the method starts from; return the valid seeds and the invalid rows.
+
+    Raises:
+        ConfigError: the method needs other seeds, or no seed has a column of ``balance``.
+    """
+    start, name = config.method.starts_from, config.method.name
+    paths = (*options.personas, *options.seeds) if start == "personas" else options.seeds
+    if options.personas and start != "personas":
+        raise ConfigError(f"--personas: the method {name} starts from {start}.", "Pass --seeds.")
+    if start == "nothing":
+        if paths:
+            raise ConfigError(f"--seeds: the method {name} starts from nothing.", "Omit --seeds.")
+        return [], []
+    if not paths:
+        raise ConfigError(
+            f"--seeds: the method {name} starts from {start}.",
+            "Pass --personas=FILE." if start == "personas" else "Pass --seeds=FILE.",
+        )
+    samples, bad = read_seeds(
+        paths,
+        options.license,
+        options.language,
+        options.on_bad_row,
+        options.mapping,
+        _SEED_FIELDS.get(start, ""),
     )
+    for column in config.generate.balance:
+        if not any(value_of(sample, column) for sample in samples):
+            labels = sorted({label.name for sample in samples for label in sample.labels})
+            raise ConfigError(
+                f"--balance={column}: no seed has this column. The labels of the seeds are: "
+                f"{', '.join(labels) or 'none'}.",
+                f"Pass category, or read the column with --map=label.{column}=FIELD.",
+            )
+    return samples, bad
 
 
 def read_seeds(
@@ -282,6 +377,7 @@ def read_seeds(
     language: str,
     on_bad_row: OnBadRow,
     mapping: Mapping[str, str] | None = None,
+    field: str = "",
 ) -> tuple[list[Sample], list[Any]]:
     """Read seeds from files and dataset folders; return the valid seeds and the invalid rows.
 
@@ -295,7 +391,12 @@ def read_seeds(
     folders = [path for path in paths if _is_folder(path)]
     files = [path for path in paths if path not in folders]
     samples, invalid = load_seeds(
-        files, license=license, language=language, on_bad_row=on_bad_row, mapping=mapping
+        files,
+        license=license,
+        language=language,
+        on_bad_row=on_bad_row,
+        mapping=mapping,
+        field=field,
     )
     shapes = [(folder, shape_of(folder)) for folder in folders]
     for path, shape in (*shapes, *((files[0], sample.shape) for sample in samples)):
@@ -347,8 +448,7 @@ def reopen(run: Run) -> Loop:
             f"{run.folder}: the code of the plug-in {changed[0]} has changed since this run.",
             "Install the version of the plug-in's package that run.json records.",
         )
-    seeds, known = ([sample_of(row) for row in rows] for rows in (run.seeds(), run.known()))
-    return loop_of(run, config, seeds, known)
+    return loop_of(run, config)
 
 
 @contextmanager
@@ -357,7 +457,7 @@ def begin(
     config: Config,
     seeds: Sequence[Sample],
     known: Sequence[Sample],
-    writer: Supervisor,
+    engines: Mapping[Role, Supervisor],
 ) -> Iterator[Run]:
     """Open the run in a folder to resume it, or create a run there; yield the locked run.
 
@@ -366,7 +466,7 @@ def begin(
         config: the settings.
         seeds: the seed tasks.
         known: other rows that new rows must differ from.
-        writer: the engine, which may have to show whether it enforces schemas.
+        engines: the engines, which may have to show whether they enforce schemas.
 
     Raises:
         RunError: the folder contains a run with different settings, or files other than a run.
@@ -389,8 +489,17 @@ def begin(
         config=recorded,
         seeds=inputs,
         versions=versions(OF_RUNS),
-        form=_decide_form(config, writer)._asdict(),
+        form=_decide_form(config, engines)._asdict(),
         known=compared,
+        # Recorded, because embeddings may differ on another machine.
+        clusters=next(
+            (
+                tuple(f.clusters_of(seeds))
+                for f in config.filters
+                if isinstance(f, Cluster) and config.generate.demonstrations == "coverage"
+            ),
+            (),
+        ),
     )
     with Run.create(folder, info, _lines(seeds), _lines(known)) as run:
         yield run
@@ -442,14 +551,14 @@ def _check_same_run(
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings as a dict with keys such as ``engine.model`` (``table.key``)."""
-    tables = ("generate", "method", "engine")
-    flat = {f"{t}.{k}": v for t in tables for k, v in config[t].items()}
+    tables = ("generate", "method", "engine", "judge")
+    flat = {f"{t}.{k}": v for t in tables for k, v in config.get(t, {}).items()}
     flat |= {f"plugins.{name}": part for name, part in config.get("plugins", {}).items()}
     return {**flat, **{f"filters.{i}": f for i, f in enumerate(config["filters"], start=1)}}
 
 
-def _decide_form(config: Config, writer: Supervisor) -> PromptSetup:
-    """Choose the prompt style (chat or completion); test if the engine enforces JSON schemas."""
+def _decide_form(config: Config, engines: Mapping[Role, Supervisor]) -> PromptSetup:
+    """Choose the prompt style (chat or completion); test if the engines enforce JSON schemas."""
     style = config.method.style
     if style == "auto":
         # Measured: the included model writes usable tasks as the continuation of a list, but
@@ -457,18 +566,28 @@ def _decide_form(config: Config, writer: Supervisor) -> PromptSetup:
         chat = config.engine.model != EMBEDDED and config.engine.has_chat_template()
         style = "chat" if chat else "completion"
     if style == "chat" and not config.engine.has_chat_template():
+        other = "completion" in str(type(config.method).model_fields["style"].annotation)
         raise ConfigError(
-            f"the recipe sets style = chat, but {config.engine.model or config.engine.name} has no "
-            "chat template.",
-            "Set style = completion in the table [method], or use a different model.",
+            f"the method {config.method.name} has style = chat, but the model "
+            f"{config.engine.model or config.engine.name} has no chat template.",
+            f"Use a chat model{', or set style = completion in the table [method]' * other}.",
         )
-    return PromptSetup(style, structured=style == "chat" and writer.enforces_schemas())
+    structured = style == "chat" and engines["writer"].enforces_schemas()
+    form = PromptSetup(style, structured)
+    if any(stage.role == "judge" for stage in config.method.path(form)) or any(
+        isinstance(f, AskingFilter) for f in config.filters
+    ):
+        form = form._replace(judge_structured=engines["judge"].judge_enforces_schemas())
+    if config.method.starts_from != "nothing":
+        return form
+    user_turn, turn_end = config.engine.user_turn(config.method.brief)
+    return form._replace(user_turn=user_turn, turn_end=turn_end)
 
 
 def form_of(run: Run) -> PromptSetup:
     """Return the prompt style, and whether schemas are enforced, as stored when the run started."""
     form: dict[str, Any] = run.info.form
-    return PromptSetup(**form)
+    return PromptSetup(**{**form, "user_turn": tuple(form.get("user_turn", ()))})
 
 
 def _write(
@@ -505,6 +624,7 @@ def _write(
         invalid_seeds=invalid_seeds,
         unchanged=manifest_bytes(run.folder) == before,
         hint=format_hint(loop),
+        warnings=_warnings(facts),
     )
 
 
@@ -526,6 +646,32 @@ def facts_of(loop: Loop, ended: Ended) -> RunFacts:
         not_expanded=len(ended.rejected) - sum(t.rejected.values()),
         prompt_tokens=t.prompt_tokens,
         output_tokens=t.output_tokens,
+        shares=_shares(loop, ended.rows),
+        unused_seeds=len(loop.pool.seeds) - len(loop.pool.usable),
+    )
+
+
+def _warnings(facts: RunFacts) -> tuple[str, ...]:
+    """Return a warning that names the groups of the seeds without a row, if there are any."""
+    missing = [
+        f"{' and '.join(map(repr, share.group))} ({share.seeds:,} seeds)"
+        for share in facts.shares
+        if not share.rows
+    ]
+    warnings = [f"No row has these values of the seeds: {', '.join(missing)}."] if missing else []
+    if facts.unused_seeds:
+        warnings.append(f"The method cannot use {facts.unused_seeds:,} of the seeds.")
+    return tuple(warnings)
+
+
+def _shares(loop: Loop, rows: Sequence[Sample]) -> tuple[GroupShare, ...]:
+    seeds = loop.pool.groups()
+    if len(seeds) < 2 or loop.config.method.finite:
+        return ()
+    counts = Counter(loop.pool.group_of(row) for row in rows)
+    return tuple(
+        GroupShare((group.language, *group.values), seeds[group], counts[group])
+        for group in sorted(seeds)
     )
 
 

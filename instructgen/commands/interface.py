@@ -325,6 +325,7 @@ def _signature(
 ) -> inspect.Signature:
     others = [name for name in options.model_fields if name not in positional]
     parameters = []
+    required = [n for n in positional if options.model_fields[n].is_required()]
     for name in (*positional, *others):
         field = options.model_fields[name]
         kind = (
@@ -332,7 +333,11 @@ def _signature(
             if name in positional
             else inspect.Parameter.KEYWORD_ONLY
         )
-        default = inspect.Parameter.empty if field.is_required() else field.get_default()
+        # Python allows no default before a parameter without one, although callers may omit it.
+        before = name in positional and any(
+            positional.index(name) <= positional.index(n) for n in required
+        )
+        default = inspect.Parameter.empty if before or field.is_required() else field.get_default()
         parameters.append(
             inspect.Parameter(name, kind, default=default, annotation=field.annotation)
         )

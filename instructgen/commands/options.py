@@ -85,18 +85,35 @@ _DEFAULT_MODEL = "smollm2; with a GPU, HuggingFaceTB/SmolLM3-3B"
 _MODEL = option(None, f"Base model: {_HUB}.", metavar="PATH_OR_HUB", shown=_DEFAULT_MODEL)
 
 
-class PreviewOptions(Options):
-    """Options of `preview`, which `generate` accepts too."""
+_JUDGE = (
+    "a folder, the name of a model on the Hugging Face Hub or, for the engine openai, on the "
+    "server."
+)
+_JUDGE_ENDPOINT = option(
+    None, "URL of the server of the judge, for the engine openai.", metavar="URL"
+)
+
+
+class GenerationOptions(Options):
+    """Options of both `generate` and `preview`."""
 
     renamed: ClassVar[Mapping[str, str]] = {"batch_size": "in_flight"}
 
     seeds: Paths = option(
-        ...,
-        "Seed tasks: files in any supported format, or dataset folders.",
+        (),
+        "Seeds: files in any supported format, or dataset folders. `instructgen methods METHOD` "
+        "states what a method starts from: tasks, rows, documents (a field text), personas (a "
+        "field persona), or nothing.",
         metavar="FILE",
         many="repeat",
         takes="rows",
-        min_length=1,
+    )
+    personas: Paths = option(
+        (),
+        "Descriptions of persons (a field persona), for a method that starts from personas.",
+        metavar="FILE",
+        many="repeat",
+        takes="rows",
     )
     target: Target = option(
         ..., sentence(RunSettings.model_fields["target"].description or ""), metavar="N_OR_all"
@@ -118,11 +135,48 @@ class PreviewOptions(Options):
     endpoint: str | None = _ENDPOINT
     method: str | None = option(
         None,
-        "Generation method: self_instruct or alpaca.",
+        "Generation method; `instructgen methods` lists them.",
         metavar="NAME",
         shown="self_instruct",
     )
     recipe: RecipeName = _RECIPE
+    brief: str = option(
+        "",
+        "Description of the data that you need: its domain, audience, tone and rules. Every prompt "
+        "begins with it.",
+        metavar="TEXT_OR_FILE",
+    )
+    prompts: Path | None = option(
+        None,
+        "TOML file with texts that replace those of the prompts; "
+        "instructgen/generation/templates/en.toml shows its tables and keys.",
+        metavar="FILE",
+    )
+    balance: Names = option(
+        (),
+        "Column of the seeds (category, or the name of a label) whose values get the same shares "
+        "of the rows as of the seeds. Languages always do.",
+        metavar="COLUMN",
+        many="repeat",
+    )
+    judge: str | None = option(
+        None,
+        f"Model that judges drafts and rows: {_JUDGE}",
+        metavar="NAME",
+        shown="same as --model",
+    )
+    judge_engine: str | None = option(
+        None, "Engine that runs the judge.", metavar="NAME", shown="same as --engine"
+    )
+    judge_endpoint: str | None = _JUDGE_ENDPOINT
+    settings: dict[str, Any] = option(
+        {},
+        "Key of a table of the recipe, such as method.human=4 or engine.dtype=float32; "
+        "`instructgen methods METHOD` lists the keys of a method.",
+        flag="--set",
+        metavar="TABLE.KEY=VALUE",
+        many="settings",
+    )
     mapping: dict[str, str] = _MAP
     license: str = _LICENSE
     language: str = _LANGUAGE
@@ -143,7 +197,13 @@ class PreviewOptions(Options):
     max_cost: float | None = inherited(RunSettings, "max_cost", metavar="AMOUNT")
 
 
-class GenerateOptions(PreviewOptions):
+class PreviewOptions(GenerationOptions):
+    """Options of `preview`."""
+
+    show_prompts: bool = option(False, "Print the first prompt of each stage, with its completion.")
+
+
+class GenerateOptions(GenerationOptions):
     """Options of `generate`."""
 
     out: Path = option(
@@ -303,6 +363,13 @@ class CurateOptions(Options):
         "again.",
         metavar="DATASET",
     )
+    judge: str | None = option(
+        None, f"Model that judges rows, for the recipe judged: {_JUDGE}", metavar="NAME"
+    )
+    judge_engine: str | None = option(
+        None, "Engine that runs the judge.", metavar="NAME", shown="vllm"
+    )
+    judge_endpoint: str | None = _JUDGE_ENDPOINT
 
 
 class DedupOptions(Options):
@@ -682,19 +749,24 @@ class PreferOptions(Options):
         many="repeat",
         min_length=1,
     )
-    model: str | None = option(
-        None,
-        f"Model that answers the prompts: {_HUB}.",
+    model: Names = option(
+        (),
+        f"Model that answers the prompts: {_HUB}. If it is repeated, the answers of all models are "
+        "compared.",
         metavar="PATH_OR_HUB",
+        many="repeat",
         shown=_DEFAULT_MODEL,
     )
+    existing: bool = option(False, "Whether the answer that a row has competes too.")
     shape: Shape = option(
         "preferences",
         "What to keep for each prompt: only the best answer (instructions), or the best and the "
         "worst answer (preferences).",
         flag="--as",
     )
-    samples: int = option(4, "Number of answers to sample for each prompt.", ge=1, le=10**9)
+    samples: int = option(
+        4, "Number of answers to sample for each prompt and model.", ge=1, le=10**9
+    )
     temperature: float = option(0.8, "Sampling temperature.", ge=0, allow_inf_nan=False)
     max_tokens: int = option(256, "Maximum number of tokens per answer.", ge=1, le=10**9)
     margin: float = option(
@@ -717,7 +789,13 @@ class PreferOptions(Options):
     judge_engine: str | None = option(
         None, "Engine that runs the judge (judge:MODEL).", metavar="NAME", shown="same as --engine"
     )
-    endpoint: str | None = _ENDPOINT
+    endpoint: Names = option(
+        (),
+        "URL of a server, for the engine openai: one for all models, or one for each.",
+        metavar="URL",
+        many="repeat",
+    )
+    judge_endpoint: str | None = _JUDGE_ENDPOINT
     seed: int = option(
         0,
         "Random seed for sampling answers, and for choosing the constraints that the verifier "
@@ -728,7 +806,8 @@ class PreferOptions(Options):
 
     @model_validator(mode="after")
     def _comparable(self) -> PreferOptions:
-        if self.shape == "preferences" and self.samples < 2:
+        models = max(len(self.model), len(self.endpoint), 1)
+        if self.shape == "preferences" and self.samples * models + self.existing < 2:
             raise ValueError("--samples must be at least 2 to compare answers")
         return self
 

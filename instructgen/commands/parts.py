@@ -34,9 +34,16 @@ GROUPS = {
 # The table of a recipe that selects a filter, method, engine or trainer, by group.
 _TABLES = {
     "filters": "[[filters]]",
-    "methods": "[method]",
     "engines": "[engine]",
     "trainers": "[train]",
+}
+# The option with the seeds of a method, by what it starts from.
+_SEEDS_OF = {
+    "tasks": " --seeds seeds/general.jsonl",
+    "rows": " --seeds data/mix",
+    "documents": " --seeds seeds/passages.jsonl",
+    "personas": " --personas seeds/personas.jsonl",
+    "nothing": "",
 }
 # The maximum number of options in an example.
 _SHOWN = 4
@@ -56,7 +63,8 @@ class OptionDescription:
 class PartDescription:
     """The description of a filter, engine, trainer or similar, with options and an example.
 
-    ``row`` is an example of a row as JSON, if the part is a format.
+    ``row`` is an example of a row as JSON, if the part is a format. ``stages`` states what a method
+    starts from, and its stages with those that the judge answers.
     """
 
     name: str
@@ -64,6 +72,7 @@ class PartDescription:
     options: tuple[OptionDescription, ...]
     example: str
     row: str = ""
+    stages: str = ""
 
 
 def describe_parts(group: str) -> list[PartDescription]:
@@ -101,7 +110,13 @@ def _description(group: str, cls: Any) -> PartDescription:
         options = _format_options(cls)
         return PartDescription(cls.name, _plain(about), options, _import_example(cls), row)
     options = tuple(_option(name, field) for name, field in cls.model_fields.items())
-    return PartDescription(cls.name, _plain(about), options, _example(group, cls))
+    stages = _stages(cls) if group == "methods" else ""
+    return PartDescription(cls.name, _plain(about), options, _example(group, cls), stages=stages)
+
+
+def _stages(cls: Any) -> str:
+    stages = [s.name if s.role == "writer" else f"{s.name} ({s.role})" for s in cls.stages]
+    return f"starts from {cls.starts_from}; stages: {', '.join(stages)}"
 
 
 def _plain(text: str) -> str:
@@ -165,6 +180,9 @@ def _example(group: str, cls: Any) -> str:
         first = next(iter(shown.items()), None)
         extra = "" if first is None else f" --set {cls.name}.{first[0]}={_toml_value(first[1])}"
         return f"instructgen evaluate models/sft --data data/mix --suite {cls.name}{extra}"
+    if group == "methods":
+        seeds = _SEEDS_OF[cls.starts_from]
+        return f"instructgen generate --method {cls.name}{seeds} --target 500 --out runs/{cls.name}"
     if group == "verifiers":
         return f"instructgen train grpo data/prompts --reward verifiers:{cls.name} --out models/rl"
     lines = [_TABLES[group], f'name = "{cls.name}"']

@@ -6,15 +6,11 @@ a judge's replies to one in ``judgments/``), and everything after that is comput
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from instructgen.commands.derive import (
     Derived,
@@ -28,42 +24,37 @@ from instructgen.commands.derive import (
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import PreferOptions
+from instructgen.commands.recorded import recorded_answers, recorded_id
 from instructgen.engines import Completion, Engine, Request
-from instructgen.errors import ConfigError, InputError, RunError
-from instructgen.generation.sequencer import answer_all, request_digest
+from instructgen.errors import ConfigError, InputError
+from instructgen.generation.sequencer import request_digest
 from instructgen.models.folders import model_digest
 from instructgen.plugins import find, provenance, suggest
-from instructgen.schema.arrow import sample_row
-from instructgen.schema.progress import Progress, Watch
+from instructgen.schema.progress import Watch
 from instructgen.schema.records import JsonRecord, Plugins
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Score, Shape
-from instructgen.store import (
-    FORMAT,
-    Provenance,
-    Run,
-    RunInfo,
-    Seeds,
-    differences,
-    is_run,
-    read_samples,
-    root_of,
-    training_split,
-)
-from instructgen.versions import OF_MODELS, versions
+from instructgen.store import Provenance, read_samples, root_of, training_split
 
 _JUDGE = "judge:"
+_REASONING_TOKENS = 2048
 # What does not change the requests, except that a higher limit adds some.
 _MAY_CHANGE = ("options.margin", "options.min_score", "options.as", "options.limit")
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One answer to a task, where it is recorded, and what it is worth."""
+    """One answer to a task, where it is recorded, and what it is worth.
+
+    ``writer`` is the number of the model that wrote it, or None for the row's own answer.
+    ``request`` is the number of its request in the journal of this model.
+    """
 
     text: str
-    request: int
-    digest: str
     finished: bool
+    writer: int | None = None
+    request: int | None = None
+    digest: str | None = None
+    reasoning: str = ""
     score: float | None = None
 
 
@@ -80,10 +71,10 @@ class PreferFacts(JsonRecord):
 def prefer(options: PreferOptions, watch: Watch | None = None) -> Derived[PreferFacts]:
     """Create preferences, or better answers, from what a model writes.
 
-    The prompts of a dataset of instructions are answered several times, and the answers are
-    compared by rewards, which are added up, or by a judge alone. With the shape
-    ``instructions`` the best answer is kept (rejection sampling). An answer that was cut off
-    is never kept.
+    The prompts of a dataset of instructions are answered several times, by one or several models,
+    and the answers are compared by rewards, which are added up, or by a judge alone. With
+    ``existing``, the answer of the row competes too. With the shape ``instructions`` the best
+    answer is kept (rejection sampling). An answer that was cut off is never kept.
 
     Raises:
         InputError: the dataset is invalid.
@@ -94,32 +85,63 @@ def prefer(options: PreferOptions, watch: Watch | None = None) -> Derived[Prefer
     """
     _check_scores(options.score)
     judge_engine = options.judge_engine or options.engine
-    if options.endpoint is not None and "openai" not in (options.engine, judge_engine):
+    if options.endpoint and "openai" not in (options.engine, judge_engine):
         raise ConfigError("--endpoint is for the engine openai.", "Pass --engine=openai.")
     source, folder = options.data, options.out
     check_separate(folder, [source])
     if common_shape([source]) != "instructions":
         raise InputError("contains preferences.", path=source, hint="Give instructions.")
-    writer = _engine(options.engine, options.model, options.max_tokens, options.endpoint)
-    if Path(writer.model or "").is_dir():
-        _check_writes(str(writer.model))
-    made_from = _provenance(options, writer, judge_engine)
-    maker = _Maker(made_from, options, writer, judge_engine, watch)
+    writers = _writers(options)
+    for writer in writers:
+        if Path(writer.model or "").is_dir():
+            _check_writes(str(writer.model))
+    made_from = _provenance(options, writers, judge_engine)
+    maker = _Maker(made_from, options, writers, judge_engine, watch)
     return derive(folder, made_from, options.shape, PreferFacts, lambda output: maker.write(output))
 
 
-def _provenance(options: PreferOptions, writer: Engine, judge_engine: str | None) -> Provenance:
+def _writers(options: PreferOptions) -> list[Engine]:
+    """Return the engine of each model; a single endpoint serves all models.
+
+    Raises:
+        ConfigError: the number of endpoints does not fit, or a model is named twice.
+    """
+    models: list[str | None] = [*options.model] or [None]
+    endpoints: list[str | None] = [*options.endpoint] or [None]
+    if len(models) == 1:
+        models = models * len(endpoints)
+    if len(endpoints) == 1:
+        endpoints = endpoints * len(models)
+    if len(models) != len(endpoints):
+        raise ConfigError(
+            f"{len(models)} times --model and {len(endpoints)} times --endpoint.",
+            "Pass one endpoint for all models, or one for each.",
+        )
+    pairs = list(zip(models, endpoints, strict=True))
+    if len(set(pairs)) < len(pairs):
+        raise ConfigError(
+            "--model: the same model is named twice.", "Raise --samples for more answers of it."
+        )
+    return [_engine(options.engine, m, options.max_tokens, e) for m, e in pairs]
+
+
+def _provenance(
+    options: PreferOptions, writers: Sequence[Engine], judge_engine: str | None
+) -> Provenance:
     """What determines the dataset."""
     fields = {"samples", "temperature", "max_tokens", "margin", "min_score", "limit", "seed"}
     recorded = {
-        "model": writer.model,
-        "digest": model_digest(writer.model) if writer.name != "openai" else "",
-        "engine": writer.name,
+        "models": [
+            {"name": w.model, "digest": model_digest(w.model) if w.name != "openai" else ""}
+            for w in writers
+        ],
+        "engine": writers[0].name,
+        "existing": options.existing,
         "score": [_identity(s, judge_engine) for s in options.score],
         "as": options.shape,
         **options.model_dump(mode="json", include=fields),
     }
-    plugins = _plugins(writer, options.score, judge_engine)
+    plugins = _plugins(writers[0], options.score, judge_engine)
     return Provenance("prefer", inputs_of([options.data]), recorded, plugins=plugins)
 
 
@@ -151,7 +173,9 @@ def _check_scores(score: Sequence[str]) -> None:
 def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str | None) -> Engine:
     values: dict[str, Any] = {} if model is None else {"model": model}
     kind = find("engines", name or "vllm")
-    also = {"endpoint": endpoint, "max_model_len": max(2048, 2 * max_tokens)}
+    # The prompt, the answer, and the reasoning of a thinking model.
+    longest = max(2048, 2 * max_tokens) + _REASONING_TOKENS
+    also = {"endpoint": endpoint, "max_model_len": longest}
     values |= {k: v for k, v in also.items() if v is not None and k in kind.model_fields}
     made: Engine = kind(**values)
     return made
@@ -192,11 +216,11 @@ class _Maker:
         self,
         made: Provenance,
         options: PreferOptions,
-        writer: Engine,
+        writers: Sequence[Engine],
         judge_engine: str | None,
         watch: Watch | None,
     ) -> None:
-        self.made, self.options, self.writer = made, options, writer
+        self.made, self.options, self.writers = made, options, writers
         self.judge_engine, self.watch = judge_engine, watch
         self.folder, self.score = options.out, list(options.score)
 
@@ -221,20 +245,16 @@ class _Maker:
             max_tokens=options.max_tokens,
             seed=options.seed,
         )
-        run = self._run_id(tasks)
-        completions = self._answered("answers", self.writer, requests, tasks, run)
-        answers = [
-            [
-                _Answer(
-                    c.text.strip(),
-                    at + i,
-                    request_digest(requests[at + i]),
-                    c.finish_reason == "stop",
-                )
-                for i, c in enumerate(completions[at : at + options.samples])
-            ]
-            for at in range(0, len(requests), options.samples)
-        ]
+        digests = [request_digest(request) for request in requests]
+        run = recorded_id(self.made, tasks)
+        answers = [self._existing(task) for task in tasks]
+        for number, writer in enumerate(self.writers):
+            name = f"answers-{number + 1}" if number else "answers"
+            completions = self._answered(name, writer, requests, tasks, run)
+            for at, c in enumerate(completions):
+                finished = c.finish_reason == "stop"
+                answer = _Answer(c.text.strip(), finished, number, at, digests[at], c.reasoning)
+                answers[at // options.samples].append(answer)
         decisions: dict[str, int] = {}
         if judge is None:
             others = [s for s in self.score if not s.startswith("verifiers:")]
@@ -248,9 +268,16 @@ class _Maker:
         sections = _section(self.made, options, scored, facts)
         return Written(facts, sections, ", answered and compared")
 
-    def _run_id(self, tasks: Sequence[Sample]) -> str:
-        what = [self.made.to_dict(), [t.id for t in tasks]]
-        return hashlib.sha256(orjson.dumps(what, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    def _endpoint_of(self, model: str) -> str | None:
+        """Return the endpoint of the writer with this model, or else of the first one."""
+        endpoints = {w.model: getattr(w, "endpoint", None) for w in reversed(self.writers)}
+        return endpoints.get(model) or getattr(self.writers[0], "endpoint", None)
+
+    def _existing(self, task: Sample) -> list[_Answer]:
+        """Return the row's own answer if it competes; one with calls of tools does not."""
+        if not self.options.existing or not task.output or task.tool_calls:
+            return []
+        return [_Answer(task.output, True, reasoning=task.reasoning_content)]
 
     def _answered(
         self,
@@ -261,48 +288,16 @@ class _Maker:
         run: str,
     ) -> list[Completion]:
         """Return the completion of each request; recorded completions are not asked again."""
-
-        def watch(done: int) -> None:
-            if self.watch is not None:
-                self.watch(Progress(name, done, len(requests), "completions"))
-
-        with self._journal(name, tasks, run) as journal:
-            return answer_all(engine, requests, journal, watch)
-
-    @contextmanager
-    def _journal(self, name: str, tasks: Sequence[Sample], run: str) -> Iterator[Run]:
-        folder = self.folder / name
-        if is_run(folder):
-            with Run.open(folder) as journal:
-                self._check_same(journal, len(tasks))
-                yield journal
-            return
-        lines = [orjson.dumps(sample_row(t)) + b"\n" for t in tasks]
-        info = RunInfo(
-            format=FORMAT,
+        return recorded_answers(
+            self.folder / name,
+            engine,
+            requests,
+            tasks,
+            self.made,
             run=run,
-            config=self.made.to_dict(),
-            seeds=Seeds(hashlib.sha256(b"".join(lines)).hexdigest(), len(tasks)),
-            versions=versions(OF_MODELS),
+            may_change=_MAY_CHANGE,
+            watch=self.watch,
         )
-        with Run.create(folder, info, lines) as journal:
-            yield journal
-
-    def _check_same(self, journal: Run, tasks: int) -> None:
-        """Raise RunError if the recorded answers were made with other options or by other code."""
-        changed = [
-            key
-            for key in differences(journal.info.config, self.made.to_dict())
-            if not key.startswith(_MAY_CHANGE)
-        ]
-        if tasks < journal.info.seeds.rows:
-            changed.append("options.limit")
-        if changed:
-            raise RunError(
-                f"{journal.folder} contains answers that were made differently; "
-                f"changed: {', '.join(changed)}.",
-                "Give the same options, or another --out.",
-            )
 
     def _rewarded(
         self, tasks: Sequence[Sample], answers: list[list[_Answer]], rewards: Sequence[Any]
@@ -328,7 +323,8 @@ class _Maker:
                 contests.append(Contest(task, some[a].text, some[b].text))
                 places.append((number, a, b))
         longest = 2 * self.options.max_tokens + 512
-        engine = _engine(self.judge_engine, judge, longest, self.options.endpoint)
+        endpoint = self.options.judge_endpoint or self._endpoint_of(judge)
+        engine = _engine(self.judge_engine, judge, longest, endpoint)
         replies = self._answered("judgments", engine, judge_requests(contests), tasks, run)
         results, counts = verdicts(replies)
         won: dict[tuple[int, int], list[float]] = {}
@@ -354,7 +350,7 @@ class _Maker:
         unjudged: Sequence[Sample],
         run: str,
     ) -> None:
-        generator = root_of(str(self.made.options["model"]))
+        models = [root_of(str(writer.model)) for writer in self.writers]
 
         def reject(task: Sample, rejection: Rejection) -> None:
             empty = replace(task, output="")
@@ -367,15 +363,13 @@ class _Maker:
             if isinstance(chosen, Rejection):
                 reject(task, chosen)
             else:
-                output.keep([_row(task, number, *chosen, shape, run, generator)])
+                output.keep([_row(task, number, *chosen, shape, run, models)])
 
     def _chosen(self, some: Sequence[_Answer], shape: Shape) -> tuple[_Answer, _Answer] | Rejection:
         """The best and the worst of a task's answers, or why they make no row."""
         whole = [a for a in some if a.finished and a.text]
-        known = sorted(
-            (a for a in whole if a.score is not None),
-            key=lambda a: (-(a.score or 0.0), a.request),
-        )
+        # The order of equal scores is that of the answers: the row's own comes first.
+        known = sorted((a for a in whole if a.score is not None), key=lambda a: -(a.score or 0.0))
         least = 2 if shape == "preferences" else 1
         if len(whole) < least:
             ended = f"{len(whole)} of {len(some)} answers are complete"
@@ -385,7 +379,8 @@ class _Maker:
         best, worst = known[0], known[-1]
         value = best.score or 0.0
         gap = value - (worst.score or 0.0)
-        if shape == "preferences" and (gap <= 0 or gap < self.options.margin):
+        same = gap <= 0 or best.text == worst.text
+        if shape == "preferences" and (same or gap < self.options.margin):
             return Rejection("prefer", "tie", f"best and worst differ by {gap:.3g}", gap)
         if self.options.min_score is not None and value < self.options.min_score:
             return Rejection("prefer", "low_score", f"the best is worth {value:.3g}", value)
@@ -404,15 +399,26 @@ def _row(
     worst: _Answer,
     shape: Shape,
     run: str,
-    generator: str,
+    models: Sequence[str],
 ) -> Sample:
     pair = shape == "preferences"
-    scores = [Score("reward", best.score), *([Score("reward_rejected", worst.score)] * pair)]
-    return replace(
+    scores = [Score("reward", best.score)]
+    if pair:
+        margin = (best.score or 0.0) - (worst.score or 0.0)
+        scores += [Score("reward_rejected", worst.score), Score("margin", round(margin, 6))]
+    written_by = [
+        models[a.writer] for a in ((best, worst) if pair else (best,)) if a.writer is not None
+    ]
+    row = replace(
         task.with_answer(best.text, worst.text if pair else None),
+        reasoning_content=best.reasoning,
+        rejected_reasoning_content=worst.reasoning if pair else "",
+    )
+    return replace(
+        row,
         origin=Origin(
             method="preference" if pair else "best_of_n",
-            model=generator,
+            model=task.origin.model if best.writer is None else models[best.writer],
             run=run,
             draft=number,
             request=best.request,
@@ -421,7 +427,7 @@ def _row(
             group=task.origin.group,
         ),
         scores=tuple(scores),
-        generators=tuple(dict.fromkeys((*task.generators, generator))),
+        generators=tuple(dict.fromkeys((*task.generators, *written_by))),
         edits=(),
     )
 
@@ -435,12 +441,14 @@ def _section(
     values = [a.score for some in scored for a in some if a.score is not None]
     mean = f"{sum(values) / len(values):.3f}" if values else "none"
     names = ", ".join(name_of(Path(s)) if Path(s).exists() else s for s in options.score)
+    models: Any = made.options["models"]
+    by = " and by ".join(f"`{model['name']}`" for model in models)
+    own = "and the answers that the rows already had, " if options.existing else ""
     lines = [
         "## Answers",
         "",
-        f"{options.samples} answers per prompt by `{made.options['model']}` at temperature "
-        f"{options.temperature}, compared by {names}; mean score {mean}. An answer that was "
-        "cut off is never chosen.",
+        f"{options.samples} answers per prompt by {by} at temperature {options.temperature}, "
+        f"{own}compared by {names}; mean score {mean}. An answer that was cut off is never chosen.",
         "",
     ]
     if facts.judge:

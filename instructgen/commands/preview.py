@@ -11,11 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from instructgen.commands.explanation import Exchange, exchange_of
 from instructgen.commands.generate import (
     begin,
     configure,
     loop_of,
     read_known,
+    reopen,
     seeds_for,
     sequencer_of,
     started,
@@ -28,6 +30,7 @@ from instructgen.generation.loop import Loop
 from instructgen.generation.sequencer import Activity
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Rejection, Sample
+from instructgen.store import Run
 
 # The number of rows, and the maximum number of requests to generate them.
 _ROWS, _MOST_REQUESTS = 32, 400
@@ -46,6 +49,7 @@ class Forecast:
     """
 
     rows: tuple[Sample, ...]
+    prompts: tuple[Exchange, ...]
     requests: int
     candidates: int
     kept_instructions: int
@@ -76,20 +80,34 @@ def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
         raise ConfigError("--target=all: there is nothing to forecast.", "Pass a number of rows.")
     few = config.generate.model_copy(update={"target": min(target, _ROWS)})
     config = replace(config, generate=few)
-    samples, _ = seeds_for(options)
+    samples, _ = seeds_for(options, config)
     known = read_known(options.novel_against)
     with ExitStack() as stack:
         engines = stack.enter_context(started(config))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="instructgen-")))
-        writer = engines["writer"]
-        run = stack.enter_context(begin(folder / "preview", config, samples, known, writer))
-        loop = loop_of(run, config, samples, known)
+        run = stack.enter_context(begin(folder / "preview", config, samples, known, engines))
+        loop = loop_of(run, config)
         sequencer = sequencer_of(run, loop, engines, watch)
         sequencer.run_to_stop(_MOST_REQUESTS)
-        return _forecast(loop, sequencer.activity, target)
+        prompts = _first_prompts(run)
+        shown = prompts if options.show_prompts else ()
+        return _forecast(loop, sequencer.activity, target, shown)
 
 
-def _forecast(loop: Loop, activity: Activity, target: int) -> Forecast:
+def _first_prompts(run: Run) -> tuple[Exchange, ...]:
+    """Return the first request of each stage with its completion, from the journal of a run."""
+    found: dict[str, Exchange] = {}
+    sequencer = sequencer_of(run, reopen(run), {}, None)
+    for number in sequencer.replay():
+        request = sequencer.request(number)
+        if request.stage not in found:
+            found[request.stage] = exchange_of(number, request, sequencer.completion(number))
+    return tuple(found.values())
+
+
+def _forecast(
+    loop: Loop, activity: Activity, target: int, prompts: tuple[Exchange, ...]
+) -> Forecast:
     t = loop.tally
     similar = _too_similar(loop)
     proposed = (t.kept_instructions or t.kept_rows) + len(similar)
@@ -99,6 +117,7 @@ def _forecast(loop: Loop, activity: Activity, target: int) -> Forecast:
     scale = None if effort is None or not proposed else effort / proposed
     return Forecast(
         rows=tuple(loop.rows[:10]),
+        prompts=prompts,
         requests=t.requests,
         candidates=t.candidates,
         kept_instructions=t.kept_instructions,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from instructgen.errors import EngineError
+from instructgen.errors import ConfigError, EngineError
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Sample
 
@@ -68,12 +68,15 @@ class Request:
         return replace(self, sampling=replace(self.sampling, seed=seed))
 
     def prompt_text(self) -> str:
-        """Return the prompt as one text for display, with the role above each message."""
+        """Return the prompt as one text for display, with the role above each message.
+
+        Token ids are shown as numbers on one line.
+        """
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n\n".join(
-            f"[{m.role}]\n{m.content}" if isinstance(m, Message) else str(m) for m in self.prompt
-        )
+        tokens = " ".join(str(part) for part in self.prompt if isinstance(part, int))
+        messages = [f"[{m.role}]\n{m.content}" for m in self.prompt if isinstance(m, Message)]
+        return "\n\n".join([f"[tokens]\n{tokens}", *messages] if tokens else messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class Completion:
     """The result of one request: its text, why the text ended, and the number of tokens.
 
     ``retryable`` is True if the request failed because of a possibly temporary problem of the
-    server, so that the same request may succeed later.
+    server, so that the same request may succeed later. ``reasoning`` is what a thinking model
+    wrote before the text.
     """
 
     text: str
@@ -90,6 +94,7 @@ class Completion:
     output_tokens: int = 0
     error: str | None = None
     retryable: bool = False
+    reasoning: str = ""
 
     @classmethod
     def failed(cls, error: str, prompt_tokens: int = 0, *, retryable: bool = False) -> Completion:
@@ -123,6 +128,17 @@ class Engine(BaseModel, ABC):
         "or smollm2 (included). For the engine openai: the name of a model on the server. Default "
         "of the other engines: smollm2; with a GPU, HuggingFaceTB/SmolLM3-3B.",
     )
+    thinking: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether a model that can reason before it answers does so: auto (as its chat "
+        "template decides), on or off. A request with a JSON schema is answered without reasoning.",
+    )
+    thinking_tokens: int = Field(
+        2048,
+        ge=0,
+        description="Maximum number of tokens of the reasoning, in addition to those of the "
+        "answer. For the engine openai: only if thinking is on.",
+    )
     max_restarts: int = Field(
         2,
         ge=0,
@@ -138,6 +154,19 @@ class Engine(BaseModel, ABC):
     @abstractmethod
     def has_chat_template(self) -> bool:
         """Return whether the model has a chat template."""
+
+    def user_turn(self, system: str = "") -> tuple[tuple[int, ...], str]:
+        """Return the tokens of the chat template before the text of a user, and what follows it.
+
+        A text in ``system`` is the system message before it.
+
+        Raises:
+            ConfigError: the engine has no chat template that it can read.
+        """
+        raise ConfigError(
+            f"The engine {self.name} cannot continue the beginning of a chat template.",
+            "Use --engine=vllm or --engine=transformers.",
+        )
 
     def start(self) -> None:
         """Load the model, or connect to the server. A second call does nothing.
@@ -271,8 +300,35 @@ class LocalEngine(Engine):
         return {"model": self.model, "digest": model_digest(self.model)}
 
 
-def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
-    """Return the token ids of a request's prompt, with the chat template applied to messages."""
+# A text that no chat template changes and that no template contains.
+_SENTINEL = "Qx7instructgenQx7"
+
+
+def user_turn_of(tokenizer: Any, system: str) -> tuple[tuple[int, ...], str]:
+    """See `Engine.user_turn`; the template is rendered with a sentinel as the user's text."""
+    if not tokenizer.chat_template:
+        raise ConfigError("The model has no chat template.", "Use another model.")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": _SENTINEL})
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:
+        raise ConfigError(
+            f"The chat template cannot be used with a brief ({error}).", "Omit --brief."
+        ) from error
+    before, found, after = text.partition(_SENTINEL)
+    if not found:
+        raise ConfigError("The chat template changes the user's text.", "Use another model.")
+    end = after.split()
+    tokens = tokenizer.encode(before, add_special_tokens=False)
+    return tuple(tokens), end[0] if end else ""
+
+
+def prompt_tokens(tokenizer: Any, request: Request, **variables: bool) -> list[int]:
+    """Return the token ids of a request's prompt, with the chat template applied to messages.
+
+    The ``variables`` are passed to the chat template.
+    """
     if isinstance(request.prompt, str):
         return list(tokenizer.encode(request.prompt)) if request.prompt else []
     if all(isinstance(part, int) for part in request.prompt):
@@ -280,7 +336,7 @@ def prompt_tokens(tokenizer: Any, request: Request) -> list[int]:
     messages = [m.to_dict() for m in request.prompt if not isinstance(m, int)]
     return list(
         tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **variables
         )
     )
 

@@ -31,6 +31,7 @@ from instructgen.engines import (
     command_line_only,
     operational,
 )
+from instructgen.engines.thinking import split_reasoning, template_options
 from instructgen.engines.window import MeasuredWindow
 from instructgen.errors import ConfigError, EngineError
 
@@ -79,7 +80,7 @@ class OpenAIEngine(Engine):
     _url: str = PrivateAttr("")
     _proxy: str | None = PrivateAttr(None)
     _measured: MeasuredWindow = PrivateAttr(default_factory=MeasuredWindow)
-    _submitted: deque[tuple[int, str, bytes]] = PrivateAttr(default_factory=deque)
+    _submitted: deque[tuple[int, Request, str, bytes]] = PrivateAttr(default_factory=deque)
     _canceled: deque[int] = PrivateAttr(default_factory=deque)
     _waking: bool = PrivateAttr(False)
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
@@ -151,7 +152,7 @@ class OpenAIEngine(Engine):
         """Accept a request; the thread that calls `next` sends it."""
         path, body = self._body(request)
         with self._lock:
-            self._submitted.append((number, path, orjson.dumps(body)))
+            self._submitted.append((number, request, path, orjson.dumps(body)))
             self._wake()
 
     def cancel(self, number: int) -> None:
@@ -226,15 +227,21 @@ class OpenAIEngine(Engine):
             submitted, canceled = list(self._submitted), list(self._canceled)
             self._submitted.clear()
             self._canceled.clear()
-        for number, path, body in submitted:
-            self._tasks[number] = self._loop.create_task(self._answer(number, path, body))
+        for number, request, path, body in submitted:
+            answer = self._answer(number, request, path, body)
+            self._tasks[number] = self._loop.create_task(answer)
         for number in canceled:
             if (task := self._tasks.get(number)) is not None:
                 task.cancel()
 
-    async def _answer(self, number: int, path: str, body: bytes) -> None:
+    async def _answer(self, number: int, request: Request, path: str, body: bytes) -> None:
         try:
-            self._completed.append((number, await self._with_retries(path, body)))
+            completion = await self._with_retries(path, body)
+            # Some servers separate the reasoning themselves.
+            if not completion.reasoning:
+                opened = None if self.thinking == "on" else False
+                completion = split_reasoning(completion, request, opened=opened)
+            self._completed.append((number, completion))
         except Exception as error:  # noqa: BLE001 (raised again by `next`)
             self._failure = error
         finally:
@@ -311,6 +318,10 @@ class OpenAIEngine(Engine):
         if tokens:
             return "completions", {**body, "prompt": tokens}
         body["messages"] = [m.to_dict(text=True) for m in request.prompt if not isinstance(m, int)]
+        if self.thinking != "auto":
+            body["chat_template_kwargs"] = template_options(request, self.thinking)
+        if self.thinking == "on" and request.schema is None:
+            body["max_tokens"] += self.thinking_tokens
         if request.schema is not None:
             schema = {"name": "answer", "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -339,7 +350,10 @@ def _read(content: bytes) -> Completion:
         if "error" in answer:
             raise _Passing(f"HTTP 200 with an error: {str(answer['error'])[:200]}")
         choice = answer["choices"][0]
-        text = choice["text"] if "text" in choice else choice["message"]["content"]
+        message = choice if "text" in choice else choice["message"]
+        text = message["text"] if "text" in message else message["content"]
+        # Servers use two names for it.
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
         usage = answer.get("usage") or {}
         known: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
         reason = known.get(choice.get("finish_reason") or "", "error")
@@ -349,6 +363,7 @@ def _read(content: bytes) -> Completion:
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             output_tokens=int(usage.get("completion_tokens") or 0),
             error=None if reason != "error" else f"finish reason {choice.get('finish_reason')}",
+            reasoning=reasoning if isinstance(reasoning, str) else "",
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _Passing(f"an answer that cannot be read ({type(error).__name__})") from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import orjson
 
 from instructgen.engines import Completion, Engine, Request, Sampling
-from instructgen.errors import EngineDied, EngineError
+from instructgen.errors import ConfigError, EngineDied, EngineError
 from instructgen.schema.messages import Message
 
 # How long the thread waits for a completion before it looks whether it is to end.
@@ -141,6 +141,19 @@ class Supervisor:
             return bool(orjson.loads(completion.text) == expected)
         except orjson.JSONDecodeError:
             return False
+
+    def judge_enforces_schemas(self) -> bool:
+        """Return `enforces_schemas` of an engine that is a judge.
+
+        Raises:
+            ConfigError: the judge has no chat template.
+        """
+        if not self.engine.has_chat_template():
+            raise ConfigError(
+                f"the judge {self.engine.model or self.engine.name} has no chat template.",
+                "Use a chat model as the judge (--judge=MODEL).",
+            )
+        return self.enforces_schemas()
 
     def close(self) -> None:
         """Cancel all requests, and close the engine."""

@@ -21,6 +21,14 @@ from instructgen.engines import (
     Sampling,
     operational,
     prompt_tokens,
+    user_turn_of,
+)
+from instructgen.engines.thinking import (
+    can_think,
+    is_chat,
+    opens_reasoning,
+    split_reasoning,
+    template_options,
 )
 from instructgen.models.loading import load_for_inference, read_tokenizer
 
@@ -43,6 +51,10 @@ class TransformersEngine(QueueEngine, LocalEngine):
         """Return whether the tokenizer has a chat template."""
         return bool(read_tokenizer(self.model).chat_template)
 
+    def user_turn(self, system: str = "") -> tuple[tuple[int, ...], str]:
+        """Return the beginning of a user's message in the chat template, and what follows it."""
+        return user_turn_of(read_tokenizer(self.model), system)
+
     def window(self) -> int:
         """Return the number of requests decoded at the same time."""
         return self.batch
@@ -61,19 +73,24 @@ class TransformersEngine(QueueEngine, LocalEngine):
         completions: dict[int, Completion] = {}
         groups: dict[Sampling, list[tuple[int, list[int]]]] = {}
         for i, request in enumerate(requests):
-            tokens = prompt_tokens(self._tokenizer, request)
+            variables = template_options(request, self.thinking)
+            tokens = prompt_tokens(self._tokenizer, request, **variables)
             room = self.max_model_len - len(tokens)
             if not tokens or room < 1:
                 error = f"the prompt has {len(tokens)} tokens; the limit is {self.max_model_len}"
                 completions[i] = Completion.failed(error, len(tokens))
             else:
-                max_tokens = min(request.sampling.max_tokens, room)
+                thinks = is_chat(request) and self.thinking != "off" and request.schema is None
+                extra = self.thinking_tokens if thinks and can_think(self._tokenizer) else 0
+                max_tokens = min(request.sampling.max_tokens + extra, room)
                 sampling = replace(request.sampling, seed=None, max_tokens=max_tokens)
                 groups.setdefault(sampling, []).append((i, tokens))
         for sampling, group in groups.items():
             seed = requests[group[0][0]].sampling.seed
             generated = self._generate([tokens for _, tokens in group], sampling, seed)
-            completions.update(zip((i for i, _ in group), generated, strict=True))
+            for (i, tokens), completion in zip(group, generated, strict=True):
+                opened = opens_reasoning(self._tokenizer, tokens)
+                completions[i] = split_reasoning(completion, requests[i], opened=opened)
         return [completions[i] for i in range(len(requests))]
 
     def close(self) -> None:

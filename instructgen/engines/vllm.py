@@ -16,6 +16,7 @@ import time
 import warnings
 import weakref
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, PrivateAttr
@@ -27,6 +28,14 @@ from instructgen.engines import (
     Request,
     operational,
     prompt_tokens,
+    user_turn_of,
+)
+from instructgen.engines.thinking import (
+    can_think,
+    is_chat,
+    opens_reasoning,
+    split_reasoning,
+    template_options,
 )
 from instructgen.errors import EngineDied, EngineError, first_line
 from instructgen.models.folders import has_gpu, model_folder
@@ -75,12 +84,17 @@ class VllmEngine(LocalEngine):
     # How many requests the loaded model decodes at the same time, or 0 before it is loaded.
     _slots: int = PrivateAttr(0)
     _inbox: queue.SimpleQueue[_Job] = PrivateAttr(default_factory=queue.SimpleQueue)
-    _prompts: dict[int, int] = PrivateAttr(default_factory=dict)
+    # The requests that vLLM has, and whether their prompt ends within reasoning.
+    _prompts: dict[int, tuple[Request, bool]] = PrivateAttr(default_factory=dict)
     _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
 
     def has_chat_template(self) -> bool:
         """Return whether the tokenizer has a chat template."""
         return bool(self._read_tokenizer().chat_template)
+
+    def user_turn(self, system: str = "") -> tuple[tuple[int, ...], str]:
+        """Return the beginning of a user's message in the chat template, and what follows it."""
+        return user_turn_of(self._read_tokenizer(), system)
 
     def start(self) -> None:
         """Load the model, which takes 10 to 60 s for a small model on a CPU.
@@ -108,7 +122,8 @@ class VllmEngine(LocalEngine):
 
     def submit(self, number: int, request: Request) -> None:
         """Accept a request. It fails if its prompt is empty or too long for the model."""
-        tokens = prompt_tokens(self._read_tokenizer(), request)
+        variables = template_options(request, self.thinking)
+        tokens = prompt_tokens(self._read_tokenizer(), request, **variables)
         self._inbox.put((number, request, tokens))
 
     def cancel(self, number: int) -> None:
@@ -126,8 +141,10 @@ class VllmEngine(LocalEngine):
             if not self._completed and engine.has_unfinished_requests():
                 for output in engine.step():
                     number = int(output.request_id)
-                    if self._prompts.pop(number, None) is not None:
-                        self._completed.append((number, _completion(output)))
+                    known = self._prompts.pop(number, None)
+                    if known is not None:
+                        completion = split_reasoning(_completion(output), known[0], opened=known[1])
+                        self._completed.append((number, completion))
         except queue.Empty:
             return None
         except Exception as error:
@@ -162,14 +179,18 @@ class VllmEngine(LocalEngine):
             error = f"the prompt has {len(tokens)} tokens; the limit is {self.max_model_len}"
             self._completed.append((number, Completion.failed(error, len(tokens))))
             return
-        params, prompt = sampling_params(request, room), TokensPrompt(prompt_token_ids=tokens)
+        tokenizer = self._read_tokenizer()
+        thinks = is_chat(request) and self.thinking != "off" and can_think(tokenizer)
+        extra = self.thinking_tokens if thinks and request.schema is None else 0
+        params = sampling_params(_with_tokens(request, extra), room)
+        prompt = TokensPrompt(prompt_token_ids=tokens)
         try:
             engine.add_request(str(number), prompt, params)
         except ValueError as error:
             failed = Completion.failed(first_line(error), len(tokens))
             self._completed.append((number, failed))
         else:
-            self._prompts[number] = len(tokens)
+            self._prompts[number] = request, thinks and opens_reasoning(tokenizer, tokens)
 
     def _drop(self) -> None:
         llm, self._llm = self._llm, None
@@ -238,6 +259,12 @@ class VllmEngine(LocalEngine):
                 "Use a smaller max_model_len (a recipe key), a different model, or "
                 "--engine=transformers.",
             ) from error
+
+
+def _with_tokens(request: Request, extra: int) -> Request:
+    """Return the request with more tokens for its completion."""
+    s = request.sampling
+    return replace(request, sampling=replace(s, max_tokens=s.max_tokens + extra))
 
 
 def sampling_params(request: Request, room: int) -> Any:

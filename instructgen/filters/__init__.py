@@ -4,9 +4,9 @@ Each filter has its own file in this package. The fields of its class are the op
 recipe can set for it. The recipes in the top-level folder ``filters/`` set the thresholds that
 are used in practice.
 
-A `Transform` changes samples, a `ScoringFilter` attaches a score to each sample, a
-`ComparingFilter` compares each sample with earlier ones, and a `SelectingFilter` receives all
-samples before it decides.
+A `Transform` changes samples, a `ScoringFilter` attaches a score to each sample (an `AskingFilter`
+asks a language model for it), a `ComparingFilter` compares each sample with earlier ones, and a
+`SelectingFilter` receives all samples before it decides.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from instructgen.engines import Completion, Request
 from instructgen.schema.messages import Message, json_text
 from instructgen.schema.sample import Edit, Rejection, Sample, Score
 from instructgen.similarity import Match, Pairs
@@ -245,6 +246,47 @@ class ScoringFilter(Filter):
         return Verdict(sample, None, score.value)
 
 
+class AskingFilter(ScoringFilter):
+    """Base class for filters that ask a language model, the judge, for the score of each row.
+
+    The commands send the requests, and record them in a journal, so that each is paid for once.
+    ``model`` is part of the names of the scores.
+    """
+
+    model: str = Field(
+        "",
+        description="Model that scores the rows. Default: the model of --judge or of the table "
+        "[judge]; in generate, the model that writes the rows if there is neither.",
+    )
+
+    @abstractmethod
+    def request(self, sample: Sample, *, structured: bool) -> Request:
+        """Return the request for the score; ``structured``: the engine enforces JSON schemas."""
+
+    @abstractmethod
+    def read(self, sample: Sample, completion: Completion) -> Sample:
+        """Return the sample with the score, or the error, that the completion contains."""
+
+    def label_names(self) -> tuple[str, ...]:
+        """Return the names of the labels that `read` adds."""
+        return ()
+
+    def too_low(self, sample: Sample) -> Rejection | None:
+        """Return a rejection because of a score other than the main one, or None."""
+        return None
+
+    def scores(self, samples: Sequence[Sample]) -> list[Score]:
+        """Return an error for each sample: only commands can ask a model."""
+        error = "only generate and curate ask the judge"
+        return [Score(self.score_name, None, error) for _ in samples]
+
+    def _verdict(self, sample: Sample) -> Verdict:
+        verdict = super()._verdict(sample)
+        if verdict.rejection is None and (rejection := self.too_low(sample)) is not None:
+            return Verdict(sample, rejection, verdict.value)
+        return verdict
+
+
 class SelectingFilter(Filter):
     """Base class for filters that compare all rows of a dataset before they reject any row.
 
@@ -380,11 +422,13 @@ class BlockMatches:
     """The similar earlier samples of each sample of a block, found with one search of the index.
 
     A sample is compared with the samples that the filter remembers, and with the samples before it
-    in the block that were kept.
+    in the block that were kept. Samples with an id in ``exempt`` are ignored.
     """
 
-    def __init__(self, f: ComparingFilter, samples: Sequence[Sample]) -> None:
-        self._filter, self._samples = f, list(samples)
+    def __init__(
+        self, f: ComparingFilter, samples: Sequence[Sample], exempt: Set[str] = frozenset()
+    ) -> None:
+        self._filter, self._samples, self._exempt = f, list(samples), exempt
         self._texts = [f.text(sample) for sample in samples]
         self._kept: set[int] = set()
         # Whether a kept sample was changed after its text was compared with the others.
@@ -401,10 +445,10 @@ class BlockMatches:
         """Return a rejection of the sample at a place of the block, or None to keep it."""
         f = self._filter
         if self._outdated or f.text(sample) != self._texts[place]:
-            return f.reason(sample)
+            return BlockMatches(f, [sample], self._exempt).reason(0, sample)
         if place not in self._earlier:
             return f.too_long(sample)
-        matches = self._earlier[place] + [
+        matches = [m for m in self._earlier[place] if m.seen.id not in self._exempt] + [
             EarlierMatch(score, f.seen(self._samples[other]))
             for score, other in self._in_block[place]
             if other in self._kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from instructgen.filters import (
@@ -42,6 +42,7 @@ class Chain:
         samples: Sequence[Sample],
         stages: Sequence[Stage],
         scored_by: ScoringFilter | None = None,
+        exempt: Set[str] = frozenset(),
     ) -> list[Verdict | Unscored]:
         """Evaluate samples one after the other, and remember those that all filters keep.
 
@@ -54,6 +55,7 @@ class Chain:
             scored_by: the filter at which an earlier evaluation of the samples stopped, if their
                 scores were computed since. The filters before it that compare samples
                 are applied again, because other samples may have been kept in the meantime.
+            exempt: the ids of samples that the new ones are made from. They are not compared.
         """
         filters = [f for stage in stages for f in self.at(stage)]
         if scored_by is not None:
@@ -75,7 +77,7 @@ class Chain:
             for number, f in enumerate(filters[first:], first):
                 if isinstance(f, ComparingFilter):
                     if number not in blocks:
-                        blocks[number] = BlockMatches(f, texts)
+                        blocks[number] = BlockMatches(f, texts, exempt)
                     result = Verdict(result.sample, blocks[number].reason(place, result.sample))
                 else:
                     result = _run([f], result.sample)

@@ -258,7 +258,7 @@ def _background() -> list[str]:
     """Return the instructions of the included seed tasks, used to estimate how rare words are."""
     return [
         str(record.fields["instruction"])
-        for path in sorted(shipped("seeds").glob("*.jsonl"))
-        for record in read_records(path)
+        for name in ("general.jsonl", "multilingual.jsonl")
+        for record in read_records(shipped("seeds") / name)
         if not isinstance(record, BadRecord)
     ]

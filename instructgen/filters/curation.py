@@ -16,6 +16,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from instructgen.filters import (
+    AskingFilter,
     ComparingFilter,
     Filter,
     ScoringFilter,
@@ -23,7 +24,7 @@ from instructgen.filters import (
     Verdict,
     evaluate_block,
 )
-from instructgen.schema.sample import Rejection, Sample, Score
+from instructgen.schema.sample import Label, Rejection, Sample, Score
 
 _ROWS_PER_BLOCK = 1_024
 _EXAMPLES_PER_SIDE = 5
@@ -43,6 +44,13 @@ class RejectedRow(NamedTuple):
     place: int
     sample: Sample
     rejection: Rejection
+
+
+class Known(NamedTuple):
+    """What is known of a row from an earlier computation: its scores and labels."""
+
+    scores: tuple[Score, ...]
+    labels: tuple[Label, ...] = ()
 
 
 class Block(NamedTuple):
@@ -119,14 +127,12 @@ class Curation:
 
     Args:
         filters: the filters of the recipe, in order.
-        scores: scores computed earlier, keyed by sample id; they are not computed again.
+        known: scores and labels computed earlier, keyed by sample id; they are not computed again.
     """
 
-    def __init__(
-        self, filters: Sequence[Filter], scores: Mapping[str, Sequence[Score]] | None = None
-    ) -> None:
+    def __init__(self, filters: Sequence[Filter], known: Mapping[str, Known] | None = None) -> None:
         self.filters, self.report = tuple(filters), Report()
-        self._scores = scores or {}
+        self._known = known or {}
         self._first_rows: dict[int, list[Row]] = {}
 
     def blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
@@ -137,6 +143,10 @@ class Curation:
             if isinstance(f, SelectingFilter):
                 blocks = self._select(f, self._filter(group, blocks))
                 group = []
+            elif isinstance(f, AskingFilter):
+                # Rows that the filters before it reject are not paid for.
+                blocks = self._filter(group, blocks)
+                group = [f]
             else:
                 group.append(f)
         return self._filter(group, blocks)
@@ -147,7 +157,7 @@ class Curation:
         order: list[Filter] = []
         group: list[Filter] = []
         for f in (*self.filters, None):
-            if f is None or isinstance(f, SelectingFilter):
+            if f is None or isinstance(f, SelectingFilter | AskingFilter):
                 order += sorted(group, key=lambda f: isinstance(f, ComparingFilter))
                 order += [] if f is None else [f]
                 group = []
@@ -184,8 +194,8 @@ class Curation:
         for block in blocks:
             rows, rejected = block.kept, list[RejectedRow]()
             for f in independent:
-                if isinstance(f, ScoringFilter) and self._scores:
-                    rows = [self._with_scores(row) for row in rows]
+                if isinstance(f, ScoringFilter) and self._known:
+                    rows = [self._with_known(row) for row in rows]
                 self.report.look_for(f, [row.sample for row in rows])
                 verdicts = f.evaluate([row.sample for row in rows])
                 rows = self._split(f, rows, verdicts, rejected)
@@ -242,9 +252,13 @@ class Curation:
         self.report.rejected[f.name, rejection.reason, row.sample.source] += 1
         self.report.near(f, row.place, Verdict(row.sample, rejection, rejection.score))
 
-    def _with_scores(self, row: Row) -> Row:
+    def _with_known(self, row: Row) -> Row:
         sample = row.sample
-        for score in self._scores.get(sample.id, ()):
+        known = self._known.get(sample.id, Known(()))
+        for score in known.scores:
             if sample.score(score.name) is None:
                 sample = sample.with_score(score)
+        for label in known.labels:
+            if all(label.name != other.name for other in sample.labels):
+                sample = sample.with_label(label)
         return Row(row.place, sample)

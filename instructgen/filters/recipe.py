@@ -8,11 +8,11 @@ from typing import Any
 
 from instructgen.config import build, check_tables, named, read_tables, recipe_path
 from instructgen.errors import ConfigError
-from instructgen.filters import Filter
+from instructgen.filters import Filter, ScoringFilter
 from instructgen.plugins import find
 
 # The tables that a recipe may have. Only `filters` is used here; the others are for generation.
-TABLES = ("generate", "method", "engine", "filters")
+TABLES = ("generate", "method", "engine", "judge", "filters")
 
 
 def load_filters(recipe: str) -> tuple[Filter, ...]:
@@ -54,4 +54,10 @@ def filters_in(tables: dict[str, Any], path: Path) -> tuple[Filter, ...]:
             raise ConfigError(f'{path}: filters {number}: "name" is missing.', "Add a filter name.")
         rest = {k: v for k, v in values.items() if k != "name"}
         filters.append(build(find("filters", name), rest, path, f"filters {number} ({name})"))
+    names = [f.score_name for f in filters if isinstance(f, ScoringFilter)]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(
+            f"{path}: two filters have the same score, {repeated}.",
+            "Keep one of them; it may have both bounds.",
+        )
     return tuple(filters)

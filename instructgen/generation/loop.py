@@ -15,9 +15,10 @@ from itertools import chain
 from typing import NamedTuple
 
 from instructgen.engines import Completion, Request, Role, Sampling
-from instructgen.filters import ScoringFilter
+from instructgen.filters import AskingFilter, ScoringFilter
 from instructgen.filters import Stage as FilterStage
 from instructgen.filters.chain import Chain, Unscored
+from instructgen.filters.cluster import Cluster
 from instructgen.generation.methods import (
     Accept,
     Continue,
@@ -34,6 +35,8 @@ from instructgen.generation.work import Choice, Stop
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
 from instructgen.schema.seeding import digest
 
+# Longer seeds are not used as demonstrations.
+_MAX_DEMONSTRATION_WORDS = 150
 # Candidates by which acceptance is judged.
 _WINDOW = 200
 # Instructions in a row without an accepted row, after which the run stops.
@@ -90,6 +93,25 @@ class _Waiting:
 
 
 @dataclass(slots=True)
+class _Asking:
+    """A draft at a stage, and the completions of its request, which is made several times."""
+
+    draft: Draft
+    samples: int
+    numbers: list[int] = field(default_factory=list)
+    completions: dict[int, Completion] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all completions have arrived."""
+        return len(self.completions) == self.samples
+
+    def in_order(self) -> list[Completion]:
+        """Return the completions in the order of their requests."""
+        return [self.completions[number] for number in self.numbers]
+
+
+@dataclass(slots=True)
 class _StageCounts:
     """The completions of a stage, their results, and the number of drafts at the stage now."""
 
@@ -129,9 +151,21 @@ class Loop:
         known: Sequence[Sample] = (),
     ) -> None:
         self.config, self.form, self.run_id = config, form, run_id
-        self.pool = Pool(seeds)
+        tasks = config.method.starts_from in ("tasks", "rows")
+        coverage = config.generate.demonstrations == "coverage"
+        self.pool = Pool(
+            seeds,
+            # A method that uses each seed shows no demonstrations, which must be short.
+            None if config.method.finite or not tasks else _MAX_DEMONSTRATION_WORDS,
+            config.generate.balance,
+            coverage,
+            config.method.fits,
+        )
+        for f in config.filters:
+            if isinstance(f, Cluster):
+                f.fit(seeds)
         self.chain = Chain(config.filters)
-        for sample in (*seeds, *known):
+        for sample in (*(seeds if tasks else ()), *known):
             self.chain.remember(sample, "instruction")
             if sample.output:
                 self.chain.remember(sample, "row")
@@ -140,9 +174,12 @@ class Loop:
         self._counts = {s.name: _StageCounts(s.results) for s in self.path}
         self._counts |= {SCORE + f.score_name: _StageCounts(1.0) for f in scores}
         self._roles: dict[str, Role] = {s.name: s.role for s in self.path}
-        self._roles |= {SCORE + f.score_name: "reward" for f in scores}
-        self._queues: dict[str, deque[Draft | _Waiting]] = {s: deque() for s in self._counts}
-        self._open: dict[int, tuple[Draft | _Waiting, Request]] = {}
+        self._roles |= {
+            SCORE + f.score_name: "judge" if isinstance(f, AskingFilter) else "reward"
+            for f in scores
+        }
+        self._queues: dict[str, deque[_Asking | _Waiting]] = {s: deque() for s in self._counts}
+        self._open: dict[int, tuple[_Asking | _Waiting, Request]] = {}
         # By draft: what of it is in progress, and its accepted rows.
         self._unfinished: list[int] = []
         self._rows_of: list[int] = []
@@ -166,8 +203,7 @@ class Loop:
 
     def draft_of(self, number: int) -> Draft:
         """Return the draft of a request that is issued and not committed."""
-        item = self._open[number][0]
-        return item if isinstance(item, Draft) else item.draft
+        return self._open[number][0].draft
 
     @property
     def drafts(self) -> int:
@@ -192,9 +228,7 @@ class Loop:
         for stage in reversed(self._queues):
             queue, role = self._queues[stage], self._roles[stage]
             if queue and free(role):
-                head = queue[0]
-                draft = head if isinstance(head, Draft) else head.draft
-                return Choice(draft.number, stage, role)
+                return Choice(queue[0].draft.number, stage, role)
         first = self.path[0]
         if free(first.role) and self._needs_draft():
             return Choice(self.drafts, first.name, first.role)
@@ -214,7 +248,7 @@ class Loop:
         """Return the number of drafts that the inputs give."""
         if not self.config.method.finite:
             return float("inf")
-        return self.config.generate.passes * len(self.pool.seeds)
+        return self.config.generate.passes * len(self.pool.usable)
 
     def _expected(self) -> float:
         """Return the number of rows that the drafts in progress are expected to give."""
@@ -232,43 +266,53 @@ class Loop:
         Raises:
             LookupError: no such draft waits at the stage.
         """
-        request: Request
+        item: _Asking | _Waiting
         if choice.stage == self.path[0].name and choice.draft == self.drafts:
             rng = random.Random(digest(self.config.generate.seed, "draft", choice.draft))
-            item: Draft | _Waiting = self.config.method.start(
-                self.pool, rng, choice.draft, self.form
-            )
-            self._unfinished.append(1)
+            draft = self.config.method.start(self.pool, rng, choice.draft, self.form)
+            self.pool.start(draft.sample, draft.parents)
+            self._unfinished.append(0)
             self._rows_of.append(0)
-            self._counts[choice.stage].in_progress += 1
+            self._enqueue(draft, first=True)
+        item = self._queues[choice.stage][0]
+        if item.draft.number != choice.draft:
+            raise LookupError(f"draft {choice.draft}")
+        if isinstance(item, _Asking):
+            made = self.config.method.request(self.pool, item.draft, self.form)
+            item.numbers.append(number)
+        elif isinstance(item.filter, AskingFilter):
+            made = item.filter.request(item.sample, structured=self.form.judge_structured)
         else:
-            item = self._queues[choice.stage].popleft()
-            draft = item if isinstance(item, Draft) else item.draft
-            if draft.number != choice.draft:
-                raise LookupError(f"draft {choice.draft}")
-        if isinstance(item, _Waiting):
-            row = item.sample
-            request = Request(row.messages, Sampling(), role="reward", stage=choice.stage, row=row)
-        else:
-            made = self.config.method.request(self.pool, item, self.form)
-            seed = digest(self.config.generate.seed, number) % 2**31
-            sampling = replace(made.sampling, seed=seed)
-            model = self.config.engine.model
-            request = Request(made.prompt, sampling, made.schema, choice.role, made.stage, model)
+            made = Request(item.sample.messages, Sampling(), row=item.sample)
+        request = replace(
+            made,
+            sampling=replace(made.sampling, seed=digest(self.config.generate.seed, number) % 2**31),
+            role=choice.role,
+            stage=choice.stage,
+            model=self.config.model_of(choice.role),
+        )
+        if isinstance(item, _Waiting) or len(item.numbers) == item.samples:
+            self._queues[choice.stage].popleft()
         self._open[number] = (item, request)
         return request
 
     def commit(self, number: int, completion: Completion) -> None:
         """Take in the completion of a request."""
         item, request = self._open.pop(number)
-        seen, kept = self.tally.candidates, self.tally.kept
-        self._count(request.stage, completion)
-        draft = item if isinstance(item, Draft) else item.draft
-        rows = len(self._rows)
+        self._count(completion)
+        if isinstance(item, _Asking):
+            item.completions[number] = completion
+            if not item.complete:
+                self.stopped = self._stop()
+                return
+        seen, kept, rows = self.tally.candidates, self.tally.kept, len(self._rows)
+        counts, draft = self._counts[request.stage], item.draft
+        counts.in_progress -= 1
+        counts.completions += 1
         if isinstance(item, _Waiting):
             self._scored(number, item, completion)
         else:
-            self._read(number, item, request, completion)
+            self._read(item, request)
         self._unfinished[draft.number] -= 1
         if draft.task is not None and self.pool.tasks[draft.task].ended:
             self._empty_streak += 1
@@ -325,23 +369,38 @@ class Loop:
 
     # -- inside ---------------------------------------------------------------------------
 
-    def _read(self, number: int, draft: Draft, request: Request, completion: Completion) -> None:
-        origin = self._origin(number, draft, request)
-        named = replace(draft, sample=self._named(draft.sample, origin))
-        outcomes = self.config.method.read(named, completion, self.form)
-        samples = [
-            o.draft.sample if isinstance(o, Propose | Continue) else o.sample for o in outcomes
-        ]
-        # Methods usually derive the samples from that of the draft, which has the origin.
-        candidates = [s if s.origin is origin else self._named(s, origin) for s in samples]
-        stages: tuple[FilterStage, ...] = ("row",) if draft.task is not None else (
-            "instruction", "row",
-        )  # fmt: skip
+    def _read(self, item: _Asking, request: Request) -> None:
+        draft, numbers = item.draft, item.numbers
+        if request.role == "judge" and draft.sample.origin.request is not None:
+            # The texts are still those of the writer's last completion.
+            origins, named = [draft.sample.origin] * len(numbers), draft
+        else:
+            origins = [self._origin(number, draft, request) for number in numbers]
+            named = replace(draft, sample=self._named(draft.sample, origins[0]))
+        outcomes = self.config.method.read_all(named, item.in_order(), self.form)
+        candidates: list[Sample] = []
+        for outcome in outcomes:
+            of = outcome.of if isinstance(outcome, Accept | Reject) else 0
+            sample = (
+                outcome.sample if isinstance(outcome, Accept | Reject) else outcome.draft.sample
+            )
+            # Methods usually derive the samples from that of the draft, which has the origin.
+            same = sample.origin is origins[of]
+            candidates.append(sample if same else self._named(sample, origins[of]))
+        stages: tuple[FilterStage, ...] = ("instruction", "row")
+        if draft.task is not None or self.config.method.keeps_instructions:
+            stages = ("row",)
         judged = [i for i, o in enumerate(outcomes) if isinstance(o, Propose | Accept)]
         if judged and isinstance(outcomes[judged[0]], Propose):
             stages = ("instruction",)
         verdicts = dict(
-            zip(judged, self.chain.evaluate([candidates[i] for i in judged], stages), strict=True)
+            zip(
+                judged,
+                self.chain.evaluate(
+                    [candidates[i] for i in judged], stages, exempt=self._ancestors(draft)
+                ),
+                strict=True,
+            )
         )
         results = 0
         for i, outcome in enumerate(outcomes):
@@ -357,10 +416,10 @@ class Loop:
             if isinstance(verdict, Unscored):
                 # It is counted when its score decides.
                 proposed = isinstance(outcome, Propose)
-                of = outcome.draft if isinstance(outcome, Propose) else draft
+                waits = outcome.draft if isinstance(outcome, Propose) else draft
                 asked_by = request.stage
                 self._enqueue(
-                    _Waiting(of, verdict.sample, stages, verdict.filter, asked_by, proposed)
+                    _Waiting(waits, verdict.sample, stages, verdict.filter, asked_by, proposed)
                 )
                 results += 1
                 continue
@@ -369,9 +428,9 @@ class Loop:
                 self._reject(verdict.sample, verdict.rejection, request.stage)
                 continue
             if isinstance(outcome, Propose):
-                self._keep(outcome.draft, number, verdict.sample, proposed=True)
+                self._keep(outcome.draft, numbers[0], verdict.sample, proposed=True)
             else:
-                self._keep(draft, number, verdict.sample, proposed=False)
+                self._keep(draft, numbers[outcome.of], verdict.sample, proposed=False)
             results += 1
         self._counts[request.stage].results += results
         self._resolve(draft, outcomes)
@@ -385,9 +444,13 @@ class Loop:
     def _scored(self, number: int, item: _Waiting, completion: Completion) -> None:
         if item.draft.task is not None:
             self.pool.tasks[item.draft.task].waiting -= 1
-        score = read_score(completion, item.filter.score_name)
-        sample = item.sample.with_score(score)
-        (verdict,) = self.chain.evaluate([sample], item.stages, item.filter)
+        if isinstance(item.filter, AskingFilter):
+            sample = item.filter.read(item.sample, completion)
+        else:
+            sample = item.sample.with_score(read_score(completion, item.filter.score_name))
+        (verdict,) = self.chain.evaluate(
+            [sample], item.stages, item.filter, self._ancestors(item.draft)
+        )
         counts = self._counts[SCORE + item.filter.score_name]
         if isinstance(verdict, Unscored):
             self._enqueue(replace(item, sample=verdict.sample, filter=verdict.filter))
@@ -400,16 +463,21 @@ class Loop:
             counts.results += 1
             self._keep(item.draft, number, verdict.sample, proposed=item.proposed)
 
-    def _enqueue(self, item: Draft | _Waiting) -> None:
+    def _enqueue(self, item: Draft | _Waiting, *, first: bool = False) -> None:
+        queued: _Asking | _Waiting
         if isinstance(item, Draft):
             number, stage = item.number, item.stage
+            queued = _Asking(item, self.config.method.samples(item, self.form))
         else:
-            number, stage = item.draft.number, SCORE + item.filter.score_name
+            number, stage, queued = item.draft.number, SCORE + item.filter.score_name, item
             if item.draft.task is not None:
                 self.pool.tasks[item.draft.task].waiting += 1
         self._unfinished[number] += 1
         self._counts[stage].in_progress += 1
-        self._queues[stage].append(item)
+        if first:
+            self._queues[stage].appendleft(queued)
+        else:
+            self._queues[stage].append(queued)
 
     def _keep(self, draft: Draft, number: int, sample: Sample, *, proposed: bool) -> None:
         """Take in a row, or a proposed instruction, that all filters accepted."""
@@ -421,16 +489,14 @@ class Loop:
         key = (draft.number, number, len(self._rows))
         self._rows.append((key, sample))
         self._rows_of[draft.number] += 1
+        self.pool.accepted[self.pool.group_of(sample)] += 1
         self.tally.kept_rows += 1
 
     def _reject(self, sample: Sample, rejection: Rejection, stage: str) -> None:
         self.rejected.append(Rejected(sample, rejection, stage, len(self.rejected)))
         self.tally.rejected[stage, rejection.filter, rejection.reason] += 1
 
-    def _count(self, stage: str, completion: Completion) -> None:
-        counts = self._counts[stage]
-        counts.in_progress -= 1
-        counts.completions += 1
+    def _count(self, completion: Completion) -> None:
         self.tally.requests += 1
         self.tally.failed_requests += completion.finish_reason == "error"
         self.tally.prompt_tokens += completion.prompt_tokens
@@ -448,7 +514,9 @@ class Loop:
         )
 
     def _origin(self, number: int, draft: Draft, request: Request) -> Origin:
-        if draft.task is None:
+        if draft.ancestors:
+            parents = draft.ancestors[:1]
+        elif draft.task is None:
             parents = tuple(self.pool.id_at(p) for p in draft.parents)
         else:
             parents = self.pool.tasks[draft.task].sample.origin.parents
@@ -461,6 +529,15 @@ class Loop:
             parents=parents,
             prompt_sha256=hashlib.sha256(request.prompt_text().encode()).hexdigest(),
         )
+
+    def _ancestors(self, draft: Draft) -> frozenset[str]:
+        """Return the ids of the rows that a draft is made from, and may therefore resemble.
+
+        Demonstrations are not among them.
+        """
+        if not self.config.method.finite:
+            return frozenset()
+        return frozenset((*draft.ancestors, *(self.pool.id_at(p) for p in draft.parents)))
 
     def _update_recent(self, seen: int, kept: int) -> None:
         if not seen and not kept:

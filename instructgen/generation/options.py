@@ -1,40 +1,53 @@
 """Reads and validates the configuration of a generation run.
 
-The configuration consists of the TOML tables ``[generate]``, ``[method]``, ``[engine]`` and
-``[[filters]]`` of a recipe. This module does not start an engine or a run.
+The configuration consists of the TOML tables ``[generate]``, ``[method]``, ``[engine]``,
+``[judge]`` and ``[[filters]]`` of a recipe. This module does not start an engine or a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instructgen.config import build, check_tables, merged, named, read_tables, recipe_path
-from instructgen.engines import Engine
+from instructgen.engines import Engine, Role
 from instructgen.errors import ConfigError
-from instructgen.filters import Filter, SelectingFilter
+from instructgen.filters import AskingFilter, Filter, SelectingFilter
+from instructgen.filters.cluster import Cluster
 from instructgen.filters.recipe import TABLES, filters_in
 from instructgen.generation.methods import Method
 from instructgen.generation.settings import RunSettings
 from instructgen.plugins import find, provenance
+from instructgen.similarity.encoders import check_model
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A validated recipe: the settings, method, engine and filters of a run, ready to use."""
+    """A validated recipe: the settings, method, engines and filters of a run, ready to use.
+
+    ``judge`` is the engine for requests with the role ``judge``; None for the same as ``engine``.
+    """
 
     generate: RunSettings
     method: Method
     engine: Engine
     filters: tuple[Filter, ...]
+    judge: Engine | None = None
+
+    def model_of(self, role: Role) -> str:
+        """Return the name of the model that answers the requests of a role."""
+        return self.judge.model if role == "judge" and self.judge else self.engine.model
 
     def recorded(self) -> dict[str, Any]:
         """Return the values that ``run.json`` records, which are compared when a run resumes."""
+        judge = {} if self.judge is None else {"judge": _recorded(self.judge)}
         return {
             "generate": self.generate.model_dump(mode="json"),
             "method": named(self.method),
-            "engine": {**named(self.engine), **self.engine.identity()},
+            "engine": _recorded(self.engine),
+            **judge,
             "filters": [named(f) for f in self.filters],
             "plugins": self.plugins(),
         }
@@ -42,28 +55,37 @@ class Config:
     def plugins(self) -> dict[str, dict[str, str]]:
         """Return the package, version and code digest of each plug-in that the run uses."""
         return provenance(
-            engines=[type(self.engine)],
+            engines=[type(self.engine), *([type(self.judge)] if self.judge else [])],
             methods=[type(self.method)],
             filters=map(type, self.filters),
+            verifiers=[find("verifiers", name) for name in self.method.verifiers()],
         )
 
     def may_change(self) -> set[str]:
         """Return the keys (``table.key``) that may change when a run is resumed."""
         return {
             f"{table}.{key}"
-            for table, model in (("generate", self.generate), ("engine", self.engine))
+            for table, model in (
+                ("generate", self.generate),
+                ("engine", self.engine),
+                ("judge", self.judge),
+            )
+            if model is not None
             for key, field in type(model).model_fields.items()
             if isinstance(field.json_schema_extra, dict)
             and field.json_schema_extra.get("resumable")
         }
 
 
-def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
+def load_config(
+    recipe: str, options: dict[str, dict[str, Any]], given: Set[str] = frozenset()
+) -> Config:
     """Return the configuration that a recipe sets; the user's options override its values.
 
     Args:
         recipe: ``default``, ``self_instruct``, ``alpaca``, or the path of a TOML file.
         options: the user's options as ``{table: {key: value}}``; the value None means not set.
+        given: those of --set, as ``table.key``.
 
     Raises:
         ConfigError: the file or a key is invalid; the message names each invalid key.
@@ -71,7 +93,7 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
     path = recipe_path(recipe)
     tables = read_tables(path)
     check_tables(tables, TABLES, path)
-    for name in ("generate", "method", "engine"):
+    for name in ("generate", "method", "engine", "judge"):
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"{path}: {name} must be a table.", f"Write [{name}] above its keys.")
     filters = filters_in(tables, path)
@@ -88,13 +110,21 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
         options.get("generate", {}),
         path,
         "generate",
+        given,
     )
+    engine = _part("engines", "vllm", tables, options, path, given)
+    judge = _judge(tables, options, filters, path, given, engine)
+    if settings.demonstrations == "coverage" and not any(isinstance(f, Cluster) for f in filters):
+        filters = (*filters, Cluster())
     config = Config(
         generate=settings,
-        method=_part("methods", "self_instruct", tables, options, path),
-        engine=_part("engines", "vllm", tables, options, path),
-        filters=filters,
+        method=_part("methods", "self_instruct", tables, options, path, given),
+        engine=engine,
+        filters=judged_by(filters, judge or engine),
+        judge=judge,
     )
+    if settings.demonstrations == "coverage":
+        _check_coverage(config)
     unlimited = settings.max_tokens_total is None and settings.max_cost is None
     if settings.target == "all" and unlimited and not config.method.finite:
         raise ConfigError(
@@ -104,18 +134,116 @@ def load_config(recipe: str, options: dict[str, dict[str, Any]]) -> Config:
     return config
 
 
+def _check_coverage(config: Config) -> None:
+    method = config.method
+    if method.starts_from != "tasks" or method.finite:
+        raise ConfigError(
+            f"demonstrations = coverage: the method {method.name} shows no demonstrations.",
+            "Use it with a method such as self_instruct.",
+        )
+    for f in config.filters:
+        if isinstance(f, Cluster):
+            check_model(f.model)
+
+
 def from_recorded(recorded: dict[str, Any], where: Path) -> Config:
     """Build a configuration from the values in ``run.json``, as returned by `Config.recorded`."""
-    engine = {k: v for k, v in recorded["engine"].items() if k not in ("name", "digest")}
-    engine_class = find("engines", recorded["engine"]["name"])
+    engines = {
+        table: build(
+            find("engines", recorded[table]["name"]),
+            {k: v for k, v in recorded[table].items() if k not in ("name", "digest")},
+            where,
+            table,
+        )
+        for table in ("engine", "judge")
+        if table in recorded
+    }
     method = {k: v for k, v in recorded["method"].items() if k != "name"}
     method_class = find("methods", recorded["method"]["name"])
     return Config(
         generate=build(RunSettings, recorded["generate"], where, "generate"),
         method=build(method_class, method, where, "method"),
-        engine=build(engine_class, engine, where, "engine"),
+        engine=engines["engine"],
         filters=filters_in(recorded, where),
+        judge=engines.get("judge"),
     )
+
+
+def lasting(engine: Engine) -> dict[str, Any]:
+    """Return the values of an engine that affect its completions."""
+    fields = type(engine).model_fields
+    changing = {
+        k
+        for k, field in fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("resumable")
+    }
+    return {k: v for k, v in _recorded(engine).items() if k not in changing}
+
+
+def _recorded(engine: Engine) -> dict[str, Any]:
+    return {**named(engine), **engine.identity()}
+
+
+def load_judge(recipe: str, options: dict[str, Any], filters: Sequence[Filter]) -> Engine | None:
+    """Return the engine of the judge that a recipe or the user's options set, or None.
+
+    Args:
+        recipe: as for `load_config`.
+        options: the user's options for the table ``[judge]``; the value None means not set.
+        filters: the filters of the recipe.
+
+    Raises:
+        ConfigError: the table or an option is invalid.
+    """
+    path = recipe_path(recipe)
+    return _judge(read_tables(path), {"judge": options}, filters, path)
+
+
+def judged_by(filters: Sequence[Filter], judge: Engine) -> tuple[Filter, ...]:
+    """Return the filters; those that ask a judge have its name."""
+    name = judge.model or judge.name
+    return tuple(
+        f.model_copy(update={"model": name}) if isinstance(f, AskingFilter) and not f.model else f
+        for f in filters
+    )
+
+
+def _judge(
+    tables: dict[str, Any],
+    options: dict[str, dict[str, Any]],
+    filters: Sequence[Filter],
+    path: Path,
+    given: Set[str] = frozenset(),
+    writer: Engine | None = None,
+) -> Engine | None:
+    """Return the engine of the judge, or None if the recipe and the options have none.
+
+    What they do not set is that of the writer, if the judge has the same engine.
+    """
+    if not isinstance(tables.get("judge", {}), dict):
+        raise ConfigError(f"{path}: judge must be a table.", "Write [judge] above its keys.")
+    values = dict(tables.get("judge", {}))
+    overrides = {k: v for k, v in options.get("judge", {}).items() if v is not None}
+    models = {f.model for f in filters if isinstance(f, AskingFilter) and f.model}
+    if models and overrides.get("model", values.get("model", min(models))) != max(models):
+        raise ConfigError(
+            f"{path}: the filters and the table [judge] name different models.",
+            "A run has one judge: name it only in the table [judge], or with --judge.",
+        )
+    if models:
+        overrides["model"] = min(models)
+    if not values and not overrides:
+        return None
+    default = "vllm" if writer is None else writer.name
+    name = overrides.pop("name", None) or values.get("name") or default
+    values.pop("name", None)
+    kind = find("engines", str(name))
+    if writer is not None:
+        shared = type(writer).model_fields if kind is type(writer) else ("model",)
+        inherited = {k: getattr(writer, k) for k in shared if k not in values}
+        overrides = {k: v for k, v in inherited.items() if v not in (None, "")} | overrides
+    judge: Engine = merged(kind, values, overrides, path, "judge", given)
+    return judge
 
 
 def _part(
@@ -124,6 +252,7 @@ def _part(
     tables: dict[str, Any],
     options: dict[str, dict[str, Any]],
     path: Path,
+    given: Set[str],
 ) -> Any:
     table = group.removesuffix("s")
     values, overrides = dict(tables.get(table, {})), dict(options.get(table, {}))
@@ -132,4 +261,4 @@ def _part(
     if name != recipe_name:
         # The recipe's keys are for the engine or method that the recipe names, not for this one.
         values = {}
-    return merged(find(group, str(name)), values, overrides, path, table)
+    return merged(find(group, str(name)), values, overrides, path, table, given)

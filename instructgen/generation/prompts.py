@@ -28,6 +28,10 @@ Style = Literal["completion", "chat"]
 
 _DECODER = json.JSONDecoder()
 _COMMA = re.compile(r"\s*,\s*")
+# The texts that ask for a verdict.
+_VERDICTS = {("evol", "compare"), ("reverse", "score")}
+# A number of up to three digits with a mark of a list, possibly in bold.
+_LIST_NUMBER = re.compile(r"^\W{0,3}\d{1,3}\s?(?:[.):]|[、．]\s?)\W{0,3}(?:(?<=\s)|(?<=[、．]))")
 _FOLDER = Path(__file__).parent / "templates"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _MARKS = "[:：]"
@@ -52,9 +56,21 @@ def languages() -> list[str]:
 
 
 @cache
-def template_for(language: str) -> Template:
-    """Return the template of a language, which is read once."""
-    return Template(language)
+def prompt_texts() -> dict[str, dict[str, str]]:
+    """Return the English texts by table and key, without the worked examples."""
+    tables = _load("en").items()
+    return {name: t for name, t in tables if isinstance(t, dict) and name != "worked"}
+
+
+def placeholders(text: str) -> set[str]:
+    """Return the names of the placeholders in a text of a template."""
+    return set(_PLACEHOLDER.findall(text))
+
+
+@cache
+def template_for(language: str, brief: str = "", own: str = "{}") -> Template:
+    """Return the template of a language, which is read once; see `Template`."""
+    return Template(language, brief, orjson.loads(own))
 
 
 class Template:
@@ -62,12 +78,21 @@ class Template:
 
     A language without its own template uses the English one; the prompts then name the
     language by its ISO 639 code.
+
+    Args:
+        language: the ISO 639 code of the language.
+        brief: what every prompt begins with: the domain, the audience, the tone and the rules.
+        own: texts by table and key of the template, which replace those of the template.
     """
 
-    def __init__(self, language: str) -> None:
-        self.language = language
+    def __init__(
+        self, language: str, brief: str = "", own: dict[str, dict[str, str]] | None = None
+    ) -> None:
+        self.language, self.brief = language, brief.strip()
         self.native = language in languages()
         self._texts = _load(language if self.native else "en")
+        for table, texts in (own or {}).items():
+            self._texts = {**self._texts, table: {**self._texts[table], **texts}}
         self.labels: dict[str, str] = self._texts["labels"]
 
     # -- instructions -----------------------------------------------------------------
@@ -78,11 +103,37 @@ class Template:
         return "\n".join([self._header("instructions"), *lines, f"{len(lines) + 1}."])
 
     def instructions_chat(
-        self, demonstrations: Sequence[str], count: int, structured: bool
+        self, demonstrations: Sequence[str], count: int, structured: bool, *, within: bool = False
     ) -> tuple[Message, ...]:
-        """Return a chat request for ``count`` new instructions."""
+        """Return a chat request for ``count`` new instructions.
+
+        If ``within`` is true, they stay with the topics of the demonstrations.
+        """
         shown = "\n".join(f"{i}. {one_line(d)}" for i, d in enumerate(demonstrations, start=1))
-        return self._chat("instructions", structured, demonstrations=shown, count=str(count))
+        key = "instructions_within" if within else "instructions"
+        return self._chat(key, structured, demonstrations=shown, count=str(count))
+
+    # -- one text per stage ---------------------------------------------------------------
+
+    def prompt(self, section: str, key: str, **values: str) -> tuple[Message, ...]:
+        """Return a chat request with the text of a method for one of its stages."""
+        text = self._briefed(self.text(section, key, **values))
+        # A verdict has fixed words or numbers, in the language of the template.
+        plain = self.native or (section, key) in _VERDICTS
+        language = "" if plain else f"\n\nWrite in this language: {self.language}."
+        return (Message("user", f"{text}{language}"),)
+
+    def ask(self, text: str) -> tuple[Message, ...]:
+        """Return a chat request with a text that is not in the template, such as a plug-in's."""
+        return (Message("user", self._briefed(text)),)
+
+    def question(self, sample: Sample) -> tuple[Message, ...]:
+        """Return the request for an answer to the sample's question, after its earlier messages."""
+        return (*sample.history, Message("user", self._briefed(sample.question)))
+
+    def text(self, section: str, key: str, **values: str) -> str:
+        """Return a text of a method, with its placeholders filled."""
+        return _fill(self._texts[section][key], **values)
 
     # -- classification -------------------------------------------------------------------
 
@@ -102,13 +153,30 @@ class Template:
 
     # -- instances ----------------------------------------------------------------------
 
-    def input_first_completion(self, instruction: str) -> str:
-        """Return a few-shot prompt: tasks with inputs and outputs, then the new instruction."""
-        return f"{self._worked_inputs}\n\n{self._task(instruction, '')}"
+    def input_first_completion(self, instruction: str, worked: Sequence[Sample] = ()) -> str:
+        """Return a few-shot prompt: tasks with inputs and outputs, then the new instruction.
 
-    def output_first_completion(self, instruction: str) -> str:
-        """Return a few-shot prompt: tasks with class labels and inputs, then the instruction."""
-        return f"{self._worked_labels}\n\n{self._task(instruction, '')}"
+        Rows in ``worked`` replace the examples of the template.
+        """
+        shown = self._worked_inputs
+        if worked:
+            shown = "\n\n".join([self._header("input_first"), *map(self._answered, worked)])
+        return f"{shown}\n\n{self._task(instruction, '')}"
+
+    def output_first_completion(self, instruction: str, worked: Sequence[Sample] = ()) -> str:
+        """Return a few-shot prompt: tasks with class labels and inputs, then the instruction.
+
+        Rows in ``worked`` replace the examples of the template.
+        """
+        shown = self._worked_labels
+        if worked:
+            label, input_ = self.labels["class_label"], self.labels["input"]
+            tasks = [
+                self._task(w.instruction, f"{label}: {w.output}\n{input_}: {w.input}")
+                for w in worked
+            ]
+            shown = "\n\n".join([self._header("output_first"), *tasks])
+        return f"{shown}\n\n{self._task(instruction, '')}"
 
     def instances_chat(
         self,
@@ -118,15 +186,21 @@ class Template:
         *,
         output_first: bool = False,
         joint: bool = False,
+        worked: Sequence[Sample] = (),
     ) -> tuple[Message, ...]:
         """Return a chat request for up to ``count`` examples (input, output) of an instruction.
 
-        If ``joint`` is true, it also asks whether the instruction is a classification task.
+        If ``joint`` is true, it also asks whether the instruction is a classification task. The
+        rows in ``worked`` are shown before it.
         """
+        shown = ""
+        if worked:
+            tasks = "\n\n".join(map(self._answered, worked))
+            shown = f"{self.labels['worked']}\n\n{tasks}\n\n"
         if joint:
-            return self._joint(instruction, count, structured)
+            return self._joint(instruction, count, structured, shown)
         key = "output_first" if output_first else "input_first"
-        return self._chat(key, structured, task=instruction, count=str(count))
+        return self._chat(key, structured, shown, task=instruction, count=str(count))
 
     def joint_answer(self, text: str) -> tuple[bool, str]:
         """Return whether a joint question is answered with "yes", and the text without this line.
@@ -239,22 +313,32 @@ class Template:
         ]
         return "\n\n".join([self._header("output_first"), *worked])
 
+    def _briefed(self, text: str) -> str:
+        return f"{self.labels['brief']}\n{self.brief}\n\n{text}" if self.brief else text
+
     def _header(self, key: str) -> str:
-        text: str = self._texts["completion"][key]
+        text = self._briefed(self._texts["completion"][key])
         return text if self.native else f"{text} Language: {self.language}."
 
-    def _chat(self, key: str, structured: bool, **values: str) -> tuple[Message, ...]:
-        reply_format = self._texts["json"]["answer"] if structured else self._texts["plain"][key]
+    def _chat(
+        self, key: str, structured: bool, shown: str = "", **values: str
+    ) -> tuple[Message, ...]:
+        plain = self._texts["plain"][key.removesuffix("_within")]
+        reply_format = self._texts["json"]["answer"] if structured else plain
         # Placeholders are filled first, so that the values cannot affect the reply format.
-        text = _fill(self._texts["chat"][key], **values)
+        text = self._briefed(f"{shown}{_fill(self._texts['chat'][key], **values)}")
         language = "" if self.native else f"\n\nWrite in this language: {self.language}."
         return (Message("user", f"{text}{language}\n\n{reply_format}"),)
 
-    def _joint(self, instruction: str, count: int, structured: bool) -> tuple[Message, ...]:
+    def _joint(
+        self, instruction: str, count: int, structured: bool, shown: str
+    ) -> tuple[Message, ...]:
         """Ask the question of the classification stage, and then for examples."""
         question = self._texts["chat"]["classification"]
-        examples = self._texts["chat"]["input_first"].partition("{task}\n\n")[2]
+        # The task is in the question.
+        examples = self._texts["chat"]["input_first"].partition("{task}")[2].lstrip()
         text = _fill(f"{question}\n\n{examples}", task=instruction, count=str(count))
+        text = self._briefed(f"{shown}{text}")
         reply_format = self._texts["json"]["answer"]
         if not structured:
             # The answer to the question is the first line of the form.
@@ -277,6 +361,10 @@ class Template:
             f"{labels['example']} {i}\n{input_}: {e['input']}\n{output}: {e['output']}"
             for i, e in enumerate(examples, start=1)
         )
+
+    def _answered(self, row: Sample) -> str:
+        input_ = f"{self.labels['input']}: {row.input}\n" if row.input else ""
+        return self._task(row.instruction, f"{input_}{self.labels['output']}: {row.output}")
 
     def _triples(self, demonstrations: Sequence[Sample]) -> str:
         labels = self.labels
@@ -356,6 +444,11 @@ def one_line(text: str) -> str:
     """Return the text on one line, with single spaces and without a final colon."""
     text = " ".join(text.split())
     return text.removesuffix(":").removesuffix("：").rstrip()
+
+
+def without_number(text: str) -> str:
+    """Return the text without a list number, such as ``**2.**`` or ``3)``, at its beginning."""
+    return _LIST_NUMBER.sub("", text, count=1)
 
 
 def capital(text: str) -> str:

@@ -13,7 +13,7 @@ import orjson
 from pydantic import PrivateAttr
 
 from instructgen.engines import Completion, QueueEngine, Request
-from instructgen.filters import Filter, ScoringFilter
+from instructgen.filters import AskingFilter, Filter, ScoringFilter
 from instructgen.schema.sample import Score
 
 SCORE = "score "
@@ -30,7 +30,11 @@ class ScoringEngine(QueueEngine):
     def of(cls, filters: Sequence[Filter]) -> ScoringEngine | None:
         """Return an engine for the filters that compute scores, or None without such filters."""
         engine = cls()
-        engine._filters = {SCORE + f.score_name: f for f in filters if isinstance(f, ScoringFilter)}
+        engine._filters = {
+            SCORE + f.score_name: f
+            for f in filters
+            if isinstance(f, ScoringFilter) and not isinstance(f, AskingFilter)
+        }
         return engine if engine._filters else None
 
     def has_chat_template(self) -> bool:

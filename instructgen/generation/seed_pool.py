@@ -11,15 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import orjson
 
 from instructgen.errors import InputError
-from instructgen.formats import BadRow, OnBadRow, check_language, read
+from instructgen.filters.cluster import cluster_of
+from instructgen.formats import BadRow, Format, OnBadRow, check_language, read, text
+from instructgen.formats.metadata import with_metadata
 from instructgen.formats.plain import Plain
 from instructgen.licensing.licenses import check_license
 from instructgen.schema.arrow import sample_row
-from instructgen.schema.sample import Sample
+from instructgen.schema.sample import Kind, Sample
 from instructgen.similarity import tokenize
 
 # Fraction of the identified seeds that must have one language to assign it to the others.
@@ -45,43 +48,101 @@ class Task:
         return self.resolved and not self.waiting
 
 
+class Group(NamedTuple):
+    """A language, and the values of the columns whose shares among the seeds are kept."""
+
+    language: str
+    values: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Pool:
     """The task pool: seeds at positions 0 to len(seeds)-1, then the accepted instructions.
 
-    Seeds with more than ``max_words`` words in the instruction are not used as demonstrations.
+    Only seeds for which ``fits`` returns True are used, and as demonstrations only those with at
+    most ``max_words`` words in the instruction; None for no limit. ``usable`` are their positions.
+    ``balance`` are columns (category, or names of labels) that divide the seeds
+    into groups, in addition to their language. With ``coverage``, demonstrations come from the
+    cluster with the fewest instructions; the seeds then have the score ``cluster``.
 
     Raises:
-        InputError: all seeds are too long.
+        InputError: all seeds are too long, or none fits.
     """
 
     seeds: Sequence[Sample]
-    max_words: int = 150
+    max_words: int | None = None
+    balance: tuple[str, ...] = ()
+    coverage: bool = False
+    fits: Callable[[Sample], bool] | None = None
+    usable: list[int] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
-    _seeds_by_language: dict[str, list[int]] = field(default_factory=dict)
-    _tasks_by_language: dict[str, list[int]] = field(default_factory=dict)
+    # How many drafts of a group were started, and how many of its rows were accepted.
+    started: Counter[Group] = field(default_factory=Counter)
+    accepted: Counter[Group] = field(default_factory=Counter)
+    # By cluster: its seeds, accepted instructions and started drafts.
+    covered: Counter[int | None] = field(default_factory=Counter)
+    _seeds_of: dict[Group, list[int]] = field(default_factory=dict)
+    _tasks_of: dict[Group, list[int]] = field(default_factory=dict)
     # The id of a sample is computed from its texts, and prompts have several demonstrations.
     _ids: list[str] = field(default_factory=list)
+    _answered: dict[int, dict[tuple[Group, bool, str | None], list[int]]] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
-        """Group the seeds by language, except those with more than ``max_words`` words."""
+        """Group the seeds, except those with more than ``max_words`` words."""
         self._ids = [seed.id for seed in self.seeds]
-        for position, seed in enumerate(self.seeds):
-            if len(tokenize(seed.instruction)) <= self.max_words:
-                self._seeds_by_language.setdefault(seed.language, []).append(position)
-        if not self._seeds_by_language:
+        self.covered.update(cluster_of(seed) for seed in self.seeds)
+        fits, limit = self.fits, self.max_words
+        self.usable = [i for i, s in enumerate(self.seeds) if fits is None or fits(s)]
+        if self.seeds and not self.usable:
+            raise InputError(
+                "the method can use none of the seeds.",
+                hint="Add rows with an answer and without earlier messages.",
+            )
+        for position in self.usable:
+            seed = self.seeds[position]
+            if limit is None or len(tokenize(seed.instruction)) <= limit:
+                self._seeds_of.setdefault(self.group_of(seed), []).append(position)
+        if self.seeds and not self._seeds_of:
             raise InputError(
                 f"every seed instruction has more than {self.max_words} words.",
                 hint="Add seed tasks that are short enough to be shown in a prompt.",
             )
+
+    def group_of(self, sample: Sample) -> Group:
+        """Return the group of a sample."""
+        return Group(sample.language, tuple(value_of(sample, name) for name in self.balance))
+
+    def answered(self, most: int) -> dict[tuple[Group, bool, str | None], list[int]]:
+        """Return the positions of seeds with an answer and at most ``most`` characters.
+
+        The keys are the group, whether the seed is a classification task, and its category, or
+        None for all categories.
+        """
+        if most not in self._answered:
+            found: dict[tuple[Group, bool, str | None], list[int]] = {}
+            for position, seed in enumerate(self.seeds):
+                if seed.output and len(seed.question) + len(seed.output) <= most:
+                    kind = seed.kind == Kind.CLASSIFICATION
+                    for category in (seed.category or "", None):
+                        key = (self.group_of(seed), kind, category)
+                        found.setdefault(key, []).append(position)
+            self._answered[most] = found
+        return self._answered[most]
+
+    def groups(self) -> dict[Group, int]:
+        """Return the number of seeds that may be demonstrations in each group."""
+        return {group: len(seeds) for group, seeds in self._seeds_of.items()}
 
     def add(self, sample: Sample) -> int:
         """Add an accepted instruction and return its task number."""
         number = len(self.tasks)
         self.tasks.append(Task(sample))
         self._ids.append(sample.id)
+        self.covered[cluster_of(sample)] += 1
         position = len(self.seeds) + number
-        self._tasks_by_language.setdefault(sample.language, []).append(position)
+        self._tasks_of.setdefault(self.group_of(sample), []).append(position)
         return number
 
     def at(self, position: int) -> Sample:
@@ -94,33 +155,87 @@ class Pool:
         """Return the id of the seed or accepted instruction at a position in the pool."""
         return self._ids[position]
 
-    def draw_language(self, rng: random.Random) -> str:
-        """Return a random language, with a probability proportional to its number of seeds."""
-        names = sorted(self._seeds_by_language)
-        weights = [len(self._seeds_by_language[n]) for n in names]
-        return rng.choices(names, weights)[0]
+    def draw_group(self, rng: random.Random) -> Group:
+        """Return a random group, so that the rows get the shares that the groups have in the seeds.
+
+        The probability is proportional to the number of seeds. It is higher for a group of whose
+        drafts fewer rows were accepted than of all drafts, but at most four times as high, so that
+        a group whose rows are never accepted does not use up the run.
+        """
+        groups = sorted(self._seeds_of)
+        mean = (self.started.total() + 2) / (self.accepted.total() + 1)
+        weights = []
+        for group in groups:
+            cost = (self.started[group] + 2) / (self.accepted[group] + 1) / mean
+            weights.append(len(self._seeds_of[group]) * min(max(cost, 0.25), 4.0))
+        return rng.choices(groups, weights)[0]
 
     def draw(
         self,
         rng: random.Random,
-        language: str,
+        group: Group,
         human: int,
         machine: int,
-        fits: Callable[[Sample], bool] | None = None,
     ) -> tuple[int, ...]:
-        """Return positions of distinct demonstrations in one language, in random order.
+        """Return positions of distinct demonstrations of one group, in random order.
 
         Up to ``machine`` of them are accepted instructions; the others, up to a total of
-        ``human + machine``, are seeds. Only seeds for which ``fits`` returns True are drawn.
+        ``human + machine``, are seeds.
         """
-        tasks = self._tasks_by_language.get(language, [])
-        chosen = rng.sample(tasks, min(machine, len(tasks)))
-        seeds = self._seeds_by_language[language]
-        if fits is not None:
-            seeds = [p for p in seeds if fits(self.seeds[p])]
-        chosen += rng.sample(seeds, min(human + machine - len(chosen), len(seeds)))
+        tasks = self._tasks_of.get(group, [])
+        seeds = self._seeds_of[group]
+        parts = [(tasks, seeds)]
+        if self.coverage and seeds:
+            least = self._least_covered(rng, seeds)
+            parts = [
+                (
+                    [p for p in tasks if (cluster_of(self.at(p)) == least) is same],
+                    [p for p in seeds if (cluster_of(self.at(p)) == least) is same],
+                )
+                for same in (True, False)
+            ]
+        total, generated = human + machine, 0
+        chosen: list[int] = []
+        for some_tasks, some_seeds in parts:
+            most = min(machine - generated, total - len(chosen), len(some_tasks))
+            chosen += rng.sample(some_tasks, most)
+            generated += most
+            chosen += rng.sample(some_seeds, min(total - len(chosen), len(some_seeds)))
         rng.shuffle(chosen)
         return tuple(chosen)
+
+    def _least_covered(self, rng: random.Random, seeds: Sequence[int]) -> int | None:
+        clusters = list(dict.fromkeys(cluster_of(self.at(p)) for p in seeds))
+        rng.shuffle(clusters)
+        return min(clusters, key=lambda cluster: self.covered[cluster])
+
+    def start(self, sample: Sample, parents: Sequence[int]) -> None:
+        """Count that a draft was started with these demonstrations."""
+        self.started[self.group_of(sample)] += 1
+        clusters = Counter(cluster_of(self.at(p)) for p in parents)
+        if self.coverage and clusters:
+            self.covered[clusters.most_common(1)[0][0]] += 1
+
+
+def value_of(sample: Sample, column: str) -> str:
+    """Return the category of a sample, or the value of its label with this name; "" if missing."""
+    if column == "category":
+        return sample.category or ""
+    return next((label.value for label in sample.labels if label.name == column), "")
+
+
+@dataclass(frozen=True)
+class _OneText(Format):
+    """Rows with one text, such as a document or the description of a person, in ``field``."""
+
+    name = "one_text"
+    fields = frozenset()
+
+    field: str = "text"
+
+    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+        """Return a sample with the text as its instruction."""
+        return [with_metadata(Sample(text(record, self.field)), record)]
 
 
 def load_seeds(
@@ -130,11 +245,14 @@ def load_seeds(
     language: str = "",
     on_bad_row: OnBadRow = "fail",
     mapping: Mapping[str, str] | None = None,
+    field: str = "",
 ) -> tuple[list[Sample], list[tuple[Path, BadRow]]]:
     """Return all valid rows of the seed files, in order, and the invalid rows with their file.
 
-    With ``mapping``, the rows have any fields, as in the format ``plain``. Rows whose language
-    could not be identified get the language of the others, if nearly all of these have the same.
+    With ``mapping``, the rows have any fields, as in the format ``plain``. Otherwise, with
+    ``field``, the rows have one text in this field, which becomes the instruction of the seed. Rows
+    whose language could not be identified get the language of the others, if nearly all of these
+    have the same.
 
     Raises:
         InputError: a file is unreadable, or a row is invalid and ``on_bad_row`` is ``fail``.
@@ -146,7 +264,9 @@ def load_seeds(
         check_language(language)
     seeds: list[Sample] = []
     bad: list[tuple[Path, BadRow]] = []
-    format = Plain(mapping=mapping) if mapping else None
+    format: Format | None = Plain(mapping=mapping) if mapping else None
+    if format is None and field:
+        format = _OneText(field=field)
     for path in paths:
         for row in read(path, format, license=license, language=language, on_bad_row=on_bad_row):
             if isinstance(row, BadRow):

@@ -140,7 +140,8 @@ class Sequencer(Generic[W]):
         self._issued = self.commits = 0
         self._lowest = 0
         self._committed: set[int] = set()
-        self._open: Counter[Role] = Counter()
+        # Requests that are issued and not committed, by engine; two roles may share one.
+        self._open: Counter[Supervisor | None] = Counter()
         self._sent: set[int] = set()
         # Whether requests are sent; not before all recorded completions were used.
         self._live = False
@@ -213,7 +214,7 @@ class Sequencer(Generic[W]):
 
     def _add(self, request: Request) -> None:
         self._asked[self._issued] = _Asked(request, request_digest(request))
-        self._open[request.role] += 1
+        self._open[self._engines.get(request.role)] += 1
         self._issued += 1
 
     def _replay_completion(self, line_number: int, line: CompletionLine) -> None:
@@ -316,7 +317,7 @@ class Sequencer(Generic[W]):
 
     def _free(self, role: Role) -> bool:
         """Return whether another request may be in flight for a role."""
-        return role in self._probing or self._open[role] < self._limit(role)
+        return role in self._probing or self._open[self._engines[role]] < self._limit(role)
 
     def _limit(self, role: Role) -> int:
         """Return the number of requests for a role that may wait for their commit."""
@@ -495,7 +496,7 @@ class Sequencer(Generic[W]):
 
     def _commit(self, number: int) -> None:
         self.work.commit(number, self._completed.pop(number))
-        self._open[self._asked.pop(number).request.role] -= 1
+        self._open[self._engines.get(self._asked.pop(number).request.role)] -= 1
         self._repeated.discard(number)
         self._report()
         self.commits += 1
@@ -537,7 +538,7 @@ def request_digest(request: Request) -> str:
 
 
 def answer_all(
-    engine: Engine,
+    engine: Engine | Supervisor,
     requests: Sequence[Request],
     run: Run | None = None,
     watch: Callable[[int], None] | None = None,
@@ -545,7 +546,7 @@ def answer_all(
     """Return the completion of each request, in order; recorded completions are not asked again.
 
     Args:
-        engine: the engine; it is closed at the end.
+        engine: the engine, which is closed at the end; or its supervisor, which is not.
         requests: requests that do not depend on each other.
         run: where the completions are recorded; None to record nothing.
         watch: called with the number of completions, at most ten times per second.
@@ -555,12 +556,13 @@ def answer_all(
         RunError: the journal of the run contains other requests.
     """
     work = RequestList(requests)
-    supervisor = Supervisor(engine)
+    supervisor = engine if isinstance(engine, Supervisor) else Supervisor(engine)
     sequencer = Sequencer(work, run, dict.fromkeys({r.role for r in requests}, supervisor))
     if watch is not None:
         sequencer.watch = lambda: watch(sequencer.commits)
     try:
         sequencer.run_to_stop()
     finally:
-        supervisor.close()
+        if supervisor is not engine:
+            supervisor.close()
     return [c for c in work.completions if c is not None]

@@ -47,6 +47,17 @@ class RunSettings(BaseModel):
         json_schema_extra=_RESUMABLE,
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the run.")
+    balance: tuple[str, ...] = Field(
+        (),
+        description="Columns of the seeds (category, or names of labels) whose values get the same "
+        "shares of the rows as of the seeds. Languages always do.",
+    )
+    demonstrations: Literal["uniform", "coverage"] = Field(
+        "uniform",
+        description="How demonstrations are drawn from the pool: all with the same probability "
+        "(uniform), or from the topic that has the fewest instructions so far (coverage). Topics "
+        "are clusters of sentence embeddings; the filter cluster has their options.",
+    )
     passes: int = Field(
         1,
         ge=1,

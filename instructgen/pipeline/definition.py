@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from instructgen.cli import cli
 from instructgen.cli.flags import OptionsCommand, values_of
 from instructgen.commands.interface import Options
-from instructgen.commands.options import EvaluateOptions, PreferOptions, PreviewOptions
+from instructgen.commands.options import EvaluateOptions, GenerationOptions
 from instructgen.config import load_file
 from instructgen.errors import ConfigError
 from instructgen.models.folders import EMBEDDED
@@ -173,11 +173,15 @@ def load_steps(
 
 def _check_command_line_only(options: Options, where: str) -> None:
     """Reject options that are unsafe in a pipeline that was written by another person."""
-    if isinstance(options, PreviewOptions | PreferOptions) and options.endpoint:
+    names = [name for name in type(options).model_fields if name.endswith("endpoint")]
+    given = [name for name in names if getattr(options, name)]
+    if isinstance(options, GenerationOptions):
+        given += [key for key in options.settings if key.endswith("endpoint")]
+    if given:
         # The API key is sent to the endpoint.
         raise ConfigError(
-            f"{where}: endpoint: this option is not allowed in a pipeline, because the API key is "
-            "sent to the endpoint.",
+            f"{where}: {given[0]}: this option is not allowed in a pipeline, because the API key "
+            "is sent to the endpoint.",
             "Remove the option, and set the environment variable OPENAI_BASE_URL.",
         )
     if isinstance(options, EvaluateOptions) and "lm-eval.include_path" in options.settings:

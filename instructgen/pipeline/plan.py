@@ -169,9 +169,9 @@ def _resumes(step: Step) -> bool:
     try:
         with with_files(step) as options:
             assert isinstance(options, GenerateOptions)
-            seeds, _ = seeds_for(options)
-            known = read_known(options.novel_against)
-            return resumable(step.out, configure(options), seeds, known)
+            config = configure(options)
+            seeds, _ = seeds_for(options, config)
+            return resumable(step.out, config, seeds, read_known(options.novel_against))
     except InstructgenError:
         # The command itself reports the error and does not change the folder.
         return True

@@ -41,21 +41,17 @@ def generated_card(
             "",
             f"{contents.rows:,} rows of instruction data, written by the model "
             f"`{config['engine']['model'] or config['engine']['name']}` with the method "
-            f"`{config['method']['name']}` from {len(loop.pool.seeds):,} seed tasks. "
+            f"`{config['method']['name']}` {_from_seeds(loop)}. "
             "Made with instructgen. The rows were not reviewed by people.",
             "",
             "## Licenses",
             "",
-            "A row has the licenses of the demonstrations it was generated from. "
-            "The terms of the model that wrote it also apply.",
+            "A row has the licenses of the seeds it was generated from, or the license set for a "
+            "method without seeds. The terms of the model that wrote it also apply.",
             "",
             *_licenses(contents),
             *_languages(contents),
-            "## Seeds",
-            "",
-            *_sources(_contents_of(loop.pool.seeds), "tasks"),
-            f"SHA-256 of the seeds: `{run.info.seeds.sha256}`",
-            "",
+            *_seeds(run, loop),
             "## Funnel",
             "",
             f"{facts.requests:,} requests gave {facts.candidates:,} candidates: "
@@ -80,6 +76,24 @@ def generated_card(
             "",
         ]
     )
+
+
+def _from_seeds(loop: Loop) -> str:
+    start, count = loop.config.method.starts_from, len(loop.pool.seeds)
+    names = {"tasks": "seed tasks", "documents": "texts"}
+    return f"from {count:,} {names.get(start, start)}" if count else "without seeds"
+
+
+def _seeds(run: Run, loop: Loop) -> list[str]:
+    if not loop.pool.seeds:
+        return []
+    return [
+        "## Seeds",
+        "",
+        *_sources(_contents_of(loop.pool.seeds), "tasks"),
+        f"SHA-256 of the seeds: `{run.info.seeds.sha256}`",
+        "",
+    ]
 
 
 def derived_card(

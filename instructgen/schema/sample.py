@@ -230,6 +230,11 @@ class Sample:
         others = tuple(s for s in self.scores if s.name != score.name)
         return replace(self, scores=(*others, score))
 
+    def with_label(self, label: Label) -> Sample:
+        """Return a copy of the row with this label. A label with the same name is replaced."""
+        others = tuple(each for each in self.labels if each.name != label.name)
+        return replace(self, labels=(*others, label))
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:

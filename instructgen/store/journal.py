@@ -358,6 +358,7 @@ def _payload(line: Line) -> bytes:
             "prompt_tokens": c.prompt_tokens,
             "output_tokens": c.output_tokens,
             "error": c.error,
+            **({"reasoning": c.reasoning} if c.reasoning else {}),
         }
     )
 

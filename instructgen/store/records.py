@@ -100,7 +100,8 @@ class RunInfo(JsonRecord):
 
     ``config`` contains the settings by TOML table of the recipe. ``form`` contains the prompt
     style and whether JSON schemas are enforced; it is empty for runs of the command `prefer`.
-    ``known`` are the rows with which the run's rows are compared in addition to the seeds.
+    ``known`` are the rows with which the run's rows are compared in addition to the seeds, and
+    ``clusters`` the number of the topic of each seed if demonstrations cover all topics.
     """
 
     format: int
@@ -110,6 +111,7 @@ class RunInfo(JsonRecord):
     versions: dict[str, str]
     form: dict[str, JsonValue] = field(default_factory=dict)
     known: Seeds | None = None
+    clusters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

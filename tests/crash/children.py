@@ -54,21 +54,27 @@ def generate(
     moment: str = "before",
     order: str = "issued",
     shuffled: bool = False,
+    method: str = "",
 ) -> None:
     """Generate; write a byte to ``calls`` per request, and wait ``pace_s`` per answer.
 
-    If ``shuffled`` is true, the answers arrive in a random order.
+    If ``shuffled`` is true, the answers arrive in a random order. With a method, the model is a
+    chat model, and ``seeds`` may be empty.
     """
     import instructgen
     from instructgen.plugins import load_plugin
 
     os.environ |= {"CALLS": calls, "PACE_S": str(pace_s), "SHUFFLED": "1" * shuffled}
+    os.environ["CHAT"] = method
     load_plugin(_SCRIPTED)
     if at:
         kill_at(at, moment, (os, "write"), (os, "open"), *DURABLE)
     recipe = {"generate": {"commit_order": order}, "filters": FILTERS}
     options: dict[str, Any] = {"engine": "scripted", "recipe": recipe, "in_flight": in_flight}
-    instructgen.generate(seeds, target, out, **options)
+    if method:
+        options["method"] = method
+        options["settings"] = {"generate.acceptance_floor": 0}
+    instructgen.generate(seeds or (), target, out, **options)
 
 
 def rebuild(out: str) -> None:
@@ -76,6 +82,7 @@ def rebuild(out: str) -> None:
     import instructgen
     from instructgen.plugins import load_plugin
 
+    os.environ["CHAT"] = ""
     load_plugin(_SCRIPTED)
     assert instructgen.rebuild(out).unchanged
 

@@ -22,6 +22,8 @@ import pytest
 
 from instructgen.commands.generate import GenerateResult, generate, rebuild
 from instructgen.errors import RunError
+from instructgen.generation.sequencer import ISSUED_WINDOWS
+from instructgen.plugins import classes, find
 from instructgen.store import CompletionLine, IssueLine, Run, SessionLine, read_rows
 from instructgen.store.journal import Line
 from tests import forks
@@ -127,6 +129,45 @@ def test_a_run_killed_at_random_times_loses_nothing(
 @pytest.mark.parametrize("order", ["issued", "arrival"])
 def test_two_hundred_kills(tmp_path: Path, plain: tuple[str, int], order: str) -> None:
     kill_at_random(tmp_path, plain, 200, order, 20261126)
+
+
+SEEDS_OF = {"personas": "personas", "documents": "passages", "tasks": "general", "rows": "general"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(classes("methods")))
+def test_a_run_of_each_method_killed_at_random_times_has_the_same_bytes(
+    tmp_path: Path, name: str
+) -> None:
+    seeds, start = "", find("methods", name).starts_from
+    if name == "rationale":
+        seeds = str(tmp_path / "sums.jsonl")
+        rows = (f'{{"instruction": "What is {n} - {n} + {n % 3}?", "output": "#### {n % 3}", '
+                f'"license": "MIT"}}\n' for n in range(40))  # fmt: skip
+        Path(seeds).write_text("".join(rows))
+    elif start in SEEDS_OF:
+        seeds = str(ROOT / "seeds" / f"{SEEDS_OF[start]}.jsonl")
+    # The name of the folder is in the card.
+    plain, out, calls = tmp_path / "plain" / "run", tmp_path / "run", tmp_path / "calls"
+    words = (seeds, 12, str(plain), 6, str(tmp_path / "first"), 0.0, 0, "before", "issued")
+    assert forks.run(children.generate, *words, False, name) == 0
+    rng = random.Random(name)
+    killed = 0
+    while True:
+        words = (seeds, 12, str(out), 6, str(calls), 0.03, 0, "before", "issued")
+        process = forks.start(children.generate, *words, True, name)
+        process.join(rng.uniform(0.2, 0.6) if killed < 3 else 120)
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        killed += 1
+    assert process.exitcode == 0
+    assert killed == 3
+    assert tree_digest(out) == tree_digest(plain)
+    requests = (tmp_path / "first").stat().st_size
+    assert calls.stat().st_size <= requests + killed * 6 * ISSUED_WINDOWS
+    assert forks.run(children.rebuild, str(out)) == 0
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from instructgen.generation.prompts import (
     parse_json,
     record_of,
     schema_of,
-    template_for,
+    without_number,
 )
 from instructgen.generation.seed_pool import Pool
 from instructgen.schema.sample import Rejection, Sample
@@ -62,9 +62,9 @@ class Alpaca(Method):
 
     def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
         """Draw a language, and seed rows in this language as examples."""
-        language = pool.draw_language(rng)
-        parents = pool.draw(rng, language, self.human, 0, fits=self._fits)
-        return Draft(number, TRIPLES, child_sample(pool, parents, language), parents)
+        group = pool.draw_group(rng)
+        parents = pool.draw(rng, group, self.human, 0)
+        return Draft(number, TRIPLES, child_sample(pool, parents, group.language), parents)
 
     def read(self, draft: Draft, completion: Completion, form: PromptSetup) -> list[Outcome]:
         """Return the rows of a completion; if the completion was cut off, reject its last row."""
@@ -95,7 +95,7 @@ class Alpaca(Method):
     def request(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
         """Return the request for several rows."""
         shown = [pool.at(p) for p in draft.parents]
-        template = template_for(draft.sample.language)
+        template = self.template(draft.sample.language)
         if form.style == "completion":
             last = len(shown) + self.new_tasks
             return Request(
@@ -112,14 +112,15 @@ class Alpaca(Method):
             stage=TRIPLES,
         )
 
-    def _fits(self, seed: Sample) -> bool:
+    def fits(self, seed: Sample) -> bool:
+        """Return whether a seed has an answer and is short enough for a demonstration."""
         length = len(seed.instruction) + len(seed.input) + len(seed.output)
         return bool(seed.output) and length <= self.max_demonstration_characters
 
     def _parse(
         self, language: str, completion: Completion, form: PromptSetup
     ) -> list[tuple[str, Instance] | None]:
-        template = template_for(language)
+        template = self.template(language)
         if not form.structured:
             return template.parse_triples(completion.text)
         cut = completion.finish_reason == "length"
@@ -132,7 +133,7 @@ def _triple(template: Template, item: object) -> tuple[str, Instance] | None:
     if not isinstance(item, dict) or not all(isinstance(item.get(n), str) for n in names):
         return None
     instance = Instance(template.given(item["input"]), item["output"].strip())
-    return capital(one_line(item["instruction"])), instance
+    return capital(without_number(one_line(item["instruction"]))), instance
 
 
 def _reject(sample: Sample, reason: str, detail: str) -> Reject:

@@ -38,13 +38,16 @@ from instructgen.generation.prompts import (
     parse_numbered,
     record_of,
     schema_of,
-    template_for,
+    without_number,
 )
 from instructgen.generation.seed_pool import Pool
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Kind, Rejection, Sample
+from instructgen.schema.seeding import digest
 
 _ANSWER_TOKENS = 8
+# The number of consecutive drafts with the same worked examples.
+_SHARED = 16
 INSTRUCTIONS, CLASSIFICATION, INSTANCES = "instructions", "classification", "instances"
 _FLAG = re.compile(r'^\s*\{\s*"classification"\s*:\s*(true|false)\s*,')
 
@@ -82,6 +85,20 @@ class SelfInstruct(Method):
         "request of its own, as in the paper (separate), in the request for its instances (joint, "
         "for the prompt style chat), or not at all (off). Default: joint for the prompt style "
         "chat, and separate for completion.",
+    )
+    diversity: Literal["broad", "within"] = Field(
+        "broad",
+        description="Whether new instructions leave the topics of the seeds (broad) or vary inside "
+        "them (within), in the prompt style chat.",
+    )
+    worked: Literal["seeds", "built_in"] = Field(
+        "seeds",
+        description="Worked examples in prompts for instances: seeds of the same language and "
+        "category with their answers, or those of the template, as in the paper (built_in).",
+    )
+    worked_seeds: int = Field(5, ge=1, description="Maximum number of seeds as worked examples.")
+    max_worked_characters: int = Field(
+        1500, ge=100, description="Maximum length of a seed that is a worked example."
     )
     instructions: SamplingOptions = Field(
         _options(temperature=0.7, top_p=0.5, presence_penalty=2.0, max_tokens=1024),
@@ -123,9 +140,9 @@ class SelfInstruct(Method):
 
     def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
         """Draw a language, and demonstrations in this language."""
-        language = pool.draw_language(rng)
-        parents = pool.draw(rng, language, self.human, self.machine)
-        return Draft(number, INSTRUCTIONS, child_sample(pool, parents, language), parents)
+        group = pool.draw_group(rng)
+        parents = pool.draw(rng, group, self.human, self.machine)
+        return Draft(number, INSTRUCTIONS, child_sample(pool, parents, group.language), parents)
 
     def request(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
         """Return the request for new instructions, for the kind of one, or for its instances."""
@@ -133,7 +150,7 @@ class SelfInstruct(Method):
             return self._ask_instructions(pool, draft, form)
         if draft.stage == CLASSIFICATION:
             return self._ask_kind(draft, form)
-        return self._ask_instances(draft, form)
+        return self._ask_instances(pool, draft, form)
 
     def read(self, draft: Draft, completion: Completion, form: PromptSetup) -> list[Outcome]:
         """Return new instructions, the draft with its kind, or its rows."""
@@ -142,7 +159,7 @@ class SelfInstruct(Method):
         if draft.stage == INSTRUCTIONS:
             return self._read_instructions(draft, completion, form)
         if draft.stage == CLASSIFICATION:
-            yes = template_for(draft.sample.language).is_yes(_answer(completion, form))
+            yes = self.template(draft.sample.language).is_yes(_answer(completion, form))
             kind = Kind.CLASSIFICATION if yes else Kind.GENERATION
             sample = replace(draft.sample, kind=kind)
             return [Continue(replace(draft, stage=INSTANCES, sample=sample))]
@@ -157,7 +174,7 @@ class SelfInstruct(Method):
 
     def _ask_instructions(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
         shown = [pool.at(p).instruction for p in draft.parents]
-        template = template_for(draft.sample.language)
+        template = self.template(draft.sample.language)
         if form.style == "completion":
             # Stop only at the start of a line: "16." may also occur inside a sentence.
             last = len(shown) + self.new_instructions
@@ -168,7 +185,12 @@ class SelfInstruct(Method):
             )
         item = {"type": "string", "minLength": 1, "maxLength": 600}
         return Request(
-            template.instructions_chat(shown, self.new_instructions, form.structured),
+            template.instructions_chat(
+                shown,
+                self.new_instructions,
+                form.structured,
+                within=self.diversity == "within",
+            ),
             self.chat_instructions.sampling(),
             schema=schema_of("tasks", item, self.new_instructions) if form.structured else None,
             stage=INSTRUCTIONS,
@@ -183,11 +205,11 @@ class SelfInstruct(Method):
             return [_reject(unparsed, "cut_by_length", "the completion was cut off")]
         if form.structured:
             items = parse_json(completion.text, "tasks")
-            texts = [capital(one_line(t)) for t in items if isinstance(t, str) and t.strip()]
+            texts = [t for item in items if isinstance(item, str) and (t := _plain(item))]
         elif form.style == "completion":
             texts = parse_numbered(completion.text, len(draft.parents) + self.new_instructions)
         else:
-            texts = parse_numbered(completion.text, self.new_instructions)
+            texts = list(map(_plain, parse_numbered(completion.text, self.new_instructions)))
         if not texts:
             return [_reject(unparsed, "no_instructions", "the completion has no valid instruction")]
         following = self.path(form)[1].name
@@ -200,7 +222,7 @@ class SelfInstruct(Method):
 
     def _ask_kind(self, draft: Draft, form: PromptSetup) -> Request:
         sample = draft.sample
-        template = template_for(sample.language)
+        template = self.template(sample.language)
         prompt: str | tuple[Message, ...]
         if form.style == "completion":
             prompt = template.classification_completion(sample.instruction)
@@ -222,10 +244,11 @@ class SelfInstruct(Method):
 
     # -- instances ----------------------------------------------------------------------
 
-    def _ask_instances(self, draft: Draft, form: PromptSetup) -> Request:
+    def _ask_instances(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
         sample, text = draft.sample, draft.sample.instruction
-        template = template_for(sample.language)
+        template = self.template(sample.language)
         output_first = sample.kind == Kind.CLASSIFICATION
+        worked = self._worked(pool, draft)
         if form.style == "completion":
             fill = (
                 template.output_first_completion
@@ -234,22 +257,42 @@ class SelfInstruct(Method):
             )
             options = self.classification_instances if output_first else self.instances
             sampling = options.sampling(template.instance_stops(self.max_instances))
-            return Request(fill(text), sampling, stage=INSTANCES)
+            return Request(fill(text, worked), sampling, stage=INSTANCES)
         item = record_of("label", "input") if output_first else record_of("input", "output")
         joint = self._classification(form) == "joint"
         schema = schema_of("examples", item, self.max_instances)
         return Request(
             template.instances_chat(
-                text, self.max_instances, form.structured, output_first=output_first, joint=joint
+                text,
+                self.max_instances,
+                form.structured,
+                output_first=output_first,
+                joint=joint,
+                worked=worked,
             ),
             self.chat_answers.sampling(),
             schema=(_with_flag(schema) if joint else schema) if form.structured else None,
             stage=INSTANCES,
         )
 
+    def _worked(self, pool: Pool, draft: Draft) -> list[Sample]:
+        """Return seeds with answers as worked examples: of the same group, kind and category."""
+        if self.worked == "built_in":
+            return []
+        sample, group = draft.sample, pool.group_of(draft.sample)
+        classification = sample.kind == Kind.CLASSIFICATION
+        answered = pool.answered(self.max_worked_characters)
+        fitting = answered.get((group, classification, sample.category or ""), [])
+        if len(fitting) < self.worked_seeds:
+            fitting = answered.get((group, classification, None), [])
+        # Prompts with the same beginning are faster (prefix caching), so drafts share examples.
+        rng = random.Random(digest(0, "worked", draft.number // _SHARED))
+        shown = rng.sample(fitting, min(self.worked_seeds, len(fitting)))
+        return [pool.at(position) for position in shown]
+
     def _read_rows(self, task: Sample, completion: Completion, form: PromptSetup) -> list[Outcome]:
         if self._classification(form) == "joint":
-            task = replace(task, kind=_kind_in(task, completion, form))
+            task = replace(task, kind=self._kind_in(task, completion, form))
         parsed = self._parse_instances(task, completion, form)
         unparsed = replace(task, output=completion.text.strip())
         cut: list[Outcome] = []
@@ -262,12 +305,21 @@ class SelfInstruct(Method):
             return [_reject(unparsed, "no_instances", "the completion has no valid instance")]
         return [*self._consistent(task, instances), *cut]
 
+    def _kind_in(self, task: Sample, completion: Completion, form: PromptSetup) -> Kind:
+        """Return the kind that the model stated before the instances."""
+        if form.structured:
+            flag = _FLAG.match(completion.text)
+            yes = flag is not None and flag[1] == "true"
+        else:
+            yes, _ = self.template(task.language).joint_answer(completion.text)
+        return Kind.CLASSIFICATION if yes else Kind.GENERATION
+
     def _parse_instances(
         self, task: Sample, completion: Completion, form: PromptSetup
     ) -> list[Instance | None]:
         joint = self._classification(form) == "joint"
         output_first = task.kind == Kind.CLASSIFICATION and not joint
-        template = template_for(task.language)
+        template = self.template(task.language)
         if not form.structured:
             parse = template.parse_output_first if output_first else template.parse_input_first
             return parse(template.joint_answer(completion.text)[1] if joint else completion.text)
@@ -312,6 +364,11 @@ class SelfInstruct(Method):
                 yield Accept(sample)
 
 
+def _plain(text: str) -> str:
+    """Return an instruction of a chat model on one line, without a list number."""
+    return capital(without_number(one_line(text)))
+
+
 def _row(task: Sample, instance: Instance) -> Sample:
     return replace(task, input=instance.input, output=instance.output)
 
@@ -321,16 +378,6 @@ def _answer(completion: Completion, form: PromptSetup) -> str:
         return completion.text
     items = parse_json(completion.text, "answer")
     return str(items[0]) if items else ""
-
-
-def _kind_in(task: Sample, completion: Completion, form: PromptSetup) -> Kind:
-    """Return the kind that the model stated before the instances."""
-    if form.structured:
-        flag = _FLAG.match(completion.text)
-        yes = flag is not None and flag[1] == "true"
-    else:
-        yes, _ = template_for(task.language).joint_answer(completion.text)
-    return Kind.CLASSIFICATION if yes else Kind.GENERATION
 
 
 def _with_flag(schema: dict[str, Any]) -> dict[str, Any]:
