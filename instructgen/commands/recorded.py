@@ -40,7 +40,7 @@ def recorded_id(made_from: Provenance, rows: Sequence[Sample]) -> str:
 
 
 def recorded_form(folder: Path) -> Mapping[str, JsonValue]:
-    """Return how the recorded requests of a folder were made, {} if there are none."""
+    """Return how the recorded requests of a folder were made, {} if nothing is recorded."""
     return read_info(folder).form if is_run(folder) else {}
 
 

@@ -285,8 +285,7 @@ class Loop:
         else:
             made = Request(item.sample.messages, Sampling(), row=item.sample)
         request = replace(
-            made,
-            sampling=replace(made.sampling, seed=digest(self.config.generate.seed, number) % 2**31),
+            made.with_seed(digest(self.config.generate.seed, number) % 2**31),
             role=choice.role,
             stage=choice.stage,
             model=self.config.model_of(choice.role),

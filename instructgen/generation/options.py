@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from instructgen.config import build, check_tables, merged, named, read_tables, recipe_path
 from instructgen.engines import Engine, Role
 from instructgen.errors import ConfigError
@@ -71,9 +73,7 @@ class Config:
                 ("judge", self.judge),
             )
             if model is not None
-            for key, field in type(model).model_fields.items()
-            if isinstance(field.json_schema_extra, dict)
-            and field.json_schema_extra.get("resumable")
+            for key in _resumable(model)
         }
 
 
@@ -93,7 +93,7 @@ def load_config(
     path = recipe_path(recipe)
     tables = read_tables(path)
     check_tables(tables, TABLES, path)
-    for name in ("generate", "method", "engine", "judge"):
+    for name in ("generate", "method", "engine"):
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"{path}: {name} must be a table.", f"Write [{name}] above its keys.")
     filters = filters_in(tables, path)
@@ -171,13 +171,17 @@ def from_recorded(recorded: dict[str, Any], where: Path) -> Config:
 
 def lasting(engine: Engine) -> dict[str, Any]:
     """Return the values of an engine that affect its completions."""
-    fields = type(engine).model_fields
-    changing = {
-        k
-        for k, field in fields.items()
+    changing = _resumable(engine)
+    return {k: v for k, v in _recorded(engine).items() if k not in changing}
+
+
+def _resumable(model: BaseModel) -> set[str]:
+    """Return the fields that may change when a run is resumed."""
+    return {
+        name
+        for name, field in type(model).model_fields.items()
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("resumable")
     }
-    return {k: v for k, v in _recorded(engine).items() if k not in changing}
 
 
 def _recorded(engine: Engine) -> dict[str, Any]:

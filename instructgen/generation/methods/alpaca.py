@@ -18,7 +18,6 @@ from instructgen.generation.methods import (
     Method,
     Outcome,
     PromptSetup,
-    Reject,
     SamplingOptions,
     Stage,
     child_sample,
@@ -34,7 +33,7 @@ from instructgen.generation.prompts import (
     without_number,
 )
 from instructgen.generation.seed_pool import Pool
-from instructgen.schema.sample import Rejection, Sample
+from instructgen.schema.sample import Sample
 
 TRIPLES = "triples"
 
@@ -70,7 +69,7 @@ class Alpaca(Method):
         """Return the rows of a completion; if the completion was cut off, reject its last row."""
         blank = draft.sample
         if completion.finish_reason == "error":
-            return [_reject(blank, "engine_error", completion.error or "")]
+            return [self.reject(blank, "engine_error", completion.error or "")]
         items = self._parse(blank.language, completion, form)
         outcomes: list[Outcome] = []
         for number, item in enumerate(items, start=1):
@@ -79,18 +78,22 @@ class Alpaca(Method):
                 blank, instruction=instruction, input=instance.input, output=instance.output
             )
             if number == len(items) and completion.finish_reason == "length":
-                outcomes.append(_reject(sample, "cut_by_length", "the last task was cut off"))
+                outcomes.append(self.reject(sample, "cut_by_length", "the last task was cut off"))
             elif number > self.new_tasks:
                 outcomes.append(
-                    _reject(sample, "too_many_tasks", f"more than {self.new_tasks} tasks")
+                    self.reject(sample, "too_many_tasks", f"more than {self.new_tasks} tasks")
                 )
             elif item is None:
-                outcomes.append(_reject(sample, "incomplete_task", "a part of the task is missing"))
+                outcomes.append(
+                    self.reject(sample, "incomplete_task", "a part of the task is missing")
+                )
             elif not instance.output:
-                outcomes.append(_reject(sample, "empty_output", "the task has no output"))
+                outcomes.append(self.reject(sample, "empty_output", "the task has no output"))
             else:
                 outcomes.append(Accept(sample))
-        return outcomes or [_reject(blank, "no_instructions", "the completion has no valid task")]
+        return outcomes or [
+            self.reject(blank, "no_instructions", "the completion has no valid task")
+        ]
 
     def request(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
         """Return the request for several rows."""
@@ -134,7 +137,3 @@ def _triple(template: Template, item: object) -> tuple[str, Instance] | None:
         return None
     instance = Instance(template.given(item["input"]), item["output"].strip())
     return capital(without_number(one_line(item["instruction"]))), instance
-
-
-def _reject(sample: Sample, reason: str, detail: str) -> Reject:
-    return Reject(sample, Rejection(Alpaca.name, reason, detail))

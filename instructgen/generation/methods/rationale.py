@@ -66,7 +66,7 @@ class Rationale(Method):
         return name
 
     def fits(self, seed: Sample) -> bool:
-        """Return whether the verifier can check the answer, and there are no earlier messages."""
+        """Return whether the verifier can check the answer of a seed without earlier messages."""
         plain = seed.plain and not seed.context
         return plain and self._verifier().task(seed, random.Random(0)) is not None
 
@@ -100,7 +100,7 @@ class Rationale(Method):
     def read_all(
         self, draft: Draft, completions: Sequence[Completion], form: PromptSetup
     ) -> list[Outcome]:
-        """Return the row with the shortest correct explanation, or the reason why there is none."""
+        """Return the row with the shortest correct explanation, or the reason why it is missing."""
         sample = draft.sample
         verifier = self._verifier()
         task = verifier.task(sample, random.Random(draft.number))

@@ -71,7 +71,7 @@ class Reverse(Method):
         10,
         ge=1,
         description="Minimum length of a request. A character of Chinese, Japanese or Korean, "
-        "which stands for about a word, counts three times.",
+        "which is about a word, counts three times.",
     )
     max_characters: int = Field(800, ge=1, description="Maximum length of a request.")
     requests: SamplingOptions = Field(

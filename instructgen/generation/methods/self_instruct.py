@@ -25,7 +25,6 @@ from instructgen.generation.methods import (
     Outcome,
     PromptSetup,
     Propose,
-    Reject,
     SamplingOptions,
     Stage,
     child_sample,
@@ -42,7 +41,7 @@ from instructgen.generation.prompts import (
 )
 from instructgen.generation.seed_pool import Pool
 from instructgen.schema.messages import Message
-from instructgen.schema.sample import Kind, Rejection, Sample
+from instructgen.schema.sample import Kind, Sample
 from instructgen.schema.seeding import digest
 
 _ANSWER_TOKENS = 8
@@ -155,7 +154,7 @@ class SelfInstruct(Method):
     def read(self, draft: Draft, completion: Completion, form: PromptSetup) -> list[Outcome]:
         """Return new instructions, the draft with its kind, or its rows."""
         if completion.finish_reason == "error":
-            return [_reject(draft.sample, "engine_error", completion.error or "")]
+            return [self.reject(draft.sample, "engine_error", completion.error or "")]
         if draft.stage == INSTRUCTIONS:
             return self._read_instructions(draft, completion, form)
         if draft.stage == CLASSIFICATION:
@@ -202,7 +201,7 @@ class SelfInstruct(Method):
         blank = draft.sample
         unparsed = replace(blank, instruction=completion.text.strip())
         if completion.finish_reason == "length":
-            return [_reject(unparsed, "cut_by_length", "the completion was cut off")]
+            return [self.reject(unparsed, "cut_by_length", "the completion was cut off")]
         if form.structured:
             items = parse_json(completion.text, "tasks")
             texts = [t for item in items if isinstance(item, str) and (t := _plain(item))]
@@ -211,7 +210,9 @@ class SelfInstruct(Method):
         else:
             texts = list(map(_plain, parse_numbered(completion.text, self.new_instructions)))
         if not texts:
-            return [_reject(unparsed, "no_instructions", "the completion has no valid instruction")]
+            return [
+                self.reject(unparsed, "no_instructions", "the completion has no valid instruction")
+            ]
         following = self.path(form)[1].name
         return [
             Propose(replace(draft, stage=following, sample=replace(blank, instruction=text)))
@@ -299,10 +300,10 @@ class SelfInstruct(Method):
         if completion.finish_reason == "length":
             last = parsed.pop() if parsed else None
             unfinished = _row(task, last) if last else unparsed
-            cut.append(_reject(unfinished, "cut_by_length", "the last instance was cut off"))
+            cut.append(self.reject(unfinished, "cut_by_length", "the last instance was cut off"))
         instances = [instance for instance in parsed if instance is not None]
         if not instances and not cut:
-            return [_reject(unparsed, "no_instances", "the completion has no valid instance")]
+            return [self.reject(unparsed, "no_instances", "the completion has no valid instance")]
         return [*self._consistent(task, instances), *cut]
 
     def _kind_in(self, task: Sample, completion: Completion, form: PromptSetup) -> Kind:
@@ -349,16 +350,20 @@ class SelfInstruct(Method):
         for instance in instances:
             sample = _row(task, instance)
             if not instance.output:
-                yield _reject(sample, "empty_output", "the instance has no output")
+                yield self.reject(sample, "empty_output", "the instance has no output")
             elif instance.fault:
                 yield Accept(sample)
             elif conflict:
                 detail = "instances have the same input but different outputs"
-                yield _reject(sample, "conflicting_instances", detail)
+                yield self.reject(sample, "conflicting_instances", detail)
             elif instance in seen:
-                yield _reject(sample, "duplicate_instance", "the instance was already generated")
+                yield self.reject(
+                    sample, "duplicate_instance", "the instance was already generated"
+                )
             elif len(seen) >= self.max_instances:
-                yield _reject(sample, "too_many_instances", f"more than {self.max_instances} rows")
+                yield self.reject(
+                    sample, "too_many_instances", f"more than {self.max_instances} rows"
+                )
             else:
                 seen.add(instance)
                 yield Accept(sample)
@@ -384,7 +389,3 @@ def _with_flag(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of an object that also states the kind, before the instances."""
     properties = {"classification": {"type": "boolean"}, **schema["properties"]}
     return {**schema, "properties": properties, "required": list(properties)}
-
-
-def _reject(sample: Sample, reason: str, detail: str) -> Reject:
-    return Reject(sample, Rejection(SelfInstruct.name, reason, detail))
