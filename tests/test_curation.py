@@ -30,8 +30,10 @@ from instructgen.filters.score import ScoreFilter
 from instructgen.filters.size import Size
 from instructgen.filters.topic import Topic
 from instructgen.formats import read
+from instructgen.schema.arrow import samples_in, table_of
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Label, Sample, Score
+from instructgen.similarity import tokenize
 from instructgen.store import read_rows, read_samples, splits_of, write_dataset
 from tests.conftest import ROOT, real
 
@@ -439,6 +441,36 @@ def test_curate_explains_every_row(tmp_path: Path) -> None:
     assert {("score", "kept"), ("score", "rejected"), ("novelty", "rejected")} <= sides
     values = [row.value for row in result.facts.borderline if row.filter == "score"]
     assert all(abs(v - 0.25) < 0.1 for v in values)
+
+
+def test_rows_store_the_values_that_filters_compared(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", rows_of(60))
+    filters = [
+        {"name": "size", "of": "output", "max": 5},
+        {"name": "repetition"},
+        {"name": "length", "max_words": 13},
+    ]
+    result = curate(data, tmp_path / "c", recipe={"filters": filters})
+    assert result.rows and result.rejected
+    for row in read_rows(result.out):
+        values = {v["filter"]: v["value"] for v in row["filter_values"]}
+        assert values["size/output"] == len(tokenize(row["output"]))
+        assert values["length"] == len(tokenize(row["instruction"]))
+    # The filters after the one that rejects a row do not evaluate it.
+    order = ("size", "repetition", "length")
+    for row in read_rows(result.out, "rejected"):
+        names = [v["filter"].partition("/")[0] for v in row["filter_values"]]
+        assert not set(names) & set(order[order.index(row["filter"]) + 1 :])
+        assert row["filter_values"][-1]["value"] == row["score"]
+    # Another curation replaces a value of the same filter.
+    again = curate(result.out, tmp_path / "again", recipe={"filters": filters[2:]})
+    row = next(read_rows(again.out))
+    assert [v["filter"] for v in row["filter_values"]].count("length") == 1
+    lines = [*explain(again.out, row["id"]).lines()]
+    assert any(line.startswith("values of filters  ") for line in lines)
+    # Stored rows without the column, from an earlier version, have no values.
+    batch = table_of([*read_samples(again.out)], "instructions").drop_columns(["filter_values"])
+    assert {sample.filter_values for sample in samples_in(batch)} == {()}
 
 
 def test_curating_twice_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -157,7 +157,12 @@ class Explanation:
             for s in self.row.get("scores") or ()
         ]
         labels = [f"{label['name']} {label['value']}" for label in self.row.get("labels") or ()]
-        for name, values in (("scores", scores), ("labels", labels)):
+        measured = [f"{v['filter']} {v['value']:.4g}" for v in self.row.get("filter_values") or ()]
+        for name, values in (
+            ("scores", scores),
+            ("labels", labels),
+            ("values of filters", measured),
+        ):
             if values:
                 yield f"{name}  {printable(', '.join(values))}"
 

@@ -36,7 +36,6 @@ from instructgen.schema.sample import Origin, Rejected, Rejection, Sample, Score
 from instructgen.store import Provenance, read_samples, root_of, training_split
 
 _JUDGE = "judge:"
-_REASONING_TOKENS = 2048
 # What does not change the requests, except that a higher limit adds some.
 _MAY_CHANGE = ("options.margin", "options.min_score", "options.as", "options.limit")
 
@@ -174,7 +173,7 @@ def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str 
     values: dict[str, Any] = {} if model is None else {"model": model}
     kind = find("engines", name or "vllm")
     # The prompt, the answer, and the reasoning of a thinking model.
-    longest = max(2048, 2 * max_tokens) + _REASONING_TOKENS
+    longest = max(2048, 2 * max_tokens) + Engine.model_fields["thinking_tokens"].default
     also = {"endpoint": endpoint, "max_model_len": longest}
     values |= {k: v for k, v in also.items() if v is not None and k in kind.model_fields}
     made: Engine = kind(**values)

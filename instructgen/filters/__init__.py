@@ -72,9 +72,18 @@ class Filter(BaseModel, ABC):
             verdicts.append(Verdict(sample, rejection, value))
         return verdicts
 
+    @property
+    def value_name(self) -> str:
+        """Return the name under which rows store the value of the filter."""
+        return self.name
+
     def value(self, sample: Sample) -> float | None:
         """Return the number that was compared with the thresholds to keep a sample, or None."""
         return None
+
+    def values(self, verdict: Verdict) -> dict[str, float]:
+        """Return the value of a verdict under its name, for the row's ``filter_values``."""
+        return {} if verdict.value is None else {self.value_name: float(verdict.value)}
 
     def thresholds(self) -> tuple[float, ...]:
         """Return the thresholds. Reports show rows whose values are close to one of them."""
@@ -212,6 +221,10 @@ class ScoringFilter(Filter):
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min = {self.min:g} must not be above max = {self.max:g}")
         return self
+
+    def values(self, verdict: Verdict) -> dict[str, float]:
+        """Return nothing: the value of the filter is one of the row's scores."""
+        return {}
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection (``too_low``, ``too_high``, ``no_score``), or None to keep the row."""

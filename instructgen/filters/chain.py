@@ -98,11 +98,17 @@ class Chain:
 
 
 def _run(filters: Sequence[Filter], sample: Sample) -> Verdict | Unscored:
+    values: dict[str, float] = {}
+    verdict: Verdict | Unscored = Verdict(sample)
     for f in filters:
-        if isinstance(f, ScoringFilter) and sample.score(f.score_name) is None:
-            return Unscored(sample, f)
-        (verdict,) = f.evaluate([sample])
+        if isinstance(f, ScoringFilter) and verdict.sample.score(f.score_name) is None:
+            verdict = Unscored(verdict.sample, f)
+            break
+        (verdict,) = f.evaluate([verdict.sample])
+        values |= f.values(verdict)
         if verdict.rejection is not None:
-            return verdict
-        sample = verdict.sample
-    return Verdict(sample)
+            break
+    if values:
+        # Copying a row is slow, so all values are added at once.
+        verdict = verdict._replace(sample=verdict.sample.with_filter_values(values))
+    return verdict

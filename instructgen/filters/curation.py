@@ -240,11 +240,14 @@ class Curation:
         kept = []
         for row, verdict in zip(rows, verdicts, strict=True):
             self.report.edited[f.name] += len(verdict.sample.edits) > len(row.sample.edits)
+            sample = verdict.sample
+            if values := f.values(verdict):
+                sample = sample.with_filter_values(values)
             if verdict.rejection is None:
-                kept.append(Row(row.place, verdict.sample))
+                kept.append(Row(row.place, sample))
                 self.report.near(f, row.place, verdict)
             else:
-                self._reject(f, Row(row.place, verdict.sample), verdict.rejection, rejected)
+                self._reject(f, Row(row.place, sample), verdict.rejection, rejected)
         return kept
 
     def _reject(self, f: Filter, row: Row, rejection: Rejection, rows: list[RejectedRow]) -> None:

@@ -5,9 +5,11 @@ Small models often write such text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from instructgen.filters import Filter
+from instructgen.filters import Filter, Verdict
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import tokenize
 
@@ -41,19 +43,31 @@ class Repetition(Filter):
         The reason for a rejection is ``repeats_instruction`` or ``repetition``. The score of a
         ``repetition`` is the fraction of words in repeated n-grams.
         """
-        if sample.output and tokenize(sample.output) == tokenize(sample.instruction):
+        return self._verdict(sample).rejection
+
+    def evaluate(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Return one verdict for each sample, in order."""
+        return [self._verdict(sample) for sample in samples]
+
+    def thresholds(self) -> tuple[float, ...]:
+        """Return the maximum fraction of repeated words."""
+        return (self.max_share,)
+
+    def _verdict(self, sample: Sample) -> Verdict:
+        words = {f: tokenize(getattr(sample, f)) for f in ("instruction", "input", "output")}
+        if sample.output and words["output"] == words["instruction"]:
             detail = "the output has the same words as the instruction"
-            return self.reject("repeats_instruction", detail)
-        for field in ("instruction", "input", "output"):
-            words = tokenize(getattr(sample, field))
-            if len(words) >= max(self.min_words, self.ngram):
-                share = repeated_share(words, self.ngram)
-                if share > self.max_share:
-                    detail = (
-                        f"{share:.0%} of the {field} is repeated; the limit is {self.max_share:.0%}"
-                    )
-                    return self.reject("repetition", detail, share)
-        return None
+            return Verdict(sample, self.reject("repeats_instruction", detail))
+        shortest = max(self.min_words, self.ngram)
+        shares = {f: repeated_share(w, self.ngram) for f, w in words.items() if len(w) >= shortest}
+        if not shares:
+            return Verdict(sample)
+        field = max(shares, key=lambda f: shares[f])
+        share = shares[field]
+        if share <= self.max_share:
+            return Verdict(sample, None, share)
+        detail = f"{share:.0%} of the {field} is repeated; the limit is {self.max_share:.0%}"
+        return Verdict(sample, self.reject("repetition", detail, share), share)
 
 
 def repeated_share(words: list[str], n: int) -> float:

@@ -41,6 +41,11 @@ class Size(Filter):
             raise ValueError(f"min = {self.min} is above max = {self.max}; lower min or raise max")
         return self
 
+    @property
+    def value_name(self) -> str:
+        """Return the name of the value, with what is measured, such as ``size/output``."""
+        return f"{self.name}/{self.of}"
+
     def thresholds(self) -> tuple[float, ...]:
         """Return the minimum and the maximum number of words or tokens."""
         return (self.min, self.max)

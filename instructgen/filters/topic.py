@@ -12,6 +12,8 @@ from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import EmbeddingIndex
 from instructgen.similarity.encoders import MINILM, check_model
 
+_ANY_SIMILARITY = 1e-6
+
 
 class Topic(Filter):
     """Reject rows whose question is too similar in meaning to an unwanted topic.
@@ -52,7 +54,7 @@ class Topic(Filter):
         verdicts = []
         for sample, match in zip(samples, matches, strict=True):
             rejection = None
-            if match is not None:
+            if match is not None and match.score > self.threshold:
                 topic = self.topics[match.row]
                 detail = (
                     f"cosine similarity {match.score:.3f} to {topic[:60]!r}, above {self.threshold}"
@@ -64,6 +66,7 @@ class Topic(Filter):
     @cached_property
     def _index(self) -> EmbeddingIndex:
         check_model(self.model)
-        index = EmbeddingIndex(self.threshold, self.model)
+        # Kept rows store their similarity, so it is needed below the threshold, too.
+        index = EmbeddingIndex(_ANY_SIMILARITY, self.model)
         index.add(self.topics)
         return index

@@ -15,6 +15,7 @@ from typing import Any
 from instructgen.schema.messages import Message, ToolCall, json_text
 from instructgen.schema.sample import (
     Edit,
+    FilterValue,
     Kind,
     Label,
     Origin,
@@ -27,7 +28,7 @@ from instructgen.schema.sample import (
 # Columns of a dataset in addition to the conversation.
 _TEXTS = ("instruction", "input", "output", "kind", "category", "language", "source", "license")
 _LISTS = ("attribution", "generators")
-_STRUCTS = {"scores": Score, "labels": Label, "edits": Edit}
+_STRUCTS = {"scores": Score, "labels": Label, "edits": Edit, "filter_values": FilterValue}
 _DECISION = ("stage", "filter", "reason", "detail", "score", "nearest")
 _CONVERSATION: dict[Shape, tuple[str, ...]] = {
     "instructions": ("messages",),
@@ -123,7 +124,11 @@ def samples_in(batch: Any) -> list[Sample]:
     columns = {name: batch.column(name) for name in batch.schema.names}
     texts = [columns[name].to_pylist() for name in _TEXTS]
     lists = [_lists(columns[name]) for name in _LISTS]
-    structs = [_structs(columns[name], kind) for name, kind in _STRUCTS.items()]
+    # The first datasets of format 5 have no column filter_values.
+    structs = [
+        _structs(columns[name], kind) if name in columns else [()] * batch.num_rows
+        for name, kind in _STRUCTS.items()
+    ]
     rows: Iterable[tuple[Any, Any, Any]] = zip(
         zip(*texts, strict=True),
         zip(*lists, _origins(columns["origin"]), *structs, strict=True),
@@ -138,11 +143,12 @@ def samples_in(batch: Any) -> list[Sample]:
             generators=generators,
             labels=labels,
             edits=edits,
+            filter_values=values,
             **conversation,
         )
         for (
             (instruction, input_, output, kind, category, language, source, license),
-            (attribution, generators, origin, scores, labels, edits),
+            (attribution, generators, origin, scores, labels, edits, values),
             conversation,
         ) in rows
     ]
@@ -194,7 +200,9 @@ def sample_row(sample: Sample) -> dict[str, Any]:
 def sample_of(row: Mapping[str, Any]) -> Sample:
     """Return the sample that a dict from `sample_row` describes."""
     origin = dict(row["origin"])
-    values = {f.name: row[f.name] for f in fields(Sample)}
+    values = {f.name: row[f.name] for f in fields(Sample) if f.name != "filter_values"}
+    # The first runs of format 5 do not have it.
+    values["filter_values"] = row.get("filter_values", ())
     return Sample(
         **{
             **values,
@@ -228,7 +236,7 @@ def _origin_type(name: str) -> Any:
 def _struct(kind: type) -> Any:
     import pyarrow as pa
 
-    is_number = {"value"} if kind is Score else set()
+    is_number = {"value"} if kind in (Score, FilterValue) else set()
     return pa.struct(
         [(name, pa.float64() if name in is_number else pa.string()) for name in _names(kind)]
     )

@@ -7,6 +7,7 @@ module does not read or write files; `instructgen.schema.arrow` defines the Parq
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
@@ -61,6 +62,18 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class FilterValue:
+    """The number that a filter compared with its thresholds, such as the words of a text.
+
+    ``filter`` is the name of the filter, followed by what it measured if it has the choice, such as
+    ``size/output``.
+    """
+
+    filter: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Label:
     """A named text that the source dataset contains about a row, such as its review status."""
 
@@ -96,6 +109,8 @@ class Sample:
     credit to. ``generators`` are the models that wrote the row, or rows from which it was
     derived. ``language`` is an ISO 639 code, or ``und`` if the language is unknown;
     ``language_confidence`` is the likelihood of the language if a program identified it.
+    ``filter_values`` are the numbers on which filters decided, so that the effect of another
+    threshold can be computed from a dataset; scores of models are in ``scores``.
     """
 
     instruction: str
@@ -123,6 +138,7 @@ class Sample:
     rejected_reasoning_content: str = ""
     rejected_tool_calls: tuple[ToolCall, ...] = ()
     tools: str = ""
+    filter_values: tuple[FilterValue, ...] = ()
 
     @property
     def question(self) -> str:
@@ -229,6 +245,11 @@ class Sample:
         """Return a copy of the row with this score. A score with the same name is replaced."""
         others = tuple(s for s in self.scores if s.name != score.name)
         return replace(self, scores=(*others, score))
+
+    def with_filter_values(self, values: Mapping[str, float]) -> Sample:
+        """Return a copy of the row with these values, which replace those of the same filters."""
+        merged = {v.filter: v.value for v in self.filter_values} | dict(values)
+        return replace(self, filter_values=tuple(FilterValue(*item) for item in merged.items()))
 
     def with_label(self, label: Label) -> Sample:
         """Return a copy of the row with this label. A label with the same name is replaced."""

@@ -243,6 +243,12 @@ class Method(BaseModel, ABC):
         return self.read(draft, completions[0], form)
 
 
+class ChatMethod(Method):
+    """A method whose requests are always messages, for models with a chat template."""
+
+    style: Literal["chat"] = Field("chat", description="Prompt style: always chat.")
+
+
 def completion_fault(completion: Completion) -> tuple[str, str] | None:
     """Return the reason and a sentence if a completion failed or was cut off, or None."""
     if completion.finish_reason == "error":

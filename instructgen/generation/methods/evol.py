@@ -17,9 +17,9 @@ from instructgen.engines import Completion, Request, Sampling
 from instructgen.generation.answers import answer_fault, answered
 from instructgen.generation.methods import (
     Accept,
+    ChatMethod,
     Continue,
     Draft,
-    Method,
     Outcome,
     PromptSetup,
     SamplingOptions,
@@ -44,7 +44,7 @@ _VERDICT_TOKENS = 24
 _FRAME = ("given prompt", "rewritten prompt", "given task", "rewritten task")
 
 
-class Evol(Method):
+class Evol(ChatMethod):
     """Rewrites the instructions of rows into harder or rarer ones, and answers them."""
 
     name = "evol"
@@ -52,7 +52,6 @@ class Evol(Method):
     starts_from: ClassVar[Start] = "rows"
     finite: ClassVar[bool] = True
 
-    style: Literal["chat"] = Field("chat", description="Prompt style: always chat.")
     rounds: int = Field(4, ge=1, description="Number of rounds for each seed row.")
     operations: tuple[Operation, ...] = Field(
         OPERATIONS, min_length=1, description="Operations, one of which is drawn for each round."

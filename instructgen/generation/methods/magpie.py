@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
@@ -17,8 +17,8 @@ from instructgen.formats import check_language
 from instructgen.generation.answers import answered
 from instructgen.generation.methods import (
     Accept,
+    ChatMethod,
     Draft,
-    Method,
     Outcome,
     PromptSetup,
     Propose,
@@ -34,14 +34,13 @@ from instructgen.schema.sample import Sample
 USER, ANSWER = "user", "answer"
 
 
-class Magpie(Method):
+class Magpie(ChatMethod):
     """Lets a chat model write a user's message from nothing, and answers it."""
 
     name = "magpie"
     stages = (Stage(USER), Stage(ANSWER))
     starts_from: ClassVar[Start] = "nothing"
 
-    style: Literal["chat"] = Field("chat", description="Prompt style: always chat.")
     language: str = Field("en", description="Language (ISO 639 code) of the rows.")
     license: str = Field(
         "", description="License (SPDX expression) of the rows, which no seeds have given them."

@@ -17,8 +17,8 @@ from instructgen.engines import Completion, Request
 from instructgen.generation.answers import answer_fault, answered
 from instructgen.generation.methods import (
     Accept,
+    ChatMethod,
     Draft,
-    Method,
     Outcome,
     PromptSetup,
     Propose,
@@ -36,14 +36,13 @@ REQUEST, ANSWER = "request", "answer"
 Kind = Literal["instruction", "math", "code", "knowledge", "constraints"]
 
 
-class Persona(Method):
+class Persona(ChatMethod):
     """Writes what described people could ask, and answers it."""
 
     name = "persona"
     stages = (Stage(REQUEST), Stage(ANSWER))
     starts_from: ClassVar[Start] = "personas"
 
-    style: Literal["chat"] = Field("chat", description="Prompt style: always chat.")
     kind: Kind = Field("instruction", description="What the people ask for.")
     min_met: float = Field(
         1.0, ge=0, le=1, description="Minimum fraction of the constraints that an answer meets."

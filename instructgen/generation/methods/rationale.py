@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -17,8 +17,8 @@ from instructgen.engines import Completion, Request
 from instructgen.generation.answers import answered
 from instructgen.generation.methods import (
     Accept,
+    ChatMethod,
     Draft,
-    Method,
     Outcome,
     PromptSetup,
     SamplingOptions,
@@ -35,7 +35,7 @@ REASONS = "reasons"
 _TIMED = ("code", "regex")
 
 
-class Rationale(Method):
+class Rationale(ChatMethod):
     """Writes explanations that lead to the answers of rows, and keeps a correct one."""
 
     name = "rationale"
@@ -44,7 +44,6 @@ class Rationale(Method):
     finite: ClassVar[bool] = True
     keeps_instructions: ClassVar[bool] = True
 
-    style: Literal["chat"] = Field("chat", description="Prompt style: always chat.")
     attempts: int = Field(4, ge=1, le=64, description="Number of explanations for each row.")
     verifier: str = Field(
         "math", description="Verifier that compares an explanation with the answer of the row."

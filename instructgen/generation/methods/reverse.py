@@ -18,9 +18,9 @@ from pydantic import Field
 from instructgen.engines import Completion, Request, Sampling
 from instructgen.generation.methods import (
     Accept,
+    ChatMethod,
     Continue,
     Draft,
-    Method,
     Outcome,
     PromptSetup,
     SamplingOptions,
@@ -48,7 +48,7 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _OF_FIVE = re.compile(r"\s*(?:/|out of)\s*5\b")
 
 
-class Reverse(Method):
+class Reverse(ChatMethod):
     """Writes the request to which a text is the answer, and keeps pairs that fit."""
 
     name = "reverse"
@@ -56,7 +56,6 @@ class Reverse(Method):
     starts_from: ClassVar[Start] = "documents"
     finite: ClassVar[bool] = True
 
-    style: Literal["chat"] = Field("chat", description="Prompt style: always chat.")
     kind: Literal["instruction", "chat", "query"] = Field(
         "instruction", description="Kind of request: an instruction, a chat message or a query."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
@@ -16,9 +16,9 @@ from instructgen.engines import Completion, Request
 from instructgen.generation.answers import answer_fault, answered
 from instructgen.generation.methods import (
     Accept,
+    ChatMethod,
     Continue,
     Draft,
-    Method,
     Outcome,
     PromptSetup,
     SamplingOptions,
@@ -34,7 +34,7 @@ from instructgen.schema.sample import Sample
 USER, ASSISTANT = "user", "assistant"
 
 
-class SelfChat(Method):
+class SelfChat(ChatMethod):
     """Writes conversations that begin with the instruction of a seed."""
 
     name = "self_chat"
@@ -42,7 +42,6 @@ class SelfChat(Method):
     starts_from: ClassVar[Start] = "tasks"
     finite: ClassVar[bool] = True
 
-    style: Literal["chat"] = Field("chat", description="Prompt style: always chat.")
     turns: tuple[int, int] = Field(
         (2, 4),
         description="Minimum and maximum number of turns (a message of the user with its answer).",
