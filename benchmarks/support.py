@@ -42,7 +42,7 @@ def main() -> None:
             Path(folder) / "run",
             brief=BRIEF,
             balance=["product"],
-            map={
+            mapping={
                 "instruction": "question",
                 "output": "answer",
                 "language": "language",
