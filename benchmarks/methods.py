@@ -40,7 +40,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "alpaca": {"seeds": SEEDS / "general.jsonl", "recipe": "alpaca"},
     "evol": {
         "seeds": SEEDS / "general.jsonl",
-        "settings": ANSWERS | {"method.evolution.max_tokens": 150},
+        # As its own judge, the included model finds all tasks equal.
+        "settings": ANSWERS | {"method.evolution.max_tokens": 150, "method.compare": False},
     },
     "magpie": {
         "settings": ANSWERS | {"method.messages.max_tokens": 150, "method.license": "CC0-1.0"}

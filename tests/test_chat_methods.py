@@ -101,6 +101,12 @@ def test_evol_makes_a_row_per_round_from_the_row_before() -> None:
     assert prompt_of(done.requests[2]) == "Name a rare fruit of Peru."
 
 
+def test_evol_without_a_comparison_asks_no_judge() -> None:
+    done = play(Evol(rounds=2, compare=False), [ROW], evolving())
+    assert done.stages() == [EVOLVE, ANSWER] * 2
+    assert {r.role for r in done.requests} == {"writer"}
+
+
 def test_evol_uses_the_sampling_parameters_of_the_paper() -> None:
     done = play(Evol(rounds=1), [ROW], evolving())
     sampling = done.requests[0].sampling

@@ -247,6 +247,11 @@ class VllmEngine(LocalEngine):
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 trust_remote_code=False,
+                # Small models fill a reply with spaces, until it is cut.
+                structured_outputs_config={
+                    "backend": "xgrammar",
+                    "disable_any_whitespace": True,
+                },
                 **options,
             )
         except ImportError as error:
@@ -283,9 +288,7 @@ def sampling_params(request: Request, room: int) -> Any:
         seed=s.seed,
         # Partial completions are not used, so vLLM need not build one at each step.
         output_kind=RequestOutputKind.FINAL_ONLY,
-        structured_outputs=StructuredOutputsParams(json=schema, disable_any_whitespace=True)
-        if schema
-        else None,
+        structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
     )
 
 

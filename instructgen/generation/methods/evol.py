@@ -39,7 +39,7 @@ OPERATIONS: tuple[Operation, ...] = (
     "constraints", "deepen", "concretize", "reasoning", "breadth",
 )  # fmt: skip
 _VERDICTS = ("equal", "different")
-_VERDICT_TOKENS = 24
+_VERDICT_TOKENS = 64
 # Words of the request that a model copies into its task.
 _FRAME = ("given prompt", "rewritten prompt", "given task", "rewritten task")
 
@@ -55,6 +55,11 @@ class Evol(ChatMethod):
     rounds: int = Field(4, ge=1, description="Number of rounds for each seed row.")
     operations: tuple[Operation, ...] = Field(
         OPERATIONS, min_length=1, description="Operations, one of which is drawn for each round."
+    )
+    compare: bool = Field(
+        True,
+        description="Whether the judge compares each new task with the one that it was made from. "
+        "A small model cannot: the included one finds all tasks equal.",
     )
     evolution: SamplingOptions = Field(
         SamplingOptions(temperature=1.0, top_p=0.95, max_tokens=2048),
@@ -114,7 +119,8 @@ class Evol(ChatMethod):
                 return self._eliminated(draft, child, "empty", "the new task is empty")
             if any(words in text.lower() for words in _FRAME):
                 return self._eliminated(draft, child, "copies_request", "words of the request")
-            return [Continue(replace(draft, stage=COMPARE, state={**draft.state, "child": text}))]
+            stage = COMPARE if self.compare else ANSWER
+            return [Continue(replace(draft, stage=stage, state={**draft.state, "child": text}))]
         if draft.stage == COMPARE:
             verdict = self._verdict(text, child.language, form)
             if verdict == "different":
