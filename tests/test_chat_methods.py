@@ -220,6 +220,12 @@ def test_persona_asks_as_the_person_and_answers(kind: Any) -> None:
     texts = {"request": "How long must dough rest?", "answer": "About an hour."}
     done = play(Persona(kind=kind), [PERSONA], lambda r: texts[r.stage], target=1)
     assert PERSONA.instruction in prompt_of(done.requests[0])
+    # One worked example, about another person.
+    worked, example, asked = done.requests[0].prompt
+    assert (worked.role, example.role) == ("user", "assistant")
+    assert example.content == template_for("en").text("persona", f"example_{kind}")
+    assert worked.content.splitlines()[-1] == asked.content.splitlines()[-1]
+    assert PERSONA.instruction not in worked.content
     assert done.requests[0].sampling.temperature == 0.7
     assert prompt_of(done.requests[1]) == "How long must dough rest?"
     (row,) = done.rows

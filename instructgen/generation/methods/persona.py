@@ -30,6 +30,7 @@ from instructgen.generation.methods import (
 )
 from instructgen.generation.seed_pool import Pool
 from instructgen.plugins import find
+from instructgen.schema.messages import Message
 from instructgen.schema.sample import Label
 
 REQUEST, ANSWER = "request", "answer"
@@ -71,9 +72,16 @@ class Persona(ChatMethod):
         """Return the request for what the person asks, or for the answer."""
         if draft.stage == REQUEST:
             key = "instruction" if self.kind == "constraints" else self.kind
+            template = self.template(draft.sample.language)
+            example = template.text("persona", "example")
+            # One worked example, about another person.
+            worked = (
+                Message("user", template.text("persona", key, persona=example)),
+                Message("assistant", template.text("persona", f"example_{key}")),
+            )
             persona = pool.at(draft.parents[0]).instruction
-            prompt = self.template(draft.sample.language).prompt("persona", key, persona=persona)
-            return Request(prompt, self.requests.sampling(), stage=REQUEST)
+            prompt = template.prompt("persona", key, persona=persona)
+            return Request((*worked, *prompt), self.requests.sampling(), stage=REQUEST)
         asked = self.template(draft.sample.language).question(draft.sample)
         return Request(asked, self.answers.sampling(), stage=ANSWER)
 
