@@ -77,6 +77,34 @@ def expanded(target: int = 60, **options: Any) -> tuple[Played, list[Sample]]:
     return done, seeds
 
 
+class Lopsided(Strong):
+    """A model that proposes seven tasks in English, and one in Spanish."""
+
+    short = 0
+
+    def __call__(self, request: Request) -> str:
+        reply = super().__call__(request)
+        if request.stage != INSTRUCTIONS or "¿" not in request.prompt[0].content:  # type: ignore[union-attr]
+            return reply
+        self.short += 1
+        return orjson.dumps({"tasks": orjson.loads(reply)["tasks"][:1]}).decode()
+
+
+@pytest.mark.parametrize("window", [1, 8, 64])
+def test_rows_keep_the_shares_also_if_the_model_knows_one_language_best(window: int) -> None:
+    seeds = support()
+    method = SelfInstruct(style="chat", diversity="within")
+    model = Lopsided()
+    done = play(method, seeds, model, target=60, window=window, most=4000, balance=("product",))
+    assert len(done.rows) == 60
+    assert model.short > 10
+    for column in ("language", "product"):
+        for value, share in shares(seeds, column).items():
+            assert abs(shares(done.rows, column).get(value, 0.0) - share) < 0.1
+    # A draft of its own for each instruction that had to wait.
+    assert len(done.requests) < 60 * 4
+
+
 def shares(rows: list[Sample], column: str) -> dict[str, float]:
     values = [row.language if column == "language" else value_of(row, column) for row in rows]
     return {value: count / len(rows) for value, count in Counter(values).items()}
@@ -220,7 +248,7 @@ def test_demonstrations_come_from_the_topic_with_the_fewest_instructions() -> No
     ]
     pool = Pool(seeds, coverage=True)
     rng = random.Random(0)
-    (group,) = pool.groups()
+    (group,) = pool.shares.seeds
     counts: Counter[int] = Counter()
     for _ in range(60):
         parents = pool.draw(rng, group, 4, 2)
@@ -283,3 +311,17 @@ def test_a_label_of_the_seeds_is_kept_in_rows_only_if_it_is_balanced() -> None:
 
     assert child_sample(pool, (0,), "en").labels == (Label("product", "p"),)
     assert child_sample(Pool([seed]), (0,), "en").labels == ()
+
+
+def test_a_run_of_several_languages_is_resumed_with_a_higher_target(tmp_path: Path) -> None:
+    seeds, out = ROOT / "seeds" / "multilingual.jsonl", tmp_path / "run"
+    first = instructgen.generate(seeds, 20, out, engine="echo")
+    journal = (out / "journal.jsonl").read_bytes()
+    more = instructgen.generate(seeds, 45, out, engine="echo")
+    assert (first.rows, more.rows) == (20, 45)
+    assert (out / "journal.jsonl").read_bytes().startswith(journal)
+    rows = {share.group[0]: share.rows for share in more.facts.shares}
+    assert len(rows) == 7
+    manifest = (out / "manifest.json").read_bytes()
+    instructgen.rebuild(out)
+    assert (out / "manifest.json").read_bytes() == manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -579,25 +580,24 @@ def test_every_completion_leads_to_an_outcome(
         assert reasons(outcomes) == ["engine_error"]
 
 
-def test_a_group_whose_rows_are_never_accepted_does_not_use_up_a_run() -> None:
-    pool = Pool([*seeds(95), *seeds(5, "fa")])
+def rows_drawn(drafts: int, rows_per_draft: dict[str, float], **counts: int) -> Counter[str]:
+    """Draw groups for drafts that give rows as often as stated; return the rows by language."""
+    pool = Pool([seed for language, n in counts.items() for seed in seeds(n, language)])
     rng = random.Random(0)
-    drawn = {"en": 0, "fa": 0}
-    for _ in range(1000):
+    for _ in range(drafts):
         group = pool.draw_group(rng)
-        drawn[group.language] += 1
-        pool.started[group] += 1
-        pool.accepted[group] += 3 * (group.language == "en")
-    # At most four times the share of its seeds.
-    assert 100 < drawn["fa"] < 250
+        pool.shares.started[group] += 1
+        given = rows_per_draft[group.language]
+        pool.shares.accepted[group] += int(given) + (rng.random() < given % 1)
+    return Counter({group.language: n for group, n in pool.shares.accepted.items()})
 
 
-def test_a_group_that_needs_more_drafts_gets_them() -> None:
-    pool = Pool([*seeds(50), *seeds(50, "fa")])
-    rng = random.Random(0)
-    for _ in range(2000):
-        group = pool.draw_group(rng)
-        pool.started[group] += 1
-        pool.accepted[group] += 2 if group.language == "en" else rng.random() < 0.9
-    rows = {group.language: count for group, count in pool.accepted.items()}
-    assert abs(rows["en"] / (rows["en"] + rows["fa"]) - 0.5) < 0.03
+def test_a_group_whose_rows_are_never_accepted_is_given_up() -> None:
+    rows = rows_drawn(1000, {"en": 3.0, "fa": 0.0}, en=95, fa=5)
+    assert rows["en"] > 3 * 950
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 4.0])
+def test_a_group_that_needs_more_drafts_gets_them(rate: float) -> None:
+    rows = rows_drawn(3000, {"en": 2.0, "fa": rate}, en=60, fa=40)
+    assert abs(rows["fa"] / rows.total() - 0.4) < 0.03

@@ -665,7 +665,7 @@ def _warnings(facts: RunFacts) -> tuple[str, ...]:
 
 
 def _shares(loop: Loop, rows: Sequence[Sample]) -> tuple[GroupShare, ...]:
-    seeds = loop.pool.groups()
+    seeds = loop.pool.shares.seeds
     if len(seeds) < 2 or loop.config.method.finite:
         return ()
     counts = Counter(loop.pool.group_of(row) for row in rows)

@@ -31,6 +31,7 @@ from instructgen.generation.methods import (
 from instructgen.generation.options import Config
 from instructgen.generation.scoring import SCORE, read_score
 from instructgen.generation.seed_pool import Pool
+from instructgen.generation.shares import Group
 from instructgen.generation.work import Choice, Stop
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
 from instructgen.schema.seeding import digest
@@ -184,6 +185,8 @@ class Loop:
         self._unfinished: list[int] = []
         self._rows_of: list[int] = []
         self._ended, self._delivered = 0, 0
+        # Accepted instructions of groups that are ahead of their shares.
+        self._later: dict[Group, deque[Draft]] = {}
         self._rows: list[tuple[tuple[int, int, int], Sample]] = []
         self.rejected: list[Rejected] = []
         self.tally = Tally()
@@ -242,7 +245,7 @@ class Loop:
                 self.stopped = Stop("inputs_exhausted", detail)
             return False
         target = self.config.generate.target
-        return target == "all" or idle or len(self._rows) + self._expected() < target
+        return target == "all" or idle or self._in_sight(target) < target
 
     def _limit(self) -> float:
         """Return the number of drafts that the inputs give."""
@@ -250,13 +253,22 @@ class Loop:
             return float("inf")
         return self.config.generate.passes * len(self.pool.usable)
 
-    def _expected(self) -> float:
-        """Return the number of rows that the drafts in progress are expected to give."""
-        value, total = 1.0, 0.0
-        for counts in reversed(self._counts.values()):
+    def _in_sight(self, target: int) -> float:
+        """Return the accepted rows and those expected of what is in progress, for a target.
+
+        Rows of a group beyond its share are not counted, because the others need drafts, too.
+        """
+        value, expected, per_task = 1.0, 0.0, 1.0
+        for stage, counts in reversed(self._counts.items()):
             value *= counts.rate
-            total += value * counts.in_progress
-        return total
+            expected += value * counts.in_progress
+            if stage != self.path[0].name:
+                per_task = value
+        shares = self.pool.shares
+        if len(shares.seeds) < 2:
+            return len(self._rows) + expected
+        of_drafts = max(0.0, expected - per_task * shares.pending.total())
+        return shares.useful(target, per_task) + of_drafts
 
     # -- requests and completions ---------------------------------------------------------
 
@@ -313,8 +325,10 @@ class Loop:
         else:
             self._read(item, request)
         self._unfinished[draft.number] -= 1
-        if draft.task is not None and self.pool.tasks[draft.task].ended:
+        if draft.task is not None and (task := self.pool.tasks[draft.task]).ended:
             self._empty_streak += 1
+            self.pool.shares.pending[self.pool.group_of(task.sample)] -= 1
+            self._ask_for_rows()
         if len(self._rows) > rows:
             self._empty_streak = 0
         while self._ended < self.drafts and not self._unfinished[self._ended]:
@@ -483,13 +497,39 @@ class Loop:
         if proposed:
             task = self.pool.add(sample)
             self.tally.kept_instructions += 1
-            self._enqueue(replace(draft, sample=sample, task=task))
+            shares, group = self.pool.shares, self.pool.group_of(sample)
+            draft = replace(draft, sample=sample, task=task)
+            if self.config.method.finite or shares.has_room(group):
+                shares.pending[group] += 1
+                self._enqueue(draft)
+            else:
+                shares.waiting[group] += 1
+                self._later.setdefault(group, deque()).append(draft)
+            self._ask_for_rows()
             return
         key = (draft.number, number, len(self._rows))
         self._rows.append((key, sample))
         self._rows_of[draft.number] += 1
-        self.pool.accepted[self.pool.group_of(sample)] += 1
+        self.pool.shares.accepted[self.pool.group_of(sample)] += 1
         self.tally.kept_rows += 1
+
+    def _ask_for_rows(self) -> None:
+        """Continue with instructions that had to wait, if their group is not ahead any more.
+
+        Each becomes a draft of its own, because the one that it came from may have been delivered.
+        """
+        shares, more = self.pool.shares, True
+        while more:
+            more = False
+            for group in sorted(self._later):
+                if self._later[group] and shares.has_room(group):
+                    shares.waiting[group] -= 1
+                    shares.pending[group] += 1
+                    draft = replace(self._later[group].popleft(), number=self.drafts)
+                    self._unfinished.append(0)
+                    self._rows_of.append(0)
+                    self._enqueue(draft)
+                    more = True
 
     def _reject(self, sample: Sample, rejection: Rejection, stage: str) -> None:
         self.rejected.append(Rejected(sample, rejection, stage, len(self.rejected)))

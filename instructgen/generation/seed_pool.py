@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -20,6 +20,7 @@ from instructgen.filters.cluster import cluster_of
 from instructgen.formats import BadRow, Format, OnBadRow, check_language, read, text
 from instructgen.formats.metadata import with_metadata
 from instructgen.formats.plain import Plain
+from instructgen.generation.shares import Group, Shares
 from instructgen.licensing.licenses import check_license
 from instructgen.schema.arrow import sample_row
 from instructgen.schema.sample import Kind, Sample
@@ -48,13 +49,6 @@ class Task:
         return self.resolved and not self.waiting
 
 
-class Group(NamedTuple):
-    """A language, and the values of the columns whose shares among the seeds are kept."""
-
-    language: str
-    values: tuple[str, ...] = ()
-
-
 @dataclass(slots=True)
 class Pool:
     """The task pool: seeds at positions 0 to len(seeds)-1, then the accepted instructions.
@@ -76,9 +70,8 @@ class Pool:
     fits: Callable[[Sample], bool] | None = None
     usable: list[int] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
-    # How many drafts of a group were started, and how many of its rows were accepted.
-    started: Counter[Group] = field(default_factory=Counter)
-    accepted: Counter[Group] = field(default_factory=Counter)
+    # What each group of rows has, so that the groups keep their shares.
+    shares: Shares = field(init=False)
     # By cluster: its seeds, accepted instructions and started drafts.
     covered: Counter[int | None] = field(default_factory=Counter)
     _seeds_of: dict[Group, list[int]] = field(default_factory=dict)
@@ -104,6 +97,7 @@ class Pool:
             seed = self.seeds[position]
             if limit is None or len(tokenize(seed.instruction)) <= limit:
                 self._seeds_of.setdefault(self.group_of(seed), []).append(position)
+        self.shares = Shares({group: len(seeds) for group, seeds in self._seeds_of.items()})
         if self.seeds and not self._seeds_of:
             raise InputError(
                 f"every seed instruction has more than {self.max_words} words.",
@@ -131,10 +125,6 @@ class Pool:
             self._answered[most] = found
         return self._answered[most]
 
-    def groups(self) -> dict[Group, int]:
-        """Return the number of seeds that may be demonstrations in each group."""
-        return {group: len(seeds) for group, seeds in self._seeds_of.items()}
-
     def add(self, sample: Sample) -> int:
         """Add an accepted instruction and return its task number."""
         number = len(self.tasks)
@@ -156,19 +146,8 @@ class Pool:
         return self._ids[position]
 
     def draw_group(self, rng: random.Random) -> Group:
-        """Return a random group, so that the rows get the shares that the groups have in the seeds.
-
-        The probability is proportional to the number of seeds. It is higher for a group of whose
-        drafts fewer rows were accepted than of all drafts, but at most four times as high, so that
-        a group whose rows are never accepted does not use up the run.
-        """
-        groups = sorted(self._seeds_of)
-        mean = (self.started.total() + 2) / (self.accepted.total() + 1)
-        weights = []
-        for group in groups:
-            cost = (self.started[group] + 2) / (self.accepted[group] + 1) / mean
-            weights.append(len(self._seeds_of[group]) * min(max(cost, 0.25), 4.0))
-        return rng.choices(groups, weights)[0]
+        """Return the group of the next draft; see `Shares`."""
+        return self.shares.draw(rng)
 
     def draw(
         self,
@@ -211,7 +190,7 @@ class Pool:
 
     def start(self, sample: Sample, parents: Sequence[int]) -> None:
         """Count that a draft was started with these demonstrations."""
-        self.started[self.group_of(sample)] += 1
+        self.shares.started[self.group_of(sample)] += 1
         clusters = Counter(cluster_of(self.at(p)) for p in parents)
         if self.coverage and clusters:
             self.covered[clusters.most_common(1)[0][0]] += 1
