@@ -103,7 +103,6 @@ def run(name: str, target: int) -> dict[str, Any]:
             f"{r.stage}: {r.filter}/{r.reason}": r.count
             for r in sorted(result.rejections, key=lambda r: -r.count)[:5]
         },
-        "seconds": round(result.seconds, 1),
     }
 
 
