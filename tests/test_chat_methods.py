@@ -233,6 +233,14 @@ def test_persona_asks_as_the_person_and_answers(kind: Any) -> None:
     assert (row.instruction, row.output) == ("How long must dough rest?", "About an hour.")
 
 
+@pytest.mark.parametrize("kind", ["instruction", "constraints", "math"])
+def test_a_copy_of_the_worked_example_is_rejected(kind: Any) -> None:
+    key = "instruction" if kind == "constraints" else kind
+    example = template_for("en").text("persona", f"example_{key}")
+    done = play(Persona(kind=kind), [PERSONA], lambda r: f"{example} Please.", target=1, most=3)
+    assert set(done.reasons()) == {"copies_example"}
+
+
 def test_a_program_checks_the_constraints_of_an_answer() -> None:
     from instructgen.verifiers.ifeval import IfEval
 

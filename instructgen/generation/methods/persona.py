@@ -32,8 +32,11 @@ from instructgen.generation.seed_pool import Pool
 from instructgen.plugins import find
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Label
+from instructgen.similarity import rouge_l, tokenize
 
 REQUEST, ANSWER = "request", "answer"
+# ROUGE-L to the worked example above which a request is a copy, as for two instructions.
+_COPIED = 0.7
 Kind = Literal["instruction", "math", "code", "knowledge", "constraints"]
 
 
@@ -71,8 +74,7 @@ class Persona(ChatMethod):
     def request(self, pool: Pool, draft: Draft, form: PromptSetup) -> Request:
         """Return the request for what the person asks, or for the answer."""
         if draft.stage == REQUEST:
-            key = "instruction" if self.kind == "constraints" else self.kind
-            template = self.template(draft.sample.language)
+            template, key = self.template(draft.sample.language), self._key
             example = template.text("persona", "example")
             # One worked example, about another person.
             worked = (
@@ -95,6 +97,9 @@ class Persona(ChatMethod):
                 return [self.reject(sample, *failed)]
             if not text:
                 return [self.reject(sample, "empty_request", "the request is empty")]
+            example = self.template(sample.language).text("persona", f"example_{self._key}")
+            if (score := rouge_l(tokenize(text), tokenize(example))) > _COPIED:
+                return [self.reject(sample, "copies_example", "the worked example", score)]
             if self.kind == "constraints":
                 task = self._verifier().task(sample, self._rng(draft))
                 if task is None:
@@ -110,6 +115,10 @@ class Persona(ChatMethod):
                 detail = f"the answer meets {met:.0%} of the constraints"
                 return [self.reject(sample, "constraint_missed", detail, met)]
         return [Accept(sample)]
+
+    @property
+    def _key(self) -> str:
+        return "instruction" if self.kind == "constraints" else self.kind
 
     def _verifier(self) -> Any:
         return find("verifiers", "ifeval")()
