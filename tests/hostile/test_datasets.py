@@ -183,7 +183,7 @@ def test_a_benchmark_with_a_row_without_prompt_raises_an_error(tmp_path: Path) -
     [
         # Files without a row.
         ("a.csv", b"\xef\xbb\xbf", r"\brows?\b"),
-        ("a.csv.gz", gzip.compress(b""), r"\brows?\b"),
+        ("a.csv.gz", gzip.compress(b"", mtime=0), r"\brows?\b"),
         # Two columns with one name.
         ("a.csv", b"instruction,output,output\na,b,c\n", "'output'"),
         # A quote that is not closed.
