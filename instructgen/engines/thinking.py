@@ -41,6 +41,11 @@ def can_think(tokenizer: Any) -> bool:
     return _OPEN in template or "enable_thinking" in template
 
 
+def may_reason(tokenizer: Any, request: Request, thinking: Thinking) -> bool:
+    """Return whether a completion of a request may begin with reasoning."""
+    return is_chat(request) and thinking != "off" and can_think(tokenizer)
+
+
 def opens_reasoning(tokenizer: Any, prompt: list[int]) -> bool:
     """Return whether a prompt ends with the opening tag."""
     return str(tokenizer.decode(prompt[-_LAST_TOKENS:])).rstrip().endswith(_OPEN)

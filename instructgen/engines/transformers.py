@@ -24,8 +24,7 @@ from instructgen.engines import (
     user_turn_of,
 )
 from instructgen.engines.thinking import (
-    can_think,
-    is_chat,
+    may_reason,
     opens_reasoning,
     split_reasoning,
     template_options,
@@ -80,8 +79,8 @@ class TransformersEngine(QueueEngine, LocalEngine):
                 error = f"the prompt has {len(tokens)} tokens; the limit is {self.max_model_len}"
                 completions[i] = Completion.failed(error, len(tokens))
             else:
-                thinks = is_chat(request) and self.thinking != "off" and request.schema is None
-                extra = self.thinking_tokens if thinks and can_think(self._tokenizer) else 0
+                thinks = may_reason(self._tokenizer, request, self.thinking)
+                extra = self.thinking_tokens if thinks and request.schema is None else 0
                 max_tokens = min(request.sampling.max_tokens + extra, room)
                 sampling = replace(request.sampling, seed=None, max_tokens=max_tokens)
                 groups.setdefault(sampling, []).append((i, tokens))

@@ -31,8 +31,7 @@ from instructgen.engines import (
     user_turn_of,
 )
 from instructgen.engines.thinking import (
-    can_think,
-    is_chat,
+    may_reason,
     opens_reasoning,
     split_reasoning,
     template_options,
@@ -180,7 +179,7 @@ class VllmEngine(LocalEngine):
             self._completed.append((number, Completion.failed(error, len(tokens))))
             return
         tokenizer = self._read_tokenizer()
-        thinks = is_chat(request) and self.thinking != "off" and can_think(tokenizer)
+        thinks = may_reason(tokenizer, request, self.thinking)
         extra = self.thinking_tokens if thinks and request.schema is None else 0
         params = sampling_params(_with_tokens(request, extra), room)
         prompt = TokensPrompt(prompt_token_ids=tokens)

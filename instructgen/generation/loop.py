@@ -185,7 +185,7 @@ class Loop:
         self._unfinished: list[int] = []
         self._rows_of: list[int] = []
         self._ended, self._delivered = 0, 0
-        # Accepted instructions of groups that are ahead of their shares.
+        # Accepted instructions of groups that have more than their shares.
         self._later: dict[Group, deque[Draft]] = {}
         self._rows: list[tuple[tuple[int, int, int], Sample]] = []
         self.rejected: list[Rejected] = []
@@ -245,7 +245,7 @@ class Loop:
                 self.stopped = Stop("inputs_exhausted", detail)
             return False
         target = self.config.generate.target
-        return target == "all" or idle or self._in_sight(target) < target
+        return target == "all" or idle or self._expected(target) < target
 
     def _limit(self) -> float:
         """Return the number of drafts that the inputs give."""
@@ -253,7 +253,7 @@ class Loop:
             return float("inf")
         return self.config.generate.passes * len(self.pool.usable)
 
-    def _in_sight(self, target: int) -> float:
+    def _expected(self, target: int) -> float:
         """Return the accepted rows and those expected of what is in progress, for a target.
 
         Rows of a group beyond its share are not counted, because the others need drafts, too.
@@ -514,7 +514,7 @@ class Loop:
         self.tally.kept_rows += 1
 
     def _ask_for_rows(self) -> None:
-        """Continue with instructions that had to wait, if their group is not ahead any more.
+        """Continue with instructions that had to wait, if their group has room for them now.
 
         Each becomes a draft of its own, because the one that it came from may have been delivered.
         """

@@ -1,9 +1,9 @@
 """Keeps the shares that groups of rows, such as languages, have among the seeds.
 
 A model that knows one language well gives many instructions in it and few in others. So the next
-draft is one of the group that lacks most, and instructions of a group that is far ahead wait until
-the others have caught up. What is decided depends only on what was accepted so far, and not on the
-target, so that a run can be replayed and its target raised.
+draft is probably one of the group that needs most drafts, and instructions of a group that has more
+than its share wait until the others have theirs. These decisions depend only on what was accepted
+before, and not on the target, so that a run can be replayed and its target raised.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# How many rows a group may be ahead of its share.
+# How many rows a group may have in addition to its share.
 _AHEAD = 2
-# A group is given up after so many drafts, if fewer than one row of forty drafts is in sight.
+# After 40 drafts, a group is given up if fewer than one row per 40 drafts is expected.
 _PATIENCE, _TOO_FEW = 40, 0.025
 
 
@@ -41,8 +41,8 @@ class Shares:
     pending: Counter[Group] = field(default_factory=Counter)
     waiting: Counter[Group] = field(default_factory=Counter)
 
-    def in_sight(self, group: Group) -> int:
-        """Return the number of rows of a group that are accepted or may come of instructions."""
+    def expected(self, group: Group) -> int:
+        """Return the number of accepted rows of a group, plus one for each instruction."""
         return self.accepted[group] + self.pending[group] + self.waiting[group]
 
     def fractions(self) -> dict[Group, float]:
@@ -58,11 +58,11 @@ class Shares:
         """
         groups = sorted(self.seeds)
         fractions = self.fractions()
-        total = sum(map(self.in_sight, groups)) + _AHEAD * len(groups)
+        total = sum(map(self.expected, groups)) + _AHEAD * len(groups)
         weights = []
         for group in groups:
-            missing = max(fractions[group] * total - self.in_sight(group), 0.0)
-            rows_per_draft = (self.in_sight(group) + 1) / (self.started[group] + 2)
+            missing = max(fractions[group] * total - self.expected(group), 0.0)
+            rows_per_draft = (self.expected(group) + 1) / (self.started[group] + 2)
             weights.append(missing / rows_per_draft)
         return rng.choices(groups, weights)[0]
 
@@ -74,7 +74,7 @@ class Shares:
         return asked[group] < self.fractions()[group] * asked.total() + _AHEAD
 
     def useful(self, target: int, rows_per_task: float) -> float:
-        """Return how many of the rows in sight count for a target: no group more than its share."""
+        """Return how many expected rows count for a target; of each group, at most its share."""
         fractions, total = self.fractions(), 0.0
         for group in fractions.keys() | self.accepted.keys() | self.pending.keys():
             tasks = self.pending[group] + self.waiting[group]
@@ -86,4 +86,4 @@ class Shares:
 
     def _given_up(self, group: Group) -> bool:
         started = self.started[group]
-        return started >= _PATIENCE and self.in_sight(group) < _TOO_FEW * started
+        return started >= _PATIENCE and self.expected(group) < _TOO_FEW * started

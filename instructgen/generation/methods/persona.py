@@ -99,7 +99,7 @@ class Persona(ChatMethod):
                 return [self.reject(sample, "empty_request", "the request is empty")]
             example = self.template(sample.language).text("persona", f"example_{self._key}")
             if (score := rouge_l(tokenize(text), tokenize(example))) > _COPIED:
-                return [self.reject(sample, "copies_example", "the worked example", score)]
+                return [self.reject(sample, "copies_example", "it repeats the example", score)]
             if self.kind == "constraints":
                 task = self._verifier().task(sample, self._rng(draft))
                 if task is None:
