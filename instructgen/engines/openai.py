@@ -37,6 +37,11 @@ from instructgen.errors import ConfigError, EngineError
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _HOPELESS = frozenset({401, 403, 404})
+# An answer is text of a few thousand tokens.
+_MOST_BYTES = 16 * 2**20
+_PART_BYTES = 2**16
+# Token counts above this are not those of any model.
+_MOST_TOKENS = 2**31
 _HERE = "http://127.0.0.1:8000/v1"
 _PORTS = {"http": 80, "https": 443}
 
@@ -71,6 +76,11 @@ class OpenAIEngine(Engine):
     chat: bool = Field(True, description="Whether the model has a chat template.")
     timeout_s: float = operational(
         120.0, "Seconds without any data from the server after which a request has failed.", gt=0
+    )
+    deadline_s: float = operational(
+        3600.0,
+        "Seconds for a whole answer, after which a request has failed even if data arrives.",
+        gt=0,
     )
     max_retries: int = operational(6, "Maximum number of retries of a request.", ge=0)
     max_wait_s: float = operational(60.0, "Maximum seconds to wait between two tries.", gt=0)
@@ -122,7 +132,7 @@ class OpenAIEngine(Engine):
         # User and password in the URL are sent in the same header as the key, and come first.
         sends_key = self._is_named(url) and not parsed.username
         key = os.environ.get("OPENAI_API_KEY") if sends_key else None
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         self._url = url.rstrip("/") + "/"
@@ -133,13 +143,15 @@ class OpenAIEngine(Engine):
             # The sequencer limits the number of requests in flight.
             connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
             timeout = aiohttp.ClientTimeout(
-                total=None, sock_connect=self.timeout_s, sock_read=self.timeout_s
+                total=self.deadline_s, sock_connect=self.timeout_s, sock_read=self.timeout_s
             )
             return aiohttp.ClientSession(
                 connector=connector,
                 timeout=timeout,
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                # A few bytes of a compressed answer can become gigabytes.
+                auto_decompress=False,
             )
 
         loop = asyncio.new_event_loop()
@@ -277,10 +289,14 @@ class OpenAIEngine(Engine):
             async with self._session.post(
                 self._url + path, data=body, allow_redirects=False, proxy=self._proxy
             ) as response:
-                content = await response.read()
+                content = await _content(response)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             silent = isinstance(error, asyncio.TimeoutError)
             raise _Passing(f"{type(error).__name__}: {error}"[:200], overload=silent) from error
+        if content is None:
+            return Completion.failed(
+                f"HTTP {response.status}: the answer is compressed or too long"
+            )
         if response.status in _PASSING:
             wait_s = self._retry_after(response)
             raise _Passing(f"HTTP {response.status}", wait_s, overload=response.status == 429)
@@ -344,25 +360,50 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parsed.scheme, parsed.hostname, parsed.port or _PORTS.get(parsed.scheme)
 
 
+async def _content(response: aiohttp.ClientResponse) -> bytes | None:
+    """Return the body of a response, or None if it is compressed or has more than 16 MiB."""
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return None
+    parts, size = [], 0
+    async for part in response.content.iter_chunked(_PART_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > _MOST_BYTES:
+            response.close()
+            return None
+    return b"".join(parts)
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    """Return a number of tokens, or 0 if the server did not report a possible one."""
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value < _MOST_TOKENS else 0
+
+
 def _read(content: bytes) -> Completion:
+    """Return the completion in an answer; whatever is recorded has the right types."""
     try:
         answer = orjson.loads(content)
-        if "error" in answer:
+        if answer.get("error"):
             raise _Passing(f"HTTP 200 with an error: {str(answer['error'])[:200]}")
         choice = answer["choices"][0]
         message = choice if "text" in choice else choice["message"]
         text = message["text"] if "text" in message else message["content"]
         # Servers use two names for it.
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-        usage = answer.get("usage") or {}
+        if text is not None and not isinstance(text, str):
+            raise TypeError("the text of an answer")
+        usage = answer.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
         known: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-        reason = known.get(choice.get("finish_reason") or "", "error")
+        said = choice.get("finish_reason")
+        reason = known.get(said, "error") if isinstance(said, str) else "error"
         return Completion(
             text=text or "",
             finish_reason=reason,
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            output_tokens=int(usage.get("completion_tokens") or 0),
-            error=None if reason != "error" else f"finish reason {choice.get('finish_reason')}",
+            prompt_tokens=_count(usage, "prompt_tokens"),
+            output_tokens=_count(usage, "completion_tokens"),
+            error=None if reason != "error" else f"finish reason {str(said)[:40]}",
             reasoning=reasoning if isinstance(reasoning, str) else "",
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:

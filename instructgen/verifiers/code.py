@@ -1,54 +1,43 @@
-"""Checks whether the code in an answer passes the row's tests, in a process with limits.
+"""Checks whether the code in an answer passes the row's tests.
 
-The process starts in an empty folder without environment variables, and its time, memory and
-files are limited. On Linux, it also has no network access and cannot start other processes, if the
-system allows these limits. The limits protect against mistakes but not against attacks, because
-the code of an answer runs in the same Python interpreter as the tests. Run instructgen in a
-container if you do not trust the model that writes the answers.
+The answer's code runs in one sandbox and the tests in another; the tests call its functions over a
+pipe. So the code never sees the tests, and cannot write the verdict, which only the process with the
+tests can. See `instructgen.verifiers.sandbox` for the limits.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
-import resource
-import secrets
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-from contextlib import suppress
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.resources import files
 
+import orjson
 import regex
 from pydantic import Field
 
 from instructgen.schema.sample import Sample
-from instructgen.verifiers import Verifier, label
+from instructgen.verifiers import Verifier, label, sandbox
+from instructgen.verifiers.sandbox import Limits, Process
 
 _FENCE = regex.compile(r"```(?:python|py)?\s*\n(.*?)```", regex.DOTALL | regex.IGNORECASE)
-_DRIVER = """
-import sys
-size = int(sys.stdin.buffer.readline())
-program = sys.stdin.buffer.read(size).decode()
-exec(compile(program, "answer", "exec"), {"__name__": "__main__"})
-sys.stdout.flush()
-sys.stdout.buffer.write(sys.stdin.buffer.read())
-sys.stdout.buffer.flush()
-"""
-_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
+_LONGEST_VERDICT = 4096
+_LONGEST_PROGRAM = 500_000
 
 
 class Code(Verifier):
-    """Scores an answer by whether its code passes the tests in the row's label ``test``."""
+    """Scores an answer by the fraction of the tests in the row's label ``test`` that it passes."""
 
     name = "code"
 
-    seconds: int = Field(5, ge=1, description="CPU time limit for the tests, in seconds.")
-    megabytes: int = Field(512, ge=64, description="Memory limit for the tests, in MiB.")
+    seconds: int = Field(5, ge=1, description="CPU time limit for an answer, in seconds.")
+    megabytes: int = Field(512, ge=64, description="Memory limit, in MiB.")
     form: float = Field(
-        0.1, ge=0, lt=1, description="Reward for code that compiles but fails the tests."
+        0.1, ge=0, lt=1, description="Minimum reward for code that can be run without an error."
     )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
@@ -56,69 +45,87 @@ class Code(Verifier):
         return sample if label(sample, "test") else None
 
     def check(self, task: Sample, answer: str) -> float:
-        """Return 1 if the tests pass, ``form`` if the code compiles but fails them, otherwise 0."""
+        """Return the fraction of passed tests; at least ``form`` if the code runs, otherwise 0.
+
+        Raises:
+            ConfigError: this machine has no sandbox.
+        """
         blocks = _FENCE.findall(answer)
         program = blocks[-1] if blocks else answer
-        if not program.strip():
+        if not program.strip() or len(program) > _LONGEST_PROGRAM:
             return 0.0
-        # Compiled in the other process, because some source texts crash the parser.
-        compiles = self._run(f"compile({program!r}, 'answer', 'exec')")
-        if not compiles:
+        verdict = self._verdict(program, label(task, "test") or "")
+        if not verdict.get("loaded"):
             return 0.0
-        return 1.0 if self._run(f"{program}\n\n{label(task, 'test')}\n") else self.form
+        passed, failed = int(verdict["passed"]), int(verdict["failed"])
+        share = passed / (passed + failed) if passed + failed else 0.0
+        return max(self.form, share)
 
-    def _run(self, program: str) -> bool:
-        # An exit code of 0 is not enough, because code that exits early has it too. The driver
-        # reads a secret token from standard input and prints it only after the tests.
-        token = secrets.token_hex(16)
-        text = program.encode("utf-8", "replace")
-        folder = tempfile.mkdtemp(prefix="instructgen-code-")
-        try:
-            with tempfile.TemporaryFile() as output:
-                process = subprocess.Popen(  # noqa: S603 (running it is the task)
-                    [sys.executable, "-I", "-S", "-c", _DRIVER],
-                    cwd=folder,
-                    env={},
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.DEVNULL,
-                    preexec_fn=self._limit,
-                    start_new_session=True,
-                )
-                try:
-                    process.communicate(
-                        b"%d\n%s%s" % (len(text), text, token.encode()), 2 * self.seconds + 5
+    def _verdict(self, program: str, tests: str) -> dict[str, int]:
+        limits = Limits(self.seconds, 2.0 * self.seconds + 5, self.megabytes * 2**20)
+        text = orjson.dumps({"program": _clean(program), "tests": _clean(tests)}) + b"\n"
+        with _pipes(4) as ((to_answer, from_tests), (to_tests, from_answer), task, verdict):
+            processes = []
+            try:
+                processes.append(Process(_source("answer_side"), limits, (to_answer, from_answer)))
+                processes.append(
+                    Process(
+                        _source("answer_side", "test_side"),
+                        limits,
+                        (to_tests, from_tests, task[0], verdict[1]),
                     )
-                except subprocess.TimeoutExpired:
-                    return False
-                finally:
-                    # Also end the processes that it started.
-                    with suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                output.seek(0)
-                return output.read().endswith(token.encode())
-        finally:
-            _remove(folder)
-
-    def _limit(self) -> None:
-        bytes_ = self.megabytes * 2**20
-        for limit, value in (
-            (resource.RLIMIT_CPU, self.seconds),
-            (resource.RLIMIT_AS, bytes_),
-            (resource.RLIMIT_FSIZE, 2**20),
-            (resource.RLIMIT_NOFILE, 32),
-            (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_NPROC, 0),
-        ):
-            resource.setrlimit(limit, (value, value))
-        # Remove network access if the system allows it; the call fails silently otherwise.
-        ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK)
+                )
+                for fd in (to_answer, from_tests, to_tests, from_answer, task[0], verdict[1]):
+                    os.close(fd)
+                _write(task[1], text, limits.clock_s)
+                return _read(verdict[0], limits.clock_s)
+            finally:
+                for process in processes:
+                    process.end()
 
 
-def _remove(folder: str) -> None:
-    """Remove the folder and everything in it, also if its subfolders are deeply nested."""
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+@contextmanager
+def _pipes(count: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield pipes as (reading end, writing end), and close what is still open at the end."""
+    pipes = [os.pipe() for _ in range(count)]
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except RecursionError:
-        subprocess.run(["/bin/rm", "-rf", folder], check=False)  # noqa: S603
+        yield pipes
+    finally:
+        for fd in (fd for pipe in pipes for fd in pipe):
+            with suppress(OSError):
+                os.close(fd)
+
+
+@cache
+def _source(*names: str) -> str:
+    folder = files("instructgen.verifiers")
+    return "\n".join((folder / f"{name}.py").read_text("utf-8") for name in names)
+
+
+def _write(fd: int, data: bytes, seconds: float) -> None:
+    os.set_blocking(fd, False)
+    end = time.monotonic() + seconds
+    while data and select.select([], [fd], [], max(0.0, end - time.monotonic()))[1]:
+        try:
+            data = data[os.write(fd, data) :]
+        except BrokenPipeError:
+            return
+
+
+def _read(fd: int, seconds: float) -> dict[str, int]:
+    """Return the verdict, or {} if there is none in time."""
+    data, end = b"", time.monotonic() + seconds
+    while select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+        part = os.read(fd, _LONGEST_VERDICT)
+        data += part
+        if not part or len(data) > _LONGEST_VERDICT:
+            break
+    try:
+        verdict: dict[str, int] = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return verdict
