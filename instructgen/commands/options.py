@@ -89,6 +89,11 @@ _JUDGE = (
     "a folder, the name of a model on the Hugging Face Hub or, for the engine openai, on the "
     "server."
 )
+_UNSAFE_CODE = option(
+    False,
+    "Whether the verifier code may run programs that a model wrote without a sandbox, where "
+    "bubblewrap does not work. Such a program can read and change your files, and use the network.",
+)
 _JUDGE_ENDPOINT = option(
     None, "URL of the server of the judge, for the engine openai.", metavar="URL"
 )
@@ -544,6 +549,7 @@ class TrainOptions(Options):
         metavar="WHAT",
         many="repeat",
     )
+    unsafe_code_execution: bool = _UNSAFE_CODE
     held_out: Path | None = option(
         None,
         "Dataset or file with rows to evaluate the model on before and after training. These rows "
@@ -796,6 +802,7 @@ class PreferOptions(Options):
         many="repeat",
     )
     judge_endpoint: str | None = _JUDGE_ENDPOINT
+    unsafe_code_execution: bool = _UNSAFE_CODE
     seed: int = option(
         0,
         "Random seed for sampling answers, and for choosing the constraints that the verifier "

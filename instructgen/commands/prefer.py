@@ -82,7 +82,7 @@ def prefer(options: PreferOptions, watch: Watch | None = None) -> Derived[Prefer
         EngineError: an engine cannot continue; the same call resumes.
         StorageError: the files cannot be written.
     """
-    _check_scores(options.score)
+    _check_scores(options.score, unsafe=options.unsafe_code_execution)
     judge_engine = options.judge_engine or options.engine
     if options.endpoint and "openai" not in (options.engine, judge_engine):
         raise ConfigError("--endpoint is for the engine openai.", "Pass --engine=openai.")
@@ -148,7 +148,7 @@ def _judge_of(score: Sequence[str]) -> str | None:
     return next((s.removeprefix(_JUDGE) for s in score if s.startswith(_JUDGE)), None)
 
 
-def _check_scores(score: Sequence[str]) -> None:
+def _check_scores(score: Sequence[str], *, unsafe: bool) -> None:
     if not score or (_judge_of(score) is not None and len(score) > 1):
         raise ConfigError(
             "--score takes rewards, or one judge.",
@@ -167,6 +167,10 @@ def _check_scores(score: Sequence[str]) -> None:
 
             require_training_packages()
             check_reward_model(said)
+    if any(said.startswith("verifiers:") for said in score):
+        from instructgen.training.rewards import verifiers_of
+
+        verifiers_of(score, unsafe=unsafe)
 
 
 def _engine(name: str | None, model: str | None, max_tokens: int, endpoint: str | None) -> Engine:
@@ -234,7 +238,8 @@ class _Maker:
         # Verifiers before the answers, as they say what is asked; models after them,
         # so that two never share the memory.
         verifiers = [s for s in self.score if s.startswith("verifiers:")]
-        rewards = rewards_of(verifiers) if verifiers else []
+        unsafe = options.unsafe_code_execution
+        rewards = rewards_of(verifiers, unsafe=unsafe) if verifiers else []
         models = len(verifiers) < len(self.score)
         tasks, unjudged = tasks_of(rewards, rows, options.seed, models=models)
         requests = requests_for(

@@ -162,6 +162,10 @@ def check(options: TrainOptions, *, look_at_data: bool = True) -> TrainerOptions
         )
     if options.reward and trainer not in ONLINE:
         raise ConfigError(f"train {trainer} does not use a reward.", "Omit --reward.")
+    if options.reward:
+        from instructgen.training.rewards import verifiers_of
+
+        verifiers_of(options.reward, unsafe=options.unsafe_code_execution)
     if look_at_data:
         check_rows(trainer, options.data)
     return settings
@@ -301,7 +305,8 @@ class _Training:
         watch: Watch | None,
     ) -> None:
         self.trainer, self.options, self.base = command.trainer, options, base
-        self.source, self.held_out, self.reward = command.data, command.held_out, command.reward
+        self.source, self.held_out = command.data, command.held_out
+        self.reward, self.unsafe = command.reward, command.unsafe_code_execution
         self.run_folder, self.watch = run, watch
         self.head: Any = "reward" if command.trainer == "reward" else "causal"
         self.pace: Pace | None = None
@@ -380,12 +385,14 @@ class _Training:
     def _prepared(self, rows: Rows, encoder: Encoder, rejected: RejectedRows) -> Prepared:
         """Create the training examples; see the modules `sft`, `preference` and `online`."""
         from instructgen.training import online, preference, sft
+        from instructgen.training.rewards import rewards_of
 
         options = self.options
         if isinstance(options, SftOptions):
             prepared = sft.prepare(rows, encoder, options, rejected)
         elif isinstance(options, OnlineOptions):
-            self.tasks = online.prepare_tasks(rows, encoder, options, rejected, self.reward)
+            rewards = rewards_of(self.reward, unsafe=self.unsafe)
+            self.tasks = online.prepare_tasks(rows, encoder, options, rejected, rewards)
             prepared = online.prepare(self.trainer, self.tasks, options)
         else:
             prepared = preference.prepare(self.trainer, rows, encoder, options, rejected)

@@ -23,7 +23,7 @@ from instructgen.training.encode import Encoder
 from instructgen.training.options import GroupOptions, OnlineOptions
 from instructgen.training.options import Trainer as Name
 from instructgen.training.ppo import PpoTrainer
-from instructgen.training.rewards import rewards_of, tasks_of
+from instructgen.training.rewards import Reward, tasks_of
 from instructgen.training.rollouts import vllm_sampler
 from instructgen.training.rows import RejectedRows, Rows
 from instructgen.training.trainer import Built, Job, Prepared, arguments, batches, ready
@@ -79,7 +79,7 @@ def prepare_tasks(
     encoder: Encoder,
     options: OnlineOptions,
     rejected: RejectedRows,
-    reward: Sequence[str],
+    rewards: list[Reward],
 ) -> Tasks:
     """Turn rows into tasks that the rewards can score and that fit in the maximum length.
 
@@ -88,12 +88,11 @@ def prepare_tasks(
         encoder: renders the prompts.
         options: provides the maximum lengths, the reward weights and the random seed.
         rejected: receives the rows that cannot be used, with the reasons.
-        reward: specifications of the rewards; see `rewards_of`.
+        rewards: the rewards.
 
     Raises:
-        ConfigError: ``reward`` or ``options.reward_weights`` names an unknown reward.
+        ConfigError: ``options.reward_weights`` names an unknown reward.
     """
-    rewards = rewards_of(reward)
     for name in options.reward_weights:
         if name not in (names := [r.name for r in rewards]):
             raise ConfigError(

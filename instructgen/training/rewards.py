@@ -128,22 +128,41 @@ def score_ids(model: Any, rows: Sequence[list[int] | None], pad: int) -> list[fl
     return scores
 
 
-def rewards_of(specs: Sequence[str]) -> list[Reward]:
+def verifiers_of(specs: Sequence[str], *, unsafe: bool = False) -> list[Verifier]:
+    """Return the verifiers in specifications such as ``verifiers:ifeval,math``.
+
+    Args:
+        specs: the specifications.
+        unsafe: whether code that a model wrote may run without a sandbox.
+
+    Raises:
+        ConfigError: a verifier is unknown or cannot work on this machine.
+    """
+    verifiers = []
+    for spec in specs:
+        for name in _verifier_names(spec):
+            kind = find("verifiers", name)
+            verifiers.append(kind(unsafe=True) if unsafe and name == "code" else kind())
+            verifiers[-1].require()
+    return verifiers
+
+
+def rewards_of(specs: Sequence[str], *, unsafe: bool = False) -> list[Reward]:
     """Load the specified rewards.
 
     Args:
         specs: specifications, each either ``verifiers:NAME,NAME`` or the folder or Hub name of a
             reward model.
+        unsafe: whether code that a model wrote may run without a sandbox.
 
     Raises:
-        ConfigError: a verifier is unknown, a model cannot be loaded, no reward is specified, or
-            a reward is listed more than once.
+        ConfigError: a verifier is unknown or cannot work on this machine, a model cannot be
+            loaded, no reward is specified, or a reward is listed more than once.
     """
     rewards: list[Reward] = []
     for spec in specs:
         if spec.startswith(_VERIFIERS):
-            names = _verifier_names(spec)
-            rewards.extend(VerifierReward(find("verifiers", name)()) for name in names)
+            rewards.extend(map(VerifierReward, verifiers_of([spec], unsafe=unsafe)))
         else:
             rewards.append(RewardModel(spec))
     if not rewards:

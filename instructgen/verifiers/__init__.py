@@ -28,6 +28,9 @@ class Verifier(BaseModel, ABC):
             raise TypeError(f"{cls.__name__}.judge: Verifier.judge was renamed to check")
         super().__init_subclass__(**kwargs)
 
+    def require(self) -> None:
+        """Raise ConfigError if the verifier cannot work on this machine."""
+
     @abstractmethod
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
         """Return the row as a task, or None if the verifier cannot check answers to the row.

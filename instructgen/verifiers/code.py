@@ -1,8 +1,8 @@
 """Checks whether the code in an answer passes the row's tests.
 
 The answer's code runs in one sandbox and the tests in another; the tests call its functions over a
-pipe. So the code never sees the tests, and cannot write the verdict, which only the process with the
-tests can. See `instructgen.verifiers.sandbox` for the limits.
+pipe. So the code never sees the tests, and only the process with the tests can write the verdict.
+See `instructgen.verifiers.sandbox` for the limits.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 import random
 import select
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack
 from functools import cache
 from importlib.resources import files
+from io import FileIO
 
 import orjson
 import regex
@@ -40,6 +40,14 @@ class Code(Verifier):
         0.1, ge=0, lt=1, description="Minimum reward for code that can be run without an error."
     )
 
+    unsafe: bool = Field(
+        False, description="Whether code may run without a sandbox: it can then read your files."
+    )
+
+    def require(self) -> None:
+        """Raise ConfigError if this machine has no sandbox."""
+        sandbox.check(unsafe=self.unsafe)
+
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
         """Return the row if it has the label ``test``, or None."""
         return sample if label(sample, "test") else None
@@ -50,6 +58,7 @@ class Code(Verifier):
         Raises:
             ConfigError: this machine has no sandbox.
         """
+        self.require()
         blocks = _FENCE.findall(answer)
         program = blocks[-1] if blocks else answer
         if not program.strip() or len(program) > _LONGEST_PROGRAM:
@@ -62,42 +71,41 @@ class Code(Verifier):
         return max(self.form, share)
 
     def _verdict(self, program: str, tests: str) -> dict[str, int]:
-        limits = Limits(self.seconds, 2.0 * self.seconds + 5, self.megabytes * 2**20)
-        text = orjson.dumps({"program": _clean(program), "tests": _clean(tests)}) + b"\n"
-        with _pipes(4) as ((to_answer, from_tests), (to_tests, from_answer), task, verdict):
-            processes = []
-            try:
-                processes.append(Process(_source("answer_side"), limits, (to_answer, from_answer)))
-                processes.append(
-                    Process(
-                        _source("answer_side", "test_side"),
-                        limits,
-                        (to_tests, from_tests, task[0], verdict[1]),
-                    )
-                )
-                for fd in (to_answer, from_tests, to_tests, from_answer, task[0], verdict[1]):
-                    os.close(fd)
-                _write(task[1], text, limits.clock_s)
-                return _read(verdict[0], limits.clock_s)
-            finally:
-                for process in processes:
-                    process.end()
+        task_of = {
+            "program": _clean(program), "tests": _clean(tests), "seconds": 2 * self.seconds
+        }  # fmt: skip
+        text = orjson.dumps(task_of) + b"\n"
+        with ExitStack() as stack:
+            (to_answer, from_tests), (to_tests, from_answer), task, verdict = (
+                _pipe(stack) for _ in range(4)
+            )
+            theirs = [to_answer, from_answer]
+            stack.callback(self._process(theirs, "answer_side").end)
+            own = [to_tests, from_tests, task[0], verdict[1]]
+            stack.callback(self._process(own, "answer_side", "test_side").end)
+            for pipe in (*theirs, *own):
+                pipe.close()
+            _write(task[1].fileno(), text, self._limits.clock_s)
+            return _read(verdict[0].fileno(), self._limits.clock_s)
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.seconds, 2.0 * self.seconds + 5, self.megabytes * 2**20)
+
+    def _process(self, pipes: list[FileIO], *names: str) -> Process:
+        fds = [pipe.fileno() for pipe in pipes]
+        return Process(_source(*names), self._limits, fds, unsafe=self.unsafe)
 
 
 def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-@contextmanager
-def _pipes(count: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield pipes as (reading end, writing end), and close what is still open at the end."""
-    pipes = [os.pipe() for _ in range(count)]
-    try:
-        yield pipes
-    finally:
-        for fd in (fd for pipe in pipes for fd in pipe):
-            with suppress(OSError):
-                os.close(fd)
+def _pipe(stack: ExitStack) -> tuple[FileIO, FileIO]:
+    """Return a pipe as (reading end, writing end)."""
+    reading, writing = os.pipe()
+    # A file object is closed once, so it never closes a descriptor of another thread.
+    return stack.enter_context(FileIO(reading)), stack.enter_context(FileIO(writing, "w"))
 
 
 @cache

@@ -1,15 +1,24 @@
 """Runs inside the sandbox: executes the tests of a row, and counts those that pass.
 
-The answer's code is in another process (`answer_side.py`); its functions are called over a pipe. The
-result goes to a pipe that only this process has. An answer's object is never asked whether it equals
-a value of the tests. `code.py` passes this file, after `answer_side.py`, as the source of a process.
+The answer's code is in another process (`answer_side.py`); its functions are called over a pipe.
+The result goes to a pipe that only this process has. What the answer's code returns is compared as
+plain values: its objects are not asked whether they equal a value of the tests. `code.py` passes
+this file, after `answer_side.py`, as the source of a process.
 """
 
 import ast
 import builtins
 import importlib
 import json
+import os
+import signal
 import sys
+
+NONCE = os.urandom(8).hex()
+
+
+class Late(BaseException):
+    """The answer's code has used up its time."""
 
 
 class Remote:
@@ -27,13 +36,20 @@ class Remote:
     def __eq__(self, other):
         if not isinstance(other, Remote):
             return False
-        return self._number == other._number or self._special("__eq__", other) is True
+        return self._number == other._number or self._says("__eq__", other)
 
     def __ne__(self, other):
         return not self == other
 
     def __hash__(self):
         return hash(self._number)
+
+    def __contains__(self, value):
+        return self._says("__contains__", value)
+
+    def _says(self, name, value):
+        """Return the object's answer, unless it gives the same one for a value of no meaning."""
+        return self._special(name, value) is True and self._special(name, NONCE) is not True
 
     def _special(self, name, *args):
         try:
@@ -44,18 +60,26 @@ class Remote:
         return method(*args)
 
 
-def _forwarded(name):
+def _forwarded(name, binary):
     def method(self, *args):
+        # An object that is asked whether it is below a value of the tests would say yes, and one
+        # from which the value is subtracted would return 0.
+        if binary and not all(isinstance(arg, Remote) for arg in args):
+            raise TypeError("an object of the answer's code is not a number")
         return self._special(name, *args)
 
     return method
 
 
-for _name in (
-    "len getitem setitem delitem contains iter next str repr bool int float index abs neg add sub mul "
-    "truediv floordiv mod pow lt le gt ge enter exit radd rsub rmul and or xor"
-).split():
-    setattr(Remote, f"__{_name}__", _forwarded(f"__{_name}__"))
+for _names, _binary in (
+    (
+        "len getitem setitem delitem iter next str repr bool int float index abs neg enter exit",
+        False,
+    ),
+    ("add sub mul truediv floordiv mod pow lt le gt ge and or xor", True),
+):
+    for _name in _names.split():
+        setattr(Remote, f"__{_name}__", _forwarded(f"__{_name}__", _binary))
 
 
 class Side:
@@ -64,6 +88,7 @@ class Side:
     def __init__(self, reading, writing):
         self.reading, self.writing = reading, writing
         self.functions = []
+        self.ended = False
 
     def keep(self, value):
         if isinstance(value, Remote):
@@ -85,11 +110,22 @@ class Side:
         return self.ask(message, args)
 
     def ask(self, message, args=()):
-        send(self.writing, message)
-        while "callback" in (reply := receive(self.reading)):
-            self._serve(reply)
-        if "error" in reply:
-            raise _error(*reply["error"])
+        """Return the reply to a message. All tests after the end of the other process fail."""
+        if self.ended:
+            raise RuntimeError("the process with the answer's code has ended")
+        try:
+            send(self.writing, message)
+            while "callback" in (reply := receive(self.reading)):
+                self._serve(reply)
+            if "error" not in reply:
+                return self._value(reply, args)
+            error = _error(*reply["error"])
+        except (Broken, Late, OSError, TypeError, KeyError, ValueError) as reason:
+            self.ended = True
+            raise RuntimeError("the process with the answer's code sent no reply") from reason
+        raise error
+
+    def _value(self, reply, args):
         for mine, changed in zip(args, reply.get("args", ()), strict=False):
             _update(mine, decode(changed, self.find))
         return decode(reply["value"], self.find)
@@ -129,6 +165,10 @@ def _update(mine, changed):
         mine.update(changed)
 
 
+def _late(*_):
+    raise Late
+
+
 class Counting(ast.NodeTransformer):
     """Replaces each assertion by one that is counted and does not end the tests."""
 
@@ -150,15 +190,17 @@ def run(tests, scope):
         return add
 
     scope |= {"__passed__": count("passed"), "__failed__": count("failed")}
-    for statement in ast.parse(tests).body:
+    tree = ast.parse(tests)
+    written = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    for statement in tree.body:
         changed = ast.fix_missing_locations(Counting().visit(statement))
         try:
             exec(compile(ast.Module([changed], []), "tests", "exec"), scope)
-        except Broken:
-            counts["failed"] += 1
-            break
         except Exception:
             counts["failed"] += 1
+    if counts["failed"]:
+        # An exception outside of an assertion skips those after it.
+        counts["failed"] = max(counts["failed"], written - counts["passed"])
     return counts
 
 
@@ -181,8 +223,11 @@ def main():
                         scope[name] = importlib.import_module(what["module"])
                 else:
                     scope[name] = decode(what["value"], side.find)
+            # The answer's code may wait for ever. Then the tests after that fail at once.
+            signal.signal(signal.SIGALRM, _late)
+            signal.setitimer(signal.ITIMER_REAL, float(task["seconds"]))
             result |= run(task["tests"], scope)
-    except (Broken, KeyError, TypeError, ValueError, AttributeError, OSError, ImportError):
+    except (Broken, Late, KeyError, TypeError, ValueError, AttributeError, OSError, ImportError):
         result["failed"] += 1
     verdict.write(json.dumps(result).encode())
     verdict.close()
