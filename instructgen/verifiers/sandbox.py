@@ -2,9 +2,9 @@
 
 The sandbox is bubblewrap (https://github.com/containers/bubblewrap): no network, a read-only view
 of the parts of the system that Python needs and of nothing else, a private /tmp of limited size, no
-/proc, no view of other processes, an unprivileged user, and an end together with the parent. A filter of
-system calls forbids to start processes and threads, and what could use memory that no limit counts.
-Where bubblewrap does not work, nothing is run, unless the user accepts the risk.
+/proc, no view of other processes, an unprivileged user, and an end together with the parent. A
+filter of system calls forbids to start processes and threads, and what could use memory that no
+limit counts. Where bubblewrap does not work, nothing is run, unless the user accepts the risk.
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ _MACHINES = {
         {
             "clone": 56, "fork": 57, "vfork": 58, "ptrace": 101, "socket": 41, "shmget": 29,
             "semget": 64, "msgget": 68, "mq_open": 240, "add_key": 248, "request_key": 249,
-            "keyctl": 250, "syslog": 103, "unshare": 272, "setns": 308, "mount": 165, "umount2": 166,
+            "keyctl": 250, "syslog": 103,
+            "unshare": 272, "setns": 308, "mount": 165, "umount2": 166,
             "pivot_root": 155, "chroot": 161, "io_uring_setup": 425, "userfaultfd": 323,
             "bpf": 321, "perf_event_open": 298, "process_vm_readv": 310, "process_vm_writev": 311,
             "name_to_handle_at": 303, "open_by_handle_at": 304,
@@ -185,7 +186,8 @@ _MACHINES = {
         0xC00000B7,
         {
             "clone": 220, "ptrace": 117, "socket": 198, "shmget": 194, "semget": 190,
-            "msgget": 186, "mq_open": 180, "add_key": 217, "request_key": 218, "keyctl": 219, "syslog": 116,
+            "msgget": 186, "mq_open": 180, "add_key": 217, "request_key": 218, "keyctl": 219,
+            "syslog": 116,
             "unshare": 97, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41,
             "chroot": 51, "io_uring_setup": 425, "userfaultfd": 282, "bpf": 280,
             "perf_event_open": 241, "process_vm_readv": 270, "process_vm_writev": 271,
