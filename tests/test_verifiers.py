@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import tempfile
 import time
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from instructgen.verifiers.code import Code
 from instructgen.verifiers.constraints import LABEL, Constraint
 from instructgen.verifiers.exact import Exact
 from instructgen.verifiers.ifeval import IfEval
-from instructgen.verifiers.math import Math, final_number
+from instructgen.verifiers.math import Math, final_result
 from instructgen.verifiers.regex import Regex
 from tests.conftest import real
 
@@ -28,22 +26,102 @@ RNG = random.Random(0)
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    ("text", "result"),
     [
-        ("9 + 9 = 18\n#### 18", 18),
-        ("The answer is 1,234.50.", Fraction("1234.5")),
-        (r"so \boxed{3/4} of it", Fraction(3, 4)),
-        ("First 3, then 7 apples", 7),
-        ("#### -5 and not 6", -5),
+        ("9 + 9 = 18\n#### 18", "18"),
+        ("The answer is 1,234.50.", "1,234.50"),
+        (r"so \boxed{3/4} of it", "3/4"),
+        (r"so \boxed{\frac{1}{2}} and \boxed{\sqrt{\frac{a}{b}}}.", r"\sqrt{\frac{a}{b}}"),
+        ("First 3, then 7 apples", "7"),
+        ("#### -5 and not 6", "-5 and not 6"),
         ("no number here", None),
-        ("#### 1/0", None),
-        (r"\boxed{1e999999999}", 999999999),
-        (r"\boxed{9**9**9}", 9),
-        ("#### " + "9" * 100, None),
     ],
 )
-def test_final_number(text: str, number) -> None:
-    assert final_number(text) == number
+def test_final_result(text: str, result: str | None) -> None:
+    found = final_result(text)
+    assert (None if found is None else found.text) == result
+
+
+# A pair of results, and whether they are the same.
+PAIRS = [
+    (r"\frac{1}{2}", "0.5", True),
+    (r"\frac{1}{2}", r"\frac{2}{4}", True),
+    (r"\frac{1}{2}", r"\frac{3}{2}", False),
+    (r"\frac12", "1/2", True),
+    (r"-\frac{1}{2}", r"\frac{-1}{2}", True),
+    (r"\frac{1}{3}", "0.33", False),
+    (r"\dfrac{7}{8}", r"\tfrac{7}{8}", True),
+    (r"2\frac{1}{2}", r"\frac{5}{2}", True),
+    ("3/4", "0.75", True),
+    ("3/4", "4/3", False),
+    (r"3\sqrt{2}", r"\sqrt{18}", True),
+    (r"3\sqrt{2}", r"2\sqrt{3}", False),
+    (r"3\sqrt{2}", "3", False),
+    (r"\sqrt{2}", "1.41421356237", True),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}", True),
+    (r"\sqrt[3]{27}", "3", True),
+    (r"2\pi", r"\pi \cdot 2", True),
+    (r"2\pi", r"2\pi^2", False),
+    ("(1, 2)", "(1,2)", True),
+    ("(1, 2)", "(2, 1)", False),
+    ("(1, 2)", "2", False),
+    ("(1, 2, 3)", "(1, 2)", False),
+    (r"(\frac{1}{2}, 3)", "(0.5, 3)", True),
+    (r"\{1, 2\}", r"\{2, 1\}", True),
+    (r"\{1, 2\}", r"\{1, 3\}", False),
+    ("[0, 1)", "[0,1)", True),
+    ("[0, 1)", "[0, 1]", False),
+    (r"(-\infty, 3]", r"(-\infty, 3)", False),
+    (r"(-\infty, 3] \cup [5, \infty)", r"(-\infty,3]\cup[5,\infty)", True),
+    ("5 cm", "5", True),
+    (r"5\text{ cm}", "5", True),
+    (r"5\text{ cm}", r"6\text{ cm}", False),
+    ("18 dollars", r"\$18", True),
+    ("1,234", "1234", True),
+    ("1,234", "1,235", False),
+    (r"50\%", "0.5", True),
+    (r"50\%", "50%", True),
+    (r"50\%", "5%", False),
+    ("x^2 + 2x + 1", "(x+1)^2", True),
+    ("x^2 + 1", "x^2 - 1", False),
+    ("3x", "3", False),
+    ("x = 3", "3", True),
+    ("3 + 4i", "4i + 3", True),
+    (r"10^{10}", "10000000000", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("expected", "given", "same"), PAIRS)
+def test_results_are_compared_by_their_value(expected: str, given: str, same: bool) -> None:
+    task = Sample("How many?", output=rf"So \boxed{{{expected}}}.")
+    assert (Math().check(task, rf"It is \boxed{{{given}}}") == 1.0) is same
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["9^{9^{9^9}}", "1e999999999", "9**9**9", "(" * 250, r"\frac{1}{0}", "1/0", "9" * 10_000,
+     r"\int_0^\infty e^{-x^{99}} dx", r"\sum_{k=1}^{10^{99}} k^{99}", "\\" * 200, "{" * 99,
+     "2!!!!!!!!!!!!", r"\binom{10^9}{10^8}", "__import__('os').system('true')", "\0"],
+)  # fmt: skip
+def test_an_unusual_result_is_wrong_and_ends_in_time(given: str) -> None:
+    start = time.monotonic()
+    task = Sample("How many?", output="#### 42")
+    assert Math(seconds=1).check(task, f"#### {given}") < 1.0
+    assert time.monotonic() - start < 30
+    assert Math().check(task, r"\boxed{\frac{84}{2}}") == 1.0
+
+
+def test_math_agrees_with_the_labels_of_gsm8k() -> None:
+    path = real("gsm8k/example_model_solutions.jsonl")
+    compared = agreed = 0
+    for row in map(json.loads, path.read_text().splitlines()):
+        task = Sample(row["question"], output=row["ground_truth"])
+        for solution in row.values():
+            if isinstance(solution, dict):
+                compared += 1
+                right = Math().check(task, solution["solution"]) == 1.0
+                agreed += right == solution["is_correct"]
+    assert agreed == compared == 5_276
 
 
 def test_math_gives_a_wrong_marked_number_partial_credit() -> None:
@@ -118,14 +196,13 @@ TESTS = Label("test", "assert add(1, 2) == 3\nassert add(-1, 1) == 0\n")
         ("import socket\nsocket.create_connection(('192.0.2.1', 80), 1)", 0.0),
         ("import os\nassert 'PATH' not in os.environ" + "\n" + PASSING, 1.0),
         ("", 0.0),
-        ("import os\nif os.fork() == 0:\n    import time; time.sleep(99)\n" + PASSING, 1.0),
         ("import os\nfor _ in range(1500):\n    os.mkdir('d'); os.chdir('d')\n" + PASSING, 1.0),
         (
             "import sys, os\n"
             "for x in sys._getframe().f_code.co_consts:\n"
             "    if isinstance(x, str) and len(x) == 32: sys.stdout.write(x)\n"
             "sys.stdout.flush(); os._exit(0)",
-            0.1,
+            0.0,
         ),
     ],
     ids=lambda v: str(v)[:24],
@@ -137,18 +214,6 @@ def test_code_is_scored_by_its_tests_alone(answer: str, score: float) -> None:
     assert verifier.check(task, answer) == pytest.approx(score)
     remaining = Path(tempfile.gettempdir()).glob("instructgen-code-*")
     assert not list(remaining)
-
-
-@pytest.mark.slow
-def test_humaneval_solutions_pass_their_tests() -> None:
-    with gzip.open(real("humaneval/HumanEval.jsonl.gz"), "rt") as file:
-        rows = [json.loads(line) for line in file][:40]
-    verifier = Code()
-    for row in rows:
-        label = Label("test", f"{row['test']}\ncheck({row['entry_point']})")
-        task = Sample(row["prompt"], output="", labels=(label,))
-        assert verifier.check(task, row["prompt"] + row["canonical_solution"]) == 1.0
-        assert verifier.check(task, row["prompt"] + "    return None\n") < 1.0
 
 
 def test_rewards_are_found_by_name() -> None:

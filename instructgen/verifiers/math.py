@@ -1,10 +1,21 @@
-"""Checks whether an answer ends in the correct number."""
+"""Checks whether an answer ends in the correct mathematical result."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import random
+import select
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
 from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
 
+import orjson
 import regex
 from pydantic import Field
 
@@ -14,16 +25,28 @@ from instructgen.verifiers import Verifier
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+"
 _MARKED = (
     # The mark of GSM8K, and the forms that models use instead.
-    regex.compile(rf"####\s*\$?({_NUMBER})"),
-    regex.compile(r"\\boxed\{\$?([^{}]*)\}"),
+    regex.compile(r"####[ \t]*([^\n]+)"),
+    regex.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\}"),
     regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})"),
 )
 _ANY = regex.compile(_NUMBER)
-_MAX_LENGTH = 60
+# A number with its currency or unit, which are not compared: "$18", "18 dollars", r"5\text{ cm}". A
+# word of one or two letters may be variables; math-verify knows the short units.
+_WITH_UNIT = regex.compile(
+    rf"\\?\$?\s*({_NUMBER})"
+    r"(?:\\?[ ,]?\s*\\(?:text|mathrm)\{[^{}]*\}|\s+\p{L}{3}[\p{L} ]*)?"
+)
+_LONGEST_NUMBER, _LONGEST = 60, 300
+# The process needs about a second for its start.
+_START_S = 60.0
 
 
 class Math(Verifier):
-    """Score 1 for the correct final number, and ``form`` for a wrong one marked as final."""
+    """Score 1 for the correct final result, and ``form`` for a wrong one marked as final.
+
+    Numbers are compared exactly. Other results, such as fractions, roots, tuples and intervals in
+    LaTeX, are compared by math-verify (https://github.com/huggingface/Math-Verify).
+    """
 
     name = "math"
 
@@ -31,41 +54,118 @@ class Math(Verifier):
         0.1,
         ge=0,
         lt=1,
-        description="Score for a wrong number that is marked as the final answer, as in '#### 42'.",
+        description="Score for a wrong result that is marked as the final answer, as in '#### 42'.",
+    )
+    seconds: int = Field(
+        5, ge=1, description="Time limit for reading or comparing a result other than a number."
     )
 
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
-        """Return the row if its output contains a number, or None."""
-        return sample if final_number(sample.output) is not None else None
+        """Return the row if its output contains a result, or None."""
+        return sample if final_result(sample.output) is not None else None
 
     def check(self, task: Sample, answer: str) -> float:
-        """Return 1 if the final number is correct, ``form`` if it is wrong but marked, else 0."""
-        number = final_number(answer)
-        if number is None:
+        """Return 1 if the final result is correct, ``form`` if it is wrong but marked, else 0."""
+        expected, given = final_result(task.output), final_result(answer)
+        if expected is None or given is None:
             return 0.0
-        if number == final_number(task.output):
+        if _equal(expected.text, given.text, self.seconds):
             return 1.0
-        return self.form if any(m.search(answer) for m in _MARKED) else 0.0
+        return self.form if given.marked else 0.0
 
 
-def final_number(text: str) -> Fraction | None:
-    """Return the last number that is marked as final or, if none is marked, the last number."""
+class Result(NamedTuple):
+    """The text of a final result, and whether the answer marks it as final."""
+
+    text: str
+    marked: bool
+
+
+def final_result(text: str) -> Result | None:
+    """Return the last result that is marked as final or, if none is marked, the last number."""
     for pattern in _MARKED:
         for match in reversed(pattern.findall(text)):
-            if (value := _value(match)) is not None:
-                return value
-    for match in reversed(_ANY.findall(text)):
-        if (value := _value(match)) is not None:
-            return value
-    return None
+            if found := match.strip().strip("$").rstrip(".").strip():
+                return Result(found, marked=True)
+    numbers = _ANY.findall(text)
+    return Result(numbers[-1], marked=False) if numbers else None
 
 
-def _value(text: str) -> Fraction | None:
-    text = text.replace("$", "").strip().rstrip(".")
+def _number(text: str) -> Fraction | None:
+    match = _WITH_UNIT.fullmatch(text)
     # Exponents are not accepted: the value of 1e999999999 would fill the memory.
-    if len(text) > _MAX_LENGTH or _ANY.fullmatch(text) is None:
+    if match is None or len(match[1]) > _LONGEST_NUMBER:
         return None
     try:
-        return Fraction(text.replace(",", ""))
+        return Fraction(match[1].replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def _equal(expected: str, given: str, seconds: int) -> bool:
+    numbers = _number(expected), _number(given)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if expected == given:
+        return True
+    return max(len(expected), len(given)) <= _LONGEST and _compared(expected, given, seconds)
+
+
+@lru_cache(maxsize=4096)
+def _compared(expected: str, given: str, seconds: int) -> bool:
+    return _comparer(os.getpid()).equal(expected, given, seconds)
+
+
+@lru_cache(maxsize=1)
+def _comparer(_process: int) -> _Comparer:
+    comparer = _Comparer()
+    atexit.register(comparer.end)
+    return comparer
+
+
+class _Comparer:
+    """The process with math-verify; it is started at the first use, and again after it failed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def equal(self, expected: str, given: str, seconds: int) -> bool:
+        """Return whether two results are equal; False if that cannot be decided in time."""
+        with self._lock:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "instructgen.verifiers.math_side"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
+                self._reply(_START_S)
+            with suppress(BrokenPipeError):
+                assert self._process.stdin is not None
+                self._process.stdin.write(orjson.dumps([expected, given, seconds]) + b"\n")
+                self._process.stdin.flush()
+            # Two texts are read and compared, and the limits of math-verify interrupt only Python.
+            reply = self._reply(3.0 * seconds + 1)
+            if reply is None:
+                self.end()
+            return reply is True
+
+    def end(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _reply(self, seconds: float) -> bool | None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        fd, end, text = self._process.stdout.fileno(), time.monotonic() + seconds, b""
+        while not text.endswith(b"\n"):
+            if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+                return None
+            if not (part := os.read(fd, 64)):
+                return None
+            text += part
+        return bool(orjson.loads(text))
