@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from instructgen.printable import without_secrets
+
 
 def quoted(value: Any, most: int = 80) -> str:
     """Return the repr of a value for an error message, truncated to ``most`` characters."""
@@ -28,13 +30,14 @@ class InstructgenError(Exception):
     """Base class of all errors of instructgen.
 
     Args:
-        message: what is wrong and where, in one line.
+        message: what is wrong and where, in one line. Secrets are removed from it.
         hint: the next step for the user.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message, hint = without_secrets(message), without_secrets(hint)
         super().__init__(message)
         self.message = message
         self.hint = hint

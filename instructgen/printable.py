@@ -1,11 +1,28 @@
-"""Makes text from models and files safe to display in a terminal or on a web page."""
+"""Makes texts safe to display and to write: without control characters and without secrets.
+
+Secrets are the API key and the access token in the environment, and user names and passwords in
+URLs. A server can send them back in any text, so completions are cleaned too.
+"""
 
 from __future__ import annotations
 
+import base64
+import os
 import unicodedata
+from collections.abc import Iterable
+from urllib.parse import quote, unquote, urlsplit
+
+import regex
 
 # Zero-width joiners are needed for Persian and Hindi words and for emoji.
 _JOINERS = "\u200c\u200d"
+HIDDEN = "[secret]"
+# A shorter text, such as a password of three letters, also occurs in ordinary text.
+_SHORTEST = 8
+_VARIABLES = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_URLS = ("OPENAI_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_IN_URL = regex.compile(r"(?<=://)[^\s/?#@\"'<>]+(?=@)")
+_seen: set[str] = set()
 
 
 def printable(text: str) -> str:
@@ -20,3 +37,36 @@ def printable(text: str) -> str:
         else "\ufffd"
         for c in text
     )
+
+
+def remember_url(url: str) -> None:
+    """Treat the user name and the password in a URL as secrets, in every form of their own."""
+    user_info, at, _ = urlsplit(url).netloc.rpartition("@")
+    if at:
+        plain = unquote(user_info)
+        password = plain.partition(":")[2]
+        encoded = base64.b64encode(plain.encode()).decode()
+        _seen.update({user_info, plain, password, quote(password, safe=""), encoded})
+
+
+def without_secrets(text: str) -> str:
+    """Return the text without the secrets of this process, and without user names in URLs."""
+    return _IN_URL.sub(HIDDEN, without_keys(text))
+
+
+def without_keys(text: str) -> str:
+    """Return the text without the secrets of this process; other URLs are not changed."""
+    for secret in _known():
+        if secret in text:
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _known() -> Iterable[str]:
+    variables = (os.environ.get(name, "").strip() for name in _VARIABLES)
+    for name in _URLS:
+        for spelling in (name, name.lower()):
+            if "@" in (url := os.environ.get(spelling, "")):
+                remember_url(url)
+    found = {secret for secret in (*variables, *_seen) if len(secret) >= _SHORTEST}
+    return sorted(found, key=lambda secret: (-len(secret), secret))

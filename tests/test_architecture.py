@@ -15,10 +15,10 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "instructgen"
 # What comes later may import what comes earlier. Packages count as one.
 ORDER = [
+    "printable",
     "errors",
     "plugins",
     "resources",
-    "printable",
     "versions",
     "config",
     "schema",
@@ -198,12 +198,17 @@ def test_no_code_from_data() -> None:
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in banned, path
+                # These two run in the sandbox.
+                inside = path.name in ("answer_side.py", "test_side.py")
+                allowed = {"exec", "compile"} if inside else set()
+                assert node.func.id not in banned - allowed, path
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [a.name for a in node.names] + [getattr(node, "module", "") or ""]
-                # Judging code is running it, in a process with limits; a step of a recipe is a
-                # command of instructgen in a separate process.
-                runs = {"subprocess"} if path.name in ("code.py", "steps.py") else set()
+                # Code is checked by running it in the sandbox, results are compared in a process
+                # that can be killed, and a step of a recipe is a command of instructgen in a
+                # separate process.
+                starts = ("sandbox.py", "math.py", "steps.py")
+                runs = {"subprocess"} if path.name in starts else set()
                 assert not {"pickle", "yaml", "subprocess"} & set(names) - runs, path
 
 

@@ -7,6 +7,7 @@ same command to resume.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from instructgen.cli import datasets, parts, runs, training
 from instructgen.cli.printing import err
 from instructgen.errors import InstructgenError
 from instructgen.plugins import suggest
-from instructgen.printable import printable
+from instructgen.printable import printable, without_secrets
 
 
 class _Group(click.Group):
@@ -88,7 +89,9 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        message = io.StringIO()
+        error.show(message)
+        click.echo(without_secrets(message.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except InstructgenError as error:
         if os.environ.get("RANK", "0") != "0":
@@ -98,7 +101,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         # For example a name that is too long, or a full device behind a pipe.
-        err.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
+        err.print(f"[bold red]error:[/] {escape(printable(without_secrets(str(error))))}")
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         err.print("interrupted. Finished work is kept; rerun the same command to resume.")

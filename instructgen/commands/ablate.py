@@ -38,7 +38,7 @@ from instructgen.store import (
     read_training,
     splits_of,
     storage,
-    write_atomic,
+    write_record,
 )
 from instructgen.training.options import SftOptions
 from instructgen.versions import OF_MODELS, versions
@@ -250,7 +250,7 @@ def _measured(
     samples = held_out_at(held_out)[:rows]
     prompt_format = PromptFormat(**{f.name: options[f.name] for f in fields(PromptFormat)})
     measured = bits_per_byte(name or str(place), samples, prompt_format)
-    write_atomic(kept, [measured.to_json()])
+    write_record(kept, measured.to_json())
     return measured
 
 
@@ -376,4 +376,4 @@ def _write(ablation: Ablation, inputs: tuple[InputRef, ...], options: dict[str, 
             "ablation.md": "\n".join(text).encode(),
             "ablation.png": arms_plot(ablation.arms, ablation.base),
         }.items():
-            write_atomic(ablation.out / name, [data])
+            write_record(ablation.out / name, data)

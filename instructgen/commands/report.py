@@ -25,7 +25,7 @@ from instructgen.store import (
     read_info,
     read_seed_rows,
     storage,
-    write_atomic,
+    write_record,
 )
 
 
@@ -68,7 +68,7 @@ def report(options: ReportOptions, watch: Watch | None = None) -> Reported:
     data = page(title, chapters, instructgen.__version__)
     with storage(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, [data])
+        write_record(file, data)
     return Reported(file, tuple(c.title for c in chapters), len(data))
 
 

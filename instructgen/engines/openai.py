@@ -34,6 +34,7 @@ from instructgen.engines import (
 from instructgen.engines.thinking import split_reasoning, template_options
 from instructgen.engines.window import MeasuredWindow
 from instructgen.errors import ConfigError, EngineError
+from instructgen.printable import remember_url
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _HOPELESS = frozenset({401, 403, 404})
@@ -44,6 +45,17 @@ _PART_BYTES = 2**16
 _MOST_TOKENS = 2**31
 _HERE = "http://127.0.0.1:8000/v1"
 _PORTS = {"http": 80, "https": 443}
+
+
+def _api_key() -> str | None:
+    """Return the API key in OPENAI_API_KEY without spaces at its ends, or None if it is not set."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError(
+            "OPENAI_API_KEY contains characters that a key cannot have.",
+            "Set it to one line of ASCII letters, digits and signs, without spaces.",
+        )
+    return key or None
 
 
 class _Passing(Exception):
@@ -130,8 +142,8 @@ class OpenAIEngine(Engine):
         except ValueError as error:
             raise ConfigError(f"base_url {url}: {error}.", "Pass http://HOST:PORT/v1.") from error
         # User and password in the URL are sent in the same header as the key, and come first.
-        sends_key = self._is_named(url) and not parsed.username
-        key = os.environ.get("OPENAI_API_KEY") if sends_key else None
+        remember_url(url)
+        key = _api_key() if self._is_named(url) and not parsed.username else None
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if key:
             headers["Authorization"] = f"Bearer {key}"

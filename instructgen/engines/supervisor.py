@@ -9,12 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
 from instructgen.engines import Completion, Engine, Request, Sampling
 from instructgen.errors import ConfigError, EngineDied, EngineError
+from instructgen.printable import without_keys
 from instructgen.schema.messages import Message
 
 # How long the thread waits for a completion before it looks whether it is to end.
@@ -192,7 +193,9 @@ class Supervisor:
                     with self._changed:
                         known = self._requests.pop(result[0], None)
                     if known is not None:
-                        self.results.put(Received(*result, time.monotonic()))
+                        number, completion = result
+                        clean = _without_keys(completion)
+                        self.results.put(Received(number, clean, time.monotonic()))
         except BaseException as error:  # noqa: BLE001 (raised again where it is received)
             self.results.put(Received(-1, None, time.monotonic(), error))
         finally:
@@ -215,3 +218,12 @@ class Supervisor:
             self._restarting = False
             for number, request in self._requests.items():
                 self.engine.submit(number, request)
+
+
+def _without_keys(completion: Completion) -> Completion:
+    """Return a completion without secrets, which a server could send back to be recorded."""
+    text, reasoning = without_keys(completion.text), without_keys(completion.reasoning)
+    error = None if completion.error is None else without_keys(completion.error)
+    if (text, reasoning, error) == (completion.text, completion.reasoning, completion.error):
+        return completion
+    return replace(completion, text=text, reasoning=reasoning, error=error)

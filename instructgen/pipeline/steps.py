@@ -31,7 +31,7 @@ from instructgen.pipeline.records import StepRecord
 from instructgen.pipeline.step import Step
 from instructgen.plugins import loaded_files
 from instructgen.schema.progress import Progress, Watch
-from instructgen.store import locked, storage, write_atomic
+from instructgen.store import locked, storage, write_record
 
 # If a pipeline is killed, its step is killed too, but may hold the lock for a moment longer.
 _PATIENCE_S = 20.0
@@ -151,12 +151,12 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
         _clear(step, folder)
     for path, text in step.files.items():
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, [text.encode()])
+        write_record(path, text.encode())
     before = state.get(step.name)
     earlier = 0.0 if planned.from_scratch or before is None else before.seconds
     record = StepRecord(fingerprint(step), seconds=earlier)
     state[step.name] = record
-    write_atomic(folder / STATE, [state_bytes(state)])
+    write_record(folder / STATE, state_bytes(state))
     began = time.monotonic()
     code = _command([*step.argv, *(["--quiet"] if quiet else [])], lock, quiet)
     seconds = time.monotonic() - began
@@ -165,7 +165,7 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
         if code == _INVALID and before is not None and not planned.from_scratch:
             # The command rejected its options before it wrote, so the earlier output is unchanged.
             state[step.name] = before
-        write_atomic(folder / STATE, [state_bytes(state)])
+        write_record(folder / STATE, state_bytes(state))
         if code in (130, -signal.SIGINT):
             raise KeyboardInterrupt
         raise StepError(step, code)
@@ -176,7 +176,7 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
             "bug; please report it."
         )
     record.ended_early = code == _ENDED_EARLY
-    write_atomic(folder / STATE, [state_bytes(state)])
+    write_record(folder / STATE, state_bytes(state))
     return seconds
 
 

@@ -42,6 +42,7 @@ from instructgen.store.files import (
     storage,
     write_atomic,
     write_files,
+    write_record,
 )
 from instructgen.store.journal import (
     CompletionLine,
@@ -125,5 +126,6 @@ __all__ = [
     "write_atomic",
     "write_dataset",
     "write_files",
+    "write_record",
     "writing",
 ]

@@ -24,6 +24,7 @@ from instructgen.store.files import (
     storage,
     sync_folder,
     write_atomic,
+    write_record,
 )
 from instructgen.store.records import (
     VERSIONS_BEFORE,
@@ -89,7 +90,7 @@ class ModelRun:
                     os.fsync(file.fileno())
             names = {p: str(p.relative_to(checkpoint)) for p in files if p.name != _SEAL}
             seal = Seal({name: digest_of_file(p) for p, name in names.items()})
-            write_atomic(checkpoint / _SEAL, [seal.to_json()])
+            write_record(checkpoint / _SEAL, seal.to_json())
             sync_folder(self.checkpoints)
 
     def latest_complete_checkpoint(self) -> Path | None:
@@ -122,7 +123,7 @@ class ModelRun:
     def write(self, name: str, data: bytes) -> None:
         """Write a file with this name and content into the model folder."""
         with storage(self.folder):
-            write_atomic(self.folder / name, [data])
+            write_record(self.folder / name, data)
 
     @contextmanager
     def exporting(self) -> Iterator[Path]:
@@ -153,7 +154,7 @@ class ModelRun:
         """Write the results of the training run to training.json, then remove the checkpoints."""
         info = TrainingInfo(_FORMAT, self._inputs, result)
         with storage(self.folder):
-            write_atomic(self.folder / _TRAINING, [info.to_json()])
+            write_record(self.folder / _TRAINING, info.to_json())
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
@@ -183,7 +184,7 @@ def training(folder: Path, inputs: TrainingInputs) -> Iterator[ModelRun]:
                 _check_same(folder, before.inputs, inputs)
             else:
                 # Without a checkpoint, no work is lost if the options change.
-                write_atomic(path, [TrainingInfo(_FORMAT, inputs).to_json()])
+                write_record(path, TrainingInfo(_FORMAT, inputs).to_json())
             (folder / _CHECKPOINTS).mkdir(exist_ok=True)
         yield ModelRun(folder, inputs)
 

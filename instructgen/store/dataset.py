@@ -27,7 +27,7 @@ from instructgen.store.files import (
     regular_file,
     storage,
     sync_folder,
-    write_atomic,
+    write_record,
 )
 from instructgen.store.journal import is_run
 from instructgen.store.records import (
@@ -75,7 +75,7 @@ def output_folder(folder: Path, provenance: Provenance) -> Iterator[None]:
             stack.enter_context(locked(folder))
             if (folder / _MANIFEST).exists():
                 _check_same(folder, path, provenance)
-            write_atomic(path, [provenance.to_json()])
+            write_record(path, provenance.to_json())
             for spool in folder.glob(f"{SPOOL}*"):
                 # A command that was killed did not remove it.
                 shutil.rmtree(spool)
@@ -214,7 +214,7 @@ class Writer:
             data = [self._data[split] for split in contents.splits]
             parts = [p for table in (*data, self._rejected) for p in table.close()]
             _remove_others(self._folder, {p.path for p in parts})
-            write_atomic(self._folder / "README.md", [card(contents).encode()])
+            write_record(self._folder / "README.md", card(contents).encode())
             manifest = Manifest(
                 format=FORMAT,
                 shape=self._shape,
@@ -225,7 +225,7 @@ class Writer:
                 facts=dict(facts),
                 files=tuple(parts),
             )
-            write_atomic(self._folder / _MANIFEST, [manifest.to_json()])
+            write_record(self._folder / _MANIFEST, manifest.to_json())
         return parts
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgen.errors import DamagedFileError, RunError, StorageError
+from instructgen.printable import without_secrets
 
 LOCK = "lock"
 _NEXT_STEPS = {
@@ -43,6 +44,12 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
     sync_folder(path.parent)
 
 
+def write_record(path: Path, data: bytes) -> None:
+    """Write a file about data or a run, such as a card or a manifest, without any secrets."""
+    text = without_secrets(data.decode("utf-8", "surrogateescape"))
+    write_atomic(path, [text.encode("utf-8", "surrogateescape")])
+
+
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files into a folder that is new or contains only files with these names.
 
@@ -53,7 +60,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     with storage(folder):
         make_folder(folder, *files)
         for name, data in files.items():
-            write_atomic(folder / name, [data])
+            write_record(folder / name, data)
 
 
 def digest_of_file(path: Path) -> str:

@@ -24,6 +24,7 @@ from instructgen.store.files import (
     storage,
     sync_folder,
     write_atomic,
+    write_record,
 )
 from instructgen.store.records import RunInfo, SessionUse, run_info_of
 
@@ -127,7 +128,7 @@ class Run:
                 write_atomic(folder / _SEEDS, seeds)
                 if info.known is not None:
                     write_atomic(folder / _KNOWN, known)
-                write_atomic(folder / _RUN, [info.to_json()])
+                write_record(folder / _RUN, info.to_json())
                 run = stack.enter_context(cls(folder, info)._opened())
             yield run
 
@@ -210,7 +211,7 @@ class Run:
     def update(self, info: RunInfo) -> None:
         """Replace the contents of run.json. Raise StorageError if the file cannot be written."""
         with storage(self.folder):
-            write_atomic(self.folder / _RUN, [info.to_json()])
+            write_record(self.folder / _RUN, info.to_json())
         self.info = info
 
     def sync(self) -> None:

@@ -226,7 +226,7 @@ REFUSED = {
     "read shadow": "open('/etc/shadow').read()",
     "read the home": "os.listdir(os.path.expanduser('~nobody')) or os.listdir('/home')",
     "read the repository": f"os.listdir({str(ROOT)!r})",
-    "read another process": "open('/proc/1/root/etc/passwd').read()",
+    "read another process": "os.listdir('/proc/1/cwd')",
     "read memory of another": "open('/proc/1/mem', 'rb').read(1)",
     "list processes": "os.listdir('/proc/self')",
     "kernel log": "import ctypes\nassert ctypes.CDLL(None).klogctl(10, 0, 0) >= 0",
