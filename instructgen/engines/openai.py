@@ -386,10 +386,20 @@ async def _content(response: aiohttp.ClientResponse) -> bytes | None:
     return b"".join(parts)
 
 
-def _count(usage: dict[str, Any], name: str) -> int:
-    """Return a number of tokens, or 0 if the server did not report a possible one."""
-    value = usage.get(name)
-    return value if type(value) is int and 0 <= value < _MOST_TOKENS else 0
+def _count(usage: Any, name: str) -> int:
+    """Return a number of tokens, 0 if the server does not state it.
+
+    Raises:
+        AttributeError, TypeError, ValueError: it is not a number of tokens.
+    """
+    count = usage.get(name)
+    if count is None:
+        return 0
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(name)
+    if not 0 <= count <= _MOST_TOKENS:
+        raise ValueError(name)
+    return count
 
 
 def _read(content: bytes) -> Completion:
@@ -405,11 +415,11 @@ def _read(content: bytes) -> Completion:
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
         if text is not None and not isinstance(text, str):
             raise TypeError("the text of an answer")
-        usage = answer.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        known: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-        said = choice.get("finish_reason")
-        reason = known.get(said, "error") if isinstance(said, str) else "error"
+        usage, said = answer.get("usage") or {}, choice.get("finish_reason")
+        if not isinstance(said, str | None):
+            raise TypeError("the reason for the end of an answer")
+        known: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+        reason = known.get(said, "error")
         return Completion(
             text=text or "",
             finish_reason=reason,
