@@ -137,7 +137,9 @@ class SentenceEncoder:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{os.getpid()}")
-            with partial.open("wb") as file:
+            # A link in its place is not followed.
+            partial.unlink(missing_ok=True)
+            with partial.open("xb") as file:
                 np.save(file, self._distill())
             partial.replace(path)
         return StaticEncoder(self, np.load(path))

@@ -29,7 +29,9 @@ def write(path: str | Path, kind: str, settings: dict[str, Any], arrays: Sequenc
     header = {"settings": settings, "arrays": [[a.dtype.str, a.shape] for a in arrays]}
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    # A link in its place is not followed.
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
         file.write(f"instructgen {kind}\n{json.dumps(header)}\n".encode())
         for array in arrays:
             file.write(b"\0" * (-file.tell() % _ALIGNED))

@@ -20,6 +20,8 @@ from instructgen.store.files import (
     digest_of_file,
     locked,
     make_folder,
+    open_existing,
+    read_file,
     regular_file,
     storage,
     sync_folder,
@@ -110,8 +112,11 @@ class ModelRun:
         Raises:
             StorageError: the file cannot be written.
         """
-        with storage(self.folder / _LOG), (self.folder / _LOG).open("ab") as file:
-            file.write(orjson.dumps(entry) + b"\n")
+        path = self.folder / _LOG
+        with storage(path):
+            handle = open_existing(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(handle, "ab") as file:
+                file.write(orjson.dumps(entry) + b"\n")
 
     def truncate_log(self, step: int) -> None:
         """Remove the log entries after ``step``, because these steps will run again."""
@@ -198,9 +203,9 @@ def read_training(folder: Path) -> TrainingInfo:
         VersionError: the file has an unsupported format.
     """
     _check_old(folder)
-    path = regular_file(folder / _TRAINING)
+    path = folder / _TRAINING
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         raise RunError(
             f"{folder} is not a model trained by instructgen: it has no {_TRAINING}.",
@@ -220,7 +225,7 @@ def _check_old(folder: Path) -> None:
     if not old.is_file() or (folder / _TRAINING).exists():
         return
     try:
-        values = read_format(old.read_bytes(), old)
+        values = read_format(read_file(old), old)
     except (OSError, DamagedFileError):
         # A file of another program.
         return
@@ -232,8 +237,8 @@ def _check_old(folder: Path) -> None:
 def _old_root(folder: Path) -> str:
     """Return the original base model in run.json of format 1, or "" for other folders."""
     try:
-        values = orjson.loads((folder / _OLD_TRAINING).read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        values = orjson.loads(read_file(folder / _OLD_TRAINING))
+    except (OSError, DamagedFileError, orjson.JSONDecodeError):
         return ""
     known = isinstance(values, dict) and "status" in values
     return str(values.get("root", "")) if known else ""
@@ -267,7 +272,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in read_file(path).split(b"\n")[:-1]:
         # A killed process can leave an incomplete line; the lines after it are complete.
         try:
             entry = orjson.loads(line)
@@ -299,11 +304,13 @@ def _problem(checkpoint: Path) -> str:
     """Return why training cannot resume from a checkpoint, or "" if training can resume."""
     path = checkpoint / _SEAL
     try:
-        seal = Seal.from_json(path.read_bytes(), path)
+        seal = Seal.from_json(read_file(path), path)
     except FileNotFoundError:
         return "it is incomplete"
     except (OSError, DamagedFileError):
         return f"{_SEAL} is damaged"
+    if not seal.files:
+        return f"{_SEAL} lists no files"
     for name, digest in seal.files.items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"

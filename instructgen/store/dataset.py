@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.schema.arrow import enriched, rejected_table_of, rows_in, samples_in, table_of
@@ -24,6 +24,9 @@ from instructgen.store.files import (
     digest_of_file,
     locked,
     make_folder,
+    open_new,
+    own_folder,
+    read_file,
     regular_file,
     storage,
     sync_folder,
@@ -108,7 +111,7 @@ def read_provenance(folder: Path) -> Provenance:
     for name in (_PROVENANCE, _OLD_PROVENANCE):
         path = regular_file(folder / name)
         if path.exists():
-            return Provenance.from_json(path.read_bytes(), path)
+            return Provenance.from_json(read_file(path), path)
     raise RunError(
         f"{folder} has no {_PROVENANCE} and no run.json.", f"Restore {_PROVENANCE} from a copy."
     )
@@ -126,7 +129,8 @@ def is_complete(folder: Path) -> bool:
         manifest is not None
         and (folder / "README.md").is_file()
         and all(
-            (folder / part.path).exists() and digest_of_file(folder / part.path) == part.sha256
+            regular_file(folder / part.path).exists()
+            and digest_of_file(folder / part.path) == part.sha256
             for part in manifest.files
         )
     )
@@ -289,8 +293,9 @@ class _Table:
         self._waiting: list[Any] = []
         self._parts: list[Part] = []
         self._writer: Any = None
+        self._file: IO[bytes]
         self._rows = 0
-        self._target.mkdir(exist_ok=True)
+        own_folder(self._target).mkdir(exist_ok=True)
 
     def add(self, rows: Sequence[Any]) -> None:
         self._waiting += rows
@@ -307,6 +312,7 @@ class _Table:
         parts, self._parts = self._parts, []
         if writer is not None:
             writer.close()
+            self._file.close()
         for part in parts:
             self._rewrite(self._target.parent / part.path)
             self._end_part()
@@ -339,6 +345,7 @@ class _Table:
             # An exception is already propagating, and this file never gets its final name.
             with suppress(OSError):
                 writer.close()
+                self._file.close()
 
     @property
     def _path(self) -> Path:
@@ -354,8 +361,9 @@ class _Table:
 
         if self._writer is None:
             # Without checksums, pyarrow reads a part with flipped bits without an error.
+            self._file = open_new(_partial(self._path))
             self._writer = pq.ParquetWriter(
-                _partial(self._path), table.schema, compression="zstd", write_page_checksum=True
+                self._file, table.schema, compression="zstd", write_page_checksum=True
             )
         self._writer.write_table(table)
         self._rows += table.num_rows
@@ -364,8 +372,9 @@ class _Table:
         path = self._path
         writer, self._writer = self._writer, None
         writer.close()
-        with _partial(path).open("rb") as file:
-            os.fsync(file.fileno())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
         _partial(path).replace(path)
         name = f"{self._target.name}/{path.name}"
         self._parts.append(Part(name, self._rows, path.stat().st_size, digest_of_file(path)))
@@ -389,7 +398,7 @@ def _remove_others(folder: Path, written: set[str]) -> None:
 def manifest_bytes(folder: Path) -> bytes | None:
     """Return the bytes of manifest.json (None if missing), to detect changes to a dataset."""
     path = folder / _MANIFEST
-    return path.read_bytes() if path.is_file() else None
+    return read_file(path) if regular_file(path).exists() else None
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -404,7 +413,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     hint = _next_step(folder)
     try:
-        manifest = manifest_of(regular_file(path).read_bytes(), path)
+        manifest = manifest_of(read_file(path), path)
     except OSError as error:
         raise DamagedFileError(
             f"the file cannot be read ({error}).", path=path, hint=hint
@@ -413,7 +422,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         error.hint = hint
         raise
     # A path in the manifest must not lead out of the folder.
-    if not manifest.files or any(_PART.fullmatch(part.path) is None for part in manifest.files):
+    paths = [part.path for part in manifest.files]
+    if not paths or len(set(paths)) < len(paths) or not all(map(_PART.fullmatch, paths)):
         raise DamagedFileError('the list "files" is empty or invalid.', path=path, hint=hint)
     return manifest
 
@@ -541,7 +551,7 @@ def _intact_parts(folder: Path, table: str) -> Iterator[Path]:
         path = folder / part.path
         if path.parent.name != table:
             continue
-        if not path.exists() or digest_of_file(path) != part.sha256:
+        if not regular_file(path).exists() or digest_of_file(path) != part.sha256:
             raise DamagedFileError(
                 "the file is damaged or missing.", path=path, hint=_next_step(folder)
             )

@@ -9,11 +9,12 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from instructgen.errors import DamagedFileError, RunError, StorageError
 from instructgen.printable import without_secrets
@@ -32,7 +33,7 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file atomically: under its name, only a complete file is ever visible."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with open_new(partial) as file:
             for chunk in chunks:
                 file.write(chunk)
             file.flush()
@@ -42,6 +43,50 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Open a file that is new, for writing; a file or a link in its place is removed first."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
+def open_existing(path: Path, flags: int) -> int:
+    """Open a file of ours and return its descriptor; a link is not followed.
+
+    Args:
+        path: the file, which is created if ``flags`` contain O_CREAT.
+        flags: how to open it, as for `os.open`.
+
+    Raises:
+        DamagedFileError: it is a link, a pipe, a device or a folder.
+    """
+    try:
+        # Opening a pipe that nobody writes to would wait for ever.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _special(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _special(path)
+    return handle
+
+
+def read_file(path: Path) -> bytes:
+    """Return the contents of a file of ours; raise as `open_existing`."""
+    with os.fdopen(open_existing(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def _special(path: Path) -> DamagedFileError:
+    return DamagedFileError(
+        "a link, pipe, device or folder is in place of the file.",
+        path=path,
+        hint="Remove it, or replace it with a copy of the file.",
+    )
 
 
 def write_record(path: Path, data: bytes) -> None:
@@ -83,9 +128,16 @@ def make_folder(folder: Path, *names: str) -> None:
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path; raise DamagedFileError for a pipe or a device, where reading could block."""
-    if path.exists() and not path.is_file():
-        raise DamagedFileError("a pipe, device or folder is in place of the file.", path=path)
+    """Return the path; raise DamagedFileError if it is a link, a pipe, a device or a folder."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise _special(path)
+    return path
+
+
+def own_folder(path: Path) -> Path:
+    """Return the path of a folder in one of ours; raise DamagedFileError if it is a link."""
+    if path.is_symlink():
+        raise _special(path)
     return path
 
 
@@ -105,7 +157,7 @@ def locked(folder: Path, wait_s: float = 0.0) -> Iterator[int]:
     Raises:
         RunError: another process still holds the lock after ``wait_s`` seconds.
     """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = open_existing(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         deadline = time.monotonic() + wait_s
         while True:

@@ -20,6 +20,8 @@ from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.store.files import (
     locked,
     make_folder,
+    open_existing,
+    read_file,
     regular_file,
     storage,
     sync_folder,
@@ -173,7 +175,8 @@ class Run:
         if not self._end:
             return
         left = self._end
-        with (self.folder / _JOURNAL).open("rb") as file:
+        handle = open_existing(self.folder / _JOURNAL, os.O_RDONLY)
+        with os.fdopen(handle, "rb") as file:
             for number, line in enumerate(file, start=1):
                 yield number, _parsed(line)
                 left -= len(line)
@@ -239,14 +242,16 @@ class Run:
 
     def end_session(self, use: SessionUse) -> None:
         """Append the time and tokens since the run was started or resumed to sessions.jsonl."""
-        path = regular_file(self.folder / _SESSIONS)
-        with storage(path), path.open("ab") as file:
-            file.write(orjson.dumps(use) + b"\n")
+        path = self.folder / _SESSIONS
+        with storage(path):
+            handle = open_existing(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(handle, "ab") as file:
+                file.write(orjson.dumps(use) + b"\n")
 
     @contextmanager
     def _opened(self) -> Iterator[Run]:
-        path = regular_file(self.folder / _JOURNAL)
-        self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        path = self.folder / _JOURNAL
+        self._journal = open_existing(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             sync_folder(self.folder)
             self._end = self._read(path)
@@ -263,7 +268,7 @@ class Run:
     def _read(self, path: Path) -> int:
         """Check the journal; return the offset of the end of its last complete line."""
         offset = 0
-        with path.open("rb") as file:
+        with os.fdopen(open_existing(path, os.O_RDONLY), "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     return offset
@@ -289,9 +294,9 @@ def read_info(folder: Path) -> RunInfo:
         DamagedFileError: the file is damaged.
         VersionError: the file has an unsupported format.
     """
-    path = regular_file(folder / _RUN)
+    path = folder / _RUN
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         raise RunError(
             f"{folder} is not a run folder: {_RUN} is missing.", "Check the path."
@@ -311,7 +316,7 @@ def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
 
 
 def _rows(path: Path, sha256: str) -> Iterator[dict[str, Any]]:
-    data = path.read_bytes() if path.is_file() else b""
+    data = read_file(path) if path.exists() else b""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedFileError("the file is missing or was changed.", path=path)
     return (orjson.loads(line) for line in data.split(b"\n") if line)
@@ -320,10 +325,10 @@ def _rows(path: Path, sha256: str) -> Iterator[dict[str, Any]]:
 def read_sessions(folder: Path) -> list[SessionUse]:
     """Return the time and tokens per start or resumption of a run, except if it was killed."""
     path = folder / _SESSIONS
-    if not path.is_file():
+    if not regular_file(path).exists():
         return []
     sessions = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in read_file(path).split(b"\n")[:-1]:
         # A killed process can leave an incomplete line; the lines after it are complete.
         with suppress(DamagedFileError):
             sessions.append(SessionUse.from_json(line, path))
