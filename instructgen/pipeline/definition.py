@@ -262,7 +262,7 @@ def _step(
     command, words = _words(run, options, where)
     flag, ending = OUTPUTS[command]
     target = out / f"{name}{ending}"
-    argv = [command, *map(resolved, words)]
+    argv = [command]
     files: dict[Path, str] = {}
     for key, value in options.items():
         option = f"--{key.replace('_', '-')}"
@@ -274,15 +274,17 @@ def _step(
             argv.append(f"{option}={file}")
         else:
             argv += _typed(option, key, value, resolved, where)
-    argv.append(f"{flag}={target}")
+    # What follows -- is never an option, also not the path of an input that begins with a dash.
+    argv += [f"{flag}={target}", "--", *map(resolved, words)]
     if any(word.startswith("--plugin") for word in argv):
-        # The file would run code that the author of the pipeline chose. The arguments are checked,
-        # and not the keys, because an argument may also come from the path of an input.
+        # The file would run code that the author of the pipeline chose.
         raise ConfigError(
             f"{where}: plugin: not allowed in a pipeline, because this option executes a file.",
             "Pass --plugin=FILE to instructgen run.",
         )
     parsed = _parsed(argv, where)
+    if getattr(parsed, flag.removeprefix("--")) != target:
+        raise ConfigError(f"{where}: the step would write to another place.", "Check its options.")
     _check_command_line_only(parsed, where)
     texts = [*words, *_texts(options)]
     named = {m[1] for text in texts if (m := _REFERENCE.fullmatch(text))}
@@ -312,8 +314,14 @@ def _words(run: str, options: Mapping[str, Any], where: str) -> tuple[str, list[
         raise ConfigError(
             f"{where}: a step cannot run the command {command!r}.", suggest(command, list(OUTPUTS))
         )
-    if options.get("help") or {"--help", "-h"} & set(words):
-        raise ConfigError(f"{where}: --help is not allowed in a pipeline.", "Remove --help.")
+    for word in words:
+        if word.startswith("-"):
+            raise ConfigError(
+                f"{where}: run: {word} is not an argument of the command.",
+                "Write an option as a key of the step.",
+            )
+    if options.get("help"):
+        raise ConfigError(f"{where}: help does nothing in a pipeline.", "Remove it.")
     return command, words
 
 

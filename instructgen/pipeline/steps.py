@@ -31,7 +31,7 @@ from instructgen.pipeline.records import StepRecord
 from instructgen.pipeline.step import Step
 from instructgen.plugins import loaded_files
 from instructgen.schema.progress import Progress, Watch
-from instructgen.store import locked, storage, write_record
+from instructgen.store import locked, own_folder, storage, write_record
 
 # If a pipeline is killed, its step is killed too, but may hold the lock for a moment longer.
 _PATIENCE_S = 20.0
@@ -150,7 +150,7 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
         # A kill may have left a file that is not recorded yet. It is replaced too.
         _clear(step, folder)
     for path, text in step.files.items():
-        path.parent.mkdir(exist_ok=True)
+        own_folder(path.parent).mkdir(exist_ok=True)
         write_record(path, text.encode())
     before = state.get(step.name)
     earlier = 0.0 if planned.from_scratch or before is None else before.seconds
@@ -158,7 +158,8 @@ def _run_step(planned: Planned, folder: Path, state: State, lock: int, quiet: bo
     state[step.name] = record
     write_record(folder / STATE, state_bytes(state))
     began = time.monotonic()
-    code = _command([*step.argv, *(["--quiet"] if quiet else [])], lock, quiet)
+    command, *arguments = step.argv
+    code = _command([command, *(["--quiet"] if quiet else []), *arguments], lock, quiet)
     seconds = time.monotonic() - began
     record.seconds = round(earlier + seconds, 1)
     if code not in (0, _ENDED_EARLY):
