@@ -8,6 +8,7 @@ in the modules that use them.
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -20,6 +21,10 @@ from instructgen.plugins import suggest
 from instructgen.resources import shipped
 
 M = TypeVar("M", bound=BaseModel)
+_MAX_BYTES = 2**20
+_MAX_DEPTH = 32
+# A key of very many parts, for which tomllib needs quadratic time.
+_DEEP_KEY = re.compile(rb"(?<![\w-])(?:(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+){100,}")
 
 
 def load_table(model: type[M], recipe: str | None, table: str, options: dict[str, Any]) -> M:
@@ -89,7 +94,18 @@ def read_tables(path: Path) -> dict[str, Any]:
         ConfigError: if the file is missing, cannot be read, or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ConfigError(
+                f"{path}: the file is longer than {_MAX_BYTES // 2**20} MiB.",
+                "Pass a TOML file with settings.",
+            )
+        if _DEEP_KEY.search(data) is not None:
+            raise _too_deep(path)
+        tables = tomllib.loads(data.decode())
+        _check_depth(tables, path)
+        return tables
     except FileNotFoundError:
         raise ConfigError(f"{path}: the file does not exist.", "Check the path.") from None
     except OSError as error:
@@ -100,6 +116,26 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: the file is not valid TOML: {error}.", "Correct the file."
         ) from error
+
+
+def _check_depth(tables: dict[str, Any], path: Path) -> None:
+    """Raise ConfigError if tables are in tables deeper than any setting is."""
+    level: list[Any] = [tables]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise _too_deep(path)
+
+
+def _too_deep(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path}: tables or lists are nested deeper than {_MAX_DEPTH} levels.", "Correct the file."
+    )
 
 
 def merged(

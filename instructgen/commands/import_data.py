@@ -31,7 +31,7 @@ from instructgen.reports.cards import rejected_table
 from instructgen.schema.messages import ROLES
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
-from instructgen.schema.sample import Label, Origin, Rejected, Rejection, Sample
+from instructgen.schema.sample import CHARACTERS_AT_ONCE, Label, Origin, Rejected, Rejection, Sample
 from instructgen.store import InputRef, Provenance, digest_of
 
 
@@ -155,7 +155,7 @@ def _input_ref(path: Path, split: str) -> InputRef:
 
 def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[ImportFacts]:
     kept, rejected = list[Sample](), list[Rejected]()
-    number = without_answer = edited = 0
+    number = without_answer = edited = characters = 0
 
     def flush() -> None:
         output.keep(kept)
@@ -166,13 +166,15 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
     for row in reading:
         if isinstance(row, Sample):
             kept.append(row)
+            characters += row.characters
             without_answer += not row.output.strip() and not row.tool_calls
             edited += bool(row.edits)
         else:
             rejected.append(_rejected(row, number))
             number += 1
-        if len(kept) + len(rejected) >= ROWS_AT_ONCE:
+        if len(kept) + len(rejected) >= ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
             flush()
+            characters = 0
             if watch is not None:
                 watch(Progress("read", reading.used + reading.others))
     flush()

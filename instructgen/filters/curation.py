@@ -11,7 +11,6 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from math import isfinite
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from instructgen.filters import (
     Verdict,
     evaluate_block,
 )
-from instructgen.schema.sample import Label, Rejection, Sample, Score
+from instructgen.schema.sample import CHARACTERS_AT_ONCE, Label, Rejection, Sample, Score
 
 _ROWS_PER_BLOCK = 1_024
 _EXAMPLES_PER_SIDE = 5
@@ -184,9 +183,20 @@ class Curation:
 
     def _read_blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
         rows = (Row(place, sample) for place, sample in enumerate(samples))
-        while block := list(islice(rows, _ROWS_PER_BLOCK)):
-            self.report.read.update(row.sample.source for row in block)
-            yield Block(block, [])
+        block: list[Row] = []
+        characters = 0
+        for row in rows:
+            block.append(row)
+            characters += row.sample.characters
+            if len(block) == _ROWS_PER_BLOCK or characters >= CHARACTERS_AT_ONCE:
+                yield self._read_block(block)
+                block, characters = [], 0
+        if block:
+            yield self._read_block(block)
+
+    def _read_block(self, rows: list[Row]) -> Block:
+        self.report.read.update(row.sample.source for row in rows)
+        return Block(rows, [])
 
     def _filter(self, filters: Sequence[Filter], blocks: Iterator[Block]) -> Iterator[Block]:
         independent = [f for f in filters if not isinstance(f, ComparingFilter)]

@@ -32,6 +32,8 @@ from instructgen.similarity.languages import language_of
 
 # With on_bad_row "reject": maximum number of rows read to detect the format.
 _DETECTION_ROWS = 100
+# The rows before the first valid one are held in memory.
+_MAX_BAD_ROWS = 100_000
 # Maximum number of characters of a rejected record that are stored.
 _MAX_RECORD = 2**17
 
@@ -426,6 +428,12 @@ def _detect_format(
         if isinstance(record, BadRecord):
             if on_bad_row == "fail":
                 raise bad_row(path, BadRow(record.line, record.reason))
+            if len(buffered) > _MAX_BAD_ROWS:
+                raise InputError(
+                    f"none of the first {_MAX_BAD_ROWS:,} rows can be read ({record.reason}).",
+                    path=path,
+                    hint="Check that this is the right file.",
+                )
             continue
         found, fold = _find_format(record, format, shape)
         if found is not None:

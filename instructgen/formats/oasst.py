@@ -77,11 +77,16 @@ class OASST(Format):
         """Yield the samples of each tree; the rows of a tree must be consecutive."""
         done: set[str] = set()
         for key, rows in itertools.groupby(records, key=_tree_id):
-            group = list(rows)
+            group = list(itertools.islice(rows, _MAX_MESSAGES + 1))
             if "prompt" in group[0].fields:
                 # Each record is a nested tree.
-                for record in group:
+                for record in itertools.chain(group, rows):
                     yield self._tree(key, [record], *_flattened(record))
+                continue
+            if len(group) > _MAX_MESSAGES:
+                reason = f"the tree has more than {_MAX_MESSAGES:,} messages."
+                for record in itertools.chain(group, rows):
+                    yield Conversion(record.line, 0, [], [BadRow(record.line, reason)], 1)
                 continue
             if key is None or key in done:
                 reason = (

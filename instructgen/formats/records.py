@@ -15,6 +15,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -31,8 +32,13 @@ _TEXT = (*_JSON, *_TABLES)
 _BINARY = (".parquet", ".arrow")
 _COMPRESSIONS = (".gz", ".zst")
 _MAX_BYTES = 8 * 2**20
-_MAX_BATCH_BYTES = 2**28
+_MAX_BATCH_BYTES = 2**26
 _MAX_GROUP_BYTES = 2**31
+_MAX_COLUMNS = 10_000
+# The limit of orjson.
+_MAX_DEPTH = 1_024
+# Encodings in which a column is at most as large in memory as it is when it is decompressed.
+_NOT_EXPANDING = frozenset({"PLAIN", "RLE", "BIT_PACKED"})
 _CHUNK = 2**20
 _BLANK_LINES = 1_000
 # White space, and the character that ends a text file in DOS.
@@ -426,6 +432,10 @@ def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadR
                 quoted = True
             elif mark in b"{[":
                 depth += 1
+                if depth > _MAX_DEPTH:
+                    raise InputError(
+                        f"row {number} is nested deeper than {_MAX_DEPTH:,} levels.", path=path
+                    )
             elif mark in b"}]" and depth:
                 depth -= 1
             elif depth == 0 and mark in b",]":
@@ -480,6 +490,17 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
     """Yield the rows after the header; invalid UTF-8 affects only the row that contains it."""
     csv.field_size_limit(_MAX_BYTES)
     lines = _csv_lines(stream)
+    try:
+        yield from _csv_rows(lines, path)
+    except csv.Error as error:
+        raise InputError(
+            f"the file is not valid CSV ({error}).",
+            path=path,
+            hint="Look for an unclosed quote or a field that is too long.",
+        ) from error
+
+
+def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[Record | BadRecord]:
     blank, header = 0, next(lines, "")
     while header and not header.strip() and blank < _BLANK_LINES:
         blank, header = blank + 1, next(lines, "")
@@ -541,13 +562,18 @@ def _csv_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _check_names(names: list[str], path: Path) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(
-                f"two columns have the name {name[:80]!r}.",
-                path=path,
-                hint="Rename one of these columns.",
-            )
+    if len(names) > _MAX_COLUMNS:
+        raise InputError(
+            f"the file has {len(names):,} columns; the limit is {_MAX_COLUMNS:,}.",
+            path=path,
+            hint="Remove the columns that are not needed.",
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(
+            f"two columns have the name {twice[0][:80]!r}.",
+            path=path,
+            hint="Rename one of these columns.",
+        )
 
 
 def _is_text(value: str) -> bool:
@@ -566,7 +592,7 @@ def _parquet(path: Path) -> Iterator[Record | BadRecord]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_names(file.schema_arrow.names, path)
             for group in range(file.metadata.num_row_groups):
-                rows = _rows_at_once(file.metadata.row_group(group), path, group)
+                rows = rows_at_once(file.metadata.row_group(group), path, group, 256)
                 for batch in file.iter_batches(rows, row_groups=[group]):
                     for record in _batch_records(batch, number):
                         number += 1
@@ -617,10 +643,22 @@ def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: pruned(value) for name, value in fields.items()}
 
 
-def _rows_at_once(group: Any, path: Path, number: int) -> int:
-    """Return how many rows to read at once; they fit in memory even with the longest values."""
-    # The sum of all columns, because each row may repeat the longest value of every column.
-    size: int = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
+def rows_at_once(group: Any, path: Path, number: int, most: int) -> int:
+    """Return how many rows of a group of a Parquet file to read at once, at most ``most``.
+
+    The rows fit in memory even if each of them repeats the longest value of every column.
+
+    Raises:
+        InputError: the group is too large.
+    """
+    columns = [group.column(i) for i in range(group.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns)
+    # A dictionary of values may contain a long one that every row repeats.
+    repeated = sum(
+        column.total_uncompressed_size
+        for column in columns
+        if not _NOT_EXPANDING.issuperset(column.encodings)
+    )
     if size > _MAX_GROUP_BYTES:
         raise InputError(
             f"row group {number} has {size / 2**30:.1f} GiB; the limit is "
@@ -628,7 +666,7 @@ def _rows_at_once(group: Any, path: Path, number: int) -> int:
             path=path,
             hint="Write the file again with smaller row groups.",
         )
-    return max(1, min(256, _MAX_BATCH_BYTES // max(size, 1)))
+    return max(1, min(most, int(_MAX_BATCH_BYTES // max(repeated, 1))))
 
 
 def _arrow(path: Path) -> Iterator[Record | BadRecord]:

@@ -16,6 +16,8 @@ import orjson
 
 from instructgen.schema.messages import Message, ToolCall, texts_of
 
+# Rows that are handled together have at most so many characters.
+CHARACTERS_AT_ONCE = 2**25
 Shape = Literal["instructions", "preferences", "feedback"]
 SHAPES: tuple[Shape, ...] = ("instructions", "preferences", "feedback")
 
@@ -204,6 +206,14 @@ class Sample:
     def _simple_answers(self) -> bool:
         calls = self.tool_calls or self.rejected_tool_calls
         return not (calls or self.reasoning_content or self.rejected_reasoning_content)
+
+    @property
+    def characters(self) -> int:
+        """The number of characters of the row, to limit how many rows are held in memory."""
+        texts = (self.instruction, self.input, self.output, self.rejected_output or "")
+        marks = (self.source, self.license, self.category or "", self.tools, self.calls)
+        lists = (*self.attribution, *self.generators, *(v.value for v in self.labels))
+        return sum(map(len, (*texts, *marks, *lists, self.context)))
 
     @property
     def id(self) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from instructgen.errors import DamagedFileError, RunError, VersionError
+from instructgen.formats.records import rows_at_once
 from instructgen.schema.arrow import enriched, rejected_table_of, rows_in, samples_in, table_of
-from instructgen.schema.sample import Rejected, Sample, Shape
+from instructgen.schema.sample import CHARACTERS_AT_ONCE, Rejected, Sample, Shape
 from instructgen.schema.statistics import RowCounts
 from instructgen.store.files import (
     differences,
@@ -50,6 +51,17 @@ _OLD_PROVENANCE = "made.json"
 _ROWS_PER_PART = 100_000
 _ROWS_PER_GROUP = 5_000
 _ROWS_READ = 1_024
+# The columns that are written as dictionaries, because many rows have the same values. Others must
+# not be: a reader cannot know how large they become; see `rows_at_once`.
+_REPEATED = [
+    *("split", "stage", "filter", "reason", "kind", "category", "language", "source", "license"),
+    *("origin.method", "origin.model", "origin.run"),
+    *(f"{name}.list.element" for name in ("attribution", "generators")),
+    *(f"{name}.list.element.role" for name in ("messages", "prompt", "chosen", "rejected")),
+    *(f"{name}.list.element.name" for name in ("scores", "labels")),
+    *(f"edits.list.element.{name}" for name in ("filter", "field", "detail")),
+    "filter_values.list.element.filter",
+]
 _PART = re.compile(r"(data|rejected)/[a-z]+-\d{5}\.parquet")
 # The parts of a dataset without splits are named part-00000.parquet and so on.
 WHOLE = ("part",)
@@ -283,7 +295,7 @@ def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 class _Table:
-    """Writes rows to Parquet files (parts), with a fixed number of rows per row group and file."""
+    """Writes rows to Parquet files (parts), with a limited number of rows per group and file."""
 
     def __init__(
         self, folder: Path, table: str, split: str, shape: Shape, to_table: Callable[..., Any]
@@ -291,6 +303,7 @@ class _Table:
         self._target, self._split, self._shape = folder / table, split, shape
         self._to_table, self._plain = to_table, True
         self._waiting: list[Any] = []
+        self._characters = 0
         self._parts: list[Part] = []
         self._writer: Any = None
         self._file: IO[bytes]
@@ -298,10 +311,13 @@ class _Table:
         own_folder(self._target).mkdir(exist_ok=True)
 
     def add(self, rows: Sequence[Any]) -> None:
-        self._waiting += rows
-        while len(self._waiting) >= _ROWS_PER_GROUP:
-            self._write(self._waiting[:_ROWS_PER_GROUP])
-            del self._waiting[:_ROWS_PER_GROUP]
+        # The groups depend only on the rows and their order, not on how they are passed.
+        for row in rows:
+            self._waiting.append(row)
+            self._characters += (row if isinstance(row, Sample) else row.sample).characters
+            if len(self._waiting) >= _ROWS_PER_GROUP or self._characters >= CHARACTERS_AT_ONCE:
+                self._write(self._waiting)
+                self._waiting, self._characters = [], 0
 
     def enrich(self) -> None:
         """Write messages as JSON objects from now on, and rewrite the rows written so far."""
@@ -363,7 +379,11 @@ class _Table:
             # Without checksums, pyarrow reads a part with flipped bits without an error.
             self._file = open_new(_partial(self._path))
             self._writer = pq.ParquetWriter(
-                self._file, table.schema, compression="zstd", write_page_checksum=True
+                self._file,
+                table.schema,
+                compression="zstd",
+                write_page_checksum=True,
+                use_dictionary=_REPEATED,  # type: ignore[arg-type]  # a list of columns, too
             )
         self._writer.write_table(table)
         self._rows += table.num_rows
@@ -542,7 +562,10 @@ def read_batches(
         if split is not None and path.name.split("-")[0] != split:
             continue
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(_ROWS_READ, columns=columns)
+            for number in range(file.metadata.num_row_groups):
+                group = file.metadata.row_group(number)
+                rows = rows_at_once(group, path, number, _ROWS_READ)
+                yield from file.iter_batches(rows, row_groups=[number], columns=columns)
 
 
 def _intact_parts(folder: Path, table: str) -> Iterator[Path]:
