@@ -82,7 +82,7 @@ def wide_parquet(path: Path) -> None:
 
 
 def long_dictionary(path: Path) -> None:
-    values = pa.DictionaryArray.from_arrays(pa.array([0] * 4_096, pa.int32()), ["x" * 2**20])
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * 1_536, pa.int32()), ["x" * 2**20])
     pq.write_table(pa.table({"instruction": values, "output": values}), path, compression="zstd")
 
 
@@ -183,8 +183,8 @@ def dataset(folder: Path, change: Callable[[pa.Table], pa.Table]) -> Path:
 
 def repeated(column: str) -> Callable[[pa.Table], pa.Table]:
     def change(table: pa.Table) -> pa.Table:
-        rows = pa.concat_tables([table] * 4_096)
-        values = pa.DictionaryArray.from_arrays(pa.array([0] * 4_096, pa.int32()), ["x" * 2**20])
+        rows = pa.concat_tables([table] * 1_536)
+        values = pa.DictionaryArray.from_arrays(pa.array([0] * 1_536, pa.int32()), ["x" * 2**20])
         at = rows.schema.get_field_index(column)
         return rows.set_column(at, column, values)
 
