@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from instructgen.errors import ConfigError, InstructgenError, first_line
 from instructgen.models.folders import ADAPTER, adapter_base, model_folder
+from instructgen.models.templates import check_template
 
 # The output layer: token logits, one number per text, or one number per token.
 Head = Literal["causal", "reward", "value"]
@@ -66,10 +67,12 @@ def read_tokenizer(name: str) -> Any:
     transformers = _transformers()
     folder = _resolved(name)
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, **_NO_CODE)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_NO_CODE)
     except Exception as error:
         # A damaged file can raise any exception.
         raise load_error(name, error, "the tokenizer") from error
+    check_template(tokenizer, name)
+    return tokenizer
 
 
 def read_config(name: str) -> Any:

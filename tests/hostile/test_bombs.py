@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
@@ -16,6 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import instructgen
+from instructgen.errors import ConfigError
+from instructgen.models.loading import read_tokenizer
+from instructgen.models.templates import check_template
 from instructgen.schema.sample import Sample
 from instructgen.store import write_dataset
 from instructgen.store.files import digest_of_file
@@ -214,3 +218,35 @@ def test_normal_parts_are_read_with_full_batches(tmp_path: Path) -> None:
     assert "RLE_DICTIONARY" in encodings["license"]
     assert "RLE_DICTIONARY" not in encodings["output"]
     assert len(list(instructgen.open(tmp_path / "d").rows())) == 3_000
+
+
+TEMPLATES = {
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "doubling": "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}"
+    "{% endfor %}",
+    "repetition": "{{ 'x' * 10 ** 12 }}",
+    "power": "{{ 10 ** 10 ** 10 }}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "long filter": "{{ ('x' * 10 ** 8) | center(10 ** 11) }}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_chat_template_that_does_not_end_is_refused(name: str) -> None:
+    tokenizer = SimpleNamespace(chat_template=TEMPLATES[name])
+    if name in ("recursion", "power"):
+        # Python ends it with an error.
+        check_template(tokenizer, "m")
+        return
+    with pytest.raises(ConfigError, match="chat template"):
+        check_template(tokenizer, "m")
+
+
+def test_usual_chat_templates_are_accepted() -> None:
+    chatml = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}"
+    )
+    for template in (None, chatml, {"default": chatml, "tool_use": chatml}, "{% broken"):
+        check_template(SimpleNamespace(chat_template=template), "m")
+    check_template(read_tokenizer("smollm2"), "smollm2")
