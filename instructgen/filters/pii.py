@@ -1,7 +1,10 @@
 """Masks personal data and secrets, or rejects rows that contain them.
 
-The filter finds email addresses, phone numbers, payment card numbers, public IP addresses, and
-API keys. It does not find names of people.
+The filter finds email addresses, phone numbers, payment card numbers, bank account numbers (IBAN),
+social security numbers of the United States, public IP addresses, and API keys. It does not find
+names of people. What is found must be valid by its own rules, because a masked Fibonacci number
+harms a dataset more than a phone number that is left in it: checksums and numbering plans are those
+of python-stdnum and phonenumbers, and the ends of domains those of the Public Suffix List.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import regex
 from pydantic import Field, field_validator
@@ -17,18 +21,30 @@ from pydantic import Field, field_validator
 from instructgen.filters import Transform, Verdict
 from instructgen.schema.sample import Rejection, Sample
 
-PiiKind = Literal["email", "phone", "card", "ip", "key"]
+PiiKind = Literal["email", "phone", "card", "ip", "key", "iban", "ssn"]
 Span = tuple[int, int]
 
-_EMAIL = regex.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\p{L}\p{N}-]{1,63}\.){1,8}\p{L}{2,24}(?!\w)")
+# Not user names in URLs, and not places of a repository such as git@example.org:project.
+_EMAIL = regex.compile(
+    # In Chinese, a word may stand before the address without a space.
+    r"(?<![\p{Latin}\p{N}_.+-])(?<!://)[\p{Latin}\p{N}_.+-]{1,64}"
+    r"@(?:[\p{L}\p{N}-]{1,63}\.){1,8}\p{L}{2,24}(?![\p{Latin}\p{N}_]|:[\w~/])"
+)
+# As written in print, in groups of four, or without spaces.
+_IBAN = regex.compile(
+    r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"
+)
+_SSN = regex.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")
 _DIGITS = regex.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?![\w.]\d|\d)")
 _IP = regex.compile(
-    r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]\d|\d)|(?<![\w:])[0-9a-fA-F:]{6,39}(?![\w:])"
+    # A slash after a letter is that of a version, as in Chrome/119.0.0.0.
+    r"(?<![A-Za-z0-9_.])(?<![A-Za-z]/)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![A-Za-z0-9_.][0-9]|[0-9])"
+    r"|(?<![\w:])[0-9a-fA-F:]{6,39}(?![\w:])"
 )
 # Key formats as documented by each service.
 _KEY = regex.compile(
     r"\bAKIA[0-9A-Z]{16}\b"  # Amazon
-    r"|\bgh[pousr]_[A-Za-z0-9]{36,}\b"  # GitHub
+    r"|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bgithub_pat_[A-Za-z0-9_]{60,}\b"  # GitHub
     r"|\bhf_[A-Za-z0-9]{30,}\b"  # Hugging Face
     r"|\bAIza[0-9A-Za-z_-]{35}\b"  # Google
     r"|\bxox[abprs]-[A-Za-z0-9-]{10,}\b"  # Slack
@@ -37,22 +53,28 @@ _KEY = regex.compile(
     r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"  # JSON Web Token
 )
 _NUMBERS = regex.compile(r"\d[\d .:()-]{4}|[0-9a-fA-F]:[0-9a-fA-F:]")
+# Numbers with groups of thousands, and addresses.
+_GROUPED = regex.compile(r"\d{1,3}(?: \d{3})+|\d{1,3}(?:\.\d{1,3}){3}")
+_LARGE_PART, _FEW_CHARACTERS = 32, 5
+# The digits of a bank account may look like a card, and those of a card like a phone number.
+_ORDER: tuple[PiiKind, ...] = ("key", "iban", "card", "ssn", "email", "ip", "phone")
 _PHONE_LIKE = regex.compile(r"\+?\(?\d[\d\s().-]{6,18}\d")
 
 
 class Pii(Transform):
     """Mask personal data and secrets, or reject rows that contain them.
 
-    Numbers that only look like personal data are ignored: card numbers must have a valid Luhn
-    checksum, IP addresses must be public, and phone numbers must fit a country's numbering plan.
+    Numbers that only look like personal data are ignored: numbers of cards and accounts must have
+    a valid checksum, IP addresses must be public, and phone numbers must fit a numbering plan.
     """
 
     name = "pii"
 
     kinds: tuple[PiiKind, ...] = Field(
-        ("email", "phone", "card", "ip", "key"),
+        ("key", "iban", "card", "ssn", "email", "ip", "phone"),
         description="Kinds of data to find: email (email addresses), phone (phone numbers), card "
-        "(payment card numbers), ip (public IP addresses), key (API keys and private keys).",
+        "(payment card numbers), iban (bank account numbers), ssn (social security numbers of the "
+        "United States), ip (public IP addresses), key (API keys and private keys).",
     )
     action: Literal["mask", "reject"] = Field(
         "mask",
@@ -88,7 +110,7 @@ class Pii(Transform):
     def change(self, text: str, field: str) -> tuple[str, list[str]]:
         """Return the text with personal data masked, and notes such as ``email (2) masked``."""
         counts: Counter[str] = Counter()
-        for kind in self.kinds:
+        for kind in (kind for kind in _ORDER if kind in self.kinds):
             spans = sorted(self._find(kind, text)) if self._may_contain(kind, text) else []
             for begin, end in reversed(spans):
                 text = f"{text[:begin]}[{kind.upper()}]{text[end:]}"
@@ -106,14 +128,20 @@ class Pii(Transform):
         """Return False if a quick check shows that the text has no data of this kind."""
         if kind == "email":
             return "@" in text
-        return kind == "key" or _NUMBERS.search(text) is not None
+        return kind in ("key", "iban") or _NUMBERS.search(text) is not None
 
     def _find(self, kind: PiiKind, text: str) -> Iterator[Span]:
         if kind == "phone":
             yield from self._phones(text)
             return
         pattern, is_valid = _PATTERNS[kind]
-        yield from (m.span() for m in pattern.finditer(text) if is_valid(m.group()))
+        for match in pattern.finditer(text):
+            begin, end = match.span()
+            # A word in capital letters after the number of an account is not part of it.
+            while kind == "iban" and " " in text[begin:end] and not is_valid(text[begin:end]):
+                end = begin + text[begin:end].rindex(" ")
+            if is_valid(text[begin:end]):
+                yield begin, end
 
     def _phones(self, text: str) -> Iterator[Span]:
         if not _PHONE_LIKE.search(text):
@@ -123,8 +151,10 @@ class Pii(Transform):
         spans: set[Span] = set()
         for region in (*self.regions, None):
             for match in phonenumbers.PhoneNumberMatcher(text, region):
-                # Without a country code, bare digits are skipped: most are not phone numbers.
-                if region is None or not text[match.start : match.end].isdecimal():
+                # Without a country code, bare digits are skipped, and numbers like 13 104 177 and
+                # 95.165.131.42: most are not phone numbers.
+                written = text[match.start : match.end]
+                if region is None or not (written.isdecimal() or _GROUPED.fullmatch(written)):
                     spans.add((match.start, match.end))
         end = -1
         for span in sorted(spans):
@@ -134,27 +164,66 @@ class Pii(Transform):
 
 
 def _is_card(text: str) -> bool:
-    """Return whether the Luhn checksum and first digit fit a payment card (ISO/IEC 7812-1)."""
-    digits = [int(c) for c in text if c.isdecimal()]
-    doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
-    return digits[0] in (3, 4, 5, 6) and (sum(doubled) + sum(digits[-1::-2])) % 10 == 0
+    """Return whether the Luhn checksum and first digits fit a payment card (ISO/IEC 7812-1)."""
+    from stdnum import luhn
+
+    digits = "".join(str(int(c)) for c in text if c.isdecimal())
+    known = digits[0] in "3456" or 2221 <= int(digits[:4]) <= 2720
+    return known and bool(luhn.is_valid(digits))
 
 
 def _is_public_address(text: str) -> bool:
-    """Return whether the text is an IP address that is reachable on the public internet."""
+    """Return whether the text is an IP address that is reachable on the public internet.
+
+    Versions and numbers of sections such as 1.2.3.4 are not: all their parts are small, and not
+    equal as in the well-known address 8.8.8.8.
+    """
     try:
-        return ipaddress.ip_address(text).is_global
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
+    parts = address.packed
+    if address.version == 4 and max(parts) < _LARGE_PART and len(set(parts)) > 1:
+        return False
+    return address.is_global and not address.is_multicast
 
 
-def _always(_: str) -> bool:
-    return True
+def _is_iban(text: str) -> bool:
+    from stdnum import iban
+
+    # Not every bank is in the lists of the countries.
+    return bool(iban.is_valid(text, check_country=False))
+
+
+def _is_ssn(text: str) -> bool:
+    from stdnum.us import ssn
+
+    return bool(ssn.is_valid(text))
+
+
+def _has_known_domain(text: str) -> bool:
+    """Return whether the domain of an address ends as domains do, unlike logo@2x.png."""
+    name, _, domain = text.rpartition("@")
+    return name != "git" and _suffixes().publicsuffix(domain.lower()) is not None
+
+
+@cache
+def _suffixes() -> Any:
+    from publicsuffixlist import PublicSuffixList
+
+    return PublicSuffixList(accept_unknown=False)
+
+
+def _is_random(text: str) -> bool:
+    """Return whether a key consists of more than a few characters, unlike ghp_xxxx."""
+    return len(set(text.rpartition("_")[2])) > _FEW_CHARACTERS or text.startswith("-----")
 
 
 _PATTERNS: dict[str, tuple[regex.Pattern[str], Callable[[str], bool]]] = {
-    "email": (_EMAIL, _always),
+    "email": (_EMAIL, _has_known_domain),
     "card": (_DIGITS, _is_card),
+    "iban": (_IBAN, _is_iban),
+    "ssn": (_SSN, _is_ssn),
     "ip": (_IP, _is_public_address),
-    "key": (_KEY, _always),
+    "key": (_KEY, _is_random),
 }
