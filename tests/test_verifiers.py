@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -174,46 +172,6 @@ def test_ifeval_adds_a_constraint_once() -> None:
     assert task.instruction == f"Describe the sea.\n\n{constraint.words}"
     assert verifier.task(task, RNG) is task
     assert verifier.task(Sample("x", labels=(Label(LABEL, "{}"),)), RNG) is None
-
-
-PASSING = "def add(a, b):\n    return a + b\n"
-TESTS = Label("test", "assert add(1, 2) == 3\nassert add(-1, 1) == 0\n")
-
-
-@pytest.mark.parametrize(
-    ("answer", "score"),
-    [
-        (PASSING, 1.0),
-        (f"Here it is:\n```python\n{PASSING}```\nDone.", 1.0),
-        ("def add(a, b):\n    return a - b\n", 0.1),
-        ("def add(a, b:\n", 0.0),
-        ("import os\nos._exit(0)", 0.0),
-        ("import sys\nsys.exit(0)", 0.0),
-        ("while True:\n    pass", 0.0),
-        ("x = 'a' * 10**10", 0.0),
-        ("while True:\n    print('a' * 1000)", 0.0),
-        ("open('/etc/passwd', 'a')", 0.0),
-        ("import socket\nsocket.create_connection(('192.0.2.1', 80), 1)", 0.0),
-        ("import os\nassert 'PATH' not in os.environ" + "\n" + PASSING, 1.0),
-        ("", 0.0),
-        ("import os\nfor _ in range(1500):\n    os.mkdir('d'); os.chdir('d')\n" + PASSING, 1.0),
-        (
-            "import sys, os\n"
-            "for x in sys._getframe().f_code.co_consts:\n"
-            "    if isinstance(x, str) and len(x) == 32: sys.stdout.write(x)\n"
-            "sys.stdout.flush(); os._exit(0)",
-            0.0,
-        ),
-    ],
-    ids=lambda v: str(v)[:24],
-)
-def test_code_is_scored_by_its_tests_alone(answer: str, score: float) -> None:
-    task = Sample("Add two numbers.", output="", labels=(TESTS,))
-    verifier = Code(seconds=2, megabytes=256)
-    assert verifier.task(task, RNG) is task
-    assert verifier.check(task, answer) == pytest.approx(score)
-    remaining = Path(tempfile.gettempdir()).glob("instructgen-code-*")
-    assert not list(remaining)
 
 
 def test_rewards_are_found_by_name() -> None:
