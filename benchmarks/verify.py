@@ -3,8 +3,8 @@
     python benchmarks/verify.py [--before FOLDER] [--out benchmarks/verify.json]
 
 The verifier `code` checks the 164 solutions of HumanEval and 164 changed ones, in two threads; the
-verifier `math` the 5,276 solutions of GSM8K's models. ``--before`` is a checkout of an earlier version,
-which is measured in the same run. The data is in the folder INSTRUCTGEN_DATA.
+verifier `math` the 5,276 solutions of GSM8K's models. ``--before`` is a checkout of an earlier
+version, which is measured in the same run. The data is in the folder INSTRUCTGEN_DATA.
 """
 
 from __future__ import annotations
