@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,13 @@ def test_python_has_the_defaults_of_the_options(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(OUTPUTS))
 def test_a_step_of_a_pipeline_has_the_defaults_of_the_options(name: str, tmp_path: Path) -> None:
     argv = [a for a in minimal_argv(name) if not a.startswith(("--out=", "--to="))]
+    words = ["sft", "d"] if name == "train" else [a for a in argv if not a.startswith("--")]
+    keys = [a[2:].split("=", 1) for a in argv if a.startswith("--") and name != "train"]
     (tmp_path / "p.toml").write_text(
-        f'[[steps]]\nname = "it"\nrun = "{name} {" ".join(argv)}"\n', "utf-8"
+        f'[[steps]]\nname = "it"\nrun = "{" ".join([name, *words])}"\n'
+        + "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in keys),
+        "utf-8",
     )
-    if name == "train":
-        argv_train = "train sft d"
-        (tmp_path / "p.toml").write_text(f'[[steps]]\nname = "it"\nrun = "{argv_train}"\n')
     (step,) = load_steps(str(tmp_path / "p.toml"), tmp_path / "out", {}, small=False)
     options = WITH_OPTIONS[name].options
     values = required(options)
