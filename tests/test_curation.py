@@ -172,14 +172,14 @@ def test_diversity_selects_different_rows() -> None:
         Sample("How do I repair a flat bicycle tire?", scores=(Score("q", 0.1),)),
         Sample("What is the capital of France?"),
     ]
-    kept = [r is None for r in Diversity(rows=3).select(rows)]
+    rejected = Diversity(rows=3).select(rows)
+    kept = [i not in rejected for i in range(len(rows))]
     assert kept.count(True) == 3
     assert not (kept[0] and kept[1])
     best = Diversity(rows=2, method="score_first", score="q", threshold=0.9).select(rows)
-    assert [r and r.reason for r in best] == [None, "too_similar", None, "not_selected"]
-    assert best[1] is not None
+    assert {i: r.reason for i, r in best.items()} == {1: "too_similar", 3: "not_selected"}
     assert best[1].nearest == rows[0].id
-    assert Diversity(rows=9).select(rows) == [None] * 4
+    assert Diversity(rows=9).select(rows) == {}
 
 
 def test_duplicate_keeps_the_best_copy() -> None:
@@ -196,8 +196,7 @@ def test_duplicate_keeps_the_best_copy() -> None:
         Sample("Thanks!", output="Bye.", rejected_output="Oh."),
     ]
     rejections = Duplicate(how=("exact",)).select(rows)
-    assert [r and r.reason for r in rejections] == ["duplicate", "duplicate"] + [None] * 5
-    assert rejections[0] is not None
+    assert {i: r.reason for i, r in rejections.items()} == {0: "duplicate", 1: "duplicate"}
     assert rejections[0].nearest == rows[2].id
 
 

@@ -295,7 +295,7 @@ def test_a_mix_of_several_buckets_equals_one_of_a_single_bucket(
 ) -> None:
     single = merge(four, tmp_path / "a")
     monkeypatch.setattr("instructgen.commands.merge._ROWS_PER_BUCKET", 7)
-    monkeypatch.setattr("instructgen.store.spool._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("instructgen.commands.merge._ROWS_WAITING", 3)
     several = merge(four, tmp_path / "b")
     assert list(read_samples(single.out)) == list(read_samples(several.out))
     assert {p.name for p in several.out.iterdir()} == {p.name for p in single.out.iterdir()}

@@ -141,7 +141,7 @@ def test_thresholds_with_many_digits_are_exact(threshold: float) -> None:
     for both in range(1, 400):
         for either in range(both, 400, 7):
             above = Fraction(both, either) > Fraction(str(threshold))
-            assert (Fraction(both, either) > index._exact) == above
+            assert (Fraction(both, either) > index._signer.exact) == above
 
 
 def test_bands_reach_the_recall_within_the_permutations() -> None:

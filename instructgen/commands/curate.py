@@ -129,7 +129,7 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
         known = _known(scored, filters)
         if judge is not None:
             known = _judged(load, source, known, judge, made_from, options.out, watch)
-        facts = _write(output, Curation(filters, known), source, splits, watch)
+        facts = _write(output, Curation(filters, known, options.out), source, splits, watch)
         return Written(facts, _sections(facts), ", curated")
 
     return derive(options.out, made_from, shape, CurateFacts, write, list(splits))
@@ -182,7 +182,7 @@ def _judged(
             filters = load()
             f = filters[place]
             assert isinstance(f, AskingFilter)
-            before = Curation(filters[:place], known)
+            before = Curation(filters[:place], known, folder)
             rows: dict[str, Sample] = {}
             for block in before.blocks(read_samples(source)):
                 # Computed again, a score might decide otherwise.

@@ -5,10 +5,12 @@ Each rejected row is recorded with the ID of the kept row that it duplicates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from instructgen.commands.derive import (
+    ROWS_AT_ONCE,
     Derived,
     Output,
     Written,
@@ -23,11 +25,11 @@ from instructgen.generation.seed_pool import load_seeds
 from instructgen.licensing.licenses import check_license
 from instructgen.plugins import classes, provenance
 from instructgen.reports.cards import rejected_table
-from instructgen.schema.progress import Watch
+from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
-from instructgen.schema.sample import Rejected, Rejection, Sample
-from instructgen.similarity import deduplicate
-from instructgen.store import SPLITS, WHOLE, Provenance, read_samples, splits_of
+from instructgen.schema.sample import CHARACTERS_AT_ONCE, Rejected, Rejection, Sample
+from instructgen.similarity import find_duplicates
+from instructgen.store import SPLITS, WHOLE, Provenance, read_samples, shape_of, splits_of
 
 # Pairs below the thresholds are not searched for, as no later call uses a lower threshold.
 _FLOOR = 0.999
@@ -69,56 +71,64 @@ def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFac
     if options.license:
         check_license(options.license)
     check_separate(options.out, paths)
-    samples, splits, invalid = _read(options)
+    rows = _Inputs(options)
     recorded = options.model_dump(mode="json", exclude={"inputs", "out"})
     # The format of a file is recognized, so any installed format may be used.
     read = classes("sources").values() if any(path.is_file() for path in paths) else ()
     made_from = Provenance("dedup", inputs_of(paths), recorded, plugins=provenance(sources=read))
-    # If only some inputs have splits, the rows of the others are training rows.
-    parts = WHOLE if set(splits) <= set(WHOLE) else SPLITS
 
     def write(output: Output) -> Written[DedupFacts]:
-        return _write(output, options, samples, splits, parts, invalid, watch)
+        return _write(output, options, rows, watch)
 
-    return derive(options.out, made_from, samples[0].shape, DedupFacts, write, parts)
+    return derive(options.out, made_from, rows.shape, DedupFacts, write, rows.splits)
 
 
-def _read(options: DedupOptions) -> tuple[list[Sample], list[str], int]:
-    """Return the rows of all inputs, the split of each row, and the number of invalid rows."""
-    terms: dict[str, Any] = options.model_dump(include={"license", "language", "on_bad_row"})
-    samples: list[Sample] = []
-    splits: list[str] = []
-    invalid = 0
-    for path in options.inputs:
-        if path.is_dir():
-            samples += read_samples(path)
-            splits += [name for name, rows in splits_of(path).items() for _ in range(rows)]
-            continue
-        rows, bad = load_seeds([path], **terms)
-        samples += rows
-        splits += WHOLE * len(rows)
-        invalid += len(bad)
-    if not samples:
-        raise InputError("the inputs contain no rows.", hint="Check the paths.")
-    if len({sample.shape for sample in samples}) > 1:
-        raise InputError(
-            "the inputs mix instruction rows and preference rows.",
-            hint="Pass only instruction rows, or only preference rows.",
-        )
-    return samples, splits, invalid
+class _Inputs:
+    """The rows of all inputs, which can be read several times and are not held in memory.
+
+    ``shape`` is the kind of rows, and ``splits`` are the splits of the output. ``invalid`` is the
+    number of rows of files that could not be read, when all rows have been read once.
+    """
+
+    def __init__(self, options: DedupOptions) -> None:
+        self._paths = options.inputs
+        terms: dict[str, Any] = options.model_dump(include={"license", "language", "on_bad_row"})
+        self._files = {p: load_seeds([p], **terms) for p in self._paths if not p.is_dir()}
+        self.invalid = sum(len(bad) for _, bad in self._files.values())
+        folders = [path for path in self._paths if path.is_dir()]
+        shapes = {shape_of(path) for path in folders}
+        shapes |= {sample.shape for rows, _ in self._files.values() for sample in rows}
+        counts = [splits_of(path) for path in folders]
+        if not any(rows for rows, _ in self._files.values()) and not any(
+            sum(count.values()) for count in counts
+        ):
+            raise InputError("the inputs contain no rows.", hint="Check the paths.")
+        if len(shapes) > 1:
+            raise InputError(
+                f"the inputs mix rows of different kinds: {' and '.join(sorted(shapes))}.",
+                hint="Pass only inputs with one kind of rows.",
+            )
+        (self.shape,) = shapes
+        # If only some inputs have splits, the rows of the others are training rows.
+        split = {name for count in counts for name in count} - set(WHOLE)
+        self.splits = SPLITS if split else WHOLE
+
+    def __iter__(self) -> Iterator[tuple[str, Sample]]:
+        """Yield the split and the sample of each row."""
+        for path in self._paths:
+            if path in self._files:
+                yield from ((self.splits[0], sample) for sample in self._files[path][0])
+                continue
+            for split in splits_of(path):
+                here = split if split in self.splits else self.splits[0]
+                yield from ((here, sample) for sample in read_samples(path, split=split))
 
 
 def _write(
-    output: Output,
-    options: DedupOptions,
-    samples: list[Sample],
-    splits: list[str],
-    parts: tuple[str, ...],
-    invalid: int,
-    watch: Watch | None,
+    output: Output, options: DedupOptions, rows: _Inputs, watch: Watch | None
 ) -> Written[DedupFacts]:
-    result = deduplicate(
-        samples,
+    found = find_duplicates(
+        (sample for _, sample in rows),
         options.how,
         priority=options.priority,
         threshold=options.threshold,
@@ -128,31 +138,42 @@ def _write(
         frame_quota=options.frame_quota,
         model=options.embedding_model,
         same_if_equal=options.same_if_equal,
+        folder=options.out,
         watch=watch,
     )
-    rows: dict[str, list[Sample]] = {part: [] for part in parts}
-    duplicates = {r.row for r in result.rejected}
-    for row, (sample, split) in enumerate(zip(samples, splits, strict=True)):
-        if row not in duplicates:
-            rows[split if split in parts else parts[0]].append(sample)
-    for part, kept in rows.items():
-        output.keep(kept, part)
-    output.reject(
-        [
-            Rejected(
-                r.sample,
-                Rejection("dedup", r.reason, r.detail, r.score, r.partner.id),
-                r.stage,
-                number,
-            )
-            for number, r in enumerate(result.rejected)
-        ]
-    )
+    duplicates = found.rejected()
+    next_one = next(duplicates, None)
+    kept: dict[str, list[Sample]] = {split: [] for split in rows.splits}
+    rejected: list[Rejected] = []
+
+    def flush() -> None:
+        for split, samples in kept.items():
+            output.keep(samples, split)
+            samples.clear()
+        output.reject(rejected)
+        rejected.clear()
+
+    waiting = characters = 0
+    for row, (split, sample) in enumerate(rows):
+        if next_one is not None and next_one.row == row:
+            d, number = next_one, output.rejected + len(rejected)
+            rejection = Rejection("dedup", d.reason, d.detail, d.score, d.partner_id)
+            rejected.append(Rejected(sample, rejection, d.stage, number))
+            next_one = next(duplicates, None)
+        else:
+            kept[split].append(sample)
+        waiting, characters = waiting + 1, characters + sample.characters
+        if waiting >= ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            flush()
+            waiting = characters = 0
+            if watch is not None:
+                watch(Progress("write", row + 1, found.rows))
+    flush()
     facts = DedupFacts(
-        largest_component=result.largest_component,
-        components_would_reject=result.components_would_reject,
-        uncompared=result.uncompared,
-        invalid=invalid,
+        largest_component=found.largest_component,
+        components_would_reject=found.components_would_reject,
+        uncompared=found.uncompared,
+        invalid=rows.invalid,
     )
     return Written(facts, _sections(facts, output), ", without duplicates")
 

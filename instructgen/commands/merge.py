@@ -6,12 +6,15 @@ are sorted on disk, so that memory use does not grow with the size of the mix.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from instructgen.commands.derive import (
     ROWS_AT_ONCE,
@@ -36,20 +39,27 @@ from instructgen.commands.options import MergeOptions
 from instructgen.errors import ConfigError, InputError
 from instructgen.licensing.licenses import Requirement
 from instructgen.reports.cards import rejected_table, table
+from instructgen.schema.arrow import conformed, samples_in
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Label, Rejected, Rejection, Sample, Shape
 from instructgen.schema.seeding import digest
+from instructgen.similarity.blocks import Array
+from instructgen.similarity.temporary import RowFile
 from instructgen.store import (
     SPLITS,
+    WHOLE,
     Provenance,
     RejectionCount,
-    Spool,
-    read_samples,
+    bytes_of,
+    is_plain,
+    read_batches,
     splits_of,
 )
 
-_ROWS_PER_BUCKET = 20_000
+# A bucket is held in memory when it is sorted, and each bucket is an open file.
+_ROWS_PER_BUCKET, _BYTES_PER_BUCKET, _MOST_BUCKETS = 20_000, 2**26, 256
+_ROWS_WAITING = 16_384
 _NOT_DRAWN = Rejection(
     "mix", "not_drawn", "the mix contains a random sample of the rows, and this row was not drawn"
 )
@@ -122,6 +132,17 @@ def merge(options: MergeOptions, watch: Watch | None = None) -> Derived[MergeFac
     return derive(options.out, provenance, shape, MergeFacts, merging.write, merging.splits)
 
 
+class _Row(NamedTuple):
+    """What the first pass needs of a row; ``stratum`` is its source, category or language."""
+
+    stratum: str
+    license: str
+    generators: tuple[str, ...]
+    question: str
+    source: str
+    tree: str | None
+
+
 class _Merge:
     def __init__(
         self,
@@ -135,6 +156,7 @@ class _Merge:
     ) -> None:
         self.paths, self.folder, self.shape = paths, folder, shape
         self.mix, self.split, self.require, self.watch = mix, split, require, watch
+        self._problems: dict[tuple[str, tuple[str, ...]], Rejection | None] = {}
         with_splits = next((p for p in paths if _EVALUATION & splits_of(p).keys()), None)
         splits_rows = bool(split.validation or split.test)
         if with_splits is not None and splits_rows:
@@ -142,130 +164,208 @@ class _Merge:
                 f"{with_splits} already has splits, so the table [split] must not define new ones.",
                 "Remove the table [split] from the recipe.",
             )
-        self.splits = SPLITS if splits_rows or with_splits is not None else ("part",)
+        self.splits = SPLITS if splits_rows or with_splits is not None else WHOLE
 
     def write(self, output: Output) -> Written[MergeFacts]:
-        strata, groups, count = Strata(self.mix.by), SplitGroups(self.split), 0
-        evaluation: dict[int, str] = {}
-        for row, split, sample in self._rows("weigh"):
-            count = row + 1
-            allowed = self._license_problem(sample) is None
-            if allowed:
-                strata.add(row, sample)
-            if split in _EVALUATION:
-                # A row with a rejected license may still be used for evaluation elsewhere.
-                evaluation[row] = split
-            if len(self.splits) > 1 and (allowed or split in _EVALUATION):
-                groups.add(row, sample)
-        held_out = groups.near(evaluation) if evaluation else set()
-        strata.remove(held_out)
-        taken = copies(strata, self.mix)
-        taken, sides = self._sides(taken, groups, evaluation)
-        self._write_rows(output, taken, sides, held_out)
-        if len(taken) + output.rejected != count:
+        strata, groups = Strata(), SplitGroups(self.split, self.folder)
+        evaluation = array("b")
+        for row, (split, light) in enumerate(self._light_rows()):
+            allowed = self._license_problem(light.license, light.generators) is None
+            strata.add(light.stratum if allowed else None)
+            # A row with a rejected license may still be used for evaluation elsewhere.
+            evaluates = split in _EVALUATION
+            evaluation.append(SPLITS.index(split) if evaluates else 0)
+            if len(self.splits) > 1 and (allowed or evaluates):
+                groups.add(row, light.question, light.source, light.tree)
+        sides = np.array(evaluation)
+        held_out = np.zeros(0, np.int64)
+        if sides.any():
+            held_out = groups.near(np.flatnonzero(sides), len(strata))
+            strata.remove(held_out)
+        counts = copies(strata, self.mix)
+        taken = np.flatnonzero(counts)
+        if len(self.splits) > 1:
+            if not sides.any():
+                sides[taken] = groups.sides(taken, len(strata), self.mix.seed)
+            if len(taken) and not (sides[taken] == 0).any():
+                raise InputError(
+                    "no rows are left for training: all rows are in the splits validation and "
+                    "test.",
+                    hint="Use smaller fractions in the table [split], or more rows for training.",
+                )
+            # A second copy of an evaluation row would not add information.
+            counts[sides > 0] = np.minimum(counts[sides > 0], 1)
+        self._write_rows(output, counts, sides, held_out)
+        if len(taken) + output.rejected != len(strata):
             raise RuntimeError(
-                f"{count} rows were read, but {len(taken)} rows in the mix and {output.rejected} "
-                "rejected rows do not add up to that number. This is a bug; please report it."
+                f"{len(strata)} rows were read, but {len(taken)} rows in the mix and "
+                f"{output.rejected} rejected rows do not add up to that number. This is a bug; "
+                "please report it."
             )
-        facts = MergeFacts(count, len(taken), self.mix.by, self._strata(strata, taken))
-        splits = Counter(sides[row] for row in taken)
+        facts = MergeFacts(len(strata), len(taken), self.mix.by, _strata(strata, counts))
+        numbers = np.bincount(sides[taken], minlength=len(self.splits)).tolist()
+        splits = dict(zip(self.splits, numbers, strict=True))
         return Written(facts, _sections(facts, splits, output.rejections()))
 
-    def _sides(
-        self, taken: dict[int, int], groups: SplitGroups, evaluation: dict[int, str]
-    ) -> tuple[dict[int, int], dict[int, str]]:
-        """Return each row's number of copies (1 for validation and test rows) and its split."""
-        if len(self.splits) == 1:
-            return taken, dict.fromkeys(taken, "part")
-        sides = (
-            {row: evaluation.get(row, "train") for row in taken}
-            if evaluation
-            else groups.sides(list(taken), self.mix.seed)
-        )
-        if taken and "train" not in sides.values():
-            raise InputError(
-                "no rows are left for training: all rows are in the splits validation and test.",
-                hint="Use smaller fractions in the table [split], or more rows for training.",
-            )
-        # A second copy of an evaluation row would not add information.
-        return {row: n if sides[row] == "train" else 1 for row, n in taken.items()}, sides
+    def _light_rows(self) -> Iterator[tuple[str, _Row]]:
+        """Yield the split of each row, and what decides whether the mix contains it."""
+        columns = ["source", "license", "generators", self.mix.by]
+        if len(self.splits) > 1:
+            columns += ["instruction", "input", "origin.group"]
+        for split, batch in self._batches("weigh", list(dict.fromkeys(columns))):
+            rows = batch.num_rows
+            values = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+            none: list[Any] = [None] * rows
+            for k in range(rows):
+                instruction = values.get("instruction", none)[k] or ""
+                input_ = values.get("input", none)[k] or ""
+                yield (
+                    split,
+                    _Row(
+                        str(values[self.mix.by][k] or "none"),
+                        values["license"][k],
+                        tuple(values["generators"][k]),
+                        f"{instruction}\n\n{input_}" if input_ else instruction,
+                        values["source"][k],
+                        (values.get("origin", none)[k] or {}).get("group"),
+                    ),
+                )
 
-    def _rows(self, stage: str) -> Iterator[tuple[int, str, Sample]]:
-        number = 0
+    def _batches(self, stage: str, columns: list[str] | None = None) -> Iterator[tuple[str, Any]]:
+        """Yield the rows of all inputs as Arrow record batches, each with its split."""
+        done = 0
         for path in self.paths:
             for split in splits_of(path):
-                for sample in read_samples(path, split=split):
-                    yield number, split, sample
-                    number += 1
-                    if self.watch is not None and number % ROWS_AT_ONCE == 0:
-                        self.watch(Progress(stage, number))
+                for batch in read_batches(path, split=split, columns=columns):
+                    yield split, batch
+                    done += batch.num_rows
+                    if self.watch is not None:
+                        self.watch(Progress(stage, done))
 
-    def _license_problem(self, sample: Sample) -> Rejection | None:
+    def _license_problem(self, license: str, generators: tuple[str, ...]) -> Rejection | None:
         if self.require is None:
             return None
-        problem = self.require.objection(sample.license, sample.generators)
-        return None if problem is None else Rejection("license", *problem)
+        key = (license, generators)
+        if key not in self._problems:
+            problem = self.require.objection(license, generators)
+            self._problems[key] = None if problem is None else Rejection("license", *problem)
+        return self._problems[key]
 
-    def _write_rows(
-        self,
-        output: Output,
-        taken: dict[int, int],
-        sides: dict[int, str],
-        held_out: set[int],
-    ) -> None:
+    def _write_rows(self, output: Output, counts: Array, sides: Array, held_out: Array) -> None:
         """Write the rows of the mix in order, sorted in temporary files, and reject the rest."""
-        order = [row for row in sorted(taken) for _ in range(taken[row])]
+        order = np.repeat(np.arange(len(counts)), counts)
         if self.mix.shuffle:
-            random.Random(digest(self.mix.seed, "shuffle")).shuffle(order)
-        places: dict[int, list[int]] = {}
-        for place, row in enumerate(order):
-            places.setdefault(row, []).append(place)
-        buckets = -(-len(order) // _ROWS_PER_BUCKET)
-        with Spool(self.folder, self.shape, buckets) as spool:
-            rejected: list[Rejected] = []
-            for number, _, sample in self._rows("read"):
-                for place in places.get(number, ()):
-                    spool.add(place // _ROWS_PER_BUCKET, place, sample)
-                if number not in taken:
-                    other = _HELD_OUT if number in held_out else _NOT_DRAWN
-                    reason = self._license_problem(sample) or other
-                    at = output.rejected + len(rejected)
-                    rejected.append(Rejected(sample, reason, "merge", at))
-                if len(rejected) >= ROWS_AT_ONCE:
-                    output.reject(rejected)
-                    rejected = []
-            output.reject(rejected)
-            copies_seen: Counter[int] = Counter()
-            for bucket in range(buckets):
-                waiting: dict[str, list[Sample]] = {name: [] for name in self.splits}
-                for place, sample in spool.take(bucket):
-                    row = order[place]
-                    copies_seen[row] += 1
-                    if (copy := copies_seen[row]) > 1:
-                        sample = replace(sample, labels=(*sample.labels, Label("copy", str(copy))))
-                    waiting[sides[row]].append(sample)
-                for name, samples in waiting.items():
-                    output.keep(samples, name)
-                if self.watch is not None:
-                    self.watch(Progress("write", sum(copies_seen.values()), len(order)))
+            shuffled = order.tolist()
+            random.Random(digest(self.mix.seed, "shuffle")).shuffle(shuffled)
+            order = np.array(shuffled, np.int64)
+        # The places of each row in the mix: those of row i begin at starts[i].
+        places = np.argsort(order, kind="stable")
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        size = sum(bytes_of(path) for path in self.paths)
+        buckets = _Buckets(len(order), size * len(order) // max(len(counts), 1), self.folder)
+        plain = all(is_plain(path) for path in self.paths)
+        late = np.zeros(len(counts), np.bool_)
+        late[held_out] = True
+        first = 0
+        for _, batch in self._batches("read"):
+            rows = np.arange(first, first + batch.num_rows)
+            at = places[starts[first] : starts[first + batch.num_rows]]
+            table = conformed(batch, self.shape, plain=plain)
+            buckets.add(at, table.take(order[at] - first))
+            others = rows[counts[rows] == 0]
+            self._reject(output, batch.take(others - first), late[others])
+            first += batch.num_rows
+        copy = np.empty(len(order), np.int64)
+        copy[places] = np.arange(len(order)) - starts[order[places]] + 1
+        done = 0
+        for at, table in buckets.sorted():
+            waiting: dict[int, list[Sample]] = {}
+            for place, sample in zip(at.tolist(), samples_in(table), strict=True):
+                if (number := int(copy[place])) > 1:
+                    sample = replace(sample, labels=(*sample.labels, Label("copy", str(number))))
+                waiting.setdefault(int(sides[order[place]]), []).append(sample)
+            for side, samples in waiting.items():
+                output.keep(samples, self.splits[side])
+            done += len(at)
+            if self.watch is not None:
+                self.watch(Progress("write", done, len(order)))
 
-    def _strata(self, strata: Strata, taken: dict[int, int]) -> tuple[Stratum, ...]:
-        return tuple(
-            Stratum(
-                name,
-                len(rows),
-                sum(row in taken for row in rows),
-                sum(taken.get(row, 0) for row in rows),
-            )
-            for name, rows in sorted(strata.rows.items())
-        )
+    def _reject(self, output: Output, rows: Any, held_out: Array) -> None:
+        """Write rejected rows; ``held_out`` states which are similar to evaluation rows."""
+        rejected: list[Rejected] = []
+        for sample, late in zip(samples_in(rows), held_out.tolist(), strict=True):
+            reason = self._license_problem(sample.license, sample.generators)
+            reason = reason or (_HELD_OUT if late else _NOT_DRAWN)
+            rejected.append(Rejected(sample, reason, "merge", output.rejected + len(rejected)))
+        output.reject(rejected)
+
+
+class _Buckets:
+    """Sorts the rows of a mix: rows whose places are near each other are in the same file.
+
+    Args:
+        rows: the number of rows in the mix.
+        size: the bytes that the rows take in memory.
+        folder: the folder of the temporary files.
+    """
+
+    def __init__(self, rows: int, size: int, folder: Path) -> None:
+        count = max(-(-rows // _ROWS_PER_BUCKET), -(-size // _BYTES_PER_BUCKET), 1)
+        self._rows_each = max(-(-rows // min(count, _MOST_BUCKETS)), 1)
+        self._files = [RowFile(folder) for _ in range(-(-rows // self._rows_each))]
+        self._waiting: list[tuple[Array, Any]] = []
+        self._rows = self._bytes = 0
+
+    def add(self, places: Array, rows: Any) -> None:
+        """Add the rows of an Arrow table, and the place of each in the mix."""
+        self._waiting.append((places, rows))
+        self._rows += len(places)
+        self._bytes += rows.nbytes
+        if self._rows >= _ROWS_WAITING or self._bytes >= _BYTES_PER_BUCKET:
+            self._write()
+
+    def _write(self) -> None:
+        import pyarrow as pa
+
+        places = np.concatenate([np.zeros(0, np.int64), *(at for at, _ in self._waiting)])
+        if len(places):
+            order = np.argsort(places // self._rows_each, kind="stable")
+            places = places[order]
+            table = pa.concat_tables([rows for _, rows in self._waiting]).take(order)
+            buckets = places // self._rows_each
+            begins = np.flatnonzero(np.diff(buckets, prepend=-1)).tolist()
+            for begin, end in itertools.pairwise([*begins, len(places)]):
+                rows = table.slice(begin, end - begin)
+                self._files[int(buckets[begin])].add(places[begin:end], rows)
+        self._waiting, self._rows, self._bytes = [], 0, 0
+
+    def sorted(self) -> Iterator[tuple[Array, Any]]:
+        """Yield the places and rows of parts of the mix, in order."""
+        import pyarrow as pa
+
+        self._write()
+        for file in self._files:
+            parts = list(file.tables())
+            places = np.concatenate([at for at, _ in parts])
+            table = pa.concat_tables([rows for _, rows in parts]).combine_chunks()
+            order = np.argsort(places)
+            for start in range(0, len(order), ROWS_AT_ONCE):
+                some = order[start : start + ROWS_AT_ONCE]
+                yield places[some], table.take(some)
+
+
+def _strata(strata: Strata, counts: Array) -> tuple[Stratum, ...]:
+    return tuple(
+        Stratum(name, len(rows), int((counts[rows] > 0).sum()), int(counts[rows].sum()))
+        for name, rows in sorted(strata.rows().items())
+    )
 
 
 def _sections(
-    facts: MergeFacts, splits: Counter[str], rejections: Sequence[RejectionCount]
+    facts: MergeFacts, splits: Mapping[str, int], rejections: Sequence[RejectionCount]
 ) -> list[str]:
     strata = [(s.name, f"{s.rows:,}", f"{s.taken:,}", f"{s.with_copies:,}") for s in facts.strata]
-    sizes = [(name, f"{rows:,}") for name, rows in splits.items() if name != "part"]
+    sizes = [(name, f"{rows:,}") for name, rows in splits.items() if rows and name != "part"]
     return [
         "## Mix",
         "",

@@ -7,23 +7,26 @@ to find rows with similar questions, which must be in the same split.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence, Set
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from instructgen.config import build, check_tables, read_tables
 from instructgen.errors import ConfigError
 from instructgen.plugins import suggest
-from instructgen.schema.sample import Sample
 from instructgen.schema.seeding import digest
-from instructgen.similarity import EmbeddingIndex, MinHashIndex
+from instructgen.similarity import EmbeddingIndex, Pairs
+from instructgen.similarity.blocks import Array
 from instructgen.similarity.distinctions import fold
 from instructgen.similarity.encoders import MINILM, check_model
+from instructgen.similarity.minhash_pairs import minhash_pairs
+from instructgen.similarity.temporary import Column, TextFile
+from instructgen.store import SPLITS
 
 _TEXTS_AT_ONCE = 2048
 
@@ -113,48 +116,55 @@ class SplitOptions(BaseModel):
 
 @dataclass(slots=True)
 class Strata:
-    """Positions of rows in the input, grouped by their source, category or language (``by``)."""
+    """The group of each row of the input: its source, category or language."""
 
-    by: str
-    rows: dict[str, list[int]] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(default_factory=dict)
+    _of: array[int] = field(default_factory=lambda: array("i"))
 
-    def add(self, row: int, sample: Sample) -> None:
-        """Add the row at position ``row`` of the input to its group."""
-        self.rows.setdefault(str(getattr(sample, self.by) or "none"), []).append(row)
+    def __len__(self) -> int:
+        """Return the number of rows, with those that belong to no group."""
+        return len(self._of)
 
-    def remove(self, rows: Set[int]) -> None:
-        """Remove the rows at these positions, and groups that become empty."""
-        for name in list(self.rows):
-            self.rows[name] = [row for row in self.rows[name] if row not in rows]
-            if not self.rows[name]:
-                del self.rows[name]
+    def add(self, name: str | None) -> None:
+        """Add the next row to a group; None for a row that the mix must not contain."""
+        self._of.append(-1 if name is None else self._numbers.setdefault(name, len(self._numbers)))
+
+    def remove(self, rows: Array) -> None:
+        """Remove the rows at these positions."""
+        of = np.array(self._of)
+        of[rows] = -1
+        self._of = array("i", of.tobytes())
+
+    def rows(self) -> dict[str, Array]:
+        """Return the positions of each group's rows, without groups that have none."""
+        of = np.array(self._of)
+        found = {name: np.flatnonzero(of == number) for name, number in self._numbers.items()}
+        return {name: rows for name, rows in found.items() if len(rows)}
 
 
-def copies(strata: Strata, options: MixOptions) -> dict[int, int]:
-    """Return the number of copies of each row in the mix, keyed by the row's position in the input.
+def copies(strata: Strata, options: MixOptions) -> Array:
+    """Return the number of copies of each row in the mix, by the row's position in the input.
 
-    Rows that are not in the mix are left out.
+    The number is 0 for a row that the mix does not contain.
 
     Raises:
         ConfigError: ``weights`` or ``caps`` contains the name of a group that has no rows.
     """
+    groups = strata.rows()
     for table, values in (("weights", options.weights), ("caps", options.caps)):
         for name in values:
-            if name not in strata.rows:
+            if name not in groups:
                 raise ConfigError(
                     f"mix.{table}.{name}: no row has this {options.by}.",
-                    suggest(name, list(strata.rows)),
+                    suggest(name, list(groups)),
                 )
-    sizes = {name: len(rows) for name, rows in strata.rows.items()}
-    rows_of = targets(sizes, options)
-    counts: dict[int, int] = {}
-    for name, rows in strata.rows.items():
+    rows_of = targets({name: len(rows) for name, rows in groups.items()}, options)
+    counts = np.zeros(len(strata), np.int64)
+    for name, rows in groups.items():
         every, rest = divmod(rows_of[name], len(rows))
         rng = random.Random(digest(options.seed, "draw", name))
-        drawn = set(rng.sample(range(len(rows)), rest))
-        for place, row in enumerate(rows):
-            if count := every + (place in drawn):
-                counts[row] = count
+        counts[rows] = every
+        counts[rows[rng.sample(range(len(rows)), rest)]] += 1
     return counts
 
 
@@ -210,84 +220,91 @@ class SplitGroups:
     """Finds groups of rows that must be in the same split.
 
     Rows are in the same group if they have the same question, similar questions, or the same
-    ``origin.group``, such as dialogues from the same message tree.
+    ``origin.group``, such as dialogues from the same message tree. The questions are in a temporary
+    file in ``folder``.
     """
 
-    def __init__(self, options: SplitOptions) -> None:
-        self._options = options
-        self._first: dict[str, int] = {}
-        self._pairs: list[tuple[int, int]] = []
-        self._rows: list[int] = []
-        self._texts: list[str] = []
-        self._count = 0
+    def __init__(self, options: SplitOptions, folder: Path) -> None:
+        self._options, self._folder = options, folder
+        self._questions = TextFile(folder=folder)
+        self._rows, self._digests = array("q"), array("Q")
+        self._first: dict[int, int] = {}
+        self._pairs = array("q")
 
-    def add(self, row: int, sample: Sample) -> None:
-        """Add the row at position ``row`` of the input."""
-        self._count = row + 1
-        question = " ".join(fold(sample.question).split())
-        for key in (f"q{digest(0, question)}", f"g{sample.source} {sample.origin.group}"):
-            if key[0] == "g" and sample.origin.group is None:
-                continue
-            first = self._first.setdefault(key, row)
-            if first != row:
-                self._pairs.append((row, first))
-            elif key[0] == "q":
-                self._rows.append(row)
-                self._texts.append(question)
+    def add(self, row: int, question: str, source: str, tree: str | None) -> None:
+        """Add the row at position ``row`` of the input; ``tree`` is its ``origin.group``."""
+        text = " ".join(fold(question).split())
+        self._questions.append(text)
+        self._rows.append(row)
+        self._digests.append(digest(0, text))
+        if tree is not None:
+            first = self._first.setdefault(digest(1, source, tree), row)
+            self._pairs.extend((row, first))
 
-    def sides(self, rows: Sequence[int], seed: int) -> dict[int, str]:
-        """Return a randomly chosen split for each row; all rows of a group get the same split."""
-        label = self._components(max(rows, default=-1) + 1)
-        members: dict[int, list[int]] = {}
-        for row in rows:
-            members.setdefault(int(label[row]), []).append(row)
-        order = sorted(members, key=lambda first: digest(seed, "split", first))
-        side = dict.fromkeys(rows, "train")
+    def sides(self, rows: Array, count: int, seed: int) -> Array:
+        """Choose a split for each row at random; all rows of a group get the same split.
+
+        Args:
+            rows: the positions of the rows, in ascending order.
+            count: the number of rows of the input.
+
+        Returns:
+            The place of each row's split in ``SPLITS``.
+        """
+        label = self._components(count)[rows]
+        firsts, group, sizes = np.unique(label, return_inverse=True, return_counts=True)
+        order = sorted(range(len(firsts)), key=lambda g: digest(seed, "split", int(firsts[g])))
+        side_of = np.zeros(len(firsts), np.int8)
         for split in ("test", "validation"):
             room = round(getattr(self._options, split) * len(rows))
             others = []
-            for first in order:
-                if len(members[first]) <= room:
-                    room -= len(members[first])
-                    side.update(dict.fromkeys(members[first], split))
+            for g in order:
+                if sizes[g] <= room:
+                    room -= int(sizes[g])
+                    side_of[g] = SPLITS.index(split)
                 else:
-                    others.append(first)
+                    others.append(g)
             order = others
-        return side
+        return side_of[group]
 
-    def near(self, rows: Mapping[int, str]) -> set[int]:
+    def near(self, rows: Array, count: int) -> Array:
         """Return the positions of all other rows that are in the same group as one of ``rows``."""
-        label = self._components(self._count)
-        groups = {int(label[row]) for row in rows}
-        return {row for row in range(self._count) if int(label[row]) in groups} - rows.keys()
+        label = self._components(count)
+        same = np.isin(label, np.unique(label[rows]))
+        same[rows] = False
+        return np.flatnonzero(same)
 
-    def _components(self, count: int) -> npt.NDArray[np.int64]:
+    def _components(self, count: int) -> Array:
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
 
-        pairs = np.array(self._pairs, np.int64).reshape(-1, 2)
-        edges = [pairs[(pairs < count).all(axis=1)]]
         rows = np.array(self._rows, np.int64)
-        for index in self._indexes():
-            for start in range(0, len(self._texts), _TEXTS_AT_ONCE):
-                texts = self._texts[start : start + _TEXTS_AT_ONCE]
-                index.add(texts)
-                text, row, _ = index.pairs(texts)
-                edges.append(np.stack([rows[start + text], rows[row]], axis=1))
+        _, first, equal = np.unique(self._digests, return_index=True, return_inverse=True)
+        # Each row with the first row that has the same question.
+        edges = [np.array(self._pairs, np.int64).reshape(-1, 2)]
+        edges.append(np.stack([rows, rows[first[equal]]], axis=1))
+        chosen = np.sort(first)
+        texts = Column(self._questions, chosen)
+        for text, row, _ in self._similar(texts):
+            edges.append(np.stack([rows[chosen[text]], rows[chosen[row]]], axis=1))
         a, b = np.concatenate(edges).T
-        inside = (a < count) & (b < count)
-        ones = np.ones(inside.sum(), np.bool_)
-        graph = coo_matrix((ones, (a[inside], b[inside])), (count, count))
+        ones = np.ones(len(a), np.bool_)
+        graph = coo_matrix((ones, (a, b)), (count, count))
         _, label = connected_components(graph, directed=False)
         return np.asarray(label, np.int64)
 
-    def _indexes(self) -> Iterator[MinHashIndex | EmbeddingIndex]:
-        """Yield an empty index for each way of comparing the questions."""
+    def _similar(self, texts: Sequence[str]) -> Iterator[Pairs]:
+        """Yield the pairs of similar questions, for each way of comparing them."""
         options = self._options
-        yield MinHashIndex(options.near)
+        yield minhash_pairs(texts, options.near, self._folder)
         if options.near_meaning is not None:
             check_model(options.embedding_model)
-            yield EmbeddingIndex(options.near_meaning, options.embedding_model)
+            index = EmbeddingIndex(options.near_meaning, options.embedding_model)
+            for start in range(0, len(texts), _TEXTS_AT_ONCE):
+                chunk = texts[start : start + _TEXTS_AT_ONCE]
+                index.add(chunk)
+                pairs = index.pairs(chunk)
+                yield pairs._replace(text=pairs.text + start)
 
 
 def load_mix(recipe: str | None) -> tuple[MixOptions, SplitOptions]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
@@ -303,7 +303,8 @@ class AskingFilter(ScoringFilter):
 class SelectingFilter(Filter):
     """Base class for filters that compare all rows of a dataset before they reject any row.
 
-    Only the command `curate` can use them. All rows that reach such a filter are held in memory.
+    Only the command `curate` can use them. The rows that reach such a filter are in a temporary
+    file until it has decided.
     """
 
     scope: ClassVar[Scope] = "row"
@@ -313,8 +314,15 @@ class SelectingFilter(Filter):
         raise NotImplementedError(f"The filter {self.name} works only in the command curate.")
 
     @abstractmethod
-    def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """Return one item per sample, in order: its rejection, or None if it is kept."""
+    def select(
+        self, samples: Iterable[Sample], folder: Path | None = None
+    ) -> Mapping[int, Rejection]:
+        """Return the rejection of each sample that is rejected, by its position.
+
+        Args:
+            samples: the samples, which can be iterated over once.
+            folder: folder of temporary files; None for the system's folder for such files.
+        """
 
 
 class Index(Protocol):

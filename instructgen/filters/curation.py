@@ -1,8 +1,8 @@
 """Applies filters to the rows of a dataset in blocks of 1,024, and keeps or rejects each row.
 
 In each block, filters that compare rows run after the other filters, so that a row is compared
-only with rows that these filters kept. A `SelectingFilter` needs all rows that the filters before
-it kept; other filters hold one block in memory at a time. This module does not read or write files.
+only with rows that these filters kept. One block is in memory at a time. A `SelectingFilter` needs
+all rows that the filters before it kept; they are in a temporary file until it has decided.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from instructgen.filters import (
     AskingFilter,
@@ -23,7 +26,9 @@ from instructgen.filters import (
     Verdict,
     evaluate_block,
 )
+from instructgen.schema.arrow import samples_in, table_of
 from instructgen.schema.sample import CHARACTERS_AT_ONCE, Label, Rejection, Sample, Score
+from instructgen.similarity.temporary import RowFile
 
 _ROWS_PER_BLOCK = 1_024
 _EXAMPLES_PER_SIDE = 5
@@ -127,10 +132,16 @@ class Curation:
     Args:
         filters: the filters of the recipe, in order.
         known: scores and labels computed earlier, keyed by sample id; they are not computed again.
+        folder: folder of temporary files; default: the system's folder for such files.
     """
 
-    def __init__(self, filters: Sequence[Filter], known: Mapping[str, Known] | None = None) -> None:
-        self.filters, self.report = tuple(filters), Report()
+    def __init__(
+        self,
+        filters: Sequence[Filter],
+        known: Mapping[str, Known] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.filters, self.report, self._folder = tuple(filters), Report(), folder
         self._known = known or {}
         self._first_rows: dict[int, list[Row]] = {}
 
@@ -227,21 +238,27 @@ class Curation:
             yield Block(rows, [*block.rejected, *rejected])
 
     def _select(self, f: SelectingFilter, blocks: Iterator[Block]) -> Iterator[Block]:
-        rows: list[Row] = []
+        # What the filter decides depends on all rows, so they are in a file until then.
+        file = RowFile(self._folder)
         for block in blocks:
-            rows += block.kept
+            if block.kept:
+                samples = [row.sample for row in block.kept]
+                table = table_of(samples, samples[0].shape, plain=False)
+                file.add(np.array([row.place for row in block.kept]), table)
             if block.rejected:
                 yield Block([], block.rejected)
-        rejections = f.select([row.sample for row in rows])
-        for at in range(0, len(rows), _ROWS_PER_BLOCK):
+        every = (sample for _, table in file.tables() for sample in samples_in(table))
+        rejections, position = f.select(every, self._folder), 0
+        for places, table in file.tables():
             kept: list[Row] = []
             rejected: list[RejectedRow] = []
-            chunk = slice(at, at + _ROWS_PER_BLOCK)
-            for row, rejection in zip(rows[chunk], rejections[chunk], strict=True):
+            for place, sample in zip(places.tolist(), samples_in(table), strict=True):
+                rejection = rejections.get(position)
+                position += 1
                 if rejection is None:
-                    kept.append(row)
+                    kept.append(Row(place, sample))
                 else:
-                    self._reject(f, row, rejection, rejected)
+                    self._reject(f, Row(place, sample), rejection, rejected)
             yield Block(kept, rejected)
 
     def _split(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,7 +12,10 @@ from pydantic import Field
 
 from instructgen.filters import SelectingFilter
 from instructgen.schema.sample import Rejection, Sample
+from instructgen.similarity.blocks import Array
 from instructgen.similarity.encoders import MINILM, check_model, encoder
+
+_TEXTS_AT_ONCE = 2048
 
 
 class Diversity(SelectingFilter):
@@ -46,19 +51,28 @@ class Diversity(SelectingFilter):
         description="Embedding model: minilm (included, for English), a folder, or a Hub model.",
     )
 
-    def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """Return a list with one item per sample: its rejection, or None for a kept sample.
+    def select(self, samples: Iterable[Sample], folder: Path | None = None) -> dict[int, Rejection]:
+        """Return the rejection of each sample that is not selected, by its position.
 
         The reason is ``not_selected`` or ``too_similar``. The score of a rejection is the cosine
-        similarity of the sample to the most similar selected row.
+        similarity of the sample to the most similar selected row. The embeddings are in memory.
         """
-        if not samples:
-            return []
         check_model(self.model)
-        vectors = encoder(self.model).encode([s.question for s in samples])
-        order = self._by_score(samples) if self.method == "score_first" else None
-        nearest = np.full(len(samples), -2.0, np.float32)
-        nearest_row = np.full(len(samples), -1)
+        ids: list[str] = []
+        scores: list[float | None] = []
+        parts: list[Array] = []
+        rows = iter(samples)
+        while chunk := list(islice(rows, _TEXTS_AT_ONCE)):
+            parts.append(encoder(self.model).encode([s.question for s in chunk]))
+            ids += [s.id for s in chunk]
+            found = [s.score(self.score) if self.score else None for s in chunk]
+            scores += [None if score is None else score.value for score in found]
+        if not ids:
+            return {}
+        vectors = np.concatenate(parts)
+        order = _by_score(scores) if self.method == "score_first" else None
+        nearest = np.full(len(ids), -2.0, np.float32)
+        nearest_row = np.full(len(ids), -1)
         selected: list[int] = []
         too_similar: set[int] = set()
 
@@ -70,9 +84,9 @@ class Diversity(SelectingFilter):
 
         if order is None:
             select_row(int(np.argmax(vectors @ vectors.mean(0))))
-            remaining = np.ones(len(samples), np.bool_)
+            remaining = np.ones(len(ids), np.bool_)
             remaining[selected[0]] = False
-            while len(selected) < min(self.rows, len(samples)):
+            while len(selected) < min(self.rows, len(ids)):
                 i = int(np.argmin(np.where(remaining, nearest, 2)))
                 remaining[i] = False
                 select_row(i)
@@ -85,21 +99,21 @@ class Diversity(SelectingFilter):
                 else:
                     select_row(i)
         kept = set(selected)
-        rejections: list[Rejection | None] = []
-        for i in range(len(samples)):
-            if i in kept:
-                rejections.append(None)
-                continue
-            cosine, near = round(float(nearest[i]), 4), samples[int(nearest_row[i])].id
-            reason = "too_similar" if i in too_similar else "not_selected"
-            detail = f"cosine similarity {cosine:.3f} to row {near}"
-            rejections.append(self.reject(reason, detail, cosine, near))
+        rejections: dict[int, Rejection] = {}
+        for i in range(len(ids)):
+            if i not in kept:
+                cosine, near = round(float(nearest[i]), 4), ids[int(nearest_row[i])]
+                reason = "too_similar" if i in too_similar else "not_selected"
+                detail = f"cosine similarity {cosine:.3f} to row {near}"
+                rejections[i] = self.reject(reason, detail, cosine, near)
         return rejections
 
-    def _by_score(self, samples: Sequence[Sample]) -> list[int]:
-        def key(i: int) -> tuple[bool, float]:
-            score = samples[i].score(self.score) if self.score else None
-            value = None if score is None else score.value
-            return value is None, 0.0 if value is None else -value
 
-        return sorted(range(len(samples)), key=key)
+def _by_score(scores: Sequence[float | None]) -> list[int]:
+    """Return the positions of rows in order of decreasing score; rows without a score are last."""
+
+    def key(i: int) -> tuple[bool, float]:
+        value = scores[i]
+        return value is None, 0.0 if value is None else -value
+
+    return sorted(range(len(scores)), key=key)

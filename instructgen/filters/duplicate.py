@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from instructgen.filters import SelectingFilter
 from instructgen.schema.sample import Rejection, Sample
-from instructgen.similarity import deduplicate
+from instructgen.similarity import find_duplicates
 from instructgen.similarity.encoders import MINILM
 
-# `deduplicate` also searches for pairs below the threshold, down to its argument `floor`, so that
-# lower thresholds can be tried later. A filter does not need these pairs.
+# `find_duplicates` also searches for pairs below the threshold, down to its argument `floor`, so
+# that lower thresholds can be tried later. A filter does not need these pairs.
 _NO_LOWER = 0.999
 
 
@@ -66,28 +67,31 @@ class Duplicate(SelectingFilter):
         "model on the Hugging Face Hub.",
     )
 
-    def select(self, samples: Sequence[Sample]) -> list[Rejection | None]:
-        """Return one item per sample, in order: its rejection, or None if it is kept.
+    def select(self, samples: Iterable[Sample], folder: Path | None = None) -> dict[int, Rejection]:
+        """Return the rejection of each duplicate, by its position.
 
         A rejection contains its reason, the similarity, and the id of the similar kept row. The
         reason is ``duplicate``, ``paraphrase`` (similar only in meaning) or ``same_frame`` (similar
         only in words).
         """
-        present = {s.source for s in samples}
-        result = deduplicate(
+        found = find_duplicates(
             samples,
             self.how,
             priority=self.priority,
             threshold=self.threshold or None,
             compared=self.compared,
-            sources=[s for s in self.sources if s in present],
+            sources=self.sources,
+            other_sources=True,
             floor=_NO_LOWER,
             frame_quota=self.frame_quota,
             model=self.model,
             same_if_equal=self.same_if_equal,
+            folder=folder,
         )
-        rejections: list[Rejection | None] = [None] * len(samples)
-        for r in result.rejected:
-            detail = f"{r.detail}; found by the comparison {r.stage}"
-            rejections[r.row] = self.reject(r.reason, detail, r.score, r.partner.id)
-        return rejections
+        return {
+            d.row: self.reject(
+                *(d.reason, f"{d.detail}; found by the comparison {d.stage}", d.score),
+                d.partner_id,
+            )
+            for d in found.rejected()
+        }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 # Instruction data does not contain longer texts. One of them would slow down every comparison.
 _MAX_CHARACTERS = 2**20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TRUE = ("true", "1", "1.0", "yes", "good", "desirable", "positive", "chosen", "thumbs_up")
 _FALSE = ("false", "0", "0.0", "-1", "-1.0", "no", "bad", "undesirable", "negative", "rejected",
           "thumbs_down")  # fmt: skip
@@ -53,7 +55,7 @@ def checked(value: str, subject: str) -> str:
         raise RowError(f"{subject} has more than {_MAX_CHARACTERS:,} characters.")
     if "\0" in value:
         raise RowError(f"{subject} contains a NUL character.")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise RowError(f"{subject} contains half of a surrogate pair, which is not valid Unicode.")
     return value
 

@@ -112,10 +112,42 @@ def enriched(table: Any) -> Any:
 
     columns = {name: table.column(name) for name in table.column_names}
     shape = next(s for s, names in _CONVERSATION.items() if set(names) <= columns.keys())
-    for name in _CONVERSATION[shape]:
-        columns[name] = _json_lists(_structs(columns[name], Message))
-    columns["tools"] = pa.nulls(table.num_rows, pa.string()).cast(pa.json_())
+    columns |= _enriched(columns, shape, table.num_rows)
     target = schema(shape, rejected="reason" in columns, plain=False)
+    return pa.table({name: columns[name] for name in target.names}, target)
+
+
+def _enriched(columns: Mapping[str, Any], shape: Shape, rows: int) -> dict[str, Any]:
+    """Return the columns of `enriched` that differ from those of a plain table."""
+    import pyarrow as pa
+
+    messages = {n: _json_lists(_structs(columns[n], Message)) for n in _CONVERSATION[shape]}
+    return messages | {"tools": pa.nulls(rows, pa.string()).cast(pa.json_())}
+
+
+def conformed(rows: Any, shape: Shape, *, plain: bool) -> Any:
+    """Return rows of a dataset's ``data`` files as a table with the present schema; see `schema`.
+
+    Args:
+        rows: a table or record batch, also of a dataset in an older format.
+        shape: the kind of the rows.
+        plain: whether the messages are structs of role and content; then they must be in ``rows``.
+    """
+    import pyarrow as pa
+
+    target = schema(shape, plain=plain)
+    columns = {name: _as_array(rows.column(name)) for name in rows.schema.names}
+    if not plain and "tools" not in columns:
+        columns |= _enriched(columns, shape, rows.num_rows)
+    if "filter_values" not in columns:
+        columns["filter_values"] = pa.array(
+            [[]] * rows.num_rows, target.field("filter_values").type
+        )
+    origin, type_ = columns["origin"], target.field("origin").type
+    if origin.type != type_:
+        # Before format 5, the column draft was named batch.
+        children = [origin.field({"draft": "batch"}.get(f.name, f.name)) for f in type_]
+        columns["origin"] = pa.StructArray.from_arrays(children, fields=list(type_))
     return pa.table({name: columns[name] for name in target.names}, target)
 
 

@@ -1,6 +1,13 @@
 """Compare texts by ROUGE-L, Jaccard or cosine similarity, and remove duplicates."""
 
-from instructgen.similarity.dedup import Deduplicated, RejectedDuplicate, deduplicate
+from instructgen.similarity.dedup import (
+    Deduplicated,
+    DuplicateRow,
+    Duplicates,
+    RejectedDuplicate,
+    deduplicate,
+    find_duplicates,
+)
 from instructgen.similarity.embedding import EmbeddingIndex
 from instructgen.similarity.matches import Match, Pairs
 from instructgen.similarity.minhash import MinHashIndex
@@ -9,6 +16,8 @@ from instructgen.similarity.tokens import Tokenizer, tokenize
 
 __all__ = [
     "Deduplicated",
+    "DuplicateRow",
+    "Duplicates",
     "EmbeddingIndex",
     "Match",
     "MinHashIndex",
@@ -17,6 +26,7 @@ __all__ = [
     "RougeLIndex",
     "Tokenizer",
     "deduplicate",
+    "find_duplicates",
     "rouge_l",
     "tokenize",
 ]

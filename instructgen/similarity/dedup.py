@@ -9,52 +9,62 @@ does not use the usual method, and only counts how many rows that method would r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any, Literal, NamedTuple
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from instructgen.errors import ConfigError, InputError
-from instructgen.licensing.licenses import restrictiveness
+from instructgen.errors import ConfigError
 from instructgen.plugins import suggest
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Sample
 from instructgen.similarity.blocks import Array
-from instructgen.similarity.distinctions import Distinctions, distinctions, fold, may_be_duplicates
+from instructgen.similarity.dedup_rows import PARTS, Compared, ComparedRows, Priority
+from instructgen.similarity.distinctions import distinctions, may_be_duplicates
 from instructgen.similarity.encoders import MINILM, check_model
-from instructgen.similarity.near_pairs import THRESHOLDS, Table, above, measures, tables_of
-from instructgen.similarity.rouge import MOST_WORDS
-from instructgen.similarity.tokens import tokenize
+from instructgen.similarity.near_pairs import (
+    TEXTS_KNOWN,
+    THRESHOLDS,
+    Table,
+    above,
+    measures,
+    tables_of,
+)
 
 STAGES = ("exact", "minhash", "rouge_l", "semantic", "two_key")
-PRIORITIES = ("source", "human", "license", "quality", "length")
-Compared = Literal["row", "prompt", "instruction"]
-Priority = Sequence[str] | Callable[[Sample], Any]
 Thresholds = float | Mapping[str, float]
 _METRICS = {"minhash": "jaccard", "rouge_l": "rouge_l", "semantic": "cosine"}
-_PARTS: dict[str, tuple[str, ...]] = {
-    "row": ("context", "instruction", "input", "output", "rejected_output", "calls"),
-    "prompt": ("context", "instruction", "input"),
-    "instruction": ("instruction",),
-}
-_KEYS = ("instruction", "output", "rejected_output")
 _MIN_JACCARD = 0.05
-# Maximum number of words of an answer whose exact wording counts.
-_SHORT_ANSWER = 20
 _NAMES = {"jaccard": "Jaccard", "rouge_l": "ROUGE-L", "cosine": "cosine"}
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedDuplicate:
+class DuplicateRow(NamedTuple):
+    """A rejected row, and the kept row that it duplicates (``partner_row``).
+
+    Rows are positions in the input, counted from 0, and ``partner_id`` is the id of the kept row.
+    ``score`` is the similarity of the two rows, measured by ``metric``: ``exact``, ``jaccard``,
+    ``rouge_l`` or ``cosine``. ``stage`` is the stage of `deduplicate` that rejected the row, and
+    ``reason`` is ``duplicate``, ``paraphrase`` or ``same_frame`` (the same sentence pattern with
+    different words). ``detail`` describes the decision in a sentence.
+    """
+
+    row: int
+    partner_row: int
+    partner_id: str
+    metric: str
+    score: float
+    stage: str
+    reason: str
+    detail: str
+
+
+class RejectedDuplicate(NamedTuple):
     """A rejected sample, and the kept sample that it duplicates (``partner``).
 
-    ``row`` and ``partner_row`` are the positions of the two samples in the input, counted from 0.
-    ``score`` is the similarity of the two samples, measured by ``metric``: ``exact``,
-    ``jaccard``, ``rouge_l`` or ``cosine``. ``stage`` is the stage of `deduplicate` that rejected
-    the sample, and ``reason`` is ``duplicate``, ``paraphrase`` or ``same_frame`` (the same
-    sentence pattern with different words). ``detail`` describes the decision in a sentence.
+    The other fields are those of `DuplicateRow`.
     """
 
     row: int
@@ -69,24 +79,92 @@ class RejectedDuplicate:
 
 
 @dataclass(frozen=True, slots=True)
-class Deduplicated:
-    """The result of `deduplicate`: the kept samples in input order, and the rejected samples.
+class Duplicates:
+    """The result of `find_duplicates`: which rows are rejected, and why.
 
-    ``thresholds`` gives, for each stage, the similarity above which a sample is a duplicate.
-    ``largest_component`` is the number of rows in the largest connected component of similar
-    rows. ``components_would_reject`` is the number of rows that would be rejected if only one row
-    of each connected component were kept. ``uncompared`` is the number of distinct texts that
-    could not be compared by meaning, because the embedding model does not support the language of
-    the complete text, of the instruction or of the output.
+    ``rows`` is the number of rows. ``thresholds`` gives, for each stage, the similarity above which
+    a row is a duplicate. ``largest_component`` is the number of rows in the largest connected
+    component of similar rows. ``components_would_reject`` is the number of rows that would be
+    rejected if only one row of each connected component were kept. ``uncompared`` is the number of
+    distinct texts that could not be compared by meaning, because the embedding model does not
+    support the language of the complete text, of the instruction or of the output.
     """
 
-    kept: list[Sample]
-    rejected: list[RejectedDuplicate]
+    rows: int
     thresholds: dict[str, float]
     largest_component: int
     components_would_reject: int
     uncompared: int
     _all_pairs: _AllPairs = field(repr=False, compare=False)
+    _kept: Array = field(repr=False, compare=False)
+    _reasons: dict[int, _Reason] = field(repr=False, compare=False)
+
+    def rejected(self) -> Iterator[DuplicateRow]:
+        """Yield the rejected rows, in input order."""
+        pairs = self._all_pairs
+        copy = _Reason(-1, "exact", 1.0, "exact", "duplicate", "equal texts")
+        is_first = np.zeros(self.rows, np.bool_)
+        is_first[pairs.first] = True
+        for row in np.flatnonzero(~is_first | ~self._kept[pairs.group]).tolist():
+            text = int(pairs.group[row])
+            reason = self._reasons.get(text, copy)
+            partner = int(pairs.first[text if reason is copy else reason.partner])
+            yield DuplicateRow(row, partner, pairs.source.id(partner), *reason[1:])
+
+    def rethreshold(self, threshold: Thresholds) -> Duplicates:
+        """Return the result for a different threshold; see `Deduplicated.rethreshold`."""
+        thresholds = {**self.thresholds, **_by_stage(threshold, self._all_pairs.how)}
+        for stage, value in thresholds.items():
+            if value < self._all_pairs.floors[stage]:
+                raise ConfigError(
+                    f"the threshold {value} for the stage {stage} is too low: only pairs with a "
+                    f"similarity above {self._all_pairs.floors[stage]} are known.",
+                    f"Call deduplicate again with floor={value}.",
+                )
+        return _select(self._all_pairs, thresholds)
+
+
+@dataclass(frozen=True)
+class Deduplicated:
+    """The result of `deduplicate`; the counts and ``thresholds`` are those of `Duplicates`."""
+
+    _samples: Sequence[Sample] = field(repr=False)
+    _duplicates: Duplicates = field(repr=False)
+
+    @cached_property
+    def rejected(self) -> list[RejectedDuplicate]:
+        """The rejected samples, in input order."""
+        samples = self._samples
+        return [
+            RejectedDuplicate(d.row, samples[d.row], d.partner_row, samples[d.partner_row], *d[3:])
+            for d in self._duplicates.rejected()
+        ]
+
+    @cached_property
+    def kept(self) -> list[Sample]:
+        """The kept samples, in input order."""
+        rejected = {r.row for r in self.rejected}
+        return [sample for i, sample in enumerate(self._samples) if i not in rejected]
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The similarity above which a sample is a duplicate, for each stage."""
+        return self._duplicates.thresholds
+
+    @property
+    def largest_component(self) -> int:
+        """The number of rows in the largest connected component of similar rows."""
+        return self._duplicates.largest_component
+
+    @property
+    def components_would_reject(self) -> int:
+        """The number of rows that would be rejected if one row per component were kept."""
+        return self._duplicates.components_would_reject
+
+    @property
+    def uncompared(self) -> int:
+        """The number of distinct texts that could not be compared by meaning."""
+        return self._duplicates.uncompared
 
     def rethreshold(self, threshold: Thresholds) -> Deduplicated:
         """Return the result for a different threshold, without searching for similar pairs again.
@@ -97,15 +175,7 @@ class Deduplicated:
         Raises:
             ConfigError: the threshold is below the ``floor`` that was passed to `deduplicate`.
         """
-        thresholds = {**self.thresholds, **_by_stage(threshold, self._all_pairs.how)}
-        for stage, value in thresholds.items():
-            if value < self._all_pairs.floors[stage]:
-                raise ConfigError(
-                    f"the threshold {value} for the stage {stage} is too low: only pairs with a "
-                    f"similarity above {self._all_pairs.floors[stage]} are known.",
-                    f"Call deduplicate again with floor={value}.",
-                )
-        return _select(self._all_pairs, thresholds)
+        return Deduplicated(self._samples, self._duplicates.rethreshold(threshold))
 
 
 def deduplicate(
@@ -163,31 +233,68 @@ def deduplicate(
         ConfigError: an argument is invalid, or a package is missing.
         InputError: a text is too long, or too many pairs have a similarity above ``floor``.
     """
+    duplicates = find_duplicates(
+        samples,
+        how,
+        priority=priority,
+        threshold=threshold,
+        compared=compared,
+        sources=sources,
+        floor=floor,
+        frame_quota=frame_quota,
+        model=model,
+        same_if_equal=same_if_equal,
+        watch=watch,
+    )
+    return Deduplicated(samples, duplicates)
+
+
+def find_duplicates(
+    samples: Iterable[Sample],
+    how: Sequence[str] = ("exact", "minhash", "semantic"),
+    *,
+    priority: Priority = ("source", "license", "quality", "length"),
+    threshold: Thresholds | None = None,
+    compared: Compared = "row",
+    sources: Sequence[str] = (),
+    other_sources: bool = False,
+    floor: float = 0.7,
+    frame_quota: int = 3,
+    model: str = MINILM,
+    same_if_equal: Sequence[str] = (),
+    folder: Path | None = None,
+    watch: Watch | None = None,
+) -> Duplicates:
+    """Find duplicates like `deduplicate`, in rows that are read once and not held in memory.
+
+    The texts of the rows, and for ``minhash`` their words and signatures, are in temporary files.
+
+    Args:
+        samples, how, priority, threshold, compared, sources, floor, frame_quota, model: as for
+            `deduplicate`, and so are ``same_if_equal`` and ``watch``.
+        other_sources: whether ``sources`` may contain names that no row has.
+        folder: folder of the temporary files; default: the system's folder for such files.
+
+    Raises:
+        ConfigError, InputError: as for `deduplicate`.
+        StorageError: a temporary file cannot be written.
+    """
     _check_names(how, compared, floor, frame_quota)
     thresholds, floors = _thresholds(how, threshold, floor)
     if "semantic" in floors:
         check_model(model)
-    key = priority if callable(priority) else _sort_key(samples, priority, sources)
-    protected = [_values(sample, same_if_equal) for sample in samples]
-    order = sorted(range(len(samples)), key=lambda i: key(samples[i]))
-    copies = _copies(samples, order, compared, protected)
-    chosen = [samples[c[0]] for c in copies]
-    texts = [_text(sample, compared) for sample in chosen]
-    if "rouge_l" in floors:
-        for text, (position, *_) in zip(texts, copies, strict=True):
-            _check_length(text, position, samples[position])
-    keys = [
-        [fold(_part(sample, part)) for sample in chosen]
-        for part in _PARTS[compared]
-        if part in _KEYS and compared != "instruction"
-    ]
-    # A field that is empty in all rows cannot distinguish any of them.
-    keys = [key for key in keys if any(key)]
-    tables, unread = tables_of(texts, keys, how, floors, model, watch)
-    exact = [_exact_text(sample, compared) for sample in chosen]
-    differences = _Distinctions(exact, [protected[c[0]] for c in copies])
+    limited = "rouge_l" in floors
+    rows = ComparedRows(compared, priority, same_if_equal, limited=limited, folder=folder)
+    rows.extend(samples)
+    for name in sources:
+        if name not in rows.sources and not other_sources:
+            raise ConfigError(f"sources: no row is from {name!r}.", suggest(name, [*rows.sources]))
+    group, first = rows.groups(sources)
+    texts, exact, keys = rows.columns(first)
+    tables, unread = tables_of(texts, keys, how, floors, model, folder, watch)
+    differences = _Distinctions(exact, rows.protected(first))
     all_pairs = _AllPairs(
-        samples, tuple(how), frame_quota, floors, copies, tables, unread, differences
+        rows, tuple(how), frame_quota, floors, group, first, tables, unread, differences
     )
     return _select(all_pairs, thresholds)
 
@@ -198,8 +305,8 @@ def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quo
             raise ConfigError(
                 f"the option how contains the unknown stage {name!r}.", suggest(name, [*STAGES])
             )
-    if compared not in _PARTS:
-        hint = suggest(compared, [*_PARTS])
+    if compared not in PARTS:
+        hint = suggest(compared, [*PARTS])
         raise ConfigError(f"compared={compared!r} is not one of the supported values.", hint)
     if not 0 < floor < 1:
         raise ConfigError(f"the option floor is {floor}, but must be between 0 and 1.")
@@ -225,51 +332,20 @@ def _thresholds(
     return thresholds, floors
 
 
-def _check_length(text: str, position: int, sample: Sample) -> None:
-    # A text has at most as many words as characters, so most texts need no tokenizing.
-    if len(text) > MOST_WORDS and len(tokenize(text)) > MOST_WORDS:
-        raise InputError(
-            f"row {position} (id {sample.id}) has more than {MOST_WORDS:,} words, the maximum.",
-            hint="Shorten or remove the row.",
-        )
-
-
-def _values(sample: Sample, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the values of a sample's labels or fields with these names."""
-    labels = {label.name: label.value for label in sample.labels}
-    values = [labels.get(name) or str(getattr(sample, name, "")) for name in names]
-    # Feedback rows with opposite labels say different things.
-    return (*values, *([] if sample.label is None else [str(sample.label)]))
-
-
-def _copies(
-    samples: Sequence[Sample],
-    order: Sequence[int],
-    compared: Compared,
-    protected: Sequence[tuple[str, ...]],
-) -> list[list[int]]:
-    """Group equal samples; return each group's positions, beginning with the sample to keep."""
-    first: dict[tuple[str, ...], int] = {}
-    copies: list[list[int]] = []
-    for position in order:
-        parts = [_normalized(_part(samples[position], part)) for part in _PARTS[compared]]
-        parts += protected[position]
-        group = first.setdefault(tuple(parts), len(copies))
-        if group == len(copies):
-            copies.append([])
-        copies[group].append(position)
-    return copies
-
-
 @dataclass(frozen=True, slots=True)
 class _AllPairs:
-    """The similar pairs that were found, and the other data that `_select` needs."""
+    """The similar pairs that were found, and the other data that `_select` needs.
 
-    samples: Sequence[Sample]
+    ``group`` is the number of each row's text, and ``first`` the row of each text; see
+    `ComparedRows.groups`.
+    """
+
+    source: ComparedRows
     how: tuple[str, ...]
     frame_quota: int
     floors: dict[str, float]
-    copies: list[list[int]]
+    group: Array
+    first: Array
     tables: dict[str, Table]
     uncompared: int
     differences: _Distinctions
@@ -278,9 +354,10 @@ class _AllPairs:
 class _Distinctions:
     """Decides which similar texts can be duplicates, from what distinguishes them."""
 
-    def __init__(self, texts: Sequence[str], protected: Sequence[tuple[str, ...]]) -> None:
-        self._texts, self._protected = texts, protected
-        self._known: dict[int, Distinctions] = {}
+    def __init__(self, texts: Sequence[str], protected: Array) -> None:
+        self._protected = protected
+        # The texts are in a file, so only those of the last pairs are held in memory.
+        self._of = lru_cache(TEXTS_KNOWN)(lambda place: distinctions(texts[place]))
 
     def best(self, text: int, row: Array, score: Array, *, ordered: bool) -> int | None:
         """Return the place of the most similar text of which ``text`` can be a duplicate."""
@@ -291,12 +368,6 @@ class _Distinctions:
             ):
                 return int(place)
         return None
-
-    def _of(self, text: int) -> Distinctions:
-        known = self._known.get(text)
-        if known is None:
-            known = self._known[text] = distinctions(self._texts[text])
-        return known
 
 
 class _Reason(NamedTuple):
@@ -310,10 +381,10 @@ class _Reason(NamedTuple):
     detail: str
 
 
-def _select(all_pairs: _AllPairs, thresholds: dict[str, float]) -> Deduplicated:
+def _select(all_pairs: _AllPairs, thresholds: dict[str, float]) -> Duplicates:
     """Visit the texts in order of priority; keep a text unless it is too similar to a kept text."""
     tables = {stage: above(table, thresholds[stage]) for stage, table in all_pairs.tables.items()}
-    count = len(all_pairs.copies)
+    count = len(all_pairs.first)
     kept = np.ones(count, np.bool_)
     reasons: dict[int, _Reason] = {}
     near = [table.text for table in tables.values()]
@@ -323,24 +394,19 @@ def _select(all_pairs: _AllPairs, thresholds: dict[str, float]) -> Deduplicated:
             if reason is not None:
                 kept[text], reasons[text] = False, reason
                 break
-    removed: list[RejectedDuplicate] = []
-    for text, (position, *others) in enumerate(all_pairs.copies):
-        reason = reasons.get(text, _Reason(text, "exact", 1.0, "exact", "duplicate", "equal texts"))
-        rejected = others if kept[text] else [position, *others]
-        removed += [_removed_row(all_pairs, row, reason) for row in rejected]
-    removed.sort(key=lambda r: r.row)
-    _check_result(removed, len(all_pairs.samples), int(kept.sum()), thresholds)
-    rejected_rows = {r.row for r in removed}
+    _check_result(reasons, kept, thresholds)
     component = _components(count, list(tables.values()))
-    sizes = np.bincount(component, [len(c) for c in all_pairs.copies], count).astype(int)
-    return Deduplicated(
-        kept=[s for i, s in enumerate(all_pairs.samples) if i not in rejected_rows],
-        rejected=removed,
+    sizes = np.bincount(component[all_pairs.group], minlength=count)
+    rows = len(all_pairs.group)
+    return Duplicates(
+        rows=rows,
         thresholds=thresholds,
         largest_component=int(sizes.max(initial=0)),
-        components_would_reject=len(all_pairs.samples) - int((sizes > 0).sum()),
+        components_would_reject=rows - int((sizes > 0).sum()),
         uncompared=all_pairs.uncompared,
         _all_pairs=all_pairs,
+        _kept=kept,
+        _reasons=reasons,
     )
 
 
@@ -391,30 +457,15 @@ def _partners(table: Table, text: int, kept: Array) -> tuple[Array, Array, Array
     return table.row[begin:end][alive], table.score[begin:end][alive], other[begin:end][alive]
 
 
-def _removed_row(all_pairs: _AllPairs, row: int, reason: _Reason) -> RejectedDuplicate:
-    partner = all_pairs.copies[reason.partner][0]
-    return RejectedDuplicate(
-        row, all_pairs.samples[row], partner, all_pairs.samples[partner], *reason[1:]
-    )
-
-
-def _check_result(
-    removed: list[RejectedDuplicate], rows: int, kept: int, thresholds: dict[str, float]
-) -> None:
-    """Check that each rejected row is similar to a kept row, and that no row is missing."""
+def _check_result(reasons: dict[int, _Reason], kept: Array, thresholds: dict[str, float]) -> None:
+    """Check that each rejected text is similar to a kept text."""
     minimum = {_METRICS[stage]: value for stage, value in thresholds.items()}
-    rejected = {r.row for r in removed}
-    for r in removed:
-        if r.partner_row in rejected or r.score <= minimum.get(r.metric, 0):
+    for text, reason in reasons.items():
+        if kept[text] or not kept[reason.partner] or reason.score <= minimum[reason.metric]:
             raise AssertionError(
-                f"row {r.row} is rejected as a duplicate of row {r.partner_row}, which is not kept "
-                f"or not similar: {r.detail}. This is a bug; please report it."
+                f"text {text} is rejected as a duplicate of text {reason.partner}, which is not "
+                f"kept or not similar: {reason.detail}. This is a bug; please report it."
             )
-    if len(rejected) != len(removed) or len(rejected) + kept != rows:
-        raise AssertionError(
-            f"{kept} kept and {len(removed)} rejected rows do not add up to the {rows} input rows. "
-            "This is a bug; please report it."
-        )
 
 
 def _components(count: int, tables: list[Table]) -> Array:
@@ -448,60 +499,3 @@ def _by_stage(threshold: Thresholds, how: Sequence[str]) -> dict[str, float]:
                 f"the threshold for the stage {stage} is {value}, but must be between 0 and 1."
             )
     return dict(by_stage)
-
-
-def _sort_key(
-    samples: Sequence[Sample], priority: Sequence[str], sources: Sequence[str]
-) -> Callable[[Sample], Any]:
-    present = dict.fromkeys(s.source for s in samples)
-    for name in sources:
-        if name not in present:
-            raise ConfigError(f"sources: no row is from {name!r}.", suggest(name, [*present]))
-    rank = {name: i for i, name in enumerate(dict.fromkeys([*sources, *present]))}
-    keys: dict[str, Callable[[Sample], Any]] = {
-        "source": lambda s: rank[s.source],
-        "human": lambda s: s.origin.method != "human",
-        "license": lambda s: restrictiveness(s.license),
-        "quality": _quality_key,
-        "length": lambda s: -len(s.output),
-    }
-    for name in priority:
-        if name not in keys:
-            raise ConfigError(
-                f"the option priority contains the unknown criterion {name!r}.",
-                suggest(name, [*PRIORITIES]),
-            )
-    chosen = [keys[name] for name in priority]
-    return lambda s: tuple(key(s) for key in chosen)
-
-
-def _quality_key(sample: Sample) -> tuple[bool, float]:
-    """Return a sort key that puts high mean scores first and samples without a score last."""
-    known = [s.value for s in sample.scores if s.value is not None and isfinite(s.value)]
-    return (not known, -sum(known) / len(known) if known else 0.0)
-
-
-def _text(sample: Sample, compared: Compared) -> str:
-    parts = [_part(sample, part) for part in _PARTS[compared]]
-    return fold("\n".join(part for part in parts if part))
-
-
-def _exact_text(sample: Sample, compared: Compared) -> str:
-    """Return the text whose exact wording distinguishes a row: the prompt, and a short answer.
-
-    Long answers to the same prompt differ in numbers and order without being another task.
-    """
-    parts = [p for p in _PARTS[compared] if p not in ("output", "rejected_output", "calls")]
-    texts = [_part(sample, part) for part in parts]
-    texts += [f"{call.name} {call.arguments}" for call in sample.tool_calls]
-    if compared == "row" and len(tokenize(sample.output)) <= _SHORT_ANSWER:
-        texts.append(sample.output)
-    return "\n".join(text for text in texts if text)
-
-
-def _part(sample: Sample, part: str) -> str:
-    return getattr(sample, part) or ""
-
-
-def _normalized(text: str) -> str:
-    return " ".join(fold(text).split())

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from instructgen.similarity.jit import jit
+
 # Languages that the model cannot distinguish: a text in one passes as the other.
 _INDISTINGUISHABLE = ({"id", "ms"},)
 # ISO 639 code for text without linguistic content: numbers, code, names.
@@ -65,7 +69,53 @@ def is_same(a: str, b: str) -> bool:
 def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    class Identifier(LanguageIdentifier):  # type: ignore[misc]
+        """The identifier of py3langid, whose loop over the bytes of a text is compiled."""
+
+        __slots__ = ("_arrays",)
+
+        def _raw_score(self, text: bytes) -> Any:
+            moves, rows, outputs, seen = self._arrays
+            letters = np.frombuffer(text, np.uint8)
+            features, counts = visits(moves, rows, outputs, letters, seen)
+            if not len(features):
+                return super()._raw_score(text)
+            return np.log1p(counts) @ self.nb_ptc[features] + self.nb_pc
+
+    identifier = Identifier.from_model_file(MODEL_FILE, norm_probs=True)
     # Without its three-letter codes it mistakes fewer short texts for a dialect.
     identifier.set_languages([*(c for c in identifier.nb_classes if len(c) == 2), _NO_LANGUAGE])
+    # A row of the table is read for each feature of a text.
+    identifier.nb_ptc = np.ascontiguousarray(identifier.nb_ptc)
+    outputs = np.asarray(identifier.tk_output, np.int32)
+    identifier._arrays = (
+        np.asarray(identifier.tk_nextmove, np.int32),
+        np.asarray(identifier.tk_row, np.int32),
+        outputs,
+        np.zeros(int(outputs.max()) + 1, np.int32),
+    )
     return identifier
+
+
+@jit
+def visits(moves, rows, outputs, letters, seen):  # type: ignore[no-untyped-def]
+    """Return the features of a text in order of their first appearance, and how often each occurs.
+
+    ``moves``, ``rows`` and ``outputs`` are the automaton of the model, and ``letters`` the bytes of
+    the text. ``seen`` has a zero for each feature, and has again when the function returns.
+    """
+    features = np.empty(len(letters), np.int64)
+    counts = np.empty(len(letters), np.float32)
+    state, found = 0, 0
+    for k in range(len(letters)):
+        state = moves[(rows[state] << 8) + letters[k]]
+        feature = outputs[state]
+        if feature >= 0:
+            if seen[feature] == 0:
+                features[found], counts[found] = feature, 0
+                found += 1
+                seen[feature] = found
+            counts[seen[feature] - 1] += 1
+    for k in range(found):
+        seen[features[k]] = 0
+    return features[:found], counts[:found]

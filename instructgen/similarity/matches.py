@@ -10,7 +10,7 @@ import numpy as np
 from instructgen.errors import InputError
 from instructgen.similarity.blocks import Array
 
-_MAX_PAIRS = 100_000_000
+MAX_PAIRS = 100_000_000
 
 
 class Match(NamedTuple):
@@ -42,8 +42,8 @@ def check_count(pairs: int) -> None:
     Raises:
         InputError: there are more than 100 million pairs.
     """
-    if pairs > _MAX_PAIRS:
+    if pairs > MAX_PAIRS:
         raise InputError(
-            f"more than {_MAX_PAIRS:,} pairs of texts have a similarity above the threshold.",
+            f"more than {MAX_PAIRS:,} pairs of texts have a similarity above the threshold.",
             hint="Raise the threshold.",
         )

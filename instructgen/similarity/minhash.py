@@ -29,6 +29,8 @@ from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize_all
 if TYPE_CHECKING:
     from datasketch import MinHash, MinHashLSH
 
+# The probability with which a similar pair is found, and the size of a signature.
+RECALL, PERMUTATIONS = 0.99, 128
 _TEXTS_AT_ONCE = 2048
 _PAIRS_AT_FIRST = 2**15
 _KIND = "MinHash index 1"
@@ -45,6 +47,65 @@ def runs(words: Sequence[str], ngram: int) -> list[str]:
     """Return all n-grams of ``ngram`` words. A list with fewer words gives one shorter n-gram."""
     last = max(len(words) - ngram + 1, min(len(words), 1))
     return [" ".join(words[i : i + ngram]) for i in range(last)]
+
+
+class Signer:
+    """Computes word sets, MinHash signatures and the keys of their bands.
+
+    The arguments are those of `MinHashIndex`. ``bands`` is the number of bands, and
+    ``rows_per_band`` the number of signature values in each. ``exact`` is the threshold as a
+    fraction, and ``hashes`` contains the hash of each word number.
+    """
+
+    def __init__(
+        self, threshold: float, ngram: int, recall: float, permutations: int, tokenizer: Tokenizer
+    ) -> None:
+        self.bands, self.rows_per_band = bands_for(threshold, recall, permutations)
+        self.exact = _simplified(Fraction(str(threshold)))
+        self.ngram, self.tokenizer = ngram, tokenizer
+        self.kernels = importlib.import_module("instructgen.similarity.minhash_kernels")
+        self.a, self.b = _permutations(permutations)
+        self.ngrams = Vocabulary()
+        self.hashes = Growing(np.zeros(1, np.uint32))
+
+    def encode(self, texts: Sequence[str]) -> Texts:
+        """Return each text as the ids of its distinct n-grams, in ascending order."""
+        if self.ngram == 1:
+            numbers, offsets = self.ngrams.encode(texts, self.tokenizer)
+        else:
+            numbers, offsets = self._encode_ngrams(texts)
+        new = self.ngrams.latest(len(self.ngrams) - len(self.hashes))
+        self.hashes.extend(_hash_ngrams(new))
+        text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        # Sorting and comparing neighbors is ten times as fast as np.unique here.
+        key = np.sort(text << 32 | numbers)
+        key = key[np.diff(key, prepend=-1) != 0]
+        counts = np.bincount(key >> 32, minlength=len(offsets) - 1)
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        return Texts((key & 0xFFFFFFFF).astype(np.int32), ends)
+
+    def _encode_ngrams(self, texts: Sequence[str]) -> tuple[Array, Array]:
+        numbers: list[int] = []
+        ends = [0]
+        for words in tokenize_all(texts, self.tokenizer):
+            numbers += map(self.ngrams.__getitem__, runs(words, self.ngram))
+            ends.append(len(numbers))
+        return np.array(numbers, np.int32), np.array(ends, np.int64)
+
+    def signatures(self, sets: Texts) -> Array:
+        """Return the MinHash signatures of word sets: uint32, of shape (texts, permutations)."""
+        signatures: Array = self.kernels.signatures(self.hashes.view, self.a, self.b, *sets)
+        return signatures
+
+    def keys(self, sets: Texts) -> Array:
+        """Return an int64 key for each band of each set's signature; equal bands, equal keys."""
+        shaped = self.signatures(sets)[:, : self.bands * self.rows_per_band].astype(np.uint64)
+        shaped = shaped.reshape(-1, self.bands, self.rows_per_band)
+        key = np.tile(np.arange(self.bands, dtype=np.uint64), (len(shaped), 1))
+        for k in range(self.rows_per_band):
+            key = (key ^ shaped[:, :, k]) * np.uint64(0x9E3779B97F4A7C15)
+            key ^= key >> np.uint64(29)
+        return key.view(np.int64)
 
 
 class MinHashIndex:
@@ -67,8 +128,8 @@ class MinHashIndex:
         self,
         threshold: float = 0.7,
         ngram: int = 1,
-        recall: float = 0.99,
-        permutations: int = 128,
+        recall: float = RECALL,
+        permutations: int = PERMUTATIONS,
         tokenizer: Tokenizer = "unicode",
     ) -> None:
         if not 0 < threshold < 1:
@@ -77,12 +138,8 @@ class MinHashIndex:
             raise ValueError(f"ngram must be at least 1, but is {ngram}")
         self.threshold, self.ngram, self.recall = threshold, ngram, recall
         self.permutations, self.tokenizer = permutations, tokenizer
-        self.bands, self.rows_per_band = bands_for(threshold, recall, permutations)
-        self._exact = _simplified(Fraction(str(threshold)))
-        self._kernels = importlib.import_module("instructgen.similarity.minhash_kernels")
-        self._a, self._b = _permutations(permutations)
-        self._ngrams = Vocabulary()
-        self._hashes = Growing(np.zeros(1, np.uint32))
+        self._signer = Signer(threshold, ngram, recall, permutations, tokenizer)
+        self.bands, self.rows_per_band = self._signer.bands, self._signer.rows_per_band
         self._sets, self._offsets = Growing(np.zeros(0, np.int32)), Growing(np.zeros(1, np.int64))
         self._chain = Growing(np.zeros((0, self.bands), np.int32))
         self._seen = Growing(np.zeros(0, np.int64))
@@ -113,7 +170,7 @@ class MinHashIndex:
         """
         results: list[Pairs] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
-            sets = self._encode(texts[at : at + _TEXTS_AT_ONCE])
+            sets = self._signer.encode(texts[at : at + _TEXTS_AT_ONCE])
             pairs = np.zeros((_PAIRS_AT_FIRST, 4), np.int64)
             count = self._run(sets, look=True, put=False, pairs=pairs)[1]
             if count > len(pairs):
@@ -138,7 +195,7 @@ class MinHashIndex:
 
     def signatures(self, texts: Sequence[str]) -> Array:
         """Return MinHash signatures as in datasketch: uint32, of shape (texts, permutations)."""
-        return self._signatures(self._encode(texts))
+        return self._signer.signatures(self._signer.encode(texts))
 
     def minhash(self, text: str) -> MinHash:
         """Return the signature of a text as a `MinHash`, to use in indexes of datasketch."""
@@ -155,7 +212,7 @@ class MinHashIndex:
 
         bands = (self.bands, self.rows_per_band)
         lsh = MinHashLSH(num_perm=self.permutations, params=bands, storage_config=storage_config)
-        signatures = self._signatures(Texts(self._sets.view, self._offsets.view))
+        signatures = self._signer.signatures(Texts(self._sets.view, self._offsets.view))
         with lsh.insertion_session() as session:
             for row, values in enumerate(signatures):
                 session.insert(str(row), self._as_minhash(values))
@@ -174,9 +231,9 @@ class MinHashIndex:
             "permutations": self.permutations,
             "tokenizer": self.tokenizer,
         }
-        arrays = (self._sets.view, self._offsets.view, self._hashes.view, self._chain.view)
+        arrays = (self._sets.view, self._offsets.view, self._signer.hashes.view, self._chain.view)
         files.write(
-            path, _KIND, settings, [*arrays, self._keys, self._heads, self._ngrams.packed()]
+            path, _KIND, settings, [*arrays, self._keys, self._heads, self._signer.ngrams.packed()]
         )
 
     @classmethod
@@ -191,17 +248,17 @@ class MinHashIndex:
         sets, offsets, hashes, chain, keys, heads, names = arrays
         index = cls(**settings)
         index._sets, index._offsets = Growing(sets), Growing(offsets)
-        index._hashes, index._chain = Growing(hashes), Growing(chain)
+        index._signer.hashes, index._chain = Growing(hashes), Growing(chain)
         index._seen = Growing(np.zeros(len(index), np.int64))
         index._keys, index._heads = keys, heads
         index._used = int((heads >= 0).sum())
-        index._ngrams = Vocabulary.unpacked(names)
+        index._signer.ngrams = Vocabulary.unpacked(names)
         return index
 
     def _look_up(self, texts: Sequence[str], *, look: bool, put: bool) -> list[Match | None]:
         results: list[Match | None] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
-            sets = self._encode(texts[at : at + _TEXTS_AT_ONCE])
+            sets = self._signer.encode(texts[at : at + _TEXTS_AT_ONCE])
             best, _ = self._run(sets, look=look, put=put, pairs=np.zeros((0, 4), np.int64))
             results += [Match(c / e, r) if r >= 0 else None for r, c, e in best.tolist()]
         return results
@@ -212,13 +269,13 @@ class MinHashIndex:
         best, rows = np.zeros((count, 3), np.int64), len(self)
         if put:
             self._make_room(count, len(sets.words))
-        rows, used, pair_count = self._kernels.run(
+        rows, used, pair_count = self._signer.kernels.run(
             look,
             put,
-            self._bands(self._signatures(sets)),
+            self._signer.keys(sets),
             *sets,
-            self._exact.numerator,
-            self._exact.denominator,
+            self._signer.exact.numerator,
+            self._signer.exact.denominator,
             self._keys,
             self._heads,
             self._chain.view,
@@ -249,32 +306,8 @@ class MinHashIndex:
             size *= 4
         if size > len(self._keys):
             keys, heads = np.zeros(size, np.int64), np.full(size, -1, np.int32)
-            self._kernels.rehash(self._keys, self._heads, keys, heads)
+            self._signer.kernels.rehash(self._keys, self._heads, keys, heads)
             self._keys, self._heads = keys, heads
-
-    def _encode(self, texts: Sequence[str]) -> Texts:
-        """Return each text as the ids of its distinct n-grams, in ascending order."""
-        if self.ngram == 1:
-            numbers, offsets = self._ngrams.encode(texts, self.tokenizer)
-        else:
-            numbers, offsets = self._encode_ngrams(texts)
-        new = self._ngrams.latest(len(self._ngrams) - len(self._hashes))
-        self._hashes.extend(_hash_ngrams(new))
-        text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        # Sorting and comparing neighbors is ten times as fast as np.unique here.
-        key = np.sort(text << 32 | numbers)
-        key = key[np.diff(key, prepend=-1) != 0]
-        counts = np.bincount(key >> 32, minlength=len(offsets) - 1)
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        return Texts((key & 0xFFFFFFFF).astype(np.int32), ends)
-
-    def _encode_ngrams(self, texts: Sequence[str]) -> tuple[Array, Array]:
-        numbers: list[int] = []
-        ends = [0]
-        for words in tokenize_all(texts, self.tokenizer):
-            numbers += map(self._ngrams.__getitem__, runs(words, self.ngram))
-            ends.append(len(numbers))
-        return np.array(numbers, np.int32), np.array(ends, np.int64)
 
     def _as_minhash(self, signature: Array) -> MinHash:
         from datasketch import MinHash
@@ -282,23 +315,9 @@ class MinHashIndex:
         return MinHash(
             num_perm=self.permutations,
             hashvalues=signature,
-            permutations=(self._a, self._b),
+            permutations=(self._signer.a, self._signer.b),
             scheme="affine32",
         )
-
-    def _signatures(self, sets: Texts) -> Array:
-        signatures: Array = self._kernels.signatures(self._hashes.view, self._a, self._b, *sets)
-        return signatures
-
-    def _bands(self, signatures: Array) -> Array:
-        """Return an int64 key for each band of each signature. Equal bands have equal keys."""
-        shaped = signatures[:, : self.bands * self.rows_per_band].astype(np.uint64)
-        shaped = shaped.reshape(-1, self.bands, self.rows_per_band)
-        key = np.tile(np.arange(self.bands, dtype=np.uint64), (len(shaped), 1))
-        for k in range(self.rows_per_band):
-            key = (key ^ shaped[:, :, k]) * np.uint64(0x9E3779B97F4A7C15)
-            key ^= key >> np.uint64(29)
-        return key.view(np.int64)
 
 
 def bands_for(threshold: float, recall: float, permutations: int) -> tuple[int, int]:

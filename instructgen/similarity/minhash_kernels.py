@@ -66,6 +66,54 @@ def _insert(bands, row, keys, heads, chain):
 
 
 @jit
+def _common(ours, theirs, p, q):
+    """Return the number of words that both texts have, or 0 if their Jaccard cannot be above p/q.
+
+    The shorter text bounds the number of common words.
+    """
+    i, j, both = 0, 0, 0
+    if min(len(ours), len(theirs)) * (p + q) <= p * (len(ours) + len(theirs)):
+        return both
+    while i < len(ours) and j < len(theirs):
+        if ours[i] == theirs[j]:
+            both += 1
+            i += 1
+            j += 1
+        elif ours[i] < theirs[j]:
+            i += 1
+        else:
+            j += 1
+    return both
+
+
+@jit
+def groups(keys, rows, words, offsets, p, q, pairs, most):
+    """Find the pairs of rows with equal keys whose Jaccard similarity is above p/q.
+
+    Equal keys are neighbors, and their rows ascend. Each pair is written to ``pairs`` of shape
+    (capacity, 4): the later row, the earlier row, the number of words that both contain, and the
+    number that at least one contains. Returns the number of pairs, including those for which
+    ``pairs`` has no room. The search ends when the number exceeds ``most``.
+    """
+    found, begin = 0, 0
+    for i in range(len(keys)):
+        if keys[i] != keys[begin]:
+            begin = i
+        ours = words[offsets[rows[i]] : offsets[rows[i] + 1]]
+        for j in range(begin, i):
+            theirs = words[offsets[rows[j]] : offsets[rows[j] + 1]]
+            both, total = _common(ours, theirs, p, q), len(ours) + len(theirs)
+            if both * q > p * (total - both):
+                if found < len(pairs):
+                    pairs[found, 0], pairs[found, 1] = rows[i], rows[j]
+                    pairs[found, 2], pairs[found, 3] = both, total - both
+                found += 1
+        if found > most:
+            return found
+    return found
+
+
+@jit
 def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark, text, pairs, found):
     """Find the row most similar to a text, with a band in common and a Jaccard above p/q.
 
@@ -83,21 +131,8 @@ def _nearest(bands, ours, p, q, keys, heads, chain, words, offsets, seen, mark, 
         while other >= 0:
             if seen[other] != mark:
                 seen[other] = mark
-                i, j, end, both = 0, offsets[other], offsets[other + 1], 0
-                total = len(ours) + end - j
-                # Skip pairs whose lengths differ too much: the shorter text bounds the overlap.
-                if min(len(ours), end - j) * (p + q) <= p * total:
-                    other = chain[other, k]
-                    continue
-                while i < len(ours) and j < end:
-                    if ours[i] == words[j]:
-                        both += 1
-                        i += 1
-                        j += 1
-                    elif ours[i] < words[j]:
-                        i += 1
-                    else:
-                        j += 1
+                theirs = words[offsets[other] : offsets[other + 1]]
+                both, total = _common(ours, theirs, p, q), len(ours) + len(theirs)
                 if both * q > p * (total - both) and len(pairs):
                     if found < len(pairs):
                         pairs[found, 0], pairs[found, 1] = text, other

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,12 +20,15 @@ from instructgen.similarity.blocks import Array
 from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors, cosines
 from instructgen.similarity.encoders import encoder
 from instructgen.similarity.matches import Pairs, check_count, joined
-from instructgen.similarity.minhash import MinHashIndex, jaccard
+from instructgen.similarity.minhash import jaccard
+from instructgen.similarity.minhash_pairs import minhash_pairs
 from instructgen.similarity.rouge import RougeLIndex, rouge_l
 from instructgen.similarity.tokens import tokenize
 
 THRESHOLDS = {"minhash": 0.7, "rouge_l": 0.7, "semantic": 0.9}
 _TEXTS_AT_ONCE = 2048
+# Texts of which the words are held in memory, where the texts are in a file.
+TEXTS_KNOWN = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +59,31 @@ class _Index(Protocol):
 
 
 def tables_of(
-    texts: list[str],
-    keys: list[list[str]],
+    texts: Sequence[str],
+    keys: Sequence[Sequence[str]],
     how: Sequence[str],
     floors: dict[str, float],
     model: str,
+    folder: Path | None,
     watch: Watch | None,
 ) -> tuple[dict[str, Table], int]:
     """Return similar pairs for each measure, and the number of texts in unsupported languages.
 
-    Each list in ``keys`` contains one part of every text, such as its instruction. The similarity
-    of these parts must be above the threshold too. ``floors`` maps each measure to its threshold.
+    Each sequence in ``keys`` contains one part of every text, such as its instruction. The
+    similarity of these parts must be above the threshold too. ``floors`` maps each measure to its
+    threshold. Temporary files are in ``folder``.
     """
     whole, parts = _PairScorer(texts, model), [_PairScorer(key, model) for key in keys]
     tables: dict[str, Table] = {}
     unread = np.zeros(len(texts), np.bool_)
     for stage in measures(how):
-        index: MinHashIndex | RougeLIndex | EmbeddingIndex
         if stage == "minhash":
-            index = MinHashIndex(floors[stage])
+            pairs = minhash_pairs(texts, floors[stage], folder, watch)
         elif stage == "rouge_l":
-            index = RougeLIndex(floors[stage])
+            pairs = _pairs_with_earlier(RougeLIndex(floors[stage]), texts, stage, watch)
         else:
             index = EmbeddingIndex(floors[stage], model)
-        pairs = _pairs_with_earlier(index, texts, stage, watch)
-        if isinstance(index, EmbeddingIndex):
+            pairs = _pairs_with_earlier(index, texts, stage, watch)
             whole.vectors = index.vectors
             unread = np.logical_or.reduce([c.unread() for c in (whole, *parts)])
         score = np.minimum.reduce([pairs.score, *(c.scores(stage, pairs) for c in parts)])
@@ -91,7 +96,9 @@ def tables_of(
     return tables, int(unread.sum())
 
 
-def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watch | None) -> Pairs:
+def _pairs_with_earlier(
+    index: _Index, texts: Sequence[str], stage: str, watch: Watch | None
+) -> Pairs:
     """Return all pairs of a text and a similar text before it in the list."""
     parts: list[Pairs] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -110,9 +117,10 @@ def _pairs_with_earlier(index: _Index, texts: list[str], stage: str, watch: Watc
 class _PairScorer:
     """Computes the similarity of pairs of texts by any measure."""
 
-    def __init__(self, texts: list[str], model: str) -> None:
+    def __init__(self, texts: Sequence[str], model: str) -> None:
         self._texts, self._model = texts, model
-        self._words: dict[int, list[str]] = {}
+        # The texts may be in a file, so only the words of the last pairs are held in memory.
+        self._words_of = lru_cache(TEXTS_KNOWN)(lambda place: tokenize(texts[place]))
         self.vectors: Callable[[Array], Array] = self._embedded
 
     def scores(self, stage: str, pairs: Pairs | Table) -> Array:
@@ -135,7 +143,7 @@ class _PairScorer:
     def unread(self) -> Array:
         """Return which texts have words but are in a language that the model does not support."""
         filled = np.array([bool(self._words_of(i)) for i in range(len(self._texts))], np.bool_)
-        return filled & ~encoder(self._model).reads(self._texts)
+        return filled & ~encoder(self._model).reads(list(self._texts))
 
     def _differ(self, a: int, b: int) -> bool:
         """Return whether two texts are unequal and at least one of them has words."""
@@ -147,15 +155,9 @@ class _PairScorer:
     def _rouge_l(self, a: int, b: int) -> float:
         return rouge_l(self._words_of(a), self._words_of(b))
 
-    def _words_of(self, place: int) -> list[str]:
-        words = self._words.get(place)
-        if words is None:
-            words = self._words[place] = tokenize(self._texts[place])
-        return words
-
     def _embedded(self, rows: Array) -> Array:
         lazy = LazyVectors(encoder(self._model))
-        lazy.add(self._texts)
+        lazy.add(list(self._texts))
         self.vectors = lazy.vectors
         return self.vectors(rows)
 

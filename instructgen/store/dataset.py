@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -43,7 +42,6 @@ from instructgen.store.records import (
     RejectionCount,
     manifest_of,
 )
-from instructgen.store.spool import SPOOL
 
 _MANIFEST, _PROVENANCE = "manifest.json", "provenance.json"
 # The name of provenance.json in format 2.
@@ -91,9 +89,6 @@ def output_folder(folder: Path, provenance: Provenance) -> Iterator[None]:
             if (folder / _MANIFEST).exists():
                 _check_same(folder, path, provenance)
             write_record(path, provenance.to_json())
-            for spool in folder.glob(f"{SPOOL}*"):
-                # A command that was killed did not remove it.
-                shutil.rmtree(spool)
         yield
 
 
@@ -566,6 +561,33 @@ def read_batches(
                 group = file.metadata.row_group(number)
                 rows = rows_at_once(group, path, number, _ROWS_READ)
                 yield from file.iter_batches(rows, row_groups=[number], columns=columns)
+
+
+def bytes_of(folder: Path) -> int:
+    """Return the number of bytes that the rows of a dataset take, when they are not compressed.
+
+    Raises:
+        RunError: as for `read_rows`.
+    """
+    import pyarrow.parquet as pq
+
+    size = 0
+    for path in _intact_parts(folder, "data"):
+        with pq.ParquetFile(path) as file:
+            groups = range(file.metadata.num_row_groups)
+            size += sum(file.metadata.row_group(k).total_byte_size for k in groups)
+    return size
+
+
+def is_plain(folder: Path) -> bool:
+    """Return whether the messages of a dataset are structs; see `instructgen.schema.arrow.schema`.
+
+    Raises:
+        RunError: as for `read_rows`.
+    """
+    import pyarrow.parquet as pq
+
+    return all("tools" not in pq.read_schema(path).names for path in _intact_parts(folder, "data"))
 
 
 def _intact_parts(folder: Path, table: str) -> Iterator[Path]:

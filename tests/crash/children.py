@@ -96,10 +96,10 @@ def derive(command: str, out: str, recipe: str, inputs: list[str], at: int) -> N
     """Make a dataset from others in small steps; die at the n-th step that changes the disk."""
     import instructgen
     import instructgen.commands.merge as merging
-    from instructgen.store import spool
+    from instructgen.similarity.temporary import RowFile
 
-    spool._ROWS_AT_ONCE, merging._ROWS_PER_BUCKET = 5, 20
-    kill_at(at, "before", (spool.Spool, "take"), (spool.Spool, "_write"), *DURABLE)
+    merging._ROWS_WAITING, merging._ROWS_PER_BUCKET = 5, 20
+    kill_at(at, "before", (RowFile, "tables"), (RowFile, "add"), *DURABLE)
     if command == "import":
         instructgen.import_data(inputs[0], out, license="MIT", on_bad_row="reject")
     elif command == "merge":
