@@ -116,12 +116,16 @@ class DamagedFileError(RunError):
     Args:
         message: what is wrong.
         path: the file.
+        line: the line of the file, counted from 1.
         hint: the next step.
     """
 
-    def __init__(self, message: str, *, path: Path, hint: str = "") -> None:
-        super().__init__(f"{path}: {message}", hint or "Restore the file from a copy.")
-        self.path = path
+    def __init__(
+        self, message: str, *, path: Path, line: int | None = None, hint: str = ""
+    ) -> None:
+        where = path if line is None else f"{path}:{line}"
+        super().__init__(f"{where}: {message}", hint or "Restore the file from a copy.")
+        self.path, self.line = path, line
 
 
 class VersionError(RunError):

@@ -68,5 +68,7 @@ def _known() -> Iterable[str]:
         for spelling in (name, name.lower()):
             if "@" in (url := os.environ.get(spelling, "")):
                 remember_url(url)
-    found = {secret for secret in (*variables, *_seen) if len(secret) >= _SHORTEST}
+    # A key that is one word, as some use with their own servers, also occurs in ordinary text.
+    long = {secret for secret in (*variables, *_seen) if len(secret) >= _SHORTEST}
+    found = {secret for secret in long if not (secret.isalpha() and secret.islower())}
     return sorted(found, key=lambda secret: (-len(secret), secret))

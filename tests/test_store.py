@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from instructgen.engines import Completion
 from instructgen.errors import DamagedFileError, RunError, StorageError, VersionError
+from instructgen.schema.arrow import sample_row
 from instructgen.schema.sample import Kind, Origin, Rejected, Rejection, Sample, Score
 from instructgen.store import (
     FORMAT,
@@ -315,8 +316,8 @@ def test_a_view_of_a_damaged_or_missing_journal(tmp_path: Path) -> None:
 
 
 def test_the_known_rows_of_a_run_are_read_back(tmp_path: Path) -> None:
-    rows = [{"instruction": f"Do {i}"} for i in range(3)]
-    data = [orjson.dumps(row) + b"\n" for row in rows]
+    rows = [Sample(f"Do {i}", origin=Origin(parents=("a",))) for i in range(3)]
+    data = [orjson.dumps(sample_row(row)) + b"\n" for row in rows]
     known = Seeds(hashlib.sha256(b"".join(data)).hexdigest(), 3)
     with Run.create(tmp_path / "a", replace(INFO, known=known), [], data) as run:
         assert list(run.known()) == rows

@@ -21,6 +21,7 @@ from instructgen.commands.derive import (
     derive,
     inputs_of,
     name_of,
+    readers_of,
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import AblateOptions, TrainOptions
@@ -145,7 +146,7 @@ def ablate(options: AblateOptions, watch: Watch | None = None) -> Ablation:
             "ablate requires at least two datasets.", "Pass the raw dataset, then the curated one."
         )
     inputs = inputs_of(paths)
-    if common_shape(paths) != "instructions":
+    if common_shape(readers_of(paths)) != "instructions":
         raise InputError(
             "contains preference rows, but ablate requires instruction rows.",
             path=paths[0],

@@ -18,9 +18,10 @@ from instructgen.commands.derive import (
     Output,
     Written,
     check_separate,
-    common_shape,
     derive,
     inputs_of,
+    readers_of,
+    refs_of,
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import CurateOptions
@@ -39,7 +40,7 @@ from instructgen.reports.cards import table
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Label, Rejected, Sample, Score
-from instructgen.store import Provenance, read_samples, splits_of
+from instructgen.store import DatasetReader, Provenance, read_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,8 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
         return _with_benchmarks(judged_by(loaded, judge) if judge else loaded, options.against)
 
     filters = load()
-    inputs = inputs_of([source])
     check_separate(options.out, [source])
-    shape = common_shape([source])
+    (reader,) = readers_of([source])
     benchmarks = [path for f in filters for path in f.files()]
     scored = [] if options.scores_from is None else [options.scores_from]
     recorded: dict[str, Any] = {
@@ -118,21 +118,20 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
     }
     made_from = Provenance(
         "curate",
-        inputs,
+        refs_of([reader]),
         recorded,
         models=_models(filters),
         plugins=provenance(filters=map(type, filters), engines=[type(judge)] if judge else []),
     )
-    splits = splits_of(source)
 
     def write(output: Output) -> Written[CurateFacts]:
         known = _known(scored, filters)
         if judge is not None:
-            known = _judged(load, source, known, judge, made_from, options.out, watch)
-        facts = _write(output, Curation(filters, known, options.out), source, splits, watch)
+            known = _judged(load, reader, known, judge, made_from, options.out, watch)
+        facts = _write(output, Curation(filters, known, options.out), reader, watch)
         return Written(facts, _sections(facts), ", curated")
 
-    return derive(options.out, made_from, shape, CurateFacts, write, list(splits))
+    return derive(options.out, made_from, reader.shape, CurateFacts, write, list(reader.splits))
 
 
 def _judge(options: CurateOptions) -> Engine | None:
@@ -163,7 +162,7 @@ def _judge(options: CurateOptions) -> Engine | None:
 
 def _judged(
     load: Callable[[], list[Filter]],
-    source: Path,
+    reader: DatasetReader,
     known: dict[str, Known],
     judge: Engine,
     made_from: Provenance,
@@ -184,7 +183,7 @@ def _judged(
             assert isinstance(f, AskingFilter)
             before = Curation(filters[:place], known, folder)
             rows: dict[str, Sample] = {}
-            for block in before.blocks(read_samples(source)):
+            for block in before.blocks(reader.samples()):
                 # Computed again, a score might decide otherwise.
                 samples = [r.sample for r in block.kept] + [r.sample for r in block.rejected]
                 for sample in samples:
@@ -273,12 +272,13 @@ def _known(folders: Sequence[Path], filters: Sequence[Filter]) -> dict[str, Know
 
 
 def _write(
-    output: Output, curation: Curation, source: Path, splits: dict[str, int], watch: Watch | None
+    output: Output, curation: Curation, reader: DatasetReader, watch: Watch | None
 ) -> CurateFacts:
+    splits = reader.splits
     total = sum(splits.values())
     names, ends = list(splits), list(accumulate(splits.values()))
     kept_rows = 0
-    for block in curation.blocks(_watched(read_samples(source), total, watch)):
+    for block in curation.blocks(_watched(reader.samples(), total, watch)):
         waiting: dict[str, list[Sample]] = {}
         for row in block.kept:
             waiting.setdefault(names[bisect_right(ends, row.place)], []).append(row.sample)

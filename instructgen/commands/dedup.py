@@ -17,6 +17,7 @@ from instructgen.commands.derive import (
     check_separate,
     derive,
     inputs_of,
+    refs_of,
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import DedupOptions
@@ -29,7 +30,7 @@ from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import CHARACTERS_AT_ONCE, Rejected, Rejection, Sample
 from instructgen.similarity import find_duplicates
-from instructgen.store import SPLITS, WHOLE, Provenance, read_samples, shape_of, splits_of
+from instructgen.store import SPLITS, WHOLE, DatasetReader, InputRef, Provenance
 
 # Pairs below the thresholds are not searched for, as no later call uses a lower threshold.
 _FLOOR = 0.999
@@ -75,7 +76,7 @@ def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFac
     recorded = options.model_dump(mode="json", exclude={"inputs", "out"})
     # The format of a file is recognized, so any installed format may be used.
     read = classes("sources").values() if any(path.is_file() for path in paths) else ()
-    made_from = Provenance("dedup", inputs_of(paths), recorded, plugins=provenance(sources=read))
+    made_from = Provenance("dedup", rows.refs(), recorded, plugins=provenance(sources=read))
 
     def write(output: Output) -> Written[DedupFacts]:
         return _write(output, options, rows, watch)
@@ -95,10 +96,10 @@ class _Inputs:
         terms: dict[str, Any] = options.model_dump(include={"license", "language", "on_bad_row"})
         self._files = {p: load_seeds([p], **terms) for p in self._paths if not p.is_dir()}
         self.invalid = sum(len(bad) for _, bad in self._files.values())
-        folders = [path for path in self._paths if path.is_dir()]
-        shapes = {shape_of(path) for path in folders}
+        self._readers = {path: DatasetReader(path) for path in self._paths if path.is_dir()}
+        shapes = {reader.shape for reader in self._readers.values()}
         shapes |= {sample.shape for rows, _ in self._files.values() for sample in rows}
-        counts = [splits_of(path) for path in folders]
+        counts = [reader.splits for reader in self._readers.values()]
         if not any(rows for rows, _ in self._files.values()) and not any(
             sum(count.values()) for count in counts
         ):
@@ -119,9 +120,18 @@ class _Inputs:
             if path in self._files:
                 yield from ((self.splits[0], sample) for sample in self._files[path][0])
                 continue
-            for split in splits_of(path):
+            reader = self._readers[path]
+            for split in reader.splits:
                 here = split if split in self.splits else self.splits[0]
-                yield from ((here, sample) for sample in read_samples(path, split=split))
+                yield from ((here, sample) for sample in reader.samples(split=split))
+
+    def refs(self) -> tuple[InputRef, ...]:
+        """Return the name and digest of each input."""
+        readers = self._readers
+        return tuple(
+            refs_of([readers[path]])[0] if path in readers else inputs_of([path])[0]
+            for path in self._paths
+        )
 
 
 def _write(

@@ -19,6 +19,7 @@ from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Rejected, Sample, Shape
 from instructgen.store import (
     WHOLE,
+    DatasetReader,
     InputRef,
     LicenseCounts,
     Provenance,
@@ -28,7 +29,6 @@ from instructgen.store import (
     is_complete,
     manifest_in,
     output_folder,
-    shape_of,
     splits_of,
     writing,
 )
@@ -196,19 +196,37 @@ def check_separate(folder: Path, inputs: Sequence[Path]) -> None:
             )
 
 
-def common_shape(folders: Sequence[Path]) -> Shape:
-    """Return the kind of rows that all datasets contain: ``instructions`` or ``preferences``.
+def readers_of(folders: Sequence[Path]) -> list[DatasetReader]:
+    """Open dataset folders, so that a command reads the same data from its start to its end.
 
     Raises:
-        RunError: a folder is not a dataset, or the datasets contain different kinds of rows.
+        InputError: a folder does not exist.
+        RunError: a path is no folder, or contains no complete dataset.
     """
-    shapes: dict[Shape, Path] = {}
     for folder in folders:
+        if not folder.exists():
+            raise InputError("the path does not exist.", path=folder, hint="Check the path.")
         if not folder.is_dir():
             raise RunError(
                 f"{folder} is not a dataset folder.", "Create a dataset with instructgen import."
             )
-        shapes.setdefault(shape_of(folder), folder)
+    return [DatasetReader(folder) for folder in folders]
+
+
+def refs_of(readers: Sequence[DatasetReader]) -> tuple[InputRef, ...]:
+    """Return the name and SHA-256 digest of each dataset, for the provenance."""
+    return tuple(InputRef(name_of(r.folder), r.digest) for r in readers)
+
+
+def common_shape(readers: Sequence[DatasetReader]) -> Shape:
+    """Return the kind of rows that all datasets contain: ``instructions`` or ``preferences``.
+
+    Raises:
+        RunError: the datasets contain different kinds of rows.
+    """
+    shapes: dict[Shape, Path] = {}
+    for reader in readers:
+        shapes.setdefault(reader.shape, reader.folder)
     if len(shapes) > 1:
         kinds = ", ".join(f"{folder} contains {shape}" for shape, folder in shapes.items())
         raise RunError(

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ from instructgen.generation.sequencer import Sequencer
 from instructgen.generation.work import Stop
 from instructgen.models.folders import EMBEDDED
 from instructgen.reports.cards import generated_card
-from instructgen.schema.arrow import sample_of, sample_row
+from instructgen.schema.arrow import sample_row
 from instructgen.schema.progress import Watch
-from instructgen.schema.records import JsonRecord
+from instructgen.schema.records import JsonRecord, checked
 from instructgen.schema.sample import Sample
 from instructgen.store import (
     FORMAT,
@@ -180,7 +180,7 @@ def started(config: Config) -> Iterator[dict[Role, Supervisor]]:
 
 def loop_of(run: Run, config: Config) -> Loop:
     """Return the generation loop of a run, in its state before the first request."""
-    seeds, known = ([sample_of(row) for row in rows] for rows in (run.seeds(), run.known()))
+    seeds, known = list(run.seeds()), list(run.known())
     if clusters := run.info.clusters:
         seeds = [with_cluster(seed, n) for seed, n in zip(seeds, clusters, strict=True)]
     return Loop(config, form_of(run), seeds, run.id, known)
@@ -440,7 +440,7 @@ def reopen(run: Run) -> Loop:
     Raises:
         RunError: the code of a plug-in has changed since the run was generated.
     """
-    config = from_recorded(run.info.config, run.folder)
+    config = from_recorded(run.info.config, run.folder / "run.json")
     before: Any = run.info.config["plugins"]
     now = config.plugins()
     if changed := [n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]:
@@ -489,7 +489,7 @@ def begin(
         config=recorded,
         seeds=inputs,
         versions=versions(OF_RUNS),
-        form=_decide_form(config, engines)._asdict(),
+        form=asdict(_decide_form(config, engines)),
         known=compared,
         # Recorded, because embeddings may differ on another machine.
         clusters=next(
@@ -577,17 +577,17 @@ def _decide_form(config: Config, engines: Mapping[Role, Supervisor]) -> PromptSe
     if any(stage.role == "judge" for stage in config.method.path(form)) or any(
         isinstance(f, AskingFilter) for f in config.filters
     ):
-        form = form._replace(judge_structured=engines["judge"].judge_enforces_schemas())
+        form = replace(form, judge_structured=engines["judge"].judge_enforces_schemas())
     if config.method.starts_from != "nothing":
         return form
     user_turn, turn_end = config.engine.user_turn(config.method.brief)
-    return form._replace(user_turn=user_turn, turn_end=turn_end)
+    return replace(form, user_turn=user_turn, turn_end=turn_end)
 
 
 def form_of(run: Run) -> PromptSetup:
     """Return the prompt style, and whether schemas are enforced, as stored when the run started."""
-    form: dict[str, Any] = run.info.form
-    return PromptSetup(**{**form, "user_turn": tuple(form.get("user_turn", ()))})
+    setup: PromptSetup = checked(PromptSetup, run.info.form, run.folder / "run.json")
+    return setup
 
 
 def _write(

@@ -24,7 +24,8 @@ from instructgen.commands.derive import (
     check_separate,
     common_shape,
     derive,
-    inputs_of,
+    readers_of,
+    refs_of,
 )
 from instructgen.commands.interface import command
 from instructgen.commands.mixing import (
@@ -49,12 +50,9 @@ from instructgen.similarity.temporary import RowFile
 from instructgen.store import (
     SPLITS,
     WHOLE,
+    DatasetReader,
     Provenance,
     RejectionCount,
-    bytes_of,
-    is_plain,
-    read_batches,
-    splits_of,
 )
 
 # A bucket is held in memory when it is sorted, and each bucket is an open file.
@@ -118,17 +116,17 @@ def merge(options: MergeOptions, watch: Watch | None = None) -> Derived[MergeFac
     require = (
         None if options.require is None else Requirement.of(options.require, options.accept_terms)
     )
-    inputs = inputs_of(options.inputs)
     check_separate(options.out, options.inputs)
-    shape = common_shape(options.inputs)
+    readers = readers_of(options.inputs)
+    shape = common_shape(readers)
     recorded: dict[str, Any] = {
         "mix": mix.model_dump(mode="json"),
         "split": split.model_dump(mode="json"),
         "require": options.require,
         "accept_terms": list(options.accept_terms),
     }
-    merging = _Merge(options.inputs, options.out, shape, mix, split, require, watch)
-    provenance = Provenance("merge", inputs, recorded)
+    merging = _Merge(readers, options.out, shape, mix, split, require, watch)
+    provenance = Provenance("merge", refs_of(readers), recorded)
     return derive(options.out, provenance, shape, MergeFacts, merging.write, merging.splits)
 
 
@@ -146,7 +144,7 @@ class _Row(NamedTuple):
 class _Merge:
     def __init__(
         self,
-        paths: Sequence[Path],
+        readers: Sequence[DatasetReader],
         folder: Path,
         shape: Shape,
         mix: MixOptions,
@@ -154,10 +152,10 @@ class _Merge:
         require: Requirement | None,
         watch: Watch | None,
     ) -> None:
-        self.paths, self.folder, self.shape = paths, folder, shape
+        self.readers, self.folder, self.shape = readers, folder, shape
         self.mix, self.split, self.require, self.watch = mix, split, require, watch
         self._problems: dict[tuple[str, tuple[str, ...]], Rejection | None] = {}
-        with_splits = next((p for p in paths if _EVALUATION & splits_of(p).keys()), None)
+        with_splits = next((r.folder for r in readers if _EVALUATION & r.splits.keys()), None)
         splits_rows = bool(split.validation or split.test)
         if with_splits is not None and splits_rows:
             raise ConfigError(
@@ -234,9 +232,9 @@ class _Merge:
     def _batches(self, stage: str, columns: list[str] | None = None) -> Iterator[tuple[str, Any]]:
         """Yield the rows of all inputs as Arrow record batches, each with its split."""
         done = 0
-        for path in self.paths:
-            for split in splits_of(path):
-                for batch in read_batches(path, split=split, columns=columns):
+        for reader in self.readers:
+            for split in reader.splits:
+                for batch in reader.batches(split=split, columns=columns):
                     yield split, batch
                     done += batch.num_rows
                     if self.watch is not None:
@@ -261,9 +259,9 @@ class _Merge:
         # The places of each row in the mix: those of row i begin at starts[i].
         places = np.argsort(order, kind="stable")
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        size = sum(bytes_of(path) for path in self.paths)
+        sizes = [reader.size() for reader in self.readers]
+        size, plain = sum(size for size, _ in sizes), all(plain for _, plain in sizes)
         buckets = _Buckets(len(order), size * len(order) // max(len(counts), 1), self.folder)
-        plain = all(is_plain(path) for path in self.paths)
         late = np.zeros(len(counts), np.bool_)
         late[held_out] = True
         first = 0

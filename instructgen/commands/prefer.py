@@ -21,6 +21,7 @@ from instructgen.commands.derive import (
     derive,
     inputs_of,
     name_of,
+    readers_of,
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import PreferOptions
@@ -88,7 +89,7 @@ def prefer(options: PreferOptions, watch: Watch | None = None) -> Derived[Prefer
         raise ConfigError("--endpoint is for the engine openai.", "Pass --engine=openai.")
     source, folder = options.data, options.out
     check_separate(folder, [source])
-    if common_shape([source]) != "instructions":
+    if common_shape(readers_of([source])) != "instructions":
         raise InputError("contains preferences.", path=source, hint="Give instructions.")
     writers = _writers(options)
     for writer in writers:

@@ -15,7 +15,6 @@ from instructgen.reports.columns import Counts, read_words
 from instructgen.reports.dataset import Comparison, dataset_chapter
 from instructgen.reports.model import evaluation_chapter, model_chapter
 from instructgen.reports.page import Chapter, page
-from instructgen.schema.arrow import sample_of
 from instructgen.schema.progress import Progress, Watch
 from instructgen.store import (
     has_current_run,
@@ -78,8 +77,7 @@ def _chapter(path: Path, comparison: Comparison) -> Chapter:
     name = name_of(path)
     if (path / "manifest.json").exists():
         rows = read_seed_rows(path, read_info(path)) if has_current_run(path) else ()
-        seeds = [sample_of(row) for row in rows]
-        return dataset_chapter(path, name, comparison, seeds)
+        return dataset_chapter(path, name, comparison, list(rows))
     if (path / "evaluation.json").exists():
         return evaluation_chapter(path, name)
     if is_trained(path) or (path / "config.json").exists():

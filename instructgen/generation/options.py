@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from instructgen.config import build, check_tables, merged, named, read_tables, recipe_path
 from instructgen.engines import Engine, Role
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, DamagedFileError
 from instructgen.filters import AskingFilter, Filter, SelectingFilter
 from instructgen.filters.cluster import Cluster
 from instructgen.filters.recipe import TABLES, filters_in
 from instructgen.generation.methods import Method
 from instructgen.generation.settings import RunSettings
 from instructgen.plugins import find, provenance
+from instructgen.schema.records import checked
 from instructgen.similarity.encoders import check_model
 
 
@@ -146,8 +147,38 @@ def _check_coverage(config: Config) -> None:
             check_model(f.model)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedConfig:
+    """The settings in ``run.json``, by table of the recipe; see `Config.recorded`."""
+
+    generate: dict[str, JsonValue]
+    method: dict[str, JsonValue]
+    engine: dict[str, JsonValue]
+    filters: list[dict[str, JsonValue]]
+    plugins: dict[str, dict[str, JsonValue]]
+    judge: dict[str, JsonValue] | None = None
+
+
+def check_recorded(values: Any, where: Path) -> None:
+    """Check the settings in ``run.json``.
+
+    Raises:
+        DamagedFileError: a table is missing, has the wrong type or has no name.
+    """
+    found = checked(RecordedConfig, values, where)
+    named = [found.method, found.engine, *found.filters, *([found.judge] if found.judge else [])]
+    if not all(isinstance(table.get("name"), str) for table in named):
+        raise DamagedFileError("a table of the settings has no name.", path=where)
+
+
 def from_recorded(recorded: dict[str, Any], where: Path) -> Config:
-    """Build a configuration from the values in ``run.json``, as returned by `Config.recorded`."""
+    """Build a configuration from the values in ``run.json``, as returned by `Config.recorded`.
+
+    Raises:
+        DamagedFileError: the values do not have this form.
+        ConfigError: a method, engine, filter or setting is unknown.
+    """
+    check_recorded(recorded, where)
     engines = {
         table: build(
             find("engines", recorded[table]["name"]),

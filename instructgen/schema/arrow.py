@@ -10,9 +10,11 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
-from instructgen.schema.messages import Message, ToolCall, json_text
+from instructgen.schema.messages import Message, json_text
+from instructgen.schema.records import checked
 from instructgen.schema.sample import (
     Edit,
     FilterValue,
@@ -30,7 +32,7 @@ _TEXTS = ("instruction", "input", "output", "kind", "category", "language", "sou
 _LISTS = ("attribution", "generators")
 _STRUCTS = {"scores": Score, "labels": Label, "edits": Edit, "filter_values": FilterValue}
 _DECISION = ("stage", "filter", "reason", "detail", "score", "nearest")
-_CONVERSATION: dict[Shape, tuple[str, ...]] = {
+CONVERSATION: dict[Shape, tuple[str, ...]] = {
     "instructions": ("messages",),
     "preferences": ("prompt", "chosen", "rejected"),
     "feedback": ("prompt", "completion"),
@@ -65,7 +67,7 @@ def schema(shape: Shape, *, rejected: bool = False, plain: bool = True) -> Any:
         [
             ("id", text),
             *(decision if rejected else [("split", text)]),
-            *((name, pa.list_(message)) for name in _CONVERSATION[shape]),
+            *((name, pa.list_(message)) for name in CONVERSATION[shape]),
             *([("label", pa.bool_())] if shape == "feedback" else ()),
             *(() if plain else [("tools", pa.json_())]),
             *((name, text) for name in _TEXTS),
@@ -111,7 +113,7 @@ def enriched(table: Any) -> Any:
     import pyarrow as pa
 
     columns = {name: table.column(name) for name in table.column_names}
-    shape = next(s for s, names in _CONVERSATION.items() if set(names) <= columns.keys())
+    shape = next(s for s, names in CONVERSATION.items() if set(names) <= columns.keys())
     columns |= _enriched(columns, shape, table.num_rows)
     target = schema(shape, rejected="reason" in columns, plain=False)
     return pa.table({name: columns[name] for name in target.names}, target)
@@ -121,7 +123,7 @@ def _enriched(columns: Mapping[str, Any], shape: Shape, rows: int) -> dict[str, 
     """Return the columns of `enriched` that differ from those of a plain table."""
     import pyarrow as pa
 
-    messages = {n: _json_lists(_structs(columns[n], Message)) for n in _CONVERSATION[shape]}
+    messages = {n: _json_lists(_structs(columns[n], Message)) for n in CONVERSATION[shape]}
     return messages | {"tools": pa.nulls(rows, pa.string()).cast(pa.json_())}
 
 
@@ -139,10 +141,11 @@ def conformed(rows: Any, shape: Shape, *, plain: bool) -> Any:
     columns = {name: _as_array(rows.column(name)) for name in rows.schema.names}
     if not plain and "tools" not in columns:
         columns |= _enriched(columns, shape, rows.num_rows)
-    if "filter_values" not in columns:
-        columns["filter_values"] = pa.array(
-            [[]] * rows.num_rows, target.field("filter_values").type
-        )
+    for field in target:
+        if field.name not in columns:
+            # Datasets of earlier formats lack columns.
+            none: list[Any] | None = [] if pa.types.is_list(field.type) else None
+            columns[field.name] = pa.array([none] * rows.num_rows, field.type)
     origin, type_ = columns["origin"], target.field("origin").type
     if origin.type != type_:
         # Before format 5, the column draft was named batch.
@@ -213,7 +216,7 @@ def row_table(row: Mapping[str, Any], shape: Shape) -> Any:
     target = schema(shape, plain=False)
     values = {name: row.get(name) for name in target.names}
     types = {f.name: f.type for f in target}
-    for name in _CONVERSATION[shape]:
+    for name in CONVERSATION[shape]:
         types[name] = pa.list_(pa.string())
         values[name] = [
             m if isinstance(m, str) else json_text(Message.of(m).to_dict()) for m in row[name]
@@ -229,31 +232,15 @@ def sample_row(sample: Sample) -> dict[str, Any]:
     return {"id": sample.id, **asdict(sample)}
 
 
-def sample_of(row: Mapping[str, Any]) -> Sample:
-    """Return the sample that a dict from `sample_row` describes."""
-    origin = dict(row["origin"])
-    values = {f.name: row[f.name] for f in fields(Sample) if f.name != "filter_values"}
-    # The first runs of format 5 do not have it.
-    values["filter_values"] = row.get("filter_values", ())
-    return Sample(
-        **{
-            **values,
-            "kind": None if values["kind"] is None else Kind(values["kind"]),
-            "origin": Origin(**{**origin, "parents": tuple(origin["parents"])}),
-            **{name: tuple(values[name]) for name in _LISTS},
-            **{n: tuple(kind(**v) for v in values[n]) for n, kind in _STRUCTS.items()},
-            **{n: tuple(_message_of(m) for m in values[n]) for n in ("history", "steps")},
-            **{n: _calls_of(values[n]) for n in ("tool_calls", "rejected_tool_calls")},
-        }
-    )
+def sample_of(row: Any, path: Path, line: int) -> Sample:
+    """Return the sample that a dict from `sample_row` describes.
 
-
-def _message_of(value: Mapping[str, Any]) -> Message:
-    return Message(**{**value, "tool_calls": _calls_of(value["tool_calls"])})
-
-
-def _calls_of(values: Iterable[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
-    return tuple(ToolCall(**value) for value in values)
+    Raises:
+        DamagedFileError: the row, which is at this line of the file, is not such a dict.
+    """
+    values = {k: v for k, v in row.items() if k != "id"} if isinstance(row, dict) else row
+    sample: Sample = checked(Sample, values, path, line)
+    return sample
 
 
 # -- columns ------------------------------------------------------------------------------
@@ -283,7 +270,7 @@ def _columns(samples: Sequence[Sample], target: Any) -> dict[str, Any]:
     import pyarrow as pa
 
     columns: dict[str, Any] = {}
-    for name in [*itertools.chain(*_CONVERSATION.values())]:
+    for name in [*itertools.chain(*CONVERSATION.values())]:
         if name in target.names:
             lists = [_messages(s, name) for s in samples]
             is_json = target.field(name).type.value_type == pa.json_()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -71,8 +71,39 @@ class InputRef(JsonRecord):
     split: str = ""
 
 
+def read_json(data: bytes, path: Path, line: int | None = None) -> Any:
+    """Parse JSON text of one of our files.
+
+    Raises:
+        DamagedFileError: it is not JSON.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise DamagedFileError(f"the file is damaged ({error}).", path=path, line=line) from None
+
+
+def checked(cls: Any, values: Any, path: Path, line: int | None = None) -> Any:
+    """Create an object of a dataclass from values that were read from one of our files.
+
+    Raises:
+        DamagedFileError: a value has the wrong type, or a field is missing or unknown.
+    """
+    from pydantic import ValidationError
+
+    names = {f.name for f in fields(cls)}
+    unknown = values.keys() - names if isinstance(values, dict) else ()
+    try:
+        if unknown:
+            raise KeyError(f"unknown: {min(unknown)}")
+        return _adapter(cls).validate_python(values)
+    except (KeyError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"it is not valid ({reason}).", path=path, line=line) from None
+
+
 @cache
-def _adapter(cls: type) -> Any:
+def _adapter(cls: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)

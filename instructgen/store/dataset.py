@@ -5,6 +5,7 @@ The manifest is written last, so a folder with a manifest contains a complete da
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import IO, Any
 from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.formats.records import rows_at_once
 from instructgen.schema.arrow import enriched, rejected_table_of, rows_in, samples_in, table_of
+from instructgen.schema.checks import check_columns, check_rows
 from instructgen.schema.sample import CHARACTERS_AT_ONCE, Rejected, Sample, Shape
 from instructgen.schema.statistics import RowCounts
 from instructgen.store.files import (
@@ -24,6 +26,7 @@ from instructgen.store.files import (
     digest_of_file,
     locked,
     make_folder,
+    open_file,
     open_new,
     own_folder,
     read_file,
@@ -151,10 +154,7 @@ def digest_of(path: Path) -> str:
     Raises:
         RunError: the path is a folder without a complete dataset.
     """
-    if path.is_dir():
-        manifest_in(path)
-        path = path / _MANIFEST
-    return digest_of_file(path)
+    return DatasetReader(path).digest if path.is_dir() else digest_of_file(path)
 
 
 class Writer:
@@ -225,7 +225,7 @@ class Writer:
             data = [self._data[split] for split in contents.splits]
             parts = [p for table in (*data, self._rejected) for p in table.close()]
             _remove_others(self._folder, {p.path for p in parts})
-            write_record(self._folder / "README.md", card(contents).encode())
+            write_record(self._folder / "README.md", card(contents).encode(errors="replace"))
             manifest = Manifest(
                 format=FORMAT,
                 shape=self._shape,
@@ -424,15 +424,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         VersionError: the dataset has an unsupported format.
     """
     path = folder / _MANIFEST
-    if not path.exists():
-        return None
-    hint = _next_step(folder)
+    return _manifest_of(read_file(path), path) if regular_file(path).exists() else None
+
+
+def _manifest_of(data: bytes, path: Path) -> Manifest:
+    hint = _next_step(path.parent)
     try:
-        manifest = manifest_of(read_file(path), path)
-    except OSError as error:
-        raise DamagedFileError(
-            f"the file cannot be read ({error}).", path=path, hint=hint
-        ) from error
+        manifest = manifest_of(data, path)
     except DamagedFileError as error:
         error.hint = hint
         raise
@@ -440,6 +438,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     paths = [part.path for part in manifest.files]
     if not paths or len(set(paths)) < len(paths) or not all(map(_PART.fullmatch, paths)):
         raise DamagedFileError('the list "files" is empty or invalid.', path=path, hint=hint)
+    for table, rows in (("data", manifest.rows), ("rejected", manifest.rejected)):
+        counts = [p.rows for p in manifest.files if _split_of(p, table) is not None]
+        if sum(counts) != rows or min(counts, default=0) < 0:
+            message = f"the numbers of rows in the table {table} do not add up to {rows:,}."
+            raise DamagedFileError(message, path=path, hint=hint)
     return manifest
 
 
@@ -449,10 +452,7 @@ def manifest_in(folder: Path) -> Manifest:
     Raises:
         RunError: the folder contains no complete dataset, or the manifest is damaged.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise RunError(f"{folder} contains no complete dataset.", _next_step(folder))
-    return manifest
+    return DatasetReader(folder).manifest
 
 
 def _next_step(folder: Path) -> str:
@@ -465,22 +465,152 @@ def _next_step(folder: Path) -> str:
 
 def find_row(folder: Path, row_id: str) -> tuple[str, dict[str, Any]] | None:
     """Find a row by its id. Return its table (``data`` or ``rejected``) and the row, or None."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    if not row_id.isascii():
-        return None
     table = "rejected" if row_id.startswith("r-") else "data"
-    for path in _intact_parts(folder, table):
-        matches = pq.read_table(path, filters=pc.field("id") == row_id)
-        if matches.num_rows:
-            return table, rows_in(matches.slice(0, 1))[0]
-    return None
+    row = DatasetReader(folder).row(row_id, table)
+    return None if row is None else (table, row)
+
+
+class DatasetReader:
+    """A complete dataset, as its manifest is when the object is created.
+
+    If a file of the dataset is replaced later, reading it raises DamagedFileError.
+
+    Attributes:
+        manifest: the contents of manifest.json.
+        digest: the SHA-256 digest of manifest.json, which identifies the dataset.
+
+    Raises:
+        RunError: the folder contains no complete dataset, or the manifest is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / _MANIFEST
+        if not regular_file(path).exists():
+            raise RunError(f"{folder} contains no complete dataset.", _next_step(folder))
+        data = read_file(path)
+        self.digest = hashlib.sha256(data).hexdigest()
+        self.manifest = _manifest_of(data, path)
+
+    @property
+    def shape(self) -> Shape:
+        """The kind of the rows: ``instructions``, ``preferences`` or ``feedback``."""
+        return self.manifest.shape
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The row counts by split, in the order of the manifest."""
+        counts: dict[str, int] = {}
+        for part in self.manifest.files:
+            if (split := _split_of(part, "data")) is not None:
+                counts[split] = counts.get(split, 0) + part.rows
+        return counts
+
+    def samples(self, table: str = "data", split: str | None = None) -> Iterator[Sample]:
+        """Yield the samples in order; see `read_samples`."""
+        if split is not None and split not in self.splits:
+            names = ", ".join(self.splits)
+            raise RunError(f"{self.folder} has no split {split!r}.", f"Use one of: {names}.")
+        for batch in self.batches(table, split):
+            yield from samples_in(batch)
+
+    def batches(
+        self,
+        table: str = "data",
+        split: str | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[Any]:
+        """Yield the rows in order, as Arrow record batches; see `read_batches`."""
+        for path, file in self.files(table, split):
+            for number in range(file.metadata.num_row_groups):
+                yield from self._group(path, file, number, columns)
+
+    def row(self, row_id: str, table: str = "data") -> dict[str, Any] | None:
+        """Return the row with an id as a dict of values by column, or None."""
+        import pyarrow.compute as pc
+
+        for path, file in self.files(table):
+            for number in range(file.metadata.num_row_groups):
+                ids = self._group(path, file, number, ["id"])
+                if any(row_id in batch.column("id").to_pylist() for batch in ids):
+                    for batch in self._group(path, file, number, None):
+                        matches = batch.filter(pc.field("id") == row_id)
+                        if matches.num_rows:
+                            return rows_in(matches.slice(0, 1))[0]
+        return None
+
+    def _group(
+        self, path: Path, file: Any, number: int, columns: Sequence[str] | None
+    ) -> Iterator[Any]:
+        """Yield the rows of one row group as checked record batches."""
+        with _checked(path, self.folder):
+            rows = rows_at_once(file.metadata.row_group(number), path, number, _ROWS_READ)
+            chosen = None if columns is None else list(columns)
+            rejected = path.parent.name == "rejected"
+            for batch in file.iter_batches(rows, row_groups=[number], columns=chosen):
+                check_rows(batch, self.shape, rejected=rejected)
+                yield batch
+
+    def size(self) -> tuple[int, bool]:
+        """Return the bytes that the rows take uncompressed, and whether the messages are structs.
+
+        `instructgen.schema.arrow.schema` describes the two forms of messages.
+        """
+        size, plain = 0, True
+        for _, file in self.files():
+            groups = range(file.metadata.num_row_groups)
+            size += sum(file.metadata.row_group(k).total_byte_size for k in groups)
+            plain = plain and "tools" not in file.schema_arrow.names
+        return size, plain
+
+    def files(self, table: str = "data", split: str | None = None) -> Iterator[tuple[Path, Any]]:
+        """Yield the Parquet files of a table, each after it was compared with the manifest.
+
+        Raises:
+            DamagedFileError: a file is missing, was changed, or does not have the columns and the
+                number of rows that the manifest describes.
+        """
+        import pyarrow.parquet as pq
+
+        for part in self.manifest.files:
+            found = _split_of(part, table)
+            if found is None or split not in (None, found):
+                continue
+            path = self.folder / part.path
+            # The digest and the rows are read from the same open file.
+            with _checked(path, self.folder), open_file(path) as data:
+                if hashlib.file_digest(data, "sha256").hexdigest() != part.sha256:
+                    raise ValueError("it was changed")
+                with pq.ParquetFile(data, page_checksum_verification=True) as file:
+                    if file.metadata.num_rows != part.rows:
+                        raise ValueError(f"it does not have {part.rows:,} rows")
+                    check_columns(file.schema_arrow, self.shape, rejected=table == "rejected")
+                    yield path, file
+
+
+@contextmanager
+def _checked(path: Path, folder: Path) -> Iterator[None]:
+    """Convert what pyarrow and the checks raise for a damaged file to a DamagedFileError."""
+    try:
+        yield
+    except DamagedFileError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFileError(
+            f"the file is damaged or missing ({reason}).", path=path, hint=_next_step(folder)
+        ) from error
+
+
+def _split_of(part: Part, table: str) -> str | None:
+    """Return the split of a part of a table, or None if it belongs to another table."""
+    path = Path(part.path)
+    return path.name.split("-")[0] if path.parent.name == table else None
 
 
 def shape_of(folder: Path) -> Shape:
     """Return the shape of a complete dataset's rows: ``instructions`` or ``preferences``."""
-    return manifest_in(folder).shape
+    return DatasetReader(folder).shape
 
 
 def splits_of(folder: Path) -> dict[str, int]:
@@ -489,13 +619,7 @@ def splits_of(folder: Path) -> dict[str, int]:
     Raises:
         RunError: the folder contains no complete dataset.
     """
-    counts: dict[str, int] = {}
-    for part in manifest_in(folder).files:
-        path = Path(part.path)
-        if path.parent.name == "data":
-            split = path.name.split("-")[0]
-            counts[split] = counts.get(split, 0) + part.rows
-    return counts
+    return DatasetReader(folder).splits
 
 
 def training_split(folder: Path) -> str | None:
@@ -528,17 +652,14 @@ def read_samples(folder: Path, table: str = "data", split: str | None = None) ->
     Raises:
         RunError: as for `read_rows`, or the dataset does not have this split.
     """
-    if split is not None and split not in (known := splits_of(folder)):
-        raise RunError(f"{folder} has no split {split!r}.", f"Use one of: {', '.join(known)}.")
-    for batch in read_batches(folder, table, split):
-        yield from samples_in(batch)
+    return DatasetReader(folder).samples(table, split)
 
 
 def read_batches(
     folder: Path,
     table: str = "data",
     split: str | None = None,
-    columns: list[str] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Iterator[Any]:
     """Yield the rows of a dataset in order, as Arrow record batches of at most 1,024 rows.
 
@@ -551,53 +672,4 @@ def read_batches(
     Raises:
         RunError: as for `read_rows`.
     """
-    import pyarrow.parquet as pq
-
-    for path in _intact_parts(folder, table):
-        if split is not None and path.name.split("-")[0] != split:
-            continue
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for number in range(file.metadata.num_row_groups):
-                group = file.metadata.row_group(number)
-                rows = rows_at_once(group, path, number, _ROWS_READ)
-                yield from file.iter_batches(rows, row_groups=[number], columns=columns)
-
-
-def bytes_of(folder: Path) -> int:
-    """Return the number of bytes that the rows of a dataset take, when they are not compressed.
-
-    Raises:
-        RunError: as for `read_rows`.
-    """
-    import pyarrow.parquet as pq
-
-    size = 0
-    for path in _intact_parts(folder, "data"):
-        with pq.ParquetFile(path) as file:
-            groups = range(file.metadata.num_row_groups)
-            size += sum(file.metadata.row_group(k).total_byte_size for k in groups)
-    return size
-
-
-def is_plain(folder: Path) -> bool:
-    """Return whether the messages of a dataset are structs; see `instructgen.schema.arrow.schema`.
-
-    Raises:
-        RunError: as for `read_rows`.
-    """
-    import pyarrow.parquet as pq
-
-    return all("tools" not in pq.read_schema(path).names for path in _intact_parts(folder, "data"))
-
-
-def _intact_parts(folder: Path, table: str) -> Iterator[Path]:
-    """Yield the Parquet files of a table, each after comparing its digest with the manifest."""
-    for part in manifest_in(folder).files:
-        path = folder / part.path
-        if path.parent.name != table:
-            continue
-        if not regular_file(path).exists() or digest_of_file(path) != part.sha256:
-            raise DamagedFileError(
-                "the file is damaged or missing.", path=path, hint=_next_step(folder)
-            )
-        yield path
+    return DatasetReader(folder).batches(table, split, columns)

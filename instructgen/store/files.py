@@ -13,13 +13,18 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
+
+import orjson
 
 from instructgen.errors import DamagedFileError, RunError, StorageError
 from instructgen.printable import without_secrets
 
 LOCK = "lock"
+# Files that describe data or a run are small. A line of a journal contains a completion.
+_MOST_BYTES, _MOST_BYTES_OF_A_LINE = 2**26, 2**27
 _NEXT_STEPS = {
     errno.ENOSPC: "Free up disk space",
     errno.EDQUOT: "Free up disk space",
@@ -59,7 +64,8 @@ def open_existing(path: Path, flags: int) -> int:
         flags: how to open it, as for `os.open`.
 
     Raises:
-        DamagedFileError: it is a link, a pipe, a device or a folder.
+        DamagedFileError: it is a link, a pipe, a device or a folder, or is opened for writing and
+            has another name elsewhere (a hard link).
     """
     try:
         # Opening a pipe that nobody writes to would wait for ever.
@@ -69,21 +75,49 @@ def open_existing(path: Path, flags: int) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise _special(path) from error
         raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    state = os.fstat(handle)
+    linked = state.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR)
+    if not stat.S_ISREG(state.st_mode) or linked:
         os.close(handle)
         raise _special(path)
     return handle
 
 
+def open_file(path: Path) -> BufferedReader:
+    """Open a file of ours for reading; raise as `open_existing`."""
+    return os.fdopen(open_existing(path, os.O_RDONLY), "rb")
+
+
 def read_file(path: Path) -> bytes:
-    """Return the contents of a file of ours; raise as `open_existing`."""
-    with os.fdopen(open_existing(path, os.O_RDONLY), "rb") as file:
-        return file.read()
+    """Return the contents of a file of ours.
+
+    Raises:
+        DamagedFileError: as for `open_existing`, or the file has more than 64 MiB.
+        OSError: the file cannot be read.
+    """
+    with open_file(path) as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise DamagedFileError(f"the file has more than {_MOST_BYTES // 2**20} MiB.", path=path)
+    return data
+
+
+def lines_of(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the lines of an open file, with their newlines.
+
+    Raises:
+        DamagedFileError: a line has more than 128 MiB.
+    """
+    while line := file.readline(_MOST_BYTES_OF_A_LINE):
+        if len(line) == _MOST_BYTES_OF_A_LINE:
+            message = f"a line has more than {_MOST_BYTES_OF_A_LINE // 2**20} MiB."
+            raise DamagedFileError(message, path=path)
+        yield line
 
 
 def _special(path: Path) -> DamagedFileError:
     return DamagedFileError(
-        "a link, pipe, device or folder is in place of the file.",
+        "a link, pipe, device or folder is in place of the file, or it is a hard link.",
         path=path,
         hint="Remove it, or replace it with a copy of the file.",
     )
@@ -91,8 +125,22 @@ def _special(path: Path) -> DamagedFileError:
 
 def write_record(path: Path, data: bytes) -> None:
     """Write a file about data or a run, such as a card or a manifest, without any secrets."""
-    text = without_secrets(data.decode("utf-8", "surrogateescape"))
-    write_atomic(path, [text.encode("utf-8", "surrogateescape")])
+    text = data.decode("utf-8", "surrogateescape")
+    clean = without_secrets(text)
+    if clean != text and path.suffix == ".json":
+        # Only texts can contain a secret; a name of a key or a number may look like one.
+        data = orjson.dumps(_cleaned(orjson.loads(data)), option=orjson.OPT_INDENT_2)
+    else:
+        data = clean.encode("utf-8", "surrogateescape")
+    write_atomic(path, [data])
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, list):
+        return [_cleaned(each) for each in value]
+    return {k: _cleaned(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

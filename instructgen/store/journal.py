@@ -17,10 +17,16 @@ import orjson
 
 from instructgen.engines import CommitOrder, Completion, Role
 from instructgen.errors import DamagedFileError, RunError, VersionError
+from instructgen.schema.arrow import sample_of
+from instructgen.schema.records import checked, read_json
+from instructgen.schema.sample import Sample
 from instructgen.store.files import (
+    digest_of_file,
+    lines_of,
     locked,
     make_folder,
     open_existing,
+    open_file,
     read_file,
     regular_file,
     storage,
@@ -76,9 +82,10 @@ class CompletionLine:
 
 
 Line = SessionLine | IssueLine | CompletionLine
-_KINDS: dict[str, type[SessionLine] | type[IssueLine]] = {
+_KINDS: dict[object, Any] = {
     "session": SessionLine,
     "issue": IssueLine,
+    "completion": CompletionLine,
 }
 
 
@@ -171,14 +178,17 @@ class Run:
         return self._lines
 
     def lines(self) -> Iterator[tuple[int, Line]]:
-        """Yield the lines that the journal contains now, each with its number, counted from 1."""
+        """Yield the lines that the journal contains now, each with its number, counted from 1.
+
+        Raises:
+            DamagedFileError: a line is not valid, although its digest is.
+        """
         if not self._end:
             return
-        left = self._end
-        handle = open_existing(self.folder / _JOURNAL, os.O_RDONLY)
-        with os.fdopen(handle, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, _parsed(line)
+        left, path = self._end, self.folder / _JOURNAL
+        with open_file(path) as file:
+            for number, line in enumerate(lines_of(file, path), start=1):
+                yield number, _parsed(line, path, number)
                 left -= len(line)
                 if left <= 0:
                     return
@@ -222,7 +232,7 @@ class Run:
         with storage(self.folder / _JOURNAL):
             os.fsync(self._journal)
 
-    def seeds(self) -> Iterator[dict[str, Any]]:
+    def seeds(self) -> Iterator[Sample]:
         """Yield the seeds as they were when the run started.
 
         Raises:
@@ -230,7 +240,7 @@ class Run:
         """
         return read_seed_rows(self.folder, self.info)
 
-    def known(self) -> Iterator[dict[str, Any]]:
+    def known(self) -> Iterator[Sample]:
         """Yield the rows that new rows must differ from, in addition to the seeds.
 
         Raises:
@@ -268,8 +278,8 @@ class Run:
     def _read(self, path: Path) -> int:
         """Check the journal; return the offset of the end of its last complete line."""
         offset = 0
-        with os.fdopen(open_existing(path, os.O_RDONLY), "rb") as file:
-            for line in file:
+        with open_file(path) as file:
+            for line in lines_of(file, path):
                 if not line.endswith(b"\n"):
                     return offset
                 chain, _, payload = line[:-1].partition(b" ")
@@ -306,8 +316,8 @@ def read_info(folder: Path) -> RunInfo:
     return run_info_of(data, path)
 
 
-def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
-    """Yield the seeds of a run, as dicts of the form that `sample_row` returns.
+def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[Sample]:
+    """Yield the seeds of a run.
 
     Raises:
         DamagedFileError: the copy of the seeds does not match its digest.
@@ -315,11 +325,12 @@ def read_seed_rows(folder: Path, info: RunInfo) -> Iterator[dict[str, Any]]:
     return _rows(folder / _SEEDS, info.seeds.sha256)
 
 
-def _rows(path: Path, sha256: str) -> Iterator[dict[str, Any]]:
-    data = read_file(path) if path.exists() else b""
-    if hashlib.sha256(data).hexdigest() != sha256:
+def _rows(path: Path, sha256: str) -> Iterator[Sample]:
+    if not regular_file(path).exists() or digest_of_file(path) != sha256:
         raise DamagedFileError("the file is missing or was changed.", path=path)
-    return (orjson.loads(line) for line in data.split(b"\n") if line)
+    with open_file(path) as file:
+        for number, line in enumerate(lines_of(file, path), start=1):
+            yield sample_of(read_json(line, path, number), path, number)
 
 
 def read_sessions(folder: Path) -> list[SessionUse]:
@@ -369,12 +380,17 @@ def _payload(line: Line) -> bytes:
     )
 
 
-def _parsed(line: bytes) -> Line:
-    values = orjson.loads(line[:-1].partition(b" ")[2])
-    kind = values.pop("kind")
-    if kind != "completion":
-        return _KINDS[kind](**values)
-    return CompletionLine(values.pop("n"), values.pop("digest"), Completion(**values))
+def _parsed(line: bytes, path: Path, number: int) -> Line:
+    values = read_json(line[:-1].partition(b" ")[2], path, number)
+    kind = values.pop("kind", None) if isinstance(values, dict) else None
+    if kind == "completion":
+        own = {name: values.pop(name, None) for name in ("n", "digest")}
+        completion = checked(Completion, values, path, number)
+        values = {**own, "completion": completion}
+    if kind not in _KINDS:
+        raise DamagedFileError("the line has an unknown kind.", path=path, line=number)
+    found: Line = checked(_KINDS[kind], values, path, number)
+    return found
 
 
 def _link(previous: str, payload: bytes) -> str:

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 from pydantic import JsonValue
 
 from instructgen.errors import DamagedFileError, VersionError
 from instructgen.schema.measures import Measure
-from instructgen.schema.records import InputRef, JsonRecord, Plugins
+from instructgen.schema.records import InputRef, JsonRecord, Plugins, read_json
 from instructgen.schema.sample import Shape
 
 # The format of runs and datasets. In format 2, rows have more columns than in format 1. In format
@@ -203,10 +202,7 @@ def read_format(data: bytes, path: Path) -> Mapping[str, Any]:
     Raises:
         DamagedFileError: the data is not a JSON object.
     """
-    try:
-        values = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise DamagedFileError(f"the file is damaged ({error}).", path=path) from None
+    values = read_json(data, path)
     if not isinstance(values, dict):
         raise DamagedFileError("the file is damaged (not a JSON object).", path=path)
     return values

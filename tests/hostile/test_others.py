@@ -461,13 +461,14 @@ def _swapped(data: str, other: str, out: str) -> None:
     """Read a dataset of which a part is replaced after its digest was compared."""
     from instructgen.store import dataset as module
 
-    def digest(path: Path) -> str:
-        value = digest_of_file(path)
-        if path.is_relative_to(data) and Path(other).exists():
-            Path(other).replace(path)
-        return value
+    check = module.check_columns
 
-    module.digest_of_file = digest  # type: ignore[attr-defined]
+    def checked(*values: Any, **options: Any) -> None:
+        check(*values, **options)
+        if Path(other).exists():
+            Path(other).replace(next(Path(data, "data").glob("*.parquet")))
+
+    module.check_columns = checked
     try:
         rows = len(list(instructgen.open(data).rows()))
     except InstructgenError:
@@ -488,16 +489,16 @@ def _exchanged(data: str, other: str, out: str) -> None:
     """Curate a dataset that is replaced by another one after its rows were counted."""
     from instructgen.commands import curate as module
 
-    count = module.splits_of
+    opened = module.readers_of
 
-    def splits(folder: Path) -> dict[str, int]:
-        counts = count(folder)
+    def readers(folders: list[Path]) -> Any:
+        found = opened(folders)
         if Path(other).exists():
             shutil.rmtree(data)
             Path(other).rename(data)
-        return counts
+        return found
 
-    module.splits_of = splits
+    module.readers_of = readers
     try:
         instructgen.curate(data, out, recipe={"filters": [{"name": "length"}]})
     except InstructgenError:

@@ -25,7 +25,8 @@ from instructgen.generation.seed_pool import Pool, value_of
 from instructgen.schema.sample import Label, Rejection, Sample
 
 
-class PromptSetup(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PromptSetup:
     """How prompts are made; constant during a run.
 
     ``style`` is the prompt style. ``structured`` states whether the engine enforces JSON schemas,
