@@ -8,7 +8,9 @@ in the modules that use them.
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -87,31 +89,47 @@ def recipe_path(recipe: str) -> Path:
     return shipped("filters") / f"{recipe}.toml"
 
 
+def read_small(path: Path) -> bytes:
+    """Return the contents of a file of settings or of a description, which is never large.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, is a pipe or a device, or is longer than
+            1 MiB.
+    """
+    try:
+        # Opening a pipe that nobody writes to would wait for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            regular = stat.S_ISREG(os.fstat(handle).st_mode)
+            data = file.read(_MAX_BYTES + 1) if regular else b""
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: the file does not exist.", "Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: the file cannot be read ({error}).", "Check the path."
+        ) from error
+    if not regular:
+        raise ConfigError(f"{path}: it is not a file.", "Pass a file.")
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(
+            f"{path}: the file is longer than {_MAX_BYTES // 2**20} MiB.", "Pass a smaller file."
+        )
+    return data
+
+
 def read_tables(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file.
 
     Raises:
         ConfigError: if the file is missing, cannot be read, or is not valid TOML.
     """
+    data = read_small(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise ConfigError(
-                f"{path}: the file is longer than {_MAX_BYTES // 2**20} MiB.",
-                "Pass a TOML file with settings.",
-            )
         if _DEEP_KEY.search(data) is not None:
             raise _too_deep(path)
         tables = tomllib.loads(data.decode())
         _check_depth(tables, path)
         return tables
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: the file does not exist.", "Check the path.") from None
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: the file cannot be read ({error.strerror}).", "Check the path."
-        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
             f"{path}: the file is not valid TOML: {error}.", "Correct the file."

@@ -16,7 +16,7 @@ import orjson
 
 from instructgen.commands.interface import command
 from instructgen.commands.options import GenerateOptions, GenerationOptions, RebuildOptions
-from instructgen.config import read_tables
+from instructgen.config import read_small, read_tables
 from instructgen.engines import Role
 from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.errors import ConfigError, InputError, RunError
@@ -320,7 +320,7 @@ def _brief(text: str) -> str | None:
     path = Path(text)
     try:
         if text and path.is_file():
-            return path.read_text("utf-8").strip()
+            return read_small(path).decode().strip()
     except (OSError, ValueError) as error:
         if path.suffix in (".txt", ".md"):
             raise ConfigError(f"--brief={text}: {error}.", "Pass a text file in UTF-8.") from error

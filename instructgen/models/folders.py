@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from instructgen.config import read_small
 from instructgen.errors import ConfigError, EngineError, first_line
 from instructgen.resources import model_cache
 
@@ -76,7 +77,9 @@ def model_digest(name: str) -> str:
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         if file.suffix in (".json", ".jinja"):
-            digest.update(file.read_bytes())
+            with file.open("rb") as data:
+                while chunk := data.read(2**20):
+                    digest.update(chunk)
     return digest.hexdigest()[:16]
 
 
@@ -90,8 +93,8 @@ def adapter_base(folder: Path) -> str:
     current, seen, first = folder, set[Path](), ""
     while (path := current / ADAPTER).is_file():
         try:
-            base = json.loads(path.read_bytes())["base_model_name_or_path"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            base = json.loads(read_small(path))["base_model_name_or_path"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
                 f"{path} cannot be read, so the base model of the adapter is unknown "
                 f"({first_line(error)}).",
