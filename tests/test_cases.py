@@ -19,6 +19,7 @@ from instructgen.commands.import_data import import_data
 from instructgen.commands.merge import merge
 from instructgen.errors import ConfigError, InputError
 from instructgen.filters.contamination import Contamination
+from instructgen.filters.pii import Pii
 from instructgen.formats import BadRow, read
 from instructgen.formats.records import Record, read_records
 from instructgen.licensing.licenses import Requirement, check_license, spdx_of
@@ -934,3 +935,28 @@ def test_large_integers_in_arguments_are_exported(tmp_path: Path) -> None:
     for name in ("trl", "openai"):
         export(data.out, tmp_path / f"{name}.jsonl", format=name)
         assert "123456789012345678901234567890" in (tmp_path / f"{name}.jsonl").read_text()
+
+
+# -- personal data (K25) ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("the sequence 1 1 2 3 5 8 13 21 34", None),
+        ("pi is 3.14159265358979", None),
+        ("years 1914-1918 and 1939-1945", None),
+        ("sum 1234567890 + 9876543210", None),
+        ("git@github.com:me/repo.git", None),
+        ("ISBN 978-3-16-148410-0", None),
+        ("mac 00:1B:44:11:3A:B7", None),
+        # A number that was printed in advertisements; it is nobody's.
+        ("SSN 078-05-1120", None),
+        ("SSN 219-09-9998", "SSN [SSN]"),
+        ("IBAN DE89370400440532013000", "IBAN [IBAN]"),
+        ("تلفن ۰۹۱۲۳۴۵۶۷۸۹", "تلفن [PHONE]"),
+        ("call +1 (415) 555-2671 now", "call [PHONE] now"),
+    ],
+)
+def test_only_personal_data_is_masked(text: str, masked: str | None) -> None:
+    assert Pii().change(text, "output")[0] == (masked or text)

@@ -55,6 +55,9 @@ _KEY = regex.compile(
 _NUMBERS = regex.compile(r"\d[\d .:()-]{4}|[0-9a-fA-F]:[0-9a-fA-F:]")
 # Numbers with groups of thousands, and addresses.
 _GROUPED = regex.compile(r"\d{1,3}(?: \d{3})+|\d{1,3}(?:\.\d{1,3}){3}")
+_GROUP = regex.compile(r"\d+")
+# Countries in which most numbers in these digits are written.
+_DIGITS_OF = {"IR": regex.compile("[۰-۹]"), "EG": regex.compile("[٠-٩]")}
 _LARGE_PART, _FEW_CHARACTERS = 32, 5
 # The digits of a bank account may look like a card, and those of a card like a phone number.
 _ORDER: tuple[PiiKind, ...] = ("key", "iban", "card", "ssn", "email", "ip", "phone")
@@ -84,7 +87,7 @@ class Pii(Transform):
     regions: tuple[str, ...] = Field(
         ("US", "GB"),
         description="Countries (ISO 3166 codes such as US) whose phone numbers are also found "
-        "without an international prefix such as +44.",
+        "without an international prefix such as +44. Persian digits add IR, Arabic digits EG.",
     )
 
     @field_validator("regions")
@@ -149,18 +152,28 @@ class Pii(Transform):
         import phonenumbers
 
         spans: set[Span] = set()
-        for region in (*self.regions, None):
+        implied = [region for region, digits in _DIGITS_OF.items() if digits.search(text)]
+        for region in (*self.regions, *implied, None):
             for match in phonenumbers.PhoneNumberMatcher(text, region):
-                # Without a country code, bare digits are skipped, and numbers like 13 104 177 and
-                # 95.165.131.42: most are not phone numbers.
-                written = text[match.start : match.end]
-                if region is None or not (written.isdecimal() or _GROUPED.fullmatch(written)):
+                if region is None or _is_national(text[match.start : match.end]):
                     spans.add((match.start, match.end))
         end = -1
         for span in sorted(spans):
             if span[0] >= end:
                 yield span
                 end = span[1]
+
+
+def _is_national(text: str) -> bool:
+    """Return whether a number without a country code is written as a phone number.
+
+    Most numbers like 13 104 177, 95.165.131.42 and 1 1 2 3 5 8 13 21 34 are not phone numbers, and
+    neither are bare digits, unless they begin with a zero.
+    """
+    groups = _GROUP.findall(text)
+    if text.isdecimal():
+        return int(text[0]) == 0
+    return not _GROUPED.fullmatch(text) and sum(len(group) == 1 for group in groups) <= 1
 
 
 def _is_card(text: str) -> bool:
