@@ -19,6 +19,8 @@ from instructgen.engines import supervisor as supervisors
 from instructgen.engines.echo import EchoEngine
 from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.errors import ConfigError, EngineDied, EngineError
+from instructgen.models.folders import default_model
+from instructgen.plugins import find
 
 # A lost request would make a test wait forever.
 pytestmark = pytest.mark.timeout(60)
@@ -460,3 +462,10 @@ def test_a_request_gets_a_seed_without_other_changes() -> None:
     request = requests(1)[0]
     assert request.with_seed(99).sampling.seed == 99
     assert request.with_seed(99).prompt == request.prompt
+
+
+@pytest.mark.parametrize("name", ["vllm", "transformers"])
+def test_a_local_engine_has_a_default_model(name: str) -> None:
+    engine = find("engines", name)()
+    assert engine.model == default_model()
+    assert engine.identity()["model"] == engine.model

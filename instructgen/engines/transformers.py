@@ -32,7 +32,7 @@ from instructgen.engines.thinking import (
 from instructgen.models.loading import load_for_inference, read_tokenizer
 
 
-class TransformersEngine(QueueEngine, LocalEngine):
+class TransformersEngine(LocalEngine, QueueEngine):
     """Runs the model with the package transformers, on machines on which vLLM does not run."""
 
     name = "transformers"
