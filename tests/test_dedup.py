@@ -184,7 +184,7 @@ def test_pairs_found_on_disk_are_those_of_the_index(texts, threshold) -> None:
     index.add(texts)
     expected = index.pairs(texts)
     earlier = expected.row < expected.text
-    found = minhash_pairs(texts, threshold)
+    found = minhash_pairs([texts], threshold)
     assert [array.tolist() for array in found] == [array[earlier].tolist() for array in expected]
 
 

@@ -296,7 +296,7 @@ class SplitGroups:
     def _similar(self, texts: Sequence[str]) -> Iterator[Pairs]:
         """Yield the pairs of similar questions, for each way of comparing them."""
         options = self._options
-        yield minhash_pairs(texts, options.near, self._folder)
+        yield minhash_pairs([texts], options.near, self._folder)
         if options.near_meaning is not None:
             check_model(options.embedding_model)
             index = EmbeddingIndex(options.near_meaning, options.embedding_model)

@@ -33,6 +33,7 @@ from instructgen.similarity.near_pairs import (
     measures,
     tables_of,
 )
+from instructgen.similarity.temporary import release_freed
 
 STAGES = ("exact", "minhash", "rouge_l", "semantic", "two_key")
 Thresholds = float | Mapping[str, float]
@@ -286,6 +287,7 @@ def find_duplicates(
     limited = "rouge_l" in floors
     rows = ComparedRows(compared, priority, same_if_equal, limited=limited, folder=folder)
     rows.extend(samples)
+    release_freed()
     for name in sources:
         if name not in rows.sources and not other_sources:
             raise ConfigError(f"sources: no row is from {name!r}.", suggest(name, [*rows.sources]))

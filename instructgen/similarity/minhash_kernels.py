@@ -87,30 +87,48 @@ def _common(ours, theirs, p, q):
 
 
 @jit
-def groups(keys, rows, words, offsets, p, q, pairs, most):
-    """Find the pairs of rows with equal keys whose Jaccard similarity is above p/q.
+def groups(keys, records, offsets, columns, p, q, pairs, most):
+    """Find the pairs of rows with equal keys that are similar in all columns.
 
-    Equal keys are neighbors, and their rows ascend. Each pair is written to ``pairs`` of shape
-    (capacity, 4): the later row, the earlier row, the number of words that both contain, and the
-    number that at least one contains. Returns the number of pairs, including those for which
-    ``pairs`` has no room. The search ends when the number exceeds ``most``.
+    Rows with equal keys are neighbors. The record of row i begins at ``offsets[i]``: the number of
+    words in each of the ``columns`` texts, and then the words. Two rows are similar if in each
+    column the Jaccard similarity is above p/q, or both texts have no words. Each pair is written to
+    ``pairs`` of shape (capacity, 4): the later row, the earlier row, and the lowest similarity as
+    two numbers of words, those that both texts contain and those that at least one contains.
+    Returns the number of pairs, including those for which ``pairs`` has no room. The search ends
+    when the number exceeds ``most``.
     """
     found, begin = 0, 0
     for i in range(len(keys)):
         if keys[i] != keys[begin]:
             begin = i
-        ours = words[offsets[rows[i]] : offsets[rows[i] + 1]]
         for j in range(begin, i):
-            theirs = words[offsets[rows[j]] : offsets[rows[j] + 1]]
-            both, total = _common(ours, theirs, p, q), len(ours) + len(theirs)
-            if both * q > p * (total - both):
+            common, either = _lowest(records, offsets[i], offsets[j], columns, p, q)
+            if either > 0:
                 if found < len(pairs):
-                    pairs[found, 0], pairs[found, 1] = rows[i], rows[j]
-                    pairs[found, 2], pairs[found, 3] = both, total - both
+                    pairs[found, 0], pairs[found, 1] = i, j
+                    pairs[found, 2], pairs[found, 3] = common, either
                 found += 1
         if found > most:
             return found
     return found
+
+
+@jit
+def _lowest(records, ours, theirs, columns, p, q):
+    """Return the lowest similarity of two rows as two numbers, or (0, 0) if it is not above p/q."""
+    common, either = 1, 1
+    i, j = ours + columns, theirs + columns
+    for k in range(columns):
+        end, stop = i + records[ours + k], j + records[theirs + k]
+        both, total = _common(records[i:end], records[j:stop], p, q), end - i + stop - j
+        i, j = end, stop
+        if total:
+            if both * q <= p * (total - both):
+                return 0, 0
+            if both * either < common * (total - both):
+                common, either = both, total - both
+    return common, either
 
 
 @jit

@@ -20,7 +20,6 @@ from instructgen.similarity.blocks import Array
 from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors, cosines
 from instructgen.similarity.encoders import encoder
 from instructgen.similarity.matches import Pairs, check_count, joined
-from instructgen.similarity.minhash import jaccard
 from instructgen.similarity.minhash_pairs import minhash_pairs
 from instructgen.similarity.rouge import RougeLIndex, rouge_l
 from instructgen.similarity.tokens import tokenize
@@ -78,8 +77,9 @@ def tables_of(
     unread = np.zeros(len(texts), np.bool_)
     for stage in measures(how):
         if stage == "minhash":
-            pairs = minhash_pairs(texts, floors[stage], folder, watch)
-        elif stage == "rouge_l":
+            tables[stage] = Table(*minhash_pairs([texts, *keys], floors[stage], folder, watch))
+            continue
+        if stage == "rouge_l":
             pairs = _pairs_with_earlier(RougeLIndex(floors[stage]), texts, stage, watch)
         else:
             index = EmbeddingIndex(floors[stage], model)
@@ -136,8 +136,7 @@ class _PairScorer:
             a, b = np.split(places, 2)
             result[other] = cosines(a, b, vectors, vectors)
         else:
-            measure = self._jaccard if stage == "minhash" else self._rouge_l
-            result[other] = [measure(text[k], row[k]) for k in other.tolist()]
+            result[other] = [self._rouge_l(text[k], row[k]) for k in other.tolist()]
         return result
 
     def unread(self) -> Array:
@@ -148,9 +147,6 @@ class _PairScorer:
     def _differ(self, a: int, b: int) -> bool:
         """Return whether two texts are unequal and at least one of them has words."""
         return self._texts[a] != self._texts[b] and bool(self._words_of(a) or self._words_of(b))
-
-    def _jaccard(self, a: int, b: int) -> float:
-        return jaccard(set(self._words_of(a)), set(self._words_of(b)))
 
     def _rouge_l(self, a: int, b: int) -> float:
         return rouge_l(self._words_of(a), self._words_of(b))

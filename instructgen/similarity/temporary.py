@@ -5,7 +5,7 @@ A temporary file has no name, so nothing is left of it if the program is killed.
 
 from __future__ import annotations
 
-import mmap
+import ctypes
 import os
 import struct
 import tempfile
@@ -98,29 +98,15 @@ class NumberFile:
 
     def __init__(self, dtype: type[np.generic], folder: Path | None = None) -> None:
         self._file, self._dtype = _Temporary(folder), np.dtype(dtype)
-        self._count = 0
 
     def extend(self, numbers: Array) -> None:
         """Append numbers. Raise StorageError if the file cannot be written."""
         self._file.write(np.ascontiguousarray(numbers, self._dtype).tobytes())
-        self._count += numbers.size
 
     def read(self, begin: int, end: int) -> Array:
         """Return a copy of the numbers at these positions."""
         size = self._dtype.itemsize
         return np.frombuffer(self._file.read(begin * size, end * size), self._dtype)
-
-    def mapped(self) -> Array:
-        """Return the array without reading it: the system reads its pages when they are used."""
-        if not self._count:
-            return np.zeros(0, self._dtype)
-        return np.memmap(self._file.flushed(), self._dtype, "r")
-
-
-def forget(numbers: Array) -> None:
-    """Remove the pages of a mapped array from memory; the next use of one reads it again."""
-    if isinstance(numbers, np.memmap) and isinstance(numbers.base, mmap.mmap):
-        numbers.base.madvise(mmap.MADV_DONTNEED)
 
 
 class RowFile:
@@ -169,6 +155,17 @@ class RowFile:
             for batch in pa.ipc.open_stream(file):
                 table = pa.Table.from_batches([batch])
                 yield table[_NUMBER].to_numpy(), table.drop_columns([_NUMBER])
+
+
+def release_freed() -> None:
+    """Return memory that was freed to the system; the allocators keep it for later otherwise."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    libc = ctypes.CDLL(None)
+    # Only the C library of GNU has it.
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 class _Temporary:
