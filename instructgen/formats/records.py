@@ -43,7 +43,7 @@ _ROWS_AT_ONCE = 256
 _MAX_ROWS_PER_BYTE = 1_000
 # An unknown time zone is a KeyError.
 _BAD_VALUES = (ValueError, OverflowError, KeyError)
-# Of a file in which brackets are not closed, no more is read. It is the limit of orjson.
+# A file with more open brackets than the limit of orjson is not read any further.
 _MAX_OPEN = 1_024
 _CHUNK = 2**20
 _BLANK_LINES = 1_000

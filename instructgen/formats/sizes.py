@@ -41,8 +41,8 @@ def group_size(group: Any) -> GroupSize:
     # A row group gives access to the metadata of its file only for pickling.
     _, (metadata, number) = group.__reduce__()
     _, (footer,) = metadata.__reduce__()
-    sizes = _group_sizes(footer.to_pybytes())
-    return sizes[number]
+    sizes: tuple[GroupSize, ...] = _group_sizes(footer.to_pybytes())
+    return sizes[int(number)]
 
 
 @lru_cache(maxsize=4)
