@@ -302,6 +302,18 @@ def decoded(value: Any) -> Any:
     return value
 
 
+def _loaded(text: str) -> Any:
+    """Return the value of a JSON text; raise ValueError if it is not valid, or nested too deep."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    # A text with few brackets cannot be deep.
+    if text.count("[") + text.count("{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
+        raise ValueError("nested too deep")
+    return value
+
+
 def tools_text(value: Any) -> str:
     """Return the tool definitions of a row as JSON text, or an empty text if there are none.
 
@@ -563,18 +575,6 @@ def _parsed(value: str, subject: str) -> Any:
         return _loaded(value)
     except ValueError:
         raise RowError(f"{subject} not valid JSON.") from None
-
-
-def _loaded(text: str) -> Any:
-    """Return the value of a JSON text; raise ValueError if it is not valid, or nested too deep."""
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    # A text with few brackets cannot be deep.
-    if text.count("[") + text.count("{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
-        raise ValueError("nested too deep")
-    return value
 
 
 def _json(value: Any, subject: str) -> str:
