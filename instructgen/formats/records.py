@@ -719,8 +719,10 @@ def rows_at_once(group: Any, path: Path, number: int, most: int) -> int:
         InputError: the group is too large, or the metadata of the file is damaged.
     """
     try:
-        size = group_size(group)
-    except ValueError as error:
+        size = group_size(path, number)
+        if size.rows != group.num_rows:
+            raise ValueError("the file was replaced while it was read")
+    except (OSError, ValueError) as error:
         raise _damaged_table("Parquet", path, 0, error) from error
     if size.total > _MAX_GROUP_BYTES:
         raise InputError(

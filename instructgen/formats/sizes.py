@@ -7,10 +7,12 @@ from the metadata in the compact protocol of Thrift (Parquet) and in Flatbuffers
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 # Encodings in which a column is at most as large in memory as it is when it is decompressed: PLAIN,
@@ -23,26 +25,32 @@ _MAX_DEPTH = 32
 
 @dataclass(frozen=True, slots=True)
 class GroupSize:
-    """The number of decompressed bytes in a row group, and in its columns that may repeat values.
+    """The rows of a row group, its decompressed bytes, and those of columns that may repeat values.
 
     A dictionary of values may contain a long one that every row repeats.
     """
 
+    rows: int
     total: int
     repeated: int
 
 
-def group_size(group: Any) -> GroupSize:
-    """Return the size of a row group, which is a `pyarrow.parquet.RowGroupMetaData`.
+def group_size(path: Path, number: int) -> GroupSize:
+    """Return the size of a row group of a Parquet file, which pyarrow has opened.
 
     Raises:
+        OSError: the file cannot be read.
         ValueError: the metadata is damaged.
     """
-    # A row group gives access to the metadata of its file only for pickling.
-    _, (metadata, number) = group.__reduce__()
-    _, (footer,) = metadata.__reduce__()
-    sizes: tuple[GroupSize, ...] = _group_sizes(footer.to_pybytes())
-    return sizes[int(number)]
+    with path.open("rb") as file:
+        # The metadata is followed by its length and four letters.
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        sizes = _group_sizes(file.read(length))
+    if number >= len(sizes):
+        raise ValueError("the metadata has changed")
+    return sizes[number]
 
 
 @lru_cache(maxsize=4)
@@ -59,8 +67,11 @@ def _group_sizes(footer: bytes) -> tuple[GroupSize, ...]:
 
 
 def _size_of_group(reader: _Thrift) -> GroupSize:
-    total = repeated = 0
+    rows = total = repeated = 0
     for field, kind in reader.fields():
+        if field == 3:
+            rows = reader.integer()
+            continue
         for _ in reader.selected(field == 1, kind):
             for inner, inner_kind in reader.fields():
                 if inner != 3:
@@ -69,7 +80,7 @@ def _size_of_group(reader: _Thrift) -> GroupSize:
                 size, repeats = _size_of_column(reader)
                 total += size
                 repeated += size * repeats
-    return GroupSize(total, repeated)
+    return GroupSize(rows, total, repeated)
 
 
 def _size_of_column(reader: _Thrift) -> tuple[int, bool]:
