@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from instructgen.errors import ConfigError, quoted
+from instructgen.errors import ConfigError, first_line, quoted
 from instructgen.plugins import suggest
 from instructgen.resources import shipped
 
@@ -125,35 +125,43 @@ def read_tables(path: Path) -> dict[str, Any]:
     """
     data = read_small(path)
     try:
-        if _DEEP_KEY.search(data) is not None:
-            raise _too_deep(path)
-        tables = tomllib.loads(data.decode())
-        _check_depth(tables, path)
-        return tables
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return parse_toml(data)
+    except ValueError as error:
         raise ConfigError(
-            f"{path}: the file is not valid TOML: {error}.", "Correct the file."
+            f"{path}: the file is not valid TOML: {first_line(error)}.", "Correct the file."
         ) from error
 
 
-def _check_depth(tables: dict[str, Any], path: Path) -> None:
-    """Raise ConfigError if tables are in tables deeper than any setting is."""
-    level: list[Any] = [tables]
-    for _ in range(_MAX_DEPTH):
+def parse_toml(data: bytes) -> dict[str, Any]:
+    """Return the tables of a TOML text.
+
+    Raises:
+        ValueError: the text is not valid TOML, or tables or lists are nested too deep.
+    """
+    too_deep = ValueError(f"tables or lists are nested deeper than {_MAX_DEPTH} levels")
+    if _DEEP_KEY.search(data) is not None:
+        raise too_deep
+    try:
+        # A number with very many digits is a ValueError too.
+        tables = tomllib.loads(data.decode())
+    except RecursionError:
+        raise too_deep from None
+    if is_deeper(tables, _MAX_DEPTH):
+        raise too_deep
+    return tables
+
+
+def is_deeper(value: Any, most: int) -> bool:
+    """Return whether lists and dicts are nested deeper than ``most`` levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(most):
         level = [
             inner
-            for value in level
-            for inner in (value.values() if isinstance(value, dict) else value)
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, dict | list)
         ]
-    if level:
-        raise _too_deep(path)
-
-
-def _too_deep(path: Path) -> ConfigError:
-    return ConfigError(
-        f"{path}: tables or lists are nested deeper than {_MAX_DEPTH} levels.", "Correct the file."
-    )
+    return bool(level)
 
 
 def merged(

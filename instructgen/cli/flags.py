@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from pydantic.fields import FieldInfo
 
 from instructgen.commands.interface import Options, bounds_of, facts_of, flag_of
 from instructgen.commands.options import ABLATE_FLAGS, TRAIN_FLAGS, AblateOptions, TrainOptions
-from instructgen.errors import ConfigError
+from instructgen.config import parse_toml
+from instructgen.errors import ConfigError, first_line, quoted
 from instructgen.plugins import load_plugin
 
 # Settings of a trainer that have their own flags in addition to --set.
@@ -168,10 +170,12 @@ def _settings(
         if not (key.strip() and equals):
             raise click.BadParameter(f"{value!r} must have the form {option.metavar}.")
         try:
-            settings[key.strip()] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
+            settings[key.strip()] = parse_toml(b"v = " + os.fsencode(text))["v"]
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
             # A string does not need quotes.
             settings[key.strip()] = text
+        except ValueError as error:
+            raise click.BadParameter(f"{quoted(value)}: {first_line(error)}.") from None
     return settings
 
 

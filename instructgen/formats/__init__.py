@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -258,10 +258,14 @@ class Reading:
         for record in records:
             if isinstance(record, BadRecord):
                 pending.append(BadRow(record.line, record.reason))
-            else:
-                self._seen += 1
-                record = _folded(record) if self._options.fold else record
-                yield _with_messages(record)
+                continue
+            try:
+                valid = _with_messages(_folded(record) if self._options.fold else record)
+            except RowError as error:
+                pending.append(bad_record(record, str(error)))
+                continue
+            self._seen += 1
+            yield valid
 
     def _count_other(self, other: BadRow | UnusedRow) -> BadRow | UnusedRow:
         if isinstance(other, BadRow) and self._options.on_bad_row == "fail":
@@ -435,7 +439,10 @@ def _detect_format(
                     hint="Check that this is the right file.",
                 )
             continue
-        found, fold = _find_format(record, format, shape)
+        try:
+            found, fold = _find_format(record, format, shape)
+        except RowError as error:
+            raise bad_row(path, BadRow(record.line, str(error))) from error
         if found is not None:
             return found, fold, buffered
         if on_bad_row == "fail" or len(buffered) > _DETECTION_ROWS:
@@ -451,14 +458,13 @@ def _detect_format(
 def _find_format(record: Record, format: Any, shape: Shape | None) -> tuple[Any, bool]:
     """Return the format of a record, and whether it fits only if names are in lower case."""
     record = _with_messages(record)
-    folded = _folded(record).fields
-    if format is not None:
-        exact = record.fields.keys() >= format.fields
-        return format, not exact and folded.keys() >= format.fields
-    for fold, fields in ((False, record.fields), (True, folded)):
-        if (best := detect_format(fields, shape)) is not None:
+    for fold in (False, True):
+        fields = (_folded(record) if fold else record).fields
+        if format is not None and fields.keys() >= format.fields:
+            return format, fold
+        if format is None and (best := detect_format(fields, shape)) is not None:
             return best, fold
-    return None, False
+    return format, False
 
 
 def detect_format(fields: Mapping[str, Any], shape: Shape | None = None) -> type[Format] | None:
@@ -481,8 +487,15 @@ def _with_messages(record: Record) -> Record:
 
 
 def _folded(record: Record) -> Record:
-    names = {name: name.strip().lower() for name in record.fields if isinstance(name, str)}
-    return Record(record.line, {names.get(n, n): v for n, v in record.fields.items()})
+    """Return a record with the names of its fields in lower case.
+
+    Raises:
+        RowError: two names differ only in case, so that one of their values would be lost.
+    """
+    names = [name.strip().lower() for name in record.fields]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise RowError(f"several fields have the name {twice[0][:40]!r}, in different spellings.")
+    return Record(record.line, dict(zip(names, record.fields.values(), strict=True)))
 
 
 def bad_record(record: Record, reason: str) -> BadRow:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
 
-from instructgen.formats.fields import RowError, checked, text, trimmed, truth
+from instructgen.config import is_deeper
+from instructgen.formats.fields import MAX_DEPTH, RowError, checked, text, trimmed, truth
 from instructgen.licensing.model_terms import UNNAMED_MODEL
 from instructgen.schema.messages import Message, ToolCall, json_text
 from instructgen.schema.sample import Edit, Sample
@@ -295,9 +296,21 @@ def decoded(value: Any) -> Any:
     """Return the value of a JSON list that is written as text, as in a CSV file."""
     if isinstance(value, str) and _JSON_LIST.match(value):
         try:
-            return json.loads(value)
+            return _loaded(value)
         except ValueError:
             return value
+    return value
+
+
+def _loaded(text: str) -> Any:
+    """Return the value of a JSON text; raise ValueError if it is not valid, or nested too deep."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    # A text with few brackets cannot be deep.
+    if text.count("[") + text.count("{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
+        raise ValueError("nested too deep")
     return value
 
 
@@ -419,8 +432,8 @@ def _messages(role: str, turn: Mapping[str, Any], key: str, place: str) -> Itera
             yield Message(
                 "tool",
                 checked(trimmed(result), place),
-                tool_call_id=_word(turn.get("tool_call_id")),
-                name=_word(turn.get("name")),
+                tool_call_id=_word(turn.get("tool_call_id"), place),
+                name=_word(turn.get("name"), place),
             )
         return
     if role not in ("assistant", "call"):
@@ -517,7 +530,7 @@ def _call(value: Any, place: str) -> ToolCall:
     if not isinstance(arguments, Mapping):
         raise RowError(f"the arguments of {name[:40]} in {place} are not a JSON object.")
     text = _json(dict(arguments), f"the arguments of {name[:40]} in {place} are")
-    return ToolCall(name.strip(), text, _word(value.get("id")))
+    return ToolCall(_word(name, place), text, _word(value.get("id"), place))
 
 
 def _trained(turn: Mapping[str, Any]) -> bool:
@@ -559,8 +572,8 @@ def _model(speaker: str) -> str:
 
 def _parsed(value: str, subject: str) -> Any:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return _loaded(value)
+    except ValueError:
         raise RowError(f"{subject} not valid JSON.") from None
 
 
@@ -575,5 +588,6 @@ def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def _word(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else "" if value is None else str(value)
+def _word(value: Any, place: str) -> str:
+    """Return a name or an id as text, or an empty text if there is none."""
+    return checked(str(value).strip(), f"a name or id in {place}") if value is not None else ""

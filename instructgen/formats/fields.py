@@ -9,6 +9,8 @@ from typing import Any
 
 # Instruction data does not contain longer texts. One of them would slow down every comparison.
 _MAX_CHARACTERS = 2**20
+# Lists and objects in a row may be nested this deep.
+MAX_DEPTH = 100
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TRUE = ("true", "1", "1.0", "yes", "good", "desirable", "positive", "chosen", "thumbs_up")
 _FALSE = ("false", "0", "0.0", "-1", "-1.0", "no", "bad", "undesirable", "negative", "rejected",
@@ -78,16 +80,17 @@ def word(record: Mapping[str, Any], field: str) -> str:
     value = record.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or "\0" in value or len(value) > _MAX_CHARACTERS:
+    try:
+        return checked(value.strip(), "the field") if isinstance(value, str) else ""
+    except RowError:
         return ""
-    return value.strip()
 
 
 def number(record: Mapping[str, Any], field: str) -> float | None:
     """Return the number in a field of a record, or None if the field is missing, NaN or infinite.
 
     Raises:
-        RowError: the field is not a number.
+        RowError: the field is not a number, or is too large.
     """
     value = record.get(field)
     if value is None:
@@ -99,8 +102,12 @@ def number(record: Mapping[str, Any], field: str) -> float | None:
             return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError(f'the field "{field}" is a {type(value).__name__}, not a number.')
+    try:
+        value = float(value)
+    except OverflowError:
+        raise RowError(f'the number in the field "{field}" is too large.') from None
     # Parquet files use NaN for missing values.
-    return float(value) if math.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def _parsed_number(text: str) -> float | str | None:

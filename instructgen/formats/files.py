@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from instructgen.errors import InputError
+from instructgen.errors import InputError, first_line
 from instructgen.formats.records import is_supported
 from instructgen.licensing.licenses import spdx_of
 
@@ -23,7 +24,8 @@ _SPLITS = {
 # JSON files that describe a dataset and contain no rows.
 _DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json",
                  "manifest.json", "provenance.json", "made.json", "run.json")  # fmt: skip
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+_MAX_CARD = 100_000
+_MAX_STATE = 2**24
 _LICENSE = re.compile(r"^license:[ \t]*(?P<one>[^\n]*)(?P<list>(?:\n[ \t]*-[^\n]*)*)", re.MULTILINE)
 
 
@@ -59,11 +61,55 @@ def dataset_files(path: Path, split: str = "train") -> DatasetFiles:
     except OSError:
         # Not a valid file name, for example too long.
         return DatasetFiles((path,))
-    matching = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 - may be absolute
-    files = tuple(p for p in matching if p.is_file())
+    files = tuple(sorted(p for p in _matching(path) if p.is_file()))
     if not files:
         raise InputError("no file matches the pattern.", path=path, hint="Check the pattern.")
     return DatasetFiles(files)
+
+
+def _matching(pattern: Path) -> Iterator[Path]:
+    """Yield the paths that match a pattern. For ``**``, links to folders are not followed."""
+    parts = pattern.parts
+    place = parts.index("**") if "**" in parts else len(parts)
+    for name in glob.glob(str(Path(*parts[:place]))):  # noqa: PTH207 - may be absolute
+        if place == len(parts):
+            yield Path(name)
+            continue
+        for path in _files_below(Path(name)):
+            if _fits(path.relative_to(name).parts, parts[place:]):
+                yield path
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether the parts of a path match those of a pattern, with any number for ``**``."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[at:], pattern[1:]) for at in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, except hidden ones.
+
+    Links to folders are not followed, because they can lead back to the folder.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    pending = [folder]
+    while pending:
+        folder = pending.pop()
+        try:
+            paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+            pending += [path for path in paths if path.is_dir() and not path.is_symlink()]
+            yield from [path for path in paths if path.is_file()]
+        except OSError as error:
+            raise InputError(
+                f"the folder cannot be read ({error.strerror}).",
+                path=folder,
+                hint="Check its permissions and the length of its path.",
+            ) from error
 
 
 def _in_folder(folder: Path, split: str) -> DatasetFiles:
@@ -122,9 +168,8 @@ def _data_files(folder: Path) -> Iterator[Path]:
     if (folder / "manifest.json").exists() and (folder / "data").is_dir():
         # A dataset of instructgen: rejected rows are not part of the data.
         folder /= "data"
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not path.is_file() or hidden or path.name in _DESCRIPTIONS or not is_supported(path):
+    for path in sorted(_files_below(folder)):
+        if path.name in _DESCRIPTIONS or not is_supported(path):
             continue
         # `datasets` keeps intermediate results beside the files of a saved dataset.
         listed = _listed_files(path.parent)
@@ -138,11 +183,13 @@ def _listed_files(folder: Path) -> Sequence[Path] | None:
     if not state.is_file():
         return None
     try:
-        values: Any = json.loads(state.read_bytes())
+        values: Any = json.loads(_beginning(state, _MAX_STATE))
         files = [folder / Path(entry["filename"]).name for entry in values["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"state.json cannot be read ({error}).", path=state, hint="Copy the dataset again."
+            f"state.json cannot be read ({first_line(error)}).",
+            path=state,
+            hint="Copy the dataset again.",
         ) from error
     return files
 
@@ -160,11 +207,20 @@ def _card_license(card: Path) -> str:
     """Return the license in the front matter of a dataset card as an SPDX expression, or ""."""
     if not card.is_file():
         return ""
-    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8-sig", errors="replace")[:100_000])
-    match = _LICENSE.search(front[1]) if front else None
+    first, *rest = _beginning(card, _MAX_CARD).decode("utf-8-sig", "replace").split("\n")
+    lines = [line.rstrip() for line in rest]
+    if first.rstrip() != "---" or "---" not in lines:
+        return ""
+    match = _LICENSE.search("\n".join(lines[: lines.index("---")]))
     if match is None:
         return ""
     listed = [line.strip().lstrip("-") for line in match["list"].splitlines() if line.strip()]
     inline = match["one"].strip().strip("[]").split(",")
-    names = [re.sub(r"\s+#.*", "", n).strip().strip("'\"") for n in (*inline, *listed)]
+    names = [re.split(r"\s#", n, maxsplit=1)[0].strip(" \t'\"") for n in (*inline, *listed)]
     return spdx_of([name for name in names if name not in ("", "null", "~")])
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    """Return at most the first ``size`` bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(size)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from instructgen.errors import first_line
 from instructgen.formats import Format, RowError, text
+from instructgen.formats.conversation import tools_text
 from instructgen.schema.sample import SHAPES, Kind, Sample, Shape
 
 # The column that only datasets of a shape have.
@@ -15,6 +16,8 @@ _COLUMNS: Mapping[str, Shape] = {
     "chosen": "preferences",
     "completion": "feedback",
 }
+# What the functions that convert a row raise if a value has another type than in a dataset.
+_INVALID = (TypeError, ValueError, LookupError, AttributeError, RecursionError)
 
 
 class Native(Format):
@@ -104,8 +107,9 @@ class DatasetRow(Format):
         if shape is None or shape != self.shape:
             raise RowError(f"the row is not a row of {self.shape}.")
         try:
-            return samples_in(row_table(record, shape))
-        except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
+            tools = {"tools": tools_text(record.get("tools"))}
+            return samples_in(row_table({**record, **tools}, shape))
+        except (pa.ArrowException, *_INVALID) as error:
             raise RowError(
                 f"the columns of a dataset row are invalid ({first_line(error)})"
             ) from error

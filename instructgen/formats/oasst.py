@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from instructgen.formats import BadRow, Conversion, Format, RowError, UnusedRow, number, text
+from instructgen.formats.fields import word
 from instructgen.formats.records import Record
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Origin, Sample, Score
@@ -198,8 +199,8 @@ def _by_rank(node: _Node) -> tuple[float, int]:
 
 
 def _tree_id(record: Record) -> str | None:
-    value = record.fields.get("message_tree_id")
-    return value if isinstance(value, str) else None
+    is_text = isinstance(record.fields.get("message_tree_id"), str)
+    return (word(record.fields, "message_tree_id") or None) if is_text else None
 
 
 def _flattened(record: Record) -> tuple[list[_Node], list[BadRow]]:
@@ -270,9 +271,10 @@ def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
     if isinstance(detoxify, Mapping):
         scores["detoxify_toxicity"] = detoxify.get("toxicity")
     return {
-        name: float(value)
+        name: score
         for name, value in scores.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
+        if (score := number(scores, name)) is not None
     }
 
 

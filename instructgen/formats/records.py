@@ -24,7 +24,10 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
+from instructgen.config import is_deeper
 from instructgen.errors import ConfigError, InputError, first_line
+from instructgen.formats.fields import MAX_DEPTH
+from instructgen.formats.sizes import expanded_size, group_size, message_size
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".tsv", ".txt")
@@ -35,10 +38,13 @@ _MAX_BYTES = 8 * 2**20
 _MAX_BATCH_BYTES = 2**26
 _MAX_GROUP_BYTES = 2**31
 _MAX_COLUMNS = 10_000
-# The limit of orjson.
-_MAX_DEPTH = 1_024
-# Encodings in which a column is at most as large in memory as it is when it is decompressed.
-_NOT_EXPANDING = frozenset({"PLAIN", "RLE", "BIT_PACKED"})
+_ROWS_AT_ONCE = 256
+# A file with more rows has columns without contents.
+_MAX_ROWS_PER_BYTE = 1_000
+# An unknown time zone is a KeyError.
+_BAD_VALUES = (ValueError, OverflowError, KeyError)
+# A file with more open brackets than the limit of orjson is not read any further.
+_MAX_OPEN = 1_024
 _CHUNK = 2**20
 _BLANK_LINES = 1_000
 # White space, and the character that ends a text file in DOS.
@@ -138,6 +144,12 @@ def read_records(
             path=path,
             hint="Download or copy the file again.",
         ) from error
+    except UnicodeError as error:
+        raise InputError(
+            f"the file is not a text in the encoding {encoding} ({first_line(error)}).",
+            path=path,
+            hint="Pass the encoding of the file, such as --encoding=cp1252.",
+        ) from error
     except OSError as error:
         raise InputError(
             f"the file cannot be read ({error.strerror or error}).",
@@ -197,12 +209,24 @@ def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:
 # -- character encodings --------------------------------------------------------------------
 
 
+_MARK = "instructgen.invalid"
+
+
+def _marked(error: UnicodeError) -> tuple[str, int]:
+    """Replace invalid bytes with a character that UTF-8 does not allow: their row is rejected."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
+
+
+codecs.register_error(_MARK, _marked)
+
+
 class _Transcoded(io.RawIOBase):
     """A stream of text in any encoding, read as UTF-8. Invalid bytes become invalid UTF-8."""
 
     def __init__(self, raw: BinaryIO, encoding: str) -> None:
         self._raw = raw
-        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+        self._decoder = codecs.getincrementaldecoder(encoding)(_MARK)
         self._waiting = b""
 
     def readable(self) -> bool:
@@ -231,13 +255,20 @@ def _utf8(stream: BinaryIO, encoding: str | None) -> BinaryIO:
             encoding = "utf-16-le"
         else:
             return stream
-    try:
-        codecs.lookup(encoding)
-    except LookupError:
+    if not _is_text_encoding(encoding):
         raise ConfigError(
             f"--encoding={encoding}: unknown encoding.", "Use a name such as cp1252 or utf-16."
-        ) from None
+        )
     return io.BufferedReader(_Transcoded(stream, encoding), 2**16)
+
+
+def _is_text_encoding(name: str) -> bool:
+    """Return whether an encoding exists, and is not one of the codecs from bytes to bytes."""
+    try:
+        codec = codecs.lookup(name)
+    except (LookupError, ValueError):
+        return False
+    return codec._is_text_encoding and codec.incrementaldecoder is not None
 
 
 # -- JSON ---------------------------------------------------------------------------------
@@ -313,10 +344,7 @@ def _objects(
                 line=line,
                 hint="Write one JSON object per line, or a JSON array.",
             ) from error
-        is_row = isinstance(value, dict)
-        records.append(
-            Record(line, value) if is_row else BadRecord(line, "the row is not a JSON object.")
-        )
+        records.append(_object(line, value))
         at = cast(re.Match[str], _SPACE.match(text, at)).end()
     if len(records) == 1 and isinstance(records[0], Record):
         yield from _rows_of(records[0], path, split)
@@ -400,9 +428,18 @@ def _record(number: int, text: bytes) -> Record | BadRecord:
     fields = _value(text)
     if isinstance(fields, ValueError):
         return BadRecord(number, f"the row is not valid JSON ({fields}).")
-    if not isinstance(fields, dict):
+    # A text with few brackets cannot be deep.
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH and isinstance(fields, dict):
+        return Record(number, fields)
+    return _object(number, fields)
+
+
+def _object(number: int, value: Any) -> Record | BadRecord:
+    if not isinstance(value, dict):
         return BadRecord(number, "the row is not a JSON object.")
-    return Record(number, fields)
+    if is_deeper(value, MAX_DEPTH):
+        return BadRecord(number, f"the row is nested deeper than {MAX_DEPTH} levels.")
+    return Record(number, value)
 
 
 def _value(text: bytes) -> Any:
@@ -432,9 +469,9 @@ def _array(first: bytes, stream: BinaryIO, path: Path) -> Iterator[Record | BadR
                 quoted = True
             elif mark in b"{[":
                 depth += 1
-                if depth > _MAX_DEPTH:
+                if depth > _MAX_OPEN:
                     raise InputError(
-                        f"row {number} is nested deeper than {_MAX_DEPTH:,} levels.", path=path
+                        f"row {number} is nested deeper than {_MAX_OPEN:,} levels.", path=path
                     )
             elif mark in b"}]" and depth:
                 depth -= 1
@@ -580,7 +617,7 @@ def _is_text(value: str) -> bool:
     return value.isascii() or not any("\udc80" <= c <= "\udcff" for c in value)
 
 
-# -- Parquet ------------------------------------------------------------------------------
+# -- Parquet and Arrow --------------------------------------------------------------------
 
 
 def _parquet(path: Path) -> Iterator[Record | BadRecord]:
@@ -591,39 +628,64 @@ def _parquet(path: Path) -> Iterator[Record | BadRecord]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_names(file.schema_arrow.names, path)
+            _check_rows(file.metadata.num_rows, path)
             for group in range(file.metadata.num_row_groups):
-                rows = rows_at_once(file.metadata.row_group(group), path, group, 256)
+                rows = rows_at_once(file.metadata.row_group(group), path, group, _ROWS_AT_ONCE)
                 for batch in file.iter_batches(rows, row_groups=[group]):
                     for record in _batch_records(batch, number):
                         number += 1
                         yield record
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"the file is not valid Parquet after row {number} ({first_line(error)}).",
-            path=path,
-            hint="Download or copy the file again.",
-        ) from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _damaged_table("Parquet", path, number, error) from error
     if not number:
         raise EmptyFileError("the file has no rows.", path=path, hint="Pass a file with rows.")
 
 
+def _damaged_table(kind: str, path: Path, number: int, error: Exception) -> InputError:
+    return InputError(
+        f"the file is not valid {kind} after row {number} ({first_line(error)}).",
+        path=path,
+        hint="Download the file again, or convert it to JSON Lines.",
+    )
+
+
+def _check_rows(rows: int, path: Path) -> None:
+    """Check a number of rows that a file states: rows without contents need no space in it."""
+    size = path.stat().st_size
+    if rows > _MAX_ROWS_PER_BYTE * size:
+        raise InputError(
+            f"the file states that it has {rows:,} rows, but has only {size:,} bytes.",
+            path=path,
+            hint="Download or copy the file again.",
+        )
+
+
 def _batch_records(batch: Any, before: int) -> Iterator[Record | BadRecord]:
+    """Yield the rows of a batch, as many at once as fit in memory if all their texts are copied."""
+    start = 0
+    while start < batch.num_rows:
+        rows = batch.slice(start, _ROWS_AT_ONCE)
+        while (size := expanded_size(rows)) > _MAX_BATCH_BYTES and rows.num_rows > 1:
+            rows = rows.slice(0, rows.num_rows // 2)
+        number = before + start + 1
+        if size > _MAX_BATCH_BYTES:
+            yield BadRecord(number, f"the row is longer than {_MAX_BATCH_BYTES // 2**20} MiB.")
+        else:
+            yield from _rows_in(rows, number)
+        start += rows.num_rows
+
+
+def _rows_in(batch: Any, number: int) -> Iterator[Record | BadRecord]:
     """Yield the rows of a batch; an invalid text, date or number affects only its own row."""
     try:
-        rows = batch.to_pylist()
-    except (ValueError, OverflowError):
+        for position, fields in enumerate(batch.to_pylist()):
+            yield Record(number + position, _without_nulls(fields))
+    except _BAD_VALUES as error:
+        if batch.num_rows == 1:
+            yield BadRecord(number, f"a value cannot be read ({str(error)[:120]}).")
+            return
         for index in range(batch.num_rows):
-            number = before + index + 1
-            try:
-                (fields,) = batch.slice(index, 1).to_pylist()
-                yield Record(number, _without_nulls(fields))
-            except (ValueError, OverflowError) as error:
-                yield BadRecord(number, f"a value cannot be read ({str(error)[:120]}).")
-        return
-    yield from (
-        Record(before + position, _without_nulls(fields))
-        for position, fields in enumerate(rows, start=1)
-    )
+            yield from _rows_in(batch.slice(index, 1), number + index)
 
 
 def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
@@ -631,14 +693,19 @@ def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
 
     Arrow gives every object the keys of all objects in the column. So a call of a tool would get
     the arguments of all other calls, with null values.
+
+    Raises:
+        ValueError: the row is nested too deep.
     """
 
-    def pruned(value: Any) -> Any:
+    def pruned(value: Any, depth: int = 2) -> Any:
+        if not isinstance(value, list | dict):
+            return value
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, list):
-            return [pruned(v) for v in value]
-        if isinstance(value, dict):
-            return {k: pruned(v) for k, v in value.items() if v is not None}
-        return value
+            return [pruned(v, depth + 1) for v in value]
+        return {k: pruned(v, depth + 1) for k, v in value.items() if v is not None}
 
     return {name: pruned(value) for name, value in fields.items()}
 
@@ -649,24 +716,22 @@ def rows_at_once(group: Any, path: Path, number: int, most: int) -> int:
     The rows fit in memory even if each of them repeats the longest value of every column.
 
     Raises:
-        InputError: the group is too large.
+        InputError: the group is too large, or the metadata of the file is damaged.
     """
-    columns = [group.column(i) for i in range(group.num_columns)]
-    size = sum(column.total_uncompressed_size for column in columns)
-    # A dictionary of values may contain a long one that every row repeats.
-    repeated = sum(
-        column.total_uncompressed_size
-        for column in columns
-        if not _NOT_EXPANDING.issuperset(column.encodings)
-    )
-    if size > _MAX_GROUP_BYTES:
+    try:
+        size = group_size(path, number)
+        if size.rows != group.num_rows:
+            raise ValueError("the file was replaced while it was read")
+    except (OSError, ValueError) as error:
+        raise _damaged_table("Parquet", path, 0, error) from error
+    if size.total > _MAX_GROUP_BYTES:
         raise InputError(
-            f"row group {number} has {size / 2**30:.1f} GiB; the limit is "
+            f"row group {number} has {size.total / 2**30:.1f} GiB; the limit is "
             f"{_MAX_GROUP_BYTES // 2**30} GiB.",
             path=path,
             hint="Write the file again with smaller row groups.",
         )
-    return max(1, min(most, int(_MAX_BATCH_BYTES // max(repeated, 1))))
+    return max(1, min(most, int(_MAX_BATCH_BYTES // max(size.repeated, 1))))
 
 
 def _arrow(path: Path) -> Iterator[Record | BadRecord]:
@@ -675,30 +740,52 @@ def _arrow(path: Path) -> Iterator[Record | BadRecord]:
 
     number = 0
     try:
-        with pa.memory_map(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            batches: Any = (
-                _file_batches(pa.ipc.open_file(source)) if is_file else pa.ipc.open_stream(source)
-            )
-            for batch in batches:
-                for start in range(0, batch.num_rows, 256):
-                    for record in _batch_records(batch.slice(start, 256), number):
-                        number += 1
-                        yield record
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"the file is not valid Arrow after row {number} ({first_line(error)}).",
-            path=path,
-            hint="Download or copy the file again.",
-        ) from error
+        with pa.OSFile(str(path), "rb") as source:
+            # The file format is a stream after these bytes, with an index that is not needed.
+            source.seek(8 if source.read(6) == b"ARROW1" else 0)
+            reader = pa.ipc.open_stream(_Messages(source, path))
+            _check_names(reader.schema.names, path)
+            for batch in reader:
+                _check_rows(number + batch.num_rows, path)
+                batch.validate(full=True)
+                for record in _batch_records(batch, number):
+                    number += 1
+                    yield record
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _damaged_table("Arrow", path, number, error) from error
     if not number:
         raise EmptyFileError("the file has no rows.", path=path, hint="Pass a file with rows.")
 
 
-def _file_batches(reader: Any) -> Iterator[Any]:
-    for index in range(reader.num_record_batches):
-        yield reader.get_batch(index)
+class _Messages(io.RawIOBase):
+    """An Arrow stream from which only messages of limited size are read."""
+
+    def __init__(self, source: Any, path: Path) -> None:
+        import pyarrow as pa
+
+        self._messages = pa.ipc.MessageReader.open_stream(source)
+        self._waiting, self._path = memoryview(b""), path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._waiting and (message := next(self._messages, None)) is not None:
+            self._check(message)
+            self._waiting = memoryview(message.serialize())
+        size = min(len(buffer), len(self._waiting))
+        buffer[:size], self._waiting = self._waiting[:size], self._waiting[size:]
+        return size
+
+    def _check(self, message: Any) -> None:
+        size = message_size(message)
+        if size > _MAX_GROUP_BYTES:
+            raise InputError(
+                f"a record batch has {size / 2**30:.1f} GiB; the limit is "
+                f"{_MAX_GROUP_BYTES // 2**30} GiB.",
+                path=self._path,
+                hint="Write the file again with smaller batches.",
+            )
 
 
 # -- the Hub ------------------------------------------------------------------------------

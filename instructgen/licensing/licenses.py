@@ -84,6 +84,8 @@ _SPELLINGS = {
     "pddl": "PDDL-1.0",
     "wtfpl": "WTFPL",
 }
+# Each license in parentheses is parsed, compared and printed by functions that call themselves.
+_MAX_PARENTHESES = 100
 # Families of licenses without a version, which `license_expression` reads as their first version.
 _AMBIGUOUS = frozenset({"gpl", "lgpl", "agpl", "gfdl", "bsd", "mpl", "cddl", "epl"})
 
@@ -397,9 +399,12 @@ def _parse(expression: str) -> Any:
 
     hint = "Use an SPDX identifier such as CC-BY-4.0, or LicenseRef-NAME for any other license."
     try:
+        if expression.count("(") > _MAX_PARENTHESES:
+            raise ExpressionError("there are too many parentheses")
         parsed = _licensing().parse(expression)
         unknown = _licensing().unknown_license_keys(parsed)
-    except ExpressionError as error:
+    except (ExpressionError, IndexError, TypeError, AssertionError) as error:
+        # The parser raises the last three for parentheses and operators without licenses.
         raise ConfigError(f"{expression!r} is an invalid SPDX expression.", hint) from error
     unknown = [key for key in unknown if not key.lower().startswith("licenseref-")]
     if parsed is None or unknown:

@@ -237,8 +237,10 @@ def test_columns_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
 
 
 def test_deep_tools_can_be_explained(tmp_path: Path) -> None:
-    tools = b'"tools": [{"function": {"name": "f", "x": ' + b"[" * 300 + b"]" * 300 + b"}}]"
-    imported(tmp_path, lines(tmp_path / "a.jsonl", b"{%s, %s}" % (MESSAGES, tools)), codes=(0,))
+    """Deeper tools than can be explained are rejected."""
+    tools = (b'[{"function": {"name": "f", "x": %s}}]' % (b"[" * n + b"]" * n) for n in (90, 300))
+    rows = [b'{%s, "tools": %s}' % (MESSAGES, text) for text in tools]
+    assert imported(tmp_path, lines(tmp_path / "a.jsonl", *rows), codes=(0,)) == 2
     (row,) = instructgen.open(tmp_path / "out").rows()
     sound(command(tmp_path, "explain", tmp_path / "out", row["id"], "--json"), (0,))
 
