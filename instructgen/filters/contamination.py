@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from instructgen.errors import InputError
-from instructgen.filters import Filter, Verdict
+from instructgen.filters import LONGEST_NGRAM, Filter, Verdict
 from instructgen.formats.records import BadRecord, read_records
 from instructgen.resources import shipped
 from instructgen.schema.messages import texts_of
@@ -50,6 +50,7 @@ class Contamination(Filter):
     ngram: int = Field(
         13,
         ge=3,
+        le=LONGEST_NGRAM,
         description="Number of words per n-gram. The default 13 is the value in Brown et al. 2020.",
     )
     ngram_share: float = Field(

@@ -45,7 +45,7 @@ _SCHEMA = {
 # The ends of a paragraph, of a sentence and of a word.
 _ENDS = tuple(map(re.compile, (r"\n\s*\n", r"[.!?。！？؟।…](?=\s|$)|[。！？]", r"\s")))
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_OF_FIVE = re.compile(r"\s*(?:/|out of)\s*5\b")
+_OF_FIVE = re.compile(r"(?:/|out of)\s*5\b")
 
 
 class Reverse(ChatMethod):
