@@ -27,9 +27,7 @@ _MARKED = (
     # The mark of GSM8K, and the forms that models use instead.
     regex.compile(r"####[ \t]*([^\n]+)"),
     # Without backtracking, because a box may contain any number of pairs of braces.
-    regex.compile(
-        r"\\boxed\{((?:[^{}]++|\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})*+)\}"
-    ),
+    regex.compile(r"\\boxed\{((?:[^{}]++|\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})*+)\}"),
     regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})"),
 )
 _ANY = regex.compile(_NUMBER)
