@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from instructgen.filters.length import Length
 from instructgen.plugins import classes
 from tests.conftest import ROOT
 
@@ -159,6 +160,7 @@ def test_installed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for value, said in (
         ("instructgen.filters.length:Length", None),
+        ("tests.test_architecture:ORDER", "not a subclass of Filter"),
         ("tests.test_architecture:Another", "both add 'length'"),
         ("instructgen.nowhere:Part", "cannot be loaded"),
     ):
@@ -171,10 +173,8 @@ def test_installed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
                 plugins.classes.__wrapped__("filters")
 
 
-class Another:
+class Another(Length):
     """A part with a name that is taken."""
-
-    name = "length"
 
 
 def test_a_part_is_called_as_its_file() -> None:

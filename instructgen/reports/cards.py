@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from instructgen.licensing.licenses import obligations, terms
 from instructgen.licensing.model_terms import generator_terms
+from instructgen.printable import printable
 from instructgen.schema.statistics import RowCounts
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def generated_card(
 ) -> str:
     """Return the card of a dataset that `generate` wrote, as Markdown."""
     config: Any = run.info.config
-    title = one_line(run.folder.name)
+    title = one_line(printable(run.folder.name))
     return "\n".join(
         [
             *_front_matter(title, contents),
