@@ -227,7 +227,7 @@ def _scale(low: float, high: float, first: float, last: float) -> Callable[[floa
 
 def _span(one: float, other: float) -> tuple[float, float]:
     """Return the bounds of an axis that shows both numbers, in order and within the limits."""
-    low, high = (max(-_LARGEST, min(value, _LARGEST)) for value in sorted((one, other)))
+    low, high = sorted(max(-_LARGEST, min(value, _LARGEST)) for value in (one, other))
     margin = max((high - low or abs(high) or 1.0) * 0.05, _SMALLEST)
     return low - margin, high + margin
 

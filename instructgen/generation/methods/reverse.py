@@ -145,4 +145,5 @@ def _score(text: str, *, structured: bool) -> int | None:
         return value if type(value) is int and 1 <= value <= 5 else None
     numbers = _NUMBER.findall(_OF_FIVE.sub("", text))
     last = numbers[-1] if numbers else ""
-    return int(last) if last.isdecimal() and 1 <= int(last) <= 5 else None
+    # A number of thousands of digits cannot be converted.
+    return int(last) if len(last) <= 2 and last.isdecimal() and 1 <= int(last) <= 5 else None
