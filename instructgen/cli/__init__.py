@@ -128,5 +128,5 @@ def _flush() -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         raise StorageError(
             f"standard output cannot be written ({error.strerror}).",
-            "What the command made is complete. Print it elsewhere.",
+            "Redirect it to another place, then rerun the same command.",
         ) from error

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -286,9 +287,9 @@ class OpenAIEngine(Engine):
         size = len(completion.text) + len(completion.reasoning)
         if size <= _CHARACTERS_PER_TOKEN * tokens + _MORE_CHARACTERS:
             return completion
-        return Completion.failed(
-            f"the answer has {size:,} characters, but at most {tokens:,} tokens were requested"
-        )
+        error = f"the answer has {size:,} characters, but at most {tokens:,} tokens were requested"
+        # Its tokens are counted, because a paid service charges for them.
+        return replace(completion, text="", reasoning="", finish_reason="error", error=error)
 
     async def _with_retries(self, path: str, body: bytes) -> Completion:
         last = ""

@@ -16,7 +16,8 @@ def succeeds(program: str, data: bytes, *, seconds: int, memory: int) -> bool:
     """Run a Python program of ours in a new process, and return whether it ends with exit code 0.
 
     Args:
-        program: the source text. It does not see the folder or the variables of this process.
+        program: the source text. Modules in the working folder and the variables of Python in the
+            environment have no effect on it.
         data: what the program can read from its standard input.
         seconds: limit of processor time.
         memory: limit of address space in bytes.

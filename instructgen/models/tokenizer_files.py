@@ -7,6 +7,7 @@ So a process with limits uses it first.
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import os, string, sys
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from tokenizers import Tokenizer
 try:
-    tokenizer = Tokenizer.from_buffer(sys.stdin.buffer.read())
+    tokenizer = Tokenizer.from_buffer(open(os.fsdecode(sys.stdin.buffer.read()), "rb").read())
+except MemoryError:
+    sys.exit(1)
 except Exception:
     # Whoever loads the tokenizer reports what is wrong with it.
     sys.exit(0)
@@ -38,7 +41,7 @@ def check_tokenizer(folder: Path, name: str) -> None:
     Raises:
         ConfigError: a tokenizer fails, or needs too much time or memory.
     """
-    for file in sorted(folder.glob("tokenizer*.json")):
+    for file in sorted(path for path in folder.glob("tokenizer*.json") if path.is_file()):
         status = file.stat()
         if not _splits(file, status.st_mtime_ns, status.st_size):
             raise ConfigError(
@@ -50,4 +53,4 @@ def check_tokenizer(folder: Path, name: str) -> None:
 
 @lru_cache(maxsize=64)
 def _splits(file: Path, _changed: int, _size: int) -> bool:
-    return succeeds(_PROGRAM, file.read_bytes(), seconds=_SECONDS, memory=_MEMORY)
+    return succeeds(_PROGRAM, os.fsencode(file.resolve()), seconds=_SECONDS, memory=_MEMORY)
