@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from instructgen.errors import ConfigError, first_line
+from instructgen.printable import printable
 
 # By group: the package of the built-in plug-ins, and their base class.
 _GROUPS = {
@@ -73,7 +74,7 @@ def classes(group: str) -> dict[str, Any]:
         and issubclass(value, base)
         and value.__module__ == module.__name__
     ]
-    members += map(_installed, entry_points(group=f"instructgen.{group}"))
+    members += (_installed(p, base) for p in entry_points(group=f"instructgen.{group}"))
     members += (c for f in _FROM_FILES.values() for c in f.classes if issubclass(c, base))
     by_name: dict[str, Any] = {}
     for cls in members:
@@ -113,7 +114,7 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
         return earlier.classes
     added = _executed(file, path)
     _FROM_FILES[path] = _PluginFile(digest, added)
-    _ADDED_BY.update({cls: {"file": path.name} for cls in added})
+    _ADDED_BY.update({cls: {"file": printable(path.name)} for cls in added})
     classes.cache_clear()
     try:
         for group in _GROUPS:
@@ -165,18 +166,27 @@ def loaded_files() -> tuple[Path, ...]:
     return tuple(_FROM_FILES)
 
 
-def _installed(point: EntryPoint) -> Any:
+def _installed(point: EntryPoint, base: Any) -> Any:
+    """Return the class that an installed package adds, after checking that it is a plug-in."""
     try:
-        cls = point.load()
-    except Exception as error:
-        # The code of another package can raise any exception when it is imported.
+        cls, dist = point.load(), point.dist
+        added_by = {} if dist is None else {"package": dist.name, "version": dist.version}
+    except (Exception, SystemExit) as error:
+        # The code of another package can raise any exception when it is imported, and the text
+        # about the package can be damaged.
         raise ConfigError(
             f"the plug-in {point.value} of an installed package cannot be loaded "
             f"({type(error).__name__}: {first_line(error)}).",
             "Repair or uninstall that package.",
         ) from error
-    dist = point.dist
-    _ADDED_BY[cls] = {} if dist is None else {"package": dist.name, "version": dist.version}
+    is_plugin = isinstance(cls, type) and issubclass(cls, base)
+    if not is_plugin or not isinstance(getattr(cls, "name", None), str):
+        raise ConfigError(
+            f"the plug-in {point.value} of an installed package is not a subclass of "
+            f"{base.__name__} with the attribute name.",
+            "Repair or uninstall that package.",
+        )
+    _ADDED_BY[cls] = {key: str(value or "") for key, value in added_by.items()}
     return cls
 
 

@@ -10,7 +10,7 @@ import base64
 import os
 import unicodedata
 from collections.abc import Iterable
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import regex
 
@@ -41,12 +41,14 @@ def printable(text: str) -> str:
 
 def remember_url(url: str) -> None:
     """Treat the user name and the password in a URL as secrets, in every form of their own."""
-    user_info, at, _ = urlsplit(url).netloc.rpartition("@")
+    # Not parsed as an address, because an address that is not valid may contain secrets, too.
+    rest = url.partition("://")[2] or url
+    user_info, at, _ = regex.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")
     if at:
         plain = unquote(user_info)
         password = plain.partition(":")[2]
-        encoded = base64.b64encode(plain.encode()).decode()
-        _seen.update({user_info, plain, password, quote(password, safe=""), encoded})
+        encoded = base64.b64encode(os.fsencode(plain)).decode()
+        _seen.update({user_info, plain, password, quote(os.fsencode(password), safe=""), encoded})
 
 
 def without_secrets(text: str) -> str:

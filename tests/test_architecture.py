@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from instructgen.filters.length import Length
 from instructgen.plugins import classes
 from tests.conftest import ROOT
 
@@ -159,6 +160,7 @@ def test_installed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for value, said in (
         ("instructgen.filters.length:Length", None),
+        ("tests.test_architecture:ORDER", "not a subclass of Filter"),
         ("tests.test_architecture:Another", "both add 'length'"),
         ("instructgen.nowhere:Part", "cannot be loaded"),
     ):
@@ -171,10 +173,8 @@ def test_installed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
                 plugins.classes.__wrapped__("filters")
 
 
-class Another:
+class Another(Length):
     """A part with a name that is taken."""
-
-    name = "length"
 
 
 def test_a_part_is_called_as_its_file() -> None:
@@ -206,8 +206,8 @@ def test_no_code_from_data() -> None:
                 names = [a.name for a in node.names] + [getattr(node, "module", "") or ""]
                 # Code is checked by running it in the sandbox, results are compared in a process
                 # that can be killed, and a step of a recipe is a command of instructgen in a
-                # separate process. A chat template is tried in one.
-                starts = ("sandbox.py", "math.py", "steps.py", "templates.py")
+                # separate process. Chat templates and tokenizers are tried in one.
+                starts = ("sandbox.py", "math.py", "steps.py", "limited.py")
                 runs = {"subprocess"} if path.name in starts else set()
                 assert not {"pickle", "yaml", "subprocess"} & set(names) - runs, path
 

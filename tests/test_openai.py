@@ -163,6 +163,20 @@ def test_a_request_submitted_while_the_engine_starts_is_answered(
     assert completion.text == "fine"
 
 
+def test_an_answer_that_is_too_long_for_its_tokens_fails() -> None:
+    """An item of 9 tokens may be long, but not megabytes that take minutes to compare."""
+
+    def sized(characters: int) -> Completion:
+        body = orjson.loads(orjson.dumps(GOOD))
+        body["choices"][0]["text"] = "x" * characters
+        return complete(engine_for(Server(reply(200, body)))[0])[0]
+
+    assert sized(9_000).text == "x" * 9_000
+    long = sized(20_000)
+    assert (long.text, long.finish_reason) == ("", "error")
+    assert "20,000 characters" in str(long.error)
+
+
 def prompts(n: int) -> list[Request]:
     return [Request(f"prompt {i}", Sampling(max_tokens=9, seed=i)) for i in range(n)]
 

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 
 import click
 from rich.markup import escape
@@ -18,7 +19,7 @@ from rich.markup import escape
 from instructgen import __version__
 from instructgen.cli import datasets, parts, runs, training
 from instructgen.cli.printing import err
-from instructgen.errors import InstructgenError
+from instructgen.errors import InstructgenError, StorageError
 from instructgen.plugins import suggest
 from instructgen.printable import printable, without_secrets
 
@@ -87,11 +88,14 @@ def main() -> None:
     # A pipe that closes early (| head) is not an error.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        cli(standalone_mode=False)
+        try:
+            cli(standalone_mode=False)
+        finally:
+            _flush()
     except click.ClickException as error:
         message = io.StringIO()
         error.show(message)
-        click.echo(without_secrets(message.getvalue()), err=True, nl=False)
+        click.echo(printable(without_secrets(message.getvalue())), err=True, nl=False)
         sys.exit(error.exit_code)
     except InstructgenError as error:
         if os.environ.get("RANK", "0") != "0":
@@ -108,3 +112,21 @@ def main() -> None:
         # Threads of an engine may still be running. All state is on disk.
         sys.stderr.flush()
         os._exit(130)
+
+
+def _flush() -> None:
+    """Write what is left of standard output, so that an error does not wait for the end of Python.
+
+    Raises:
+        StorageError: it cannot be written, for example because a device is full.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python tries again at its end, and would print a message of its own.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise StorageError(
+            f"standard output cannot be written ({error.strerror}).",
+            "Redirect it to another place, then rerun the same command.",
+        ) from error

@@ -66,10 +66,10 @@ def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
     print_unchanged(result)
     facts = result.facts
     if options.format is None and not options.mapping:
-        screen.print(f"format: {facts.format} (detected from the fields of the rows)")
+        screen.print(f"format: {safe(facts.format)} (detected from the fields of the rows)")
     screen.print(
-        f"[bold]{result.rows:,} rows[/] from {facts.used:,} of {facts.read:,} {facts.unit} read; "
-        f"{result.rejected:,} rejected."
+        f"[bold]{result.rows:,} rows[/] from {facts.used:,} of {facts.read:,} {safe(facts.unit)} "
+        f"read; {result.rejected:,} rejected."
     )
     if facts.edited:
         print_note(f"{facts.edited:,} rows were changed on reading; the column edits says how.")
@@ -289,7 +289,7 @@ def print_derived(result: Derived[Any]) -> None:
     print_rejections(result.rejections)
     if len(result.splits) > 1:
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in result.splits.items())
-        screen.print(f"splits   {sizes}")
+        screen.print(f"splits   {safe(sizes)}")
     screen.print(f"dataset  {safe(result.parts[0])}")
     screen.print(f"card     {safe(result.card)}")
     exit_if_empty(result)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import orjson
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from instructgen.errors import InputError
 from instructgen.printable import printable
 
 if TYPE_CHECKING:
@@ -38,8 +40,19 @@ def quiet_option(command: F) -> F:
 
 
 def print_json(value: Any) -> None:
-    """Print a result as JSON on standard output."""
-    sys.stdout.write(orjson.dumps(_plain(value), option=orjson.OPT_INDENT_2).decode() + "\n")
+    """Print a result as JSON on standard output.
+
+    Raises:
+        InputError: lists or objects in the result are nested too deeply for Python.
+    """
+    # Unlike orjson, json can write the tools of a row that are nested deeply.
+    ascii_only = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
+    try:
+        text = json.dumps(_plain(value), indent=2, ensure_ascii=ascii_only)
+    except RecursionError:
+        message = "the result cannot be printed as JSON, because it is nested too deeply."
+        raise InputError(message, hint="Omit --json.") from None
+    sys.stdout.write(f"{text}\n")
 
 
 def _plain(value: Any) -> Any:
@@ -54,7 +67,8 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return value
+    # JSON has no number for infinity.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_unchanged(result: Any) -> None:
@@ -72,7 +86,7 @@ def print_rejections(rejections: Sequence[RejectionCount]) -> None:
     """Print a table with the number of rejected rows for each stage, filter and reason."""
     table = Table("stage", "filter", "reason", "rejected", box=None, header_style="dim")
     for r in rejections:
-        table.add_row(r.stage, r.filter, r.reason, f"{r.count:,}")
+        table.add_row(safe(r.stage), safe(r.filter), safe(r.reason), f"{r.count:,}")
     if rejections:
         screen.print(table)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from instructgen.printable import printable
 from instructgen.schema.progress import Progress, Watch
 
 _LINE_EVERY_S = 10.0
@@ -58,7 +59,7 @@ def lines(p: Progress) -> list[str]:
     ]
     if p.seconds_left is not None:
         parts.append(f"{_clock(p.seconds_left)} left")
-    return [", ".join(parts), *p.notes]
+    return [printable(line) for line in (", ".join(parts), *p.notes)]
 
 
 def _clock(seconds: float) -> str:

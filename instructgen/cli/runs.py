@@ -28,6 +28,7 @@ from instructgen.commands.options import (
     RebuildOptions,
     SnapshotOptions,
 )
+from instructgen.printable import printable
 
 if TYPE_CHECKING:
     from instructgen.commands.generate import GenerateResult
@@ -113,7 +114,7 @@ def explain(options: ExplainOptions, quiet: bool, as_json: bool) -> None:
         explanation = explain.run(options, watch)
     if as_json:
         return print_json(explanation)
-    screen.print(str(explanation), markup=False)
+    screen.print(printable(str(explanation)), markup=False)
     return None
 
 
@@ -154,7 +155,7 @@ def snapshot(options: SnapshotOptions, quiet: bool, as_json: bool) -> None:
         result = snapshot.run(options, watch)
     if as_json:
         return print_json(result)
-    screen.print(f"[bold]{result.rows:,} rows[/] so far; {result.facts.stopped_detail}.")
+    screen.print(f"[bold]{result.rows:,} rows[/] so far; {safe(result.facts.stopped_detail)}.")
     screen.print(f"dataset  {safe(result.parts[0])}")
     screen.print(f"card     {safe(result.card)}")
     return None
@@ -174,7 +175,7 @@ def _print_result(result: GenerateResult, as_json: bool) -> None:
         f"[bold]{result.rows:,} rows[/] from {facts.candidates:,} candidates "
         f"({facts.kept_instructions:,} instructions accepted, {rejected:,} "
         f"rejected); {facts.not_expanded:,} accepted instructions have no row yet; "
-        f"{facts.stopped_detail}."
+        f"{safe(facts.stopped_detail)}."
     )
     print_rejections(result.rejections)
     if result.asked:

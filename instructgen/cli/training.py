@@ -115,7 +115,7 @@ def _print_training(result: TrainResult) -> None:
     )
     if rows.rejected:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in rows.rejected.items())
-        screen.print(f"Rejected or truncated rows: {reasons}; listed in "
+        screen.print(f"Rejected or truncated rows: {safe(reasons)}; listed in "
                      f"{safe(result.out / 'rejected.jsonl')}")  # fmt: skip
     for measure in facts.evaluation:
         _print_measure(measure)
@@ -132,7 +132,7 @@ def _print_measure(m: Measure) -> None:
             f"{m.before.value:.4f} → {m.after.value:.4f}, "
             f"difference {m.difference.value:+.4f} {_interval(m.difference)}, {rows}"
         )
-    screen.print(f"[bold]{m.measure}[/]  {text}")
+    screen.print(f"[bold]{safe(m.measure)}[/]  {text}")
 
 
 def _interval(value: Estimate) -> str:
@@ -186,7 +186,7 @@ def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
         if "length_controlled" in m.details:
             d: Any = m.details
             screen.print(
-                f"{m.measure} at equal answer lengths: {d['length_controlled']:.3f}; "
+                f"{safe(m.measure)} at equal answer lengths: {d['length_controlled']:.3f}; "
                 f"{d['judged']:,} pairs of answers judged; the judge abstained for "
                 f"{d['abstained']:,} pairs"
             )
@@ -261,7 +261,7 @@ def prefer(options: PreferOptions, quiet: bool, as_json: bool) -> None:
             f"{result.rejected:,} rejected."
         )
         for name, count in result.facts.judge.items():
-            screen.print(f"judge: {name} {count:,}")
+            screen.print(f"judge: {safe(name)} {count:,}")
         print_derived(result)
     exit_if_empty(result)
 

@@ -29,7 +29,7 @@ from instructgen.commands.train import train
 from instructgen.config import load_table
 from instructgen.errors import ConfigError, InputError
 from instructgen.models.folders import default_model
-from instructgen.reports.cards import table
+from instructgen.reports.cards import code, one_line, table
 from instructgen.schema.progress import Watch
 from instructgen.schema.records import InputRef, JsonRecord
 from instructgen.store import (
@@ -352,14 +352,14 @@ def _write(ablation: Ablation, inputs: tuple[InputRef, ...], options: dict[str, 
     text = [
         "# Which dataset trains the better model",
         "",
-        f"Base model `{options['model']}`; {options['tokens']:,} supervised tokens per model; "
-        f"{seeds} seeds. The values are bits per byte of held-out answers; lower is better. The "
-        f"base model has the value {ablation.base:.4f}. The 95% confidence intervals are over rows"
-        + (" and seeds." if seeds != 1 else " only."),
+        f"Base model {code(str(options['model']))}; {options['tokens']:,} supervised tokens per "
+        f"model; {seeds} seeds. The values are bits per byte of held-out answers; lower is better. "
+        f"The base model has the value {ablation.base:.4f}. The 95% confidence intervals are over "
+        + ("rows and seeds." if seeds != 1 else "rows only."),
         "",
         *table(("dataset", "rows", "supervised tokens", "mean", "by seed"), lines),
         "",
-        *(f"- {sentence}" for sentence in ablation.verdict),
+        *(f"- {one_line(sentence)}" for sentence in ablation.verdict),
         "",
     ]
     record = AblationRecord(

@@ -37,6 +37,7 @@ from instructgen.generation.options import judged_by, lasting, load_judge
 from instructgen.models.folders import model_digest
 from instructgen.plugins import provenance
 from instructgen.reports.cards import table
+from instructgen.reports.examples import BorderlineRow
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Label, Rejected, Sample, Score
@@ -51,16 +52,6 @@ class SourceRejections:
     reason: str
     source: str
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class BorderlineRow:
-    """A row whose score is near a filter's threshold; ``side`` is ``kept`` or ``rejected``."""
-
-    filter: str
-    side: str
-    value: float
-    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import ValidationError
 
+from instructgen.commands.derive import name_of
 from instructgen.commands.interface import command
 from instructgen.commands.options import EvaluateOptions
 from instructgen.config import describe
@@ -211,7 +212,7 @@ def _written(
     record = EvaluationRecord(
         model=_reference(evaluation.model),
         against=None if evaluation.against is None else _reference(evaluation.against),
-        data=tuple(p.name for p in paths),
+        data=tuple(name_of(p) for p in paths),
         format=subject.prompt_format.format,
         seed=subject.seed,
         measures=evaluation.measures,

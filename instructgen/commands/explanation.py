@@ -191,8 +191,8 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
     if place is None:
         raise unknown_id(folder, row_id)
     table, row = place
-    names: Any = manifest.facts.get("filters") or ()
-    filters = tuple(map(str, names))
+    names = manifest.facts.get("filters")
+    filters = tuple(map(str, names)) if isinstance(names, list) else ()
     passed, later = filters, tuple[str, ...]()
     if table == "rejected":
         at = filters.index(row["filter"]) if row["filter"] in filters else len(filters)

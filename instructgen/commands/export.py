@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def export(options: ExportOptions, watch: Watch | None = None) -> Exported:
     files = _files(options)
     for file in files.values():
         _check_target(file, overwrite=options.overwrite)
-    info = _info_file(options.to) if options.format == "sharegpt" else None
+    info = _info_file(options.to, files.values()) if options.format == "sharegpt" else None
     entries = {} if info is None else _info_entries(info)
     writing = _Writing(format, options, watch, sum(splits_of(folder).values()))
     for split, file in files.items():
@@ -172,8 +173,19 @@ def _check_target(file: Path, *, overwrite: bool) -> None:
         )
 
 
-def _info_file(to: Path) -> Path:
-    """Return the path of LLaMA-Factory's list of datasets, which is in the same folder."""
+def _info_file(to: Path, files: Iterable[Path]) -> Path:
+    """Return the path of LLaMA-Factory's list of datasets, which is in the same folder.
+
+    Raises:
+        InputError: the list cannot contain the name of a file.
+    """
+    for file in files:
+        if os.fsencode(file.name).decode("utf-8", "ignore") != file.name:
+            raise InputError(
+                "the name is not valid UTF-8, so dataset_info.json cannot contain it.",
+                path=file,
+                hint="Use another name.",
+            )
     return to.parent / "dataset_info.json"
 
 

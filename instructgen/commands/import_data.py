@@ -6,6 +6,7 @@ Every row is kept or rejected. For a rejected row, its line number and the reaso
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from instructgen.formats.files import dataset_files
 from instructgen.formats.plain import Plain
 from instructgen.licensing.licenses import check_license
 from instructgen.plugins import provenance
+from instructgen.printable import printable
 from instructgen.reports.cards import rejected_table
 from instructgen.schema.messages import ROLES
 from instructgen.schema.progress import Progress, Watch
@@ -67,7 +69,6 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
     if options.language:
         check_language(options.language)
     mapping = options.mapping
-    _check_texts(options.attribution, options.model, options.source, *mapping, *mapping.values())
     reader = Reader(_roles(options.roles), options.inner_system)
     terms: dict[str, Any] = {
         "license": license,
@@ -121,12 +122,6 @@ def _plain(options: ImportOptions) -> Plain:
     return Plain(options.shape, options.take, mapping=options.mapping)
 
 
-def _check_texts(*texts: str) -> None:
-    for text in texts:
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ConfigError(f"the option value {text[:40]!r} is not valid UTF-8.", "Use UTF-8.")
-
-
 def _provenance(options: ImportOptions, format: Format, terms: Mapping[str, Any]) -> Provenance:
     """Return what determines the dataset: the files, their format, and default values for rows."""
     recorded = {
@@ -149,8 +144,8 @@ def _input_ref(path: Path, split: str) -> InputRef:
     paths = dataset_files(path, split).paths
     if not paths[0].exists():
         return InputRef(str(path), split=split)
-    digests = "".join(f"{file.name} {digest_of(file)}\n" for file in paths)
-    return InputRef(name_of(path), hashlib.sha256(digests.encode()).hexdigest(), split=split)
+    digests = b"".join(os.fsencode(f"{file.name} {digest_of(file)}\n") for file in paths)
+    return InputRef(name_of(path), hashlib.sha256(digests).hexdigest(), split=split)
 
 
 def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[ImportFacts]:
@@ -199,7 +194,8 @@ def _write(output: Output, reading: Reading, watch: Watch | None) -> Written[Imp
 
 
 def _rejected(row: BadRow | UnusedRow, number: int) -> Rejected:
-    place = f"{row.file}: line {row.line}" if row.file else f"line {row.line}"
+    # The name of a file may consist of any bytes.
+    place = f"{printable(row.file)}: line {row.line}" if row.file else f"line {row.line}"
     if isinstance(row, BadRow):
         record = (Label("record", row.record),) if row.record else ()
         sample = Sample("", origin=Origin(record=place.removeprefix("line ")), labels=record)

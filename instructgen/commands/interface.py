@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from instructgen.commands.inputs import is_data, write_data
 from instructgen.config import describe, renamed_option
-from instructgen.errors import ConfigError, InstructgenError
+from instructgen.errors import ConfigError, InstructgenError, quoted
 from instructgen.plugins import suggest
 from instructgen.schema.progress import Watch
 
@@ -49,6 +49,15 @@ class Options(BaseModel):
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
         return _expanded(value)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _check_texts(cls, value: Any) -> Any:
+        # A path may consist of any bytes, but other values are recorded in JSON files.
+        for text in _texts(value):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(f"{quoted(text)} is not valid UTF-8; pass text in UTF-8")
+        return value
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
@@ -84,6 +93,17 @@ def _expanded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _expanded(v) for key, v in value.items()}
     return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all strings in a value, except paths."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def option(

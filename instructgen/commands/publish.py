@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from instructgen.commands.derive import name_of
 from instructgen.commands.interface import command
 from instructgen.commands.options import PublishOptions
 from instructgen.errors import ConfigError, RunError, StorageError, first_line
@@ -66,7 +67,7 @@ def publish(options: PublishOptions, watch: Watch | None = None) -> Published:
             repo_type="dataset",
             folder_path=folder,
             allow_patterns=[str(path.relative_to(folder)) for path in files],
-            commit_message=f"{folder.resolve().name}: created with instructgen",
+            commit_message=f"{name_of(folder)}: created with instructgen",
         )
     except (HfHubHTTPError, client.HTTPError, OSError, ValueError) as error:
         raise StorageError(

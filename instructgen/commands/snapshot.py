@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from instructgen.commands.derive import name_of
 from instructgen.commands.generate import RunFacts, facts_of, rejections_of, reopen, replayed
 from instructgen.commands.interface import command
 from instructgen.commands.options import SnapshotOptions
@@ -48,7 +49,7 @@ def snapshot(options: SnapshotOptions, watch: Watch | None = None) -> Snapshot:
     out = options.out or options.run / "snapshot"
     with Run.view(options.run) as run:
         loop = replayed(run, reopen(run), watch).work
-        provenance = Provenance("snapshot", (InputRef(run.folder.name, run.id),), {})
+        provenance = Provenance("snapshot", (InputRef(name_of(run.folder), run.id),), {})
     ended = loop.finish()
     facts, rejections = facts_of(loop, ended), rejections_of(ended)
     with output_folder(out, provenance):

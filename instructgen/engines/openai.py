@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -41,6 +42,9 @@ _HOPELESS = frozenset({401, 403, 404})
 # An answer is text of a few thousand tokens.
 _MOST_BYTES = 16 * 2**20
 _PART_BYTES = 2**16
+# A token of any vocabulary is much shorter on average. An answer that exceeds this was not limited
+# to the tokens that were requested, and to read its items and to compare them would take minutes.
+_CHARACTERS_PER_TOKEN, _MORE_CHARACTERS = 200, 10_000
 # Token counts above this are not those of any model.
 _MOST_TOKENS = 2**31
 _HERE = "http://127.0.0.1:8000/v1"
@@ -260,7 +264,7 @@ class OpenAIEngine(Engine):
 
     async def _answer(self, number: int, request: Request, path: str, body: bytes) -> None:
         try:
-            completion = await self._with_retries(path, body)
+            completion = self._limited(request, await self._with_retries(path, body))
             # Some servers separate the reasoning themselves.
             if not completion.reasoning:
                 opened = None if self.thinking == "on" else False
@@ -272,6 +276,20 @@ class OpenAIEngine(Engine):
             self._tasks.pop(number, None)
             if (loop := self._loop) is not None:
                 loop.stop()
+
+    def _most_tokens(self, request: Request) -> int:
+        thinks = self.thinking == "on" and request.schema is None
+        return request.sampling.max_tokens + (self.thinking_tokens if thinks else 0)
+
+    def _limited(self, request: Request, completion: Completion) -> Completion:
+        """Return the completion, or a failure if it is too long for the requested tokens."""
+        tokens = self._most_tokens(request)
+        size = len(completion.text) + len(completion.reasoning)
+        if size <= _CHARACTERS_PER_TOKEN * tokens + _MORE_CHARACTERS:
+            return completion
+        error = f"the answer has {size:,} characters, but at most {tokens:,} tokens were requested"
+        # Its tokens are counted, because a paid service charges for them.
+        return replace(completion, text="", reasoning="", finish_reason="error", error=error)
 
     async def _with_retries(self, path: str, body: bytes) -> Completion:
         last = ""
@@ -348,8 +366,7 @@ class OpenAIEngine(Engine):
         body["messages"] = [m.to_dict(text=True) for m in request.prompt if not isinstance(m, int)]
         if self.thinking != "auto":
             body["chat_template_kwargs"] = template_options(request, self.thinking)
-        if self.thinking == "on" and request.schema is None:
-            body["max_tokens"] += self.thinking_tokens
+        body["max_tokens"] = self._most_tokens(request)
         if request.schema is not None:
             schema = {"name": "answer", "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -28,6 +28,8 @@ from instructgen.similarity import Match, Pairs
 
 Stage = Literal["instruction", "row"]
 Scope = Literal["instruction", "row", "both"]
+# Words of an n-gram. A text is stored once per word of an n-gram, so the bound limits the memory.
+LONGEST_NGRAM = 100
 
 
 class Verdict(NamedTuple):

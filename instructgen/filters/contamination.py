@@ -15,8 +15,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from instructgen.errors import InputError
-from instructgen.filters import Filter, Verdict
+from instructgen.filters import LONGEST_NGRAM, Filter, Verdict
 from instructgen.formats.records import BadRecord, read_records
+from instructgen.printable import printable
 from instructgen.resources import shipped
 from instructgen.schema.messages import texts_of
 from instructgen.schema.sample import Rejection, Sample
@@ -50,6 +51,7 @@ class Contamination(Filter):
     ngram: int = Field(
         13,
         ge=3,
+        le=LONGEST_NGRAM,
         description="Number of words per n-gram. The default 13 is the value in Brown et al. 2020.",
     )
     ngram_share: float = Field(
@@ -183,13 +185,13 @@ _TIERS = ("words", "ngrams", "equal")
 
 def _benchmark_names(paths: Sequence[Path]) -> dict[Path, str]:
     """Return a name for each path: its file name, with parent folders if file names are equal."""
-    names = {path: path.name for path in paths}
+    names = {path: printable(path.name) for path in paths}
     depth = 1
     while len(set(names.values())) < len(names) and depth < 20:
         depth += 1
         counts = Counter(names.values())
         names = {
-            path: name if counts[name] == 1 else "/".join(path.resolve().parts[-depth:])
+            path: name if counts[name] == 1 else printable("/".join(path.resolve().parts[-depth:]))
             for path, name in names.items()
         }
     return names
@@ -222,7 +224,7 @@ def benchmark_prompts(path: Path, name: str = "") -> list[BenchmarkPrompt]:
             )
         for turn, text in enumerate(texts, start=1):
             place = f"row {record.line}" + (f" turn {turn}" if len(texts) > 1 else "")
-            prompts.append(BenchmarkPrompt(name or path.name, place, text))
+            prompts.append(BenchmarkPrompt(name or printable(path.name), place, text))
         if not prompts:
             break
     if not prompts:

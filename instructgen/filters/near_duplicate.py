@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from instructgen.filters import ComparingFilter, EarlierMatch
+from instructgen.filters import LONGEST_NGRAM, ComparingFilter, EarlierMatch
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import MinHashIndex, Tokenizer
 from instructgen.similarity.minhash import jaccard, runs
@@ -30,7 +30,10 @@ class NearDuplicate(ComparingFilter):
         0.7, ge=0.05, lt=1, description="Maximum Jaccard similarity of a kept row to earlier rows."
     )
     ngram: int = Field(
-        1, ge=1, description="Number of words in each compared n-gram; use 1 for short texts."
+        1,
+        ge=1,
+        le=LONGEST_NGRAM,
+        description="Number of words in each compared n-gram; use 1 for short texts.",
     )
     tokenizer: Tokenizer = Field(
         "unicode",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from instructgen.filters import Filter, Verdict
+from instructgen.filters import LONGEST_NGRAM, Filter, Verdict
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import tokenize
 
@@ -25,7 +25,7 @@ class Repetition(Filter):
     name = "repetition"
     scope = "both"
 
-    ngram: int = Field(4, ge=1, description="Number of words in an n-gram.")
+    ngram: int = Field(4, ge=1, le=LONGEST_NGRAM, description="Number of words in an n-gram.")
     max_share: float = Field(
         0.3,
         ge=0,

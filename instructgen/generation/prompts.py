@@ -35,6 +35,8 @@ _LIST_NUMBER = re.compile(r"^\W{0,3}\d{1,3}\s?(?:[.):]|[、．]\s?)\W{0,3}(?:(?<
 _FOLDER = Path(__file__).parent / "templates"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _MARKS = "[:：]"
+# White space in one line. If it could span lines, many empty lines would take quadratic time.
+_INDENT = r"[^\S\n]*+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ class Template:
     def parse_triples(self, text: str) -> list[tuple[str, Instance] | None]:
         """Return each triple as (instruction, instance); an incomplete triple becomes None."""
         triples: list[tuple[str, Instance] | None] = []
-        for item in re.split(r"^\s*###\s*$", text, flags=re.MULTILINE):
+        for item in re.split(rf"^{_INDENT}###{_INDENT}$", text, flags=re.MULTILINE):
             # Remove the number of the item; `_at_line` accepts the numbers before its labels.
             item = re.sub(r"^\d+[ \t]*\.[ \t]+", "", item.strip())
             if not item:
@@ -400,8 +402,8 @@ def parse_numbered(text: str, last: int) -> list[str]:
     The list ends at a line that begins with the number after ``last``. The same number
     inside a line, such as a year that ends a sentence, does not end the list.
     """
-    text = re.split(rf"^\s*{last + 1}\s?\.", text, flags=re.MULTILINE)[0]
-    items = re.split(r"(?:^|\n)\s*\d+\s?[.)]\s", f"{text}\n")
+    text = re.split(rf"^{_INDENT}{last + 1}\s?\.", text, flags=re.MULTILINE)[0]
+    items = re.split(rf"(?:^|\n){_INDENT}\d++\s?[.)]\s", f"{text}\n")
     return [capital(line) for item in items if (line := one_line(item))]
 
 

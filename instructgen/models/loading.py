@@ -18,6 +18,7 @@ from typing import Any, Literal
 from instructgen.errors import ConfigError, InstructgenError, first_line
 from instructgen.models.folders import ADAPTER, adapter_base, model_folder
 from instructgen.models.templates import check_template
+from instructgen.models.tokenizer_files import check_tokenizer
 
 # The output layer: token logits, one number per text, or one number per token.
 Head = Literal["causal", "reward", "value"]
@@ -67,7 +68,10 @@ def read_tokenizer(name: str) -> Any:
     transformers = _transformers()
     folder = _resolved(name)
     try:
+        check_tokenizer(_with_tokenizer(folder), name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_NO_CODE)
+    except InstructgenError:
+        raise
     except Exception as error:
         # A damaged file can raise any exception.
         raise load_error(name, error, "the tokenizer") from error
@@ -319,6 +323,15 @@ def _resolved(name: str) -> str:
     """Return the folder or Hub name to load, as `model_folder`; also accept adapter folders."""
     path = Path(name).expanduser()
     return str(path) if (path / ADAPTER).exists() else model_folder(name)
+
+
+def _with_tokenizer(folder: str) -> Path:
+    """Return the folder with the tokenizer of a model, which is downloaded for a Hub name."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(folder, allow_patterns=["tokenizer*.json"]))
 
 
 def _transformers() -> Any:

@@ -6,20 +6,17 @@ is rendered in the process that has all the data. So a process with limits rende
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import lru_cache
 from typing import Any
 
 from instructgen.errors import ConfigError
+from instructgen.models.limited import succeeds
 
-_SECONDS = 10
-_PROGRAM = f"""
-import resource, sys
+_SECONDS, _MEMORY = 10, 2**29
+_PROGRAM = """
+import sys
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
-resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
 def fail(*_):
     raise ValueError
 world = ImmutableSandboxedEnvironment(
@@ -54,22 +51,12 @@ def check_template(tokenizer: Any, name: str) -> None:
         if not _ends(text):
             raise ConfigError(
                 f"{name}: the chat template of the model does not end within {_SECONDS} seconds "
-                "and 512 MiB for a short conversation.",
+                f"and {_MEMORY >> 20} MiB for a short conversation.",
                 "Use another model, or correct its chat template.",
             )
 
 
 @lru_cache(maxsize=64)
 def _ends(template: str) -> bool:
-    try:
-        done = subprocess.run(  # noqa: S603 (a program of our own)
-            [sys.executable, "-I", "-c", _PROGRAM],
-            input=template.encode("utf-8", "replace"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=4 * _SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+    data = template.encode("utf-8", "replace")
+    return succeeds(_PROGRAM, data, seconds=_SECONDS, memory=_MEMORY)

@@ -80,11 +80,11 @@ def run(options: RunOptions, dry_run: bool, quiet: bool, as_json: bool) -> None:
 
 
 def _heading(step: Progress) -> None:
-    why, *line = (safe(note) for note in step.notes)
+    stage, why, *line = (safe(text) for text in (step.stage, *step.notes))
     if not line:
-        screen.print(f"[dim]{step.done}/{step.total}  {step.stage}: {why}[/]")
+        screen.print(f"[dim]{step.done}/{step.total}  {stage}: {why}[/]")
         return
-    screen.print(f"\n[bold]{step.done}/{step.total}  {step.stage}[/]: {why}\n[dim]{line[0]}[/]")
+    screen.print(f"\n[bold]{step.done}/{step.total}  {stage}[/]: {why}\n[dim]{line[0]}[/]")
 
 
 def _print_plan(planned: Sequence[Planned], as_json: bool) -> None:

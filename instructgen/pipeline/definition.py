@@ -7,6 +7,7 @@ pipeline. A step can run only commands of instructgen, and no other programs.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from instructgen.cli.flags import OptionsCommand, values_of
 from instructgen.commands.interface import Options
 from instructgen.commands.options import EvaluateOptions, GenerationOptions
 from instructgen.config import load_file
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, quoted
 from instructgen.models.folders import EMBEDDED
 from instructgen.pipeline.options import check_recipe
 from instructgen.pipeline.step import Step
@@ -50,6 +51,9 @@ _RESERVED = ("replaced", "options", "lock")
 _PLACES = ("model", "against", "judge", "score", "reward", "recipe")
 # A reference to a step or an input, such as "@rm" or "judge:@rm".
 _REFERENCE = re.compile(r"(?:[a-z]+:)?@([a-z0-9][a-z0-9_-]{0,63})")
+# The limits of Linux for the bytes of one argument of a process (MAX_ARG_STRLEN) and, with some
+# room for the environment, of all its arguments.
+_LONGEST_WORD, _LONGEST_LINE = 2**17, 2**20
 
 
 class Input(BaseModel):
@@ -276,6 +280,7 @@ def _step(
             argv += _typed(option, key, value, resolved, where)
     # What follows -- is never an option, also not the path of an input that begins with a dash.
     argv += [f"{flag}={target}", "--", *map(resolved, words)]
+    _check_words(argv, where)
     if any(word.startswith("--plugin") for word in argv):
         # The file would run code that the author of the pipeline chose.
         raise ConfigError(
@@ -299,6 +304,18 @@ def _step(
         follows=tuple(place for place in places if place in named),
         files=files,
     )
+
+
+def _check_words(argv: Sequence[str], where: str) -> None:
+    """Raise ConfigError if a process cannot be started with these arguments."""
+    sizes = [len(os.fsencode(word)) for word in argv]
+    if max(sizes) >= _LONGEST_WORD or sum(sizes) >= _LONGEST_LINE:
+        raise ConfigError(f"{where}: an option is too long for a command.", "Shorten its value.")
+    for word in argv:
+        if "\0" in word:
+            raise ConfigError(
+                f"{where}: {quoted(word)} contains a zero byte.", "Remove the character."
+            )
 
 
 def _words(run: str, options: Mapping[str, Any], where: str) -> tuple[str, list[str]]:

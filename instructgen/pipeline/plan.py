@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def output_digest(path: Path, reported: bool = False) -> str | None:
             return None
     model = (path / "config.json").is_file()
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in sorted(_files(path)):
         name = str(file.relative_to(path))
         shown = reported and name in _REPORTED
         if not shown and (name in _NOT_CONTENT or name.startswith((".", "tensorboard"))):
@@ -219,6 +219,17 @@ def output_digest(path: Path, reported: bool = False) -> str | None:
         if not model or shown or file.suffix in _WEIGHTS:
             digest.update(f"{name}\0{digest_of_file(file)}\0".encode("utf-8", "replace"))
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and in its folders, however deep; follow no links to folders."""
+    waiting = [folder]
+    while waiting:
+        for path in waiting.pop().iterdir():
+            if path.is_file():
+                yield path
+            elif path.is_dir() and not path.is_symlink():
+                waiting.append(path)
 
 
 def read_state(folder: Path) -> State:

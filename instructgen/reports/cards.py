@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from instructgen.licensing.licenses import obligations, terms
 from instructgen.licensing.model_terms import generator_terms
+from instructgen.printable import printable
 from instructgen.schema.statistics import RowCounts
 
 if TYPE_CHECKING:
@@ -33,15 +34,15 @@ def generated_card(
 ) -> str:
     """Return the card of a dataset that `generate` wrote, as Markdown."""
     config: Any = run.info.config
-    title = run.folder.name
+    title = one_line(printable(run.folder.name))
     return "\n".join(
         [
             *_front_matter(title, contents),
             f"# {title}",
             "",
             f"{contents.rows:,} rows of instruction data, written by the model "
-            f"`{config['engine']['model'] or config['engine']['name']}` with the method "
-            f"`{config['method']['name']}` {_from_seeds(loop)}. "
+            f"{code(config['engine']['model'] or config['engine']['name'])} with the method "
+            f"{code(config['method']['name'])} {_from_seeds(loop)}. "
             "Made with instructgen. The rows were not reviewed by people.",
             "",
             "## Licenses",
@@ -57,7 +58,7 @@ def generated_card(
             f"{facts.requests:,} requests gave {facts.candidates:,} candidates: "
             f"{facts.kept_instructions:,} instructions were accepted into the pool and "
             f"{facts.kept_rows:,} rows into the dataset. The run stopped for the reason "
-            f"`{facts.stopped}`: {facts.stopped_detail}.",
+            f"`{facts.stopped}`: {one_line(facts.stopped_detail)}.",
             "",
             *rejected_table(rejections),
             "",
@@ -113,15 +114,15 @@ def derived_card(
         provenance: the command, inputs and options that reproduce the dataset.
     """
     synthetic = sum(n for p, n in contents.counts.items() if not p.human)
-    models = sorted({f"`{p.model}`" for p in contents.counts if p.model and not p.human})
+    models = sorted({code(p.model) for p in contents.counts if p.model and not p.human})
     by = " and ".join(models) or "models"
-    inputs = [ref.name for ref in provenance.inputs]
+    inputs = " and ".join(ref.name for ref in provenance.inputs)
     return "\n".join(
         [
             *_front_matter(title, contents),
-            f"# {title}",
+            f"# {one_line(title)}",
             "",
-            f"{contents.rows:,} rows from {' and '.join(inputs)}{what}. Made with instructgen.",
+            one_line(f"{contents.rows:,} rows from {inputs}{what}. Made with instructgen."),
             "",
             *([f"{synthetic:,} of them were written by {by}.", ""] if synthetic else []),
             *_splits(contents),
@@ -132,7 +133,7 @@ def derived_card(
             "## Sources",
             "",
             *_sources(contents, "rows"),
-            *sections,
+            *map(one_line, sections),
             "",
             "## How to reproduce",
             "",
@@ -170,10 +171,11 @@ def model_card(
     return "\n".join(
         [
             *_model_front_matter(title, facts.root, facts.trainer, contents),
-            f"# {title}",
+            f"# {one_line(title)}",
             "",
-            f"`{facts.base}`, trained with `{facts.trainer}` on {rows.seen:,} of {rows.train:,} "
-            f"rows of {data}: {facts.steps:,} steps{trained}. Made with instructgen.",
+            f"{code(facts.base)}, trained with {code(facts.trainer)} on {rows.seen:,} of "
+            f"{rows.train:,} rows of {one_line(data)}: {facts.steps:,} steps{trained}. Made with "
+            "instructgen.",
             "",
             "## Licenses of the training data",
             "",
@@ -226,8 +228,8 @@ def _evaluated(facts: TrainingFacts) -> list[str]:
         for m in facts.evaluation
     ]
     return [
-        f"On {facts.rows.held_out:,} held-out rows (from {facts.rows.held_out_from}), with 95% "
-        "bootstrap intervals over rows.",
+        f"On {facts.rows.held_out:,} held-out rows (from {one_line(facts.rows.held_out_from)}), "
+        "with 95% bootstrap intervals over rows.",
         "",
         *table(("measure", "before", "after", "difference"), lines),
     ]
@@ -255,7 +257,7 @@ def _licenses(contents: RowCounts) -> list[str]:
         *_generators(contents),
         "License obligations (a summary; the license texts are authoritative):",
         "",
-        *(f"- {_one_line(sentence)}" for sentence in sentences),
+        *(f"- {one_line(sentence)}" for sentence in sentences),
         "",
     ]
 
@@ -293,7 +295,7 @@ def _front_matter(title: str, contents: RowCounts) -> Iterable[str]:
     names = list(contents.licenses)
     size = next((name for most, name in _SIZES if contents.rows < most), "n>1M")
     yield "---"
-    single = len(names) == 1 and " " not in names[0]
+    single = len(names) == 1 and names[0].split() == names
     if single and not names[0].startswith("LicenseRef-"):
         yield f"license: {names[0].lower()}"
     else:
@@ -324,8 +326,15 @@ def _front_matter(title: str, contents: RowCounts) -> Iterable[str]:
     yield ""
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text on one line, so that it cannot begin a heading or a table of its own."""
     return " ".join(text.split())
+
+
+def code(text: str) -> str:
+    """Return a name in backticks, which it cannot end."""
+    name = one_line(text).replace("`", "'")
+    return f"`{name}`"
 
 
 def _license_terms(license: str) -> tuple[str, str, str]:
@@ -338,6 +347,10 @@ def _license_terms(license: str) -> tuple[str, str, str]:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
-    cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in rows]
-    lines = [head, ["---"] * len(head), *cells]
+    names, *cells = ([_cell(c) for c in row] for row in (head, *rows))
+    lines = [names, ["---"] * len(head), *cells]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(text: str) -> str:
+    return one_line(text).replace("|", "\\|")

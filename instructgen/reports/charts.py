@@ -19,6 +19,8 @@ COLORS = 8
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
 _HEIGHT = 240
 _BAR, _LABELS = 24, 170
+# The difference of two numbers up to this is finite, and its logarithm and its powers are, too.
+_LARGEST, _SMALLEST = 1e300, 1e-300
 
 
 class Series(NamedTuple):
@@ -185,6 +187,8 @@ def number_text(value: float) -> str:
 
     Integers have thousands separators; other numbers have four significant digits.
     """
+    if isinstance(value, int):
+        return f"{value:,}"
     if not math.isfinite(value):
         return "none"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
@@ -221,8 +225,10 @@ def _scale(low: float, high: float, first: float, last: float) -> Callable[[floa
     return lambda value: first + (value - low) / span * (last - first)
 
 
-def _span(low: float, high: float) -> tuple[float, float]:
-    margin = (high - low or abs(high) or 1.0) * 0.05
+def _span(one: float, other: float) -> tuple[float, float]:
+    """Return the bounds of an axis that shows both numbers, in order and within the limits."""
+    low, high = sorted(max(-_LARGEST, min(value, _LARGEST)) for value in (one, other))
+    margin = max((high - low or abs(high) or 1.0) * 0.05, _SMALLEST)
     return low - margin, high + margin
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from instructgen.errors import DamagedFileError
 from instructgen.generation.options import check_recorded
 from instructgen.licensing.licenses import obligations
 from instructgen.reports.charts import Series, bars, histogram, lines
@@ -24,7 +25,14 @@ from instructgen.reports.columns import (
     read_rejections,
     word_classes,
 )
-from instructgen.reports.examples import BORDERLINE, borderline, some_rows, thresholds_of
+from instructgen.reports.examples import (
+    BORDERLINE,
+    MOST_TOKENS,
+    borderline,
+    shown_facts,
+    some_rows,
+    thresholds_of,
+)
 from instructgen.reports.html import Markup, element
 from instructgen.reports.page import (
     Chapter,
@@ -273,12 +281,14 @@ def _terms(manifest: Manifest) -> Markup:
 def _spent(folder: Path, manifest: Manifest, price: tuple[float, float] | None) -> Markup | None:
     if not has_current_run(folder):
         return None
-    prompt, output = (
-        int(str(manifest.facts.get(k, 0))) for k in ("prompt_tokens", "output_tokens")
-    )
+    totals = shown_facts(folder, manifest)
+    prompt, output = totals.prompt_tokens, totals.output_tokens
     sessions = read_sessions(folder)
     seconds = sum(s.engine_s for s in sessions)
     timed_tokens = sum(s.output_tokens for s in sessions)
+    if abs(timed_tokens) >= MOST_TOKENS:
+        path = folder / "sessions.jsonl"
+        raise DamagedFileError("a number of output_tokens is out of range.", path=path)
     rows = max(1, manifest.rows)
     facts = [
         ("prompt tokens", f"{prompt:,}", f"{prompt / rows:,.0f}"),

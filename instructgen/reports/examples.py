@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from instructgen.plugins import classes
 from instructgen.reports.charts import number_text
 from instructgen.reports.columns import FIELDS, REJECTED, Columns, Rejections
 from instructgen.reports.html import Markup, element
 from instructgen.reports.page import card, table, texts
+from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import Sample
 from instructgen.similarity import RougeLIndex
 from instructgen.store import Manifest, has_current_run, read_info
@@ -19,6 +24,38 @@ from instructgen.store import Manifest, has_current_run, read_info
 BORDERLINE = 5
 _COMPARED_WITH, _SHOWN, _TEXT, _SHORT = 20_000, 12, 2_000, 160
 ANY_SIMILARITY = 1e-9
+# A larger number of tokens is not that of any run, and cannot be divided by a number of rows.
+MOST_TOKENS = 2**63
+TokenCount = Annotated[int, Field(ge=0, lt=MOST_TOKENS)]
+
+
+@dataclass(frozen=True, slots=True)
+class BorderlineRow:
+    """A row whose score is near a filter's threshold; ``side`` is ``kept`` or ``rejected``."""
+
+    filter: str
+    side: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFacts(JsonRecord):
+    """The facts of a manifest that a report shows, of all that the commands write."""
+
+    borderline: tuple[BorderlineRow, ...] = ()
+    prompt_tokens: TokenCount = 0
+    output_tokens: TokenCount = 0
+
+
+def shown_facts(folder: Path, manifest: Manifest) -> ShownFacts:
+    """Return the facts of a manifest that a report shows.
+
+    Raises:
+        DamagedFileError: a fact has the wrong type, or a number is out of range.
+    """
+    data = json.dumps(manifest.facts).encode()
+    return ShownFacts.from_json(data, folder / "manifest.json")
 
 
 def thresholds_of(folder: Path) -> dict[str, Sequence[float]]:
@@ -48,8 +85,8 @@ def borderline(
     seeds: Sequence[Sample],
 ) -> Markup | None:
     """Return HTML with the kept and rejected rows nearest to the thresholds, or None."""
-    examples: Any = manifest.facts.get("borderline") or ()
-    rows = [(e["filter"], e["side"], float(e["value"]), short(e["text"])) for e in examples]
+    examples = shown_facts(folder, manifest).borderline
+    rows = [(e.filter, e.side, e.value, short(e.text)) for e in examples]
     for name, bounds in thresholds.items():
         rows += [
             (name, "rejected", r["score"], short(r["instruction"] or r["output"] or ""))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgen.errors import DamagedFileError, InputError
+from instructgen.errors import DamagedFileError, InputError, quoted
 from instructgen.licensing.licenses import obligations
 from instructgen.reports.cards import estimated
 from instructgen.reports.charts import Series, intervals, lines, number_text
@@ -51,12 +51,13 @@ def model_chapter(folder: Path, name: str) -> Chapter:
         ("seconds", f"{trained.seconds:,.0f}"),
         *([("tokens per second", f"{trained.tokens_per_s:,.0f}")] if trained.tokens_per_s else []),
     ]
+    log = sorted(read_log(folder), key=lambda entry: entry["step"])
     sentences = obligations(terms.licenses, terms.generators, terms.attributions)
     values = [(k, _value_text(v)) for k, v in options.items() if v is not None]
     nodes = [
         tiles(facts),
         figures(
-            *(_curve(read_log(folder), key, title) for key, title in _CURVES.items()),
+            *(_curve(log, folder / "log.jsonl", key, title) for key, title in _CURVES.items()),
             _measured(trained.evaluation, rows),
             card("Licenses of the training data", listed(sentences), wide=False),
             card(
@@ -69,13 +70,13 @@ def model_chapter(folder: Path, name: str) -> Chapter:
             card("Options", table(("option", "value"), values), wide=False),
         ),
     ]
-    base, data, peft = Path(trained.base).name, info.inputs.data.name, options["peft"]
+    base, data, peft = Path(trained.base).name, info.inputs.data.name, options.get("peft", "none")
     adapters = f"; PEFT method {peft}" if peft != "none" else ""
     return Chapter(name, f"{base}, trained with {trained.trainer} on {data}{adapters}.", nodes)
 
 
-def _curve(log: Sequence[Mapping[str, Any]], key: str, title: str) -> Markup | None:
-    entries = [(e["step"], float(e[key])) for e in log if key in e and e[key] is not None]
+def _curve(log: Sequence[Mapping[str, Any]], path: Path, key: str, title: str) -> Markup | None:
+    entries = [(e["step"], _number(e, key, path)) for e in log if e.get(key) is not None]
     if len(entries) < 2:
         return None
     # Evenly thinned, because a chart is not wide enough to show more points.
@@ -87,6 +88,13 @@ def _curve(log: Sequence[Mapping[str, Any]], key: str, title: str) -> Markup | N
         ("step", key),
         [(f"{s:,}", number_text(v)) for s, v in shown],
     )
+
+
+def _number(entry: Mapping[str, Any], key: str, path: Path) -> float:
+    if not isinstance(entry[key], int | float):
+        where = f"step {entry['step']}: {key}"
+        raise DamagedFileError(f"{where}: {quoted(entry[key])} is not a number.", path=path)
+    return float(entry[key])
 
 
 def _measured(measures: Sequence[Measure], rows: TrainedRows) -> Markup | None:

@@ -24,7 +24,7 @@ from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier, label, sandbox
 from instructgen.verifiers.sandbox import Limits, Process
 
-_FENCE = regex.compile(r"```(?:python|py)?\s*\n(.*?)```", regex.DOTALL | regex.IGNORECASE)
+_FENCE = regex.compile(r"```(?:python|py)?[^\S\n]*+\n(.*?)```", regex.DOTALL | regex.IGNORECASE)
 _LONGEST_VERDICT = 4096
 _LONGEST_PROGRAM = 500_000
 

@@ -76,14 +76,21 @@ class Constraint:
             ValueError: the text is not valid JSON, or not a known constraint with valid values.
         """
         value = orjson.loads(text)
-        if not isinstance(value, dict) or value.get("name") not in KINDS:
+        name = value.pop("name", None) if isinstance(value, dict) else None
+        if not isinstance(name, str) or name not in KINDS:
             raise ValueError(f"unknown constraint: {text[:80]}")
-        constraint = cls(value.pop("name"), value)
-        try:
-            constraint.met("Any answer.")
-        except (TypeError, ZeroDivisionError, AttributeError) as error:
-            raise ValueError(f"invalid values for a constraint: {text[:80]}") from error
-        return constraint
+        names = KINDS[name].draw(random.Random(0)).keys()
+        if value.keys() != names or not all(_is_valid(*item) for item in value.items()):
+            raise ValueError(f"invalid values for a constraint: {text[:80]}")
+        return cls(name, value)
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    """Return whether a parameter has a value with which every score is between 0 and 1."""
+    if name == "count":
+        return type(value) is int and value >= 1
+    words = value if name == "words" else [value]
+    return isinstance(words, list) and bool(words) and all(isinstance(w, str) and w for w in words)
 
 
 def draw(rng: random.Random, *, held_out: bool = False) -> Constraint:
@@ -131,12 +138,16 @@ def _strict(share: float) -> float:
     return 1.0 if share == 1 else share / 2
 
 
+def _lines(answer: str) -> list[str]:
+    return [line.strip() for line in answer.split("\n")]
+
+
 def _bullet_count(answer: str) -> int:
-    return len(regex.findall(r"(?m)^\s*[*\-•] \S", answer))
+    return sum(regex.match(r"[*\-•] \S", line) is not None for line in _lines(answer))
 
 
 def _numbered_count(answer: str) -> int:
-    return len(regex.findall(r"(?m)^\s*\d+[.)] \S", answer))
+    return sum(regex.match(r"\d+[.)] \S", line) is not None for line in _lines(answer))
 
 
 def _paragraph_count(answer: str) -> int:
@@ -145,8 +156,8 @@ def _paragraph_count(answer: str) -> int:
 
 def _json(answer: str) -> float:
     text = answer.strip()
-    fenced = regex.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, regex.DOTALL)
-    text = fenced.group(1) if fenced else text
+    fenced = regex.fullmatch(r"```(?:json)?+(.*)```", text, regex.DOTALL)
+    text = fenced.group(1).strip() if fenced else text
     try:
         return 1.0 if isinstance(orjson.loads(text), dict) else 0.5
     except orjson.JSONDecodeError:
@@ -154,9 +165,9 @@ def _json(answer: str) -> float:
 
 
 def _table(answer: str) -> float:
-    rows = len(regex.findall(r"(?m)^\s*\|.*\|\s*$", answer))
-    separator = bool(regex.search(r"(?m)^\s*\|[\s:|-]+\|\s*$", answer))
-    return min(1.0, rows / 3) * (1.0 if separator else 0.5)
+    rows = [s for s in _lines(answer) if len(s) > 1 and s.startswith("|") and s.endswith("|")]
+    separator = any(len(row) > 2 and not row.strip("|:- \t") for row in rows)
+    return min(1.0, len(rows) / 3) * (1.0 if separator else 0.5)
 
 
 KINDS: dict[str, ConstraintKind] = {

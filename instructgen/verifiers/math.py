@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import random
 import select
@@ -15,7 +16,6 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-import orjson
 import regex
 from pydantic import Field
 
@@ -26,7 +26,8 @@ _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+"
 _MARKED = (
     # The mark of GSM8K, and the forms that models use instead.
     regex.compile(r"####[ \t]*([^\n]+)"),
-    regex.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\}"),
+    # Without backtracking, because a box may contain any number of pairs of braces.
+    regex.compile(r"\\boxed\{((?:[^{}]++|\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})*+)\}"),
     regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})"),
 )
 _ANY = regex.compile(_NUMBER)
@@ -143,7 +144,9 @@ class _Comparer:
                 self._reply(_START_S)
             with suppress(BrokenPipeError):
                 assert self._process.stdin is not None
-                self._process.stdin.write(orjson.dumps([expected, given, seconds]) + b"\n")
+                # Unlike orjson, json also writes half a surrogate pair.
+                request = json.dumps([expected, given, seconds])
+                self._process.stdin.write(f"{request}\n".encode())
                 self._process.stdin.flush()
             # Two texts are read and compared, and the limits of math-verify interrupt only Python.
             reply = self._reply(3.0 * seconds + 1)
@@ -168,4 +171,4 @@ class _Comparer:
             if not (part := os.read(fd, 64)):
                 return None
             text += part
-        return bool(orjson.loads(text))
+        return bool(json.loads(text))

@@ -10,6 +10,9 @@ from pydantic import Field
 from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier, label
 
+# Characters of a pattern.
+_LONGEST = 10_000
+
 
 class Regex(Verifier):
     """Score an answer 1 if it contains a match of the row's label ``pattern``, otherwise 0."""
@@ -23,19 +26,20 @@ class Regex(Verifier):
     def task(self, sample: Sample, rng: random.Random) -> Sample | None:
         """Return the row if its label ``pattern`` is a valid regular expression, otherwise None."""
         pattern = label(sample, "pattern")
-        if not pattern:
+        if not pattern or len(pattern) > _LONGEST:
             return None
         try:
             regex.compile(pattern)
-        except regex.error:
+        except (regex.error, RecursionError):
+            # The second is raised for groups that are nested very deeply.
             return None
         return sample
 
     def check(self, task: Sample, answer: str) -> float:
         """Return 1 if the pattern is found in the answer within the time limit, and otherwise 0."""
+        pattern = label(task, "pattern") or ""
         try:
-            return float(
-                regex.search(label(task, "pattern") or "", answer, timeout=self.seconds) is not None
-            )
-        except TimeoutError:
+            return float(regex.search(pattern, answer, timeout=self.seconds) is not None)
+        except (TimeoutError, MemoryError, RecursionError):
+            # A pattern that contains itself, as with (?R), can fill the memory within the time.
             return 0.0

@@ -15,7 +15,7 @@ from instructgen import curate, evaluate, train
 from instructgen.cli import cli
 from instructgen.errors import ConfigError, RunError
 from instructgen.models.folders import model_digest
-from instructgen.models.loading import load_for_inference, load_model
+from instructgen.models.loading import load_for_inference, load_model, read_tokenizer
 from tests.conftest import ROOT
 from tests.training_data import dataset, pairs, sentences
 
@@ -345,3 +345,29 @@ def test_lm_eval_tasks_are_never_read_from_files(
 def test_evaluate_rejects_an_incomplete_model(tiny: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         evaluate(str(without(tiny, tmp_path / "model", "layers.1.")), data=rows, max_length=96)
+
+
+def _grows(values: dict[str, Any]) -> None:
+    replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 16}
+    values["normalizer"] = {"type": "Sequence", "normalizers": [replace] * 12}
+
+
+def _has_no_token_for_unknown_words(values: dict[str, Any]) -> None:
+    values["added_tokens"] = []
+    values["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+
+
+def _ends_the_process(values: dict[str, Any]) -> None:
+    values["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA////"}
+
+
+@pytest.mark.parametrize("change", [_grows, _has_no_token_for_unknown_words, _ends_the_process])
+def test_a_tokenizer_that_cannot_be_used_is_refused(
+    tiny: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    values = orjson.loads((model / "tokenizer.json").read_bytes())
+    change(values)
+    (model / "tokenizer.json").write_bytes(orjson.dumps(values))
+    with pytest.raises(ConfigError, match="cannot split a short text"):
+        read_tokenizer(str(model))

@@ -45,7 +45,7 @@ _SCHEMA = {
 # The ends of a paragraph, of a sentence and of a word.
 _ENDS = tuple(map(re.compile, (r"\n\s*\n", r"[.!?。！？؟।…](?=\s|$)|[。！？]", r"\s")))
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_OF_FIVE = re.compile(r"\s*(?:/|out of)\s*5\b")
+_OF_FIVE = re.compile(r"(?:/|out of)\s*5\b")
 
 
 class Reverse(ChatMethod):
@@ -145,4 +145,5 @@ def _score(text: str, *, structured: bool) -> int | None:
         return value if type(value) is int and 1 <= value <= 5 else None
     numbers = _NUMBER.findall(_OF_FIVE.sub("", text))
     last = numbers[-1] if numbers else ""
-    return int(last) if last.isdecimal() and 1 <= int(last) <= 5 else None
+    # A number of thousands of digits cannot be converted.
+    return int(last) if len(last) <= 2 and last.isdecimal() and 1 <= int(last) <= 5 else None
