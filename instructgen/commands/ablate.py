@@ -35,6 +35,7 @@ from instructgen.schema.records import InputRef, JsonRecord
 from instructgen.store import (
     Provenance,
     TrainingFacts,
+    read_file,
     read_samples,
     read_training,
     splits_of,
@@ -247,7 +248,7 @@ def _measured(
 
     kept = folder / "base.json" if place is None and folder is not None else Path(f"{place}.json")
     if kept.exists():
-        return MeasuredRows.from_json(kept.read_bytes(), kept)
+        return MeasuredRows.from_json(read_file(kept), kept)
     samples = held_out_at(held_out)[:rows]
     prompt_format = PromptFormat(**{f.name: options[f.name] for f in fields(PromptFormat)})
     measured = bits_per_byte(name or str(place), samples, prompt_format)

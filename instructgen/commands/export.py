@@ -24,6 +24,7 @@ from instructgen.schema.sample import Sample
 from instructgen.schema.statistics import RowCounts
 from instructgen.store import (
     is_run,
+    read_file,
     read_samples,
     shape_of,
     splits_of,
@@ -194,7 +195,7 @@ def _info_entries(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        entries = orjson.loads(path.read_bytes())
+        entries = orjson.loads(read_file(path))
     except (OSError, ValueError) as error:
         raise InputError(
             f"the file is not valid JSON ({error}).", path=path, hint="Fix or remove the file."

@@ -21,6 +21,7 @@ from instructgen.store import (
     is_run,
     is_trained,
     manifest_in,
+    open_file,
     read_info,
     read_seed_rows,
     storage,
@@ -103,5 +104,9 @@ def _check_out(file: Path) -> None:
     """Raise InputError if the output path is a folder, or a file that is not a report."""
     if file.is_dir():
         raise InputError("is a folder.", path=file, hint="Pass a file, such as --out=report.html.")
-    if file.exists() and b'name="generator" content="instructgen"' not in file.read_bytes()[:4096]:
+    if not file.exists():
+        return
+    with open_file(file) as opened:
+        beginning = opened.read(4096)
+    if b'name="generator" content="instructgen"' not in beginning:
         raise InputError("exists, but is not a report.", path=file, hint="Use another --out.")

@@ -27,6 +27,7 @@ from instructgen.formats.records import BadRecord, EmptyFileError, Record, read_
 from instructgen.licensing.licenses import check_license
 from instructgen.licensing.model_terms import UNNAMED_MODEL
 from instructgen.plugins import classes, find, suggest
+from instructgen.printable import printable
 from instructgen.schema.sample import Sample, Shape
 from instructgen.similarity.languages import language_of
 
@@ -271,7 +272,7 @@ class Reading:
         if isinstance(other, BadRow) and self._options.on_bad_row == "fail":
             raise bad_row(self.path, other)
         self.others += 1
-        return replace(other, file=self.path.name) if len(self._paths) > 1 else other
+        return replace(other, file=printable(self.path.name)) if len(self._paths) > 1 else other
 
     def _with_defaults(self, sample: Sample, line: int) -> Sample:
         defaults, format = self._defaults, self.format
@@ -301,7 +302,7 @@ class Reading:
             unnamed = not generators or generators == (UNNAMED_MODEL,)
             generators = (named or generators) if unnamed else generators
             method, model = (defaults.method if method == "human" else method), defaults.model
-        place = f"{self.path.name}:{line}" if len(self._paths) > 1 else str(line)
+        place = f"{printable(self.path.name)}:{line}" if len(self._paths) > 1 else str(line)
         return replace(
             sample,
             license=check_license(license),

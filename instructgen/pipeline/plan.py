@@ -20,7 +20,7 @@ from instructgen.pipeline.options import with_files
 from instructgen.pipeline.records import Fingerprint, PipelineState, StepRecord
 from instructgen.pipeline.step import Step
 from instructgen.plugins import classes, provenance
-from instructgen.store import digest_of, digest_of_file, is_complete, is_run, is_trained
+from instructgen.store import digest_of, digest_of_file, is_complete, is_run, is_trained, read_file
 from instructgen.versions import installed
 
 STATE = "pipeline.json"
@@ -244,7 +244,7 @@ def read_state(folder: Path) -> State:
         return {}
     hint = "Restore the file from a copy, or use another --out."
     try:
-        state = PipelineState.from_json(path.read_bytes(), path)
+        state = PipelineState.from_json(read_file(path), path)
     except (OSError, DamagedFileError) as error:
         if isinstance(error, DamagedFileError) and _format_of(path) not in (None, _FORMAT):
             raise VersionError(path, _format_of(path), "Use another --out.") from None
@@ -256,8 +256,8 @@ def read_state(folder: Path) -> State:
 
 def _format_of(path: Path) -> object:
     try:
-        values = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        values = orjson.loads(read_file(path))
+    except (OSError, DamagedFileError, orjson.JSONDecodeError):
         return None
     return values.get("format") if isinstance(values, dict) else None
 

@@ -13,7 +13,7 @@ from instructgen.reports.charts import Series, intervals, lines, number_text
 from instructgen.reports.html import Markup, element
 from instructgen.reports.page import Chapter, card, figure, figures, listed, table, tiles
 from instructgen.schema.measures import EvaluationRecord, Measure
-from instructgen.store import TrainedRows, read_log, read_training
+from instructgen.store import TrainedRows, read_file, read_log, read_training
 
 _CURVES = {
     "loss": "Loss",
@@ -141,7 +141,7 @@ def evaluation_chapter(folder: Path, name: str) -> Chapter:
     """
     path = folder / "evaluation.json"
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise DamagedFileError(f"the file cannot be read ({error}).", path=path) from error
     record = EvaluationRecord.from_json(data, path)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from instructgen.config import read_small
 from instructgen.errors import ConfigError, first_line
 from instructgen.plugins import suggest
 from instructgen.schema.messages import Message, ToolCall, json_text
@@ -354,7 +355,7 @@ def named_template(name: str) -> str:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return read_small(path).decode()
     spec = importlib.util.find_spec("trl")
     folder = None if spec is None or spec.origin is None else Path(spec.origin).parent
     templates = {} if folder is None else {p.stem: p for p in folder.glob("chat_templates/*.jinja")}
