@@ -19,7 +19,7 @@ from instructgen.similarity.matches import MAX_PAIRS, Pairs, check_count
 from instructgen.similarity.minhash import PERMUTATIONS, RECALL, Signer
 from instructgen.similarity.temporary import NumberFile, release_freed
 
-_ROWS_READ = 2048
+_ROWS_READ = 512
 _ROWS_AT_ONCE = 2**14
 _PAIRS_AT_FIRST = 2**15
 
