@@ -97,7 +97,7 @@ def read_small(path: Path) -> bytes:
             1 MiB.
     """
     try:
-        # Opening a pipe that nobody writes to would wait for ever.
+        # Opening a pipe that nobody writes to would never end.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:
             regular = stat.S_ISREG(os.fstat(handle).st_mode)

@@ -294,7 +294,9 @@ def test_a_parquet_file_of_a_dataset_is_read_as_the_dataset(tmp_path: Path) -> N
         assert list(read(folder)) == samples
         again = import_data(folder, tmp_path / f"{shape}-again")
         assert list(read_samples(again.out)) == samples
-        assert [sample_of(orjson.loads(orjson.dumps(sample_row(s)))) for s in samples] == samples
+        assert [
+            sample_of(orjson.loads(orjson.dumps(sample_row(s))), folder, 1) for s in samples
+        ] == samples
 
 
 # -- export -------------------------------------------------------------------------------

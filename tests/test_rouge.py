@@ -313,7 +313,7 @@ def test_every_pair_is_found(kernel, threads, compatible, monkeypatch) -> None:
 
 
 def test_too_many_pairs_raise_an_error(monkeypatch) -> None:
-    monkeypatch.setattr(matches_module, "_MAX_PAIRS", 5000)
+    monkeypatch.setattr(matches_module, "MAX_PAIRS", 5000)
     index = RougeLIndex()
     index.add(["one and the same text"] * 100)
     with pytest.raises(InputError, match="5,000"):

@@ -201,7 +201,7 @@ def readers_of(folders: Sequence[Path]) -> list[DatasetReader]:
 
     Raises:
         InputError: a folder does not exist.
-        RunError: a path is no folder, or contains no complete dataset.
+        RunError: a path is not a folder, or contains no complete dataset.
     """
     for folder in folders:
         if not folder.exists():

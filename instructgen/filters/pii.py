@@ -26,7 +26,7 @@ Span = tuple[int, int]
 
 # Not user names in URLs, and not places of a repository such as git@example.org:project.
 _EMAIL = regex.compile(
-    # In Chinese, a word may stand before the address without a space.
+    # In Chinese, there may be no space before the address.
     r"(?<![\p{Latin}\p{N}_.+-])(?<!://)[\p{Latin}\p{N}_.+-]{1,64}"
     r"@(?:[\p{L}\p{N}-]{1,63}\.){1,8}\p{L}{2,24}(?![\p{Latin}\p{N}_]|:[\w~/])"
 )

@@ -122,7 +122,7 @@ def _in_folder(folder: Path, split: str) -> DatasetFiles:
             hint="Pass a folder with .parquet, .arrow, .jsonl, .json or .csv files.",
         )
     tables = [p for p in files if not p.name.lower().endswith(".txt")]
-    # Text files beside the data, such as LICENSE.txt, are no tables.
+    # Text files in the same folder, such as LICENSE.txt, do not contain rows.
     files = tables or files
     kinds = {p.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1] for p in files}
     if len(kinds) > 1:
@@ -171,7 +171,7 @@ def _data_files(folder: Path) -> Iterator[Path]:
     for path in sorted(_files_below(folder)):
         if path.name in _DESCRIPTIONS or not is_supported(path):
             continue
-        # `datasets` keeps intermediate results beside the files of a saved dataset.
+        # `datasets` keeps intermediate results in the folder of a saved dataset.
         listed = _listed_files(path.parent)
         if listed is None or path in listed:
             yield path

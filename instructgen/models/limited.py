@@ -13,7 +13,7 @@ resource.setrlimit(resource.RLIMIT_CPU, ({seconds}, {seconds}))
 
 
 def succeeds(program: str, data: bytes, *, seconds: int, memory: int) -> bool:
-    """Run a Python program of ours in a new process, and return whether it ends with exit code 0.
+    """Run a Python program in a new process, and return whether it ends with exit code 0.
 
     Args:
         program: the source text. Modules in the working folder and the variables of Python in the

@@ -16,7 +16,7 @@ import orjson
 
 from instructgen.schema.messages import Message, ToolCall, texts_of
 
-# Rows that are handled together have at most so many characters.
+# The maximum number of characters of rows that are handled together.
 CHARACTERS_AT_ONCE = 2**25
 Shape = Literal["instructions", "preferences", "feedback"]
 SHAPES: tuple[Shape, ...] = ("instructions", "preferences", "feedback")

@@ -71,7 +71,7 @@ class ComparedRows:
         self._digests, self._ids = bytearray(), array("Q")
         self._protected_codes: dict[tuple[str, ...], int] = {}
         self._protected = array("l")
-        # The names of sources and licenses, by the number that stands for them.
+        # The number of each source and of each license.
         self.sources: dict[str, int] = {}
         self._licenses: dict[str, int] = {}
         self._sort_keys: list[Any] = []

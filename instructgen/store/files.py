@@ -57,7 +57,7 @@ def open_new(path: Path) -> IO[bytes]:
 
 
 def open_existing(path: Path, flags: int) -> int:
-    """Open a file of ours and return its descriptor; a link is not followed.
+    """Open a file that instructgen wrote and return its descriptor; a link is not followed.
 
     Args:
         path: the file, which is created if ``flags`` contain O_CREAT.
@@ -68,7 +68,7 @@ def open_existing(path: Path, flags: int) -> int:
             has another name elsewhere (a hard link).
     """
     try:
-        # Opening a pipe that nobody writes to would wait for ever.
+        # Opening a pipe that nobody writes to would never end.
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(path, flags, 0o644)
     except OSError as error:
@@ -84,12 +84,12 @@ def open_existing(path: Path, flags: int) -> int:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a file of ours for reading; raise as `open_existing`."""
+    """Open a file that instructgen wrote for reading; raise as `open_existing`."""
     return os.fdopen(open_existing(path, os.O_RDONLY), "rb")
 
 
 def read_file(path: Path) -> bytes:
-    """Return the contents of a file of ours.
+    """Return the contents of a file that instructgen wrote.
 
     Raises:
         DamagedFileError: as for `open_existing`, or the file has more than 64 MiB.
@@ -183,7 +183,7 @@ def regular_file(path: Path) -> Path:
 
 
 def own_folder(path: Path) -> Path:
-    """Return the path of a folder in one of ours; raise DamagedFileError if it is a link."""
+    """Return the path of a folder in an output folder; raise DamagedFileError if it is a link."""
     if path.is_symlink():
         raise _special(path)
     return path

@@ -146,7 +146,7 @@ def _command() -> tuple[str, ...]:
     words += ["--uid", _USER, "--gid", _USER, "--hostname", "sandbox", "--cap-drop", "ALL"]
     for path in _visible():
         words += ["--ro-bind", str(path), str(path)]
-    # There is no /proc: whoever runs this as root could write to /proc/sys, also as nobody.
+    # /proc is left out: a program that root runs could write to /proc/sys, also as nobody.
     words += ["--dev", "/dev", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]
     # The folder /dev has no limit of its own.
     words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]

@@ -223,7 +223,7 @@ def main():
                         scope[name] = importlib.import_module(what["module"])
                 else:
                     scope[name] = decode(what["value"], side.find)
-            # The answer's code may wait for ever. Then the tests after that fail at once.
+            # The answer's code may never end. Then the tests after that fail at once.
             signal.signal(signal.SIGALRM, _late)
             signal.setitimer(signal.ITIMER_REAL, float(task["seconds"]))
             result |= run(task["tests"], scope)
