@@ -96,10 +96,9 @@ def read_file(path: Path) -> bytes:
         OSError: the file cannot be read.
     """
     with open_file(path) as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise DamagedFileError(f"the file has more than {_MOST_BYTES // 2**20} MiB.", path=path)
-    return data
+        if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+            raise DamagedFileError(f"the file has more than {_MOST_BYTES // 2**20} MiB.", path=path)
+        return file.read()
 
 
 def lines_of(file: IO[bytes], path: Path) -> Iterator[bytes]:
