@@ -358,7 +358,8 @@ def test_the_chat_style_uses_json_schemas_on_vllm(engine_host: EngineHost, tmp_p
     args += ["--in-flight", 2, "--max-tokens-total", 3_000]
     done = engine_host.run(*args, most_tokens=600)
     assert done.code in (0, 3), done.stderr[-3000:]
-    assert read_info(out).form == {"style": "chat", "structured": True}
+    form = read_info(out).form
+    assert (form["style"], form["structured"]) == ("chat", True)
     finished = [c for c in recorded(out) if c.finish_reason == "stop"]
     assert finished
     assert all(isinstance(orjson.loads(c.text), dict) for c in finished)
