@@ -530,11 +530,12 @@ def _csv(stream: BinaryIO, path: Path) -> Iterator[Record | BadRecord]:
     try:
         yield from _csv_rows(lines, path)
     except csv.Error as error:
-        raise InputError(
-            f"the file is not valid CSV ({error}).",
-            path=path,
-            hint="Look for an unclosed quote or a field that is too long.",
-        ) from error
+        raise _not_csv(f"({error})", path) from error
+
+
+def _not_csv(reason: str, path: Path) -> InputError:
+    hint = "Look for an unclosed quote or a field that is too long."
+    return InputError(f"the file is not valid CSV {reason}.", path=path, hint=hint)
 
 
 def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[Record | BadRecord]:
@@ -566,11 +567,8 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[Record | BadRecord]:
             if values:
                 yield _csv_record(line, names, values)
     except csv.Error as error:
-        raise InputError(
-            f"the file is not valid CSV at or before line {blank + rows.line_num} ({error}).",
-            path=path,
-            hint="Look for an unclosed quote or a field that is too long.",
-        ) from error
+        place = f"at or before line {blank + rows.line_num} ({error})"
+        raise _not_csv(place, path) from error
 
 
 def _csv_record(line: int, names: list[str], values: list[str]) -> Record | BadRecord:

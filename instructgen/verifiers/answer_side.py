@@ -87,77 +87,94 @@ def receive(stream):
     return message
 
 
-def main():
-    reading, writing = open(int(sys.argv[1]), "rb"), open(int(sys.argv[2]), "wb")
-    objects = []
+class Answers:
+    """Answers the messages of the other side: reads attributes and calls functions."""
 
-    def keep(value):
-        for number, known in enumerate(objects):
+    def __init__(self, reading, writing):
+        self.reading, self.writing = reading, writing
+        self.objects = []
+
+    def keep(self, value):
+        for number, known in enumerate(self.objects):
             if known is value:
                 return number
-        objects.append(value)
-        return len(objects) - 1
+        self.objects.append(value)
+        return len(self.objects) - 1
 
-    def callback(number):
+    def find(self, number):
+        return self.callback(number[0]) if isinstance(number, list) else self.objects[number]
+
+    def callback(self, number):
         """Return a function that calls function ``number`` of the tests."""
 
         def call(*args, **kwargs):
-            send(
-                writing,
-                {
-                    "callback": number,
-                    "args": [encode(a, keep) for a in args],
-                    "kwargs": {k: encode(v, keep) for k, v in kwargs.items()},
-                },
-            )
-            while "returned" not in (message := receive(reading)):
-                answer(message)
+            arguments = {
+                "args": [encode(a, self.keep) for a in args],
+                "kwargs": {k: encode(v, self.keep) for k, v in kwargs.items()},
+            }
+            send(self.writing, {"callback": number, **arguments})
+            while "returned" not in (message := receive(self.reading)):
+                self.answer(message)
             if message["returned"] == "error":
                 raise RuntimeError("a function of the tests failed")
-            return decode(message["value"], find)
+            return decode(message["value"], self.find)
 
         return call
 
-    def find(number):
-        return callback(number[0]) if isinstance(number, list) else objects[number]
-
-    def answer(message):
-        args = [decode(a, find) for a in message.get("args", ())]
-        kwargs = {k: decode(v, find) for k, v in message.get("kwargs", {}).items()}
+    def answer(self, message):
+        """Send the value that a message asks for, or the names of the classes of the error."""
+        args = [decode(a, self.find) for a in message.get("args", ())]
+        kwargs = {k: decode(v, self.find) for k, v in message.get("kwargs", {}).items()}
         try:
-            target = objects[message["object"]]
+            target = self.objects[message["object"]]
             result = (
                 getattr(target, message["name"]) if "name" in message else target(*args, **kwargs)
             )
-            reply = {"value": encode(result, keep), "args": [encode(a, keep) for a in args]}
+            reply = {
+                "value": encode(result, self.keep),
+                "args": [encode(a, self.keep) for a in args],
+            }
         except BaseException as error:
+            # The answer's code can raise anything, and the other side is told.
             names = [c.__name__ for c in type(error).__mro__]
             try:
                 text = str(error)[:1000]
             except BaseException:
                 text = ""
             reply = {"error": [names, text]}
-        send(writing, reply)
+        send(self.writing, reply)
 
-    program = receive(reading)["program"]
-    scope = {"__name__": "__main__"}
-    try:
-        exec(compile(program, "answer", "exec"), scope)
-    except BaseException:
-        send(writing, {"loaded": False})
+    def load(self, program):
+        """Execute the program, and send the names that it defines."""
+        scope = {"__name__": "__main__"}
+        try:
+            exec(compile(program, "answer", "exec"), scope)
+        except BaseException:
+            send(self.writing, {"loaded": False})
+            return False
+        names = {}
+        for name, value in list(scope.items()):
+            if isinstance(name, str) and not name.startswith("__"):
+                module = isinstance(value, type(sys))
+                known = (
+                    {"module": value.__name__} if module else {"value": encode(value, self.keep)}
+                )
+                names[name] = known
+        send(self.writing, {"loaded": True, "names": names})
+        return True
+
+
+def main():
+    """Load the program that the other side sends, then answer its messages until it ends."""
+    answers = Answers(open(int(sys.argv[1]), "rb"), open(int(sys.argv[2]), "wb"))
+    if not answers.load(receive(answers.reading)["program"]):
         return
-    names = {}
-    for name, value in list(scope.items()):
-        if isinstance(name, str) and not name.startswith("__"):
-            module = isinstance(value, type(sys))
-            names[name] = {"module": value.__name__} if module else {"value": encode(value, keep)}
-    send(writing, {"loaded": True, "names": names})
     while True:
         try:
-            message = receive(reading)
+            message = receive(answers.reading)
         except Broken:
             return
-        answer(message)
+        answers.answer(message)
 
 
 if __name__ == "__main__" and len(sys.argv) == 3:

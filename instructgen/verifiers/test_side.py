@@ -205,6 +205,7 @@ def run(tests, scope):
 
 
 def main():
+    """Run the tests of the task against the answer's functions, and write the verdict."""
     reading, writing, task, verdict = (
         open(int(number), mode)
         for number, mode in zip(sys.argv[1:5], ("rb", "wb", "rb", "wb"), strict=True)

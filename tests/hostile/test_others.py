@@ -752,7 +752,7 @@ def test_odd_words_are_used_or_refused(tmp_path: Path, name: str) -> None:
 # -- environment and streams ----------------------------------------------------------------
 
 ENVIRONMENTS: dict[str, dict[str, str]] = {
-    "a parent that is no number": {"INSTRUCTGEN_PARENT": "abc"},
+    "a parent that is not a number": {"INSTRUCTGEN_PARENT": "abc"},
     "a proxy with half an address": {"HTTPS_PROXY": "http://user:password1@[bad"},
     "a proxy that is not UTF-8": {"HTTP_PROXY": os.fsdecode(b"http://user:p\xffssword1@host:1")},
     "a key that is a word of the manifest": {"OPENAI_API_KEY": "instructions"},
