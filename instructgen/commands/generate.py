@@ -17,6 +17,8 @@ import orjson
 from instructgen.commands.interface import command
 from instructgen.commands.options import GenerateOptions, GenerationOptions, RebuildOptions
 from instructgen.config import read_small, read_tables
+from instructgen.distributed.placement import Placement
+from instructgen.distributed.replicas import incidents
 from instructgen.engines import Role
 from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.errors import ConfigError, InputError, RunError
@@ -146,7 +148,7 @@ def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateRe
     samples, invalid = seeds_for(options, config)
     known = read_known(options.novel_against)
     with ExitStack() as stack:
-        engines = stack.enter_context(started(config))
+        engines = stack.enter_context(started(config, placement_of(options)))
         run = stack.enter_context(begin(options.out, config, samples, known, engines))
         sequencer = sequencer_of(run, loop_of(run, config), engines, watch)
         try:
@@ -155,27 +157,34 @@ def generate(options: GenerateOptions, watch: Watch | None = None) -> GenerateRe
             if (done := sequencer.activity).asked:
                 use = SessionUse(round(done.engine_s, 2), done.asked, done.output_tokens)
                 run.end_session(use)
-        restarts = sum(supervisor.restarts for supervisor in set(engines.values()))
-        return _write(run, sequencer, sequencer.work.finish(), restarts, len(invalid))
+        restarts, lost = incidents(set(engines.values()))
+        result = _write(run, sequencer, sequencer.work.finish(), restarts, len(invalid))
+        return replace(result, warnings=(*result.warnings, *lost))
 
 
 @contextmanager
-def started(config: Config) -> Iterator[dict[Role, Supervisor]]:
+def started(config: Config, placement: Placement) -> Iterator[dict[Role, Supervisor]]:
     """Yield the supervisors of a run's engines by role, and close them at the end.
 
-    A model is loaded when the first request is sent.
+    A model is loaded when the first request is sent. The ``placement`` is that of the writer.
     """
     results: queue.SimpleQueue[Received] = queue.SimpleQueue()
-    writer = Supervisor(config.engine, results)
-    judge = writer if config.judge is None else Supervisor(config.judge, results)
-    engines: dict[Role, Supervisor] = {"writer": writer, "judge": judge}
-    if (scores := ScoringEngine.of(config.filters)) is not None:
-        engines["reward"] = Supervisor(scores, results)
-    try:
-        yield engines
-    finally:
-        for supervisor in set(engines.values()):
-            supervisor.close()
+    with placement.engine(config.engine) as engine:
+        writer = Supervisor(engine, results)
+        judge = writer if config.judge is None else Supervisor(config.judge, results)
+        engines: dict[Role, Supervisor] = {"writer": writer, "judge": judge}
+        if (scores := ScoringEngine.of(config.filters)) is not None:
+            engines["reward"] = Supervisor(scores, results)
+        try:
+            yield engines
+        finally:
+            for supervisor in set(engines.values()):
+                supervisor.close()
+
+
+def placement_of(options: GenerationOptions) -> Placement:
+    """Return where the replicas of the writer run."""
+    return Placement(options.replicas, options.endpoint, options.ray)
 
 
 def loop_of(run: Run, config: Config) -> Loop:
@@ -288,7 +297,8 @@ def configure(options: GenerationOptions) -> Config:
         "engine": {
             "name": options.engine,
             "model": options.model,
-            "endpoint": options.endpoint,
+            # The servers of the others are copies of the first.
+            "endpoint": next(iter(options.endpoint), None),
         },
         "judge": {
             "name": options.judge_engine,

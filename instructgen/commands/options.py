@@ -62,6 +62,13 @@ _ENDPOINT = option(
     metavar="URL",
     shown="environment variable OPENAI_BASE_URL",
 )
+_RAY = option(
+    None,
+    "Use a Ray cluster: its address, or auto for the cluster that runs on this machine. If none "
+    "does, auto starts one.",
+    metavar="auto_or_ADDRESS",
+    shown="no cluster",
+)
 _FORMAT = option(
     "chat",
     "Prompt format: the tokenizer's chat template (chat), or a plain-text format for base models "
@@ -137,7 +144,24 @@ class GenerationOptions(Options):
         metavar="NAME",
         shown="vllm",
     )
-    endpoint: str | None = _ENDPOINT
+    endpoint: Names = option(
+        (),
+        "URL of the server for the engine openai. The API key is sent to it. If several servers "
+        "are passed, each is a replica.",
+        metavar="URL",
+        many="repeat",
+        shown="environment variable OPENAI_BASE_URL",
+    )
+    replicas: int | None = option(
+        None,
+        "Number of processes that load the model, each with its own GPUs (as many as the engine's "
+        "option tensor_parallel_size) or cores. With --ray, they run on the cluster.",
+        metavar="N",
+        ge=1,
+        le=10_000,
+        shown="1",
+    )
+    ray: str | None = _RAY
     method: str | None = option(
         None,
         "Generation method; `instructgen methods` lists them.",

@@ -16,6 +16,7 @@ from instructgen.commands.generate import (
     begin,
     configure,
     loop_of,
+    placement_of,
     read_known,
     reopen,
     seeds_for,
@@ -83,7 +84,7 @@ def preview(options: PreviewOptions, watch: Watch | None = None) -> Forecast:
     samples, _ = seeds_for(options, config)
     known = read_known(options.novel_against)
     with ExitStack() as stack:
-        engines = stack.enter_context(started(config))
+        engines = stack.enter_context(started(config, placement_of(options)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="instructgen-")))
         run = stack.enter_context(begin(folder / "preview", config, samples, known, engines))
         loop = loop_of(run, config)

@@ -28,13 +28,14 @@ _CLOSE_S = 8.0
 class Received:
     """The completion of a request, and the time of its arrival on the monotonic clock.
 
-    ``error`` is set instead if the engine cannot continue.
+    ``error`` is set instead if the engine cannot continue. ``source`` is what received it.
     """
 
     number: int
     completion: Completion | None
     at: float
     error: BaseException | None = None
+    source: Supervisor | None = None
 
 
 class Supervisor:
@@ -46,15 +47,23 @@ class Supervisor:
     Args:
         engine: the engine; no other code may use it while the supervisor runs.
         results: the queue for completions; None for a queue of its own.
+        hands_back: whether unfinished requests are forgotten when the engine dies, because another
+            engine gets them. The queue then receives the `EngineDied` before the restart.
     """
 
-    def __init__(self, engine: Engine, results: queue.SimpleQueue[Received] | None = None) -> None:
-        self.engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        results: queue.SimpleQueue[Received] | None = None,
+        *,
+        hands_back: bool = False,
+    ) -> None:
+        self.engine, self._hands_back = engine, hands_back
         self.results: queue.SimpleQueue[Received] = results or queue.SimpleQueue()
         self.restarts = 0
         self._requests: dict[int, Request] = {}
         self._changed = threading.Condition()
-        self._closing = self._restarting = False
+        self._closing = self._restarting = self._ended = False
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
 
@@ -62,6 +71,15 @@ class Supervisor:
     def outstanding(self) -> int:
         """The number of requests that are submitted and not completed."""
         return len(self._requests)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine has started, and is not restarting and has not ended."""
+        return self._started.is_set() and not (self._restarting or self._ended)
+
+    def begin(self) -> None:
+        """Start the engine, and do not wait until its model is loaded."""
+        self._ensure_thread()
 
     def start(self) -> None:
         """Start the engine, and wait until its model is loaded.
@@ -158,14 +176,18 @@ class Supervisor:
 
     def close(self) -> None:
         """Cancel all requests, and close the engine."""
+        self.end()
+        if self._thread is not None:
+            self._thread.join(timeout=_CLOSE_S)
+
+    def end(self) -> None:
+        """Cancel all requests, and let the thread close the engine; do not wait for it."""
         with self._changed:
             self._closing = True
             for number in list(self._requests):
                 self.engine.cancel(number)
             self._requests.clear()
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(timeout=_CLOSE_S)
 
     def _ensure_thread(self) -> None:
         if self._thread is None:
@@ -193,11 +215,10 @@ class Supervisor:
                     with self._changed:
                         known = self._requests.pop(result[0], None)
                     if known is not None:
-                        number, completion = result
-                        clean = _without_keys(completion)
-                        self.results.put(Received(number, clean, time.monotonic()))
+                        self._put(result[0], _without_keys(result[1]))
         except BaseException as error:  # noqa: BLE001 (raised again where it is received)
-            self.results.put(Received(-1, None, time.monotonic(), error))
+            self._ended = True
+            self._put(-1, None, error)
         finally:
             self._started.set()
             self.engine.close()
@@ -212,12 +233,21 @@ class Supervisor:
         self.restarts += 1
         with self._changed:
             self._restarting = True
+            if self._hands_back:
+                self._requests.clear()
+        if self._hands_back:
+            self._put(-1, None, cause)
         # This takes a while, and must not delay the other threads.
         self.engine.restart()
         with self._changed:
             self._restarting = False
             for number, request in self._requests.items():
                 self.engine.submit(number, request)
+
+    def _put(
+        self, number: int, completion: Completion | None, error: BaseException | None = None
+    ) -> None:
+        self.results.put(Received(number, completion, time.monotonic(), error, self))
 
 
 def _without_keys(completion: Completion) -> Completion:

@@ -1,0 +1,99 @@
+"""Connects to a Ray cluster, or starts one on this machine; says plainly why that fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from instructgen.errors import ConfigError, first_line
+
+_CONNECT_S = 10.0
+# Objects that exceed it are written to disk. It is shared memory of this machine.
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@contextmanager
+def connected(address: str, spill: Path | None = None) -> Iterator[Any]:
+    """Yield the module ``ray``, connected to a cluster; disconnect at the end.
+
+    If this process is connected already, that connection is used and kept.
+
+    Args:
+        address: HOST:PORT of the head node, or ``auto`` for the cluster that this machine belongs
+            to. If there is none, ``auto`` starts one on this machine, until the end.
+        spill: folder for objects that exceed the memory of a cluster that is started here.
+
+    Raises:
+        ConfigError: Ray is not installed, the address is wrong, or the versions differ.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "--ray needs the package ray.", "Run: pip install 'instructgen[ray]'"
+        ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    # What Ray reads when it starts.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers without GPUs must not see those of this machine; Ray then warns less.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        _connect(ray, address, spill)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, address: str, spill: Path | None) -> None:
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address != "auto":
+        _check_address(address)
+    try:
+        ray.init(address, **common)
+    except ConnectionError as error:
+        if address != "auto":
+            raise _unreachable(address, first_line(error)) from error
+        folder = None if spill is None else str(spill)
+        ray.init(
+            "local",
+            include_dashboard=False,
+            num_cpus=len(os.sched_getaffinity(0)),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            object_spilling_directory=folder,
+            **common,
+        )
+    except (RuntimeError, ValueError) as error:
+        # Such as other versions of Python or Ray, which the message names.
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"--ray={address}: {text[:300]}", "Install the version of the cluster here."
+        ) from error
+
+
+def _check_address(address: str) -> None:
+    """Raise ConfigError unless something listens at the address: Ray itself waits for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise ConfigError(
+            f"--ray={address} is neither auto nor HOST:PORT.",
+            "Pass the address of the head node, such as --ray=10.0.0.1:6379, from a machine of "
+            "the cluster.",
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, first_line(error)) from error
+
+
+def _unreachable(address: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"--ray={address}: no cluster answers there ({why}).",
+        "Check the address (ray status prints it), or pass --ray=auto.",
+    )

@@ -1,0 +1,175 @@
+"""Runs an engine in a process of its own on this machine, with its own GPUs or cores.
+
+vLLM uses the GPUs that its process sees, so each replica needs a process. The program of this
+process is `instructgen.distributed.worker`; it ends when the pipe to it is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import IO, Any
+
+from pydantic import PrivateAttr
+
+from instructgen.distributed.hosting import Ready, engine_spec
+from instructgen.engines import Completion, Engine, Request
+from instructgen.errors import EngineDied, EngineError, InstructgenError
+
+_END_S = 10.0
+_WORKER = "from instructgen.distributed.worker import main; main()"
+
+
+class ProcessEngine(Engine):
+    """An engine in a process of its own; see `ProcessEngine.of`."""
+
+    name = "process"
+
+    _model: Engine = PrivateAttr()
+    _environment: dict[str, str] = PrivateAttr(default_factory=dict)
+    _cores: tuple[int, ...] = PrivateAttr(())
+    _process: subprocess.Popen[bytes] | None = PrivateAttr(None)
+    _connection: Connection | None = PrivateAttr(None)
+    _messages: IO[bytes] | None = PrivateAttr(None)
+    _ready: Ready | None = PrivateAttr(None)
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+
+    @classmethod
+    def of(
+        cls, model: Engine, environment: Mapping[str, str], cores: tuple[int, ...] = ()
+    ) -> ProcessEngine:
+        """Return the engine ``model`` in a process of its own.
+
+        Args:
+            model: the engine. It is not started in this process.
+            environment: variables that the process gets in addition to those of this process.
+            cores: the processor cores that the process may use; empty for those of this process.
+        """
+        engine = cls(model=model.model, max_restarts=model.max_restarts)
+        engine._model, engine._environment, engine._cores = model, dict(environment), cores
+        return engine
+
+    def has_chat_template(self) -> bool:
+        """Return whether the model has a chat template."""
+        return self._model.has_chat_template()
+
+    def start(self) -> None:
+        """Start the process, and wait until its engine has loaded the model.
+
+        Raises:
+            EngineError, ConfigError: the engine cannot start.
+        """
+        if self._process is not None:
+            return
+        ours, theirs = Pipe()
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
+        self._process = subprocess.Popen(  # noqa: S603 (a program of our own)
+            # -P: modules in the working folder have no effect.
+            [sys.executable, "-P", "-c", _WORKER, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, **self._environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._messages,
+            # Ctrl-C ends this process, which then closes the others.
+            start_new_session=True,
+        )
+        theirs.close()
+        with self._lock:
+            self._connection = ours
+        self._send((engine_spec(self._model), self._cores))
+        try:
+            self._ready = self._receive()
+        except EngineDied as error:
+            raise EngineError(error.message, "Use fewer replicas, or a smaller model.") from error
+
+    def submit(self, number: int, request: Request) -> None:
+        """Send the request to the process."""
+        self._send((number, request))
+
+    def cancel(self, number: int) -> None:
+        """Tell the process to give up the request."""
+        self._send((number, None))
+
+    def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
+        """Return the next completion from the process.
+
+        Raises:
+            EngineDied: the process has ended.
+        """
+        assert self._connection is not None
+        try:
+            waiting = self._connection.poll(timeout_s)
+        except OSError:
+            waiting = True
+        return self._receive() if waiting else None
+
+    def window(self) -> int:
+        """Return the number of requests that the engine in the process should have."""
+        return self._model.window() if self._ready is None else self._ready.window
+
+    def slots(self) -> int:
+        """Return the number of requests that the engine in the process can work on."""
+        return self._model.slots() if self._ready is None else self._ready.slots
+
+    def restart(self) -> None:
+        """Start another process."""
+        self.close()
+        self.start()
+
+    def close(self) -> None:
+        """End the process, by force if it does not end within 10 s."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        process, self._process = self._process, None
+        if connection is not None:
+            connection.close()
+        if process is not None:
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                # Its group, because vLLM may have started other processes.
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if self._messages is not None:
+            self._messages.close()
+            self._messages = None
+
+    def _send(self, message: Any) -> None:
+        with self._lock:
+            if self._connection is not None:
+                try:
+                    self._connection.send(message)
+                except OSError:
+                    # The process has ended, which `next` reports.
+                    return
+
+    def _receive(self) -> Any:
+        assert self._connection is not None
+        try:
+            message = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise EngineDied(self._death()) from error
+        if isinstance(message, InstructgenError):
+            raise message
+        return message
+
+    def _death(self) -> str:
+        """Return how the process ended, with the last line that it has printed."""
+        assert self._process is not None and self._messages is not None
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            return "The process of a replica does not answer"
+        self._messages.seek(0)
+        lines = self._messages.read().decode("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"The process of a replica ended ({how}{': ' * bool(last)}{last[:200]})"

@@ -1,0 +1,426 @@
+"""Replicas of an engine: who gets which request, and what happens when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import PrivateAttr
+
+import instructgen
+from instructgen.distributed import replicas as module
+from instructgen.distributed.placement import Placement, gpu_groups
+from instructgen.distributed.processes import ProcessEngine
+from instructgen.distributed.replicas import ReplicatedEngine, incidents
+from instructgen.engines import Completion, Engine, QueueEngine, Request, Sampling, ask
+from instructgen.engines.echo import EchoEngine
+from instructgen.engines.openai import OpenAIEngine
+from instructgen.engines.supervisor import Supervisor
+from instructgen.errors import ConfigError, EngineDied, EngineError
+from instructgen.generation.sequencer import answer_all
+from tests.conftest import ROOT
+from tests.test_openai import Server, reply
+
+pytestmark = pytest.mark.timeout(60)
+DOWN = Completion.failed("HTTP 503", retryable=True)
+
+
+class Scripted(QueueEngine):
+    """Answers with its own name, after what ``_script`` does with the number of its answers."""
+
+    name = "scripted"
+    _label: str = PrivateAttr("")
+    _script: Callable[[int, Request], Completion | None] = PrivateAttr()
+    _asked: list[str] = PrivateAttr(default_factory=list)
+    _window: int = PrivateAttr(4)
+    _starts: int = PrivateAttr(0)
+
+    def has_chat_template(self) -> bool:
+        return False
+
+    def window(self) -> int:
+        return self._window
+
+    def start(self) -> None:
+        self._starts += 1
+
+    def restart(self) -> None:
+        self.close()
+        self.start()
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        self._asked += [str(r.prompt) for r in requests]
+        found = [self._script(len(self._asked), r) for r in requests]
+        return [c or Completion(self._label, "stop", 1, 16) for c in found]
+
+
+def scripted(
+    label: str,
+    script: Callable[[int, Request], Completion | None] = lambda count, request: None,
+    seconds: float = 0.002,
+) -> Scripted:
+    engine = Scripted()
+    engine._label = label
+
+    def slowed(count: int, request: Request) -> Completion | None:
+        time.sleep(seconds)
+        return script(count, request)
+
+    engine._script = slowed
+    return engine
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(f"question {i}", Sampling(seed=i, max_tokens=16)) for i in range(count)]
+
+
+@contextmanager
+def running(*engines: Engine) -> Iterator[Supervisor]:
+    labeled = [(f"r{i}", each) for i, each in enumerate(engines)]
+    supervisor = Supervisor(ReplicatedEngine.of(engines[0], labeled))
+    try:
+        yield supervisor
+    finally:
+        supervisor.close()
+
+
+def texts(supervisor: Supervisor, count: int) -> list[str]:
+    return [completion.text for completion in answer_all(supervisor, requests(count))]
+
+
+def test_each_request_is_answered_once_and_the_work_is_divided() -> None:
+    engines = [scripted(name) for name in "abc"]
+    with running(*engines) as supervisor:
+        found = texts(supervisor, 120)
+        assert supervisor.engine.window() == supervisor.engine.slots() == 12
+    assert {name: found.count(name) for name in "abc"} == {e._label: len(e._asked) for e in engines}
+    assert sum(len(e._asked) for e in engines) == 120
+    assert min(found.count(name) for name in "abc") >= 20
+
+
+def test_a_faster_replica_gets_more() -> None:
+    slow, fast = scripted("slow", seconds=0.02), scripted("fast", seconds=0.005)
+    with running(slow, fast) as supervisor:
+        found = texts(supervisor, 100)
+    assert found.count("fast") > 2 * found.count("slow")
+
+
+def test_the_requests_of_a_replica_that_dies_go_to_another_one() -> None:
+    def dies(count: int, request: Request) -> None:
+        if count == 5:
+            raise EngineDied("killed")
+
+    dying, other = scripted("dying", dies), scripted("other")
+    with running(dying, other) as supervisor:
+        assert "" not in texts(supervisor, 60)
+        restarts, lost = incidents([supervisor])
+    assert (restarts, lost) == (1, [])
+    # It was started again, and got requests again.
+    assert dying._starts == 2
+    assert len(dying._asked) > 5
+    assert len(dying._asked) + len(other._asked) == 61
+
+
+def test_a_replica_that_is_lost_for_good() -> None:
+    def rejects(count: int, request: Request) -> None:
+        raise EngineError("HTTP 401", "Check the key.")
+
+    with running(scripted("lost", rejects), scripted("other")) as supervisor:
+        assert set(texts(supervisor, 30)) == {"other"}
+        restarts, lost = incidents([supervisor])
+    assert restarts == 0
+    assert len(lost) == 1 and "r0" in lost[0] and "401" in lost[0]
+
+
+def test_all_replicas_are_lost() -> None:
+    def rejects(count: int, request: Request) -> None:
+        raise EngineError("HTTP 401", "Check the key.")
+
+    with (
+        running(scripted("a", rejects), scripted("b", rejects)) as supervisor,
+        pytest.raises(EngineError, match="401"),
+    ):
+        texts(supervisor, 30)
+
+
+def test_a_replica_that_dies_again_and_again_is_lost() -> None:
+    def dies(count: int, request: Request) -> None:
+        raise EngineDied("killed")
+
+    dying = scripted("dying", dies)
+    with running(dying, scripted("other", seconds=0.01)) as supervisor:
+        assert set(texts(supervisor, 60)) == {"other"}
+        assert incidents([supervisor])[0] == dying.max_restarts
+        assert len(incidents([supervisor])[1]) == 1
+
+
+def test_a_replica_that_fails_rests_and_is_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REST_S", 0.05)
+
+    def fails(count: int, request: Request) -> Completion | None:
+        return DOWN if count <= 6 else None
+
+    failing, other = scripted("failing", fails), scripted("other", seconds=0.02)
+    with running(failing, other) as supervisor:
+        found = texts(supervisor, 100)
+    # Its failures cost a few tries, and it answers again afterwards.
+    assert set(found) == {"failing", "other"}
+    assert len(failing._asked) + len(other._asked) == 106
+    assert found.count("failing") > 10
+
+
+def test_a_request_that_always_fails_fails_alone() -> None:
+    def fails(count: int, request: Request) -> Completion | None:
+        return DOWN if request.prompt == "question 7" else None
+
+    engines = [scripted(name, fails) for name in "ab"]
+    with running(*engines) as supervisor:
+        completions = answer_all(supervisor, requests(60))
+    assert [i for i, c in enumerate(completions) if c.error] == [7]
+    asked = [prompt for e in engines for prompt in e._asked]
+    # The sequencer repeats it once.
+    assert asked.count("question 7") <= 2 * module._TRIES
+    assert all(asked.count(f"question {i}") == 1 for i in range(60) if i != 7)
+
+
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REST_S", 0.01)
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.3)
+    down: Callable[[int, Request], Completion] = lambda count, request: DOWN  # noqa: E731
+    with (
+        running(scripted("a", down), scripted("b", down)) as supervisor,
+        pytest.raises(EngineError, match="503"),
+    ):
+        answer_all(supervisor, requests(30))
+
+
+def test_a_replica_that_hangs_loses_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HANGS_S", 0.2)
+    released = threading.Event()
+
+    def hangs(count: int, request: Request) -> None:
+        if count == 3:
+            released.wait(20)
+
+    hanging, other = scripted("hanging", hangs), scripted("other")
+    began = time.monotonic()
+    with running(hanging, other) as supervisor:
+        found = texts(supervisor, 80)
+        assert time.monotonic() - began < 10
+        released.set()
+    assert found.count("hanging") == 2
+    assert found.count("other") == 78
+
+
+def test_a_slow_replica_gets_one_request_at_a_time() -> None:
+    slow, fast = scripted("slow", seconds=0.1), scripted("fast", seconds=0.002)
+    slow._window = fast._window = 2
+    with running(slow, fast) as supervisor:
+        texts(supervisor, 1500)
+        replicated = supervisor.engine
+        assert isinstance(replicated, ReplicatedEngine)
+        assert replicated._replicas[0].slow and not replicated._replicas[1].slow
+
+
+def test_a_canceled_request_is_not_answered() -> None:
+    engine = ReplicatedEngine.of(EchoEngine(), [("a", scripted("a")), ("b", scripted("b"))])
+    engine.start()
+    try:
+        for number, request in enumerate(requests(40)):
+            engine.submit(number, request)
+        for number in range(20, 40):
+            engine.cancel(number)
+        answered = set()
+        while (result := engine.next(0.5)) is not None:
+            answered.add(result[0])
+        assert answered >= set(range(20))
+        assert engine._given == {}
+        assert all(not replica.outstanding for replica in engine._replicas)
+    finally:
+        engine.close()
+
+
+# -- processes --------------------------------------------------------------------------------
+
+
+def test_an_engine_in_a_process_answers_as_it_does_here() -> None:
+    asked = [Request(f"the cat {i} sat on the mat", Sampling(seed=i)) for i in range(20)]
+    here = dict(ask(EchoEngine(), asked))
+    engine = ProcessEngine.of(EchoEngine(), {"INSTRUCTGEN_TEST": "1"})
+    try:
+        assert dict(ask(engine, asked)) == here
+        process = engine._process
+        assert process is not None
+    finally:
+        engine.close()
+    assert process.poll() == 0
+
+
+def test_a_process_that_is_killed_is_started_again() -> None:
+    with running(*(ProcessEngine.of(EchoEngine(delay_s=0.005), {}) for _ in range(2))) as driver:
+        driver.start()
+        replicated = driver.engine
+        assert isinstance(replicated, ReplicatedEngine)
+        first = replicated._replicas[0].supervisor.engine
+        assert isinstance(first, ProcessEngine) and first._process is not None
+        pid = first._process.pid
+        threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+        completions = answer_all(driver, requests(300))
+        assert all(c.finish_reason != "error" for c in completions)
+        assert incidents([driver]) == (1, [])
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    code = (
+        "from instructgen.distributed.processes import ProcessEngine\n"
+        "from instructgen.engines.echo import EchoEngine\n"
+        "import time\n"
+        "engine = ProcessEngine.of(EchoEngine(), {})\n"
+        "engine.start()\n"
+        "print(engine._process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_engine_that_cannot_start_in_its_process() -> None:
+    missing = ProcessEngine.of(OpenAIEngine(), {})
+    with pytest.raises(ConfigError, match="model"):
+        missing.start()
+    missing.close()
+    broken = ProcessEngine.of(EchoEngine(), {"PYTHONHOME": "nowhere"})
+    with pytest.raises(EngineError, match="exit code"):
+        broken.start()
+    broken.close()
+
+
+# -- servers ----------------------------------------------------------------------------------
+
+
+def run(out: Path, seeds: Path, target: int = 12, **options: Any) -> Any:
+    return instructgen.generate(seeds, target=target, out=out, **options)
+
+
+@pytest.fixture
+def servers() -> Iterator[Callable[..., Server]]:
+    started: list[Server] = []
+
+    def start(*script: Callable[[Any], None]) -> Server:
+        started.append(Server(*script))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.server.shutdown()
+        server.server.server_close()
+
+
+def pooled(*servers: Server) -> Supervisor:
+    placement = Placement(endpoints=tuple(server.url for server in servers))
+    with placement.engine(OpenAIEngine(model="m", chat=False)) as engine:
+        return Supervisor(engine)
+
+
+def test_two_servers_share_the_requests(servers: Callable[..., Server]) -> None:
+    one, two = servers(reply()), servers(reply())
+    supervisor = pooled(one, two)
+    try:
+        completions = answer_all(supervisor, requests(200))
+    finally:
+        supervisor.close()
+    assert {c.text for c in completions} == {"fine"}
+    assert len(one.bodies) + len(two.bodies) == 200
+    assert min(len(one.bodies), len(two.bodies)) > 40
+
+
+def test_a_server_that_goes_away_and_one_that_rejects_the_key(
+    servers: Callable[..., Server],
+) -> None:
+    def closes(handler: Any) -> None:
+        handler.connection.close()
+
+    good = servers(reply())
+    flaky = servers(*[reply()] * 10, closes)
+    closed = servers(reply(401, {"error": "no"}))
+    supervisor = pooled(good, flaky, closed)
+    try:
+        completions = answer_all(supervisor, requests(300))
+        restarts, lost = incidents([supervisor])
+    finally:
+        supervisor.close()
+    assert {c.text for c in completions} == {"fine"}
+    assert len(lost) == 1 and closed.url in lost[0]
+    assert len(closed.bodies) < 40
+    assert len(flaky.bodies) >= 10
+
+
+def test_a_server_that_has_too_many_requests(servers: Callable[..., Server]) -> None:
+    busy = servers(*[reply(429, {"error": "busy"})] * 5, reply())
+    supervisor = pooled(servers(reply()), busy)
+    try:
+        assert {c.text for c in answer_all(supervisor, requests(200))} == {"fine"}
+    finally:
+        supervisor.close()
+    assert len(busy.bodies) > 5
+
+
+# -- commands ---------------------------------------------------------------------------------
+
+
+def test_replicas_do_not_change_the_rows(tmp_path: Path, seeds_file: Path) -> None:
+    options: dict[str, Any] = {"engine": "echo", "recipe": "self_instruct", "target": 8}
+    runs = [
+        instructgen.generate(seeds_file, out=tmp_path / f"run-{count}", replicas=count, **options)
+        for count in (1, 2)
+    ]
+    digests = [(run.out / "data").glob("*.parquet") for run in runs]
+    assert [p.read_bytes() for p in digests[0]] == [p.read_bytes() for p in digests[1]]
+    assert runs[0].facts == runs[1].facts
+
+
+def test_what_does_not_fit_is_one_message(tmp_path: Path, seeds_file: Path) -> None:
+    def rejected(**options: Any) -> str:
+        with pytest.raises(ConfigError) as error:
+            instructgen.generate(seeds_file, target=1, out=tmp_path / "run", **options)
+        assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    server = {"engine": "openai", "model": "m"}
+    assert "endpoint" in rejected(**server, replicas=2)
+    assert "twice" in rejected(**server, endpoint=["http://a/v1", "http://a/v1"])
+    assert "cores" in rejected(engine="transformers", model="smollm2", replicas=10_000)
+
+
+def test_each_replica_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert gpu_groups(2, 2) == [["4", "5"], ["6", "7"]]
+    assert gpu_groups(4, 1) == [["4"], ["5"], ["6"], ["7"]]
+    with pytest.raises(ConfigError, match="4"):
+        gpu_groups(3, 2)
+
+
+def test_the_same_options_reach_the_process() -> None:
+    engine = EchoEngine(delay_s=0.25)
+    from instructgen.distributed.hosting import engine_spec
+
+    built = engine_spec(engine).build()
+    assert isinstance(built, EchoEngine) and built.delay_s == 0.25
