@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +27,8 @@ from instructgen.commands.derive import (
 from instructgen.commands.interface import command
 from instructgen.commands.options import CurateOptions
 from instructgen.commands.recorded import recorded_answers, recorded_form, recorded_id
+from instructgen.distributed.blocks import Cluster
+from instructgen.distributed.cluster import connected
 from instructgen.engines import Engine
 from instructgen.engines.supervisor import Supervisor
 from instructgen.errors import ConfigError, InputError
@@ -119,10 +122,29 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
         known = _known(scored, filters)
         if judge is not None:
             known = _judged(load, reader, known, judge, made_from, options.out, watch)
-        facts = _write(output, Curation(filters, known, options.out), reader, watch)
+        with _curation(options, filters, known, reader, watch) as curation:
+            facts = _write(output, curation, reader, watch)
         return Written(facts, _sections(facts), ", curated")
 
     return derive(options.out, made_from, reader.shape, CurateFacts, write, list(reader.splits))
+
+
+@contextmanager
+def _curation(
+    options: CurateOptions,
+    filters: list[Filter],
+    known: dict[str, Known],
+    reader: DatasetReader,
+    watch: Watch | None,
+) -> Iterator[Curation]:
+    """Yield what applies the filters, in this process or on a Ray cluster."""
+    if options.ray is None:
+        yield Curation(filters, known, options.out)
+        return
+    from instructgen.distributed.curation import RayCuration
+
+    with connected(options.ray, options.out) as ray:
+        yield RayCuration(filters, known, options.out, Cluster(ray), reader, watch)
 
 
 def _judge(options: CurateOptions) -> Engine | None:

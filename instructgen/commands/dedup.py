@@ -21,7 +21,9 @@ from instructgen.commands.derive import (
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import DedupOptions
-from instructgen.errors import InputError
+from instructgen.distributed.blocks import Cluster, numbered
+from instructgen.distributed.cluster import connected
+from instructgen.errors import ConfigError, InputError
 from instructgen.generation.seed_pool import load_seeds
 from instructgen.licensing.licenses import check_license
 from instructgen.plugins import classes, provenance
@@ -29,7 +31,7 @@ from instructgen.reports.cards import rejected_table
 from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.records import JsonRecord
 from instructgen.schema.sample import CHARACTERS_AT_ONCE, Rejected, Rejection, Sample
-from instructgen.similarity import find_duplicates
+from instructgen.similarity import Duplicates, find_duplicates
 from instructgen.store import SPLITS, WHOLE, DatasetReader, InputRef, Provenance
 
 # Pairs below the thresholds are not searched for, as no later call uses a lower threshold.
@@ -73,7 +75,7 @@ def dedup(options: DedupOptions, watch: Watch | None = None) -> Derived[DedupFac
         check_license(options.license)
     check_separate(options.out, paths)
     rows = _Inputs(options)
-    recorded = options.model_dump(mode="json", exclude={"inputs", "out"})
+    recorded = options.model_dump(mode="json", exclude={"inputs", "out", "ray"})
     # The format of a file is recognized, so any installed format may be used.
     read = classes("sources").values() if any(path.is_file() for path in paths) else ()
     made_from = Provenance("dedup", rows.refs(), recorded, plugins=provenance(sources=read))
@@ -125,6 +127,18 @@ class _Inputs:
                 here = split if split in self.splits else self.splits[0]
                 yield from ((here, sample) for sample in reader.samples(split=split))
 
+    def readers(self) -> list[DatasetReader]:
+        """Return the readers of the inputs.
+
+        Raises:
+            ConfigError: an input is a file.
+        """
+        if self._files:
+            raise ConfigError(
+                f"--ray: {next(iter(self._files))} is a file.", "First run: instructgen import."
+            )
+        return list(self._readers.values())
+
     def refs(self) -> tuple[InputRef, ...]:
         """Return the name and digest of each input."""
         readers = self._readers
@@ -137,20 +151,7 @@ class _Inputs:
 def _write(
     output: Output, options: DedupOptions, rows: _Inputs, watch: Watch | None
 ) -> Written[DedupFacts]:
-    found = find_duplicates(
-        (sample for _, sample in rows),
-        options.how,
-        priority=options.priority,
-        threshold=options.threshold,
-        compared=options.compared,
-        sources=options.sources,
-        floor=_FLOOR,
-        frame_quota=options.frame_quota,
-        model=options.embedding_model,
-        same_if_equal=options.same_if_equal,
-        folder=options.out,
-        watch=watch,
-    )
+    found = _found(options, rows, watch)
     duplicates = found.rejected()
     next_one = next(duplicates, None)
     kept: dict[str, list[Sample]] = {split: [] for split in rows.splits}
@@ -186,6 +187,29 @@ def _write(
         invalid=rows.invalid,
     )
     return Written(facts, _sections(facts, output), ", without duplicates")
+
+
+def _found(options: DedupOptions, rows: _Inputs, watch: Watch | None) -> Duplicates:
+    arguments: dict[str, Any] = {
+        "priority": options.priority,
+        "threshold": options.threshold,
+        "compared": options.compared,
+        "sources": options.sources,
+        "floor": _FLOOR,
+        "frame_quota": options.frame_quota,
+        "model": options.embedding_model,
+        "same_if_equal": options.same_if_equal,
+        "watch": watch,
+    }
+    if options.ray is None:
+        samples = (sample for _, sample in rows)
+        return find_duplicates(samples, options.how, folder=options.out, **arguments)
+    from instructgen.distributed import duplicates
+
+    with connected(options.ray, options.out) as ray:
+        cluster = Cluster(ray)
+        dataset = cluster.mapped(cluster.blocks(rows.readers()), numbered)
+        return duplicates.find_duplicates(cluster, dataset, options.how, **arguments)
 
 
 def _sections(facts: DedupFacts, output: Output) -> list[str]:

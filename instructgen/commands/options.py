@@ -399,6 +399,7 @@ class CurateOptions(Options):
         None, "Engine that runs the judge.", metavar="NAME", shown="vllm"
     )
     judge_endpoint: str | None = _JUDGE_ENDPOINT
+    ray: str | None = _RAY
 
 
 class DedupOptions(Options):
@@ -472,6 +473,7 @@ class DedupOptions(Options):
     license: str = _LICENSE
     language: str = _LANGUAGE
     on_bad_row: OnBadRow = _ON_BAD_ROW
+    ray: str | None = _RAY
 
 
 class ExportOptions(Options):

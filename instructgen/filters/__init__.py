@@ -388,6 +388,10 @@ class ComparingFilter(Filter):
         """Create the empty index of earlier samples."""
         object.__setattr__(self, "_index", self.index())
 
+    def search_in(self, index: Index) -> None:
+        """Store and search texts in another index, which must be empty, like this one's."""
+        object.__setattr__(self, "_index", index)
+
     def reason(self, sample: Sample) -> Rejection | None:
         """Compare the sample with all stored samples; return a rejection, or None to keep it."""
         return BlockMatches(self, [sample]).reason(0, sample)

@@ -103,27 +103,122 @@ class Report:
         self.found[named] = named[1] in present
         self.names.setdefault(named[0], set()).update(present)
 
+    def reject(self, f: Filter, row: Row, rejection: Rejection) -> RejectedRow:
+        """Count a rejection, and return the rejected row."""
+        self.rejected[f.name, rejection.reason, row.sample.source] += 1
+        self.near(f, row.place, Verdict(row.sample, rejection, rejection.score))
+        return RejectedRow(*row, rejection)
+
     def near(self, f: Filter, place: int, verdict: Verdict) -> None:
         """Store the row as an example if its value is among the nearest to a threshold of ``f``."""
         thresholds = f.thresholds()
         if verdict.value is None or not isfinite(verdict.value) or not thresholds:
             return
-        sides = self.borderline.setdefault(f.name, ([], []))
-        side = sides[verdict.rejection is not None]
-        distance = min(abs(verdict.value - t) for t in thresholds)
-        if len(side) == _EXAMPLES_PER_SIDE and distance >= -side[0].distance:
-            return
         sample = verdict.sample
         text = sample.output if f.scope == "row" and not sample.instruction else sample.question
+        distance = min(abs(verdict.value - t) for t in thresholds)
         # heapq pops the smallest item. With negative distances that is the farthest example.
         example = Example(-distance, -place, verdict.value, text)
-        push = heapq.heappush if len(side) < _EXAMPLES_PER_SIDE else heapq.heappushpop
-        push(side, example)
+        self._add(f.name, verdict.rejection is not None, example)
+
+    def _add(self, name: str, side: bool, example: Example) -> None:
+        examples = self.borderline.setdefault(name, ([], []))[side]
+        if len(examples) < _EXAMPLES_PER_SIDE:
+            heapq.heappush(examples, example)
+        elif example.distance > examples[0].distance:
+            heapq.heappushpop(examples, example)
+
+    def include(self, other: Report) -> None:
+        """Add the numbers and examples of the report about later rows."""
+        self.read.update(other.read)
+        self.rejected.update(other.rejected)
+        self.edited.update(other.edited)
+        for name, sides in other.borderline.items():
+            for side, examples in enumerate(sides):
+                for example in sorted(examples, key=lambda e: -e.place):
+                    self._add(name, bool(side), example)
+        for named, found in other.found.items():
+            self.found[named] = self.found.get(named, False) or found
+        for kind, names in other.names.items():
+            self.names.setdefault(kind, set()).update(names)
 
     def examples(self, name: str) -> tuple[list[Example], list[Example]]:
         """Return the kept and the rejected examples for a filter, nearest to a threshold first."""
         kept, rejected = self.borderline.get(name, ([], []))
         return sorted(kept, reverse=True), sorted(rejected, reverse=True)
+
+
+class RowStage:
+    """Filters that evaluate each row by itself, so that it may do so in any process.
+
+    Args:
+        filters: the filters, none of which compares rows.
+        known: as for `Curation`.
+    """
+
+    def __init__(self, filters: Sequence[Filter], known: Mapping[str, Known]) -> None:
+        self._filters, self._known = filters, known
+
+    def apply(self, block: Block) -> tuple[Block, Report]:
+        """Return the block without the rows that a filter rejects, and a report about them."""
+        report, rows, rejected = Report(), block.kept, list[RejectedRow]()
+        for f in self._filters:
+            if isinstance(f, ScoringFilter) and self._known:
+                rows = [self._with_known(row) for row in rows]
+            report.look_for(f, [row.sample for row in rows])
+            verdicts = f.evaluate([row.sample for row in rows])
+            rows = _split(f, rows, verdicts, rejected, report)
+        return Block(rows, _by_place([*block.rejected, *rejected])), report
+
+    def _with_known(self, row: Row) -> Row:
+        sample = row.sample
+        known = self._known.get(sample.id, Known(()))
+        for score in known.scores:
+            if sample.score(score.name) is None:
+                sample = sample.with_score(score)
+        for label in known.labels:
+            if all(label.name != other.name for other in sample.labels):
+                sample = sample.with_label(label)
+        return Row(row.place, sample)
+
+
+def _split(
+    f: Filter,
+    rows: list[Row],
+    verdicts: list[Verdict],
+    rejected: list[RejectedRow],
+    report: Report,
+) -> list[Row]:
+    kept = []
+    for row, verdict in zip(rows, verdicts, strict=True):
+        report.edited[f.name] += len(verdict.sample.edits) > len(row.sample.edits)
+        sample = verdict.sample
+        if values := f.values(verdict):
+            sample = sample.with_filter_values(values)
+        if verdict.rejection is None:
+            kept.append(Row(row.place, sample))
+            report.near(f, row.place, verdict)
+        else:
+            rejected.append(report.reject(f, Row(row.place, sample), verdict.rejection))
+    return kept
+
+
+def _by_place(rejected: list[RejectedRow]) -> list[RejectedRow]:
+    return sorted(rejected, key=lambda row: row.place)
+
+
+def read_blocks(samples: Iterable[Sample], first: int = 0) -> Iterator[Block]:
+    """Yield samples in blocks of at most 1,024 rows; ``first`` is the place of the first row."""
+    block: list[Row] = []
+    characters = 0
+    for place, sample in enumerate(samples, start=first):
+        block.append(Row(place, sample))
+        characters += sample.characters
+        if len(block) == _ROWS_PER_BLOCK or characters >= CHARACTERS_AT_ONCE:
+            yield Block(block, [])
+            block, characters = [], 0
+    if block:
+        yield Block(block, [])
 
 
 class Curation:
@@ -147,19 +242,19 @@ class Curation:
 
     def blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
         """Filter the rows, and return an iterator over blocks; kept rows are in input order."""
-        blocks = self._read_blocks(samples)
+        blocks: Iterator[Block] | None = None
         group: list[Filter] = []
         for f in self.filters:
             if isinstance(f, SelectingFilter):
-                blocks = self._select(f, self._filter(group, blocks))
+                blocks = self._select(f, self._filter(group, blocks, samples))
                 group = []
             elif isinstance(f, AskingFilter):
                 # Rows that the filters before it reject are not paid for.
-                blocks = self._filter(group, blocks)
+                blocks = self._filter(group, blocks, samples)
                 group = [f]
             else:
                 group.append(f)
-        return self._filter(group, blocks)
+        return self._filter(group, blocks, samples)
 
     @property
     def order(self) -> list[Filter]:
@@ -192,50 +287,53 @@ class Curation:
                     if rejection is not None and rejection.score is not None:
                         self.report.near(f, row.place, Verdict(row.sample, None, rejection.score))
 
-    def _read_blocks(self, samples: Iterable[Sample]) -> Iterator[Block]:
-        rows = (Row(place, sample) for place, sample in enumerate(samples))
-        block: list[Row] = []
-        characters = 0
-        for row in rows:
-            block.append(row)
-            characters += row.sample.characters
-            if len(block) == _ROWS_PER_BLOCK or characters >= CHARACTERS_AT_ONCE:
-                yield self._read_block(block)
-                block, characters = [], 0
-        if block:
-            yield self._read_block(block)
-
-    def _read_block(self, rows: list[Row]) -> Block:
-        self.report.read.update(row.sample.source for row in rows)
-        return Block(rows, [])
-
-    def _filter(self, filters: Sequence[Filter], blocks: Iterator[Block]) -> Iterator[Block]:
+    def _filter(
+        self, filters: Sequence[Filter], blocks: Iterator[Block] | None, samples: Iterable[Sample]
+    ) -> Iterator[Block]:
+        """Apply filters to blocks, or to the samples if nothing was applied to them before."""
         independent = [f for f in filters if not isinstance(f, ComparingFilter)]
         comparing = [f for f in filters if isinstance(f, ComparingFilter)]
+        if blocks is None:
+            return self._compare(comparing, self._read(independent, samples))
+        return self._compare(comparing, self._apply(independent, blocks))
+
+    def _read(self, filters: Sequence[Filter], samples: Iterable[Sample]) -> Iterator[Block]:
+        """Read the samples, and apply filters that evaluate each row by itself."""
+        return self._apply(filters, map(self._counted, read_blocks(samples)))
+
+    def _counted(self, block: Block) -> Block:
+        self.report.read.update(row.sample.source for row in block.kept)
+        return block
+
+    def _apply(self, filters: Sequence[Filter], blocks: Iterator[Block]) -> Iterator[Block]:
+        """Apply filters that evaluate each row by itself."""
+        stage = RowStage(filters, self._known)
+        for block in blocks:
+            filtered, report = stage.apply(block)
+            self.report.include(report)
+            yield filtered
+
+    def _compare(
+        self, filters: Sequence[ComparingFilter], blocks: Iterator[Block]
+    ) -> Iterator[Block]:
+        if not filters:
+            yield from blocks
+            return
+        by_name = {f.name: f for f in filters}
         for block in blocks:
             rows, rejected = block.kept, list[RejectedRow]()
-            for f in independent:
-                if isinstance(f, ScoringFilter) and self._known:
-                    rows = [self._with_known(row) for row in rows]
-                self.report.look_for(f, [row.sample for row in rows])
-                verdicts = f.evaluate([row.sample for row in rows])
-                rows = self._split(f, rows, verdicts, rejected)
-            if comparing and rows:
-                samples = [row.sample for row in rows]
-                rejections = evaluate_block(comparing, samples)
-                by_name = {f.name: f for f in comparing}
-                for row, rejection in zip(rows, rejections, strict=True):
-                    if rejection is None:
-                        for f in comparing:
-                            f.remember(row.sample)
-                    else:
-                        self._reject(by_name[rejection.filter], row, rejection, rejected)
-                rows = [row for row, r in zip(rows, rejections, strict=True) if r is None]
-                for f in comparing:
-                    first = self._first_rows.setdefault(id(f), [])
-                    first += rows[: _ROWS_COMPARED_AGAIN - len(first)]
-            rejected.sort(key=lambda r: r.place)
-            yield Block(rows, [*block.rejected, *rejected])
+            rejections = evaluate_block(filters, [row.sample for row in rows])
+            for row, rejection in zip(rows, rejections, strict=True):
+                if rejection is None:
+                    for f in filters:
+                        f.remember(row.sample)
+                else:
+                    rejected.append(self.report.reject(by_name[rejection.filter], row, rejection))
+            rows = [row for row, r in zip(rows, rejections, strict=True) if r is None]
+            for f in filters:
+                first = self._first_rows.setdefault(id(f), [])
+                first += rows[: _ROWS_COMPARED_AGAIN - len(first)]
+            yield Block(rows, _by_place([*block.rejected, *rejected]))
 
     def _select(self, f: SelectingFilter, blocks: Iterator[Block]) -> Iterator[Block]:
         # What the filter decides depends on all rows, so they are in a file until then.
@@ -247,8 +345,7 @@ class Curation:
                 file.add(np.array([row.place for row in block.kept]), table)
             if block.rejected:
                 yield Block([], block.rejected)
-        every = (sample for _, table in file.tables() for sample in samples_in(table))
-        rejections, position = f.select(every, self._folder), 0
+        rejections, position = self._selected(f, file), 0
         for places, table in file.tables():
             kept: list[Row] = []
             rejected: list[RejectedRow] = []
@@ -258,37 +355,10 @@ class Curation:
                 if rejection is None:
                     kept.append(Row(place, sample))
                 else:
-                    self._reject(f, Row(place, sample), rejection, rejected)
+                    rejected.append(self.report.reject(f, Row(place, sample), rejection))
             yield Block(kept, rejected)
 
-    def _split(
-        self, f: Filter, rows: list[Row], verdicts: list[Verdict], rejected: list[RejectedRow]
-    ) -> list[Row]:
-        kept = []
-        for row, verdict in zip(rows, verdicts, strict=True):
-            self.report.edited[f.name] += len(verdict.sample.edits) > len(row.sample.edits)
-            sample = verdict.sample
-            if values := f.values(verdict):
-                sample = sample.with_filter_values(values)
-            if verdict.rejection is None:
-                kept.append(Row(row.place, sample))
-                self.report.near(f, row.place, verdict)
-            else:
-                self._reject(f, Row(row.place, sample), verdict.rejection, rejected)
-        return kept
-
-    def _reject(self, f: Filter, row: Row, rejection: Rejection, rows: list[RejectedRow]) -> None:
-        rows.append(RejectedRow(*row, rejection))
-        self.report.rejected[f.name, rejection.reason, row.sample.source] += 1
-        self.report.near(f, row.place, Verdict(row.sample, rejection, rejection.score))
-
-    def _with_known(self, row: Row) -> Row:
-        sample = row.sample
-        known = self._known.get(sample.id, Known(()))
-        for score in known.scores:
-            if sample.score(score.name) is None:
-                sample = sample.with_score(score)
-        for label in known.labels:
-            if all(label.name != other.name for other in sample.labels):
-                sample = sample.with_label(label)
-        return Row(row.place, sample)
+    def _selected(self, f: SelectingFilter, file: RowFile) -> Mapping[int, Rejection]:
+        """Return the rejections of a filter that decides about all rows of a file."""
+        every = (sample for _, table in file.tables() for sample in samples_in(table))
+        return f.select(every, self._folder)

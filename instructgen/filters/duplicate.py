@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from instructgen.filters import SelectingFilter
 from instructgen.schema.sample import Rejection, Sample
-from instructgen.similarity import find_duplicates
+from instructgen.similarity import Duplicates, find_duplicates
 from instructgen.similarity.encoders import MINILM
 
 # `find_duplicates` also searches for pairs below the threshold, down to its argument `floor`, so
@@ -74,20 +74,25 @@ class Duplicate(SelectingFilter):
         reason is ``duplicate``, ``paraphrase`` (similar only in meaning) or ``same_frame`` (similar
         only in words).
         """
-        found = find_duplicates(
-            samples,
-            self.how,
-            priority=self.priority,
-            threshold=self.threshold or None,
-            compared=self.compared,
-            sources=self.sources,
-            other_sources=True,
-            floor=_NO_LOWER,
-            frame_quota=self.frame_quota,
-            model=self.model,
-            same_if_equal=self.same_if_equal,
-            folder=folder,
-        )
+        return self.rejections(find_duplicates(samples, folder=folder, **self.arguments()))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments with which `find_duplicates` does what the options say."""
+        return {
+            "how": self.how,
+            "priority": self.priority,
+            "threshold": self.threshold or None,
+            "compared": self.compared,
+            "sources": self.sources,
+            "other_sources": True,
+            "floor": _NO_LOWER,
+            "frame_quota": self.frame_quota,
+            "model": self.model,
+            "same_if_equal": self.same_if_equal,
+        }
+
+    def rejections(self, found: Duplicates) -> dict[int, Rejection]:
+        """Return the rejection of each duplicate, by its position."""
         return {
             d.row: self.reject(
                 *(d.reason, f"{d.detail}; found by the comparison {d.stage}", d.score),

@@ -22,7 +22,7 @@ from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.errors import EngineError, RunError
 from instructgen.generation.work import Choice, RequestList, Work
 from instructgen.schema.messages import Message
-from instructgen.store import CompletionLine, IssueLine, Run, SessionLine
+from instructgen.store import GROUP_S, CompletionLine, IssueLine, Run, SessionLine
 
 W = TypeVar("W", bound=Work)
 # In issued order, one slow request must not leave the engine without work.
@@ -31,8 +31,6 @@ _FAILURES_LOOKED_AT = 20
 _FAILURES_NEEDED = 10
 # Failures in a row, without any success, after which the server is considered to be down.
 _DOUBTS = 5
-# A power failure loses at most the lines of this many seconds.
-_SYNC_S = 1.0
 _WATCH_S = 0.1
 
 
@@ -159,7 +157,7 @@ class Sequencer(Generic[W]):
         # The role whose engine the activity is about: that of the writer, if there is one.
         self._first_role = next(iter(self._engines), None)
         self._began_session = False
-        self._synced = self._watched = 0.0
+        self._watched = 0.0
 
     def request(self, number: int) -> Request:
         """Return the request with this number, which is not committed yet."""
@@ -341,7 +339,7 @@ class Sequencer(Generic[W]):
         """Wait for results, and record all that have arrived."""
         self._repeat_or_stop()
         results = self._results()
-        error = self._take(results.get())
+        error = self._take(self._wait(results))
         while not results.empty():
             error = self._take(results.get()) or error
         if error is None:
@@ -349,6 +347,15 @@ class Sequencer(Generic[W]):
         self._record()
         if error is not None:
             raise error
+
+    def _wait(self, results: queue.SimpleQueue[Received]) -> Received:
+        """Return the next result; what is recorded is on the disk before a longer wait."""
+        if self.run is not None and (age := self.run.unsynced_for()):
+            try:
+                return results.get(timeout=max(0.0, GROUP_S - age))
+            except queue.Empty:
+                self.run.sync()
+        return results.get()
 
     def _take(self, received: Received) -> BaseException | None:
         """Take in a result, which `_record` records later; return the error of an engine."""
@@ -449,10 +456,6 @@ class Sequencer(Generic[W]):
             self.run.append(*lines)
         for line in lines:
             self._completed[line.n] = line.completion
-        now = time.monotonic()
-        if self.run is not None and now - self._synced > _SYNC_S:
-            self.run.sync()
-            self._synced = now
 
     def _results(self) -> queue.SimpleQueue[Received]:
         return next(iter(self._engines.values())).results

@@ -22,9 +22,18 @@ from instructgen.plugins import suggest
 from instructgen.schema.progress import Watch
 from instructgen.schema.sample import Sample
 from instructgen.similarity.blocks import Array
-from instructgen.similarity.dedup_rows import PARTS, Compared, ComparedRows, Priority
+from instructgen.similarity.dedup_rows import (
+    PARTS,
+    Compared,
+    ComparedRows,
+    Describer,
+    Priority,
+    RowNumbers,
+)
 from instructgen.similarity.distinctions import distinctions, may_be_duplicates
 from instructgen.similarity.encoders import MINILM, check_model
+from instructgen.similarity.matches import Pairs
+from instructgen.similarity.minhash_pairs import minhash_pairs
 from instructgen.similarity.near_pairs import (
     TEXTS_KNOWN,
     THRESHOLDS,
@@ -96,7 +105,7 @@ class Duplicates:
     largest_component: int
     components_would_reject: int
     uncompared: int
-    _all_pairs: _AllPairs = field(repr=False, compare=False)
+    _all_pairs: AllPairs = field(repr=False, compare=False)
     _kept: Array = field(repr=False, compare=False)
     _reasons: dict[int, _Reason] = field(repr=False, compare=False)
 
@@ -122,7 +131,7 @@ class Duplicates:
                     f"similarity above {self._all_pairs.floors[stage]} are known.",
                     f"Call deduplicate again with floor={value}.",
                 )
-        return _select(self._all_pairs, thresholds)
+        return choose(self._all_pairs, thresholds)
 
 
 @dataclass(frozen=True)
@@ -280,28 +289,51 @@ def find_duplicates(
         ConfigError, InputError: as for `deduplicate`.
         StorageError: a temporary file cannot be written.
     """
-    _check_names(how, compared, floor, frame_quota)
-    thresholds, floors = _thresholds(how, threshold, floor)
+    thresholds, floors = check_options(how, threshold, compared, floor, frame_quota)
     if "semantic" in floors:
         check_model(model)
-    limited = "rouge_l" in floors
-    rows = ComparedRows(compared, priority, same_if_equal, limited=limited, folder=folder)
+    describer = Describer(compared, priority, same_if_equal, limited="rouge_l" in floors)
+    rows = ComparedRows(describer, folder)
     rows.extend(samples)
     release_freed()
-    for name in sources:
-        if name not in rows.sources and not other_sources:
-            raise ConfigError(f"sources: no row is from {name!r}.", suggest(name, [*rows.sources]))
+    if not other_sources:
+        check_sources(sources, rows)
     group, first = rows.groups(sources)
     texts, exact, keys = rows.columns(first)
-    tables, unread = tables_of(texts, keys, how, floors, model, folder, watch)
-    differences = _Distinctions(exact, rows.protected(first))
-    all_pairs = _AllPairs(
+
+    def minhash(floor: float) -> Pairs:
+        return minhash_pairs([texts, *keys], floor, folder, watch)
+
+    tables, unread = tables_of(texts, keys, how, floors, model, minhash, watch)
+    differences = Distinguished(exact, rows.protected(first))
+    all_pairs = AllPairs(
         rows, tuple(how), frame_quota, floors, group, first, tables, unread, differences
     )
-    return _select(all_pairs, thresholds)
+    return choose(all_pairs, thresholds)
 
 
-def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quota: int) -> None:
+def check_sources(sources: Sequence[str], rows: RowNumbers) -> None:
+    """Raise ConfigError if no row is from one of the sources."""
+    for name in sources:
+        if name not in rows.sources:
+            raise ConfigError(f"sources: no row is from {name!r}.", suggest(name, [*rows.sources]))
+
+
+def check_options(
+    how: Sequence[str],
+    threshold: Thresholds | None,
+    compared: Compared,
+    floor: float,
+    frame_quota: int,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Check options of `find_duplicates`.
+
+    Returns:
+        The threshold of each stage, and the similarity above which it searches for pairs.
+
+    Raises:
+        ConfigError: an option is invalid.
+    """
     for name in how:
         if name not in STAGES:
             raise ConfigError(
@@ -316,12 +348,6 @@ def _check_names(how: Sequence[str], compared: Compared, floor: float, frame_quo
         raise ConfigError(
             f"the option frame_quota is {frame_quota}, but must be between 1 and {2**31 - 1}."
         )
-
-
-def _thresholds(
-    how: Sequence[str], threshold: Thresholds | None, floor: float
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return each stage's threshold, and the similarity above which it searches for pairs."""
     thresholds = {stage: THRESHOLDS[stage] for stage in measures(how)}
     if threshold is not None:
         thresholds.update(_by_stage(threshold, how))
@@ -335,14 +361,14 @@ def _thresholds(
 
 
 @dataclass(frozen=True, slots=True)
-class _AllPairs:
-    """The similar pairs that were found, and the other data that `_select` needs.
+class AllPairs:
+    """The similar pairs that were found, and the other data that `choose` needs.
 
     ``group`` is the number of each row's text, and ``first`` the row of each text; see
     `ComparedRows.groups`.
     """
 
-    source: ComparedRows
+    source: RowNumbers
     how: tuple[str, ...]
     frame_quota: int
     floors: dict[str, float]
@@ -350,10 +376,10 @@ class _AllPairs:
     first: Array
     tables: dict[str, Table]
     uncompared: int
-    differences: _Distinctions
+    differences: Distinguished
 
 
-class _Distinctions:
+class Distinguished:
     """Decides which similar texts can be duplicates, from what distinguishes them."""
 
     def __init__(self, texts: Sequence[str], protected: Array) -> None:
@@ -383,7 +409,7 @@ class _Reason(NamedTuple):
     detail: str
 
 
-def _select(all_pairs: _AllPairs, thresholds: dict[str, float]) -> Duplicates:
+def choose(all_pairs: AllPairs, thresholds: dict[str, float]) -> Duplicates:
     """Visit the texts in order of priority; keep a text unless it is too similar to a kept text."""
     tables = {stage: above(table, thresholds[stage]) for stage, table in all_pairs.tables.items()}
     count = len(all_pairs.first)
@@ -418,7 +444,7 @@ def _reason_to_reject(
     tables: dict[str, Table],
     thresholds: dict[str, float],
     kept: Array,
-    all_pairs: _AllPairs,
+    all_pairs: AllPairs,
 ) -> _Reason | None:
     """Return the reason why a stage rejects a text, or None if the stage accepts the text."""
     if stage == "exact":

@@ -8,7 +8,7 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +49,13 @@ def minhash_pairs(
         InputError: there are more than 100 million pairs.
         StorageError: a temporary file cannot be written.
     """
-    signer = Signer(threshold, 1, RECALL, PERMUTATIONS, "unicode")
+    signer = signer_for(threshold)
     records, bands = NumberFile(np.int32, folder), NumberFile(np.int64, folder)
     ends, rows = Growing(np.zeros(1, np.int64)), len(columns[0])
     filled = np.zeros(rows, np.bool_)
     for start in range(0, rows, _ROWS_READ):
         sets = [signer.encode(column[start : start + _ROWS_READ]) for column in columns]
-        data, lengths = _records(sets)
+        data, lengths = records_of(sets)
         records.extend(data)
         ends.extend(ends.view[-1] + np.cumsum(lengths))
         bands.extend(signer.keys(sets[0]).T)
@@ -63,26 +63,35 @@ def minhash_pairs(
         if watch is not None:
             watch(Progress("minhash", start + len(lengths), rows, "texts"))
     release_freed()
-    codes, scores = np.zeros(0, np.int64), np.zeros(0)
-    # A text without words matches nothing.
-    search = _Search(signer, len(columns), records, ends.view, np.flatnonzero(filled))
+    found, rows_with_words = FoundPairs(), np.flatnonzero(filled)
+
+    def read(some: Array) -> tuple[Array, Array]:
+        begin, end = ends.view[some], ends.view[some + 1]
+        data = [records.read(a, b) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
+        return np.concatenate(data), np.cumsum(end - begin) - (end - begin)
+
+    search = PairSearch(signer, len(columns), read)
     for band in range(signer.bands if rows else 0):
-        for code, score in search.pairs(_column(bands, band, signer.bands, rows)):
-            # Similar texts have several bands in common.
-            codes, first = np.unique(np.concatenate([codes, code]), return_index=True)
-            scores = np.concatenate([scores, score])[first]
-            check_count(len(codes))
-    return Pairs(codes >> 32, codes & 0xFFFFFFFF, scores)
+        # A text without words matches nothing.
+        keys = _column(bands, band, signer.bands, rows)[rows_with_words]
+        for codes, scores in search.pairs(rows_with_words, keys):
+            found.add(codes, scores)
+    return found.pairs()
 
 
-def _records(sets: Sequence[Texts]) -> tuple[Array, Array]:
+def signer_for(threshold: float) -> Signer:
+    """Return what signs the texts that deduplication compares."""
+    return Signer(threshold, 1, RECALL, PERMUTATIONS, "unicode")
+
+
+def records_of(sets: Sequence[Texts]) -> tuple[Array, Array]:
     """Return the word sets of each row, one after the other, and the length of each record.
 
     A record is the number of words in each column, followed by the words.
     """
     counts = np.stack([np.diff(s.offsets) for s in sets], axis=1)
     lengths = len(sets) + counts.sum(axis=1)
-    data = np.empty(int(lengths.sum()), np.int32)
+    data = np.empty(int(lengths.sum()), sets[0].words.dtype)
     begins = np.cumsum(lengths) - lengths
     data[begins[:, None] + np.arange(len(sets))] = counts
     begins = begins + len(sets)
@@ -103,20 +112,31 @@ def _column(bands: NumberFile, band: int, count: int, rows: int) -> Array:
     return np.concatenate(parts)
 
 
-class _Search:
-    """Finds the similar pairs among rows with equal keys; ``rows`` are the rows to compare."""
+class PairSearch:
+    """Finds the similar pairs among rows that have a band in common.
+
+    Args:
+        signer: states what is similar.
+        columns: the number of compared texts of a row.
+        read: returns the records of rows, one after the other, and where each of them begins. A
+            record is the number of words in each column, followed by the words in ascending order.
+    """
 
     def __init__(
-        self, signer: Signer, columns: int, records: NumberFile, ends: Array, rows: Array
+        self, signer: Signer, columns: int, read: Callable[[Array], tuple[Array, Array]]
     ) -> None:
-        self._signer, self._columns = signer, columns
-        self._records, self._ends, self._rows = records, ends, rows
+        self._signer, self._columns, self._read = signer, columns, read
         self._found = np.zeros((_PAIRS_AT_FIRST, 4), np.int64)
 
-    def pairs(self, keys: Array) -> Iterator[tuple[Array, Array]]:
-        """Yield pairs of rows, as ``text << 32 | row``, and their scores."""
-        rows = self._rows[np.argsort(keys[self._rows], kind="stable")]
-        keys = keys[rows]
+    def pairs(self, rows: Array, keys: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield pairs of rows with equal keys, as ``text << 32 | row``, and their scores.
+
+        Args:
+            rows: numbers of rows, in ascending order among those with equal keys.
+            keys: the key of each of them.
+        """
+        order = np.argsort(keys, kind="stable")
+        rows, keys = rows[order], keys[order]
         same = np.zeros(len(keys) + 1, np.bool_)
         same[1:-1] = keys[1:] == keys[:-1]
         shared = same[1:] | same[:-1]
@@ -131,12 +151,8 @@ class _Search:
 
     def _among(self, keys: Array, rows: Array) -> tuple[Array, Array]:
         p, q = self._signer.exact.numerator, self._signer.exact.denominator
-        begins, ends = self._ends[rows], self._ends[rows + 1]
-        data = [
-            self._records.read(a, b) for a, b in zip(begins.tolist(), ends.tolist(), strict=True)
-        ]
-        offsets = np.cumsum(ends - begins) - (ends - begins)
-        arguments = (keys, np.concatenate(data), offsets, self._columns, p, q)
+        records, begins = self._read(rows)
+        arguments = (keys, records, begins, self._columns, p, q)
         count = self._signer.kernels.groups(*arguments, self._found, MAX_PAIRS)
         if count > len(self._found):
             check_count(count)
@@ -144,3 +160,20 @@ class _Search:
             self._signer.kernels.groups(*arguments, self._found, MAX_PAIRS)
         later, earlier, common, either = self._found[:count].T
         return rows[later] << 32 | rows[earlier], common / either
+
+
+class FoundPairs:
+    """Collects the pairs that `PairSearch` finds; similar texts have several bands in common."""
+
+    def __init__(self) -> None:
+        self._codes, self._scores = np.zeros(0, np.int64), np.zeros(0)
+
+    def add(self, codes: Array, scores: Array) -> None:
+        """Add pairs. Raise InputError if there are more than 100 million."""
+        self._codes, first = np.unique(np.concatenate([self._codes, codes]), return_index=True)
+        self._scores = np.concatenate([self._scores, scores])[first]
+        check_count(len(self._codes))
+
+    def pairs(self) -> Pairs:
+        """Return all pairs, sorted by text and then by row."""
+        return Pairs(self._codes >> 32, self._codes & 0xFFFFFFFF, self._scores)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +19,6 @@ from instructgen.similarity.blocks import Array
 from instructgen.similarity.embedding import EmbeddingIndex, LazyVectors, cosines
 from instructgen.similarity.encoders import encoder
 from instructgen.similarity.matches import Pairs, check_count, joined
-from instructgen.similarity.minhash_pairs import minhash_pairs
 from instructgen.similarity.rouge import RougeLIndex, rouge_l
 from instructgen.similarity.tokens import tokenize
 
@@ -63,21 +61,21 @@ def tables_of(
     how: Sequence[str],
     floors: dict[str, float],
     model: str,
-    folder: Path | None,
+    minhash: Callable[[float], Pairs],
     watch: Watch | None,
 ) -> tuple[dict[str, Table], int]:
     """Return similar pairs for each measure, and the number of texts in unsupported languages.
 
     Each sequence in ``keys`` contains one part of every text, such as its instruction. The
     similarity of these parts must be above the threshold too. ``floors`` maps each measure to its
-    threshold. Temporary files are in ``folder``.
+    threshold. The function ``minhash`` returns the pairs of this measure above a threshold.
     """
     whole, parts = _PairScorer(texts, model), [_PairScorer(key, model) for key in keys]
     tables: dict[str, Table] = {}
     unread = np.zeros(len(texts), np.bool_)
     for stage in measures(how):
         if stage == "minhash":
-            tables[stage] = Table(*minhash_pairs([texts, *keys], floors[stage], folder, watch))
+            tables[stage] = Table(*minhash(floors[stage]))
             continue
         if stage == "rouge_l":
             pairs = _pairs_with_earlier(RougeLIndex(floors[stage]), texts, stage, watch)

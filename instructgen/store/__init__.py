@@ -18,6 +18,7 @@ from instructgen.store.dataset import (
     SPLITS,
     WHOLE,
     DatasetReader,
+    Piece,
     Writer,
     digest_of,
     find_row,
@@ -49,6 +50,7 @@ from instructgen.store.files import (
     write_record,
 )
 from instructgen.store.journal import (
+    GROUP_S,
     CompletionLine,
     IssueLine,
     Run,
@@ -76,6 +78,7 @@ from instructgen.store.records import (
 
 __all__ = [
     "FORMAT",
+    "GROUP_S",
     "SPLITS",
     "WHOLE",
     "CompletionLine",
@@ -86,6 +89,7 @@ __all__ = [
     "Manifest",
     "ModelRun",
     "Part",
+    "Piece",
     "Provenance",
     "RejectionCount",
     "Run",

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from instructgen.errors import DamagedFileError, RunError, VersionError
 from instructgen.formats.records import rows_at_once
@@ -525,6 +525,26 @@ class DatasetReader:
             for number in range(file.metadata.num_row_groups):
                 yield from self._group(path, file, number, columns)
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the pieces into which the rows can be divided, so that several processes read them.
+
+        Raises:
+            DamagedFileError: as for `files`.
+        """
+        for path, file in self.files():
+            for number in range(file.metadata.num_row_groups):
+                rows = file.metadata.row_group(number).num_rows
+                name = f"{path.parent.name}/{path.name}"
+                yield Piece(self.folder.resolve(), self.digest, name, number, rows)
+
+    def piece(self, name: str, group: int) -> Iterator[Sample]:
+        """Yield the samples of a piece; see `Piece`."""
+        part = next(part for part in self.manifest.files if part.path == name)
+        path = self.folder / name
+        with self._opened(part, path, rejected=False) as file:
+            for batch in self._group(path, file, group, None):
+                yield from samples_in(batch)
+
     def row(self, row_id: str, table: str = "data") -> dict[str, Any] | None:
         """Return the row with an id as a dict of values by column, or None."""
         import pyarrow.compute as pc
@@ -570,22 +590,53 @@ class DatasetReader:
             DamagedFileError: a file is missing, was changed, or does not have the columns and the
                 number of rows that the manifest describes.
         """
-        import pyarrow.parquet as pq
-
         for part in self.manifest.files:
             found = _split_of(part, table)
-            if found is None or split not in (None, found):
-                continue
-            path = self.folder / part.path
-            # The digest and the rows are read from the same open file.
-            with _checked(path, self.folder), open_file(path) as data:
-                if hashlib.file_digest(data, "sha256").hexdigest() != part.sha256:
-                    raise ValueError("it was changed")
-                with pq.ParquetFile(data, page_checksum_verification=True) as file:
-                    if file.metadata.num_rows != part.rows:
-                        raise ValueError(f"it does not have {part.rows:,} rows")
-                    check_columns(file.schema_arrow, self.shape, rejected=table == "rejected")
+            if found is not None and split in (None, found):
+                path = self.folder / part.path
+                with self._opened(part, path, rejected=table == "rejected") as file:
                     yield path, file
+
+    @contextmanager
+    def _opened(self, part: Part, path: Path, *, rejected: bool) -> Iterator[Any]:
+        import pyarrow.parquet as pq
+
+        # The digest and the rows are read from the same open file.
+        with _checked(path, self.folder), open_file(path) as data:
+            if hashlib.file_digest(data, "sha256").hexdigest() != part.sha256:
+                raise ValueError("it was changed")
+            with pq.ParquetFile(data, page_checksum_verification=True) as file:
+                if file.metadata.num_rows != part.rows:
+                    raise ValueError(f"it does not have {part.rows:,} rows")
+                check_columns(file.schema_arrow, self.shape, rejected=rejected)
+                yield file
+
+
+class Piece(NamedTuple):
+    """Rows of a dataset: the number of a group of rows in one of its files, and how many they are.
+
+    ``digest`` is that of the dataset when it was divided.
+    """
+
+    folder: Path
+    digest: str
+    part: str
+    group: int
+    rows: int
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield the samples, in order.
+
+        Raises:
+            RunError: the folder does not exist on this machine, or contains another dataset.
+        """
+        reader = DatasetReader(self.folder)
+        if reader.digest != self.digest:
+            raise RunError(
+                f"{self.folder} contains another dataset than on the machine that began this.",
+                "Use a folder that all machines share, and do not change it meanwhile.",
+            )
+        yield from reader.piece(self.part, self.group)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ from instructgen.store.records import RunInfo, SessionUse, run_info_of
 
 _JOURNAL, _RUN, _SEEDS = "journal.jsonl", "run.json", "seeds.jsonl"
 _SESSIONS, _KNOWN = "sessions.jsonl", "known.jsonl"
+# A power failure can remove fewer lines than this, and none that are older than this.
+_GROUP_LINES = 256
+GROUP_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ class Run:
         self._journal: int = -1
         self._end = 0
         self._lines = 0
+        # The lines that a power failure could remove, and when the first of them was appended.
+        self._unsynced, self._since = 0, 0.0
 
     @property
     def id(self) -> str:
@@ -196,8 +202,9 @@ class Run:
     def append(self, *lines: Line) -> None:
         """Append lines to the journal.
 
-        The lines are not lost if the process is killed. After `sync`, a power failure cannot
-        remove them either.
+        The lines are not lost if the process is killed. A power failure can remove those that
+        were appended after the last `sync`, which this method calls when there are 256 of them,
+        and when the first of them was appended 100 ms ago; see also `unsynced_for`.
 
         Raises:
             StorageError: the file cannot be written; earlier lines stay recorded.
@@ -220,6 +227,18 @@ class Run:
                 self._end += len(data)
                 self._chain = chain
                 self._lines += len(lines)
+        if not self._unsynced:
+            self._since = time.monotonic()
+        self._unsynced += len(lines)
+        if self._unsynced >= _GROUP_LINES or self.unsynced_for() >= GROUP_S:
+            self.sync()
+
+    def unsynced_for(self) -> float:
+        """Return the seconds since the first line that is not synced, or 0 if all lines are.
+
+        A caller that waits must not wait until this is more than `GROUP_S`, and then call `sync`.
+        """
+        return time.monotonic() - self._since if self._unsynced else 0.0
 
     def update(self, info: RunInfo) -> None:
         """Replace the contents of run.json. Raise StorageError if the file cannot be written."""
@@ -231,6 +250,7 @@ class Run:
         """Write all lines of the journal to disk, so that they survive a power failure."""
         with storage(self.folder / _JOURNAL):
             os.fsync(self._journal)
+        self._unsynced = 0
 
     def seeds(self) -> Iterator[Sample]:
         """Yield the seeds as they were when the run started.
