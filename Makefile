@@ -19,10 +19,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	if [ -e /dev/nvidiactl ] || [ -e /dev/kfd ]; then \
-	  $(PIP) -e '.[vllm,semantic,train,report,dev]'; \
+	  $(PIP) -e '.[vllm,semantic,train,report,ray,dev]'; \
 	else \
 	  { $(PIP) '$(CPU_TORCH)' 2>/dev/null || $(PIP) '$(CPU_TORCH)' --index-url $(CPU_INDEX); } && \
-	  $(PIP) -e '.[cpu,semantic,train,report,dev]'; \
+	  $(PIP) -e '.[cpu,semantic,train,report,ray,dev]'; \
 	fi
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
@@ -33,10 +33,10 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/instructgen run quickstart
 
-# Tests of real engines have the machine to themselves; the others run side by side.
+# Tests of real engines and of a cluster have the machine to themselves; the others run side by side.
 test: setup
-	$(BIN)/python -m pytest -m "not engine and not long" -n logical --maxprocesses 8 --dist worksteal
-	$(BIN)/python -m pytest -m "engine and not long"
+	$(BIN)/python -m pytest -m "not (engine or cluster or long)" -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m "(engine or cluster) and not long"
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

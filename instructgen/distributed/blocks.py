@@ -5,6 +5,7 @@ The folders must be on storage that all nodes share. The order of the blocks is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ class Cluster:
     """A connection to a Ray cluster; see `instructgen.distributed.cluster.connected`."""
 
     ray: Any
+
+    def __post_init__(self) -> None:
+        """Set what Ray's datasets take over when they are created."""
+        context = self.ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     def blocks(self, readers: Sequence[DatasetReader]) -> Any:
         """Return a Ray dataset with the rows of datasets in blocks, numbered from 0.
@@ -98,7 +106,6 @@ class Cluster:
             InstructgenError: that a worker raised.
             EngineError: the cluster cannot continue.
         """
-        self.ray.data.DataContext.get_current().execution_options.preserve_order = True
         with self.errors():
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for data in batch.column(_DATA).to_pylist():

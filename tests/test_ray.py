@@ -1,0 +1,294 @@
+"""Replicas, curation and deduplication on a local Ray cluster of several nodes, with failures.
+
+All tests share one cluster; those that remove a node add another one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import instructgen
+from instructgen.errors import ConfigError
+from instructgen.store import CompletionLine, IssueLine, Run
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+_NODE = {"object_store_memory": 100 * 2**20}
+
+
+class Nodes:
+    """A cluster of three nodes with one core each; the first has the driver."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "num_gpus": 0, **_NODE},
+        )
+        self.others = [self.add() for _ in range(2)]
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, num_gpus=0, **_NODE)
+
+    def replace(self) -> None:
+        """Remove a node without warning, and add another one."""
+        self.cluster.remove_node(self.others.pop(0), allow_graceful=False)
+        self.others.append(self.add())
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    started = Nodes()
+    yield started
+    started.cluster.shutdown()
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Rows of a few words, among them equal and similar ones."""
+    import random
+
+    rng = random.Random(seed)
+    words = [f"word{i}" for i in range(40)]
+    made: list[dict[str, str]] = []
+    for _ in range(count):
+        if made and rng.random() < 0.3:
+            row = dict(rng.choice(made))
+            if rng.random() < 0.7:
+                parts = row["instruction"].split()
+                parts[rng.randrange(len(parts))] = rng.choice(words)
+                row["instruction"] = " ".join(parts)
+        else:
+            size = rng.randrange(4, 15)
+            row = {
+                "instruction": " ".join(rng.choices(words, k=size)),
+                "output": " ".join(rng.choices(words, k=rng.randrange(2, 30))),
+            }
+        made.append(row)
+    return made
+
+
+def dataset(folder: Path, made: list[dict[str, str]]) -> Path:
+    file = folder.with_suffix(".jsonl")
+    file.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in made))
+    terms = {"license": "CC0-1.0", "source": "made", "language": "en"}
+    return instructgen.import_data(file, folder, **terms).out
+
+
+def same(here: Path, there: Path) -> None:
+    """The files are equal, except for the name of the folder in the card."""
+    parts = sorted(p.relative_to(here) for p in here.rglob("*.parquet"))
+    assert parts == sorted(p.relative_to(there) for p in there.rglob("*.parquet"))
+    for path in (*parts, "manifest.json", "provenance.json"):
+        assert (here / path).read_bytes() == (there / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("recipe", ["default", "strict"])
+def test_curation_gives_the_same_files(nodes: Nodes, tmp_path: Path, recipe: str) -> None:
+    """The filters of `default` compare instructions, those of `strict` select among all rows."""
+    data = dataset(tmp_path / "data", rows(6000))
+    here = instructgen.curate(data, tmp_path / "a" / "kept", recipe=recipe)
+    there = instructgen.curate(data, tmp_path / "b" / "kept", recipe=recipe, ray=nodes.address)
+    assert here.rejected > 500
+    same(here.out, there.out)
+    again = instructgen.curate(data, there.out, recipe=recipe)
+    assert again.unchanged
+
+
+def test_deduplication_gives_the_same_files(nodes: Nodes, tmp_path: Path) -> None:
+    inputs = [dataset(tmp_path / name, rows(3000, seed)) for seed, name in enumerate("xy")]
+    for how in (["exact"], ["exact", "minhash", "rouge_l"]):
+        name = "-".join(how)
+        here = instructgen.dedup(inputs, tmp_path / "a" / name, how=how)
+        there = instructgen.dedup(inputs, tmp_path / "b" / name, how=how, ray=nodes.address)
+        assert here.rejected > 100
+        assert here.facts == there.facts
+        same(here.out, there.out)
+
+
+_WORDS = st.sampled_from(["red", "green", "blue", "not", "7", "8", "house", "Haus", "家"])
+_TEXT = st.lists(_WORDS, min_size=1, max_size=8).map(" ".join)
+_ROWS = st.lists(
+    st.fixed_dictionaries({"instruction": _TEXT, "output": _TEXT}), min_size=1, max_size=60
+)
+
+
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(made=_ROWS, compared=st.sampled_from(["row", "prompt", "instruction"]))
+def test_the_same_rows_are_kept(
+    nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, made: Any, compared: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("property")
+    data = dataset(folder / "data", made)
+    options = {"how": ["exact", "minhash"], "compared": compared}
+    here = instructgen.dedup([data], folder / "a" / "kept", **options)
+    there = instructgen.dedup([data], folder / "b" / "kept", ray=nodes.address, **options)
+    same(here.out, there.out)
+
+
+def test_a_node_that_is_lost_while_rows_are_curated(nodes: Nodes, tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data", rows(20_000))
+    here = instructgen.curate(data, tmp_path / "a" / "kept", recipe="default")
+    lost = threading.Event()
+
+    def watch(event: Any) -> None:
+        if event.done > 4000 and not lost.is_set():
+            lost.set()
+            nodes.replace()
+
+    there = instructgen.curate(
+        data, tmp_path / "b" / "kept", recipe="default", ray=nodes.address, watch=watch
+    )
+    assert lost.is_set()
+    same(here.out, there.out)
+
+
+# -- generation -------------------------------------------------------------------------------
+
+OPTIONS: dict[str, Any] = {"engine": "echo", "recipe": "self_instruct", "target": 12}
+
+
+def asked(run: Path) -> tuple[int, int]:
+    """The numbers of requests and of completions in a journal, each of them different."""
+    with Run.view(run) as view:
+        lines = [line for _, line in view.lines()]
+    issued = [line.n for line in lines if isinstance(line, IssueLine)]
+    completed = [line.n for line in lines if isinstance(line, CompletionLine)]
+    assert len(set(issued)) == len(issued)
+    assert len(set(completed)) == len(completed)
+    return len(issued), len(completed)
+
+
+def test_replicas_on_a_cluster_give_the_same_rows(
+    nodes: Nodes, tmp_path: Path, seeds_file: Path
+) -> None:
+    here = instructgen.generate(seeds_file, out=tmp_path / "a", **OPTIONS)
+    there = instructgen.generate(
+        seeds_file, out=tmp_path / "b", replicas=3, ray=nodes.address, **OPTIONS
+    )
+    parts = [sorted((run.out / "data").glob("*.parquet")) for run in (here, there)]
+    assert [p.read_bytes() for p in parts[0]] == [p.read_bytes() for p in parts[1]]
+    assert here.facts == there.facts
+
+
+def test_a_node_that_is_lost_while_rows_are_generated(
+    nodes: Nodes, tmp_path: Path, seeds_file: Path
+) -> None:
+    lost = threading.Event()
+
+    def watch(event: Any) -> None:
+        if event.done >= 2 and not lost.is_set():
+            lost.set()
+            nodes.replace()
+
+    options = {**OPTIONS, "settings": {"engine.delay_s": 0.02, "engine.max_restarts": 5}}
+    run = instructgen.generate(
+        seeds_file, out=tmp_path / "run", replicas=3, ray=nodes.address, watch=watch, **options
+    )
+    assert lost.is_set()
+    assert run.rows == 12
+    here = instructgen.generate(seeds_file, out=tmp_path / "here", **options)
+    assert here.facts == run.facts
+    asked(run.out)
+
+
+def test_the_coordinator_is_killed(nodes: Nodes, tmp_path: Path, seeds_file: Path) -> None:
+    """No completion that was recorded is asked again, and the cluster has no replica left."""
+    out = tmp_path / "run"
+    words = ["generate", "--seeds", str(seeds_file), "--target", "12", "--out", str(out)]
+    words += ["--engine", "echo", "--recipe", "self_instruct", "--replicas", "2"]
+    words += ["--ray", nodes.address, "--set", "engine.delay_s=0.02"]
+    command = [sys.executable, "-m", "instructgen", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        journal = out / "journal.jsonl"
+        while p.poll() is None and (
+            not journal.exists() or journal.read_bytes().count(b'"completion"') < 20
+        ):
+            time.sleep(0.02)
+        p.send_signal(signal.SIGKILL)
+    before = asked(out)
+    assert before[1] >= 20
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    asked(out)
+    reference = instructgen.generate(seeds_file, out=tmp_path / "here", **OPTIONS)
+    parts = [sorted((folder / "data").glob("*.parquet")) for folder in (out, reference.out)]
+    assert [p.read_bytes() for p in parts[0]] == [p.read_bytes() for p in parts[1]]
+
+
+# -- messages ---------------------------------------------------------------------------------
+
+
+def rejected(tmp_path: Path, seeds_file: Path, **options: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        instructgen.generate(seeds_file, out=tmp_path / "run", **{**OPTIONS, **options})
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_wrong_address(tmp_path: Path, seeds_file: Path) -> None:
+    began = time.monotonic()
+    for address in ("127.0.0.1:1", "nowhere", "ray://127.0.0.1:10001", "host:x", "a:b:99999999"):
+        assert address in rejected(tmp_path, seeds_file, ray=address)
+    assert time.monotonic() - began < 30
+
+
+def test_no_node_is_large_enough(nodes: Nodes, tmp_path: Path, seeds_file: Path) -> None:
+    from instructgen.distributed.actors import ray_replicas
+    from instructgen.distributed.cluster import connected
+    from instructgen.engines.vllm import VllmEngine
+
+    class Two(VllmEngine):
+        """An engine for two GPUs, on a cluster that has one on each node."""
+
+    with connected(nodes.address) as module:
+        class Resources:
+            """The cluster, as if each node had a GPU."""
+
+            @staticmethod
+            def nodes() -> Any:
+                return [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}] * 3
+
+            @staticmethod
+            def cluster_resources() -> Any:
+                return {"CPU": 24.0, "GPU": 3.0}
+
+        assert module.nodes()
+        with pytest.raises(ConfigError, match="2 GPU"):
+            ray_replicas(Resources, Two(model="m", tensor_parallel_size=2), 1)
+
+
+def test_another_version_on_a_node(
+    nodes: Nodes, tmp_path: Path, seeds_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from instructgen.distributed import actors
+
+    monkeypatch.setattr(actors, "__version__", "0.0.1")
+    message = rejected(tmp_path, seeds_file, ray=nodes.address, replicas=2)
+    assert "0.0.1" in message and instructgen.__version__ in message
+
+
+def test_a_file_is_not_read_by_workers(nodes: Nodes, tmp_path: Path, seeds_file: Path) -> None:
+    with pytest.raises(ConfigError, match="import"):
+        instructgen.dedup([seeds_file], tmp_path / "out", ray=nodes.address)
