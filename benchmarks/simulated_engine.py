@@ -1,0 +1,82 @@
+"""An engine for scale.py that answers like a model with a number of slots, without computing.
+
+A slot makes a number of tokens per second. The length of an answer is drawn from the distribution of
+model_server.py, with the seed of the request.
+"""
+
+from __future__ import annotations
+
+import heapq
+import queue
+import random
+import time
+
+from pydantic import Field, PrivateAttr
+
+from instructgen.engines import Completion, Engine, Request
+
+MEDIAN, SIGMA, LONG_SHARE, LONGEST = 120, 0.6, 0.01, 1_024
+
+
+def tokens_of(request: Request) -> int:
+    """Return the number of tokens of the answer to a request."""
+    rng = random.Random(request.sampling.seed)
+    if rng.random() < LONG_SHARE:
+        return LONGEST
+    return max(1, min(LONGEST, round(MEDIAN * rng.lognormvariate(0, SIGMA))))
+
+
+class SimulatedEngine(Engine):
+    """Answers ``slots_`` requests at a time, each at ``rate`` tokens per second."""
+
+    name = "simulated"
+
+    slots_: int = Field(16, description="Number of requests that are answered at the same time.")
+    rate: float = Field(50.0, description="Tokens per second of each slot.")
+
+    _submitted: queue.SimpleQueue[tuple[int, Request]] = PrivateAttr(
+        default_factory=queue.SimpleQueue
+    )
+    # The time at which each answer is complete, its request and its number of tokens.
+    _active: list[tuple[float, int, int]] = PrivateAttr(default_factory=list)
+
+    def has_chat_template(self) -> bool:
+        """Return False."""
+        return False
+
+    def slots(self) -> int:
+        """Return the number of slots."""
+        return self.slots_
+
+    def window(self) -> int:
+        """Return the slots and a few more, as for vLLM."""
+        return self.slots_ + max(1, self.slots_ // 8)
+
+    def submit(self, number: int, request: Request) -> None:
+        """Take a request."""
+        self._submitted.put((number, request))
+
+    def cancel(self, number: int) -> None:
+        """Free the slot of a request."""
+        self._active = [each for each in self._active if each[1] != number]
+        heapq.heapify(self._active)
+
+    def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
+        """Wait until an answer is complete."""
+        deadline = time.monotonic() + timeout_s
+        while (now := time.monotonic()) < deadline:
+            if self._active and self._active[0][0] <= now:
+                _, number, tokens = heapq.heappop(self._active)
+                return number, Completion(f"answer {number}", "stop", 500, tokens)
+            due = self._active[0][0] if self._active else deadline
+            try:
+                if len(self._active) >= self.slots_:
+                    time.sleep(max(0.0, min(due, deadline) - now))
+                    continue
+                wait = max(0.0, min(due, deadline) - now)
+                number, request = self._submitted.get(timeout=wait)
+            except queue.Empty:
+                continue
+            tokens = tokens_of(request)
+            heapq.heappush(self._active, (time.monotonic() + tokens / self.rate, number, tokens))
+        return None
