@@ -38,6 +38,12 @@ def connected(address: str, spill: Path | None = None) -> Iterator[Any]:
             "--ray needs the package ray.", "Run: pip install 'instructgen[ray]'"
         ) from error
     if ray.is_initialized():
+        connected_to = ray.get_runtime_context().gcs_address
+        if address not in ("auto", connected_to):
+            raise ConfigError(
+                f"--ray={address}: this process is already connected to {connected_to}.",
+                "Call ray.shutdown() first.",
+            )
         yield ray
         return
     # What Ray reads when it starts.
