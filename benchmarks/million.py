@@ -1,10 +1,10 @@
 """Measures import, merge, curate and dedup of a million rows: seconds and peak memory.
 
-    python benchmarks/million.py [--rows 1000000] [--out benchmarks/million.json]
+    python benchmarks/million.py [--rows 1000000] [--folder FOLDER] [--out benchmarks/million.json]
 
 The rows are real rows (Dolly, Alpaca Libre, OASST) and recombinations of two of them; see
-curate.py. Each command runs in its own process. `import` runs twice: once it identifies the
-language of each row, and once the language is given. The data is in the folder INSTRUCTGEN_DATA.
+curate.py. Each command runs in its own process. `import` runs twice: once the language is given,
+and once it identifies the language of each row. The data is in the folder INSTRUCTGEN_DATA.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 from curate import recombined
 
-SPLITS = "[split]\nvalidation = 0.01\ntest = 0.01\n"
 CODE = """
 import json, resource, sys, time
 import instructgen
@@ -53,35 +52,31 @@ def main() -> None:
     """Measure all commands, and write the JSON file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, help="keep the datasets in this folder")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work)
-        lines, recipe = folder / "rows.jsonl", folder / "splits.toml"
-        recipe.write_text(SPLITS)
+        folder = options.folder or Path(work)
+        folder.mkdir(exist_ok=True)
+        lines, data = folder / "rows.jsonl", folder / "data"
         with lines.open("w") as file:
             for s in recombined(options.rows):
                 row = {"instruction": s.instruction, "input": s.input, "output": s.output}
                 file.write(json.dumps(row) + "\n")
-        data, terms = folder / "data", {"license": "CC-BY-4.0", "source": "rows"}
-        runs = {
-            "import, language given": measured(
-                "import_data", lines, folder / "given", language="en", **terms
-            ),
-            "import": measured("import_data", lines, data, **terms),
-            "merge": measured("merge", [data], folder / "mix"),
-            "merge into three splits": measured("merge", [data], folder / "split", recipe=recipe),
-            "curate, default recipe": measured("curate", data, folder / "kept", recipe="default"),
-            "dedup, exact and minhash": measured(
-                "dedup", [data], folder / "unique", how=["exact", "minhash"]
-            ),
-        }
+        terms = {"license": "CC-BY-4.0", "source": "rows"}
+        given = "import, language given"
+        runs = {given: measured("import_data", lines, data, language="en", **terms)}
+        runs["merge"] = measured("merge", [data], folder / "mix")
+        runs["dedup, exact and minhash"] = measured(
+            "dedup", [data], folder / "unique", how=["exact", "minhash"]
+        )
+        runs["curate, default recipe"] = measured("curate", data, folder / "kept", recipe="default")
+        runs["import"] = measured("import_data", lines, folder / "identified", **terms)
     merging = runs["merge"]["seconds"]
     result = {
         "runs": runs,
         "merge_to_import": {
-            name: round(merging / runs[name]["seconds"], 2)
-            for name in ("import, language given", "import")
+            name: round(merging / runs[name]["seconds"], 2) for name in (given, "import")
         },
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {n: version(n) for n in ("instructgen", "numpy", "pyarrow", "numba")},

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import json
 import math
 import random
@@ -53,7 +54,7 @@ def tokens(rng: random.Random) -> int:
 
 
 def simulated(machine: Machine, requests: int, novelty_s: float = 0.0) -> tuple[float, float]:
-    """Simulate requests; return the seconds of the run, and the completions per second before its end.
+    """Return the seconds of a run, and its completions per second until the last request is sent.
 
     Events are the completion of a request by its slot, and its processing by the coordinator,
     which then issues another request.
@@ -108,7 +109,7 @@ def interpolated(points: dict[int, float], size: float) -> float:
     """Return the novelty seconds at a pool size, on a line through the points in logarithms."""
     sizes = sorted(points)
     low, high = sizes[0], sizes[1]
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         if size >= a:
             low, high = a, b
     slope = math.log(points[high] / points[low]) / math.log(high / low)
@@ -171,7 +172,10 @@ def main() -> None:
             )
     per_row = max(run["requests_per_row"] for run in ours)
     table: list[dict[str, Any]] = []
-    cpu = scale["replicas"]["8"]["cpu_ms_per_request"] / 1e3 + serve["loop_cpu_with_echo"]["cpu_ms_per_request"] / 1e3
+    cpu = (
+        scale["replicas"]["8"]["cpu_ms_per_request"] / 1e3
+        + serve["loop_cpu_with_echo"]["cpu_ms_per_request"] / 1e3
+    )
     for gpus in (1, 8, 64, 1_024):
         slot = H100_TOKENS_PER_S / H100_SLOTS
         machine = Machine(gpus, H100_SLOTS, slot, cpu)

@@ -1,7 +1,7 @@
 """An engine for scale.py that answers like a model with a number of slots, without computing.
 
-A slot makes a number of tokens per second. The length of an answer is drawn from the distribution of
-model_server.py, with the seed of the request.
+A slot makes a number of tokens per second. The length of an answer is drawn with the seed of the
+request, from the distribution of model_server.py.
 """
 
 from __future__ import annotations

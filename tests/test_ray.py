@@ -5,6 +5,7 @@ All tests share one cluster; those that remove a node add another one.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -119,35 +120,84 @@ def test_curation_gives_the_same_files(nodes: Nodes, tmp_path: Path, recipe: str
 
 def test_deduplication_gives_the_same_files(nodes: Nodes, tmp_path: Path) -> None:
     inputs = [dataset(tmp_path / name, rows(2000, seed)) for seed, name in enumerate("xy")]
-    for how in (["exact"], ["exact", "minhash", "rouge_l"]):
-        name = "-".join(how)
-        here = instructgen.dedup(inputs, tmp_path / "a" / name, how=how)
-        there = instructgen.dedup(inputs, tmp_path / "b" / name, how=how, ray=nodes.address)
-        assert here.rejected > 100
-        assert here.facts == there.facts
-        same(here.out, there.out)
+    how = ["exact", "minhash", "rouge_l"]
+    here = instructgen.dedup(inputs, tmp_path / "a" / "kept", how=how)
+    there = instructgen.dedup(inputs, tmp_path / "b" / "kept", how=how, ray=nodes.address)
+    assert here.rejected > 100
+    assert here.facts == there.facts
+    same(here.out, there.out)
 
 
 _WORDS = st.sampled_from(["red", "green", "blue", "not", "7", "8", "house", "Haus", "家"])
-_TEXT = st.lists(_WORDS, min_size=1, max_size=8).map(" ".join)
-_ROWS = st.lists(
-    st.fixed_dictionaries({"instruction": _TEXT, "output": _TEXT}), min_size=1, max_size=60
-)
+_TEXT = st.lists(_WORDS, max_size=8).map(" ".join)
+_ROWS = st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=60)
 
 
-@settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    made=_ROWS,
+    cuts=st.lists(st.integers(1, 59), max_size=3),
+    tasks=st.integers(1, 5),
+    threshold=st.sampled_from([0.5, 0.7]),
 )
-@given(made=_ROWS, compared=st.sampled_from(["row", "prompt", "instruction"]))
-def test_the_same_rows_are_kept(
-    nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, made: Any, compared: Any
+def test_any_division_finds_the_same_pairs(
+    nodes: Nodes, made: list[tuple[str, str]], cuts: list[int], tasks: int, threshold: float
 ) -> None:
-    folder = tmp_path_factory.mktemp("property")
-    data = dataset(folder / "data", made)
-    options = {"how": ["exact", "minhash"], "compared": compared}
-    here = instructgen.dedup([data], folder / "a" / "kept", **options)
-    there = instructgen.dedup([data], folder / "b" / "kept", ray=nodes.address, **options)
-    same(here.out, there.out)
+    """The functions of the workers, called here: rows in blocks, and keys divided among tasks."""
+    import numpy as np
+    import pyarrow as pa
+
+    from instructgen.distributed import duplicates
+    from instructgen.distributed.blocks import Numbered
+    from instructgen.schema.sample import Sample
+    from instructgen.similarity.dedup_rows import ComparedRows, Describer
+    from instructgen.similarity.minhash_pairs import FoundPairs, minhash_pairs
+
+    samples = [
+        Sample(instruction, output=output, license="CC0-1.0") for instruction, output in made
+    ]
+    describer = Describer("row", ("length",), (), limited=False)
+    rows = ComparedRows(describer, None)
+    rows.extend(samples)
+    group, first = rows.groups(())
+    texts, _, keys = rows.columns(first)
+    here = minhash_pairs([texts, *keys], threshold)
+
+    edges = sorted({0, *(cut for cut in cuts if cut < len(samples)), len(samples)})
+    blocks = [
+        table
+        for a, b in itertools.pairwise(edges)
+        for table in duplicates._described(Numbered(a, samples[a:b]), describer)
+    ]
+    again, filled = duplicates._numbers(Batches(blocks), describer, None)
+    assert [array.tolist() for array in again.groups(())] == [group.tolist(), first.tolist()]
+    columns = [0, *(k for k in range(2, describer.columns) if filled[k])]
+    number = np.full(len(group), -1, np.int64)
+    number[first] = np.arange(len(first))
+    shared = [ray.put(number)]
+    words = [duplicates._words(block, threshold, columns, shared) for block in blocks]
+    references = [ray.put(each) for each in words]
+    place = ray.put(duplicates._places(words, len(first)))
+    flat = pa.concat_tables([duplicates._keys(each, tasks) for each in words])
+    found = FoundPairs()
+    for task in range(tasks):
+        part = flat.filter(pa.array(flat.column("task").to_numpy() == task))
+        pairs = duplicates._searched(part, threshold, len(columns), references, [place])
+        found.add(pairs.column("pair").to_numpy(), pairs.column("score").to_numpy())
+    there = found.pairs()
+    assert here.text.tolist() == there.text.tolist()
+    assert here.row.tolist() == there.row.tolist()
+    assert here.score.tolist() == there.score.tolist()
+
+
+class Batches:
+    """Tables that are iterated over like a Ray dataset."""
+
+    def __init__(self, tables: list[Any]) -> None:
+        self._tables = tables
+
+    def iter_batches(self, **options: Any) -> Iterator[Any]:
+        return iter(self._tables)
 
 
 def test_a_node_that_is_lost_while_rows_are_curated(nodes: Nodes, tmp_path: Path) -> None:
@@ -297,6 +347,7 @@ def test_no_node_is_large_enough(nodes: Nodes, tmp_path: Path, seeds_file: Path)
         """An engine for two GPUs, on a cluster that has one on each node."""
 
     with connected(nodes.address) as module:
+
         class Resources:
             """The cluster, as if each node had a GPU."""
 

@@ -308,9 +308,14 @@ def test_an_engine_that_cannot_start_in_its_process() -> None:
         missing.start()
     missing.close()
     broken = ProcessEngine.of(EchoEngine(), {"PYTHONHOME": "nowhere"})
-    with pytest.raises(EngineError, match="exit code"):
+    with pytest.raises(EngineDied, match="exit code"):
         broken.start()
     broken.close()
+    supervisor = Supervisor(broken)
+    with pytest.raises(EngineError, match="3 times"):
+        supervisor.start()
+    assert supervisor.restarts == broken.max_restarts == 2
+    supervisor.close()
 
 
 # -- servers ----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from instructgen.commands.derive import (
 from instructgen.commands.interface import command
 from instructgen.commands.options import CurateOptions
 from instructgen.commands.recorded import recorded_answers, recorded_form, recorded_id
-from instructgen.distributed.blocks import Cluster
+from instructgen.distributed.blocks import RayCluster
 from instructgen.distributed.cluster import connected
 from instructgen.engines import Engine
 from instructgen.engines.supervisor import Supervisor
@@ -144,7 +144,7 @@ def _curation(
     from instructgen.distributed.curation import RayCuration
 
     with connected(options.ray, options.out) as ray:
-        yield RayCuration(filters, known, options.out, Cluster(ray), reader, watch)
+        yield RayCuration(filters, known, options.out, RayCluster(ray), reader, watch)
 
 
 def _judge(options: CurateOptions) -> Engine | None:

@@ -21,7 +21,7 @@ from instructgen.commands.derive import (
 )
 from instructgen.commands.interface import command
 from instructgen.commands.options import DedupOptions
-from instructgen.distributed.blocks import Cluster, numbered
+from instructgen.distributed.blocks import RayCluster, numbered
 from instructgen.distributed.cluster import connected
 from instructgen.errors import ConfigError, InputError
 from instructgen.generation.seed_pool import load_seeds
@@ -207,7 +207,7 @@ def _found(options: DedupOptions, rows: _Inputs, watch: Watch | None) -> Duplica
     from instructgen.distributed import duplicates
 
     with connected(options.ray, options.out) as ray:
-        cluster = Cluster(ray)
+        cluster = RayCluster(ray)
         dataset = cluster.mapped(cluster.blocks(rows.readers()), numbered)
         return duplicates.find_duplicates(cluster, dataset, options.how, **arguments)
 

@@ -32,7 +32,7 @@ class Numbered(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class RayCluster:
     """A connection to a Ray cluster; see `instructgen.distributed.cluster.connected`."""
 
     ray: Any

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from instructgen.distributed.blocks import Cluster, Numbered
+from instructgen.distributed.blocks import Numbered, RayCluster
 from instructgen.distributed.duplicates import find_duplicates
 from instructgen.distributed.shards import ShardedIndex
 from instructgen.filters import ComparingFilter, Filter, ScoringFilter, SelectingFilter
@@ -44,7 +44,7 @@ class RayCuration(Curation):
         filters: Sequence[Filter],
         known: Mapping[str, Known] | None,
         folder: Path,
-        cluster: Cluster,
+        cluster: RayCluster,
         reader: DatasetReader,
         watch: Watch | None,
     ) -> None:

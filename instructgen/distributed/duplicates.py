@@ -9,14 +9,14 @@ are kept. The texts and words stay in Ray's object store, which writes to disk w
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from instructgen.distributed.blocks import Cluster, Numbered
+from instructgen.distributed.blocks import Numbered, RayCluster
 from instructgen.schema.progress import Progress, Watch
 from instructgen.similarity.blocks import Array, Growing, Texts
 from instructgen.similarity.dedup import (
@@ -42,7 +42,7 @@ _NUMBERS = ("digest", "id", "protected", "source", "license")
 
 
 def find_duplicates(
-    cluster: Cluster,
+    cluster: RayCluster,
     dataset: Any,
     how: Sequence[str],
     *,
@@ -114,13 +114,7 @@ def _described(rows: Numbered, describer: Describer) -> Iterator[Any]:
             "source": pa.array(found.sources, pa.string()),
             "license": pa.array(found.licenses, pa.string()),
             **{f"value{k}": pa.array(np.array(v)) for k, v in enumerate(found.values)},
-            **{
-                # Surrogates, which Arrow's texts cannot have, must stay.
-                f"text{k}": pa.array(
-                    [text.encode("utf-8", "surrogatepass") for text in texts], pa.large_binary()
-                )
-                for k, texts in enumerate(columns)
-            },
+            **{f"text{k}": pa.array(texts, pa.large_string()) for k, texts in enumerate(columns)},
         }
     )
 
@@ -155,7 +149,7 @@ def _numbers(described: Any, describer: Describer, watch: Watch | None) -> tuple
 class _Pairs:
     """Finds the pairs of similar texts on a cluster."""
 
-    def __init__(self, cluster: Cluster, threshold: float, columns: Sequence[int]) -> None:
+    def __init__(self, cluster: RayCluster, threshold: float, columns: Sequence[int]) -> None:
         self._cluster, self._ray = cluster, cluster.ray
         self._threshold, self._columns = threshold, list(columns)
 
@@ -173,7 +167,7 @@ class _Pairs:
             fn_args=(self._threshold, self._columns, [self._ray.put(number)]),
         ).materialize()
         references = words.to_arrow_refs()
-        place = self._places(words, len(first))
+        place = _places(map(self._ray.get, references), len(first))
         keys = words.select_columns(["text", "keys"]).map_batches(
             _keys, batch_size=_ROWS_AT_ONCE, batch_format="pyarrow", fn_args=(tasks,)
         )
@@ -191,13 +185,14 @@ class _Pairs:
                 watch(Progress("minhash", min(done, tasks), tasks, "tasks"))
         return pairs.pairs()
 
-    def _places(self, words: Any, texts: int) -> Array:
-        """Return the block of each text and its row in it: (texts, 2); -1 if it has no words."""
-        place = np.full((texts, 2), -1, np.int32)
-        for block, reference in enumerate(words.to_arrow_refs()):
-            numbers = self._ray.get(reference).column("text").to_numpy()
-            place[numbers, 0], place[numbers, 1] = block, np.arange(len(numbers))
-        return place
+
+def _places(words: Iterable[Any], texts: int) -> Array:
+    """Return the block of each text and its row in it: (texts, 2); -1 if it has no words."""
+    place = np.full((texts, 2), -1, np.int32)
+    for block, table in enumerate(words):
+        numbers = table.column("text").to_numpy()
+        place[numbers, 0], place[numbers, 1] = block, np.arange(len(numbers))
+    return place
 
 
 @cache
@@ -214,7 +209,7 @@ def _words(batch: Any, threshold: float, columns: Sequence[int], number: list[An
     signer, hashes = _encoder(threshold)
     texts = ray.get(number[0])[batch.column("place").to_numpy()]
     batch, texts = batch.filter(pa.array(texts >= 0)), texts[texts >= 0]
-    sets = [signer.encode(_decoded(batch.column(f"text{k}"))) for k in columns]
+    sets = [signer.encode(batch.column(f"text{k}").to_pylist()) for k in columns]
     hashes.extend(word_hashes(signer.ngrams.latest(len(signer.ngrams) - len(hashes))))
     data, lengths = records_of([_hashed(s, hashes.view) for s in sets])
     filled = np.diff(sets[0].offsets) > 0
@@ -224,10 +219,6 @@ def _words(batch: Any, threshold: float, columns: Sequence[int], number: list[An
     listed = pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), signer.bands)
     table = pa.table({"text": pa.array(texts), "record": records, "keys": listed})
     return table.filter(pa.array(filled))
-
-
-def _decoded(column: Any) -> list[str]:
-    return [data.decode("utf-8", "surrogatepass") for data in column.to_pylist()]
 
 
 def _hashed(sets: Texts, hashes: Array) -> Texts:
@@ -295,7 +286,7 @@ def _records(columns: int, places: Array, blocks: list[Any]) -> tuple[Array, Arr
 class _Texts(Sequence[str]):
     """A column of texts of the rows ``first``, in the object store of the cluster."""
 
-    def __init__(self, cluster: Cluster, described: Any, first: Array, column: int) -> None:
+    def __init__(self, cluster: RayCluster, described: Any, first: Array, column: int) -> None:
         self._ray, self._first, self._column = cluster.ray, first, f"text{column}"
         self._blocks = described.to_arrow_refs()
         sizes = [self._ray.get(block).num_rows for block in self._blocks]
@@ -319,5 +310,4 @@ class _Texts(Sequence[str]):
         block = int(np.searchsorted(self._ends, row, side="right"))
         table = self._ray.get(self._blocks[block])
         begin = int(self._ends[block]) - table.num_rows
-        data: bytes = table.column(self._column)[row - begin].as_py()
-        return data.decode("utf-8", "surrogatepass")
+        return str(table.column(self._column)[row - begin])

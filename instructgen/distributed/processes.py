@@ -21,7 +21,7 @@ from pydantic import PrivateAttr
 
 from instructgen.distributed.hosting import Ready, engine_spec
 from instructgen.engines import Completion, Engine, Request
-from instructgen.errors import EngineDied, EngineError, InstructgenError
+from instructgen.errors import EngineDied, InstructgenError
 
 _END_S = 10.0
 _WORKER = "from instructgen.distributed.worker import main; main()"
@@ -64,6 +64,7 @@ class ProcessEngine(Engine):
         """Start the process, and wait until its engine has loaded the model.
 
         Raises:
+            EngineDied: the process has ended.
             EngineError, ConfigError: the engine cannot start.
         """
         if self._process is not None:
@@ -85,10 +86,7 @@ class ProcessEngine(Engine):
         with self._lock:
             self._connection = ours
         self._send((engine_spec(self._model), self._cores))
-        try:
-            self._ready = self._receive()
-        except EngineDied as error:
-            raise EngineError(error.message, "Use fewer replicas, or a smaller model.") from error
+        self._ready = self._receive()
 
     def submit(self, number: int, request: Request) -> None:
         """Send the request to the process."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from instructgen.distributed.blocks import Cluster
+from instructgen.distributed.blocks import RayCluster
 from instructgen.errors import EngineError
 from instructgen.filters import ComparingFilter
 from instructgen.filters.recipe import filters_in, recorded_filters
@@ -52,7 +52,7 @@ class ShardedIndex:
         f: the filter that compares texts.
     """
 
-    def __init__(self, cluster: Cluster, f: ComparingFilter) -> None:
+    def __init__(self, cluster: RayCluster, f: ComparingFilter) -> None:
         self._cluster, self._ray = cluster, cluster.ray
         self._arguments = orjson.dumps(recorded_filters([f])), loaded_files()
         self._texts, self._restored = TextFile(), 0

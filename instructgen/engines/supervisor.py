@@ -198,7 +198,10 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self.engine.start()
+            try:
+                self.engine.start()
+            except EngineDied as error:
+                self._restart(error)
             self._started.set()
             while True:
                 with self._changed:
@@ -224,6 +227,13 @@ class Supervisor:
             self.engine.close()
 
     def _restart(self, cause: EngineDied) -> None:
+        """Restart the engine; if it dies meanwhile, restart it again."""
+        try:
+            self._restart_once(cause)
+        except EngineDied as error:
+            self._restart(error)
+
+    def _restart_once(self, cause: EngineDied) -> None:
         if self.restarts >= self.engine.max_restarts:
             times = self.restarts + 1
             raise EngineError(
