@@ -4,6 +4,7 @@
     python benchmarks/scale.py servers         # the same with servers over HTTP: 1 and 8
     python benchmarks/scale.py real            # two replicas with a core each, one with both cores
     python benchmarks/scale.py novelty         # the filter's share of the loop's time
+    python benchmarks/scale.py prefixes        # prompts assigned by their beginning, or by room
     python benchmarks/scale.py curation --data FOLDER [--data-juicer PYTHON]
 
 The simulated engine is in simulated_engine.py. FOLDER is a dataset of a million rows that
@@ -211,6 +212,59 @@ def novelty(sizes: list[int]) -> list[dict[str, Any]]:
     return results
 
 
+def prefixes(replicas: int) -> dict[str, Any]:
+    """Count the prompt tokens that replicas compute, by how requests are assigned to them.
+
+    The prompts are those of runs with the included model. vLLM keeps the beginnings of prompts in
+    blocks of 16 tokens; here, none is ever removed.
+    """
+    import instructgen
+    from instructgen.commands.generate import reopen, sequencer_of
+    from instructgen.engines import prompt_tokens
+    from instructgen.models.loading import read_tokenizer
+    from instructgen.store import Run
+
+    tokenizer, results = read_tokenizer("smollm2"), {}
+    for method, rows in (("self_instruct", 40), ("self_chat", 8), ("evol", 12)):
+        with tempfile.TemporaryDirectory() as folder:
+            run = instructgen.generate(
+                GENERAL, rows, Path(folder) / "run", model="smollm2", method=method
+            )
+            prompts = []
+            with Run.open(run.out) as opened:
+                sequencer = sequencer_of(opened, reopen(opened), {}, None)
+                for number in sequencer.replay():
+                    prompts.append(prompt_tokens(tokenizer, sequencer.request(number)))
+        count = {
+            "prompt_tokens": sum(map(len, prompts)),
+            "output_tokens": run.facts.output_tokens,
+            "requests": len(prompts),
+        }
+        for name, number, by_prefix in (
+            ("computed by one replica", 1, False),
+            ("computed by replicas, by room", replicas, False),
+            ("computed by replicas, by prefix", replicas, True),
+        ):
+            count[name] = computed(prompts, number, by_prefix)
+        results[method] = count
+        print(method, count, flush=True)
+    return results
+
+
+def computed(prompts: list[list[int]], replicas: int, by_prefix: bool) -> int:
+    """Return the tokens of prompts that are not in the cache of the replica that gets them."""
+    rng, tokens = random.Random(0), 0
+    caches: list[set[int]] = [set() for _ in range(replicas)]
+    for prompt in prompts:
+        keys = [hash(tuple(prompt[: end + 16])) for end in range(0, len(prompt) - 15, 16)]
+        hits = [next((i for i, k in enumerate(keys) if k not in c), len(keys)) for c in caches]
+        order = rng.sample(range(replicas), replicas)
+        chosen = max(order, key=hits.__getitem__) if by_prefix else order[0]
+        tokens += len(prompt) - 16 * hits[chosen]
+        caches[chosen].update(keys)
+    return tokens
+
+
 CURATION = """
 import json, resource, sys, threading, time
 from pathlib import Path
@@ -301,7 +355,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Measure one part, and add it to the file."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["replicas", "servers", "real", "novelty", "curation"])
+    parser.add_argument("part", choices=["replicas", "servers", "real", "novelty", "prefixes", "curation"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
@@ -310,6 +364,7 @@ def main() -> None:
         "servers": lambda: servers([1, 8]),
         "real": real,
         "novelty": lambda: novelty([100_000, 1_000_000, 10_000_000]),
+        "prefixes": lambda: prefixes(8),
         "curation": lambda: curation(options.data),
     }
     found = measure[options.part]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -232,7 +233,34 @@ def test_ablation_of_equal_datasets_has_no_winner(tiny: Path, tmp_path: Path) ->
     assert not any(re.search(r"better|worse", s.split(":")[0]) for s in undecided)
 
 
-def test_two_processes_train_like_one(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def _on_two_machines(words: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Start the command with torchrun as on two machines, each with one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    command += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    machines = [
+        subprocess.Popen(
+            [*command, "--node-rank", str(rank), "-m", "instructgen", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in range(2)
+    ]
+    ended = [machine.communicate(timeout=300) for machine in machines]
+    return [
+        subprocess.CompletedProcess(command, machine.returncode, *output)
+        for machine, output in zip(machines, ended, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_train_like_one(
+    tiny: Path, rows: Path, tmp_path: Path, machines: int
+) -> None:
     """DDP with two gloo processes has the same losses as one process with the same batches."""
     # 500 tokens end with a step whose rows do not fill the batches of both processes.
     options = ["--model", str(tiny), "--tokens", "500", "--max-length", "96", "--seed", "3"]
@@ -240,10 +268,14 @@ def test_two_processes_train_like_one(tiny: Path, rows: Path, tmp_path: Path) ->
     words = ["train", "sft", str(rows), *options, "--quiet", "--out"]
     done = forks.command(*words, tmp_path / "one")
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "instructgen", *words, str(tmp_path / "two")]
-    command += ["--strategy", "ddp", "--processes", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    if machines == 1:
+        command = [sys.executable, "-m", "instructgen", *words, str(tmp_path / "two")]
+        command += ["--strategy", "ddp", "--processes", "2"]
+        started = [subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)]
+    else:
+        started = _on_two_machines([*words, str(tmp_path / "two")])
+    for done in started:
+        assert done.returncode == 0, done.stderr
     one, two = (read_log(tmp_path / name) for name in ("one", "two"))
     assert [e["loss"] for e in one] == pytest.approx([e["loss"] for e in two], rel=1e-3)
     assert [e["supervised_tokens"] for e in one] == [e["supervised_tokens"] for e in two]

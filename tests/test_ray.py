@@ -217,6 +217,17 @@ def test_a_node_that_is_lost_while_rows_are_curated(nodes: Nodes, tmp_path: Path
     same(here.out, there.out)
 
 
+def test_a_filter_with_a_model_runs_in_actors(nodes: Nodes, tmp_path: Path, tiny: Path) -> None:
+    data = dataset(tmp_path / "data", rows(60))
+    recipe = tmp_path / "recipe.toml"
+    text = '[[filters]]\nname = "length"\n[[filters]]\nname = "perplexity"\nmax = 1e9\n'
+    recipe.write_text(f'{text}model = "{tiny}"\n[[filters]]\nname = "repetition"\n')
+    here = instructgen.curate(data, tmp_path / "a" / "kept", recipe=recipe)
+    there = instructgen.curate(data, tmp_path / "b" / "kept", recipe=recipe, ray=nodes.address)
+    assert here.facts.filters == there.facts.filters == ("length", "perplexity", "repetition")
+    same(here.out, there.out)
+
+
 # -- generation -------------------------------------------------------------------------------
 
 OPTIONS: dict[str, Any] = {"engine": "echo", "recipe": "self_instruct", "target": 12}
@@ -288,6 +299,60 @@ def test_the_coordinator_is_killed(nodes: Nodes, tmp_path: Path, seeds_file: Pat
     reference = instructgen.generate(seeds_file, out=tmp_path / "here", **OPTIONS)
     parts = [sorted((folder / "data").glob("*.parquet")) for folder in (out, reference.out)]
     assert [p.read_bytes() for p in parts[0]] == [p.read_bytes() for p in parts[1]]
+
+
+def replicated(count: int) -> Any:
+    """An engine with replicas that take a whole core each."""
+    from instructgen.distributed.actors import ActorEngine, ray_replicas
+    from instructgen.distributed.replicas import ReplicatedEngine
+    from instructgen.engines.echo import EchoEngine
+
+    replicas = ray_replicas(ray, EchoEngine(), count)
+    for _, engine in replicas:
+        assert isinstance(engine, ActorEngine)
+        engine._bundle = {"CPU": 1.0}
+    return ReplicatedEngine.of(EchoEngine(), replicas)
+
+
+def ready(engine: Any, count: int) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if sum(replica.supervisor.ready for replica in engine._replicas) == count:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_replica_joins_when_a_node_joins(nodes: Nodes) -> None:
+    engine = replicated(4)
+    try:
+        engine.start()
+        assert ready(engine, 3)
+        assert engine.window() == 3 * 4
+        nodes.others.append(nodes.add())
+        assert ready(engine, 4)
+        assert engine.window() == 4 * 4
+    finally:
+        engine.close()
+        nodes.cluster.remove_node(nodes.others.pop())
+
+
+def test_no_node_is_free(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from instructgen.distributed import actors
+    from instructgen.errors import EngineError
+
+    monkeypatch.setattr(actors, "_PATIENCE_S", 2.0)
+    cores = int(ray.cluster_resources()["CPU"])
+    groups = [ray.util.placement_group([{"CPU": 1}]) for _ in range(cores)]
+    assert all(group.wait(30) for group in groups)
+    engine = replicated(2)
+    try:
+        with pytest.raises(EngineError, match="no node .* free"):
+            engine.start()
+    finally:
+        engine.close()
+        for group in groups:
+            ray.util.remove_placement_group(group)
 
 
 # -- messages ---------------------------------------------------------------------------------

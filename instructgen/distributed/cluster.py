@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from instructgen.errors import ConfigError, first_line
@@ -26,7 +27,8 @@ def connected(address: str, spill: Path | None = None) -> Iterator[Any]:
     Args:
         address: HOST:PORT of the head node, or ``auto`` for the cluster that this machine belongs
             to. If there is none, ``auto`` starts one on this machine, until the end.
-        spill: folder for objects that exceed the memory of a cluster that is started here.
+        spill: folder for objects that exceed the memory of a cluster that is started here; None
+            for the system's folder for temporary files.
 
     Raises:
         ConfigError: Ray is not installed, the address is wrong, or the versions differ.
@@ -50,14 +52,16 @@ def connected(address: str, spill: Path | None = None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers without GPUs must not see those of this machine; Ray then warns less.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        _connect(ray, address, spill)
-        yield ray
-    finally:
-        ray.shutdown()
+    # If the process is killed, what is left is in the folder that the same command uses again.
+    with TemporaryDirectory(prefix=".ray-", dir=spill, ignore_cleanup_errors=True) as folder:
+        try:
+            _connect(ray, address, folder)
+            yield ray
+        finally:
+            ray.shutdown()
 
 
-def _connect(ray: Any, address: str, spill: Path | None) -> None:
+def _connect(ray: Any, address: str, folder: str) -> None:
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address != "auto":
         _check_address(address)
@@ -66,7 +70,6 @@ def _connect(ray: Any, address: str, spill: Path | None) -> None:
     except ConnectionError as error:
         if address != "auto":
             raise _unreachable(address, first_line(error)) from error
-        folder = None if spill is None else str(spill)
         ray.init(
             "local",
             include_dashboard=False,

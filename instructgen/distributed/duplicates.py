@@ -142,7 +142,7 @@ def _numbers(described: Any, describer: Describer, watch: Watch | None) -> tuple
             )
         )
         if watch is not None:
-            watch(Progress("describe", len(rows), len(rows), "rows"))
+            watch(Progress("describe", len(rows)))
     return rows, filled
 
 

@@ -162,13 +162,16 @@ class RowStage:
     def apply(self, block: Block) -> tuple[Block, Report]:
         """Return the block without the rows that a filter rejects, and a report about them."""
         report, rows, rejected = Report(), block.kept, list[RejectedRow]()
+        # They are added to each row once, because to copy a row takes as long as some filters.
+        values: dict[int, dict[str, float]] = {}
         for f in self._filters:
             if isinstance(f, ScoringFilter) and self._known:
                 rows = [self._with_known(row) for row in rows]
             report.look_for(f, [row.sample for row in rows])
             verdicts = f.evaluate([row.sample for row in rows])
-            rows = _split(f, rows, verdicts, rejected, report)
-        return Block(rows, _by_place([*block.rejected, *rejected])), report
+            rows = _split(f, rows, verdicts, rejected, report, values)
+        kept = [Row(row.place, _with_values(row.sample, values, row.place)) for row in rows]
+        return Block(kept, _by_place([*block.rejected, *rejected])), report
 
     def _with_known(self, row: Row) -> Row:
         sample = row.sample
@@ -188,19 +191,25 @@ def _split(
     verdicts: list[Verdict],
     rejected: list[RejectedRow],
     report: Report,
+    values: dict[int, dict[str, float]],
 ) -> list[Row]:
     kept = []
     for row, verdict in zip(rows, verdicts, strict=True):
         report.edited[f.name] += len(verdict.sample.edits) > len(row.sample.edits)
-        sample = verdict.sample
-        if values := f.values(verdict):
-            sample = sample.with_filter_values(values)
+        if own := f.values(verdict):
+            values.setdefault(row.place, {}).update(own)
         if verdict.rejection is None:
-            kept.append(Row(row.place, sample))
+            kept.append(Row(row.place, verdict.sample))
             report.near(f, row.place, verdict)
         else:
+            sample = _with_values(verdict.sample, values, row.place)
             rejected.append(report.reject(f, Row(row.place, sample), verdict.rejection))
     return kept
+
+
+def _with_values(sample: Sample, values: Mapping[int, dict[str, float]], place: int) -> Sample:
+    own = values.get(place)
+    return sample if own is None else sample.with_filter_values(own)
 
 
 def _by_place(rejected: list[RejectedRow]) -> list[RejectedRow]:
