@@ -355,7 +355,9 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Measure one part, and add it to the file."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["replicas", "servers", "real", "novelty", "prefixes", "curation"])
+    parser.add_argument(
+        "part", choices=["replicas", "servers", "real", "novelty", "prefixes", "curation"]
+    )
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
@@ -367,6 +369,10 @@ def main() -> None:
         "prefixes": lambda: prefixes(8),
         "curation": lambda: curation(options.data),
     }
+    parser.add_argument("part", choices=list(measure))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
     found = measure[options.part]()
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     results[options.part] = found

@@ -347,7 +347,7 @@ def test_no_node_is_free(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(group.wait(30) for group in groups)
     engine = replicated(2)
     try:
-        with pytest.raises(EngineError, match="no node .* free"):
+        with pytest.raises(EngineError, match=r"no node .* free"):
             engine.start()
     finally:
         engine.close()
@@ -437,6 +437,35 @@ def test_another_version_on_a_node(
     monkeypatch.setattr(actors, "__version__", "0.0.1")
     message = rejected(tmp_path, seeds_file, ray=nodes.address, replicas=2)
     assert "0.0.1" in message and instructgen.__version__ in message
+
+
+def test_an_error_of_a_worker_is_the_error_of_the_command(nodes: Nodes, tmp_path: Path) -> None:
+    from instructgen.distributed import blocks
+    from instructgen.errors import RunError
+    from instructgen.store import Piece
+
+    data = dataset(tmp_path / "data", rows(10))
+    cluster = blocks.RayCluster(ray)
+    changed = Piece(data, "0" * 64, "data/part-00000.parquet", 0, 10)
+    with pytest.raises(RunError, match="another dataset"):
+        list(cluster.values(cluster.mapped(cluster.items([(changed, 0)]), blocks._read)))
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("auto", True), ("10.0.0.1:6379", False)])
+def test_a_pipeline_names_no_cluster(tmp_path: Path, value: str, allowed: bool) -> None:
+    from instructgen.pipeline.definition import load_steps
+
+    file = tmp_path / "pipeline.toml"
+    file.write_text(
+        '[inputs.rows]\nabout = "rows"\n[[steps]]\nname = "kept"\n'
+        f'run = "curate @rows"\nray = "{value}"\n'
+    )
+    inputs = {"rows": str(tmp_path)}
+    if allowed:
+        assert load_steps(str(file), tmp_path / "out", inputs, small=False)
+        return
+    with pytest.raises(ConfigError, match="cluster"):
+        load_steps(str(file), tmp_path / "out", inputs, small=False)
 
 
 def test_a_file_is_not_read_by_workers(nodes: Nodes, tmp_path: Path, seeds_file: Path) -> None:

@@ -50,8 +50,6 @@ def connected(address: str, spill: Path | None = None) -> Iterator[Any]:
         return
     # What Ray reads when it starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers without GPUs must not see those of this machine; Ray then warns less.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # If the process is killed, what is left is in the folder that the same command uses again.
     with TemporaryDirectory(prefix=".ray-", dir=spill, ignore_cleanup_errors=True) as folder:
         try:
@@ -62,14 +60,27 @@ def connected(address: str, spill: Path | None = None) -> Iterator[Any]:
 
 
 def _connect(ray: Any, address: str, folder: str) -> None:
-    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address != "auto":
         _check_address(address)
     try:
-        ray.init(address, **common)
+        _start(ray, address, folder)
     except ConnectionError as error:
+        raise _unreachable(address, first_line(error)) from error
+    except (RuntimeError, ValueError) as error:
+        # Such as other versions of Python or Ray, which the message names.
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"--ray={address}: {text[:300]}", "Install the version of the cluster here."
+        ) from error
+
+
+def _start(ray: Any, address: str, folder: str) -> None:
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        ray.init(address, **common)
+    except ConnectionError:
         if address != "auto":
-            raise _unreachable(address, first_line(error)) from error
+            raise
         ray.init(
             "local",
             include_dashboard=False,
@@ -78,12 +89,6 @@ def _connect(ray: Any, address: str, folder: str) -> None:
             object_spilling_directory=folder,
             **common,
         )
-    except (RuntimeError, ValueError) as error:
-        # Such as other versions of Python or Ray, which the message names.
-        text = " ".join(str(error).split())
-        raise ConfigError(
-            f"--ray={address}: {text[:300]}", "Install the version of the cluster here."
-        ) from error
 
 
 def _check_address(address: str) -> None:

@@ -1,7 +1,8 @@
-"""What a replica in another process gets: a description of its engine, which it then runs."""
+"""What another process gets: where it comes from, and a description of the engine that it runs."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,39 @@ from instructgen.plugins import find, load_plugin, loaded_files
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What another process needs for names to have the same meaning as in this one.
+
+    ``folder`` is the working folder, and ``plugins`` are the plug-in files that the user loaded.
+    """
+
+    folder: Path
+    plugins: tuple[Path, ...]
+
+    @classmethod
+    def here(cls) -> Origin:
+        """Return the origin that this process is."""
+        return cls(Path.cwd(), loaded_files())
+
+    def adopt(self) -> None:
+        """Let names have the same meaning in this process.
+
+        Raises:
+            ConfigError: a plug-in file does not exist on this machine.
+        """
+        if self.folder.is_dir():
+            os.chdir(self.folder)
+        for file in self.plugins:
+            load_plugin(file)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """The name and the options of an engine, and the plug-in files that the user has loaded."""
+    """The name and the options of an engine, and what its process has to know of this one."""
 
     name: str
     options: dict[str, Any]
-    plugins: tuple[Path, ...]
+    origin: Origin
 
     def build(self) -> Engine:
         """Return the engine.
@@ -24,8 +52,7 @@ class EngineSpec:
         Raises:
             ConfigError: a plug-in file does not exist on this machine.
         """
-        for file in self.plugins:
-            load_plugin(file)
+        self.origin.adopt()
         engine: Engine = find("engines", self.name).model_validate(self.options)
         return engine
 
@@ -40,4 +67,4 @@ class Ready:
 
 def engine_spec(engine: Engine) -> EngineSpec:
     """Return the description of an engine."""
-    return EngineSpec(engine.name, engine.model_dump(), loaded_files())
+    return EngineSpec(engine.name, engine.model_dump(), Origin.here())

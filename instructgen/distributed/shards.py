@@ -10,10 +10,10 @@ import numpy as np
 import orjson
 
 from instructgen.distributed.blocks import RayCluster
+from instructgen.distributed.hosting import Origin
 from instructgen.errors import EngineError
 from instructgen.filters import ComparingFilter
 from instructgen.filters.recipe import filters_in, recorded_filters
-from instructgen.plugins import load_plugin, loaded_files
 from instructgen.similarity import Match, Pairs
 from instructgen.similarity.temporary import Column, TextFile
 
@@ -25,9 +25,8 @@ _MOST_RESTORED = 10
 class Shard:
     """The code of an actor: an index with some of the rows."""
 
-    def __init__(self, spec: bytes, files: tuple[Path, ...]) -> None:
-        for file in files:
-            load_plugin(file)
+    def __init__(self, spec: bytes, origin: Origin) -> None:
+        origin.adopt()
         (f,) = filters_in({"filters": orjson.loads(spec)}, Path("the recipe"))
         assert isinstance(f, ComparingFilter)
         self._index = f.index()
@@ -54,7 +53,7 @@ class ShardedIndex:
 
     def __init__(self, cluster: RayCluster, f: ComparingFilter) -> None:
         self._cluster, self._ray = cluster, cluster.ray
-        self._arguments = orjson.dumps(recorded_filters([f])), loaded_files()
+        self._arguments = orjson.dumps(recorded_filters([f])), Origin.here()
         self._texts, self._restored = TextFile(), 0
         nodes = sum(node["Alive"] for node in self._ray.nodes())
         self._shards = [self._new() for _ in range(nodes)]

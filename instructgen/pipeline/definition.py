@@ -188,6 +188,12 @@ def _check_command_line_only(options: Options, where: str) -> None:
             "is sent to the endpoint.",
             "Remove the option, and set the environment variable OPENAI_BASE_URL.",
         )
+    if getattr(options, "ray", None) not in (None, "auto"):
+        # The nodes of a cluster run code, and send objects that can run code here.
+        raise ConfigError(
+            f"{where}: ray: a pipeline must not name a Ray cluster.",
+            'Write ray = "auto", and set the environment variable RAY_ADDRESS.',
+        )
     if isinstance(options, EvaluateOptions) and "lm-eval.include_path" in options.settings:
         # Tasks of lm-eval may name functions in other files, which lm-eval then runs.
         raise ConfigError(
