@@ -230,11 +230,12 @@ def prefixes(replicas: int) -> dict[str, Any]:
             run = instructgen.generate(
                 GENERAL, rows, Path(folder) / "run", model="smollm2", method=method
             )
-            prompts = []
             with Run.open(run.out) as opened:
                 sequencer = sequencer_of(opened, reopen(opened), {}, None)
-                for number in sequencer.replay():
-                    prompts.append(prompt_tokens(tokenizer, sequencer.request(number)))
+                prompts = [
+                    prompt_tokens(tokenizer, sequencer.request(number))
+                    for number in sequencer.replay()
+                ]
         count = {
             "prompt_tokens": sum(map(len, prompts)),
             "output_tokens": run.facts.output_tokens,
@@ -355,13 +356,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Measure one part, and add it to the file."""
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "part", choices=["replicas", "servers", "real", "novelty", "prefixes", "curation"]
-    )
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
-    measure = {
+    measure: dict[str, Any] = {
         "replicas": lambda: replicas([1, 2, 4, 8]),
         "servers": lambda: servers([1, 8]),
         "real": real,
