@@ -17,7 +17,7 @@ import orjson
 
 from instructgen.distributed.blocks import Numbered, RayCluster
 from instructgen.distributed.duplicates import find_duplicates
-from instructgen.distributed.hosting import Origin
+from instructgen.distributed.hosting import CommandContext
 from instructgen.distributed.shards import ShardedIndex
 from instructgen.filters import ComparingFilter, Filter, ScoringFilter, SelectingFilter
 from instructgen.filters.curation import Block, Curation, Known, Report, RowStage
@@ -55,11 +55,11 @@ class RayCuration(Curation):
         """Let the workers read the rows and apply the filters; ``samples`` are not used."""
         dataset = self._cluster.blocks([self._reader])
         dataset = self._cluster.mapped(dataset, _counted)
-        origin = Origin.here()
+        context = CommandContext.here()
         # A filter with a model gets actors that keep it; the others need none.
         for has_model, group in groupby(filters, key=_has_model):
             spec = orjson.dumps(recorded_filters(list(group)))
-            arguments = (_filtered, spec, origin, self._known if has_model else {})
+            arguments = (_filtered, spec, context, self._known if has_model else {})
             if has_model:
                 dataset = self._cluster.held(dataset, *arguments, **self._places())
             else:
@@ -105,8 +105,8 @@ def _has_model(f: Filter) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _filters(spec: bytes, origin: Origin) -> tuple[Filter, ...]:
-    origin.adopt()
+def _filters(spec: bytes, context: CommandContext) -> tuple[Filter, ...]:
+    context.adopt()
     return filters_in({"filters": orjson.loads(spec)}, Path("the recipe"))
 
 
@@ -119,9 +119,9 @@ def _counted(block: Block) -> Iterator[tuple[Block, Report]]:
 def _filtered(
     item: tuple[Block, Report],
     spec: bytes,
-    origin: Origin,
+    context: CommandContext,
     known: Mapping[str, Known],
 ) -> Iterator[tuple[Block, Report]]:
-    block, report = RowStage(_filters(spec, origin), known).apply(item[0])
+    block, report = RowStage(_filters(spec, context), known).apply(item[0])
     item[1].include(report)
     yield block, item[1]

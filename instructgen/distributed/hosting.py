@@ -12,7 +12,7 @@ from instructgen.plugins import find, load_plugin, loaded_files
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class CommandContext:
     """What another process needs for names to have the same meaning as in this one.
 
     ``folder`` is the working folder, and ``plugins`` are the plug-in files that the user loaded.
@@ -22,8 +22,8 @@ class Origin:
     plugins: tuple[Path, ...]
 
     @classmethod
-    def here(cls) -> Origin:
-        """Return the origin that this process is."""
+    def here(cls) -> CommandContext:
+        """Return the context of this process."""
         return cls(Path.cwd(), loaded_files())
 
     def adopt(self) -> None:
@@ -44,7 +44,7 @@ class EngineSpec:
 
     name: str
     options: dict[str, Any]
-    origin: Origin
+    context: CommandContext
 
     def build(self) -> Engine:
         """Return the engine.
@@ -52,7 +52,7 @@ class EngineSpec:
         Raises:
             ConfigError: a plug-in file does not exist on this machine.
         """
-        self.origin.adopt()
+        self.context.adopt()
         engine: Engine = find("engines", self.name).model_validate(self.options)
         return engine
 
@@ -67,4 +67,4 @@ class Ready:
 
 def engine_spec(engine: Engine) -> EngineSpec:
     """Return the description of an engine."""
-    return EngineSpec(engine.name, engine.model_dump(), Origin.here())
+    return EngineSpec(engine.name, engine.model_dump(), CommandContext.here())

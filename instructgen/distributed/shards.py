@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from instructgen.distributed.blocks import RayCluster
-from instructgen.distributed.hosting import Origin
+from instructgen.distributed.hosting import CommandContext
 from instructgen.errors import EngineError
 from instructgen.filters import ComparingFilter
 from instructgen.filters.recipe import filters_in, recorded_filters
@@ -25,8 +25,8 @@ _MOST_RESTORED = 10
 class Shard:
     """The code of an actor: an index with some of the rows."""
 
-    def __init__(self, spec: bytes, origin: Origin) -> None:
-        origin.adopt()
+    def __init__(self, spec: bytes, context: CommandContext) -> None:
+        context.adopt()
         (f,) = filters_in({"filters": orjson.loads(spec)}, Path("the recipe"))
         assert isinstance(f, ComparingFilter)
         self._index = f.index()
@@ -53,7 +53,7 @@ class ShardedIndex:
 
     def __init__(self, cluster: RayCluster, f: ComparingFilter) -> None:
         self._cluster, self._ray = cluster, cluster.ray
-        self._arguments = orjson.dumps(recorded_filters([f])), Origin.here()
+        self._arguments = orjson.dumps(recorded_filters([f])), CommandContext.here()
         self._texts, self._restored = TextFile(), 0
         nodes = sum(node["Alive"] for node in self._ray.nodes())
         self._shards = [self._new() for _ in range(nodes)]
