@@ -26,7 +26,7 @@ from instructgen.errors import ConfigError
 from instructgen.store import CompletionLine, IssueLine, Run
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 _NODE = {"object_store_memory": 100 * 2**20}
 
