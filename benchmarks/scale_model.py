@@ -18,7 +18,7 @@ import json
 import math
 import random
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ HERE = Path(__file__).parent
 H100_TOKENS_PER_S, H100_SLOTS = 5_777.0, 256
 # The line of a completion takes about this many bytes in the journal, and its request 100.
 JOURNAL_BYTES, DISK_BYTES_PER_S = 1_300, 500e6
-# The most completions that are simulated; the rate of longer runs is that of their end.
-MOST = 150_000
+# The most completions that are simulated. With more GPUs, fewer GPUs and a coordinator that is slower
+# by the same factor are simulated.
+MOST = 60_000
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,14 @@ def run_seconds(
     for size in steps:
         cost = interpolated(novelty, size)
         window = machine.gpus * machine.slots
-        count = max(2_000, min(MOST, 6 * window))
-        rate = simulated(machine, count, cost)[1]
+        factor = max(1.0, 6 * window / MOST)
+        smaller = replace(
+            machine,
+            gpus=max(1, round(machine.gpus / factor)),
+            coordinator_s=factor * machine.coordinator_s,
+        )
+        count = max(2_000, 6 * smaller.gpus * smaller.slots)
+        rate = factor * simulated(smaller, count, factor * cost)[1]
         engines = window * machine.tokens_per_s_per_slot / mean_tokens()
         disk = DISK_BYTES_PER_S / JOURNAL_BYTES
         rate = min(rate, disk, engines)
