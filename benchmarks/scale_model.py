@@ -30,8 +30,8 @@ HERE = Path(__file__).parent
 H100_TOKENS_PER_S, H100_SLOTS = 5_777.0, 256
 # The line of a completion takes about this many bytes in the journal, and its request 100.
 JOURNAL_BYTES, DISK_BYTES_PER_S = 1_300, 500e6
-# The most completions that are simulated. With more GPUs, fewer GPUs and a coordinator that is slower
-# by the same factor are simulated.
+# The most completions that are simulated. For many GPUs, fewer of them are simulated, with a
+# coordinator that is slower by the same factor.
 MOST = 60_000
 
 
