@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulated_engine import LONG_SHARE, LONGEST, MEDIAN, SIGMA
+from simulated_engine import tokens
 
 HERE = Path(__file__).parent
 # Llama-3.1-8B (FP8) with vLLM 0.10.0 on one H100: 5,777 output tokens/s, offline scenario of MLPerf
@@ -45,13 +45,6 @@ class Machine:
     coordinator_s: float
     # A server's window is found by doubling; a replica's is known.
     measured_window: bool = False
-
-
-def tokens(rng: random.Random) -> int:
-    """Draw the length of an answer as the imitated engine does."""
-    if rng.random() < LONG_SHARE:
-        return LONGEST
-    return max(1, min(LONGEST, round(MEDIAN * rng.lognormvariate(0, SIGMA))))
 
 
 def simulated(machine: Machine, requests: int, novelty_s: float = 0.0) -> tuple[float, float]:

@@ -18,9 +18,8 @@ from instructgen.engines import Completion, Engine, Request
 MEDIAN, SIGMA, LONG_SHARE, LONGEST = 120, 0.6, 0.01, 1_024
 
 
-def tokens_of(request: Request) -> int:
-    """Return the number of tokens of the answer to a request."""
-    rng = random.Random(request.sampling.seed)
+def tokens(rng: random.Random) -> int:
+    """Draw the number of tokens of an answer."""
     if rng.random() < LONG_SHARE:
         return LONGEST
     return max(1, min(LONGEST, round(MEDIAN * rng.lognormvariate(0, SIGMA))))
@@ -66,8 +65,8 @@ class SimulatedEngine(Engine):
         deadline = time.monotonic() + timeout_s
         while (now := time.monotonic()) < deadline:
             if self._active and self._active[0][0] <= now:
-                _, number, tokens = heapq.heappop(self._active)
-                return number, Completion(f"answer {number}", "stop", 500, tokens)
+                _, number, count = heapq.heappop(self._active)
+                return number, Completion(f"answer {number}", "stop", 500, count)
             due = self._active[0][0] if self._active else deadline
             try:
                 if len(self._active) >= self.slots_:
@@ -77,6 +76,6 @@ class SimulatedEngine(Engine):
                 number, request = self._submitted.get(timeout=wait)
             except queue.Empty:
                 continue
-            tokens = tokens_of(request)
-            heapq.heappush(self._active, (time.monotonic() + tokens / self.rate, number, tokens))
+            count = tokens(random.Random(request.sampling.seed))
+            heapq.heappush(self._active, (time.monotonic() + count / self.rate, number, count))
         return None

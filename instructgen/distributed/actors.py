@@ -16,7 +16,13 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from instructgen import __version__
-from instructgen.distributed.hosting import EngineSpec, Ready, engine_spec
+from instructgen.distributed.hosting import (
+    EngineSpec,
+    HostedEngine,
+    Ready,
+    engine_spec,
+    gpus_per_replica,
+)
 from instructgen.engines import Completion, Engine, LocalEngine, Request
 from instructgen.engines.supervisor import Supervisor
 from instructgen.errors import ConfigError, EngineDied, EngineError, InstructgenError, first_line
@@ -79,25 +85,19 @@ class EngineActor:
         return found
 
 
-class ActorEngine(Engine):
+class ActorEngine(HostedEngine):
     """An engine in an actor of its own; see `ray_replicas`."""
 
     name = "actor"
 
     _ray: Any = PrivateAttr()
-    _model: Engine = PrivateAttr()
     _bundle: dict[str, float] = PrivateAttr(default_factory=dict)
     _group: Any = PrivateAttr(None)
     _actor: Any = PrivateAttr(None)
     _taking: Any = PrivateAttr(None)
-    _ready: Ready | None = PrivateAttr(None)
     _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
     # Set when the first replica of the run has a node.
     _placed: threading.Event = PrivateAttr(default_factory=threading.Event)
-
-    def has_chat_template(self) -> bool:
-        """Return whether the model has a chat template."""
-        return self._model.has_chat_template()
 
     def start(self) -> None:
         """Wait for a node with room, and start the actor there.
@@ -167,19 +167,6 @@ class ActorEngine(Engine):
             self._completed.extend(answer)
         return self._completed.popleft() if self._completed else None
 
-    def window(self) -> int:
-        """Return the number of requests that the engine of the actor should have."""
-        return self._model.window() if self._ready is None else self._ready.window
-
-    def slots(self) -> int:
-        """Return the number of requests that the engine of the actor can work on."""
-        return self._model.slots() if self._ready is None else self._ready.slots
-
-    def restart(self) -> None:
-        """Start another actor."""
-        self.close()
-        self.start()
-
     def close(self) -> None:
         """End the actor, and free its place on the node."""
         actor, self._actor, self._taking = self._actor, None, None
@@ -227,7 +214,7 @@ def _bundle(ray: Any, model: Engine, count: int) -> dict[str, float]:
         # It computes nothing itself.
         return {"CPU": 0.01}
     if total.get("GPU", 0):
-        return {"GPU": float(getattr(model, "tensor_parallel_size", 1)), "CPU": 1.0}
+        return {"GPU": float(gpus_per_replica(model)), "CPU": 1.0}
     return {"CPU": float(max(1, int(total.get("CPU", 1)) // count))}
 
 

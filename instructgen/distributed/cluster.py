@@ -26,7 +26,7 @@ def connected(address: str, spill: Path | None = None) -> Iterator[Any]:
 
     Args:
         address: HOST:PORT of the head node, or ``auto`` for the cluster that this machine belongs
-            to. If there is none, ``auto`` starts one on this machine, until the end.
+            to. Otherwise ``auto`` starts one on this machine, until the end.
         spill: folder for objects that exceed the memory of a cluster that is started here; None
             for the system's folder for temporary files.
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from instructgen.similarity.matches import Pairs
 from instructgen.similarity.minhash import Signer, word_hashes
 from instructgen.similarity.minhash_pairs import FoundPairs, PairSearch, records_of, signer_for
 from instructgen.similarity.near_pairs import tables_of
+from instructgen.similarity.temporary import Column
 
 # Tasks that compare rows, for each core of the cluster.
 _TASKS_PER_CORE = 4
@@ -84,13 +85,13 @@ def find_duplicates(
         columns = [0, *(k for k in range(2, describer.columns) if filled[k])]
 
         def minhash(floor: float) -> Pairs:
-            pairs = _Pairs(cluster, floor, columns)
+            pairs = _Pairs(cluster.ray, floor, columns)
             return pairs.found(described, first, len(group), watch)
 
-        whole, *keys = (_Texts(cluster, described, first, k) for k in columns)
+        stored = _StoredTexts(cluster, described)
+        whole, *keys = (Column(stored, first, k) for k in columns)
         tables, unread = tables_of(whole, keys, how, floors, model, minhash, watch)
-        exact = _Texts(cluster, described, first, 1)
-        differences = Distinguished(exact, rows.protected(first))
+        differences = Distinguished(Column(stored, first, 1), rows.protected(first))
         all_pairs = AllPairs(
             rows, tuple(how), frame_quota, floors, group, first, tables, unread, differences
         )
@@ -149,9 +150,8 @@ def _numbers(described: Any, describer: Describer, watch: Watch | None) -> tuple
 class _Pairs:
     """Finds the pairs of similar texts on a cluster."""
 
-    def __init__(self, cluster: RayCluster, threshold: float, columns: Sequence[int]) -> None:
-        self._cluster, self._ray = cluster, cluster.ray
-        self._threshold, self._columns = threshold, list(columns)
+    def __init__(self, ray: Any, threshold: float, columns: Sequence[int]) -> None:
+        self._ray, self._threshold, self._columns = ray, threshold, list(columns)
 
     def found(self, described: Any, first: Array, rows: int, watch: Watch | None) -> Pairs:
         """Return the pairs among the rows ``first``; their positions there are the texts."""
@@ -283,31 +283,16 @@ def _records(columns: int, places: Array, blocks: list[Any]) -> tuple[Array, Arr
     return data.astype(np.int32), begins
 
 
-class _Texts(Sequence[str]):
-    """A column of texts of the rows ``first``, in the object store of the cluster."""
+class _StoredTexts:
+    """The texts of all rows, in the object store of the cluster."""
 
-    def __init__(self, cluster: RayCluster, described: Any, first: Array, column: int) -> None:
-        self._ray, self._first, self._column = cluster.ray, first, f"text{column}"
-        self._blocks = described.to_arrow_refs()
-        sizes = [self._ray.get(block).num_rows for block in self._blocks]
-        self._ends = np.cumsum(sizes)
+    def __init__(self, cluster: RayCluster, described: Any) -> None:
+        self._ray, self._blocks = cluster.ray, described.to_arrow_refs()
+        self._ends = np.cumsum([self._ray.get(block).num_rows for block in self._blocks])
 
-    def __len__(self) -> int:
-        """Return the number of texts."""
-        return len(self._first)
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        """Return one text, or the list of texts of a slice."""
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        row = int(self._first[place])
+    def at(self, row: int, column: int = 0) -> str:
+        """Return one text."""
         block = int(np.searchsorted(self._ends, row, side="right"))
         table = self._ray.get(self._blocks[block])
         begin = int(self._ends[block]) - table.num_rows
-        return str(table.column(self._column)[row - begin])
+        return str(table.column(f"text{column}")[row - begin])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import PrivateAttr
+
 from instructgen.engines import Engine
 from instructgen.plugins import find, load_plugin, loaded_files
 
@@ -63,6 +65,35 @@ class Ready:
 
     window: int
     slots: int
+
+
+class HostedEngine(Engine):
+    """Base class for engines that run elsewhere: in another process, or in an actor."""
+
+    _model: Engine = PrivateAttr()
+    _ready: Ready | None = PrivateAttr(None)
+
+    def has_chat_template(self) -> bool:
+        """Return whether the model has a chat template."""
+        return self._model.has_chat_template()
+
+    def window(self) -> int:
+        """Return the number of requests that the engine elsewhere should have."""
+        return self._model.window() if self._ready is None else self._ready.window
+
+    def slots(self) -> int:
+        """Return the number of requests that the engine elsewhere can work on."""
+        return self._model.slots() if self._ready is None else self._ready.slots
+
+    def restart(self) -> None:
+        """Start the engine elsewhere again."""
+        self.close()
+        self.start()
+
+
+def gpus_per_replica(model: Engine) -> int:
+    """Return the number of GPUs that a replica of an engine needs."""
+    return int(getattr(model, "tensor_parallel_size", 1))
 
 
 def engine_spec(engine: Engine) -> EngineSpec:

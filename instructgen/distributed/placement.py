@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from instructgen.distributed.cluster import connected
+from instructgen.distributed.hosting import gpus_per_replica
 from instructgen.distributed.processes import ProcessEngine
 from instructgen.distributed.replicas import ReplicatedEngine
 from instructgen.engines import Engine, LocalEngine
@@ -84,11 +85,6 @@ def _processes(model: Engine, count: int) -> list[tuple[str, Engine]]:
         (f"replica {i} (cores {share[0]}-{share[-1]})", ProcessEngine.of(model, {}, share))
         for i, share in enumerate(shares)
     ]
-
-
-def gpus_per_replica(model: Engine) -> int:
-    """Return the number of GPUs that a replica of an engine needs."""
-    return int(getattr(model, "tensor_parallel_size", 1))
 
 
 def gpu_groups(count: int, size: int) -> list[list[str]]:

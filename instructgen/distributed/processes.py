@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pydantic import PrivateAttr
 
-from instructgen.distributed.hosting import Ready, engine_spec
+from instructgen.distributed.hosting import HostedEngine, engine_spec
 from instructgen.engines import Completion, Engine, Request
 from instructgen.errors import EngineDied, InstructgenError
 
@@ -27,18 +27,16 @@ _END_S = 10.0
 _WORKER = "from instructgen.distributed.worker import main; main()"
 
 
-class ProcessEngine(Engine):
+class ProcessEngine(HostedEngine):
     """An engine in a process of its own; see `ProcessEngine.of`."""
 
     name = "process"
 
-    _model: Engine = PrivateAttr()
     _environment: dict[str, str] = PrivateAttr(default_factory=dict)
     _cores: tuple[int, ...] = PrivateAttr(())
     _process: subprocess.Popen[bytes] | None = PrivateAttr(None)
     _connection: Connection | None = PrivateAttr(None)
     _messages: IO[bytes] | None = PrivateAttr(None)
-    _ready: Ready | None = PrivateAttr(None)
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     @classmethod
@@ -55,10 +53,6 @@ class ProcessEngine(Engine):
         engine = cls(model=model.model, max_restarts=model.max_restarts)
         engine._model, engine._environment, engine._cores = model, dict(environment), cores
         return engine
-
-    def has_chat_template(self) -> bool:
-        """Return whether the model has a chat template."""
-        return self._model.has_chat_template()
 
     def start(self) -> None:
         """Start the process, and wait until its engine has loaded the model.
@@ -108,19 +102,6 @@ class ProcessEngine(Engine):
         except OSError:
             waiting = True
         return self._receive() if waiting else None
-
-    def window(self) -> int:
-        """Return the number of requests that the engine in the process should have."""
-        return self._model.window() if self._ready is None else self._ready.window
-
-    def slots(self) -> int:
-        """Return the number of requests that the engine in the process can work on."""
-        return self._model.slots() if self._ready is None else self._ready.slots
-
-    def restart(self) -> None:
-        """Start another process."""
-        self.close()
-        self.start()
 
     def close(self) -> None:
         """End the process, by force if it does not end within 10 s."""

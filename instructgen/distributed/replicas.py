@@ -150,7 +150,7 @@ class ReplicatedEngine(Engine):
         self._answered = time.monotonic()
 
     def submit(self, number: int, request: Request) -> None:
-        """Give the request to the replica with the most room; it waits if there is none."""
+        """Give the request to the replica with the most room; it waits until one has room."""
         with self._lock:
             self._given[number] = _Given(request)
             self._waiting.append(number)
@@ -230,11 +230,11 @@ class ReplicatedEngine(Engine):
         with self._lock:
             replica = next(r for r in self._replicas if r.supervisor is received.source)
             if received.error is not None:
-                self._take_error(replica, received.error, received.at)
+                self._take_error(replica, received.error)
             elif received.completion is not None:
                 self._take_completion(replica, received.number, received.completion, received.at)
 
-    def _take_error(self, replica: _Replica, error: BaseException, now: float) -> None:
+    def _take_error(self, replica: _Replica, error: BaseException) -> None:
         if not isinstance(error, EngineDied):
             # What is wrong with the options, or with this program, is wrong for all replicas.
             if isinstance(error, ConfigError) or not isinstance(error, EngineError):

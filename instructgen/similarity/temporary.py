@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -62,10 +62,17 @@ class TextFile:
         return data[begin : begin + lengths[column]].decode("utf-8", "surrogatepass")
 
 
-class Column(Sequence[str]):
-    """A column of a `TextFile`, with the rows in any order, as a sequence of texts."""
+class StoredTexts(Protocol):
+    """Rows of texts that are not in memory, such as a `TextFile`."""
 
-    def __init__(self, file: TextFile, rows: Array, column: int = 0) -> None:
+    def at(self, row: int, column: int = 0) -> str:
+        """Return one text."""
+
+
+class Column(Sequence[str]):
+    """A column of stored texts, with the rows in any order, as a sequence of texts."""
+
+    def __init__(self, file: StoredTexts, rows: Array, column: int = 0) -> None:
         self._file, self._rows, self._column = file, rows, column
 
     def __len__(self) -> int:
