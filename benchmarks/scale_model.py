@@ -20,8 +20,10 @@ import random
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from model_server import MEDIAN, MOST, PREFILL_S, SIGMA
 from simulated_engine import tokens
 
 HERE = Path(__file__).parent
@@ -30,9 +32,13 @@ HERE = Path(__file__).parent
 H100_TOKENS_PER_S, H100_SLOTS = 5_777.0, 256
 # The line of a completion takes about this many bytes in the journal, and its request 100.
 JOURNAL_BYTES, DISK_BYTES_PER_S = 1_300, 500e6
-# The most completions that are simulated. For many GPUs, fewer of them are simulated, with a
-# coordinator that is slower by the same factor.
-MOST = 60_000
+# The default recipe limits a request for instructions to so many tokens; longer ones give no rows.
+DRAFT_TOKENS = 320
+# The fraction of answers that are not cut.
+COMPLETE = 0.99
+# Runs of at most so many rows are simulated as a whole. Of others, the rate is simulated at several
+# sizes of the pool with at most so many slots, and the end of the run is left out.
+MOST_ROWS, MOST_SLOTS = 100_000, 4_096
 
 
 @dataclass(frozen=True)
@@ -43,60 +49,68 @@ class Machine:
     slots: int
     tokens_per_s_per_slot: float
     coordinator_s: float
+    # Seconds until the first token of an answer.
+    prefill_s: float = 0.0
     # A server's window is found by doubling; a replica's is known.
     measured_window: bool = False
 
 
-def simulated(machine: Machine, requests: int, novelty_s: float = 0.0) -> tuple[float, float]:
-    """Return the seconds of a run, and its completions per second until the last request is sent.
+def simulated(machine: Machine, rows: int, per_draft: float, seed: int = 0) -> tuple[float, float]:
+    """Return the seconds of a run, and its requests per second until all slots are busy no more.
 
-    Events are the completion of a request by its slot, and its processing by the coordinator,
-    which then issues another request.
+    A draft is one request for instructions, which gives ``per_draft`` rows on average, and one
+    request for each of these rows. Events are the completion of a request by its slot, and its
+    processing by the coordinator, which then makes requests: first for rows of drafts, and for
+    drafts only while the rows that are expected are fewer than the target.
     """
-    rng = random.Random(0)
+    rng = random.Random(seed)
     slots = machine.gpus * machine.slots
-    window = 32 if machine.measured_window else slots + slots // 8
-    service = machine.coordinator_s + novelty_s
-    # The times of completions, and requests that wait for a slot.
-    running: list[float] = []
-    waiting: deque[float] = deque()
-    issued = done = 0
-    coordinator = last_issue = 0.0
-    before_end = 0
+    most = slots + slots // 8
+    window = 32 if machine.measured_window else most
+    whole = per_draft / (1 - math.erfc(math.log(DRAFT_TOKENS / MEDIAN) / SIGMA / 2**0.5) / 2)
+    # The end of each request that has a slot, the rows that it gives (of an answer -1) and the size
+    # of the window when it was sent; and requests that wait for a slot.
+    running: list[tuple[float, int, int]] = []
+    waiting: deque[tuple[bool, int]] = deque()
+    accepted = asked = drafts = unasked = done = of_window = of_busy = 0
+    coordinator = busy_until = 0.0
 
-    def issue(at: float) -> None:
-        nonlocal issued, last_issue
-        issued, last_issue = issued + 1, at
-        if len(running) < slots:
-            heapq.heappush(running, at + tokens(rng) / machine.tokens_per_s_per_slot)
-        else:
-            waiting.append(at)
+    def start(at: float, draft: bool, sent_in: int) -> None:
+        count = tokens(rng)
+        # A long answer is cut, and gives no row.
+        made = -1 if count < MOST else -2
+        if draft:
+            made = int(whole + rng.random()) if count < DRAFT_TOKENS else 0
+            count = min(count, DRAFT_TOKENS)
+        end = at + machine.prefill_s + count / machine.tokens_per_s_per_slot
+        heapq.heappush(running, (end, made, sent_in))
 
-    in_flight = 0
-    while in_flight < min(window, requests):
-        # The coordinator makes the first requests too.
-        coordinator += service / 2
-        issue(coordinator)
-        in_flight += 1
-    end = coordinator
-    while done < requests:
-        at = heapq.heappop(running)
-        done += 1
+    while accepted < rows:
+        while drafts + asked < window:
+            draft = not unasked
+            expected = accepted + COMPLETE * (asked + drafts * per_draft)
+            if draft and drafts + asked and expected >= rows:
+                break
+            unasked, asked, drafts = unasked - (not draft), asked + (not draft), drafts + draft
+            if len(running) < slots:
+                start(coordinator, draft, window)
+            else:
+                waiting.append((draft, window))
+        if len(running) == slots:
+            busy_until, of_busy = coordinator, done
+        at, made, sent_in = heapq.heappop(running)
         if waiting:
-            start = max(at, waiting.popleft())
-            heapq.heappush(running, start + tokens(rng) / machine.tokens_per_s_per_slot)
-        coordinator = max(coordinator, at) + service
-        end = coordinator
-        in_flight -= 1
-        if machine.measured_window and done % max(4, window // 16) == 0 and window < slots * 9 // 8:
-            window = min(2 * window, slots * 9 // 8)
-        while issued < requests and in_flight < window:
-            issue(coordinator)
-            in_flight += 1
-        if issued < requests:
-            before_end = done
-    rate = before_end / last_issue if last_issue else 0.0
-    return end, rate
+            start(at, *waiting.popleft())
+        coordinator = max(coordinator, at) + machine.coordinator_s
+        done += 1
+        if made < 0:
+            accepted, asked = accepted + (made == -1), asked - 1
+        else:
+            unasked, drafts = unasked + made, drafts - 1
+        of_window += sent_in == window
+        if window < most and of_window >= max(4, window // 16):
+            window, of_window = min(2 * window, most), 0
+    return coordinator, of_busy / busy_until if busy_until else done / coordinator
 
 
 def interpolated(points: dict[int, float], size: float) -> float:
@@ -114,37 +128,27 @@ def run_seconds(
     machine: Machine, rows: float, per_row: float, novelty: dict[int, float]
 ) -> tuple[float, str]:
     """Return the seconds of a run with many rows, and what limits it at its end."""
-    seconds, begin, limit = 0.0, 0.0, ""
-    steps = [rows * 10 ** (-k / 2) for k in range(8, -1, -1)]
-    for size in steps:
+    rng = random.Random(0)
+    slots, per_draft = machine.gpus * machine.slots, 1 / (per_row - 1)
+    engines = slots * machine.tokens_per_s_per_slot / mean(tokens(rng) for _ in range(20_000))
+    disk = DISK_BYTES_PER_S / JOURNAL_BYTES
+    # Of many slots, fewer are simulated, with a coordinator that is slower by the same factor.
+    factor = max(1.0, slots / MOST_SLOTS)
+    few = replace(machine, gpus=max(1, round(machine.gpus / factor)))
+    some = max(2_000, 6 * few.gpus * few.slots)
+    seconds = begin = rate = 0.0
+    for size in (rows * 10 ** (-k / 2) for k in range(8, -1, -1)):
         cost = interpolated(novelty, size)
-        window = machine.gpus * machine.slots
-        factor = max(1.0, 6 * window / MOST)
-        smaller = replace(
-            machine,
-            gpus=max(1, round(machine.gpus / factor)),
-            coordinator_s=factor * machine.coordinator_s,
-        )
-        count = max(2_000, 6 * smaller.gpus * smaller.slots)
-        rate = factor * simulated(smaller, count, factor * cost)[1]
-        engines = window * machine.tokens_per_s_per_slot / mean_tokens()
-        disk = DISK_BYTES_PER_S / JOURNAL_BYTES
-        rate = min(rate, disk, engines)
+        slower = replace(few, coordinator_s=factor * (machine.coordinator_s + cost))
+        rate = min(factor * simulated(slower, some, per_draft)[1], disk)
         seconds += (size - begin) * per_row / rate
         begin = size
-        if rate > 0.9 * engines:
-            limit = "GPUs"
-        elif rate > 0.9 * disk:
-            limit = "disk"
-        else:
-            limit = "novelty" if cost > machine.coordinator_s else "coordinator"
-    return seconds, limit
-
-
-def mean_tokens() -> float:
-    """Return the mean length of an answer."""
-    rng = random.Random(1)
-    return sum(tokens(rng) for _ in range(20_000)) / 20_000
+    if rows <= MOST_ROWS:
+        whole = replace(machine, coordinator_s=machine.coordinator_s + cost)
+        seconds = simulated(whole, int(rows), per_draft)[0]
+    limits = {"GPUs": engines, "disk": disk}
+    slowest = "novelty" if cost > machine.coordinator_s else "coordinator"
+    return seconds, next((name for name, most in limits.items() if rate > 0.9 * most), slowest)
 
 
 def main() -> None:
@@ -155,41 +159,30 @@ def main() -> None:
     serve = json.loads((HERE / "serve.json").read_text())
     scale = json.loads((HERE / "scale.json").read_text())
     novelty = {r["pool"]: r["novelty_ms_per_request"] / 1e3 for r in scale["novelty"]}
-    checks = []
     ours = [r for r in serve["runs"] if r["tool"] == "instructgen" and r["target"] == 2_000]
+    per_row = max(run["requests_per_row"] for run in ours)
+    checks = []
     for run in ours:
         if rate := run["tokens_per_s_of_an_answer"]:
-            machine = Machine(1, run["slots"], rate, run["cpu_ms_per_request"] / 1e3, True)
-            seconds, _ = simulated(machine, round(run["requests_per_row"] * run["accepted"]))
-            predicted = run["accepted"] / seconds
-            checks.append(
-                {
-                    "run": f"generate, one server with {run['slots']} slots, 2,000 rows",
-                    "measured_rows_per_s": run["rows_per_s"],
-                    "predicted_rows_per_s": round(predicted, 2),
-                    "ratio": round(predicted / run["rows_per_s"], 3),
-                }
-            )
-    per_row = max(run["requests_per_row"] for run in ours)
-    table: list[dict[str, Any]] = []
+            cpu = run["cpu_ms_per_request"] / 1e3
+            server = Machine(1, run["slots"], rate, cpu, PREFILL_S, measured_window=True)
+            # The end of a run depends on chance.
+            runs = [simulated(server, run["accepted"], 1 / (per_row - 1), i)[0] for i in range(20)]
+            predicted, measured = run["accepted"] / mean(runs), run["rows_per_s"]
+            name = f"generate, one server with {run['slots']} slots, 2,000 rows"
+            rates = {"measured_rows_per_s": measured, "predicted_rows_per_s": round(predicted, 2)}
+            checks.append({"run": name, **rates, "ratio": round(predicted / measured, 3)})
     cpu = (
-        scale["replicas"]["8"]["cpu_ms_per_request"] / 1e3
-        + serve["loop_cpu_with_echo"]["cpu_ms_per_request"] / 1e3
-    )
+        scale["replicas"]["8"]["cpu_ms_per_request"]
+        + serve["loop_cpu_with_echo"]["cpu_ms_per_request"]
+    ) / 1e3
+    table: list[dict[str, Any]] = []
     for gpus in (1, 8, 64, 1_024):
-        slot = H100_TOKENS_PER_S / H100_SLOTS
-        machine = Machine(gpus, H100_SLOTS, slot, cpu)
+        machine = Machine(gpus, H100_SLOTS, H100_TOKENS_PER_S / H100_SLOTS, cpu)
         for rows in (52_000, 10**5, 10**6, 10**7, 10**8, 10**9):
             seconds, limit = run_seconds(machine, rows, per_row, novelty)
-            table.append(
-                {
-                    "gpus": gpus,
-                    "rows": rows,
-                    "hours": float(f"{seconds / 3600:.3g}"),
-                    "rows_per_s": float(f"{rows / seconds:.3g}"),
-                    "limited_by": limit,
-                }
-            )
+            row = {"hours": float(f"{seconds / 3600:.3g}"), "rows_per_s": round(rows / seconds, 1)}
+            table.append({"gpus": gpus, "rows": rows, **row, "limited_by": limit})
     result = {
         "computed": "a simulation; no row of the table was measured",
         "gpu": f"{H100_TOKENS_PER_S:,.0f} output tokens/s and {H100_SLOTS} slots (cited)",

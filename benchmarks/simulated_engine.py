@@ -11,18 +11,15 @@ import queue
 import random
 import time
 
+from model_server import MEDIAN, MOST, SIGMA
 from pydantic import Field, PrivateAttr
 
 from instructgen.engines import Completion, Engine, Request
 
-MEDIAN, SIGMA, LONG_SHARE, LONGEST = 120, 0.6, 0.01, 1_024
-
 
 def tokens(rng: random.Random) -> int:
     """Draw the number of tokens of an answer."""
-    if rng.random() < LONG_SHARE:
-        return LONGEST
-    return max(1, min(LONGEST, round(MEDIAN * rng.lognormvariate(0, SIGMA))))
+    return max(4, min(MOST, round(MEDIAN * rng.lognormvariate(0, SIGMA))))
 
 
 class SimulatedEngine(Engine):

@@ -240,18 +240,18 @@ def test_the_quickstart_makes_a_dataset_an_adapter_and_a_report(quickstart: Path
 
 def test_quickstart_rows_are_complete_and_distinct(quickstart: Path) -> None:
     rows = list(read_rows(quickstart / "expanded"))
-    assert len(rows) == 6
+    assert len(rows) == 4
     assert all(r["instruction"] and r["output"] for r in rows)
     assert {r["origin"]["model"] for r in rows} == {"smollm2"}
     assert {r["license"] for r in rows} == {"CC0-1.0"}
-    assert len({r["instruction"] for r in rows}) >= 4
+    assert len({r["instruction"] for r in rows}) >= 3
 
 
 def test_a_finished_quickstart_dataset_is_not_generated_again(quickstart: Path) -> None:
     out = quickstart / "expanded"
     before = (out / "journal.jsonl").stat().st_size
     began = time.monotonic()
-    options = ("--seeds", quickstart / "human", "--target", 6)
+    options = ("--seeds", quickstart / "human", "--target", 4)
     done = run("generate", *options, "--out", out, "--show", 3)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("  output  ") == 3
@@ -314,8 +314,11 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
     recipe, out = tmp_path / "two_key.toml", tmp_path / "run"
     text = (ROOT / "filters" / "two_key.toml").read_text()
     recipe.write_text(f'[engine]\nname = "vllm"\nown_process = true\n{text}')
-    args = ["generate", "--seeds", GENERAL, "--target", "3", "--in-flight", "2"]
+    args = ["generate", "--seeds", GENERAL, "--target", "1", "--in-flight", "4"]
     args += ["--recipe", recipe, "--out", out]
+    # Shorter completions arrive sooner; the test is about processes.
+    args += ["--set=method.instructions.max_tokens=96", "--set=method.instances.max_tokens=96"]
+    args += ["--set=method.classification_instances.max_tokens=96"]
     process = subprocess.Popen(
         [COMMAND, *map(str, args), "-q"], env=ENVIRONMENT, start_new_session=True
     )
@@ -336,7 +339,7 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
     done = engine_host.run(*args, "--json")
     assert done.code == 0, done.stderr[-3000:]
     result = orjson.loads(done.stdout)
-    assert result["rows"] >= 3
+    assert result["rows"] >= 1
     assert result["replayed"] == left
     parts = [p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))]
     assert run("rebuild", out).returncode == 0
@@ -355,7 +358,7 @@ def test_the_chat_style_uses_json_schemas_on_vllm(engine_host: EngineHost, tmp_p
     )
     out = tmp_path / "run"
     args = ["generate", "--seeds", GENERAL, "--target", 4, "--out", out, "--recipe", recipe]
-    args += ["--in-flight", 2, "--max-tokens-total", 3_000]
+    args += ["--in-flight", 4, "--max-tokens-total", 2_500]
     done = engine_host.run(*args, most_tokens=600)
     assert done.code in (0, 3), done.stderr[-3000:]
     form = read_info(out).form
@@ -517,7 +520,7 @@ def test_two_replicas_with_vllm_of_which_one_is_killed(tiny: Path) -> None:
     from instructgen.generation.sequencer import answer_all
 
     model = VllmEngine(model=str(tiny), max_model_len=512, cpu_kvcache_gib=1, max_num_seqs=4)
-    requests = [Request(f"the cat {i}", Sampling(max_tokens=200, seed=i)) for i in range(200)]
+    requests = [Request(f"the cat {i}", Sampling(max_tokens=120, seed=i)) for i in range(120)]
     with Placement(replicas=2).engine(model) as engine:
         assert isinstance(engine, ReplicatedEngine)
         supervisor = Supervisor(engine)
