@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from model_server import MEDIAN, MOST, PREFILL_S, SIGMA
-from simulated_engine import tokens
+from model_server import PREFILL_S
+from simulated_engine import MEDIAN, MOST, SIGMA, tokens
 
 HERE = Path(__file__).parent
 # Llama-3.1-8B (FP8) with vLLM 0.10.0 on one H100: 5,777 output tokens/s, offline scenario of MLPerf

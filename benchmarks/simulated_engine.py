@@ -7,14 +7,18 @@ request, from the distribution of model_server.py.
 from __future__ import annotations
 
 import heapq
+import math
 import queue
 import random
 import time
 
-from model_server import MEDIAN, MOST, SIGMA
 from pydantic import Field, PrivateAttr
 
 from instructgen.engines import Completion, Engine, Request
+
+# As in model_server.py, which a plug-in cannot import.
+MEDIAN, MOST = 120, 1024
+SIGMA = math.log(MOST / MEDIAN) / 2.3263
 
 
 def tokens(rng: random.Random) -> int:
