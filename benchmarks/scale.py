@@ -225,10 +225,16 @@ def prefixes(replicas: int) -> dict[str, Any]:
     from instructgen.store import Run
 
     tokenizer, results = read_tokenizer("smollm2"), {}
-    for method, rows in (("self_instruct", 40), ("self_chat", 8), ("evol", 12)):
+    # Short answers, because only prompts are counted.
+    short = {"method.answers.max_tokens": 120, "method.messages.max_tokens": 120}
+    for method, settings in (("self_instruct", {}), ("self_chat", short)):
         with tempfile.TemporaryDirectory() as folder:
             run = instructgen.generate(
-                GENERAL, rows, Path(folder) / "run", model="smollm2", method=method
+                *(GENERAL, 40, Path(folder) / "run"),
+                model="smollm2",
+                method=method,
+                settings=settings,
+                max_tokens_total=60_000 if method == "self_instruct" else 20_000,
             )
             with Run.open(run.out) as opened:
                 sequencer = sequencer_of(opened, reopen(opened), {}, None)

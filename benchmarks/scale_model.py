@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import itertools
 import json
 import math
 import random
@@ -23,6 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from model_server import PREFILL_S
 from simulated_engine import MEDIAN, MOST, SIGMA, tokens
 
@@ -61,71 +61,71 @@ def simulated(machine: Machine, rows: int, per_draft: float, seed: int = 0) -> t
     A draft is one request for instructions, which gives ``per_draft`` rows on average, and one
     request for each of these rows. Events are the completion of a request by its slot, and its
     processing by the coordinator, which then makes requests: first for rows of drafts, and for
-    drafts only while the rows that are expected are fewer than the target.
+    drafts only while the rows that are expected are fewer than the target. The run ends when drafts
+    that have ended, without an unfinished one before them, have the rows.
     """
     rng = random.Random(seed)
     slots = machine.gpus * machine.slots
     most = slots + slots // 8
     window = 32 if machine.measured_window else most
     whole = per_draft / (1 - math.erfc(math.log(DRAFT_TOKENS / MEDIAN) / SIGMA / 2**0.5) / 2)
-    # The end of each request that has a slot, the rows that it gives (of an answer -1) and the size
-    # of the window when it was sent; and requests that wait for a slot.
-    running: list[tuple[float, int, int]] = []
-    waiting: deque[tuple[bool, int]] = deque()
-    accepted = asked = drafts = unasked = done = of_window = of_busy = 0
+    # The end of each request that has a slot, its rows (-1 for one that is itself a row, -2 for a
+    # row that was cut), its draft and the window when it was sent; and requests without a slot.
+    running: list[tuple[float, int, int, int]] = []
+    waiting: deque[tuple[int, bool, int]] = deque()
+    unasked: deque[int] = deque()
+    left, won = list[int](), list[int]()
+    accepted = asked = drafts = done = of_window = of_busy = delivered = first = 0
     coordinator = busy_until = 0.0
 
-    def start(at: float, draft: bool, sent_in: int) -> None:
+    def start(at: float, draft: int, is_draft: bool, sent_in: int) -> None:
         count = tokens(rng)
-        # A long answer is cut, and gives no row.
         made = -1 if count < MOST else -2
-        if draft:
+        if is_draft:
             made = int(whole + rng.random()) if count < DRAFT_TOKENS else 0
             count = min(count, DRAFT_TOKENS)
         end = at + machine.prefill_s + count / machine.tokens_per_s_per_slot
-        heapq.heappush(running, (end, made, sent_in))
+        heapq.heappush(running, (end, made, draft, sent_in))
 
-    while accepted < rows:
+    while delivered < rows:
         while drafts + asked < window:
-            draft = not unasked
             expected = accepted + COMPLETE * (asked + drafts * per_draft)
-            if draft and drafts + asked and expected >= rows:
+            if not unasked and drafts + asked and expected >= rows:
                 break
-            unasked, asked, drafts = unasked - (not draft), asked + (not draft), drafts + draft
+            is_draft = not unasked
+            draft = len(left) if is_draft else unasked.popleft()
+            if is_draft:
+                left.append(1)
+                won.append(0)
+            drafts, asked = drafts + is_draft, asked + (not is_draft)
             if len(running) < slots:
-                start(coordinator, draft, window)
+                start(coordinator, draft, is_draft, window)
             else:
-                waiting.append((draft, window))
+                waiting.append((draft, is_draft, window))
         if len(running) == slots:
             busy_until, of_busy = coordinator, done
-        at, made, sent_in = heapq.heappop(running)
+        at, made, draft, sent_in = heapq.heappop(running)
         if waiting:
             start(at, *waiting.popleft())
         coordinator = max(coordinator, at) + machine.coordinator_s
         done += 1
+        left[draft] += max(made, 0) - 1
         if made < 0:
-            accepted, asked = accepted + (made == -1), asked - 1
+            asked, accepted = asked - 1, accepted + (made == -1)
+            won[draft] += made == -1
         else:
-            unasked, drafts = unasked + made, drafts - 1
+            unasked.extend([draft] * made)
+            drafts -= 1
+        while first < len(left) and not left[first]:
+            delivered, first = delivered + won[first], first + 1
         of_window += sent_in == window
         if window < most and of_window >= max(4, window // 16):
             window, of_window = min(2 * window, most), 0
     return coordinator, of_busy / busy_until if busy_until else done / coordinator
 
 
-def interpolated(points: dict[int, float], size: float) -> float:
-    """Return the novelty seconds at a pool size, on a line through the points in logarithms."""
-    sizes = sorted(points)
-    low, high = sizes[0], sizes[1]
-    for a, b in itertools.pairwise(sizes):
-        if size >= a:
-            low, high = a, b
-    slope = math.log(points[high] / points[low]) / math.log(high / low)
-    return float(points[low] * (max(size, 1.0) / low) ** max(slope, 0.0))
-
-
 def run_seconds(
-    machine: Machine, rows: float, per_row: float, novelty: dict[int, float]
+    machine: Machine, rows: float, per_row: float, novelty: np.poly1d
 ) -> tuple[float, str]:
     """Return the seconds of a run with many rows, and what limits it at its end."""
     rng = random.Random(0)
@@ -138,7 +138,7 @@ def run_seconds(
     some = max(2_000, 6 * few.gpus * few.slots)
     seconds = begin = rate = 0.0
     for size in (rows * 10 ** (-k / 2) for k in range(8, -1, -1)):
-        cost = interpolated(novelty, size)
+        cost = math.exp(novelty(math.log(size)))
         slower = replace(few, coordinator_s=factor * (machine.coordinator_s + cost))
         rate = min(factor * simulated(slower, some, per_draft)[1], disk)
         seconds += (size - begin) * per_row / rate
@@ -146,19 +146,21 @@ def run_seconds(
     if rows <= MOST_ROWS:
         whole = replace(machine, coordinator_s=machine.coordinator_s + cost)
         seconds = simulated(whole, int(rows), per_draft)[0]
-    limits = {"GPUs": engines, "disk": disk}
     slowest = "novelty" if cost > machine.coordinator_s else "coordinator"
-    return seconds, next((name for name, most in limits.items() if rate > 0.9 * most), slowest)
+    limits = {"GPUs": engines, "disk": disk}.items()
+    return seconds, next((name for name, most in limits if rate > 0.9 * most), slowest)
 
 
 def main() -> None:
-    """Compare predictions with measured runs, and write the table of predictions."""
+    """Compare predictions with measured runs, and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    options = parser.parse_args()
+    out: Path = parser.parse_args().out
     serve = json.loads((HERE / "serve.json").read_text())
     scale = json.loads((HERE / "scale.json").read_text())
-    novelty = {r["pool"]: r["novelty_ms_per_request"] / 1e3 for r in scale["novelty"]}
+    pools = [(r["pool"], r["novelty_ms_per_request"] / 1e3) for r in scale["novelty"]]
+    # A line through the logarithms; it is continued to larger pools.
+    novelty = np.poly1d(np.polyfit(*np.log(np.array(pools)).T, 1))
     ours = [r for r in serve["runs"] if r["tool"] == "instructgen" and r["target"] == 2_000]
     per_row = max(run["requests_per_row"] for run in ours)
     checks = []
@@ -172,10 +174,8 @@ def main() -> None:
             name = f"generate, one server with {run['slots']} slots, 2,000 rows"
             rates = {"measured_rows_per_s": measured, "predicted_rows_per_s": round(predicted, 2)}
             checks.append({"run": name, **rates, "ratio": round(predicted / measured, 3)})
-    cpu = (
-        scale["replicas"]["8"]["cpu_ms_per_request"]
-        + serve["loop_cpu_with_echo"]["cpu_ms_per_request"]
-    ) / 1e3
+    parts = (scale["replicas"]["8"], serve["loop_cpu_with_echo"])
+    cpu = sum(part["cpu_ms_per_request"] for part in parts) / 1e3
     table: list[dict[str, Any]] = []
     for gpus in (1, 8, 64, 1_024):
         machine = Machine(gpus, H100_SLOTS, H100_TOKENS_PER_S / H100_SLOTS, cpu)
@@ -191,7 +191,7 @@ def main() -> None:
         "checks": checks,
         "table": table,
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
