@@ -28,6 +28,7 @@ from instructgen.printable import printable
 _GROUPS = {
     "filters": ("instructgen.filters", "Filter"),
     "sources": ("instructgen.formats", "Format"),
+    "readers": ("instructgen.documents", "Reader"),
     "engines": ("instructgen.engines", "Engine"),
     "methods": ("instructgen.generation.methods", "Method"),
     "verifiers": ("instructgen.verifiers", "Verifier"),

@@ -26,6 +26,7 @@ ORDER = [
     "licensing",
     "similarity",
     "formats",
+    "documents",
     "models",
     "engines",
     "filters",

@@ -20,6 +20,7 @@ from instructgen.commands.derive import (
     derive,
     name_of,
 )
+from instructgen.commands.documents import DocumentFacts, import_documents
 from instructgen.commands.interface import command
 from instructgen.commands.options import ImportOptions
 from instructgen.errors import ConfigError
@@ -54,7 +55,9 @@ class ImportFacts(JsonRecord):
 
 
 @command(ImportOptions, "path", "out", "format")
-def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[ImportFacts]:
+def import_data(
+    options: ImportOptions, watch: Watch | None = None
+) -> Derived[ImportFacts] | Derived[DocumentFacts]:
     """Read data in a supported format, and write it as a dataset.
 
     If the folder already contains the same dataset, nothing is written.
@@ -68,6 +71,8 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
     license = check_license(options.license) if options.license else ""
     if options.language:
         check_language(options.language)
+    if options.format == "documents":
+        return import_documents(options, license, watch)
     mapping = options.mapping
     reader = Reader(_roles(options.roles), options.inner_system)
     terms: dict[str, Any] = {

@@ -273,7 +273,8 @@ class ImportOptions(Options):
     path: Path = argument(
         "What to read: a file (JSON, JSON Lines, CSV, Parquet or Arrow), a pattern in quotes such "
         "as 'data/*.jsonl', a folder of files, a clone from the Hugging Face Hub, or the name of a "
-        "dataset on the Hub (ORG/NAME). Text files can be compressed (.gz or .zst).",
+        "dataset on the Hub (ORG/NAME). Text files can be compressed (.gz or .zst). For the format "
+        "documents: a file or a folder of .txt, .md, .html, .pdf and .docx files.",
         metavar="PATH_OR_HUB",
         takes="rows",
     )
@@ -341,6 +342,24 @@ class ImportOptions(Options):
         shown="UTF-8, or UTF-16 if the file begins with its byte-order mark",
     )
     on_bad_row: OnBadRow = _ON_BAD_ROW
+    segment_words: int = option(
+        250,
+        "For the format documents: maximum number of words of a segment. A character of a script "
+        "without spaces, such as Chinese, counts as a word.",
+        ge=20,
+    )
+    overlap: int = option(
+        0,
+        "For the format documents: number of words of a segment that the next one repeats, if no "
+        "heading is between them.",
+        ge=0,
+    )
+    recipe: str = option(
+        "documents",
+        "For the format documents: recipe with the filters of segments.",
+        metavar="NAME_OR_FILE",
+        takes="recipe",
+    )
 
 
 class MergeOptions(Options):
