@@ -353,23 +353,30 @@ def seeds_for(options: GenerationOptions, config: Config) -> tuple[list[Sample],
     paths = (*options.personas, *options.seeds) if start == "personas" else options.seeds
     if options.personas and start != "personas":
         raise ConfigError(f"--personas: the method {name} starts from {start}.", "Pass --seeds.")
+    if options.documents and start != "documents":
+        raise ConfigError(f"--documents: the method {name} starts from {start}.", "Pass --seeds.")
     if start == "nothing":
         if paths:
             raise ConfigError(f"--seeds: the method {name} starts from nothing.", "Omit --seeds.")
         return [], []
-    if not paths:
+    segments = read_segments(options.documents)
+    if not paths and not segments:
+        hint = {"personas": "Pass --personas=FILE.", "documents": "Pass --documents=FOLDER."}
         raise ConfigError(
             f"--seeds: the method {name} starts from {start}.",
-            "Pass --personas=FILE." if start == "personas" else "Pass --seeds=FILE.",
+            hint.get(start, "Pass --seeds=FILE."),
         )
-    samples, bad = read_seeds(
-        paths,
-        options.license,
-        options.language,
-        options.on_bad_row,
-        options.mapping,
-        _SEED_FIELDS.get(start, ""),
+    # Beside documents, the seeds are tasks.
+    field = "" if segments else _SEED_FIELDS.get(start, "")
+    samples, bad = (
+        read_seeds(
+            *(paths, options.license, options.language, options.on_bad_row, options.mapping),
+            field,
+        )
+        if paths
+        else ([], [])
     )
+    samples = [*segments, *samples]
     for column in config.generate.balance:
         if not any(value_of(sample, column) for sample in samples):
             labels = sorted({label.name for sample in samples for label in sample.labels})
@@ -421,6 +428,25 @@ def read_seeds(
     if not samples:
         raise ConfigError("--seeds: no row is valid.", "Add rows with instruction and output.")
     return samples, invalid
+
+
+def read_segments(folders: Sequence[Path]) -> list[Sample]:
+    """Return the segments of documents in dataset folders; of one with splits, those to train on.
+
+    Raises:
+        InputError: a folder contains other rows.
+        RunError: a folder is not a complete dataset.
+    """
+    segments: list[Sample] = []
+    for folder in folders:
+        if (shape := shape_of(folder)) != "documents":
+            raise InputError(
+                f"contains {shape}, not segments of documents.",
+                path=folder,
+                hint="Create it with instructgen import documents.",
+            )
+        segments += read_samples(folder, split=training_split(folder))
+    return segments
 
 
 def read_known(paths: Sequence[Path]) -> list[Sample]:

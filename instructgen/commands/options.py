@@ -127,6 +127,14 @@ class GenerationOptions(Options):
         many="repeat",
         takes="rows",
     )
+    documents: Paths = option(
+        (),
+        "Datasets of segments from `import documents`, for a method that starts from documents. "
+        "For the method document, --seeds are then questions whose style it follows.",
+        metavar="FOLDER",
+        many="repeat",
+        takes="rows",
+    )
     target: Target = option(
         ..., sentence(RunSettings.model_fields["target"].description or ""), metavar="N_OR_all"
     )

@@ -161,12 +161,15 @@ class Loop:
             config.generate.balance,
             coverage,
             config.method.fits,
+            config.method.order,
         )
         for f in config.filters:
             if isinstance(f, Cluster):
                 f.fit(seeds)
         self.chain = Chain(config.filters)
-        for sample in (*(seeds if tasks else ()), *known):
+        # Beside segments of documents, the other seeds are questions of the user.
+        asked = [s for s in seeds if s.place is None] if any(s.place for s in seeds) else []
+        for sample in (*(seeds if tasks else asked), *known):
             self.chain.remember(sample, "instruction")
             if sample.output:
                 self.chain.remember(sample, "row")
@@ -567,7 +570,14 @@ class Loop:
             request=number,
             parents=parents,
             prompt_sha256=hashlib.sha256(request.prompt_text().encode()).hexdigest(),
+            group=self._group(draft),
         )
+
+    def _group(self, draft: Draft) -> str | None:
+        """Return the group of the seed that a draft is made from: both must be in one split."""
+        if not self.config.method.finite or not draft.parents:
+            return None
+        return self.pool.at(draft.parents[0]).origin.group
 
     def _ancestors(self, draft: Draft) -> frozenset[str]:
         """Return the ids of the rows that a draft is made from, and may therefore resemble.

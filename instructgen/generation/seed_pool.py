@@ -54,7 +54,8 @@ class Pool:
     """The task pool: seeds at positions 0 to len(seeds)-1, then the accepted instructions.
 
     Only seeds for which ``fits`` returns True are used, and as demonstrations only those with at
-    most ``max_words`` words in the instruction; None for no limit. ``usable`` are their positions.
+    most ``max_words`` words in the instruction; None for no limit. ``usable`` are their positions,
+    in the order that ``order`` returns for them.
     ``balance`` are columns (category, or names of labels) that divide the seeds
     into groups, in addition to their language. With ``coverage``, demonstrations come from the
     cluster with the fewest instructions; the seeds then have the score ``cluster``.
@@ -68,6 +69,7 @@ class Pool:
     balance: tuple[str, ...] = ()
     coverage: bool = False
     fits: Callable[[Sample], bool] | None = None
+    order: Callable[[Sequence[Sample], list[int]], list[int]] | None = None
     usable: list[int] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     # What each group of rows has, so that the groups keep their shares.
@@ -93,6 +95,8 @@ class Pool:
                 "the method can use none of the seeds.",
                 hint="Add rows with an answer and without earlier messages.",
             )
+        if self.order is not None:
+            self.usable = self.order(self.seeds, self.usable)
         for position in self.usable:
             seed = self.seeds[position]
             if limit is None or len(tokenize(seed.instruction)) <= limit:

@@ -210,6 +210,10 @@ class Method(BaseModel, ABC):
         """Return whether the method can use a seed."""
         return True
 
+    def order(self, seeds: Sequence[Sample], usable: list[int]) -> list[int]:
+        """Return the positions of the usable seeds in the order in which they have their turn."""
+        return usable
+
     def verifiers(self) -> tuple[str, ...]:
         """Return the names of the verifiers that the method uses."""
         return ()
