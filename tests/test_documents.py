@@ -508,7 +508,7 @@ def test_each_document_has_its_turn_and_its_last_segment_is_used() -> None:
         return "no question here" if request.stage == "questions" else ""
 
     done = play(Document(shares={"factual": 1}), [*long, *short], answers)
-    first = [p for p in seen[:4]]
+    first = seen[:4]
     assert sum(RULES in p for p in first) == 2
     assert any(long[-1].instruction in p for p in first)
     assert len(seen) == 52

@@ -175,6 +175,8 @@ def started(config: Config, placement: Placement) -> Iterator[dict[Role, Supervi
         engines: dict[Role, Supervisor] = {"writer": writer, "judge": judge}
         if (scores := ScoringEngine.of(config.filters)) is not None:
             engines["reward"] = Supervisor(scores, results)
+        if (executor := config.method.executor()) is not None:
+            engines["executor"] = Supervisor(executor, results)
         try:
             yield engines
         finally:
@@ -293,6 +295,8 @@ def configure(options: GenerationOptions) -> Config:
             "name": options.method,
             "brief": _brief(options.brief),
             "prompts": None if options.prompts is None else read_tables(options.prompts),
+            "attempts": options.samples,
+            "verifier": options.verifier,
         },
         "engine": {
             "name": options.engine,

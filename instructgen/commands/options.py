@@ -135,8 +135,11 @@ class GenerationOptions(Options):
         many="repeat",
         takes="rows",
     )
-    target: Target = option(
-        ..., sentence(RunSettings.model_fields["target"].description or ""), metavar="N_OR_all"
+    target: Target | None = option(
+        None,
+        sentence(RunSettings.model_fields["target"].description or ""),
+        metavar="N_OR_all",
+        shown="all, if the method uses each seed in turn",
     )
     model: str | None = option(
         None,
@@ -175,6 +178,17 @@ class GenerationOptions(Options):
         "Generation method; `instructgen methods` lists them.",
         metavar="NAME",
         shown="self_instruct",
+    )
+    samples: int | None = option(
+        None,
+        "Number of completions for each seed, for methods that keep one of several, such as solve.",
+        metavar="N",
+        ge=1,
+    )
+    verifier: str | None = option(
+        None,
+        "Verifier that checks the answers, for the methods solve and rationale.",
+        metavar="NAME",
     )
     recipe: RecipeName = _RECIPE
     brief: str = option(

@@ -387,12 +387,13 @@ class Loop:
 
     def _read(self, item: _Asking, request: Request) -> None:
         draft, numbers = item.draft, item.numbers
-        if request.role == "judge" and draft.sample.origin.request is not None:
-            # The texts are still those of the writer's last completion.
-            origins, named = [draft.sample.origin] * len(numbers), draft
+        if request.role != "writer" and draft.origins:
+            # The texts are still those of the writer's last completions.
+            origins, named = draft.origins, draft
         else:
-            origins = [self._origin(number, draft, request) for number in numbers]
-            named = replace(draft, sample=self._named(draft.sample, origins[0]))
+            origins = tuple(self._origin(number, draft, request) for number in numbers)
+            sample = self._named(draft.sample, origins[0])
+            named = replace(draft, sample=sample, origins=origins)
         outcomes = self.config.method.read_all(named, item.in_order(), self.form)
         candidates: list[Sample] = []
         for outcome in outcomes:
@@ -446,7 +447,8 @@ class Loop:
             if isinstance(outcome, Propose):
                 self._keep(outcome.draft, numbers[0], verdict.sample, proposed=True)
             else:
-                self._keep(draft, numbers[outcome.of], verdict.sample, proposed=False)
+                number = numbers[min(outcome.of, len(numbers) - 1)]
+                self._keep(draft, number, verdict.sample, proposed=False)
             results += 1
         self._counts[request.stage].results += results
         self._resolve(draft, outcomes)

@@ -105,21 +105,23 @@ def load_config(
                 "be used while rows are generated.",
                 "Remove the filter from the recipe, and apply it later with instructgen curate.",
             )
-    settings = merged(
-        RunSettings,
-        tables.get("generate", {}),
-        options.get("generate", {}),
-        path,
-        "generate",
-        given,
-    )
+    method: Method = _part("methods", "self_instruct", tables, options, path, given)
+    chosen = options.get("generate", {})
+    if chosen.get("target") is None and "target" not in tables.get("generate", {}):
+        if not method.finite:
+            raise ConfigError(
+                f"--target is missing: the method {method.name} draws seeds without an end.",
+                "Pass the number of rows, such as --target=100.",
+            )
+        chosen = {**chosen, "target": "all"}
+    settings = merged(RunSettings, tables.get("generate", {}), chosen, path, "generate", given)
     engine = _part("engines", "vllm", tables, options, path, given)
     judge = _judge(tables, options, filters, path, given, engine)
     if settings.demonstrations == "coverage" and not any(isinstance(f, Cluster) for f in filters):
         filters = (*filters, Cluster())
     config = Config(
         generate=settings,
-        method=_part("methods", "self_instruct", tables, options, path, given),
+        method=method,
         engine=engine,
         filters=judged_by(filters, judge or engine),
         judge=judge,

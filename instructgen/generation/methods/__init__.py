@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from instructgen.engines import Completion, Request, Role, Sampling
+from instructgen.engines import Completion, Engine, Request, Role, Sampling
 from instructgen.generation.prompts import Style, Template, placeholders, prompt_texts, template_for
 from instructgen.generation.seed_pool import Pool, value_of
-from instructgen.schema.sample import Label, Rejection, Sample
+from instructgen.schema.sample import Label, Origin, Rejection, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Draft:
     license. ``parents`` are the positions of the demonstrations in the task pool, and ``task`` is
     the number of the draft's instruction among the accepted ones, if it is one of them. ``state``
     is what the method remembers from stage to stage, such as a round. ``ancestors`` are the ids of
-    the generated rows that the sample was made from, its parent first.
+    the generated rows that the sample was made from, its parent first. ``origins`` are those of the
+    last completions of the writer, which the loop sets.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Draft:
     task: int | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
     ancestors: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,11 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """A complete row from completion number ``of``; the filters decide whether it is kept."""
+    """A complete row; the filters decide whether it is kept.
+
+    ``of`` is the number of the writer's completion that it is from, if a request was made several
+    times.
+    """
 
     sample: Sample
     of: int = 0
@@ -217,6 +223,10 @@ class Method(BaseModel, ABC):
     def verifiers(self) -> tuple[str, ...]:
         """Return the names of the verifiers that the method uses."""
         return ()
+
+    def executor(self) -> Engine | None:
+        """Return the engine that answers requests of the role ``executor``, or None."""
+        return None
 
     @abstractmethod
     def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
