@@ -30,6 +30,7 @@ _GROUPS = {
     "sources": ("instructgen.formats", "Format"),
     "readers": ("instructgen.documents", "Reader"),
     "engines": ("instructgen.engines", "Engine"),
+    "environments": ("instructgen.environments", "Environment"),
     "methods": ("instructgen.generation.methods", "Method"),
     "verifiers": ("instructgen.verifiers", "Verifier"),
     "suites": ("instructgen.evaluation.suites", "Suite"),

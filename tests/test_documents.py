@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import instructgen
-from instructgen.documents import DocumentText, Limits, Reader, Unreadable, reader_for
+from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable, reader_for
 from instructgen.documents.reading import DocumentReader
 from instructgen.documents.split import Splitter
 from instructgen.engines import Request
@@ -141,7 +141,7 @@ READABLE = {
 }
 
 
-def read_bytes(name: str, data: bytes, limits: Limits | None = None) -> DocumentText:
+def read_bytes(name: str, data: bytes, limits: DocumentLimits | None = None) -> DocumentText:
     with DocumentReader(limits) as reader:
         kind = reader_for(Path(name))
         assert kind is not None
@@ -190,7 +190,7 @@ class Slow(Reader):
     name = "slow_for_tests"
     suffixes = ()
 
-    def read(self, data: bytes, limits: Limits) -> DocumentText:
+    def read(self, data: bytes, limits: DocumentLimits) -> DocumentText:
         if data == b"sleep":
             time.sleep(60)
         if data == b"memory":
@@ -217,7 +217,7 @@ class Slow(Reader):
 def test_a_document_that_exceeds_a_limit_is_rejected_and_the_next_one_is_read(
     data: bytes, code: str
 ) -> None:
-    with DocumentReader(Limits(bytes=2_000, characters=4_000, seconds=3.0)) as reader:
+    with DocumentReader(DocumentLimits(bytes=2_000, characters=4_000, seconds=3.0)) as reader:
         with pytest.raises(Unreadable) as caught:
             reader.read(Slow, data)
         assert caught.value.code == code
@@ -226,7 +226,7 @@ def test_a_document_that_exceeds_a_limit_is_rejected_and_the_next_one_is_read(
 
 def test_pages_are_limited() -> None:
     with pytest.raises(Unreadable) as caught:
-        read_bytes("a.pdf", pdf("one", "two", "three"), Limits(pages=2))
+        read_bytes("a.pdf", pdf("one", "two", "three"), DocumentLimits(pages=2))
     assert caught.value.code == "too_many_pages"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructgen.commands.derive import Derived, Output, Written, derive, name_of
-from instructgen.documents import Limits, Unreadable, document_files, reader_for
+from instructgen.documents import DocumentLimits, Unreadable, document_files, reader_for
 from instructgen.documents.reading import DocumentReader, read_bytes
 from instructgen.documents.split import Splitter
 from instructgen.errors import ConfigError, InputError
@@ -61,7 +61,7 @@ class _Documents:
 
     def segments(self) -> Iterator[Sample]:
         """Yield the segments of all documents, in order."""
-        options, limits = self.options, Limits()
+        options, limits = self.options, DocumentLimits()
         splitter = Splitter(options.segment_words, options.overlap)
         with DocumentReader(limits) as reader:
             for path in self.files:
@@ -163,7 +163,7 @@ def _provenance(
     for path in files:
         digest.update(os.fsencode(path.relative_to(options.path.parent)) + b"\0")
         try:
-            digest.update(read_bytes(path, Limits()))
+            digest.update(read_bytes(path, DocumentLimits()))
         except Unreadable as error:
             digest.update(error.code.encode())
         digest.update(b"\0")

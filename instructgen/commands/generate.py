@@ -21,19 +21,27 @@ from instructgen.distributed.placement import Placement
 from instructgen.distributed.replicas import incidents
 from instructgen.engines import Role
 from instructgen.engines.supervisor import Received, Supervisor
+from instructgen.environments import Environment, read_tools
 from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.filters import AskingFilter
 from instructgen.filters.cluster import Cluster, with_cluster
-from instructgen.formats import OnBadRow
+from instructgen.formats import Format, OnBadRow
 from instructgen.generation.loop import Ended, Loop
 from instructgen.generation.methods import PromptSetup
 from instructgen.generation.options import Config, from_recorded, load_config
 from instructgen.generation.progress import format_hint, progress_of
 from instructgen.generation.scoring import ScoringEngine
-from instructgen.generation.seed_pool import load_seeds, seeds_digest, value_of
+from instructgen.generation.seed_pool import (
+    is_code_folder,
+    load_seeds,
+    seed_format,
+    seeds_digest,
+    value_of,
+)
 from instructgen.generation.sequencer import Sequencer
 from instructgen.generation.work import Stop
 from instructgen.models.folders import EMBEDDED
+from instructgen.plugins import load_plugin
 from instructgen.reports.cards import generated_card
 from instructgen.schema.arrow import sample_row
 from instructgen.schema.progress import Watch
@@ -296,6 +304,8 @@ def configure(options: GenerationOptions) -> Config:
             "brief": _brief(options.brief),
             "prompts": None if options.prompts is None else read_tables(options.prompts),
             "attempts": options.samples,
+            "tools": None if options.tools is None else read_tools(options.tools),
+            **_environment(options.environment),
             "verifier": options.verifier,
         },
         "engine": {
@@ -329,6 +339,24 @@ def configure(options: GenerationOptions) -> Config:
     return load_config(options.recipe, tables, given)
 
 
+def _environment(path: Path | None) -> dict[str, str | None]:
+    """Load the environment in a file; return its name and the digest of the file.
+
+    Raises:
+        ConfigError: the file cannot be loaded or does not define one environment.
+    """
+    if path is None:
+        return {"environment": None, "environment_sha256": None}
+    found = [cls for cls in load_plugin(path) if issubclass(cls, Environment)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"--environment={path} defines {len(found)} environments.",
+            "Define one subclass of instructgen.environments.Environment with the attribute name.",
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"environment": found[0].name, "environment_sha256": digest}
+
+
 def _brief(text: str) -> str | None:
     """Return a brief, which is read from a file if ``text`` is the path of one."""
     path = Path(text)
@@ -341,10 +369,6 @@ def _brief(text: str) -> str | None:
     if path.suffix in (".txt", ".md") and len(text.split()) == 1:
         raise ConfigError(f"--brief={text}: the file does not exist.", "Check the path.")
     return text or None
-
-
-# The field of a file that contains the seeds of a method, if they are not tasks or rows.
-_SEED_FIELDS = {"documents": "text", "personas": "persona"}
 
 
 def seeds_for(options: GenerationOptions, config: Config) -> tuple[list[Sample], list[Any]]:
@@ -371,11 +395,11 @@ def seeds_for(options: GenerationOptions, config: Config) -> tuple[list[Sample],
             hint.get(start, "Pass --seeds=FILE."),
         )
     # Beside documents, the seeds are tasks.
-    field = "" if segments else _SEED_FIELDS.get(start, "")
+    form = None if segments else seed_format(start)
     samples, bad = (
         read_seeds(
             *(paths, options.license, options.language, options.on_bad_row, options.mapping),
-            field,
+            form,
         )
         if paths
         else ([], [])
@@ -398,7 +422,7 @@ def read_seeds(
     language: str,
     on_bad_row: OnBadRow,
     mapping: Mapping[str, str] | None = None,
-    field: str = "",
+    form: Format | None = None,
 ) -> tuple[list[Sample], list[Any]]:
     """Read seeds from files and dataset folders; return the valid seeds and the invalid rows.
 
@@ -409,7 +433,9 @@ def read_seeds(
         InputError: a file is invalid, or a dataset contains preferences.
         ConfigError: no row is valid.
     """
-    folders = [path for path in paths if _is_folder(path)]
+    # A folder of code is not a dataset.
+    is_code = form is not None and form.name == "snippet"
+    folders = [p for p in paths if _is_folder(p) and not (is_code and is_code_folder(p))]
     files = [path for path in paths if path not in folders]
     samples, invalid = load_seeds(
         files,
@@ -417,7 +443,7 @@ def read_seeds(
         language=language,
         on_bad_row=on_bad_row,
         mapping=mapping,
-        field=field,
+        own_format=form,
     )
     shapes = [(folder, shape_of(folder)) for folder in folders]
     for path, shape in (*shapes, *((files[0], sample.shape) for sample in samples)):

@@ -135,6 +135,17 @@ class GenerationOptions(Options):
         many="repeat",
         takes="rows",
     )
+    tools: Path | None = option(
+        None,
+        "JSON file with the definitions of tools, as for OpenAI, for the method tool_dialogue.",
+        metavar="FILE",
+    )
+    environment: Path | None = option(
+        None,
+        "Python file that defines the environment in which tools are executed. The file is "
+        "executed.",
+        metavar="FILE",
+    )
     target: Target | None = option(
         None,
         sentence(RunSettings.model_fields["target"].description or ""),

@@ -16,7 +16,7 @@ from instructgen.plugins import classes
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DocumentLimits:
     """What one document may need.
 
     ``bytes`` is the size of its file, ``characters`` the length of its text, ``seconds`` the time
@@ -56,7 +56,7 @@ class Reader(ABC):
     suffixes: ClassVar[tuple[str, ...]]
 
     @abstractmethod
-    def read(self, data: bytes, limits: Limits) -> DocumentText:
+    def read(self, data: bytes, limits: DocumentLimits) -> DocumentText:
         """Return the text of a document.
 
         Raises:

@@ -6,7 +6,7 @@ import io
 import zipfile
 from typing import Any
 
-from instructgen.documents import DocumentText, Limits, Reader, Unreadable
+from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
 
 
 class Docx(Reader):
@@ -15,7 +15,7 @@ class Docx(Reader):
     name = "docx"
     suffixes = (".docx",)
 
-    def read(self, data: bytes, limits: Limits) -> DocumentText:
+    def read(self, data: bytes, limits: DocumentLimits) -> DocumentText:
         """Convert the document to HTML, and its elements to lines of text."""
         import lxml.html
         import mammoth

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instructgen.documents import DocumentText, Limits, Reader, Unreadable
+from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
 
 
 class Html(Reader):
@@ -11,7 +11,7 @@ class Html(Reader):
     name = "html"
     suffixes = (".html", ".htm", ".xhtml")
 
-    def read(self, data: bytes, limits: Limits) -> DocumentText:
+    def read(self, data: bytes, limits: DocumentLimits) -> DocumentText:
         """Extract the main text, with its headings, lists and tables."""
         import trafilatura
 

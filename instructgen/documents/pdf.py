@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from instructgen.documents import DocumentText, Limits, Reader, Unreadable
+from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
 
 
 class Pdf(Reader):
@@ -13,7 +13,7 @@ class Pdf(Reader):
     name = "pdf"
     suffixes = (".pdf",)
 
-    def read(self, data: bytes, limits: Limits) -> DocumentText:
+    def read(self, data: bytes, limits: DocumentLimits) -> DocumentText:
         """Extract the text of each page."""
         from pypdf import PasswordType, PdfReader
 

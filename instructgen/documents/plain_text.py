@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instructgen.documents import DocumentText, Limits, Reader, Unreadable
+from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
 
 
 class PlainText(Reader):
@@ -11,7 +11,7 @@ class PlainText(Reader):
     name = "text"
     suffixes = (".txt", ".text", ".md", ".markdown")
 
-    def read(self, data: bytes, limits: Limits) -> DocumentText:
+    def read(self, data: bytes, limits: DocumentLimits) -> DocumentText:
         """Decode UTF-8, or UTF-16 if the file begins with its byte-order mark."""
         utf_16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         try:

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-from instructgen.documents import DocumentText, Limits, Reader, Unreadable
+from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
 from instructgen.errors import ConfigError, first_line
 from instructgen.plugins import load_plugin, loaded_files
 
@@ -26,8 +26,8 @@ class DocumentReader:
         limits: what a document may need.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    def __init__(self, limits: DocumentLimits | None = None) -> None:
+        self._limits = limits or DocumentLimits()
         self._process: Any = None
         self._pipe: Connection
 
@@ -85,7 +85,7 @@ class DocumentReader:
             self._process = None
 
 
-def _serve(pipe: Connection, limits: Limits, plugins: Sequence[Path]) -> None:
+def _serve(pipe: Connection, limits: DocumentLimits, plugins: Sequence[Path]) -> None:
     """Answer with the text of each document, or the exception that says why there is none."""
     for file in plugins:
         load_plugin(file)
@@ -104,7 +104,7 @@ def _limit_memory(size: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def _result(reader: type[Reader], data: bytes, limits: Limits) -> DocumentText | Exception:
+def _result(reader: type[Reader], data: bytes, limits: DocumentLimits) -> DocumentText | Exception:
     try:
         found = reader().read(data, limits)
     except Unreadable as error:
@@ -127,7 +127,7 @@ def _result(reader: type[Reader], data: bytes, limits: Limits) -> DocumentText |
     return DocumentText(text, found.pages)
 
 
-def read_bytes(path: Path, limits: Limits) -> bytes:
+def read_bytes(path: Path, limits: DocumentLimits) -> bytes:
     """Return the bytes of a file, at most one more than the limit.
 
     Raises:

@@ -16,8 +16,11 @@ import orjson
 from pydantic import Field
 
 from instructgen.engines import Completion, QueueEngine, Request
+from instructgen.environments import Call, executed
+from instructgen.errors import EngineError, first_line
 from instructgen.plugins import find
 from instructgen.schema.sample import Sample
+from instructgen.verifiers.code import Code
 
 
 class Executor(QueueEngine):
@@ -78,3 +81,74 @@ class VerifierExecutor(Executor):
                 tasks |= {} if task is None else {place: task}
             same.append(first)
         return {"same": same}
+
+
+class EnvironmentExecutor(Executor):
+    """Executes calls of tools in an environment; see `instructgen.environments`.
+
+    The prompt of a request is a JSON object: the ``calls`` since the beginning of the draft, and
+    the results of the earlier ones, ``known``. All are executed in a new environment. The value
+    has the ``results`` of the others, and the digests of the state ``before`` and ``after``.
+    """
+
+    name = "environment"
+
+    environment: str = Field(description="Name of the environment.")
+
+    def at_once(self) -> int:
+        """Return 1: threads would only take turns."""
+        return 1
+
+    def start(self) -> None:
+        """Check that the environment is known."""
+        find("environments", self.environment)
+
+    def value(self, request: Request) -> dict[str, Any]:
+        """Return the results of the calls, and the digests of the state.
+
+        Raises:
+            EngineError: a tool failed with an exception other than `ToolError`, or the results of
+                earlier calls have changed.
+        """
+        asked = orjson.loads(str(request.prompt))
+        calls = [Call(**call) for call in asked["calls"]]
+        try:
+            kind = find("environments", self.environment)
+            results, before, after = executed(kind, calls)
+        except Exception as error:
+            raise EngineError(
+                f"the environment {self.environment} failed ({type(error).__name__}: "
+                f"{first_line(error)}).",
+                "Correct it, so that its tools raise ToolError for what the assistant does wrong, "
+                "and rerun the command.",
+            ) from error
+        known = asked["known"]
+        if results[: len(known)] != known:
+            raise EngineError(
+                f"the environment {self.environment} is not deterministic: the same calls gave "
+                "other results.",
+                "Let it use no clock, random numbers or other state outside of the object.",
+            )
+        return {"results": results[len(known) :], "before": before, "after": after}
+
+
+class CodeExecutor(Executor):
+    """Runs programs with their tests in the sandbox, and the same tests with a stub.
+
+    The prompt of a request is a JSON list of objects with ``program``, ``tests`` and ``stub``. The
+    value is a list of the counts of `instructgen.verifiers.code.Code.run` for each of the two.
+    """
+
+    name = "code"
+
+    def start(self) -> None:
+        """Check that this machine has a sandbox."""
+        Code().require()
+
+    def value(self, request: Request) -> list[dict[str, dict[str, int]]]:
+        """Return the counts of passed and failed tests."""
+        verifier = Code()
+        return [
+            {key: verifier.run(each[key], each["tests"]) for key in ("program", "stub")}
+            for each in orjson.loads(str(request.prompt))
+        ]

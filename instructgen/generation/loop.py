@@ -235,7 +235,7 @@ class Loop:
             queue, role = self._queues[stage], self._roles[stage]
             if queue and free(role):
                 return Choice(queue[0].draft.number, stage, role)
-        first = self.path[0]
+        first = self.config.method.first_stage(self.pool, self.drafts, self.form)
         if free(first.role) and self._needs_draft():
             return Choice(self.drafts, first.name, first.role)
         return None
@@ -282,7 +282,7 @@ class Loop:
             LookupError: no such draft waits at the stage.
         """
         item: _Asking | _Waiting
-        if choice.stage == self.path[0].name and choice.draft == self.drafts:
+        if choice.draft == self.drafts:
             rng = random.Random(digest(self.config.generate.seed, "draft", choice.draft))
             draft = self.config.method.start(self.pool, rng, choice.draft, self.form)
             self.pool.start(draft.sample, draft.parents)

@@ -119,7 +119,7 @@ class Template:
 
     def prompt(self, section: str, key: str, **values: str) -> tuple[Message, ...]:
         """Return a chat request with the text of a method for one of its stages."""
-        text = self._briefed(self.text(section, key, **values))
+        text = self.briefed(self.text(section, key, **values))
         # A verdict has fixed words or numbers, in the language of the template.
         plain = self.native or (section, key) in _VERDICTS
         language = "" if plain else f"\n\nWrite in this language: {self.language}."
@@ -127,11 +127,11 @@ class Template:
 
     def ask(self, text: str) -> tuple[Message, ...]:
         """Return a chat request with a text that is not in the template, such as a plug-in's."""
-        return (Message("user", self._briefed(text)),)
+        return (Message("user", self.briefed(text)),)
 
     def question(self, sample: Sample) -> tuple[Message, ...]:
         """Return the request for an answer to the sample's question, after its earlier messages."""
-        return (*sample.history, Message("user", self._briefed(sample.question)))
+        return (*sample.history, Message("user", self.briefed(sample.question)))
 
     def text(self, section: str, key: str, **values: str) -> str:
         """Return a text of a method, with its placeholders filled."""
@@ -315,11 +315,12 @@ class Template:
         ]
         return "\n\n".join([self._header("output_first"), *worked])
 
-    def _briefed(self, text: str) -> str:
+    def briefed(self, text: str) -> str:
+        """Return a text with the brief before it, if there is one."""
         return f"{self.labels['brief']}\n{self.brief}\n\n{text}" if self.brief else text
 
     def _header(self, key: str) -> str:
-        text = self._briefed(self._texts["completion"][key])
+        text = self.briefed(self._texts["completion"][key])
         return text if self.native else f"{text} Language: {self.language}."
 
     def _chat(
@@ -328,7 +329,7 @@ class Template:
         plain = self._texts["plain"][key.removesuffix("_within")]
         reply_format = self._texts["json"]["answer"] if structured else plain
         # Placeholders are filled first, so that the values cannot affect the reply format.
-        text = self._briefed(f"{shown}{_fill(self._texts['chat'][key], **values)}")
+        text = self.briefed(f"{shown}{_fill(self._texts['chat'][key], **values)}")
         language = "" if self.native else f"\n\nWrite in this language: {self.language}."
         return (Message("user", f"{text}{language}\n\n{reply_format}"),)
 
@@ -340,7 +341,7 @@ class Template:
         # The task is in the question.
         examples = self._texts["chat"]["input_first"].partition("{task}")[2].lstrip()
         text = _fill(f"{question}\n\n{examples}", task=instruction, count=str(count))
-        text = self._briefed(f"{shown}{text}")
+        text = self.briefed(f"{shown}{text}")
         reply_format = self._texts["json"]["answer"]
         if not structured:
             # The answer to the question is the first line of the form.

@@ -119,7 +119,7 @@ Outcome = Propose | Continue | Accept | Reject
 
 
 # What the seeds of a method are.
-Start = Literal["tasks", "rows", "documents", "personas", "nothing"]
+Start = Literal["tasks", "rows", "documents", "personas", "tool_tasks", "snippets", "nothing"]
 
 
 class SamplingOptions(BaseModel):
@@ -150,7 +150,8 @@ class Method(BaseModel, ABC):
 
     ``stages`` lists the steps in which a row is generated, in order. ``starts_from`` states what
     the seeds are: tasks (instructions), rows (instructions with answers), documents (texts),
-    personas, or nothing if the method needs no seeds. A method with ``finite = True`` makes one
+    personas, tool_tasks (instructions with the calls of tools that they need), snippets (of code),
+    or nothing if the method needs no seeds. A method with ``finite = True`` makes one
     draft from each seed, in order. The other methods draw seeds at random, without an end. The rows
     of a method with ``keeps_instructions = True`` keep the instructions of the seeds, so they are
     not compared with these.
@@ -212,6 +213,10 @@ class Method(BaseModel, ABC):
         """Return the stages that drafts pass through with these settings, in order."""
         return self.stages
 
+    def first_stage(self, pool: Pool, number: int, form: PromptSetup) -> Stage:
+        """Return the stage at which draft ``number`` begins."""
+        return self.path(form)[0]
+
     def fits(self, seed: Sample) -> bool:
         """Return whether the method can use a seed."""
         return True
@@ -230,7 +235,7 @@ class Method(BaseModel, ABC):
 
     @abstractmethod
     def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
-        """Return draft ``number`` at the first stage. The pool must not be changed.
+        """Return draft ``number`` at its first stage. The pool must not be changed.
 
         A method with ``finite = True`` uses the seeds in turn; see `draft_of_seed`.
         """
