@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructgen.engines import Completion, Request
+from instructgen.engines import Completion
 from instructgen.generation.methods.solve import Solve
-from instructgen.schema.sample import Sample
-from instructgen.verifiers.math import Math
+from instructgen.schema.sample import Label, Sample
+from tests.conftest import needs_sandbox
 from tests.scripted import Played, play
 
 PROBLEM = Sample("Ann has 17 apples and buys 25. How many are there?", output="42", language="en")
@@ -22,14 +22,8 @@ WRONG = ("She multiplies.\nAnswer: 425", "There is no result.")
 def solved(texts: Sequence[str | Completion], seed: Sample = PROBLEM, **options: object) -> Played:
     """Run the method with these solutions; the verifier is real."""
     method = Solve(attempts=len(texts), **options)  # type: ignore[arg-type]
-    executor, left = method.executor(), list(texts)
-
-    def answer(request: Request) -> str | Completion:
-        if request.role == "executor":
-            return executor.complete([request])[0]  # type: ignore[attr-defined]
-        return left.pop(0)
-
-    return play(method, [seed], answer)
+    left = list(texts)
+    return play(method, [seed], lambda r: left.pop(0))
 
 
 def test_the_shortest_correct_solution_is_kept_with_its_reasoning_and_pass_rate() -> None:
@@ -94,10 +88,12 @@ def test_a_seed_that_the_verifier_cannot_check_does_not_fit() -> None:
     assert not Solve(verifier="code").fits(PROBLEM)
 
 
+@needs_sandbox
 def test_code_solutions_are_checked_by_their_tests() -> None:
-    from instructgen.schema.sample import Label
-
     seed = Sample("Write double(x).", output="x", labels=(Label("test", "assert double(2) == 4"),))
-    method = Solve(verifier="code")
-    assert method.fits(seed)
-    assert Math.name == "math"
+    texts = [f"```python\ndef double(x):\n    return {body}\n```" for body in ("x", "2 * x")]
+    done = solved(texts, seed, verifier="code", steps=False)
+    (row,) = done.rows
+    assert row.output == texts[1]
+    assert row.score("pass_rate").value == 0.5  # type: ignore[union-attr]
+    assert done.requests[0].prompt_text() == "[user]\nWrite double(x)."

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgen.engines import Completion, Request
+from instructgen.engines import Request
 from instructgen.environments import Call, Environment, Tools, executed, read_tools, tools_of
 from instructgen.errors import ConfigError, EngineError
 from instructgen.generation.executing import EnvironmentExecutor
@@ -54,17 +54,13 @@ def conversation(
     seed: Sample, turns: list[str] | Callable[[int], str], target: int = 1, **options: Any
 ) -> Played:
     """Play an assistant that says these turns; the environment is real."""
-    chosen = method(**options)
-    executor = chosen.executor()
     said = iter(turns) if isinstance(turns, list) else (turns(i) for i in range(10**6))
 
-    def answer(request: Request) -> str | Completion:
-        if request.role == "executor":
-            return executor.complete([request])[0]  # type: ignore[attr-defined]
+    def answer(request: Request) -> str:
         # After the task of the seed, the model plans others, which are not the subject here.
         return "" if request.stage == "plan" else next(said, "")
 
-    return play(chosen, [seed], answer, target=target, most=60)
+    return play(method(**options), [seed], answer, target=target, most=60)
 
 
 LEND = task("Please lend book 205 to member 12.", call("lend", member_id=12, book_id=205))
@@ -165,17 +161,8 @@ def test_parallel_calls_have_one_result_each() -> None:
 
 def test_models_may_write_calls_in_tags_or_plain_text() -> None:
     tagged = '<tool_call>\n{"name": "lend", "arguments": {"member_id": 12, "book_id": 205}}\n</tool_call>'
-    chosen, said = method(), iter([tagged, "It is lent."])
-    executor = chosen.executor()
-
-    def answer(request: Request) -> str | Completion:
-        return (
-            executor.complete([request])[0]  # type: ignore[attr-defined]
-            if request.role == "executor"
-            else next(said)
-        )
-
-    (row,) = play(chosen, [LEND], answer, target=1, form=PLAIN).rows
+    said = iter([tagged, "It is lent."])
+    (row,) = play(method(), [LEND], lambda r: next(said), target=1, form=PLAIN).rows
     assert row.output == "It is lent."
     assert len(row.steps) == 2
 
@@ -190,12 +177,8 @@ def test_new_tasks_are_planned_and_checked_in_the_environment() -> None:
             {"request": "Renew 207 for 14.", "actions": [call("renew", member_id=14, book_id=207)]},
         ]
     )
-    chosen = method()
-    executor = chosen.executor()
 
-    def answer(request: Request) -> str | Completion:
-        if request.role == "executor":
-            return executor.complete([request])[0]  # type: ignore[attr-defined]
+    def answer(request: Request) -> str:
         if request.stage == "plan":
             assert request.schema is not None
             return json.dumps(next(plans, {}))
@@ -207,7 +190,7 @@ def test_new_tasks_are_planned_and_checked_in_the_environment() -> None:
         book = 207 if "Lend 207" in text else 205
         return turn(call("lend", member_id=12, book_id=book))
 
-    done = play(chosen, [LEND], answer, target=3, form=CHAT, most=60)
+    done = play(method(), [LEND], answer, target=3, form=CHAT, most=60)
     assert [row.instruction for row in done.rows] == [
         LEND.instruction,
         "Lend 207 to 12.",
@@ -223,12 +206,9 @@ def test_the_shipped_tasks_are_valid_and_solved_by_their_own_calls() -> None:
     assert len(tools_of(TOOLS).names) == 6
     chosen = method()
     assert all(chosen.fits(seed) for seed in SEEDS)
-    executor = chosen.executor()
     of_text = {seed.instruction: seed for seed in SEEDS}
 
-    def answer(request: Request) -> str | Completion:
-        if request.role == "executor":
-            return executor.complete([request])[0]  # type: ignore[attr-defined]
+    def answer(request: Request) -> str:
         if request.stage == "plan":
             return ""
         messages = list(request.prompt)

@@ -18,7 +18,7 @@ from instructgen.formats import OnBadRow
 from instructgen.generation.settings import Price, RunSettings, Target
 from instructgen.plugins import suggest
 from instructgen.schema.sample import Shape
-from instructgen.training.options import OPTIONS, SftOptions, Trainer, TrainerOptions
+from instructgen.training.options import OPTIONS, PassRate, SftOptions, Trainer, TrainerOptions
 
 
 def _listed(value: Any) -> Any:
@@ -438,6 +438,11 @@ class CurateOptions(Options):
         many="words",
         takes="rows",
     )
+    pass_rate: PassRate | None = option(
+        None,
+        "Range of the score pass_rate of the rows to keep, such as 0.1:0.9.",
+        metavar="MIN:MAX",
+    )
     scores_from: Path | None = option(
         None,
         "Curated dataset whose recorded scores are reused, so that filters do not compute them "
@@ -670,6 +675,7 @@ def check_settings(
 # Settings of the trainer that have their own flags.
 TRAIN_FLAGS: dict[str, Any] = {
     "tokens": inherited(SftOptions, "tokens", shown="one epoch"),
+    "pass_rate": inherited(SftOptions, "pass_rate", metavar="MIN:MAX", shown="all rows"),
     "epochs": inherited(SftOptions, "epochs"),
     "steps": inherited(SftOptions, "steps"),
     "peft": inherited(

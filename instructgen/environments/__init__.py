@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import orjson
+
 from instructgen.config import read_small
 from instructgen.errors import ConfigError, first_line
 from instructgen.schema.messages import json_text
+
+# The form of the calls of models that are trained with the template of Hermes or Qwen.
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 
 
 class ToolError(Exception):
@@ -199,6 +205,50 @@ def read_tools(path: Path) -> str:
             "Pass a JSON file with a list of tools, each with a name, a description and parameters "
             "(a JSON Schema).",
         ) from error
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object in a text, possibly with other text around it, or {}."""
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        value: Any = orjson.loads(text[start : end + 1])
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def calls_of(values: Any) -> list[Call] | None:
+    """Return calls that JSON describes, or None if one does not have the form."""
+    if not isinstance(values, list):
+        return None
+    calls = []
+    for value in values:
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return None
+        arguments = value.get("arguments", value.get("parameters", {}))
+        if isinstance(arguments, str):
+            # Servers write the arguments as JSON text.
+            try:
+                arguments = orjson.loads(arguments)
+            except orjson.JSONDecodeError:
+                return None
+        calls.append(Call(value["name"], arguments))
+    return calls
+
+
+def read_turn(text: str) -> tuple[list[Call] | None, str]:
+    """Return the calls and the text of a turn; None for calls that do not have the form."""
+    if tagged := _TAGGED.findall(text):
+        values = [json_object(part) for part in tagged]
+        return calls_of(values), _TAGGED.sub("", text).strip()
+    stripped = text.strip()
+    if not stripped.startswith("{"):
+        return [], stripped
+    turn = json_object(stripped)
+    message = turn.get("message", "")
+    if not isinstance(message, str) or not turn.keys() & {"calls", "message"}:
+        return None, ""
+    return calls_of(turn.get("calls") or []), message.strip()
 
 
 def executed(environment: type[Environment], calls: Sequence[Call]) -> tuple[list[Any], str, str]:

@@ -29,7 +29,12 @@ Style = Literal["completion", "chat"]
 _DECODER = json.JSONDecoder()
 _COMMA = re.compile(r"\s*,\s*")
 # The texts that ask for a verdict.
-_VERDICTS = {("evol", "compare"), ("reverse", "score")}
+_VERDICTS = {
+    *(("evol", "compare"), ("reverse", "score")),
+    *(("document", key) for key in ("judge", "judge_unanswerable")),
+    # Code is written in Python, and calls of tools in JSON.
+    *(("code", key) for key in ("concepts", "task", "solution")),
+}
 # A number of up to three digits with a mark of a list, possibly in bold.
 _LIST_NUMBER = re.compile(r"^\W{0,3}\d{1,3}\s?(?:[.):]|[、．]\s?)\W{0,3}(?:(?<=\s)|(?<=[、．]))")
 _FOLDER = Path(__file__).parent / "templates"
@@ -78,8 +83,8 @@ def template_for(language: str, brief: str = "", own: str = "{}") -> Template:
 class Template:
     """The prompt texts for one language, and the parsers for completions in that language.
 
-    A language without its own template uses the English one; the prompts then name the
-    language by its ISO 639 code.
+    A language without its own template, or whose template lacks the table of a method, uses the
+    English texts; the prompts then name the language by its ISO 639 code.
 
     Args:
         language: the ISO 639 code of the language.
@@ -92,7 +97,10 @@ class Template:
     ) -> None:
         self.language, self.brief = language, brief.strip()
         self.native = language in languages()
-        self._texts = _load(language if self.native else "en")
+        own_texts = _load(language) if self.native else {}
+        # A language may lack the texts of a method. Then the English ones name the language.
+        self._lacking = _load("en").keys() - own_texts.keys()
+        self._texts = {**_load("en"), **own_texts}
         for table, texts in (own or {}).items():
             self._texts = {**self._texts, table: {**self._texts[table], **texts}}
         self.labels: dict[str, str] = self._texts["labels"]
@@ -121,7 +129,7 @@ class Template:
         """Return a chat request with the text of a method for one of its stages."""
         text = self.briefed(self.text(section, key, **values))
         # A verdict has fixed words or numbers, in the language of the template.
-        plain = self.native or (section, key) in _VERDICTS
+        plain = section not in self._lacking or (section, key) in _VERDICTS
         language = "" if plain else f"\n\nWrite in this language: {self.language}."
         return (Message("user", f"{text}{language}"),)
 

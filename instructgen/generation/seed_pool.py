@@ -34,7 +34,7 @@ from instructgen.similarity import tokenize
 
 # Fraction of the identified seeds that must have one language to assign it to the others.
 _NEARLY_ALL = 0.9
-_ONLY_PYTHON = "The method code supports only Python: pass .py files, or rows with a field code."
+_ONLY_PYTHON = "The method code supports only Python: pass .py files, or rows with a field text."
 _OTHER_LANGUAGES = (".js", ".ts", ".java", ".c", ".cc", ".cpp", ".go", ".rs", ".rb", ".php", ".r")
 
 
@@ -253,10 +253,9 @@ class _ToolTask(Format):
 
 @dataclass(frozen=True)
 class _Snippet(_OneText):
-    """Rows with Python code in the field ``code``. Of a Python file, each function is a row."""
+    """Rows with Python code in the field ``text``. Of a Python file, each function is a row."""
 
     name = "snippet"
-    field: str = "code"
 
 
 # How the seeds of a method are read, if they are not tasks or rows.

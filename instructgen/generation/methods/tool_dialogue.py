@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ import orjson
 from pydantic import Field, field_validator
 
 from instructgen.engines import Completion, Engine, Request, Sampling
-from instructgen.environments import Call, Tools, tools_of
+from instructgen.environments import Call, Tools, calls_of, json_object, read_turn, tools_of
 from instructgen.generation.executing import EnvironmentExecutor
 from instructgen.generation.methods import (
     Accept,
@@ -45,8 +44,6 @@ _CALL = {
     "required": ["name", "arguments"],
     "additionalProperties": False,
 }
-# The form of the calls of models that are trained with the template of Hermes or Qwen.
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 
 
 class ToolDialogue(ChatMethod):
@@ -150,9 +147,9 @@ class ToolDialogue(ChatMethod):
     # -- tasks ----------------------------------------------------------------------------
 
     def _planned(self, draft: Draft, text: str) -> Outcome:
-        plan = _object(text)
+        plan = json_object(text)
         request = plan.get("request")
-        actions = _calls(plan.get("actions"))
+        actions = calls_of(plan.get("actions"))
         if not isinstance(request, str) or not request.strip() or not actions:
             return self.reject(draft.sample, "unreadable_plan", "the plan does not have the form")
         sample = replace(draft.sample, instruction=request.strip())
@@ -183,7 +180,7 @@ class ToolDialogue(ChatMethod):
     def _turn(self, draft: Draft, completion: Completion) -> Outcome:
         """Add a turn of the assistant: calls, of which the valid ones are executed, or the end."""
         sample, state = draft.sample, draft.state
-        calls, text = _read_turn(completion.text)
+        calls, text = read_turn(completion.text)
         if calls is None:
             return self.reject(sample, "unreadable_turn", "a turn does not have the form")
         if not calls:
@@ -288,7 +285,7 @@ def _label(seed: Sample, name: str) -> Any:
 
 
 def _actions(seed: Sample) -> list[Call]:
-    return _calls(_label(seed, "actions")) or []
+    return calls_of(_label(seed, "actions")) or []
 
 
 def _mentions(seed: Sample) -> list[str]:
@@ -297,50 +294,6 @@ def _mentions(seed: Sample) -> list[str]:
 
 def _task(seed: Sample) -> dict[str, Any]:
     return {"request": seed.question, "actions": [call.to_dict() for call in _actions(seed)]}
-
-
-def _object(text: str) -> dict[str, Any]:
-    """Return the JSON object in a text, possibly with other text around it, or {}."""
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        value: Any = orjson.loads(text[start : end + 1])
-    except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _calls(values: Any) -> list[Call] | None:
-    """Return calls that JSON describes, or None if one does not have the form."""
-    if not isinstance(values, list):
-        return None
-    calls = []
-    for value in values:
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return None
-        arguments = value.get("arguments", value.get("parameters", {}))
-        if isinstance(arguments, str):
-            # Servers write the arguments as JSON text.
-            try:
-                arguments = orjson.loads(arguments)
-            except orjson.JSONDecodeError:
-                return None
-        calls.append(Call(value["name"], arguments))
-    return calls
-
-
-def _read_turn(text: str) -> tuple[list[Call] | None, str]:
-    """Return the calls and the text of a turn; None for calls that do not have the form."""
-    if tagged := _TAGGED.findall(text):
-        values = [_object(part) for part in tagged]
-        return _calls(values), _TAGGED.sub("", text).strip()
-    stripped = text.strip()
-    if not stripped.startswith("{"):
-        return [], stripped
-    turn = _object(stripped)
-    message = turn.get("message", "")
-    if not isinstance(message, str) or not turn.keys() & {"calls", "message"}:
-        return None, ""
-    return _calls(turn.get("calls") or []), message.strip()
 
 
 def _shown(sample: Sample) -> list[Message]:
