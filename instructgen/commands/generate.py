@@ -25,6 +25,7 @@ from instructgen.environments import Environment, read_tools
 from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.filters import AskingFilter
 from instructgen.filters.cluster import Cluster, with_cluster
+from instructgen.filters.contamination import Contamination
 from instructgen.formats import Format, OnBadRow
 from instructgen.generation.loop import Ended, Loop
 from instructgen.generation.methods import PromptSetup
@@ -336,7 +337,12 @@ def configure(options: GenerationOptions) -> Config:
         before = known if isinstance(known, dict) else {}
         tables[table][name] = {**before, part: value} if part else value
         given.add(f"{table}.{name}")
-    return load_config(options.recipe, tables, given)
+    config = load_config(options.recipe, tables, given)
+    if options.against:
+        names = tuple(map(str, options.against))
+        contamination = Contamination(against=names, function_names=True)
+        config = replace(config, filters=(contamination, *config.filters))
+    return config
 
 
 def _environment(path: Path | None) -> dict[str, str | None]:

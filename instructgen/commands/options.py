@@ -245,6 +245,14 @@ class GenerationOptions(Options):
     on_bad_row: OnBadRow = _ON_BAD_ROW
     seed: int | None = inherited(RunSettings, "seed")
     passes: int | None = inherited(RunSettings, "passes")
+    against: Paths = option(
+        (),
+        "Files with benchmark prompts. Rows that contain one of these prompts, or that define one "
+        "of their functions, are rejected.",
+        metavar="FILE",
+        many="repeat",
+        takes="rows",
+    )
     novel_against: Paths = option(
         (),
         "Datasets, runs or files whose instructions new instructions must differ from, in "

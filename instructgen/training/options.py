@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -40,11 +41,9 @@ class PromptFormat:
 
 def _range(value: Any) -> Any:
     if isinstance(value, str):
-        low, colon, high = value.partition(":")
-        try:
-            value = (float(low), float(high)) if colon else value
-        except ValueError:
-            pass
+        low, _, high = value.partition(":")
+        with suppress(ValueError):
+            value = (float(low), float(high))
     if isinstance(value, str) or not 0 <= value[0] <= value[1] <= 1:
         raise ValueError(f"{value!r} must have the form MIN:MAX, such as 0.1:0.9")
     return value
