@@ -60,7 +60,7 @@ CHEATS = {
     "one test": (reply(GOOD, "assert add(1, 2) == 3"), "no_tests"),
     "tests are prose": (reply(GOOD, "The sum of 1 and 2 is 3."), "no_tests"),
     "true": (reply(GOOD, "assert True\nassert 1 == 1"), "tests_prove_nothing"),
-    "callable": (reply(GOOD, "assert callable(add)\nassert add"), "tests_prove_nothing"),
+    "callable": (reply(GOOD, "assert callable(add)\nassert add"), "tests_fail"),
     "no exception": (
         reply(GOOD, "add(1, 2)\nassert add(1, 2) != 4\nassert add(1, 1) is not False"),
         "tests_prove_nothing",
@@ -136,7 +136,7 @@ def test_functions_of_a_folder_are_snippets(tmp_path: Path) -> None:
     assert [s.instruction.split("(")[0] for s in seeds] == ["def area", "def one", "def two"]
     assert {s.license for s in seeds} == {"MIT"}
     shipped, _ = load_seeds([ROOT / "seeds" / "snippets.jsonl"], own_format=seed_format("snippets"))
-    assert sum(CodeTasks().fits(s) for s in shipped) >= 25
+    assert sum(CodeTasks().fits(s) for s in shipped) == 20
 
 
 @pytest.mark.parametrize(

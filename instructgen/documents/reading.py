@@ -18,6 +18,8 @@ from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadab
 from instructgen.errors import ConfigError, first_line
 from instructgen.plugins import load_plugin, loaded_files
 
+_START_S = 120.0
+
 
 class DocumentReader:
     """Gets the texts of documents. Use it as a context manager; it ends the process.
@@ -76,6 +78,11 @@ class DocumentReader:
         )
         self._process.start()
         theirs.close()
+        # The time to start does not count as the time of the first document.
+        if not self._pipe.poll(_START_S):
+            self._end()
+            raise Unreadable("too_slow", "the process that reads documents does not start")
+        self._pipe.recv()
 
     def _end(self) -> None:
         if self._process is not None:
@@ -90,6 +97,7 @@ def _serve(pipe: Connection, limits: DocumentLimits, plugins: Sequence[Path]) ->
     for file in plugins:
         load_plugin(file)
     _limit_memory(limits.memory)
+    pipe.send(None)
     with suppress(EOFError, KeyboardInterrupt):
         while True:
             reader, data = pipe.recv()
