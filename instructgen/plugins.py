@@ -28,7 +28,7 @@ from instructgen.printable import printable
 _GROUPS = {
     "filters": ("instructgen.filters", "Filter"),
     "sources": ("instructgen.formats", "Format"),
-    "readers": ("instructgen.documents", "Reader"),
+    "readers": ("instructgen.documents", "DocumentFormat"),
     "engines": ("instructgen.engines", "Engine"),
     "environments": ("instructgen.environments", "Environment"),
     "methods": ("instructgen.generation.methods", "Method"),

@@ -17,7 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import instructgen
-from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable, reader_for
+from instructgen.documents import (
+    DocumentFormat,
+    DocumentLimits,
+    DocumentText,
+    Unreadable,
+    reader_for,
+)
 from instructgen.documents.reading import DocumentReader
 from instructgen.documents.split import Splitter
 from instructgen.engines import Request
@@ -186,7 +192,7 @@ def test_what_cannot_be_read_has_a_reason(name: str) -> None:
     assert caught.value.code == code
 
 
-class Slow(Reader):
+class Slow(DocumentFormat):
     name = "slow_for_tests"
     suffixes = ()
 

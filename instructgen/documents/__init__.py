@@ -49,7 +49,7 @@ class Unreadable(Exception):
         self.code, self.detail = code, detail
 
 
-class Reader(ABC):
+class DocumentFormat(ABC):
     """Gets the text of documents of one type. ``suffixes`` are the endings of their files."""
 
     name: ClassVar[str]
@@ -64,10 +64,10 @@ class Reader(ABC):
         """
 
 
-def reader_for(path: Path) -> type[Reader] | None:
+def reader_for(path: Path) -> type[DocumentFormat] | None:
     """Return the reader for the ending of a file's name, or None."""
     suffix = path.suffix.lower()
-    readers: list[type[Reader]] = list(classes("readers").values())
+    readers: list[type[DocumentFormat]] = list(classes("readers").values())
     return next((reader for reader in readers if suffix in reader.suffixes), None)
 
 

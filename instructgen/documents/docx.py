@@ -6,10 +6,10 @@ import io
 import zipfile
 from typing import Any
 
-from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
+from instructgen.documents import DocumentFormat, DocumentLimits, DocumentText, Unreadable
 
 
-class Docx(Reader):
+class Docx(DocumentFormat):
     """Returns the text of a document, with its headings and lists as in Markdown."""
 
     name = "docx"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
+from instructgen.documents import DocumentFormat, DocumentLimits, DocumentText, Unreadable
 
 
-class Html(Reader):
+class Html(DocumentFormat):
     """Returns the main text of a page as Markdown."""
 
     name = "html"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 
-from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
+from instructgen.documents import DocumentFormat, DocumentLimits, DocumentText, Unreadable
 
 
-class Pdf(Reader):
+class Pdf(DocumentFormat):
     """Returns the text of the pages; a page begins a new paragraph."""
 
     name = "pdf"

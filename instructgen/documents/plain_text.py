@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
+from instructgen.documents import DocumentFormat, DocumentLimits, DocumentText, Unreadable
 
 
-class PlainText(Reader):
+class PlainText(DocumentFormat):
     """Returns the text as it is, with ``\\n`` at the ends of lines."""
 
     name = "text"

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-from instructgen.documents import DocumentLimits, DocumentText, Reader, Unreadable
+from instructgen.documents import DocumentFormat, DocumentLimits, DocumentText, Unreadable
 from instructgen.errors import ConfigError, first_line
 from instructgen.plugins import load_plugin, loaded_files
 
@@ -41,7 +41,7 @@ class DocumentReader:
         """End the process."""
         self._end()
 
-    def read(self, reader: type[Reader], data: bytes) -> DocumentText:
+    def read(self, reader: type[DocumentFormat], data: bytes) -> DocumentText:
         """Return the text of a document.
 
         Raises:
@@ -112,7 +112,9 @@ def _limit_memory(size: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def _result(reader: type[Reader], data: bytes, limits: DocumentLimits) -> DocumentText | Exception:
+def _result(
+    reader: type[DocumentFormat], data: bytes, limits: DocumentLimits
+) -> DocumentText | Exception:
     try:
         found = reader().read(data, limits)
     except Unreadable as error:
