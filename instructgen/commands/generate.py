@@ -387,15 +387,15 @@ def seeds_for(options: GenerationOptions, config: Config) -> tuple[list[Sample],
     paths = (*options.personas, *options.seeds) if start == "personas" else options.seeds
     if options.personas and start != "personas":
         raise ConfigError(f"--personas: the method {name} starts from {start}.", "Pass --seeds.")
-    if options.documents and start != "documents":
+    if options.documents and start not in ("documents", "segments"):
         raise ConfigError(f"--documents: the method {name} starts from {start}.", "Pass --seeds.")
     if start == "nothing":
         if paths:
             raise ConfigError(f"--seeds: the method {name} starts from nothing.", "Omit --seeds.")
         return [], []
     segments = read_segments(options.documents)
-    if not paths and not segments:
-        hint = {"personas": "Pass --personas=FILE.", "documents": "Pass --documents=FOLDER."}
+    if not segments and (not paths or start == "segments"):
+        hint = {"personas": "Pass --personas=FILE.", "segments": "Pass --documents=FOLDER."}
         raise ConfigError(
             f"--seeds: the method {name} starts from {start}.",
             hint.get(start, "Pass --seeds=FILE."),

@@ -41,7 +41,8 @@ _TABLES = {
 _SEEDS_OF = {
     "tasks": " --seeds seeds/general.jsonl",
     "rows": " --seeds data/mix",
-    "documents": " --documents data/handbook",
+    "documents": " --seeds seeds/passages.jsonl",
+    "segments": " --documents data/handbook",
     "tool_tasks": " --seeds tasks.jsonl --tools tools.json --environment desk.py",
     "snippets": " --seeds snippets/ --license MIT",
     "personas": " --personas seeds/personas.jsonl",

@@ -249,6 +249,7 @@ def check_rows(trainer: Trainer, source: Path) -> None:
             "instructgen prefer.",
             "preferences": "Use another dataset, or the trainer reward, dpo or kto.",
             "feedback": "Use another dataset, or the trainer kto.",
+            "documents": "Create rows with instructgen generate --method document.",
         }
         message = f"the dataset contains {shape}, but train {trainer} requires {required}."
         raise InputError(message, path=source, hint=hints[shape])

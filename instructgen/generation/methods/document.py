@@ -72,7 +72,7 @@ class Document(ChatMethod):
 
     name = "document"
     stages = (Stage(QUESTIONS, 2.0), Stage(ANSWER, 0.6), Stage(JUDGE, 0.8, role="judge"))
-    starts_from: ClassVar[Start] = "documents"
+    starts_from: ClassVar[Start] = "segments"
     finite: ClassVar[bool] = True
 
     shares: dict[Kind, float] = Field(

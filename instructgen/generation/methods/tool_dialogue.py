@@ -62,8 +62,8 @@ class ToolDialogue(ChatMethod):
     )
     starts_from: ClassVar[Start] = "tool_tasks"
 
-    tools: str = Field("", description="Definitions of the tools as JSON, from --tools=FILE.")
-    environment: str = Field("", description="Name of the environment in --environment=FILE.")
+    tools: str = Field(description="Definitions of the tools as JSON, from --tools=FILE.")
+    environment: str = Field(description="Name of the environment in --environment=FILE.")
     environment_sha256: str = Field("", description="Digest of that file.")
     max_calls: int = Field(
         8, ge=1, le=100, description="Maximum number of turns in which tools are called."
@@ -81,9 +81,7 @@ class ToolDialogue(ChatMethod):
     @field_validator("tools")
     @classmethod
     def _check_tools(cls, text: str) -> str:
-        if text:
-            tools_of(text)
-        return text
+        return tools_of(text).text
 
     def executor(self) -> Engine:
         """Return the engine that executes tools."""
