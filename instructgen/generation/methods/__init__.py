@@ -153,8 +153,9 @@ class Method(BaseModel, ABC):
     ``stages`` lists the steps in which a row is generated, in order. ``starts_from`` states what
     the seeds are: tasks (instructions), rows (instructions with answers), documents (texts),
     segments (of imported documents, with tasks as examples of style), personas, tool_tasks
-    (instructions with the calls of tools that they need), snippets (of code), or nothing if the method needs no seeds. A method with ``finite = True`` makes one
-    draft from each seed, in order. The other methods draw seeds at random, without an end. The rows
+    (instructions with the calls of tools that they need), snippets (of code), or nothing if the
+    method needs no seeds. A method with ``finite = True`` makes one draft from each seed, in order.
+    The other methods draw seeds at random, without an end. The rows
     of a method with ``keeps_instructions = True`` keep the instructions of the seeds, so they are
     not compared with these.
     """
