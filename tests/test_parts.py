@@ -202,7 +202,11 @@ def test_no_pipeline_can_name_an_environment(tmp_path: Path) -> None:
         (tmp_path / "p.toml").write_text(f"{step}{key}\n")
         with pytest.raises(ConfigError, match="environment"):
             load_steps(str(tmp_path / "p.toml"), tmp_path / "out", {}, small=False)
-    (tmp_path / "p.toml").write_text(f'{step}set = {{ "method.environment" = "desk" }}\n')
+    tools = ROOT / "examples" / "desk" / "tools.json"
+    step += (
+        f'method = "tool_dialogue"\ntools = "{tools}"\nset = {{ "method.environment" = "desk" }}\n'
+    )
+    (tmp_path / "p.toml").write_text(step)
     assert load_steps(str(tmp_path / "p.toml"), tmp_path / "out", {}, small=False)
     assert not ran.exists()
 

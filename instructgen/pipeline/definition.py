@@ -196,7 +196,7 @@ def _check_command_line_only(options: Options, where: str) -> None:
         )
     if getattr(options, "environment", None) is not None:
         raise ConfigError(
-            f"{where}: environment: not allowed in a pipeline, because this option executes a file.",
+            f"{where}: environment: not allowed in a pipeline, because it executes a file.",
             "Pass --plugin=FILE to instructgen run, and name the environment in the step: "
             'set = { "method.environment" = "NAME" }.',
         )
