@@ -348,6 +348,8 @@ def test_documents_are_imported_with_exact_accounting(handbook: Path, tmp_path: 
         ("images", {}, InputError),
         ("docs", {"segment_words": 100, "overlap": 80}, ConfigError),
         ("docs", {"license": "No license"}, ConfigError),
+        ("docs", {}, InputError),
+        ("docs", {"license": "MIT", "mapping": {"instruction": "x"}}, ConfigError),
     ],
 )
 def test_invalid_options_of_documents(

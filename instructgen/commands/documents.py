@@ -134,6 +134,12 @@ def import_documents(
             path=options.path,
             hint=f"The types of documents are: {known}.",
         )
+    if not license:
+        raise InputError(
+            "the documents have no license.",
+            path=options.path,
+            hint="Pass --license=SPDX, for example --license=CC-BY-4.0.",
+        )
     filters = load_filters(options.recipe)
     documents = _Documents(options, license, files, watch)
     return derive(

@@ -322,7 +322,8 @@ class ImportOptions(Options):
     out: Path = option(..., _DATASET_OUT)
     format: str | None = argument(
         "Format of the file, such as oasst or sharegpt; `instructgen formats` lists all. By "
-        "default, it is detected from the fields of the rows.",
+        "default, it is detected from the fields of the rows. documents: text files, web pages, "
+        "PDF and Word files, which are divided into segments.",
         metavar="[FORMAT]",
         default=None,
     )

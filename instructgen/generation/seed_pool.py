@@ -79,6 +79,8 @@ class Pool:
     fits: Callable[[Sample], bool] | None = None
     order: Callable[[Sequence[Sample], list[int]], list[int]] | None = None
     usable: list[int] = field(default_factory=list)
+    # The positions of the other seeds.
+    others: list[int] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     # What each group of rows has, so that the groups keep their shares.
     shares: Shares = field(init=False)
@@ -97,7 +99,8 @@ class Pool:
         self._ids = [seed.id for seed in self.seeds]
         self.covered.update(cluster_of(seed) for seed in self.seeds)
         fits, limit = self.fits, self.max_words
-        self.usable = [i for i, s in enumerate(self.seeds) if fits is None or fits(s)]
+        for position, seed in enumerate(self.seeds):
+            (self.usable if fits is None or fits(seed) else self.others).append(position)
         if self.seeds and not self.usable:
             raise InputError(
                 "the method can use none of the seeds.",

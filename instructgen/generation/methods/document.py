@@ -41,6 +41,8 @@ QUESTIONS, ANSWER, JUDGE = "questions", "answer", "faithful"
 Kind = Literal["factual", "summary", "comparison", "unanswerable"]
 # Questions of the user that a prompt shows, and the most characters of each.
 _SHOWN, _LONGEST_SHOWN = 3, 300
+# The segments of a document with which one may be compared are at most so many places away.
+_NEAR = 3
 _QUOTES = "\"'“”„«»「」"
 _ANSWER_SCHEMA = {
     "type": "object",
@@ -78,7 +80,7 @@ class Document(ChatMethod):
     shares: dict[Kind, float] = Field(
         {"factual": 0.65, "summary": 0.1, "comparison": 0.1, "unanswerable": 0.15},
         description="Fraction of the segments for each kind of question: factual, summary, "
-        "comparison (of two segments of a document), unanswerable (by the segment).",
+        "comparison (of two near segments of a document), unanswerable (by the segment).",
     )
     questions: int = Field(
         3, ge=1, le=10, description="Number of factual questions about a segment."
@@ -127,15 +129,12 @@ class Document(ChatMethod):
         shares = {k: v for k, v in self.shares.items() if self.passage or k != "unanswerable"}
         (kind,) = rng.choices([*shares], [*shares.values()])
         position = draft.parents[0]
-        name = _document(pool.at(position))
-        others = [p for p in pool.usable if p != position and _document(pool.at(p)) == name]
         if kind == "comparison":
-            if others:
+            if others := _neighbors(pool, position):
                 draft = replace(draft, parents=(position, rng.choice(others)))
             else:
                 kind = "factual"
-        own = [i for i, seed in enumerate(pool.seeds) if seed.place is None]
-        shown = sorted(rng.sample(own, min(_SHOWN, len(own))))
+        shown = sorted(rng.sample(pool.others, min(_SHOWN, len(pool.others))))
         segments = [pool.at(p) for p in draft.parents]
         passages = [segment.instruction for segment in segments]
         state: dict[str, Any] = {"kind": kind, "shown": shown, "passages": passages}
@@ -308,6 +307,13 @@ def _verdict(template: Template, text: str, form: PromptSetup) -> bool | None:
     if template.is_yes(last):
         return True
     return False if tokenize(last)[: len(no)] == no else None
+
+
+def _neighbors(pool: Pool, position: int) -> list[int]:
+    """Return the segments of the same document that are at most three places away."""
+    near = range(max(0, position - _NEAR), min(len(pool.seeds), position + _NEAR + 1))
+    name = _document(pool.at(position))
+    return [p for p in near if p != position and name and _document(pool.at(p)) == name]
 
 
 def _document(segment: Sample) -> str:
