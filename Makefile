@@ -19,10 +19,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	if [ -e /dev/nvidiactl ] || [ -e /dev/kfd ]; then \
-	  $(PIP) -e '.[vllm,semantic,train,report,ray,dev]'; \
+	  $(PIP) -e '.[vllm,semantic,train,report,ray,documents,dev]'; \
 	else \
 	  { $(PIP) '$(CPU_TORCH)' 2>/dev/null || $(PIP) '$(CPU_TORCH)' --index-url $(CPU_INDEX); } && \
-	  $(PIP) -e '.[cpu,semantic,train,report,ray,dev]'; \
+	  $(PIP) -e '.[cpu,semantic,train,report,ray,documents,dev]'; \
 	fi
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null

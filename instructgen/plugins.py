@@ -28,7 +28,9 @@ from instructgen.printable import printable
 _GROUPS = {
     "filters": ("instructgen.filters", "Filter"),
     "sources": ("instructgen.formats", "Format"),
+    "readers": ("instructgen.documents", "DocumentFormat"),
     "engines": ("instructgen.engines", "Engine"),
+    "environments": ("instructgen.environments", "Environment"),
     "methods": ("instructgen.generation.methods", "Method"),
     "verifiers": ("instructgen.verifiers", "Verifier"),
     "suites": ("instructgen.evaluation.suites", "Suite"),

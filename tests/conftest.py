@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("INSTRUCTGEN_DATA", ROOT.parent / "shared" / "data")).resolve()
 
+# In CI a machine without a sandbox is an error.
+needs_sandbox = pytest.mark.skipif(
+    shutil.which("bwrap") is None and "CI" not in os.environ, reason="bubblewrap is not installed"
+)
+
 settings.register_profile(
     "instructgen", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -55,7 +55,7 @@ def play(
     """Run a method until it stops; check that each candidate ends once.
 
     Args:
-        answer: the model. A text is a complete answer.
+        answer: the model. A text is a complete answer. Executors are real.
         window: the number of requests in flight.
         most: the maximum number of requests.
     """
@@ -67,6 +67,7 @@ def play(
         judge=EchoEngine(model="critic"),
     )
     loop = Loop(config, form, seeds, "run")
+    executor = method.executor()
     requests: list[Request] = []
     flying: list[int] = []
     while loop.stopped is None:
@@ -79,7 +80,10 @@ def play(
         if not flying or loop.stopped is not None:
             break
         number = flying.pop(0)
-        text = answer(requests[number])
+        if executor is not None and requests[number].role == "executor":
+            (text,) = executor.complete([requests[number]])  # type: ignore[attr-defined]
+        else:
+            text = answer(requests[number])
         loop.commit(number, Completion(text, "stop", 9, 5) if isinstance(text, str) else text)
     # It raises an error if a candidate is missing or counted twice.
     return Played(loop.finish(), requests, loop)

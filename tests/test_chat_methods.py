@@ -13,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgen.engines import Completion, Request
+from instructgen.environments import read_tools
 from instructgen.errors import ConfigError, InputError
 from instructgen.filters.novelty import Novelty
 from instructgen.generation.answers import answer_fault
 from instructgen.generation.methods import Method, PromptSetup
 from instructgen.generation.methods.alpaca import Alpaca
+from instructgen.generation.methods.code import CodeTasks
+from instructgen.generation.methods.document import Document
 from instructgen.generation.methods.evol import ANSWER, COMPARE, EVOLVE, OPERATIONS, Evol
 from instructgen.generation.methods.magpie import Magpie
 from instructgen.generation.methods.persona import Persona
@@ -25,14 +28,19 @@ from instructgen.generation.methods.rationale import Rationale
 from instructgen.generation.methods.reverse import Reverse
 from instructgen.generation.methods.self_chat import SelfChat
 from instructgen.generation.methods.self_instruct import SelfInstruct
+from instructgen.generation.methods.solve import Solve
+from instructgen.generation.methods.tool_dialogue import ToolDialogue
 from instructgen.generation.prompts import languages, template_for
-from instructgen.generation.seed_pool import load_seeds
-from instructgen.plugins import classes
+from instructgen.generation.seed_pool import load_seeds, seed_format
+from instructgen.plugins import classes, load_plugin
 from instructgen.schema.messages import Message
-from instructgen.schema.sample import Sample
+from instructgen.schema.sample import Label, Place, Sample
 from tests.conftest import ROOT
 from tests.scripted import CHAT, PLAIN, Played, play
 
+DESK = ROOT / "examples" / "desk"
+DESK_TOOLS = read_tools(DESK / "tools.json")
+load_plugin(DESK / "desk.py")
 CUT = Completion("It begins and", "length", 9, 5)
 FAILED = Completion.failed("HTTP 400: no")
 ROW = Sample(
@@ -581,9 +589,40 @@ METHODS: dict[str, Method] = {
     "reverse": Reverse(),
     "self_chat": SelfChat(),
     "rationale": Rationale(attempts=3),
+    "document": Document(),
+    "tool_dialogue": ToolDialogue(tools=DESK_TOOLS, environment="loans_desk"),
+    "solve": Solve(attempts=3),
+    "code": CodeTasks(attempts=1),
 }
 SEEDS = [replace(SUM, instruction=f"What is {i} + 4?", output=f"#### {i + 4}") for i in range(12)]
+PASSAGE = "The shop opens at nine and closes at six. On Sundays it stays closed all day long."
+SNIPPET = 'def one(x):\n    """Return it."""\n    return x\n'
+# The seeds of the methods that do not start from tasks or rows.
+OWN_SEEDS = {
+    "document": [
+        Sample(f"{PASSAGE} {i}", language="en", place=Place("a.md", "", 100 * i, 100 * i + 90))
+        for i in range(12)
+    ],
+    "tool_dialogue": [
+        Sample(f"Who is member {i}?", language="en", labels=(
+            Label("actions", f'[{{"name": "member", "arguments": {{"member_id": {i}}}}}]'),
+        ))
+        for i in range(12)
+    ],
+    "code": [Sample(SNIPPET + f"# {i}", language="en") for i in range(12)],
+}  # fmt: skip
+
+
+def seeds_of(name: str) -> list[Sample]:
+    return OWN_SEEDS.get(name, SEEDS)
+
+
+ANSWERED = '{"evidence": ["The shop opens at nine and closes at six."], "answerable": true, "answer": "At 9."}'
+SOLVED = "```python\ndef one(x):\n    return x\n```\n```python\nassert one(1) == 1\nassert one(2) == 2\n```"
 TEXTS = [
+    '{"questions": ["When does the shop open?"]}', ANSWERED, '{"reason": "x", "verdict": "yes"}',
+    '{"calls": [{"name": "member", "arguments": {"member_id": 11}}], "message": ""}', SOLVED,
+    '{"calls": [], "message": "It is Amira."}', "Evidence: (none)\nAnswer: It does not say.",
     "", "\n", "7", "Answer: 7", "Equal", "Different", SAID, EQUAL, "Yes", "1. Do it.\n2. Do that.", graded(5),
     graded(2), '{"tasks": ["Name a rare fruit."]}', '{"examples": [{"input": "", "output": "x"}]}',
     "Sorry.", "Name a rare fruit of Peru.", "```\ncode\n```", "\u200b",
@@ -611,7 +650,7 @@ def test_each_candidate_ends_once_whatever_the_model_writes(
 ) -> None:
     rng = random.Random(len(texts))
     done = play(
-        METHODS[name], SEEDS, lambda r: rng.choice(texts), target=6, form=form, window=window,
+        METHODS[name], seeds_of(name), lambda r: rng.choice(texts), target=6, form=form, window=window,
         filters=[Novelty(threshold=0.7)], most=80,
     )  # fmt: skip
     for row in done.rows:
@@ -630,7 +669,7 @@ def test_a_finite_method_uses_each_seed_once_and_then_stops(name: str) -> None:
 
             load_config("default", {"generate": {"target": "all"}, "method": {"name": name}})
         return
-    done = play(method, SEEDS, lambda r: "It is what it is: 7", most=2000)
+    done = play(method, seeds_of(name), lambda r: "It is what it is: 7", most=2000)
     assert done.loop.drafts == len(SEEDS)
     assert done.loop.stopped is not None
     assert done.loop.stopped.reason == "inputs_exhausted"
@@ -639,7 +678,7 @@ def test_a_finite_method_uses_each_seed_once_and_then_stops(name: str) -> None:
 @pytest.mark.parametrize("language", languages())
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_template_has_the_texts_of_every_method(name: str, language: str) -> None:
-    seeds = [replace(s, language=language) for s in SEEDS]
+    seeds = [replace(s, language=language) for s in seeds_of(name)]
     done = play(
         METHODS[name].model_copy(update={"brief": "Only for cats."}),
         seeds,
@@ -650,15 +689,18 @@ def test_every_template_has_the_texts_of_every_method(name: str, language: str) 
     for request in done.requests:
         if isinstance(request.prompt[0], Message):
             text = prompt_of(request)
-            assert "{" not in text.replace("{}", "")
+            if name != "tool_dialogue":
+                assert "{" not in text.replace("{}", "")
+            if name == "tool_dialogue" and request.stage == "assistant":
+                text = request.prompt_text()
             if name != "reverse" or request.role == "writer":
                 assert "Only for cats." in text
 
 
 @pytest.mark.parametrize("name", ["personas", "passages", "snippets"])
 def test_the_included_seeds_can_be_read(name: str) -> None:
-    field = "persona" if name == "personas" else "text"
-    seeds, bad = load_seeds([ROOT / "seeds" / f"{name}.jsonl"], field=field)
+    start = "documents" if name == "passages" else name
+    seeds, bad = load_seeds([ROOT / "seeds" / f"{name}.jsonl"], own_format=seed_format(start))
     assert not bad
     assert len(seeds) == {"personas": 200, "passages": 30, "snippets": 30}[name]
     assert {s.license for s in seeds} == {"CC0-1.0"}

@@ -121,7 +121,7 @@ def test_missing_key_error_names_a_flag_only_if_there_is_one(tmp_path: Path) -> 
     (line,) = str(caught.value).splitlines()
     assert "method.instructions.max_tokens: " in line
     assert "--" not in line
-    with pytest.raises(ConfigError, match=r"generate\.target: .*--target"):
+    with pytest.raises(ConfigError, match="--target"):
         load(tmp_path, "", generate={"target": None})
 
 

@@ -190,6 +190,27 @@ def test_no_pipeline_can_name_a_plugin(tmp_path: Path, step: str) -> None:
     assert not ran.exists()
 
 
+def test_no_pipeline_can_name_an_environment(tmp_path: Path) -> None:
+    """Its file is executed, too; a step may use one that the user has loaded as a plug-in."""
+    ran = tmp_path / "ran"
+    (tmp_path / "x.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    step = '[[steps]]\nname = "it"\nrun = "generate"\nseeds = "a"\ntarget = 1\n'
+    for key in (
+        f'environment = "{tmp_path / "x.py"}"',
+        f'"environment={tmp_path / "x.py"}" = true',
+    ):
+        (tmp_path / "p.toml").write_text(f"{step}{key}\n")
+        with pytest.raises(ConfigError, match="environment"):
+            load_steps(str(tmp_path / "p.toml"), tmp_path / "out", {}, small=False)
+    tools = ROOT / "examples" / "desk" / "tools.json"
+    step += (
+        f'method = "tool_dialogue"\ntools = "{tools}"\nset = {{ "method.environment" = "desk" }}\n'
+    )
+    (tmp_path / "p.toml").write_text(step)
+    assert load_steps(str(tmp_path / "p.toml"), tmp_path / "out", {}, small=False)
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize("table", ["generate", "engine", "method"])
 def test_no_recipe_can_name_a_plugin(tmp_path: Path, table: str) -> None:
     ran = tmp_path / "ran"

@@ -54,8 +54,10 @@ def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
       instructgen import oasst messages.jsonl.gz --as preferences --out data/prefs
       instructgen import faq.csv --map instruction=question --map output=answer \\
           --license CC-BY-4.0 --out data/faq
+      instructgen import documents handbook/ --license CC-BY-4.0 --out data/handbook
     """
     from instructgen.cli.progress import watching
+    from instructgen.commands.documents import DocumentFacts
     from instructgen.commands.import_data import import_data
 
     with watching(err, show=not quiet and not as_json) as watch:
@@ -65,6 +67,12 @@ def import_(options: ImportOptions, quiet: bool, as_json: bool) -> None:
         return exit_if_empty(result)
     print_unchanged(result)
     facts = result.facts
+    if isinstance(facts, DocumentFacts):
+        screen.print(
+            f"[bold]{result.rows:,} segments[/] from {facts.used:,} of {facts.read:,} files; "
+            f"{result.rejected:,} rejected, {facts.unreadable:,} of them files."
+        )
+        return print_derived(result)
     if options.format is None and not options.mapping:
         screen.print(f"format: {safe(facts.format)} (detected from the fields of the rows)")
     screen.print(

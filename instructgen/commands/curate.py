@@ -36,6 +36,7 @@ from instructgen.filters import AskingFilter, Filter, ScoringFilter
 from instructgen.filters.contamination import Contamination
 from instructgen.filters.curation import Curation, Known, Report
 from instructgen.filters.recipe import load_filters, recorded_filters
+from instructgen.filters.score import ScoreFilter
 from instructgen.generation.options import judged_by, lasting, load_judge
 from instructgen.models.folders import model_digest
 from instructgen.plugins import provenance
@@ -97,7 +98,11 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
 
     def load() -> list[Filter]:
         loaded = load_filters(options.recipe)
-        return _with_benchmarks(judged_by(loaded, judge) if judge else loaded, options.against)
+        filters = _with_benchmarks(judged_by(loaded, judge) if judge else loaded, options.against)
+        if options.pass_rate is None:
+            return filters
+        low, high = options.pass_rate
+        return [ScoreFilter(of="pass_rate", min=low, max=high, on_error="reject"), *filters]
 
     filters = load()
     check_separate(options.out, [source])

@@ -86,6 +86,11 @@ class Output:
         """The number of rows rejected so far, which is also the index of the next rejected row."""
         return self._writer.contents.rejected
 
+    @property
+    def kept(self) -> int:
+        """The number of rows kept so far."""
+        return self._writer.contents.rows
+
     def keep(self, samples: Sequence[Sample], split: str = "part") -> None:
         """Append accepted rows to a split of the dataset."""
         self._writer.keep(samples, split)

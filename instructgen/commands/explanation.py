@@ -6,13 +6,14 @@ The module `instructgen.commands.explain` explains rows that `generate` wrote.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instructgen.engines import Completion, Request
 from instructgen.errors import InputError, quoted
+from instructgen.generation.methods.document import located
 from instructgen.licensing.licenses import obligations
 from instructgen.licensing.model_terms import generator_terms
 from instructgen.printable import printable
@@ -123,9 +124,10 @@ class Explanation:
         before, steps, answer = _conversation(row)
         for message in before:
             yield from _message_lines("earlier message", message)
-        for field in ("instruction", "input"):
-            if row[field]:
-                yield f"{field}\n  {_indented(row[field])}"
+        quotes = _quotes(row)
+        for field in ("text", "instruction", "input"):
+            if text := row.get(field):
+                yield f"{field}\n  {_indented(marked(text, quotes) if field == 'input' else text)}"
         for message in steps:
             yield from _message_lines("message", message)
         yield from _message_lines("output", answer)
@@ -146,6 +148,10 @@ class Explanation:
         if self.parents:
             yield "parents"
             yield from (f"  {parent}  {_short(text)}" for parent, text in self.parents)
+            if (quotes := _quotes(row)) and not row.get("input"):
+                # The row does not contain the passage in which the evidence is.
+                for _, text in self.parents:
+                    yield f"passage\n  {_indented(marked(text, quotes))}"
         elif origin["parents"]:
             yield f"parents  {', '.join(origin['parents'])}"
         yield f"license  {printable(row['license'] or 'none')}"
@@ -168,6 +174,22 @@ class Explanation:
 
 
 _ORIGIN = ("record", "group", "model", "run")
+
+
+def _quotes(row: Mapping[str, Any]) -> list[str]:
+    """Return the evidence of a row: quotes from the passage that it is about."""
+    labels = row.get("labels") or ()
+    names = ("evidence", "evidence_2")
+    return [label["value"] for label in labels if label["name"] in names]
+
+
+def marked(text: str, quotes: Sequence[str]) -> str:
+    """Return a text with each quote that it contains between the marks >>> and <<<."""
+    for quote in quotes:
+        if (place := located(text, quote)) is not None:
+            start, end = place
+            text = f"{text[:start]}>>>{text[start:end]}<<<{text[end:]}"
+    return text
 
 
 def _short(text: str) -> str:
@@ -206,9 +228,14 @@ def explain_row(folder: Path, row_id: str) -> Explanation:
         inputs=tuple(ref.name for ref in provenance.inputs),
         passed=passed,
         not_evaluated=later,
-        nearest=Neighbor(row["nearest"], near[1]["instruction"]) if near else None,
+        nearest=Neighbor(row["nearest"], text_of(near[1])) if near else None,
         obligations=_obligations(row),
     )
+
+
+def text_of(row: Mapping[str, Any]) -> str:
+    """Return the instruction of a row, or the text of a segment."""
+    return str(row.get("instruction") or row.get("text") or "")
 
 
 def unknown_id(folder: Path, row_id: str) -> InputError:

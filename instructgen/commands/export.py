@@ -143,10 +143,10 @@ def _checked(folder: Path, name: str, columns: Sequence[str]) -> type[Format]:
             raise ConfigError(f"--columns={column}: unknown column.", hint)
     shape, supported = shape_of(folder), formats[name].exports[name]
     if shape != supported:
-        other = next(n for n, cls in formats.items() if cls.exports[n] == shape)
+        other = next((n for n, cls in formats.items() if cls.exports[n] == shape), None)
         raise ConfigError(
             f"{folder} contains {shape}, but {name} is a format for {supported}.",
-            f"Pass --format={other}.",
+            f"Pass --format={other}." if other else "Its Parquet files are in the folder data.",
         )
     return formats[name]
 

@@ -21,19 +21,28 @@ from instructgen.distributed.placement import Placement
 from instructgen.distributed.replicas import incidents
 from instructgen.engines import Role
 from instructgen.engines.supervisor import Received, Supervisor
+from instructgen.environments import Environment, read_tools
 from instructgen.errors import ConfigError, InputError, RunError
 from instructgen.filters import AskingFilter
 from instructgen.filters.cluster import Cluster, with_cluster
-from instructgen.formats import OnBadRow
+from instructgen.filters.contamination import Contamination
+from instructgen.formats import Format, OnBadRow
 from instructgen.generation.loop import Ended, Loop
 from instructgen.generation.methods import PromptSetup
 from instructgen.generation.options import Config, from_recorded, load_config
 from instructgen.generation.progress import format_hint, progress_of
 from instructgen.generation.scoring import ScoringEngine
-from instructgen.generation.seed_pool import load_seeds, seeds_digest, value_of
+from instructgen.generation.seed_pool import (
+    is_code_folder,
+    load_seeds,
+    seed_format,
+    seeds_digest,
+    value_of,
+)
 from instructgen.generation.sequencer import Sequencer
 from instructgen.generation.work import Stop
 from instructgen.models.folders import EMBEDDED
+from instructgen.plugins import load_plugin
 from instructgen.reports.cards import generated_card
 from instructgen.schema.arrow import sample_row
 from instructgen.schema.progress import Watch
@@ -175,6 +184,8 @@ def started(config: Config, placement: Placement) -> Iterator[dict[Role, Supervi
         engines: dict[Role, Supervisor] = {"writer": writer, "judge": judge}
         if (scores := ScoringEngine.of(config.filters)) is not None:
             engines["reward"] = Supervisor(scores, results)
+        if (executor := config.method.executor()) is not None:
+            engines["executor"] = Supervisor(executor, results)
         try:
             yield engines
         finally:
@@ -293,6 +304,10 @@ def configure(options: GenerationOptions) -> Config:
             "name": options.method,
             "brief": _brief(options.brief),
             "prompts": None if options.prompts is None else read_tables(options.prompts),
+            "attempts": options.samples,
+            "tools": None if options.tools is None else read_tools(options.tools),
+            **_environment(options.environment),
+            "verifier": options.verifier,
         },
         "engine": {
             "name": options.engine,
@@ -322,7 +337,30 @@ def configure(options: GenerationOptions) -> Config:
         before = known if isinstance(known, dict) else {}
         tables[table][name] = {**before, part: value} if part else value
         given.add(f"{table}.{name}")
-    return load_config(options.recipe, tables, given)
+    config = load_config(options.recipe, tables, given)
+    if options.against:
+        names = tuple(map(str, options.against))
+        contamination = Contamination(against=names, function_names=True)
+        config = replace(config, filters=(contamination, *config.filters))
+    return config
+
+
+def _environment(path: Path | None) -> dict[str, str | None]:
+    """Load the environment in a file; return its name and the digest of the file.
+
+    Raises:
+        ConfigError: the file cannot be loaded or does not define one environment.
+    """
+    if path is None:
+        return {"environment": None, "environment_sha256": None}
+    found = [cls for cls in load_plugin(path) if issubclass(cls, Environment)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"--environment={path} defines {len(found)} environments.",
+            "Define one subclass of instructgen.environments.Environment with the attribute name.",
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"environment": found[0].name, "environment_sha256": digest}
 
 
 def _brief(text: str) -> str | None:
@@ -339,10 +377,6 @@ def _brief(text: str) -> str | None:
     return text or None
 
 
-# The field of a file that contains the seeds of a method, if they are not tasks or rows.
-_SEED_FIELDS = {"documents": "text", "personas": "persona"}
-
-
 def seeds_for(options: GenerationOptions, config: Config) -> tuple[list[Sample], list[Any]]:
     """Read the seeds that the method starts from; return the valid seeds and the invalid rows.
 
@@ -353,23 +387,30 @@ def seeds_for(options: GenerationOptions, config: Config) -> tuple[list[Sample],
     paths = (*options.personas, *options.seeds) if start == "personas" else options.seeds
     if options.personas and start != "personas":
         raise ConfigError(f"--personas: the method {name} starts from {start}.", "Pass --seeds.")
+    if options.documents and start not in ("documents", "segments"):
+        raise ConfigError(f"--documents: the method {name} starts from {start}.", "Pass --seeds.")
     if start == "nothing":
         if paths:
             raise ConfigError(f"--seeds: the method {name} starts from nothing.", "Omit --seeds.")
         return [], []
-    if not paths:
+    segments = read_segments(options.documents)
+    if not segments and (not paths or start == "segments"):
+        hint = {"personas": "Pass --personas=FILE.", "segments": "Pass --documents=FOLDER."}
         raise ConfigError(
             f"--seeds: the method {name} starts from {start}.",
-            "Pass --personas=FILE." if start == "personas" else "Pass --seeds=FILE.",
+            hint.get(start, "Pass --seeds=FILE."),
         )
-    samples, bad = read_seeds(
-        paths,
-        options.license,
-        options.language,
-        options.on_bad_row,
-        options.mapping,
-        _SEED_FIELDS.get(start, ""),
+    # Beside documents, the seeds are tasks.
+    form = None if segments else seed_format(start)
+    samples, bad = (
+        read_seeds(
+            *(paths, options.license, options.language, options.on_bad_row, options.mapping),
+            form,
+        )
+        if paths
+        else ([], [])
     )
+    samples = [*segments, *samples]
     for column in config.generate.balance:
         if not any(value_of(sample, column) for sample in samples):
             labels = sorted({label.name for sample in samples for label in sample.labels})
@@ -387,7 +428,7 @@ def read_seeds(
     language: str,
     on_bad_row: OnBadRow,
     mapping: Mapping[str, str] | None = None,
-    field: str = "",
+    form: Format | None = None,
 ) -> tuple[list[Sample], list[Any]]:
     """Read seeds from files and dataset folders; return the valid seeds and the invalid rows.
 
@@ -398,7 +439,9 @@ def read_seeds(
         InputError: a file is invalid, or a dataset contains preferences.
         ConfigError: no row is valid.
     """
-    folders = [path for path in paths if _is_folder(path)]
+    # A folder of code is not a dataset.
+    is_code = form is not None and form.name == "snippet"
+    folders = [p for p in paths if _is_folder(p) and not (is_code and is_code_folder(p))]
     files = [path for path in paths if path not in folders]
     samples, invalid = load_seeds(
         files,
@@ -406,7 +449,7 @@ def read_seeds(
         language=language,
         on_bad_row=on_bad_row,
         mapping=mapping,
-        field=field,
+        own_format=form,
     )
     shapes = [(folder, shape_of(folder)) for folder in folders]
     for path, shape in (*shapes, *((files[0], sample.shape) for sample in samples)):
@@ -421,6 +464,25 @@ def read_seeds(
     if not samples:
         raise ConfigError("--seeds: no row is valid.", "Add rows with instruction and output.")
     return samples, invalid
+
+
+def read_segments(folders: Sequence[Path]) -> list[Sample]:
+    """Return the segments of documents in dataset folders; of one with splits, those to train on.
+
+    Raises:
+        InputError: a folder contains other rows.
+        RunError: a folder is not a complete dataset.
+    """
+    segments: list[Sample] = []
+    for folder in folders:
+        if (shape := shape_of(folder)) != "documents":
+            raise InputError(
+                f"contains {shape}, not segments of documents.",
+                path=folder,
+                hint="Create it with instructgen import documents.",
+            )
+        segments += read_samples(folder, split=training_split(folder))
+    return segments
 
 
 def read_known(paths: Sequence[Path]) -> list[Sample]:

@@ -20,7 +20,8 @@ from instructgen.commands.derive import (
     derive,
     name_of,
 )
-from instructgen.commands.interface import command
+from instructgen.commands.documents import DocumentFacts, import_documents
+from instructgen.commands.interface import command, flag_of
 from instructgen.commands.options import ImportOptions
 from instructgen.errors import ConfigError
 from instructgen.formats import BadRow, Format, Reader, Reading, UnusedRow, check_language, read
@@ -54,7 +55,9 @@ class ImportFacts(JsonRecord):
 
 
 @command(ImportOptions, "path", "out", "format")
-def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[ImportFacts]:
+def import_data(
+    options: ImportOptions, watch: Watch | None = None
+) -> Derived[ImportFacts] | Derived[DocumentFacts]:
     """Read data in a supported format, and write it as a dataset.
 
     If the folder already contains the same dataset, nothing is written.
@@ -68,6 +71,9 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
     license = check_license(options.license) if options.license else ""
     if options.language:
         check_language(options.language)
+    _check_of_documents(options)
+    if options.format == "documents":
+        return import_documents(options, license, watch)
     mapping = options.mapping
     reader = Reader(_roles(options.roles), options.inner_system)
     terms: dict[str, Any] = {
@@ -94,6 +100,22 @@ def import_data(options: ImportOptions, watch: Watch | None = None) -> Derived[I
     return derive(
         options.out, made_from, shape, ImportFacts, lambda output: _write(output, reading, watch)
     )
+
+
+# Options of `import` that are only for documents, and those that are only for rows.
+_OF_DOCUMENTS = ("segment_words", "overlap", "recipe")
+_OF_ROWS = ("mapping", "shape", "take", "roles", "inner_system", "split", "encoding")
+
+
+def _check_of_documents(options: ImportOptions) -> None:
+    """Raise ConfigError if an option that is set has no effect on what is imported."""
+    is_documents = options.format == "documents"
+    for name in _OF_ROWS if is_documents else _OF_DOCUMENTS:
+        if getattr(options, name) != ImportOptions.model_fields[name].default:
+            what = "rows" if is_documents else "the format documents"
+            raise ConfigError(
+                f"{flag_of(ImportOptions, name)} is only for {what}.", "Omit the option."
+            )
 
 
 def _roles(roles: Sequence[str]) -> dict[str, str]:

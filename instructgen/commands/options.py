@@ -18,7 +18,7 @@ from instructgen.formats import OnBadRow
 from instructgen.generation.settings import Price, RunSettings, Target
 from instructgen.plugins import suggest
 from instructgen.schema.sample import Shape
-from instructgen.training.options import OPTIONS, SftOptions, Trainer, TrainerOptions
+from instructgen.training.options import OPTIONS, PassRate, SftOptions, Trainer, TrainerOptions
 
 
 def _listed(value: Any) -> Any:
@@ -127,8 +127,30 @@ class GenerationOptions(Options):
         many="repeat",
         takes="rows",
     )
-    target: Target = option(
-        ..., sentence(RunSettings.model_fields["target"].description or ""), metavar="N_OR_all"
+    documents: Paths = option(
+        (),
+        "Datasets of segments from `import documents`, for a method that starts from documents. "
+        "For the method document, --seeds are then questions whose style it follows.",
+        metavar="FOLDER",
+        many="repeat",
+        takes="rows",
+    )
+    tools: Path | None = option(
+        None,
+        "JSON file with the definitions of tools, as for OpenAI, for the method tool_dialogue.",
+        metavar="FILE",
+    )
+    environment: Path | None = option(
+        None,
+        "Python file that defines the environment in which tools are executed. The file is "
+        "executed.",
+        metavar="FILE",
+    )
+    target: Target | None = option(
+        None,
+        sentence(RunSettings.model_fields["target"].description or ""),
+        metavar="N_OR_all",
+        shown="all, if the method uses each seed in turn",
     )
     model: str | None = option(
         None,
@@ -167,6 +189,17 @@ class GenerationOptions(Options):
         "Generation method; `instructgen methods` lists them.",
         metavar="NAME",
         shown="self_instruct",
+    )
+    samples: int | None = option(
+        None,
+        "Number of completions for each seed, for methods that keep one of several, such as solve.",
+        metavar="N",
+        ge=1,
+    )
+    verifier: str | None = option(
+        None,
+        "Verifier that checks the answers, for the methods solve and rationale.",
+        metavar="NAME",
     )
     recipe: RecipeName = _RECIPE
     brief: str = option(
@@ -212,6 +245,14 @@ class GenerationOptions(Options):
     on_bad_row: OnBadRow = _ON_BAD_ROW
     seed: int | None = inherited(RunSettings, "seed")
     passes: int | None = inherited(RunSettings, "passes")
+    against: Paths = option(
+        (),
+        "Files with benchmark prompts. Rows that contain one of these prompts, or that define one "
+        "of their functions, are rejected.",
+        metavar="FILE",
+        many="repeat",
+        takes="rows",
+    )
     novel_against: Paths = option(
         (),
         "Datasets, runs or files whose instructions new instructions must differ from, in "
@@ -273,14 +314,16 @@ class ImportOptions(Options):
     path: Path = argument(
         "What to read: a file (JSON, JSON Lines, CSV, Parquet or Arrow), a pattern in quotes such "
         "as 'data/*.jsonl', a folder of files, a clone from the Hugging Face Hub, or the name of a "
-        "dataset on the Hub (ORG/NAME). Text files can be compressed (.gz or .zst).",
+        "dataset on the Hub (ORG/NAME). Text files can be compressed (.gz or .zst). For the format "
+        "documents: a file or a folder of .txt, .md, .html, .pdf and .docx files.",
         metavar="PATH_OR_HUB",
         takes="rows",
     )
     out: Path = option(..., _DATASET_OUT)
     format: str | None = argument(
         "Format of the file, such as oasst or sharegpt; `instructgen formats` lists all. By "
-        "default, it is detected from the fields of the rows.",
+        "default, it is detected from the fields of the rows. documents: text files, web pages, "
+        "PDF and Word files, which are divided into segments.",
         metavar="[FORMAT]",
         default=None,
     )
@@ -341,6 +384,24 @@ class ImportOptions(Options):
         shown="UTF-8, or UTF-16 if the file begins with its byte-order mark",
     )
     on_bad_row: OnBadRow = _ON_BAD_ROW
+    segment_words: int = option(
+        250,
+        "For the format documents: maximum number of words of a segment. A character of a script "
+        "without spaces, such as Chinese, counts as a word.",
+        ge=20,
+    )
+    overlap: int = option(
+        0,
+        "For the format documents: number of words of a segment that the next one repeats, if no "
+        "heading is between them.",
+        ge=0,
+    )
+    recipe: str = option(
+        "documents",
+        "For the format documents: recipe with the filters of segments.",
+        metavar="NAME_OR_FILE",
+        takes="recipe",
+    )
 
 
 class MergeOptions(Options):
@@ -385,6 +446,11 @@ class CurateOptions(Options):
         metavar="FILE...",
         many="words",
         takes="rows",
+    )
+    pass_rate: PassRate | None = option(
+        None,
+        "Range of the score pass_rate of the rows to keep, such as 0.1:0.9.",
+        metavar="MIN:MAX",
     )
     scores_from: Path | None = option(
         None,
@@ -618,6 +684,7 @@ def check_settings(
 # Settings of the trainer that have their own flags.
 TRAIN_FLAGS: dict[str, Any] = {
     "tokens": inherited(SftOptions, "tokens", shown="one epoch"),
+    "pass_rate": inherited(SftOptions, "pass_rate", metavar="MIN:MAX", shown="all rows"),
     "epochs": inherited(SftOptions, "epochs"),
     "steps": inherited(SftOptions, "steps"),
     "peft": inherited(

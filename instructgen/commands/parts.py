@@ -42,6 +42,9 @@ _SEEDS_OF = {
     "tasks": " --seeds seeds/general.jsonl",
     "rows": " --seeds data/mix",
     "documents": " --seeds seeds/passages.jsonl",
+    "segments": " --documents data/handbook",
+    "tool_tasks": " --seeds tasks.jsonl --tools tools.json --environment desk.py",
+    "snippets": " --seeds snippets/ --license MIT",
     "personas": " --personas seeds/personas.jsonl",
     "nothing": "",
 }

@@ -89,8 +89,8 @@ def prefer(options: PreferOptions, watch: Watch | None = None) -> Derived[Prefer
         raise ConfigError("--endpoint is for the engine openai.", "Pass --engine=openai.")
     source, folder = options.data, options.out
     check_separate(folder, [source])
-    if common_shape(readers_of([source])) != "instructions":
-        raise InputError("contains preferences.", path=source, hint="Give instructions.")
+    if (shape := common_shape(readers_of([source]))) != "instructions":
+        raise InputError(f"contains {shape}.", path=source, hint="Pass instruction rows.")
     writers = _writers(options)
     for writer in writers:
         if Path(writer.model or "").is_dir():

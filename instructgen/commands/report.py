@@ -77,6 +77,12 @@ def _chapter(path: Path, comparison: Comparison) -> Chapter:
         raise InputError("the path does not exist.", path=path, hint="Check the path.")
     name = name_of(path)
     if (path / "manifest.json").exists():
+        if manifest_in(path).shape == "documents":
+            raise InputError(
+                "contains segments of documents, for which there is no report.",
+                path=path,
+                hint="Pass the rows that generate --method document made from them.",
+            )
         rows = read_seed_rows(path, read_info(path)) if has_current_run(path) else ()
         return dataset_chapter(path, name, comparison, list(rows))
     if (path / "evaluation.json").exists():

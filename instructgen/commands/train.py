@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from instructgen.plugins import classes, provenance
 from instructgen.reports.cards import model_card
 from instructgen.schema.progress import Watch
 from instructgen.schema.records import InputRef
-from instructgen.schema.sample import Shape
+from instructgen.schema.sample import Sample, Shape
 from instructgen.schema.statistics import RowCounts
 from instructgen.store import (
     LicenseCounts,
@@ -136,7 +136,10 @@ def _inputs(options: TrainOptions, base: str, settings: TrainerOptions) -> Train
         data=InputRef(name_of(options.data), digest_of(options.data)),
         reward=tuple(_reward_identity(r) for r in options.reward),
         held_out=None if held_out is None else InputRef(name_of(held_out), digest_of(held_out)),
-        options=settings.model_dump(mode="json"),
+        # Models of earlier versions were trained without this setting.
+        options=settings.model_dump(
+            mode="json", exclude=set() if settings.pass_rate else {"pass_rate"}
+        ),
         plugins=provenance(sources=formats, verifiers=verifiers_in(options.reward)),
     )
 
@@ -246,6 +249,7 @@ def check_rows(trainer: Trainer, source: Path) -> None:
             "instructgen prefer.",
             "preferences": "Use another dataset, or the trainer reward, dpo or kto.",
             "feedback": "Use another dataset, or the trainer kto.",
+            "documents": "Create rows with instructgen generate --method document.",
         }
         message = f"the dataset contains {shape}, but train {trainer} requires {required}."
         raise InputError(message, path=source, hint=hints[shape])
@@ -380,7 +384,39 @@ class _Training:
             self.run_folder.messages.append(
                 f"only {len(rows.held_out):,} rows are held out: no other row can be evaluated."
             )
+        if options.pass_rate is not None:
+            rows = replace(rows, train=self._in_range(rows.train, options.pass_rate))
         return rows
+
+    def _in_range(self, samples: list[Sample], limits: tuple[float, float]) -> list[Sample]:
+        """Return the rows whose pass rate is within the limits.
+
+        Raises:
+            InputError: no row has a pass rate, or none is within the limits.
+        """
+        rates = [score.value if (score := s.score("pass_rate")) else None for s in samples]
+        if not any(rate is not None for rate in rates):
+            raise InputError(
+                "no row has the score pass_rate.",
+                path=self.source,
+                hint="Omit --pass-rate, or use rows from generate --method solve.",
+            )
+        low, high = limits
+        kept = [
+            sample
+            for sample, rate in zip(samples, rates, strict=True)
+            if rate is not None and low <= rate <= high
+        ]
+        self.run_folder.messages.append(
+            f"{len(kept):,} of {len(samples):,} rows have a pass rate from {low:g} to {high:g}."
+        )
+        if not kept:
+            raise InputError(
+                "no row has a pass rate in this range.",
+                path=self.source,
+                hint="Pass a wider range in --pass-rate.",
+            )
+        return kept
 
     def _prepared(self, rows: Rows, encoder: Encoder, rejected: RejectedRows) -> Prepared:
         """Create the training examples; see the modules `sft`, `preference` and `online`."""

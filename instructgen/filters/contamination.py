@@ -6,6 +6,7 @@ that benchmark is not valid.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -25,6 +26,7 @@ from instructgen.similarity import EmbeddingIndex
 from instructgen.similarity.benchmark_prompts import BenchmarkPrompt, BenchmarkPrompts, PromptMatch
 from instructgen.similarity.encoders import MINILM, check_model
 
+_FUNCTION = re.compile(r"^[ \t]*def[ \t]+(\w+)[ \t]*\(", re.MULTILINE)
 _FIELDS = ("turns", "prompt", "question", "problem", "query", "instruction", "text", "messages")
 
 
@@ -74,6 +76,11 @@ class Contamination(Filter):
         description="Used with words_share: the matching words must have at least this fraction of "
         "the total weight of the prompt's words. Rare words have higher weights.",
     )
+    function_names: bool = Field(
+        False,
+        description="Reject a row that defines a function with the name of one in a benchmark "
+        "prompt.",
+    )
     cosine: float | None = Field(
         None,
         gt=0,
@@ -98,8 +105,8 @@ class Contamination(Filter):
     def reason(self, sample: Sample) -> Rejection | None:
         """Return a rejection, or None to keep the row.
 
-        The reason for a rejection is ``equal_prompt``, ``prompt_ngrams``, ``prompt_words`` or
-        ``prompt_meaning``.
+        The reason for a rejection is ``equal_prompt``, ``prompt_ngrams``, ``prompt_words``,
+        ``function_name`` or ``prompt_meaning``.
         """
         return self.evaluate([sample])[0].rejection
 
@@ -112,6 +119,8 @@ class Contamination(Filter):
             hits = [(where, match) for where, _ in own if (match := next(matches)) is not None]
             best = max(hits, key=lambda h: (_TIERS.index(h[1].tier), h[1].share), default=None)
             verdicts.append(Verdict(sample, None if best is None else self._rejection(*best)))
+        if self.function_names:
+            verdicts = [v if v.rejection else self._by_name(v) for v in verdicts]
         return self._by_meaning(verdicts) if self.cosine is not None else verdicts
 
     def _parts(self, sample: Sample) -> Iterator[tuple[str, str]]:
@@ -138,6 +147,24 @@ class Contamination(Filter):
             "words": f"{where} has {match.share:.0%} of the words of the prompt {prompt}, in order",
         }
         return self.reject(reason[match.tier], detail[match.tier], match.share, prompt)
+
+    def _by_name(self, verdict: Verdict) -> Verdict:
+        sample = verdict.sample
+        for name in _FUNCTION.findall(f"{sample.question}\n{sample.output}"):
+            if (place := self._functions.get(name)) is not None:
+                detail = f"it defines {name}, as the prompt {place} does"
+                rejection = self.reject("function_name", detail, nearest=place)
+                return verdict._replace(rejection=rejection)
+        return verdict
+
+    @cached_property
+    def _functions(self) -> dict[str, str]:
+        """The functions that the benchmark prompts define, each with the place of its prompt."""
+        return {
+            name: f"{prompt.benchmark} {prompt.place}"
+            for prompt in self._prompts.prompts
+            for name in _FUNCTION.findall(prompt.text)
+        }
 
     def _by_meaning(self, verdicts: list[Verdict]) -> list[Verdict]:
         kept = [i for i, v in enumerate(verdicts) if v.rejection is None]

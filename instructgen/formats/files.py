@@ -75,7 +75,7 @@ def _matching(pattern: Path) -> Iterator[Path]:
         if place == len(parts):
             yield Path(name)
             continue
-        for path in _files_below(Path(name)):
+        for path in files_below(Path(name)):
             if _fits(path.relative_to(name).parts, parts[place:]):
                 yield path
 
@@ -89,7 +89,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder and its subfolders, except hidden ones.
 
     Links to folders are not followed, because they can lead back to the folder.
@@ -168,7 +168,7 @@ def _data_files(folder: Path) -> Iterator[Path]:
     if (folder / "manifest.json").exists() and (folder / "data").is_dir():
         # A dataset of instructgen: rejected rows are not part of the data.
         folder /= "data"
-    for path in sorted(_files_below(folder)):
+    for path in sorted(files_below(folder)):
         if path.name in _DESCRIPTIONS or not is_supported(path):
             continue
         # `datasets` keeps intermediate results in the folder of a saved dataset.

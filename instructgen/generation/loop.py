@@ -161,12 +161,15 @@ class Loop:
             config.generate.balance,
             coverage,
             config.method.fits,
+            config.method.order,
         )
         for f in config.filters:
             if isinstance(f, Cluster):
                 f.fit(seeds)
         self.chain = Chain(config.filters)
-        for sample in (*(seeds if tasks else ()), *known):
+        # Beside segments of documents, the other seeds are questions of the user.
+        asked = [s for s in seeds if s.place is None] if any(s.place for s in seeds) else []
+        for sample in (*(seeds if tasks else asked), *known):
             self.chain.remember(sample, "instruction")
             if sample.output:
                 self.chain.remember(sample, "row")
@@ -232,7 +235,7 @@ class Loop:
             queue, role = self._queues[stage], self._roles[stage]
             if queue and free(role):
                 return Choice(queue[0].draft.number, stage, role)
-        first = self.path[0]
+        first = self.config.method.first_stage(self.pool, self.drafts, self.form)
         if free(first.role) and self._needs_draft():
             return Choice(self.drafts, first.name, first.role)
         return None
@@ -279,7 +282,7 @@ class Loop:
             LookupError: no such draft waits at the stage.
         """
         item: _Asking | _Waiting
-        if choice.stage == self.path[0].name and choice.draft == self.drafts:
+        if choice.draft == self.drafts:
             rng = random.Random(digest(self.config.generate.seed, "draft", choice.draft))
             draft = self.config.method.start(self.pool, rng, choice.draft, self.form)
             self.pool.start(draft.sample, draft.parents)
@@ -384,12 +387,13 @@ class Loop:
 
     def _read(self, item: _Asking, request: Request) -> None:
         draft, numbers = item.draft, item.numbers
-        if request.role == "judge" and draft.sample.origin.request is not None:
-            # The texts are still those of the writer's last completion.
-            origins, named = [draft.sample.origin] * len(numbers), draft
+        if request.role != "writer" and draft.origins:
+            # The texts are still those of the writer's last completions.
+            origins, named = draft.origins, draft
         else:
-            origins = [self._origin(number, draft, request) for number in numbers]
-            named = replace(draft, sample=self._named(draft.sample, origins[0]))
+            origins = tuple(self._origin(number, draft, request) for number in numbers)
+            sample = self._named(draft.sample, origins[0])
+            named = replace(draft, sample=sample, origins=origins)
         outcomes = self.config.method.read_all(named, item.in_order(), self.form)
         candidates: list[Sample] = []
         for outcome in outcomes:
@@ -443,7 +447,8 @@ class Loop:
             if isinstance(outcome, Propose):
                 self._keep(outcome.draft, numbers[0], verdict.sample, proposed=True)
             else:
-                self._keep(draft, numbers[outcome.of], verdict.sample, proposed=False)
+                number = numbers[min(outcome.of, len(numbers) - 1)]
+                self._keep(draft, number, verdict.sample, proposed=False)
             results += 1
         self._counts[request.stage].results += results
         self._resolve(draft, outcomes)
@@ -567,7 +572,14 @@ class Loop:
             request=number,
             parents=parents,
             prompt_sha256=hashlib.sha256(request.prompt_text().encode()).hexdigest(),
+            group=self._group(draft),
         )
+
+    def _group(self, draft: Draft) -> str | None:
+        """Return the group of the seed that a draft is made from: both must be in one split."""
+        if not self.config.method.finite or not draft.parents:
+            return None
+        return self.pool.at(draft.parents[0]).origin.group
 
     def _ancestors(self, draft: Draft) -> frozenset[str]:
         """Return the ids of the rows that a draft is made from, and may therefore resemble.

@@ -105,21 +105,24 @@ def load_config(
                 "be used while rows are generated.",
                 "Remove the filter from the recipe, and apply it later with instructgen curate.",
             )
-    settings = merged(
-        RunSettings,
-        tables.get("generate", {}),
-        options.get("generate", {}),
-        path,
-        "generate",
-        given,
-    )
+    _check_method_options(tables, options)
+    method: Method = _part("methods", "self_instruct", tables, options, path, given)
+    chosen = options.get("generate", {})
+    if chosen.get("target") is None and "target" not in tables.get("generate", {}):
+        if not method.finite:
+            raise ConfigError(
+                f"--target is missing: the method {method.name} draws seeds without an end.",
+                "Pass the number of rows, such as --target=100.",
+            )
+        chosen = {**chosen, "target": "all"}
+    settings = merged(RunSettings, tables.get("generate", {}), chosen, path, "generate", given)
     engine = _part("engines", "vllm", tables, options, path, given)
     judge = _judge(tables, options, filters, path, given, engine)
     if settings.demonstrations == "coverage" and not any(isinstance(f, Cluster) for f in filters):
         filters = (*filters, Cluster())
     config = Config(
         generate=settings,
-        method=_part("methods", "self_instruct", tables, options, path, given),
+        method=method,
         engine=engine,
         filters=judged_by(filters, judge or engine),
         judge=judge,
@@ -133,6 +136,28 @@ def load_config(
             "Pass a number, or a limit: --max-tokens-total, or --max-cost with --price.",
         )
     return config
+
+
+# Options of the command that are keys of some methods.
+_OF_METHODS = {
+    "attempts": "samples",
+    "verifier": "verifier",
+    "tools": "tools",
+    "environment": "environment",
+}
+
+
+def _check_method_options(tables: dict[str, Any], options: dict[str, dict[str, Any]]) -> None:
+    """Check that the method has the keys that options of the command set."""
+    given = options.get("method", {})
+    name = given.get("name") or tables.get("method", {}).get("name") or "self_instruct"
+    fields = find("methods", str(name)).model_fields
+    for key, flag in _OF_METHODS.items():
+        if given.get(key) is not None and key not in fields:
+            raise ConfigError(
+                f"--{flag}: the method {name} does not use it.",
+                f"Run: instructgen methods {name}, which lists its options.",
+            )
 
 
 def _check_coverage(config: Config) -> None:

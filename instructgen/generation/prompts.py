@@ -29,7 +29,12 @@ Style = Literal["completion", "chat"]
 _DECODER = json.JSONDecoder()
 _COMMA = re.compile(r"\s*,\s*")
 # The texts that ask for a verdict.
-_VERDICTS = {("evol", "compare"), ("reverse", "score")}
+_VERDICTS = {
+    *(("evol", "compare"), ("reverse", "score")),
+    *(("document", key) for key in ("judge", "judge_unanswerable")),
+    # Code is written in Python, and calls of tools in JSON.
+    *(("code", key) for key in ("concepts", "task", "solution")),
+}
 # A number of up to three digits with a mark of a list, possibly in bold.
 _LIST_NUMBER = re.compile(r"^\W{0,3}\d{1,3}\s?(?:[.):]|[、．]\s?)\W{0,3}(?:(?<=\s)|(?<=[、．]))")
 _FOLDER = Path(__file__).parent / "templates"
@@ -78,8 +83,8 @@ def template_for(language: str, brief: str = "", own: str = "{}") -> Template:
 class Template:
     """The prompt texts for one language, and the parsers for completions in that language.
 
-    A language without its own template uses the English one; the prompts then name the
-    language by its ISO 639 code.
+    A language without its own template, or whose template lacks the table of a method, uses the
+    English texts; the prompts then name the language by its ISO 639 code.
 
     Args:
         language: the ISO 639 code of the language.
@@ -92,7 +97,10 @@ class Template:
     ) -> None:
         self.language, self.brief = language, brief.strip()
         self.native = language in languages()
-        self._texts = _load(language if self.native else "en")
+        own_texts = _load(language) if self.native else {}
+        # A language may lack the texts of a method. Then the English ones name the language.
+        self._lacking = _load("en").keys() - own_texts.keys()
+        self._texts = {**_load("en"), **own_texts}
         for table, texts in (own or {}).items():
             self._texts = {**self._texts, table: {**self._texts[table], **texts}}
         self.labels: dict[str, str] = self._texts["labels"]
@@ -119,19 +127,19 @@ class Template:
 
     def prompt(self, section: str, key: str, **values: str) -> tuple[Message, ...]:
         """Return a chat request with the text of a method for one of its stages."""
-        text = self._briefed(self.text(section, key, **values))
+        text = self.briefed(self.text(section, key, **values))
         # A verdict has fixed words or numbers, in the language of the template.
-        plain = self.native or (section, key) in _VERDICTS
+        plain = section not in self._lacking or (section, key) in _VERDICTS
         language = "" if plain else f"\n\nWrite in this language: {self.language}."
         return (Message("user", f"{text}{language}"),)
 
     def ask(self, text: str) -> tuple[Message, ...]:
         """Return a chat request with a text that is not in the template, such as a plug-in's."""
-        return (Message("user", self._briefed(text)),)
+        return (Message("user", self.briefed(text)),)
 
     def question(self, sample: Sample) -> tuple[Message, ...]:
         """Return the request for an answer to the sample's question, after its earlier messages."""
-        return (*sample.history, Message("user", self._briefed(sample.question)))
+        return (*sample.history, Message("user", self.briefed(sample.question)))
 
     def text(self, section: str, key: str, **values: str) -> str:
         """Return a text of a method, with its placeholders filled."""
@@ -315,11 +323,12 @@ class Template:
         ]
         return "\n\n".join([self._header("output_first"), *worked])
 
-    def _briefed(self, text: str) -> str:
+    def briefed(self, text: str) -> str:
+        """Return a text with the brief before it, if there is one."""
         return f"{self.labels['brief']}\n{self.brief}\n\n{text}" if self.brief else text
 
     def _header(self, key: str) -> str:
-        text = self._briefed(self._texts["completion"][key])
+        text = self.briefed(self._texts["completion"][key])
         return text if self.native else f"{text} Language: {self.language}."
 
     def _chat(
@@ -328,7 +337,7 @@ class Template:
         plain = self._texts["plain"][key.removesuffix("_within")]
         reply_format = self._texts["json"]["answer"] if structured else plain
         # Placeholders are filled first, so that the values cannot affect the reply format.
-        text = self._briefed(f"{shown}{_fill(self._texts['chat'][key], **values)}")
+        text = self.briefed(f"{shown}{_fill(self._texts['chat'][key], **values)}")
         language = "" if self.native else f"\n\nWrite in this language: {self.language}."
         return (Message("user", f"{text}{language}\n\n{reply_format}"),)
 
@@ -340,7 +349,7 @@ class Template:
         # The task is in the question.
         examples = self._texts["chat"]["input_first"].partition("{task}")[2].lstrip()
         text = _fill(f"{question}\n\n{examples}", task=instruction, count=str(count))
-        text = self._briefed(f"{shown}{text}")
+        text = self.briefed(f"{shown}{text}")
         reply_format = self._texts["json"]["answer"]
         if not structured:
             # The answer to the question is the first line of the form.

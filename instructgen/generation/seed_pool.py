@@ -5,29 +5,37 @@ The pool does not assess their quality.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from instructgen.errors import InputError
+from instructgen.config import read_small
+from instructgen.errors import InputError, first_line
 from instructgen.filters.cluster import cluster_of
 from instructgen.formats import BadRow, Format, OnBadRow, check_language, read, text
+from instructgen.formats.fields import RowError
+from instructgen.formats.files import files_below
 from instructgen.formats.metadata import with_metadata
 from instructgen.formats.plain import Plain
 from instructgen.generation.shares import Group, Shares
 from instructgen.licensing.licenses import check_license
+from instructgen.printable import printable
 from instructgen.schema.arrow import sample_row
-from instructgen.schema.sample import Kind, Sample
+from instructgen.schema.messages import json_text
+from instructgen.schema.sample import Kind, Label, Origin, Sample
 from instructgen.similarity import tokenize
 
 # Fraction of the identified seeds that must have one language to assign it to the others.
 _NEARLY_ALL = 0.9
+_ONLY_PYTHON = "The method code supports only Python: pass .py files, or rows with a field text."
+_OTHER_LANGUAGES = (".js", ".ts", ".java", ".c", ".cc", ".cpp", ".go", ".rs", ".rb", ".php", ".r")
 
 
 @dataclass(slots=True)
@@ -54,7 +62,8 @@ class Pool:
     """The task pool: seeds at positions 0 to len(seeds)-1, then the accepted instructions.
 
     Only seeds for which ``fits`` returns True are used, and as demonstrations only those with at
-    most ``max_words`` words in the instruction; None for no limit. ``usable`` are their positions.
+    most ``max_words`` words in the instruction; None for no limit. ``usable`` are their positions,
+    in the order that ``order`` returns for them.
     ``balance`` are columns (category, or names of labels) that divide the seeds
     into groups, in addition to their language. With ``coverage``, demonstrations come from the
     cluster with the fewest instructions; the seeds then have the score ``cluster``.
@@ -68,7 +77,10 @@ class Pool:
     balance: tuple[str, ...] = ()
     coverage: bool = False
     fits: Callable[[Sample], bool] | None = None
+    order: Callable[[Sequence[Sample], list[int]], list[int]] | None = None
     usable: list[int] = field(default_factory=list)
+    # The positions of the other seeds.
+    others: list[int] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     # What each group of rows has, so that the groups keep their shares.
     shares: Shares = field(init=False)
@@ -87,12 +99,15 @@ class Pool:
         self._ids = [seed.id for seed in self.seeds]
         self.covered.update(cluster_of(seed) for seed in self.seeds)
         fits, limit = self.fits, self.max_words
-        self.usable = [i for i, s in enumerate(self.seeds) if fits is None or fits(s)]
+        for position, seed in enumerate(self.seeds):
+            (self.usable if fits is None or fits(seed) else self.others).append(position)
         if self.seeds and not self.usable:
             raise InputError(
                 "the method can use none of the seeds.",
                 hint="Add rows with an answer and without earlier messages.",
             )
+        if self.order is not None:
+            self.usable = self.order(self.seeds, self.usable)
         for position in self.usable:
             seed = self.seeds[position]
             if limit is None or len(tokenize(seed.instruction)) <= limit:
@@ -217,6 +232,69 @@ class _OneText(Format):
         return [with_metadata(Sample(text(record, self.field)), record)]
 
 
+@dataclass(frozen=True)
+class _ToolTask(Format):
+    """Rows with an ``instruction``, the ``actions`` that it needs, and ``mentions``.
+
+    The actions are calls of tools, as {"name": ..., "arguments": {...}}. The mentions are texts
+    that the answer must contain.
+    """
+
+    name = "tool_task"
+    fields = frozenset()
+
+    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+        """Return a sample with the actions and the mentions as labels."""
+        sample = with_metadata(Sample(text(record, "instruction")), record)
+        for name in ("actions", "mentions"):
+            values = record.get(name) or []
+            if not isinstance(values, list):
+                raise RowError(f"the field {name} is not a list")
+            sample = sample.with_label(Label(name, json_text(values)))
+        return [sample]
+
+
+@dataclass(frozen=True)
+class _Snippet(_OneText):
+    """Rows with Python code in the field ``text``. Of a Python file, each function is a row."""
+
+    name = "snippet"
+
+
+# How the seeds of a method are read, if they are not tasks or rows.
+_FORMATS: dict[str, Format] = {
+    "documents": _OneText(),
+    "personas": _OneText(field="persona"),
+    "tool_tasks": _ToolTask(),
+    "snippets": _Snippet(),
+}
+
+
+def seed_format(start: str) -> Format | None:
+    """Return the format of seeds that are neither tasks nor rows, or None."""
+    return _FORMATS.get(start)
+
+
+def functions_in(path: Path) -> Iterator[str]:
+    """Yield the code of each function at the top level of a Python file, in order.
+
+    Raises:
+        InputError: the file cannot be read or is not Python code.
+    """
+    try:
+        source = read_small(path).decode()
+        tree = ast.parse(source)
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise InputError(
+            f"the file is not Python code ({first_line(error)}).",
+            path=path,
+            hint="Only Python is supported. Remove the file, or correct it.",
+        ) from error
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and (code := ast.get_source_segment(source, node)):
+            yield code
+
+
 def load_seeds(
     paths: Sequence[Path],
     *,
@@ -224,12 +302,12 @@ def load_seeds(
     language: str = "",
     on_bad_row: OnBadRow = "fail",
     mapping: Mapping[str, str] | None = None,
-    field: str = "",
+    own_format: Format | None = None,
 ) -> tuple[list[Sample], list[tuple[Path, BadRow]]]:
     """Return all valid rows of the seed files, in order, and the invalid rows with their file.
 
     With ``mapping``, the rows have any fields, as in the format ``plain``. Otherwise, with
-    ``field``, the rows have one text in this field, which becomes the instruction of the seed. Rows
+    ``own_format``, they have its fields. For snippets, files of Python code are read, too. Rows
     whose language could not be identified get the language of the others, if nearly all of these
     have the same.
 
@@ -243,10 +321,11 @@ def load_seeds(
         check_language(language)
     seeds: list[Sample] = []
     bad: list[tuple[Path, BadRow]] = []
-    format: Format | None = Plain(mapping=mapping) if mapping else None
-    if format is None and field:
-        format = _OneText(field=field)
-    for path in paths:
+    format: Format | None = Plain(mapping=mapping) if mapping else own_format
+    for path in _python_files(paths) if isinstance(own_format, _Snippet) else paths:
+        if isinstance(own_format, _Snippet) and path.suffix == ".py":
+            seeds += _snippets(path, license)
+            continue
         for row in read(path, format, license=license, language=language, on_bad_row=on_bad_row):
             if isinstance(row, BadRow):
                 bad.append((path, row))
@@ -257,6 +336,40 @@ def load_seeds(
     if count >= _NEARLY_ALL * known.total():
         seeds = [replace(s, language=main) if s.language == "und" else s for s in seeds]
     return seeds, bad
+
+
+def is_code_folder(path: Path) -> bool:
+    """Return whether a path is a folder of Python files instead of a dataset."""
+    return path.is_dir() and not (path / "manifest.json").exists()
+
+
+def _python_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths, with the Python files below a folder in place of the folder.
+
+    Raises:
+        InputError: a folder has no Python file, or a file is in another language.
+    """
+    found: list[Path] = []
+    for path in paths:
+        files = sorted(p for p in files_below(path) if p.suffix == ".py") if path.is_dir() else []
+        if path.is_dir() and not files:
+            raise InputError("the folder contains no .py file.", path=path, hint=_ONLY_PYTHON)
+        if not path.is_dir() and path.suffix in _OTHER_LANGUAGES:
+            raise InputError("the file is not in Python.", path=path, hint=_ONLY_PYTHON)
+        found += files or [path]
+    return found
+
+
+def _snippets(path: Path, license: str) -> list[Sample]:
+    if not license:
+        raise InputError(
+            "the code has no license.", path=path, hint="Pass --license=SPDX, such as MIT."
+        )
+    name = printable(path.name)
+    return [
+        Sample(code, language="en", source="snippets", license=license, origin=Origin(record=name))
+        for code in functions_in(path)
+    ]
 
 
 def seeds_digest(seeds: Iterable[Sample]) -> str:

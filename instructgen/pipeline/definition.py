@@ -194,6 +194,12 @@ def _check_command_line_only(options: Options, where: str) -> None:
             f"{where}: ray: a pipeline must not name a Ray cluster.",
             'Write ray = "auto", and set the environment variable RAY_ADDRESS.',
         )
+    if getattr(options, "environment", None) is not None:
+        raise ConfigError(
+            f"{where}: environment: not allowed in a pipeline, because it executes a file.",
+            "Pass --plugin=FILE to instructgen run, and name the environment in the step: "
+            'set = { "method.environment" = "NAME" }.',
+        )
     if isinstance(options, EvaluateOptions) and "lm-eval.include_path" in options.settings:
         # Tasks of lm-eval may name functions in other files, which lm-eval then runs.
         raise ConfigError(

@@ -81,7 +81,7 @@ def generated_card(
 
 def _from_seeds(loop: Loop) -> str:
     start, count = loop.config.method.starts_from, len(loop.pool.seeds)
-    names = {"tasks": "seed tasks", "documents": "texts"}
+    names = {"tasks": "seed tasks", "documents": "texts", "tool_tasks": "tasks"}
     return f"from {count:,} {names.get(start, start)}" if count else "without seeds"
 
 

@@ -21,6 +21,7 @@ from instructgen.schema.sample import (
     Kind,
     Label,
     Origin,
+    Place,
     Rejected,
     Sample,
     Score,
@@ -36,8 +37,12 @@ CONVERSATION: dict[Shape, tuple[str, ...]] = {
     "instructions": ("messages",),
     "preferences": ("prompt", "chosen", "rejected"),
     "feedback": ("prompt", "completion"),
+    "documents": (),
 }
 _PLAIN = ("role", "content")
+# The columns that a segment of a document has for its text, and those that it does not have.
+_PLACE = tuple(f.name for f in fields(Place))
+_NOT_IN_DOCUMENTS = ("instruction", "input", "output", "kind", "category")
 
 
 def schema(shape: Shape, *, rejected: bool = False, plain: bool = True) -> Any:
@@ -45,7 +50,8 @@ def schema(shape: Shape, *, rejected: bool = False, plain: bool = True) -> Any:
 
     Instruction rows have the column ``messages``. Preference rows have the columns ``prompt``,
     ``chosen`` and ``rejected``, and feedback rows ``prompt``, ``completion`` and ``label``. TRL
-    can train on these columns without conversion.
+    can train on these columns without conversion. Segments of documents have the column ``text``
+    and the fields of `Place` as columns.
 
     In a plain dataset, a message is a struct of role and content. If a row has tools, reasoning or
     messages without loss, the messages of all rows are JSON objects, and the column ``tools``
@@ -68,9 +74,10 @@ def schema(shape: Shape, *, rejected: bool = False, plain: bool = True) -> Any:
             ("id", text),
             *(decision if rejected else [("split", text)]),
             *((name, pa.list_(message)) for name in CONVERSATION[shape]),
+            *(_place_columns() if shape == "documents" else ()),
             *([("label", pa.bool_())] if shape == "feedback" else ()),
             *(() if plain else [("tools", pa.json_())]),
-            *((name, text) for name in _TEXTS),
+            *((name, text) for name in _texts(shape)),
             ("language_confidence", number),
             *((name, pa.list_(text)) for name in _LISTS),
             ("origin", origin),
@@ -156,7 +163,13 @@ def conformed(rows: Any, shape: Shape, *, plain: bool) -> Any:
 
 def samples_in(batch: Any) -> list[Sample]:
     """Return the samples in an Arrow record batch or table; `schema` describes the columns."""
+    import pyarrow as pa
+
     columns = {name: batch.column(name) for name in batch.schema.names}
+    if "text" in columns:
+        missing: dict[str, Any] = {"input": "", "output": "", "kind": None, "category": None}
+        filled = {k: pa.array([v] * batch.num_rows, pa.string()) for k, v in missing.items()}
+        columns |= {**filled, "instruction": columns["text"]}
     texts = [columns[name].to_pylist() for name in _TEXTS]
     lists = [_lists(columns[name]) for name in _LISTS]
     # The first datasets of format 5 have no column filter_values.
@@ -229,7 +242,11 @@ def row_table(row: Mapping[str, Any], shape: Shape) -> Any:
 
 def sample_row(sample: Sample) -> dict[str, Any]:
     """Return a sample as a dict for JSON, with all fields and the id."""
-    return {"id": sample.id, **asdict(sample)}
+    row = {"id": sample.id, **asdict(sample)}
+    if sample.place is None:
+        # So that the digest of the seeds of a run is that of versions without places.
+        del row["place"]
+    return row
 
 
 def sample_of(row: Any, path: Path, line: int) -> Sample:
@@ -250,6 +267,20 @@ def _origin_type(name: str) -> Any:
     import pyarrow as pa
 
     return pa.int64() if name in ("draft", "request") else pa.string()
+
+
+def _texts(shape: Shape) -> tuple[str, ...]:
+    """Return the text columns of a dataset, except those of the conversation."""
+    if shape != "documents":
+        return _TEXTS
+    return ("text", *(name for name in _TEXTS if name not in _NOT_IN_DOCUMENTS))
+
+
+def _place_columns() -> list[tuple[str, Any]]:
+    import pyarrow as pa
+
+    numbers = ("start", "end", "page")
+    return [(name, pa.int64() if name in numbers else pa.string()) for name in _PLACE]
 
 
 def _struct(kind: type) -> Any:
@@ -279,9 +310,14 @@ def _columns(samples: Sequence[Sample], target: Any) -> dict[str, Any]:
         tools = pa.array([s.tools or None for s in samples], pa.string())
         columns["tools"] = tools.cast(pa.json_())
     # Members of a StrEnum are written as strings.
-    for name in (*_TEXTS, "language_confidence", "label"):
+    fields_of = {"text": "instruction"}
+    for name in (*_TEXTS, "text", "language_confidence", "label"):
         if name in target.names:
-            values = [getattr(s, name) for s in samples]
+            values = [getattr(s, fields_of.get(name, name)) for s in samples]
+            columns[name] = pa.array(values, target.field(name).type)
+    for name in _PLACE:
+        if name in target.names:
+            values = [getattr(s.place, name) for s in samples]
             columns[name] = pa.array(values, target.field(name).type)
     for name in _LISTS:
         columns[name] = _text_lists([getattr(s, name) for s in samples])
@@ -349,10 +385,15 @@ def _lists(column: Any) -> list[tuple[str, ...]]:
 
 
 def _conversations(columns: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
-    """Yield the fields of each sample that its messages, tools and label contain."""
+    """Yield the fields of each sample that its messages, tools and label contain, or its place."""
+    confidences = _values(columns, "language_confidence", rows)
+    if "text" in columns:
+        places = zip(*(columns[name].to_pylist() for name in _PLACE), strict=True)
+        for values, confidence in zip(places, confidences, strict=True):
+            yield {"place": Place(*values), "language_confidence": confidence}
+        return
     tools = _values(columns, "tools", rows)
     labels = _values(columns, "label", rows)
-    confidences = _values(columns, "language_confidence", rows)
     if "messages" in columns:
         lists = _message_lists(columns["messages"])
         prompts, answers = [m[:-1] for m in lists], [m[-1] for m in lists]

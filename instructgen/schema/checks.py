@@ -21,6 +21,7 @@ _LATER = {"split", "language_confidence", "filter_values", "edits", "labels"}
 # Values that may be missing.
 _OPTIONAL = {
     *("split", "kind", "category", "language_confidence", "tools", "score", "nearest", "detail"),
+    "page",
     *("origin.model", "origin.run", "origin.draft", "origin.batch", "origin.request"),
     *("origin.prompt_sha256", "origin.record", "origin.group", "scores.value", "scores.error"),
 }

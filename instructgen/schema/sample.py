@@ -18,8 +18,8 @@ from instructgen.schema.messages import Message, ToolCall, texts_of
 
 # The maximum number of characters of rows that are handled together.
 CHARACTERS_AT_ONCE = 2**25
-Shape = Literal["instructions", "preferences", "feedback"]
-SHAPES: tuple[Shape, ...] = ("instructions", "preferences", "feedback")
+Shape = Literal["instructions", "preferences", "feedback", "documents"]
+SHAPES: tuple[Shape, ...] = ("instructions", "preferences", "feedback", "documents")
 
 
 class Kind(StrEnum):
@@ -93,6 +93,22 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a text is in a document: the file, its digest, and the positions in the text of it.
+
+    ``heading`` are the headings above the text, joined by `` > ``, and ``page`` is the number of
+    the page where it begins, from 1; None for documents without pages.
+    """
+
+    document: str
+    sha256: str
+    start: int
+    end: int
+    heading: str = ""
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One row of instruction data: an instruction, an optional input, and an answer.
 
@@ -106,6 +122,9 @@ class Sample:
     A row with a ``rejected_output``, an answer that was judged worse than ``output``, is a
     preference row. A row with a ``label`` is a feedback row: True means that a person or a model
     approved the answer, False that the answer is bad and must not be imitated.
+
+    A row with a ``place`` is a segment of a document. Its text is the ``instruction``, and it has
+    no answer.
 
     ``license`` is an SPDX expression, and ``attribution`` contains the names and notices to give
     credit to. ``generators`` are the models that wrote the row, or rows from which it was
@@ -141,6 +160,7 @@ class Sample:
     rejected_tool_calls: tuple[ToolCall, ...] = ()
     tools: str = ""
     filter_values: tuple[FilterValue, ...] = ()
+    place: Place | None = None
 
     @property
     def question(self) -> str:
@@ -191,7 +211,9 @@ class Sample:
 
     @property
     def shape(self) -> Shape:
-        """``preferences`` for a row with a rejected output, ``feedback`` with a label."""
+        """``documents`` for a segment, ``preferences`` with a rejected output, or ``feedback``."""
+        if self.place is not None:
+            return "documents"
         if self.rejected_output is not None:
             return "preferences"
         return "instructions" if self.label is None else "feedback"
@@ -232,6 +254,8 @@ class Sample:
                 parts += ["", "rejected", *_extras(rejected)]
         if self.label is not None:
             parts += ["", "label", str(self.label)]
+        if self.place is not None:
+            parts += ["", "place", self.place.document, str(self.place.start)]
         return content_id(*parts)
 
     def with_answer(self, output: str, rejected: str | None = None) -> Sample:

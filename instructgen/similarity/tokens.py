@@ -36,6 +36,11 @@ _OTHER, _WORD, _SINGLE, _MARK, _UNKNOWN = range(5)
 _CLASS = regex.compile(
     rf"(?P<mark>\p{{M}})|(?P<single>[{_SPACELESS}--\p{{N}}])|(?P<word>[\p{{L}}\p{{N}}])", regex.V1
 )
+# A word, as the tokenizer unicode splits text in NFC.
+_ONE_WORD = regex.compile(
+    rf"[{_SPACELESS}--\p{{N}}]\p{{M}}*+|(?:[[\p{{L}}\p{{N}}]--[{_SPACELESS}--\p{{N}}]]\p{{M}}*+)++",
+    regex.V1,
+)
 _NAMED = {"mark": _MARK, "single": _SINGLE, "word": _WORD}
 # The class of every code point, determined when it first appears in a text.
 _classes = np.full(0x110000, _UNKNOWN, dtype=np.uint8)
@@ -56,6 +61,11 @@ def _words(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
 def tokenize_all(texts: Sequence[str], tokenizer: Tokenizer = "unicode") -> list[list[str]]:
     """Return the list of words of each text, in lower case."""
     return [words.split() for words in _spaced(texts, tokenizer).split("\n")] if texts else []
+
+
+def word_positions(text: str) -> list[int]:
+    """Return the position of the first character of each word of a text, in order."""
+    return [match.start() for match in _ONE_WORD.finditer(text)]
 
 
 class Vocabulary(dict[str, int]):

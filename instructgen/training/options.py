@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Trainer = Literal["sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo"]
 PAIRS = ("reward", "dpo", "kto")
@@ -38,6 +39,20 @@ class PromptFormat:
     fold_system: bool = False
 
 
+def _range(value: Any) -> Any:
+    if isinstance(value, str):
+        low, _, high = value.partition(":")
+        with suppress(ValueError):
+            value = (float(low), float(high))
+    if isinstance(value, str) or not 0 <= value[0] <= value[1] <= 1:
+        raise ValueError(f"{value!r} must have the form MIN:MAX, such as 0.1:0.9")
+    return value
+
+
+# The minimum and maximum fraction of correct answers to a prompt.
+PassRate = Annotated[tuple[float, float], BeforeValidator(_range)]
+
+
 class TrainerOptions(BaseModel):
     """Settings that all trainers share."""
 
@@ -49,6 +64,11 @@ class TrainerOptions(BaseModel):
 
     seed: int = Field(
         0, ge=0, lt=2**32, description="Random seed for row order, initial weights and sampling."
+    )
+    pass_rate: PassRate | None = Field(
+        None,
+        description="Range of the score pass_rate of the rows to train on, such as 0.1:0.9. Other "
+        "rows, and rows without this score, are rejected. Default: all rows.",
     )
     epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the training rows.")
     steps: int | None = Field(

@@ -26,7 +26,7 @@ from instructgen.verifiers.sandbox import Limits, Process
 
 _FENCE = regex.compile(r"```(?:python|py)?[^\S\n]*+\n(.*?)```", regex.DOTALL | regex.IGNORECASE)
 _LONGEST_VERDICT = 4096
-_LONGEST_PROGRAM = 500_000
+LONGEST_PROGRAM = 500_000
 
 
 class Code(Verifier):
@@ -59,16 +59,27 @@ class Code(Verifier):
             ConfigError: this machine has no sandbox.
         """
         self.require()
-        blocks = _FENCE.findall(answer)
+        blocks = code_blocks(answer)
         program = blocks[-1] if blocks else answer
-        if not program.strip() or len(program) > _LONGEST_PROGRAM:
+        if not program.strip() or len(program) > LONGEST_PROGRAM:
             return 0.0
-        verdict = self._verdict(program, label(task, "test") or "")
-        if not verdict.get("loaded"):
+        counts = self.run(program, label(task, "test") or "")
+        if not counts["loaded"]:
             return 0.0
-        passed, failed = int(verdict["passed"]), int(verdict["failed"])
+        passed, failed = counts["passed"], counts["failed"]
         share = passed / (passed + failed) if passed + failed else 0.0
         return max(self.form, share)
+
+    def run(self, program: str, tests: str) -> dict[str, int]:
+        """Execute tests against the functions of a program, in the sandbox.
+
+        Returns:
+            ``loaded`` is 1 if the program ran without an error, ``passed`` and ``failed`` are the
+            numbers of tests, and ``false`` is the number of those that failed because an assertion
+            was false.
+        """
+        verdict = self._verdict(program, tests)
+        return {name: int(verdict.get(name, 0)) for name in ("loaded", "passed", "failed", "false")}
 
     def _verdict(self, program: str, tests: str) -> dict[str, int]:
         task_of = {
@@ -95,6 +106,11 @@ class Code(Verifier):
     def _process(self, pipes: list[FileIO], *names: str) -> Process:
         fds = [pipe.fileno() for pipe in pipes]
         return Process(_source(*names), self._limits, fds, unsafe=self.unsafe)
+
+
+def code_blocks(text: str) -> list[str]:
+    """Return the blocks of Python code in a text with Markdown fences, in order."""
+    return list(_FENCE.findall(text))
 
 
 def _clean(text: str) -> str:

@@ -174,22 +174,33 @@ class Counting(ast.NodeTransformer):
 
     def visit_Assert(self, node):
         passed = ast.Expr(ast.Call(ast.Name("__passed__", ast.Load()), [], []))
-        failed = ast.Expr(ast.Call(ast.Name("__failed__", ast.Load()), [], []))
-        handler = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [failed])
-        return ast.copy_location(ast.Try([node], [handler], [passed], []), node)
+        handlers = [
+            ast.ExceptHandler(
+                ast.Name(kind, ast.Load()),
+                None,
+                [ast.Expr(ast.Call(ast.Name(name, ast.Load()), [], []))],
+            )
+            for kind, name in (("AssertionError", "__false__"), ("Exception", "__failed__"))
+        ]
+        return ast.copy_location(ast.Try([node], handlers, [passed], []), node)
 
 
 def run(tests, scope):
-    """Execute the tests; return the numbers of passed and failed ones."""
-    counts = {"passed": 0, "failed": 0}
+    """Execute the tests; return the numbers of passed and failed ones.
 
-    def count(name):
+    ``false`` is the number of those that failed because the assertion was false.
+    """
+    counts = {"passed": 0, "failed": 0, "false": 0}
+
+    def count(*names):
         def add():
-            counts[name] += 1
+            for name in names:
+                counts[name] += 1
 
         return add
 
     scope |= {"__passed__": count("passed"), "__failed__": count("failed")}
+    scope["__false__"] = count("failed", "false")
     tree = ast.parse(tests)
     written = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
     for statement in tree.body:
@@ -211,7 +222,7 @@ def main():
         for number, mode in zip(sys.argv[1:5], ("rb", "wb", "rb", "wb"), strict=True)
     )
     side, task = Side(reading, writing), receive(task)
-    result = {"loaded": False, "passed": 0, "failed": 0}
+    result = {"loaded": False, "passed": 0, "failed": 0, "false": 0}
     try:
         send(side.writing, {"program": task["program"]})
         names = receive(side.reading)

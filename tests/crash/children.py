@@ -70,11 +70,19 @@ def generate(
     if at:
         kill_at(at, moment, (os, "write"), (os, "open"), *DURABLE)
     recipe = {"generate": {"commit_order": order}, "filters": FILTERS}
+    more: dict[str, Any] = {}
+    what, _, place = seeds.partition("=")
+    if what == "documents":
+        seeds, more = "", {"documents": [place]}
+    elif what == "desk":
+        desk = pathlib.Path(place)
+        seeds = str(desk / "tasks.jsonl")
+        more = {"tools": desk / "tools.json", "environment": desk / "desk.py"}
     options: dict[str, Any] = {"engine": "scripted", "recipe": recipe, "in_flight": in_flight}
     if method:
         options["method"] = method
         options["settings"] = {"generate.acceptance_floor": 0}
-    instructgen.generate(seeds or (), target, out, **options)
+    instructgen.generate(seeds or (), target, out, **options, **more)
 
 
 def rebuild(out: str) -> None:

@@ -6,10 +6,13 @@ Environment variables set the file that gets a byte per request (CALLS), the sec
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import random
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +69,66 @@ class ScriptedEngine(Engine):
         return number, completion
 
 
+def _words(rng: random.Random) -> str:
+    return " ".join(f"{rng.choice('bdfgklmnprst')}a{rng.choice('bdfgklmnprst')}o" for _ in range(9))
+
+
+def _quoted(rng: random.Random, prompt: str) -> str:
+    """Return an answer with a sentence of the passage, or with one that is not there."""
+    passage = prompt.split("=====\n")[1]
+    quote = passage.split(". ")[0].strip() if rng.random() < 0.8 else _words(rng)
+    return f"Evidence: {quote}\nAnswer: {_words(rng)}"
+
+
+def _plan(rng: random.Random, prompt: str) -> str:
+    book, member = rng.choice((204, 205, 207)), rng.choice((12, 15))
+    arguments = {"member_id": member, "book_id": book}
+    calls = [{"name": "lend", "arguments": arguments}]
+    text = f"Lend book {book} to member {member}, {_words(rng)}."
+    return json.dumps({"request": text, "actions": calls})
+
+
+def _turn(rng: random.Random, prompt: str) -> str:
+    """Lend the book that the user names; then say something."""
+    asked = prompt.partition("[user]")[2]
+    numbers = [int(n) for n in re.findall(r"\d+", asked)]
+    book = next((n for n in numbers if n > 200), 201)
+    member = next((n for n in numbers if n < 100), 11)
+    if "lend: " in asked or rng.random() < 0.1:
+        return f"It is done. {_words(rng)}"
+    call = {"name": "lend", "arguments": {"member_id": member, "book_id": book}}
+    return f"<tool_call>{json.dumps(call)}</tool_call>"
+
+
+def _program(rng: random.Random, prompt: str) -> str:
+    number = rng.randrange(9)
+    tests = f"assert f(1) == {number + 1}\nassert f(2) == {number + 2 + (rng.random() < 0.3)}"
+    return f"```python\ndef f(x):\n    return x + {number}\n```\n```python\n{tests}\n```"
+
+
+# The answers of the methods document, tool_dialogue and code, by stage.
+_OWN: dict[str, Callable[[random.Random, str], str]] = {
+    "questions": lambda rng, prompt: f"1. What is {_words(rng)}?\n2. Who is {_words(rng)}?",
+    "answer": lambda rng, prompt: _quoted(rng, prompt) if "=====" in prompt else _words(rng),
+    "faithful": lambda rng, prompt: rng.choice(("It does.\nYes", "It does.\nYes", "No")),
+    "plan": _plan,
+    "assistant": lambda rng, prompt: _turn(rng, prompt) if "tool_call" in prompt else _words(rng),
+    "concepts": lambda rng, prompt: _words(rng),
+    "task": lambda rng, prompt: f"Write f(x) that returns {_words(rng)}.",
+    "solutions": lambda rng, prompt: (
+        _program(rng, prompt)
+        if "block of code" in prompt
+        else f"It is so. Answer: {rng.randrange(3)}"
+    ),
+}
+
+
 def _reply(request: Request) -> Completion:
     """Return an answer that follows from the request alone."""
     rng = random.Random(f"{request.sampling.seed} {request.prompt_text()}")
-    if request.role == "judge":
+    if request.stage in _OWN:
+        text = _OWN[request.stage](rng, request.prompt_text())
+    elif request.role == "judge":
         text = rng.choice(["Equal", "Different", "Different", "It fits. 5", "It does not fit. 2"])
     elif request.stage == "reasons":
         text = f"It is so. Answer: {rng.randrange(3)}"

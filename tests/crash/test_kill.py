@@ -18,9 +18,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from instructgen.commands.generate import GenerateResult, generate, rebuild
+from instructgen.commands.import_data import import_data
 from instructgen.errors import RunError
 from instructgen.generation.sequencer import ISSUED_WINDOWS
 from instructgen.plugins import classes, find
@@ -131,7 +133,14 @@ def test_two_hundred_kills(tmp_path: Path, plain: tuple[str, int], order: str) -
     kill_at_random(tmp_path, plain, 200, order, 20261126)
 
 
-SEEDS_OF = {"personas": "personas", "documents": "passages", "tasks": "general", "rows": "general"}
+PASSAGES = ROOT / "seeds" / "passages.jsonl"
+SEEDS_OF = {
+    "personas": "personas",
+    "documents": "passages",
+    "tasks": "general",
+    "rows": "general",
+    "snippets": "snippets",
+}
 
 
 @pytest.mark.slow
@@ -140,21 +149,34 @@ def test_a_run_of_each_method_killed_at_random_times_has_the_same_bytes(
     tmp_path: Path, name: str
 ) -> None:
     seeds, start = "", find("methods", name).starts_from
-    if name == "rationale":
+    if name in ("rationale", "solve"):
         seeds = str(tmp_path / "sums.jsonl")
         rows = (f'{{"instruction": "What is {n} - {n} + {n % 3}?", "output": "#### {n % 3}", '
                 f'"license": "MIT"}}\n' for n in range(40))  # fmt: skip
         Path(seeds).write_text("".join(rows))
+    elif name == "document":
+        # Of some method, documents are imported; of others, they are rows with a text.
+        folder = tmp_path / "documents"
+        texts = [r["text"] for r in map(orjson.loads, PASSAGES.open("rb"))]
+        folder.mkdir()
+        for number, text in enumerate(texts):
+            (folder / f"{number:02}.md").write_text(text)
+        terms = {"license": "CC0-1.0", "language": "en", "format": "documents"}
+        seeds = f"documents={import_data(folder, tmp_path / 'segments', **terms).out}"
+    elif name == "tool_dialogue":
+        seeds = f"desk={ROOT / 'examples' / 'desk'}"
     elif start in SEEDS_OF:
         seeds = str(ROOT / "seeds" / f"{SEEDS_OF[start]}.jsonl")
     # The name of the folder is in the card.
     plain, out, calls = tmp_path / "plain" / "run", tmp_path / "run", tmp_path / "calls"
-    words = (seeds, 12, str(plain), 6, str(tmp_path / "first"), 0.0, 0, "before", "issued")
+    # Programs run in a sandbox, which takes time.
+    target = 4 if name == "code" else 12
+    words = (seeds, target, str(plain), 6, str(tmp_path / "first"), 0.0, 0, "before", "issued")
     assert forks.run(children.generate, *words, False, name) == 0
     rng = random.Random(name)
     killed = 0
     while True:
-        words = (seeds, 12, str(out), 6, str(calls), 0.03, 0, "before", "issued")
+        words = (seeds, target, str(out), 6, str(calls), 0.03, 0, "before", "issued")
         process = forks.start(children.generate, *words, True, name)
         process.join(rng.uniform(0.2, 0.6) if killed < 3 else 120)
         if process.exitcode is not None:

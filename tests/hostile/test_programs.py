@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,12 +21,8 @@ from instructgen.training.rewards import verifiers_of
 from instructgen.verifiers import sandbox
 from instructgen.verifiers.code import Code
 from instructgen.verifiers.sandbox import Limits, Process
-from tests.conftest import ROOT, real
+from tests.conftest import ROOT, needs_sandbox, real
 
-# In CI a machine without a sandbox is an error.
-needs_sandbox = pytest.mark.skipif(
-    shutil.which("bwrap") is None and "CI" not in os.environ, reason="bubblewrap is not installed"
-)
 pytestmark = needs_sandbox
 TESTS = "assert add(1, 2) == 3\nassert add(-1, 3) == 2\nassert add(10, 5) == 15\n"
 ALWAYS = "class E:\n    def {}(self, *a): return {}\n    __hash__ = None\ndef add(a, b): return E()"

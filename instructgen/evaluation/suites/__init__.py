@@ -106,8 +106,16 @@ class AnsweringSuite(Suite):
         """Return the maximum number of tokens of a prompt plus its answer."""
         return max(256, subject.prompt_format.max_length)
 
-    def answers(self, subject: Subject, tasks: list[Sample]) -> dict[str, list[str]]:
-        """Return each model's answers, decoded greedily, to tasks that `fitting_tasks` returned.
+    def answers(
+        self, subject: Subject, tasks: list[Sample], *, samples: int = 1, temperature: float = 0.0
+    ) -> dict[str, list[str]]:
+        """Return each model's answers to tasks that `fitting_tasks` returned.
+
+        Args:
+            subject: the models.
+            tasks: the tasks.
+            samples: the number of answers to each task, which follow each other in the list.
+            temperature: the sampling temperature; 0 for greedy decoding.
 
         Raises:
             EngineError: a prompt was not answered.
@@ -121,7 +129,13 @@ class AnsweringSuite(Suite):
             encoder = _encoder(name, subject.prompt_format)
             prompts = [tuple(encoder.ids(str(encoder.prompt(task)))) for task in tasks]
             engine = find("engines", self.engine)(model=name, max_model_len=self._room(subject))
-            requests = requests_for(prompts, max_tokens=self.max_new_tokens, seed=subject.seed)
+            requests = requests_for(
+                prompts,
+                samples=samples,
+                temperature=temperature,
+                max_tokens=self.max_new_tokens,
+                seed=subject.seed,
+            )
             answers = answer_all(engine, requests)
             if failed := next((c for c in answers if c.finish_reason == "error"), None):
                 raise EngineError(

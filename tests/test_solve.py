@@ -1,0 +1,99 @@
+"""The method solve: several solutions, a verifier, and the fraction that is correct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructgen.engines import Completion
+from instructgen.generation.methods.solve import Solve
+from instructgen.schema.sample import Label, Sample
+from tests.conftest import needs_sandbox
+from tests.scripted import Played, play
+
+PROBLEM = Sample("Ann has 17 apples and buys 25. How many are there?", output="42", language="en")
+RIGHT = ("She adds 17 and 25, which gives 42.\nAnswer: 42", "17 + 25 = 42.\nAnswer: 42")
+WRONG = ("She multiplies.\nAnswer: 425", "There is no result.")
+
+
+def solved(texts: Sequence[str | Completion], seed: Sample = PROBLEM, **options: object) -> Played:
+    """Run the method with these solutions; the verifier is real."""
+    method = Solve(attempts=len(texts), **options)  # type: ignore[arg-type]
+    left = list(texts)
+    return play(method, [seed], lambda r: left.pop(0))
+
+
+def test_the_shortest_correct_solution_is_kept_with_its_reasoning_and_pass_rate() -> None:
+    done = solved([WRONG[0], *RIGHT, WRONG[1]])
+    (row,) = done.rows
+    assert (row.output, row.reasoning_content) == ("42", "17 + 25 = 42.")
+    assert row.score("pass_rate").value == 0.5  # type: ignore[union-attr]
+    assert [(x.name, x.value) for x in row.labels] == [("verified_by", "answer")]
+    # Its completion was the third one.
+    assert row.origin.request == 2
+    assert [r.role for r in done.requests] == ["writer"] * 4 + ["executor"]
+
+
+def test_reasoning_can_stay_in_the_answer_and_thoughts_never_do() -> None:
+    (row,) = solved(RIGHT, reasoning="in_answer").rows
+    assert (row.output, row.reasoning_content) == (RIGHT[1], "")
+    thinking = Completion("The sum is 42.", "stop", reasoning="17 and 25 ...")
+    (row,) = solved([thinking]).rows
+    assert (row.output, row.reasoning_content) == ("The sum is 42.", "17 and 25 ...")
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "reason"),
+    [
+        (WRONG, {}, "no_correct_answer"),
+        (RIGHT, {"pass_rate": (0.0, 0.9)}, "too_easy"),
+        ([RIGHT[0], *WRONG], {"pass_rate": (0.5, 1.0)}, "too_hard"),
+        ([Completion("cut", "length"), Completion.failed("lost")], {}, "unfinished"),
+    ],
+)
+def test_unsolved_and_too_easy_problems_are_rejected(
+    texts: Sequence[str | Completion], options: dict[str, object], reason: str
+) -> None:
+    assert solved(texts, **options).reasons() == [reason]
+
+
+def test_without_an_answer_the_majority_decides_and_the_row_says_so() -> None:
+    open_problem = Sample(PROBLEM.instruction, language="en")
+    (row,) = solved([WRONG[0], *RIGHT], open_problem).rows
+    assert row.output == "42"
+    assert [(x.name, x.value) for x in row.labels] == [("verified_by", "majority")]
+    assert row.score("pass_rate").value == pytest.approx(2 / 3, abs=1e-4)  # type: ignore[union-attr]
+    assert solved([WRONG[0], RIGHT[0], "Answer: 7"], open_problem).reasons() == ["no_majority"]
+    assert solved(["No idea.", "Nothing."], open_problem).reasons() == ["no_correct_answer"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(40, 44), min_size=1, max_size=12))
+def test_the_pass_rate_is_the_fraction_of_correct_solutions(results: list[int]) -> None:
+    done = solved([f"Some steps.\nAnswer: {n}" for n in results])
+    share = results.count(42) / len(results)
+    if share:
+        assert done.rows[0].score("pass_rate").value == round(share, 4)  # type: ignore[union-attr]
+    else:
+        assert done.reasons() == ["no_correct_answer"]
+
+
+def test_a_seed_that_the_verifier_cannot_check_does_not_fit() -> None:
+    assert Solve().fits(PROBLEM)
+    assert Solve().fits(Sample("How many?"))
+    assert not Solve().fits(Sample("Who?", output="Nobody."))
+    assert not Solve(verifier="code").fits(PROBLEM)
+
+
+@needs_sandbox
+def test_code_solutions_are_checked_by_their_tests() -> None:
+    seed = Sample("Write double(x).", output="x", labels=(Label("test", "assert double(2) == 4"),))
+    texts = [f"```python\ndef double(x):\n    return {body}\n```" for body in ("x", "2 * x")]
+    done = solved(texts, seed, verifier="code", steps=False)
+    (row,) = done.rows
+    assert row.output == texts[1]
+    assert row.score("pass_rate").value == 0.5  # type: ignore[union-attr]
+    assert done.requests[0].prompt_text() == "[user]\nWrite double(x)."
