@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import time
 import unicodedata
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 import instructgen
 from instructgen.documents import (
-    DocumentFormat,
     DocumentLimits,
     DocumentText,
     Unreadable,
@@ -30,6 +29,7 @@ from instructgen.engines import Request
 from instructgen.errors import ConfigError, InputError
 from instructgen.filters.novelty import Novelty
 from instructgen.generation.methods.document import Document, located, spread
+from instructgen.plugins import load_plugin
 from instructgen.schema.sample import Place, Sample
 from instructgen.similarity import tokenize
 from instructgen.similarity.tokens import word_positions
@@ -147,16 +147,21 @@ READABLE = {
 }
 
 
-def read_bytes(name: str, data: bytes, limits: DocumentLimits | None = None) -> DocumentText:
-    with DocumentReader(limits) as reader:
-        kind = reader_for(Path(name))
-        assert kind is not None
-        return reader.read(kind, data)
+@pytest.fixture(scope="module")
+def reader() -> Iterator[DocumentReader]:
+    with DocumentReader() as shared:
+        yield shared
+
+
+def read_bytes(reader: DocumentReader, name: str, data: bytes) -> DocumentText:
+    kind = reader_for(Path(name))
+    assert kind is not None
+    return reader.read(kind, data)
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_the_text_of_each_type_is_read(name: str) -> None:
-    document = read_bytes(name, READABLE[name])
+def test_the_text_of_each_type_is_read(reader: DocumentReader, name: str) -> None:
+    document = read_bytes(reader, name, READABLE[name])
     words = " ".join(document.text.split())
     assert RULES in words
     assert FEES in words
@@ -185,54 +190,35 @@ UNREADABLE["latin.txt"] = (UNREADABLE["latin.txt"], "encoding")  # type: ignore[
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_cannot_be_read_has_a_reason(name: str) -> None:
+def test_what_cannot_be_read_has_a_reason(reader: DocumentReader, name: str) -> None:
     data, code = UNREADABLE[name]
     with pytest.raises(Unreadable) as caught:
-        read_bytes(name, data)
+        read_bytes(reader, name, data)
     assert caught.value.code == code
 
 
-class Slow(DocumentFormat):
-    name = "slow_for_tests"
-    suffixes = ()
-
-    def read(self, data: bytes, limits: DocumentLimits) -> DocumentText:
-        if data == b"sleep":
-            time.sleep(60)
-        if data == b"memory":
-            return DocumentText("x" * 2**33)
-        if data == b"die":
-            import os
-
-            os._exit(1)
-        if data == b"long":
-            return DocumentText("word " * 1_000)
-        return DocumentText(data.decode())
+(Slow,) = load_plugin(ROOT / "tests" / "slow_reader.py")
 
 
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (b"sleep", "too_slow"),
-        (b"memory", "too_large"),
-        (b"die", "broken"),
-        (b"long", "too_large"),
-        (b"x" * 3_000, "too_large"),
-    ],
-)
-def test_a_document_that_exceeds_a_limit_is_rejected_and_the_next_one_is_read(
-    data: bytes, code: str
-) -> None:
-    with DocumentReader(DocumentLimits(bytes=2_000, characters=4_000, seconds=3.0)) as reader:
-        with pytest.raises(Unreadable) as caught:
-            reader.read(Slow, data)
-        assert caught.value.code == code
-        assert reader.read(Slow, b"still here").text == "still here"
+def test_a_document_that_exceeds_a_limit_is_rejected_and_the_next_one_is_read() -> None:
+    texts = {
+        b"sleep": "too_slow",
+        b"memory": "too_large",
+        b"die": "broken",
+        b"long": "too_large",
+        b"x" * 3_000: "too_large",
+    }
+    with DocumentReader(DocumentLimits(bytes=2_000, characters=4_000, seconds=3.0)) as own:
+        for data, code in texts.items():
+            with pytest.raises(Unreadable) as caught:
+                own.read(Slow, data)
+            assert caught.value.code == code
+            assert own.read(Slow, b"still here").text == "still here"
 
 
 def test_pages_are_limited() -> None:
-    with pytest.raises(Unreadable) as caught:
-        read_bytes("a.pdf", pdf("one", "two", "three"), DocumentLimits(pages=2))
+    with DocumentReader(DocumentLimits(pages=2)) as own, pytest.raises(Unreadable) as caught:
+        read_bytes(own, "a.pdf", pdf("one", "two", "three"))
     assert caught.value.code == "too_many_pages"
 
 

@@ -719,7 +719,7 @@ def facts_of(loop: Loop, ended: Ended) -> RunFacts:
         prompt_tokens=t.prompt_tokens,
         output_tokens=t.output_tokens,
         shares=_shares(loop, ended.rows),
-        unused_seeds=len(loop.pool.seeds) - len(loop.pool.usable),
+        unused_seeds=0 if loop.config.method.uses_others else len(loop.pool.others),
     )
 
 

@@ -6,19 +6,24 @@ forever, or need any amount of memory. Then only this process ends, and the docu
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
+import orjson
+
 from instructgen.documents import DocumentFormat, DocumentLimits, DocumentText, Unreadable
 from instructgen.errors import ConfigError, first_line
-from instructgen.plugins import load_plugin, loaded_files
+from instructgen.plugins import find, load_plugin, loaded_files
 
 _START_S = 120.0
+_PROGRAM = "from instructgen.documents.reading import main; main()"
 
 
 class DocumentReader:
@@ -30,8 +35,8 @@ class DocumentReader:
 
     def __init__(self, limits: DocumentLimits | None = None) -> None:
         self._limits = limits or DocumentLimits()
-        self._process: Any = None
-        self._pipe: Connection
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection[Any, Any]
 
     def __enter__(self) -> Self:
         """Return the reader; the process starts with the first document."""
@@ -41,7 +46,7 @@ class DocumentReader:
         """End the process."""
         self._end()
 
-    def read(self, reader: type[DocumentFormat], data: bytes) -> DocumentText:
+    def read(self, kind: type[DocumentFormat], data: bytes) -> DocumentText:
         """Return the text of a document.
 
         Raises:
@@ -56,85 +61,95 @@ class DocumentReader:
         if self._process is None:
             self._start()
         try:
-            self._pipe.send((reader, data))
+            self._pipe.send((kind.name, data))
             if not self._pipe.poll(limits.seconds):
                 self._end()
                 raise Unreadable("too_slow", f"not read within {limits.seconds:g} s")
-            result = self._pipe.recv()
+            result: dict[str, Any] = orjson.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
             self._end()
             raise Unreadable("broken", "the process that read it died") from None
-        if isinstance(result, Exception):
-            raise result
-        text: DocumentText = result
-        return text
+        if "package" in result:
+            raise ConfigError(
+                f"documents of the type {kind.name} need the package {result['package']}.",
+                "Install it: pip install 'instructgen[documents]'.",
+            )
+        if "code" in result:
+            raise Unreadable(result["code"], result["detail"])
+        return DocumentText(result["text"], tuple(result["pages"]))
 
     def _start(self) -> None:
-        # A forked process would have the threads and the memory of this one.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, self._limits, loaded_files()), daemon=True
+        self._pipe, theirs = Pipe()
+        self._process = subprocess.Popen(  # noqa: S603 (a program of our own)
+            # -P: modules in the working folder have no effect.
+            [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C ends this process, which then ends the other.
+            start_new_session=True,
         )
-        self._process.start()
         theirs.close()
+        self._pipe.send((self._limits, [str(path) for path in loaded_files()]))
         # The time to start does not count as the time of the first document.
         if not self._pipe.poll(_START_S):
             self._end()
             raise Unreadable("too_slow", "the process that reads documents does not start")
-        self._pipe.recv()
+        self._pipe.recv_bytes()
 
     def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             self._pipe.close()
-            self._process = None
 
 
-def _serve(pipe: Connection, limits: DocumentLimits, plugins: Sequence[Path]) -> None:
-    """Answer with the text of each document, or the exception that says why there is none."""
+def main() -> None:
+    """Serve the process at the other end of the pipe whose descriptor is the first argument."""
+    pipe: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    limits, plugins = pipe.recv()
     for file in plugins:
         load_plugin(file)
     _limit_memory(limits.memory)
-    pipe.send(None)
-    with suppress(EOFError, KeyboardInterrupt):
+    pipe.send_bytes(b"ready")
+    with suppress(EOFError, BrokenPipeError):
         while True:
-            reader, data = pipe.recv()
-            pipe.send(_result(reader, data, limits))
+            name, data = pipe.recv()
+            pipe.send_bytes(orjson.dumps(_result(find("readers", name), data, limits)))
 
 
 def _limit_memory(size: int) -> None:
-    if sys.platform != "win32":
-        import resource
+    import resource
 
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def _result(
-    reader: type[DocumentFormat], data: bytes, limits: DocumentLimits
-) -> DocumentText | Exception:
+    kind: type[DocumentFormat], data: bytes, limits: DocumentLimits
+) -> dict[str, str | tuple[int, ...]]:
+    """Return the text of a document, or why there is none."""
     try:
-        found = reader().read(data, limits)
+        found = kind().read(data, limits)
     except Unreadable as error:
-        return error
+        return {"code": error.code, "detail": error.detail}
     except ImportError as error:
-        return ConfigError(
-            f"documents of the type {reader.name} need the package {error.name}.",
-            "Install it: pip install 'instructgen[documents]'.",
-        )
+        return {"package": error.name or str(error)}
     except MemoryError:
-        return Unreadable("too_large", f"it needs more than {limits.memory:,} bytes of memory")
+        detail = f"it needs more than {limits.memory:,} bytes of memory"
+        return {"code": "too_large", "detail": detail}
     except Exception as error:  # noqa: BLE001 (libraries raise any exception for a damaged file)
-        return Unreadable("broken", f"{type(error).__name__}: {first_line(error)}")
+        return {"code": "broken", "detail": f"{type(error).__name__}: {first_line(error)}"}
     if len(found.text) > limits.characters:
-        return Unreadable("too_large", f"more than {limits.characters:,} characters")
+        return {"code": "too_large", "detail": f"more than {limits.characters:,} characters"}
     # A text with half of a pair of code units cannot be written to a file.
     text = found.text.encode("utf-8", "replace").decode()
     if not text.strip():
-        return Unreadable("empty", "the document has no text")
-    return DocumentText(text, found.pages)
+        return {"code": "empty", "detail": "the document has no text"}
+    return {"text": text, "pages": found.pages}
 
 
 def read_bytes(path: Path, limits: DocumentLimits) -> bytes:

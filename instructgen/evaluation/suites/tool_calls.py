@@ -48,7 +48,8 @@ class ToolCalls(AnsweringSuite):
         if not tasks:
             raise InputError(
                 "No row has calls of tools, or all are too long.",
-                hint="Use conversations with tools, or increase --max-length.",
+                hint="Use conversations with tools and a model whose chat template shows tools, or "
+                "increase --max-length.",
             )
         message_of = {task.id: message for task, message in turns}
         answers = self.answers(subject, tasks)

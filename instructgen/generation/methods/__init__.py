@@ -155,9 +155,10 @@ class Method(BaseModel, ABC):
     segments (of imported documents, with tasks as examples of style), personas, tool_tasks
     (instructions with the calls of tools that they need), snippets (of code), or nothing if the
     method needs no seeds. A method with ``finite = True`` makes one draft from each seed, in order.
-    The other methods draw seeds at random, without an end. The rows
-    of a method with ``keeps_instructions = True`` keep the instructions of the seeds, so they are
-    not compared with these.
+    The other methods draw seeds at random, without an end. The rows of a method with
+    ``keeps_instructions = True`` keep the instructions of the seeds, so they are not compared with
+    these. A method with ``uses_others = True`` also uses seeds that do not fit, such as examples of
+    style.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -166,6 +167,7 @@ class Method(BaseModel, ABC):
     starts_from: ClassVar[Start] = "tasks"
     finite: ClassVar[bool] = False
     keeps_instructions: ClassVar[bool] = False
+    uses_others: ClassVar[bool] = False
 
     style: Literal["auto", "completion", "chat"] = Field(
         "auto",

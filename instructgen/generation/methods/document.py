@@ -76,6 +76,7 @@ class Document(ChatMethod):
     stages = (Stage(QUESTIONS, 2.0), Stage(ANSWER, 0.6), Stage(JUDGE, 0.8, role="judge"))
     starts_from: ClassVar[Start] = "segments"
     finite: ClassVar[bool] = True
+    uses_others: ClassVar[bool] = True
 
     shares: dict[Kind, float] = Field(
         {"factual": 0.65, "summary": 0.1, "comparison": 0.1, "unanswerable": 0.15},
