@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -429,3 +430,41 @@ def test_the_same_options_reach_the_process() -> None:
 
     built = engine_spec(engine).build()
     assert isinstance(built, EchoEngine) and built.delay_s == 0.25
+
+
+# -- the address of a cluster ------------------------------------------------------------------
+
+REPLIES = {
+    "a head node": (b"\0\0\6\4\0\0\0\0\0\0\5\0\0\x40\0", None),
+    "a web server": (b"HTTP/1.1 400 Bad Request\r\n\r\n", ConfigError),
+    "a mail server": (b"220 ready\r\n", ConfigError),
+    "a program that says nothing": (b"", ConfigError),
+}
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_only_a_head_node_is_connected_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait for minutes."""
+    from instructgen.distributed import cluster
+
+    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
+    said, error = REPLIES[name]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(said)
+                # Until the other side gives up.
+                while connection.recv(1024):
+                    pass
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if error is None:
+            cluster._check_address(address)
+        else:
+            with pytest.raises(error, match="another program"):
+                cluster._check_address(address)
+        thread.join(5)

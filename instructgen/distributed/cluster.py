@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from instructgen.errors import ConfigError, first_line
 
 _CONNECT_S = 10.0
+# Ray's head node speaks gRPC, which is HTTP/2: the first frame of a server is of this type.
+_SETTINGS, _FRAME_HEAD = b"\4", 9
 # Objects that exceed it are written to disk. It is shared memory of this machine.
 _OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -92,7 +94,7 @@ def _start(ray: Any, address: str, folder: str) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Raise ConfigError unless something listens at the address: Ray itself waits for minutes."""
+    """Raise ConfigError unless a head node listens at the address: Ray itself waits for minutes."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
         raise ConfigError(
@@ -101,9 +103,23 @@ def _check_address(address: str) -> None:
             "the cluster.",
         )
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_S) as connection:
+            reply = _first_frame(connection)
     except (OSError, OverflowError) as error:
         raise _unreachable(address, first_line(error)) from error
+    # With TLS, the head node does not answer before a handshake.
+    if reply[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise _unreachable(address, "another program listens there")
+
+
+def _first_frame(connection: socket.socket) -> bytes:
+    """Return the beginning of what a server answers to the beginning of HTTP/2 (RFC 9113, 3.4)."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5)
+    reply = b""
+    with suppress(TimeoutError, ConnectionError):
+        while len(reply) < _FRAME_HEAD and (part := connection.recv(_FRAME_HEAD - len(reply))):
+            reply += part
+    return reply
 
 
 def _unreachable(address: str, why: str) -> ConfigError:
