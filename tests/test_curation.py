@@ -332,6 +332,25 @@ def test_an_unusable_benchmark_file_is_an_input_error(tmp_path: Path) -> None:
 # -- the command ------------------------------------------------------------------------
 
 
+def test_functions_of_a_benchmark_are_found_by_name(tmp_path: Path) -> None:
+    rows = [
+        {"task_id": "a", "prompt": 'def halve(x):\n    """Return half of x."""\n'},
+        {"task_id": "b", "prompt": "def inner(): ...\n\n\ndef outer(y):\n    pass\n"},
+    ]
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(f"{orjson.dumps(row).decode()}\n" for row in rows))
+    named = Contamination(against=(str(path),), function_names=True)
+    by_text = Contamination(against=(str(path),))
+    code = "```python\ndef {name}(number):\n    return number / 2\n```"
+    for name, found in (("halve", True), ("outer", True), ("halves", False)):
+        sample = Sample("Write a function for a recipe.", output=code.format(name=name))
+        reason = named.reason(sample)
+        assert (reason is not None and reason.reason == "function_name") == found
+        assert by_text.reason(sample) is None
+    # To call a function is not to define it.
+    assert named.reason(Sample("Call it.", output="Use halve(3).")) is None
+
+
 def merged_real_data(tmp_path: Path) -> Path:
     """A fourth of Dolly, the best paths of OASST1, and Alpaca Libre v1."""
     lines = real("dolly/databricks-dolly-15k.rejoined.jsonl").read_bytes().splitlines(True)

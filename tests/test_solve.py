@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import instructgen
 from instructgen.engines import Completion
+from instructgen.errors import ConfigError, InputError
 from instructgen.generation.methods.solve import Solve
-from instructgen.schema.sample import Label, Sample
+from instructgen.schema.sample import Label, Sample, Score
+from instructgen.store import read_samples, write_dataset
 from tests.conftest import needs_sandbox
 from tests.scripted import Played, play
 
@@ -97,3 +102,63 @@ def test_code_solutions_are_checked_by_their_tests() -> None:
     assert row.output == texts[1]
     assert row.score("pass_rate").value == 0.5  # type: ignore[union-attr]
     assert done.requests[0].prompt_text() == "[user]\nWrite double(x)."
+
+
+# -- --pass-rate --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rated(tmp_path: Path) -> Path:
+    """A dataset of 10 rows with the pass rates 0.0 to 0.8, and a row without one."""
+    rows = [
+        Sample(
+            f"How much is {i} times {i + 3}?",
+            output=f"It is {i * (i + 3)}.",
+            language="en",
+            license="MIT",
+            scores=(Score("pass_rate", i / 10),) if i < 9 else (),
+        )
+        for i in range(10)
+    ]
+    write_dataset(tmp_path / "rated", rows, [], lambda _: "")
+    return tmp_path / "rated"
+
+
+def test_curate_keeps_rows_in_the_range(rated: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.toml").write_text("")
+    options = {"recipe": str(tmp_path / "none.toml"), "pass_rate": "0.2:0.5"}
+    done = instructgen.curate(rated, tmp_path / "out", **options)
+    kept = [s.score("pass_rate") for s in read_samples(done.out)]
+    assert [score.value for score in kept if score is not None] == [0.2, 0.3, 0.4, 0.5]
+    assert {r.reason: r.count for r in done.rejections} == {
+        "too_low": 2,
+        "too_high": 3,
+        "no_score": 1,
+    }
+
+
+@pytest.mark.parametrize("value", ["0.9", "0.9:0.1", "a:b", "-1:0.5", "0:2", ""])
+def test_a_range_that_is_not_valid(rated: Path, tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError):
+        instructgen.curate(rated, tmp_path / "out", pass_rate=value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_training_uses_rows_in_the_range(rated: Path, tmp_path: Path, tiny: Path) -> None:
+    short = {"steps": 1, "held_out_rows": 0, "evaluate": False, "max_length": 64}
+    facts = instructgen.train(
+        "sft", rated, tmp_path / "m", model=str(tiny), pass_rate="0.1:0.4", **short
+    ).facts
+    assert facts is not None
+    assert facts.rows.train == 4
+    for name, limits in (("none", "0.95:1.0"), ("unrated", "0.1:0.9")):
+        data = rated
+        if name == "unrated":
+            data = tmp_path / "unrated"
+            plain = [replace(s, scores=()) for s in read_samples(rated)]
+            write_dataset(data, plain, [], lambda _: "")
+        with pytest.raises(InputError):
+            instructgen.train(
+                "sft", data, tmp_path / name, model=str(tiny), pass_rate=limits, **short
+            )
