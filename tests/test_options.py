@@ -19,6 +19,7 @@ from instructgen.commands.options import (
     ABLATE_FLAGS,
     TRAIN_FLAGS,
     DedupOptions,
+    GenerateOptions,
     MergeOptions,
     PreviewOptions,
     TrainOptions,
@@ -45,7 +46,9 @@ REQUIRED: dict[str, Any] = {
 
 def required(options: type[Options]) -> dict[str, Any]:
     fields = options.model_fields.items()
-    return {name: REQUIRED[name] for name, field in fields if field.is_required()}
+    # The default method draws seeds without an end, so it needs a target.
+    needed = {"target"} if options is GenerateOptions else set[str]()
+    return {n: REQUIRED[n] for n, field in fields if field.is_required() or n in needed}
 
 
 def minimal_argv(name: str) -> list[str]:
@@ -79,8 +82,9 @@ def test_python_has_the_defaults_of_the_options(name: str) -> None:
     assert set(options.model_fields) <= set(parameters)
     for field_name, field in options.model_fields.items():
         default = parameters[field_name].default
-        # Python requires a value before a required parameter; the seeds may be omitted by name.
-        if field.is_required() or (field_name == "seeds" and name in ("generate", "preview")):
+        # Python requires values before a required parameter; these may be omitted by name.
+        before_out = name == "generate" and field_name in ("seeds", "target")
+        if field.is_required() or before_out:
             assert default is inspect.Parameter.empty
         else:
             assert default == field.default
@@ -131,7 +135,7 @@ def test_defaults_that_depend_on_a_recipe_are_shown_as_they_are() -> None:
             default = SftOptions.model_fields[name].default
             assert field.default is None
             # Where the text differs, it explains a default such as 0 or None.
-            explained = {"tokens", "peft", "learning_rate", "max_length"}
+            explained = {"tokens", "peft", "learning_rate", "max_length", "pass_rate"}
             assert name in explained or facts_of(field)["shown"] == (
                 "" if default is None else str(default)
             )
