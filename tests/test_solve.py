@@ -155,7 +155,7 @@ def test_training_uses_rows_in_the_range(rated: Path, tmp_path: Path, tiny: Path
     for name, limits in (("none", "0.95:1.0"), ("unrated", "0.1:0.9")):
         data = rated
         if name == "unrated":
-            data = tmp_path / "unrated"
+            data = tmp_path / "rows"
             plain = [replace(s, scores=()) for s in read_samples(rated)]
             write_dataset(data, plain, [], lambda _: "")
         with pytest.raises(InputError):
