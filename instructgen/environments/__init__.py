@@ -63,8 +63,7 @@ class SqliteEnvironment(Environment):
 
     def __init__(self) -> None:
         """Create the database."""
-        # The executor's threads take turns.
-        self.database = sqlite3.connect(":memory:", check_same_thread=False)
+        self.database = sqlite3.connect(":memory:")
         self.database.row_factory = sqlite3.Row
         self.database.executescript(self.script.read_text("utf-8"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -40,9 +41,9 @@ class Executor(QueueEngine):
             values = list(pool.map(self.value, requests))
         return [Completion(orjson.dumps(value).decode(), "stop") for value in values]
 
+    @abstractmethod
     def value(self, request: Request) -> Any:
         """Return the value that answers a request."""
-        raise NotImplementedError
 
 
 class VerifierExecutor(Executor):

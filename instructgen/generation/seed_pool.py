@@ -256,7 +256,7 @@ class _ToolTask(Format):
 
 @dataclass(frozen=True)
 class _Snippet(_OneText):
-    """Rows with Python code in the field ``text``. Of a Python file, each function is a row."""
+    """Rows with Python code in the field ``text``. Each function of a Python file is a row."""
 
     name = "snippet"
 

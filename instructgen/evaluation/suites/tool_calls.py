@@ -106,7 +106,7 @@ def _turns(row: Sample) -> list[tuple[Sample, Message]]:
     turns = [
         (replace(row, steps=row.steps[:place]).with_answer(""), message)
         for place, message in enumerate(row.steps)
-        # What the loss does not cover, such as a wrong call, is no example.
+        # The loss does not cover wrong calls, and they are not expected here.
         if message.role == "assistant" and message.tool_calls and message.train
     ]
     if row.tool_calls:

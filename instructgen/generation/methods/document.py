@@ -41,7 +41,7 @@ QUESTIONS, ANSWER, JUDGE = "questions", "answer", "faithful"
 Kind = Literal["factual", "summary", "comparison", "unanswerable"]
 # Questions of the user that a prompt shows, and the most characters of each.
 _SHOWN, _LONGEST_SHOWN = 3, 300
-# The segments of a document with which one may be compared are at most so many places away.
+# The maximum distance, in segments, of two segments that are compared.
 _NEAR = 3
 _QUOTES = "\"'“”„«»「」"
 _ANSWER_SCHEMA = {
@@ -89,7 +89,7 @@ class Document(ChatMethod):
     passage: bool = Field(
         True,
         description="Whether the passage is the input of the row. Without it, the row has only "
-        "the question, and there are no unanswerable questions.",
+        "the question, and unanswerable questions are left out.",
     )
     min_evidence_words: int = Field(5, ge=1, description="Minimum number of words of a quote.")
     max_evidence_share: float = Field(
