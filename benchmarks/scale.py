@@ -5,10 +5,11 @@
     python benchmarks/scale.py real            # two replicas with a core each, one with both cores
     python benchmarks/scale.py novelty         # the filter's share of the loop's time
     python benchmarks/scale.py prefixes        # prompts assigned by their beginning, or by room
-    python benchmarks/scale.py curation --data FOLDER [--data-juicer PYTHON]
+    python benchmarks/scale.py curation --data FOLDER --data-juicer PYTHON
 
 The simulated engine is in simulated_engine.py. FOLDER is a dataset of a million rows that
-million.py keeps with --folder. Each result is added to scale.json.
+million.py keeps with --folder. PYTHON has py-data-juicer==1.6.1. Each result is added to
+scale.json.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from curate import DATA_JUICER, SAME_FILTERS
 from serve import GENERAL, server
 
 from instructgen.distributed.placement import Placement
@@ -37,6 +39,7 @@ from instructgen.engines.supervisor import Supervisor
 from instructgen.generation.sequencer import Sequencer
 from instructgen.generation.work import RequestList
 from instructgen.plugins import load_plugin
+from instructgen.store import read_samples
 
 OUT = Path(__file__).with_suffix(".json")
 SLOTS = 16
@@ -273,7 +276,7 @@ def computed(prompts: list[list[int]], replicas: int, by_prefix: bool) -> int:
 
 
 CURATION = """
-import json, resource, sys, threading, time
+import json, resource, subprocess, sys, threading, time
 from pathlib import Path
 import instructgen
 
@@ -309,44 +312,66 @@ if __name__ == "__main__":
     threading.Thread(target=watch, daemon=True).start()
     name, arguments, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     began = time.perf_counter()
-    result = getattr(instructgen, name)(*arguments, **options)
+    if name == "command":
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+        kept, of = sum(1 for _ in Path(options["kept"]).open()), options["rows"]
+    else:
+        result = getattr(instructgen, name)(*arguments, **options)
+        kept, of = result.rows, result.rows + result.rejected
     seconds = time.perf_counter() - began
     done.set()
     print(json.dumps({
-        "rows": result.rows, "rejected": result.rejected, "seconds": round(seconds, 1),
-        "rows_per_s": round((result.rows + result.rejected) / seconds),
+        "rows": of, "kept": kept, "seconds": round(seconds, 1), "rows_per_s": round(of / seconds),
         "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "all_processes_peak_mib": round(peak[0]),
     }))
 """
 
 
-def curation(data: Path) -> dict[str, Any]:
-    """Measure `curate` and `dedup` in one process, and on Ray on this machine."""
-    runs: dict[str, Any] = {}
+def curation(data: Path, python: Path) -> dict[str, Any]:
+    """Measure `curate` and `dedup` in one process and on Ray, and Data-Juicer on the same rows."""
+    runs: dict[str, Any] = {"filters": "words 5 to 1000, repeated 4-grams, exact and MinHash 0.7"}
     with tempfile.TemporaryDirectory() as work:
+        recipe, lines = Path(work) / "same.toml", Path(work) / "rows.jsonl"
+        recipe.write_text(SAME_FILTERS)
         for name, arguments, options in (
-            ("curate", [str(data)], {"recipe": "strict"}),
+            ("curate", [str(data)], {"recipe": str(recipe)}),
             ("dedup", [[str(data)]], {"how": ["exact", "minhash"]}),
         ):
-            parts = {}
-            for where in (None, "auto"):
+            digests, runs[name] = set(), {}
+            for key, where in (("one process", None), ("ray, 2 workers", "auto")):
                 out = Path(work) / str(where) / name
-                words = [name, json.dumps([*arguments, str(out)])]
-                words.append(json.dumps({**options, "ray": where}))
-                command = [sys.executable, "-c", CURATION, *words]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise SystemExit(done.stderr)
-                key = "one process" if where is None else "ray, 2 workers"
-                runs.setdefault(name, {})[key] = json.loads(done.stdout.splitlines()[-1])
-                print(name, key, runs[name][key], flush=True)
-                parts[key] = [
-                    p.read_bytes() for p in (out / "manifest.json", out / "provenance.json")
-                ]
-            # The manifest has the digest of each file.
-            runs[name]["same_files"] = len({tuple(p) for p in parts.values()}) == 1
+                runs[name][key] = in_a_process(
+                    name, [*arguments, str(out)], options | {"ray": where}
+                )
+                # The manifest has the digest of each file.
+                files = ("manifest.json", "provenance.json")
+                digests.add(tuple((out / file).read_bytes() for file in files))
+            runs[name]["same_files"] = len(digests) == 1
+        rows = 0
+        with lines.open("w") as file:
+            for rows, s in enumerate(read_samples(data), 1):  # noqa: B007
+                text = "\n".join(part for part in (s.instruction, s.input, s.output) if part)
+                file.write(json.dumps({"text": text}) + "\n")
+        config, out = Path(work) / "same.yaml", Path(work) / "dj"
+        config.write_text(DATA_JUICER.format(rows=lines, out=out))
+        runs["curate"]["data-juicer 1.6.1, 2 processes"] = in_a_process(
+            "command",
+            [str(python.parent / "dj-process"), "--config", str(config)],
+            {"kept": str(out / "kept.jsonl"), "rows": rows},
+        )
     return runs
+
+
+def in_a_process(name: str, arguments: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+    words = [name, json.dumps(arguments), json.dumps(options)]
+    command = [sys.executable, "-c", CURATION, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(name, options, found, flush=True)
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -368,10 +393,11 @@ def main() -> None:
         "real": real,
         "novelty": lambda: novelty([100_000, 1_000_000, 10_000_000]),
         "prefixes": lambda: prefixes(8),
-        "curation": lambda: curation(options.data),
+        "curation": lambda: curation(options.data, options.data_juicer),
     }
     parser.add_argument("part", choices=list(measure))
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--data-juicer", type=Path)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     found = measure[options.part]()

@@ -468,3 +468,26 @@ def test_only_a_head_node_is_connected_to(name: str, monkeypatch: pytest.MonkeyP
             with pytest.raises(error, match="another program"):
                 cluster._check_address(address)
         thread.join(5)
+
+
+def test_the_address_of_a_cluster_that_was_killed_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray keeps the address in a file, and would wait for minutes."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray._private import services
+
+    from instructgen.distributed import cluster
+
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster._running() is None
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+    assert cluster._running() is None
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=address):
+        cluster._running()

@@ -62,7 +62,9 @@ def connected(address: str, spill: Path | None = None) -> Iterator[Any]:
 
 
 def _connect(ray: Any, address: str, folder: str) -> None:
-    if address != "auto":
+    if address == "auto":
+        address = _running() or "local"
+    else:
         _check_address(address)
     try:
         _start(ray, address, folder)
@@ -77,20 +79,39 @@ def _connect(ray: Any, address: str, folder: str) -> None:
 
 
 def _start(ray: Any, address: str, folder: str) -> None:
-    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address == "local":
+        new = {
+            "include_dashboard": False,
+            "num_cpus": len(os.sched_getaffinity(0)),
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "object_spilling_directory": folder,
+        }
+    else:
+        new = {}
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **new)
+
+
+def _running() -> str | None:
+    """Return the address of the cluster that this machine belongs to, or None.
+
+    A cluster that was killed leaves its address in a file. Ray itself would wait for minutes.
+
+    Raises:
+        ConfigError: the cluster that the variable RAY_ADDRESS names does not answer.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
     try:
-        ray.init(address, **common)
+        address = str(get_ray_address_from_environment("auto", None))
     except ConnectionError:
-        if address != "auto":
+        return None
+    try:
+        _check_address(address)
+    except ConfigError:
+        if os.environ.get("RAY_ADDRESS"):
             raise
-        ray.init(
-            "local",
-            include_dashboard=False,
-            num_cpus=len(os.sched_getaffinity(0)),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            object_spilling_directory=folder,
-            **common,
-        )
+        return None
+    return address
 
 
 def _check_address(address: str) -> None:
