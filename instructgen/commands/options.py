@@ -17,8 +17,9 @@ from instructgen.config import renamed_option
 from instructgen.formats import OnBadRow
 from instructgen.generation.settings import Price, RunSettings, Target
 from instructgen.plugins import suggest
+from instructgen.schema.measures import PassRate
 from instructgen.schema.sample import Shape
-from instructgen.training.options import OPTIONS, PassRate, SftOptions, Trainer, TrainerOptions
+from instructgen.training.options import OPTIONS, SftOptions, Trainer, TrainerOptions
 
 
 def _listed(value: Any) -> Any:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from pydantic import JsonValue
+from pydantic import AfterValidator, BeforeValidator, JsonValue
 
 from instructgen.schema.records import InputRef, JsonRecord, Plugins
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, str):
+        low, _, high = value.partition(":")
+        with suppress(ValueError):
+            return float(low), float(high)
+        raise ValueError(f"{value!r} must have the form MIN:MAX, such as 0.1:0.9")
+    return value
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1] <= 1:
+        raise ValueError("must be two fractions from 0 to 1, the smaller one first")
+    return value
+
+
+# The minimum and maximum fraction of correct answers to a prompt; as text, such as 0.1:0.9.
+PassRate = Annotated[tuple[float, float], BeforeValidator(_parsed), AfterValidator(_ordered)]
 
 
 @dataclass(frozen=True, slots=True)

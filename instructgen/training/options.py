@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from instructgen.schema.measures import PassRate
 
 Trainer = Literal["sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo"]
 PAIRS = ("reward", "dpo", "kto")
@@ -37,20 +38,6 @@ class PromptFormat:
     pad_token: str | None = None
     chat_template: str = ""
     fold_system: bool = False
-
-
-def _range(value: Any) -> Any:
-    if isinstance(value, str):
-        low, _, high = value.partition(":")
-        with suppress(ValueError):
-            value = (float(low), float(high))
-    if isinstance(value, str) or not 0 <= value[0] <= value[1] <= 1:
-        raise ValueError(f"{value!r} must have the form MIN:MAX, such as 0.1:0.9")
-    return value
-
-
-# The minimum and maximum fraction of correct answers to a prompt.
-PassRate = Annotated[tuple[float, float], BeforeValidator(_range)]
 
 
 class TrainerOptions(BaseModel):

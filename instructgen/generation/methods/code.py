@@ -138,19 +138,12 @@ class CodeTasks(ChatMethod):
         places: list[int] = []
         faults: list[tuple[str, str]] = []
         for place, completion in enumerate(completions):
-            blocks = code_blocks(completion.text)
-            fault = completion_fault(completion)
-            if fault is None and len(blocks) < 2:
-                fault = "no_tests", "the completion does not have a block of code and one of tests"
-            stub = None
-            if fault is None:
-                stub, fault = _stub(blocks[0]), self._tests_fault(blocks[1])
-                fault = ("no_function", "the code defines no function") if not stub else fault
-            if fault is not None or stub is None:
-                faults.append(fault or ("no_function", "the code defines no function"))
-                continue
-            programs.append({"program": blocks[0], "tests": blocks[1], "stub": stub})
-            places.append(place)
+            found = self._program(completion)
+            if isinstance(found, tuple):
+                faults.append(found)
+            else:
+                programs.append(found)
+                places.append(place)
         if not programs:
             return self.reject(draft.sample, *faults[0])
         state = {
@@ -161,6 +154,19 @@ class CodeTasks(ChatMethod):
             "asked": len(completions),
         }
         return Continue(replace(draft, stage=RUN, state=state))
+
+    def _program(self, completion: Completion) -> dict[str, str] | tuple[str, str]:
+        """Return a program with its tests and its stub, or the reason for a rejection."""
+        if (fault := completion_fault(completion)) is not None:
+            return fault
+        blocks = code_blocks(completion.text)
+        if len(blocks) < 2:
+            return "no_tests", "the completion does not have a block of code and one of tests"
+        program, tests = blocks[:2]
+        stub = _stub(program)
+        if stub is None:
+            return "no_function", "the code defines no function"
+        return self._tests_fault(tests) or {"program": program, "tests": tests, "stub": stub}
 
     def _tests_fault(self, tests: str) -> tuple[str, str] | None:
         try:

@@ -32,6 +32,7 @@ from instructgen.generation.methods import (
 )
 from instructgen.generation.seed_pool import Pool
 from instructgen.plugins import find
+from instructgen.schema.measures import PassRate
 from instructgen.schema.sample import Label, Sample, Score
 
 SOLUTIONS, VERIFY = "solutions", "verify"
@@ -48,7 +49,7 @@ class Solve(ChatMethod):
 
     attempts: int = Field(8, ge=1, le=64, description="Number of solutions of each problem.")
     verifier: str = Field("math", description="Verifier that checks the solutions.")
-    pass_rate: tuple[float, float] = Field(
+    pass_rate: PassRate = Field(
         (0.0, 1.0),
         description="Minimum and maximum fraction of correct solutions of a kept problem. One "
         "without a correct solution is never kept.",
@@ -83,13 +84,6 @@ class Solve(ChatMethod):
     def _check_verifier(cls, name: str) -> str:
         find("verifiers", name)
         return name
-
-    @field_validator("pass_rate")
-    @classmethod
-    def _check_rate(cls, rate: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= rate[0] <= rate[1] <= 1:
-            raise ValueError("must be two fractions from 0 to 1, the smaller one first")
-        return rate
 
     def fits(self, seed: Sample) -> bool:
         """Return whether the verifier can check answers to a seed, or the seed has no answer."""
