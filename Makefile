@@ -33,10 +33,10 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/instructgen run quickstart
 
-# Tests of real engines and of a cluster have the machine to themselves; the others run side by side.
+# Tests of real engines and of a cluster share engines and nodes with the other tests of their file.
 test: setup
 	$(BIN)/python -m pytest -m "not (engine or cluster or long)" -n logical --maxprocesses 8 --dist worksteal
-	$(BIN)/python -m pytest -m "(engine or cluster) and not long"
+	$(BIN)/python -m pytest -m "(engine or cluster) and not long" -n 2 --dist loadfile
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

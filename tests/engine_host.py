@@ -24,6 +24,18 @@ import orjson
 # Not imported from tests.conftest, which limits its process to one thread.
 ROOT = Path(__file__).resolve().parent.parent
 
+# Each worker of pytest-xdist has its own cores: two engines would otherwise wait for each other.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_ALL = sorted(os.sched_getaffinity(0))
+CORES = _ALL[_WORKER::_WORKERS] or [_ALL[_WORKER % len(_ALL)]]
+# A real model needs more than the one thread of other tests.
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": str(len(CORES)),
+    "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, CORES)),
+}
+
 _LOADED: dict[tuple[Any, ...], Any] = {}
 # The maximum tokens per completion in the current job.
 _most = [4096]
@@ -41,9 +53,6 @@ class EngineHost:
     """Starts the process and sends it the jobs of the tests."""
 
     def __init__(self, log: Path) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-        # Each loaded model has its own cache, so each cache must be small.
-        environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
         self._log = log.open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.engine_host"],
@@ -51,7 +60,8 @@ class EngineHost:
             stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=ROOT,
-            env=environment,
+            # Each loaded model has its own cache, so each cache must be small.
+            env={**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"},
         )
 
     def run(self, *words: object, folder: Path = ROOT, most_tokens: int = 128) -> Answer:

@@ -26,7 +26,7 @@ from instructgen.store import read_rows
 from tests import forks
 from tests.conftest import ROOT, real
 from tests.crash import children
-from tests.engine_host import EngineHost
+from tests.engine_host import CORES, ENVIRONMENT, EngineHost
 from tests.scripted import play
 
 # In reading order, because later commands use the output of earlier ones.
@@ -214,7 +214,7 @@ def test_the_commands_run(engine_host: EngineHost, tmp_path: Path) -> None:
             done = engine_host.run(*words, folder=place)
             code, err = done.code, done.stderr
         else:
-            given = (words, str(place), str(place / "err"), str(place / "out"), os.cpu_count())
+            given = (words, str(place), str(place / "err"), str(place / "out"), len(CORES))
             code = forks.run(children.command, *given, timeout_s=600)
             err = (place / "err").read_text()
         # With this few prompts, all answers to each may have the same score: no pairs, exit code 3.
@@ -232,8 +232,7 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     place = workplace(tmp_path)
     dolly = files(place, None)
-    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    env.pop("OMP_NUM_THREADS", None)
+    env = {**ENVIRONMENT, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     for command in COMMANDS:
         done = subprocess.run(
             shlex.split(command), cwd=place, env=env, capture_output=True, text=True, check=False

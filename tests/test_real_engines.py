@@ -24,7 +24,7 @@ import pytest
 from instructgen.engines import Completion
 from instructgen.store import CompletionLine, Run, read_info, read_rows, read_samples
 from tests.conftest import ROOT, default_filters
-from tests.engine_host import EngineHost
+from tests.engine_host import ENVIRONMENT, EngineHost
 from tests.hostile.test_models import with_code, without
 
 pytest.importorskip("vllm")
@@ -56,8 +56,6 @@ def enforces_schemas(engine):
     finally:
         supervisor.close()
 """
-# These tests use a real model, which needs all cores.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
 
 
 def script(host: EngineHost, body: str) -> None:

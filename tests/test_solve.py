@@ -75,6 +75,16 @@ def test_without_an_answer_the_majority_decides_and_the_row_says_so() -> None:
     assert solved(["No idea.", "Nothing."], open_problem).reasons() == ["no_correct_answer"]
 
 
+def test_a_result_need_not_be_a_number() -> None:
+    """Without an answer, fractions with the same denominator are still different results."""
+    half, third = "Steps with 7.\nAnswer: \\frac{1}{2}", "Steps.\nAnswer: $\\frac{3}{2}$"
+    seed = Sample("How much is left?", output="\\frac{1}{2}")
+    (row,) = solved([third, half, "Steps.\nAnswer: 2", "Steps.\nAnswer: 0.5"], seed).rows
+    assert row.score("pass_rate").value == 0.5  # type: ignore[union-attr]
+    open_problem = Sample("How much is left?", language="en")
+    assert solved([third, half, "Steps.\nAnswer: 2"], open_problem).reasons() == ["no_majority"]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(40, 44), min_size=1, max_size=12))
 def test_the_pass_rate_is_the_fraction_of_correct_solutions(results: list[int]) -> None:

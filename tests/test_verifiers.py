@@ -33,6 +33,18 @@ RNG = random.Random(0)
         ("First 3, then 7 apples", "7"),
         ("#### -5 and not 6", "-5 and not 6"),
         ("no number here", None),
+        ("First 3.\nAnswer: \\frac{1}{2}", r"\frac{1}{2}"),
+        ("**Answer:** $\\frac{1}{2}$.", r"\frac{1}{2}"),
+        ("Answer: 2\\sqrt{3}", r"2\sqrt{3}"),
+        ("Answer: (1, 2)", "(1, 2)"),
+        ("Answer: 1,234 of 2,000 apples", "1,234"),
+        ("Answer: 18%", "18"),
+        ("Answer: 5\\text{ cm}", "5"),
+        ("Answer: no number", None),
+        (r"\frac{1}{2}", r"\frac{1}{2}"),
+        (r"\(x^2 + 1\)", "x^2 + 1"),
+        ("$18", "18"),
+        ("answer: " + "x + 1 " * 200, "1"),
     ],
 )
 def test_final_result(text: str, result: str | None) -> None:

@@ -23,13 +23,16 @@ from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+"
+# The mark of GSM8K, and the forms that models use instead.
 _MARKED = (
-    # The mark of GSM8K, and the forms that models use instead.
     regex.compile(r"####[ \t]*([^\n]+)"),
     # Without backtracking, because a box may contain any number of pairs of braces.
     regex.compile(r"\\boxed\{((?:[^{}]++|\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})*+)\}"),
-    regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})"),
 )
+# "Answer: x" as a line, and a word, which a result that is not a number does not contain.
+_ANSWER_LINE = regex.compile(r"(?im)^[*_ \t]*answer[*_ \t]*:([^\n]+)$")
+_WORD = regex.compile(r"(?<![\\{\p{L}])\p{L}{3}")
+_ANSWER = regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})")
 _ANY = regex.compile(_NUMBER)
 # A number with its currency or unit, which are not compared: "$18", "18 dollars", r"5\text{ cm}". A
 # word of one or two letters may be variables; math-verify knows the short units.
@@ -88,8 +91,26 @@ def final_result(text: str) -> Result | None:
         for match in reversed(pattern.findall(text)):
             if found := match.strip().strip("$").rstrip(".").strip():
                 return Result(found, marked=True)
+    lines = _ANSWER_LINE.findall(text)
+    if lines and (found := _formula(lines[-1])):
+        return Result(found, marked=True)
+    if numbers := _ANSWER.findall(text):
+        return Result(numbers[-1], marked=True)
+    if found := _formula(text):
+        return Result(found, marked=False)
     numbers = _ANY.findall(text)
     return Result(numbers[-1], marked=False) if numbers else None
+
+
+def _formula(text: str) -> str | None:
+    r"""Return a text that is one formula, such as ``\frac{1}{2}`` or ``(1, 2)``, or None."""
+    found = text.strip().strip("*_").strip().rstrip(".").strip("$").strip()
+    found = found.removeprefix(r"\(").removesuffix(r"\)").strip()
+    if len(found) > _LONGEST or "\n" in found or _WORD.search(found):
+        return None
+    # The other patterns read numbers, also before a unit or a percent sign.
+    plain = _WITH_UNIT.fullmatch(found.removesuffix("%")) or not regex.search(r"\d|\\\p{L}", found)
+    return None if plain else found
 
 
 def _number(text: str) -> Fraction | None:

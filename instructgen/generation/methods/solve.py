@@ -112,7 +112,8 @@ class Solve(ChatMethod):
         """Return the request for a solution, or for the verification of all solutions."""
         sample = draft.sample
         if draft.stage == VERIFY:
-            prompt = orjson.dumps([c.text for c in draft.state["solutions"]]).decode()
+            texts = [self._divided(sample, c)[1] for c in draft.state["solutions"]]
+            prompt = orjson.dumps(texts).decode()
             return Request(prompt, Sampling(), stage=VERIFY, row=sample)
         template = self.template(sample.language)
         asked = template.question(sample)
@@ -176,12 +177,19 @@ class Solve(ChatMethod):
     def _answered(self, sample: Sample, solution: Completion) -> Sample:
         """Return the row with a solution, divided into its reasoning and its answer."""
         text, thoughts = solution.text.strip(), solution.reasoning
-        if self.steps and self.reasoning == "separate" and not thoughts:
-            label = self.template(sample.language).text("rationale", "answer")
-            steps, found, answer = text.rpartition(f"{label}:")
-            if found and steps.strip() and answer.strip():
-                text, thoughts = answer.strip(), steps.strip()
+        if self.reasoning == "separate" and not thoughts:
+            thoughts, text = self._divided(sample, solution)
         return replace(sample, output=text, reasoning_content=thoughts)
+
+    def _divided(self, sample: Sample, solution: Completion) -> tuple[str, str]:
+        """Return the steps of a solution and its answer; without a last line, all is the answer."""
+        text = solution.text.strip()
+        if self.steps:
+            label = self.template(sample.language).text("rationale", "answer")
+            steps, _, answer = (part.strip() for part in text.rpartition(f"{label}:"))
+            if steps and answer:
+                return steps, answer
+        return "", text
 
     def _verifier(self) -> Any:
         return find("verifiers", self.verifier)()
