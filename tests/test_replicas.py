@@ -44,6 +44,7 @@ class Scripted(QueueEngine):
     _asked: list[str] = PrivateAttr(default_factory=list)
     _window: int = PrivateAttr(4)
     _starts: int = PrivateAttr(0)
+    _closed: bool = PrivateAttr(False)
 
     def has_chat_template(self) -> bool:
         return False
@@ -53,6 +54,19 @@ class Scripted(QueueEngine):
 
     def start(self) -> None:
         self._starts += 1
+        self._closed = False
+
+    def submit(self, number: int, request: Request) -> None:
+        assert not self._closed
+        super().submit(number, request)
+
+    def cancel(self, number: int) -> None:
+        assert not self._closed
+        super().cancel(number)
+
+    def close(self) -> None:
+        self._closed = True
+        super().close()
 
     def restart(self) -> None:
         self.close()
@@ -162,6 +176,20 @@ def test_a_replica_that_dies_again_and_again_is_lost() -> None:
         assert set(texts(supervisor, 60)) == {"other"}
         assert incidents([supervisor])[0] == dying.max_restarts
         assert len(incidents([supervisor])[1]) == 1
+
+
+def test_an_actor_hands_over_what_was_completed_before_it_died() -> None:
+    from instructgen.distributed.actors import EngineActor
+    from instructgen.engines.supervisor import Received
+
+    actor = EngineActor(None, "")  # type: ignore[arg-type]
+    actor._supervisor = supervisor = Supervisor(scripted("a"))
+    done = Completion("x", "stop", 1, 1)
+    for number in range(3):
+        supervisor.results.put(Received(number, done, 0.0, None, supervisor))
+    supervisor.results.put(Received(-1, None, 0.0, EngineError("died", ""), supervisor))
+    assert actor.take(1.0) == [(0, done), (1, done), (2, done)]
+    assert isinstance(actor.take(1.0), EngineError)
 
 
 def test_a_replica_that_fails_rests_and_is_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:

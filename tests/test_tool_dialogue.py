@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgen.engines import Request
-from instructgen.environments import Call, Environment, Tools, executed, read_tools, tools_of
+from instructgen.environments import (
+    Call,
+    Environment,
+    SqliteEnvironment,
+    ToolError,
+    Tools,
+    executed,
+    read_tools,
+    tools_of,
+)
 from instructgen.errors import ConfigError, EngineError
 from instructgen.generation.executing import EnvironmentExecutor
 from instructgen.generation.methods.tool_dialogue import ToolDialogue
@@ -124,6 +133,16 @@ BAD: dict[str, tuple[Sample, Any, str]] = {
         [turn(call("member", member_id=16)), turn(message="It is 140.")],
         "not_looked_up",
     ),
+    "says the fee as a part of a number": (
+        FEES,
+        [turn(call("member", member_id=13)), turn(message="Member 13 owes 1,140 or 140.5.")],
+        "not_mentioned",
+    ),
+    "looks up another book": (
+        task("Is Songs of the North there?", call("find_books", words="Songs"), mentions=("0",)),
+        [turn(call("find_books", words="Numbers")), turn(message="0 copies.")],
+        "not_looked_up",
+    ),
     "does too much": (
         LEND,
         [turn(call("lend", member_id=12, book_id=205), call("reserve", member_id=12, book_id=202)),
@@ -143,6 +162,17 @@ def test_only_sound_trajectories_are_accepted(name: str) -> None:
     done = conversation(seed, turns)
     assert not done.rows
     assert done.reasons()[0] == reason
+
+
+def test_other_words_that_find_the_same_are_a_look_up() -> None:
+    seed = task("Is Songs of the North there?", call("find_books", words="Songs"), mentions=("0",))
+    turns = [turn(call("find_books", words="of the North")), turn(message="0 copies are left.")]
+    assert len(conversation(seed, turns).rows) == 1
+
+
+def test_labels_of_any_form_are_no_traceback() -> None:
+    for value in ("lend(12)", "12", '"x"', "[1]"):
+        assert not method().fits(Sample("Lend it.", labels=(Label("actions", value),)))
 
 
 def test_parallel_calls_have_one_result_each() -> None:
@@ -241,22 +271,89 @@ class Clock(Environment):
     def infinite(self) -> float:
         return float("inf")
 
+    def large(self) -> int:
+        return 10**20
 
-@pytest.mark.parametrize("tool", ["tick", "fail", "infinite"])
-def test_a_broken_environment_stops_the_run_and_says_why(
-    tool: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    def one(self, number: int) -> int:
+        return number
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr("instructgen.generation.executing.find", lambda *_: Clock)
     executor = EnvironmentExecutor(environment="clock_for_tests")
-    asked = {"calls": [call("tick"), call(tool)], "known": [0]}
-    with pytest.raises(EngineError, match="clock_for_tests"):
-        executor.value(Request(json.dumps(asked), sampling=None))  # type: ignore[arg-type]
+
+    def value(*calls: dict[str, Any], known: tuple[Any, ...] = (), by_model: bool = False) -> Any:
+        asked = {"calls": calls, "known": known, "by_model": by_model}
+        (done,) = executor.complete([Request(json.dumps(asked), sampling=None)])  # type: ignore[arg-type]
+        return json.loads(done.text)
+
+    return value
 
 
-def test_an_undone_transaction_leaves_the_state_as_it_was() -> None:
-    results, before, after = executed(Desk, [Call("lend", {"member_id": 13, "book_id": 205})])
-    assert "fees" in results[0]["error"]
+@pytest.mark.parametrize("tool", ["fail", "infinite", "large"])
+def test_a_tool_that_fails_costs_a_row_of_a_model_but_stops_at_a_task_of_the_user(
+    tool: str, clock: Callable[..., Any]
+) -> None:
+    assert clock(call("one", number=1))["results"] == [1]
+    assert clock(call(tool), by_model=True).keys() == {"failed"}
+    with pytest.raises(EngineError, match="seeds"):
+        clock(call(tool))
+
+
+def test_an_environment_that_is_not_deterministic_stops_the_run(clock: Callable[..., Any]) -> None:
+    with pytest.raises(EngineError, match="deterministic"):
+        clock(call("tick"), call("tick"), known=(0,), by_model=True)
+
+
+def test_arguments_that_the_schema_allows_and_the_method_does_not_take(
+    clock: Callable[..., Any],
+) -> None:
+    (result,) = clock(call("one", number=1, note="x"))["results"]
+    assert "note" in result["error"]
+    large = Call("member", {"member_id": 2**63})
+    assert "large" in executed(Desk, [large])[0][0]["error"]
+
+
+def test_a_tool_that_fails_is_the_reason_of_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Desk, "member", lambda self, member_id: {}[member_id])
+    done = conversation(LEND, [turn(call("member", member_id=12))])
+    assert done.reasons()[0] == "tool_failed"
+
+
+class Half(SqliteEnvironment):
+    """Changes its data before it fails."""
+
+    name = "half_for_tests"
+    script = DESK / "desk.sql"
+
+    def pay(self, member_id: int) -> None:
+        self.database.execute("update members set fees = 0 where id = ?", (member_id,))
+        if member_id == 13:
+            raise ToolError("the till is closed")
+
+
+def test_what_a_failed_call_changed_is_undone() -> None:
+    results, before, after = executed(Half, [Call("pay", {"member_id": 13})])
+    assert "till" in results[0]["error"]
     assert before == after
+    _, before, after = executed(Half, [Call("pay", {"member_id": 16})])
+    assert before != after
+
+
+def test_the_rules_of_the_desk_agree_with_each_other() -> None:
+    """A book that another member has reserved is available neither to lend nor to find."""
+    desk = Desk()
+    desk.call("take_back", {"member_id": 14, "book_id": 206})
+    (found,) = desk.call("find_books", {"words": "Quiet Gardener"})
+    assert found["available"] == 0
+    with pytest.raises(ToolError, match="no copy"):
+        desk.call("lend", {"member_id": 11, "book_id": 206})
+    assert desk.call("reserve", {"member_id": 11, "book_id": 206}) == {"place_in_queue": 2}
+    with pytest.raises(ToolError, match="has this book"):
+        desk.call("reserve", {"member_id": 14, "book_id": 204})
+    assert desk.call("lend", {"member_id": 15, "book_id": 206}) == {"due": 121}
+    desk.close()
 
 
 @pytest.mark.parametrize(
@@ -271,6 +368,8 @@ def test_an_undone_transaction_leaves_the_state_as_it_was() -> None:
         '[{"name": "a", "parameters": {"type": "no such type"}}]',
         '[{"name": "a", "parameters": {"$ref": "http://example.org/schema.json"}}]',
         '[{"name": "a", "parameters": {"properties": {"x": {"$ref": "file:///etc/passwd"}}}}]',
+        '[{"name": "a", "parameters": {"properties": {"x": {"$ref": "#/$defs/Missing"}}}}]',
+        '[{"name": "a", "parameters": null}]',
         '["a"]',
         "[" * 100_000,
     ],
@@ -290,3 +389,9 @@ def test_any_arguments_are_valid_or_have_a_fault(arguments: Any) -> None:
     valid = isinstance(arguments, dict) and arguments.keys() == {"member_id"}
     valid = valid and type(arguments["member_id"]) is int
     assert (fault is None) == valid
+
+
+def test_a_schema_that_refers_to_itself_ends() -> None:
+    (schema,) = [{"$ref": "#"}]
+    fault = Tools([{"name": "a", "parameters": schema}]).fault(Call("a", {}))
+    assert fault is not None and fault[0] == "invalid_arguments"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from instructgen.errors import ConfigError, InputError
 from instructgen.evaluation.suites import Subject
 from instructgen.evaluation.suites.tool_calls import ToolCalls
 from instructgen.evaluation.suites.verifiers import Verifiers, pass_at
-from instructgen.plugins import load_plugin
+from instructgen.plugins import find, load_plugin
 from instructgen.schema.messages import Message, ToolCall
 from instructgen.schema.sample import Label, Sample
 from instructgen.training.options import PromptFormat
@@ -124,3 +125,24 @@ def test_calls_are_valid_known_and_have_the_right_effect(name: str, tiny: Path) 
     names = ("valid_json", "known_tool", "valid_arguments", "same_calls", "same_state")
     assert found == dict(zip(names, map(float, expected), strict=True))
     assert "same_state" not in measured(ToolCalls(), [conversation()], [answer], tiny)
+
+
+def test_rows_that_continue_in_two_ways_count_once_and_unusable_ones_not_at_all(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = conversation()
+    look = ToolCall("member", '{"member_id":12}', "call_1")
+    other = replace(row, steps=(Message("assistant", "", tool_calls=(look,)), *row.steps[1:]))
+    tools = json.loads(row.tools)
+    broken = [
+        replace(row, tools=json.dumps([*tools, tools[0]])),
+        replace(row, tools=json.dumps([{"name": "lend", "parameters": None}])),
+        replace(row, tools="[" * 10_000),
+        replace(row, tools=json.dumps([{**tools[0]["function"], "name": "lend"}])),
+    ]
+    looks = '<tool_call>{"name": "member", "arguments": {"member_id": 12}}</tool_call>'
+    suite = ToolCalls(environment="loans_desk")
+    assert measured(suite, [row, other, *broken], [looks], tiny)["same_state"] == 1.0
+    monkeypatch.setattr(find("environments", "loans_desk"), "member", lambda self, member_id: 1 / 0)
+    assert measured(suite, [row, other], [looks], tiny)["same_state"] == 0.0
+    assert measured(suite, [row, other], [looks], tiny)["same_calls"] == 1.0

@@ -20,12 +20,12 @@ class LoansDesk(SqliteEnvironment):
 
     def find_books(self, words: str) -> list[dict[str, Any]]:
         """Return the books whose title or author contains the words."""
-        return self.rows(
-            "select id as book_id, title, author, copies - (select count(*) from loans where "
-            "book_id = books.id) as available from books where title like ?1 or author like ?1 "
+        found = self.rows(
+            "select id as book_id, title, author from books where title like ?1 or author like ?1 "
             "order by id",
             f"%{words}%",
         )
+        return [{**book, "available": self._available(book["book_id"])} for book in found]
 
     def member(self, member_id: int) -> dict[str, Any]:
         """Return the name, the fees in cents, the loans and the reservations of a member."""
@@ -51,11 +51,7 @@ class LoansDesk(SqliteEnvironment):
             raise ToolError(f"{member['name']} already has this book")
         if len(loans) >= MOST_LOANS:
             raise ToolError(f"{member['name']} already has {MOST_LOANS} books")
-        lent = self.rows("select * from loans where book_id = ?", book_id)
-        waiting = self.rows(
-            "select * from reservations where book_id = ? and member_id <> ?", book_id, member_id
-        )
-        if len(lent) + len(waiting) >= book["copies"]:
+        if not self._available(book_id, member_id):
             raise ToolError(f"no copy of {book['title']} is available")
         self.database.execute(
             "delete from reservations where member_id = ? and book_id = ?", (member_id, book_id)
@@ -70,7 +66,9 @@ class LoansDesk(SqliteEnvironment):
         loan = self._loan(member_id, book_id)
         if loan["renewals"] >= MOST_RENEWALS:
             raise ToolError(f"the loan was already renewed {MOST_RENEWALS} times")
-        if self.rows("select * from reservations where book_id = ?", book_id):
+        if self.rows(
+            "select * from reservations where book_id = ? and member_id <> ?", book_id, member_id
+        ):
             raise ToolError("another member has reserved the book")
         self.database.execute(
             "update loans set due = due + ?, renewals = renewals + 1 where member_id = ? and "
@@ -92,17 +90,30 @@ class LoansDesk(SqliteEnvironment):
 
     def reserve(self, member_id: int, book_id: int) -> dict[str, Any]:
         """Reserve a book of which no copy is available."""
-        self._one("members", member_id)
-        book = self._one("books", book_id)
-        if len(self.rows("select * from loans where book_id = ?", book_id)) < book["copies"]:
+        member, book = self._one("members", member_id), self._one("books", book_id)
+        mine = "where member_id = ? and book_id = ?"
+        if self.rows(f"select * from loans {mine}", member_id, book_id):
+            raise ToolError(f"{member['name']} has this book")
+        if self.rows(f"select * from reservations {mine}", member_id, book_id):
+            raise ToolError(f"{member['name']} has already reserved this book")
+        if self._available(book_id):
             raise ToolError(f"a copy of {book['title']} is available")
-        if self.rows(
-            "select * from reservations where member_id = ? and book_id = ?", member_id, book_id
-        ):
-            raise ToolError("the member has already reserved the book")
         self.database.execute("insert into reservations values (?, ?)", (member_id, book_id))
         place = len(self.rows("select * from reservations where book_id = ?", book_id))
         return {"place_in_queue": place}
+
+    def _available(self, book_id: int, member_id: int = 0) -> int:
+        """Return the number of copies that a member could borrow now."""
+        lent = self.rows("select * from loans where book_id = ?", book_id)
+        # A reservation has precedence over later ones.
+        before = self.rows(
+            "select * from reservations where book_id = ?1 and rowid < coalesce((select rowid from "
+            "reservations where book_id = ?1 and member_id = ?2), 1000000)",
+            book_id,
+            member_id,
+        )
+        copies: int = self._one("books", book_id)["copies"]
+        return max(0, copies - len(lent) - len(before))
 
     def _one(self, table: str, number: int) -> dict[str, Any]:
         found = self.rows(f"select * from {table} where id = ?", number)

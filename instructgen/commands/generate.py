@@ -21,8 +21,8 @@ from instructgen.distributed.placement import Placement
 from instructgen.distributed.replicas import incidents
 from instructgen.engines import Role
 from instructgen.engines.supervisor import Received, Supervisor
-from instructgen.environments import Environment, read_tools
-from instructgen.errors import ConfigError, InputError, RunError
+from instructgen.environments import Environment, executed, read_tools
+from instructgen.errors import ConfigError, InputError, RunError, first_line
 from instructgen.filters import AskingFilter
 from instructgen.filters.cluster import Cluster, with_cluster
 from instructgen.filters.contamination import Contamination
@@ -346,10 +346,10 @@ def configure(options: GenerationOptions) -> Config:
 
 
 def _environment(path: Path | None) -> dict[str, str | None]:
-    """Load the environment in a file; return its name and the digest of the file.
+    """Load the environment in a file; return its name and the digest of the file and its data.
 
     Raises:
-        ConfigError: the file cannot be loaded or does not define one environment.
+        ConfigError: the file cannot be loaded or does not define one environment that works.
     """
     if path is None:
         return {"environment": None, "environment_sha256": None}
@@ -359,7 +359,15 @@ def _environment(path: Path | None) -> dict[str, str | None]:
             f"--environment={path} defines {len(found)} environments.",
             "Define one subclass of instructgen.environments.Environment with the attribute name.",
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        _, state, _ = executed(found[0], [])
+    except Exception as error:
+        raise ConfigError(
+            f"--environment={path}: {found[0].__name__} cannot be used ({type(error).__name__}: "
+            f"{first_line(error)}).",
+            "Its constructor takes no arguments, and state() returns a value for JSON.",
+        ) from error
+    digest = hashlib.sha256(path.read_bytes() + state.encode()).hexdigest()
     return {"environment": found[0].name, "environment_sha256": digest}
 
 

@@ -43,6 +43,7 @@ class EngineActor:
     def __init__(self, spec: EngineSpec, version: str) -> None:
         self._spec, self._version = spec, version
         self._supervisor: Supervisor | None = None
+        self._error: InstructgenError | None = None
 
     def start(self) -> Ready | InstructgenError:
         """Start the engine; return its window and slots."""
@@ -72,8 +73,10 @@ class EngineActor:
             self._supervisor.cancel(number)
 
     def take(self, timeout_s: float) -> list[tuple[int, Completion]] | InstructgenError:
-        """Wait for completions, and return all that there are."""
+        """Wait for completions, and return all that there are; an error only after all of them."""
         assert self._supervisor is not None
+        if self._error is not None:
+            return self._error
         found: list[tuple[int, Completion]] = []
         try:
             result = self._supervisor.receive(timeout_s)
@@ -81,7 +84,9 @@ class EngineActor:
                 found.append(result)
                 result = self._supervisor.receive(0)
         except InstructgenError as error:
-            return error
+            if not found:
+                return error
+            self._error = error
         return found
 
 
@@ -103,6 +108,7 @@ class ActorEngine(HostedEngine):
         """Wait for a node with room, and start the actor there.
 
         Raises:
+            EngineDied: the actor or its node has died meanwhile.
             EngineError, ConfigError: no node has room, or the engine cannot start.
         """
         if self._actor is not None:
@@ -130,6 +136,11 @@ class ActorEngine(HostedEngine):
         try:
             answer = ray.get(self._actor.start.remote())
         except ray.exceptions.RayError as error:
+            actor_died = isinstance(error, ray.exceptions.RayActorError)
+            if actor_died and not error.actor_init_failed:
+                raise EngineDied(
+                    f"A replica died while it started ({first_line(error)})."
+                ) from error
             raise EngineError(
                 f"A replica cannot start on the cluster: {first_line(error)}.",
                 "Install instructgen and the model on all nodes.",

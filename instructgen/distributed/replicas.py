@@ -98,7 +98,8 @@ class ReplicatedEngine(Engine):
     _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
     _results: queue.SimpleQueue[Received] = PrivateAttr(default_factory=queue.SimpleQueue)
     _lock: threading.RLock = PrivateAttr(default_factory=threading.RLock)
-    _answered: float = PrivateAttr(0.0)
+    # Since when all replicas fail.
+    _failing: float | None = PrivateAttr(None)
     _reviewed: float = PrivateAttr(0.0)
     _started: bool = PrivateAttr(False)
 
@@ -147,7 +148,6 @@ class ReplicatedEngine(Engine):
                 self._take(self._results.get(timeout=_REVIEW_S))
             except queue.Empty:
                 continue
-        self._answered = time.monotonic()
 
     def submit(self, number: int, request: Request) -> None:
         """Give the request to the replica with the most room; it waits until one has room."""
@@ -271,11 +271,15 @@ class ReplicatedEngine(Engine):
             healthy = any(r.failures < _FAILURES for r in self._active())
             if given.failures < _TRIES or not healthy:
                 self._waiting.appendleft(number)
-                if not healthy and now - self._answered > _PATIENCE_S:
+                if healthy:
+                    self._failing = None
+                elif self._failing is None:
+                    self._failing = now
+                elif now - self._failing > _PATIENCE_S:
                     self._give_up(completion)
                 return
         else:
-            self._answered, replica.failures = now, 0
+            self._failing, replica.failures = None, 0
             if completion.finish_reason != "error":
                 seconds = max(0.0, now - given.since)
                 replica.rates.append(seconds / max(completion.output_tokens, _LEAST_TOKENS))

@@ -100,14 +100,15 @@ class Supervisor:
         self._ensure_thread()
         with self._changed:
             self._requests[number] = request
-            if not self._restarting:
+            if not (self._restarting or self._ended):
                 self.engine.submit(number, request)
             self._changed.notify()
 
     def cancel(self, number: int) -> None:
         """Give up a request; its completion is dropped if it still arrives."""
         with self._changed:
-            if self._requests.pop(number, None) is not None and not self._restarting:
+            known = self._requests.pop(number, None) is not None
+            if known and not (self._restarting or self._ended):
                 self.engine.cancel(number)
 
     def receive(self, timeout_s: float | None = None) -> tuple[int, Completion] | None:
@@ -184,8 +185,9 @@ class Supervisor:
         """Cancel all requests, and let the thread close the engine; do not wait for it."""
         with self._changed:
             self._closing = True
-            for number in list(self._requests):
-                self.engine.cancel(number)
+            if not (self._restarting or self._ended):
+                for number in self._requests:
+                    self.engine.cancel(number)
             self._requests.clear()
             self._changed.notify()
 
@@ -220,7 +222,8 @@ class Supervisor:
                     if known is not None:
                         self._put(result[0], _without_keys(result[1]))
         except BaseException as error:  # noqa: BLE001 (raised again where it is received)
-            self._ended = True
+            with self._changed:
+                self._ended = True
             self._put(-1, None, error)
         finally:
             self._started.set()

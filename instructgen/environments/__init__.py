@@ -7,11 +7,12 @@ and executes tools. It must be deterministic: the same calls always give the sam
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from instructgen.config import read_small
 from instructgen.errors import ConfigError, first_line
 from instructgen.schema.messages import json_text
 
+# As for OpenAI, with letters of other scripts, and points.
+_NAME = re.compile(r"[\w.-]{1,64}")
 # The form of the calls of models that are trained with the template of Hermes or Qwen.
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 
@@ -45,8 +48,18 @@ class Environment(ABC):
         """Return everything that tools can change, as a value that JSON can express."""
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """Execute a tool. The name and the arguments have been checked."""
-        return getattr(self, name)(**arguments)
+        """Execute a tool. The name and the arguments have been checked against the definitions.
+
+        Raises:
+            ToolError: the tool says so, or the method does not take these arguments, because the
+                schema allows more than it does.
+        """
+        tool = getattr(self, name)
+        try:
+            inspect.signature(tool).bind(**arguments)
+        except TypeError as error:
+            raise ToolError(str(error)) from None
+        return tool(**arguments)
 
     def close(self) -> None:  # noqa: B027 (most environments have nothing to release)
         """Release the data."""
@@ -70,7 +83,11 @@ class SqliteEnvironment(Environment):
     def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Execute a tool, in a transaction."""
         with self.database:
-            return super().call(name, arguments)
+            try:
+                return super().call(name, arguments)
+            except OverflowError as error:
+                # A number of more than 64 bits.
+                raise ToolError(str(error)) from None
 
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Return the rows of a query as dicts."""
@@ -128,18 +145,18 @@ class Tools:
             if not isinstance(function, dict):
                 raise ValueError(f"tool {number} is not an object")
             name = function.get("name")
-            if not isinstance(name, str) or not name.isidentifier():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ValueError(f"tool {number} has no valid name")
             if name in self._validators:
                 raise ValueError(f"two tools have the name {name}")
             schema = function.get("parameters", {"type": "object"})
+            if not isinstance(schema, dict):
+                raise ValueError(f"the parameters of {name} are not an object")
             try:
                 Draft202012Validator.check_schema(schema)
             except SchemaError as error:
                 raise ValueError(f"the parameters of {name}: {first_line(error)}") from None
-            # A schema may refer only to itself: nothing is read from the network.
-            if (outside := _outside(schema)) is not None:
-                raise ValueError(f"the parameters of {name} refer to {outside!r}")
+            _check_references(name, schema)
             self._validators[name] = Draft202012Validator(schema)
             listed.append({"type": "function", "function": {**function, "parameters": schema}})
         self.text = json_text(listed)
@@ -157,9 +174,15 @@ class Tools:
         if call.name not in self._validators:
             known = ", ".join(self._validators)
             return "unknown_tool", f"there is no tool {call.name!r}; the tools are: {known}"
-        errors = sorted(
-            self._validators[call.name].iter_errors(call.arguments), key=lambda e: list(e.path)
-        )
+        if not isinstance(call.arguments, dict):
+            return "invalid_arguments", "invalid arguments: they are not an object"
+        try:
+            errors = sorted(
+                self._validators[call.name].iter_errors(call.arguments),
+                key=lambda e: [str(part) for part in e.path],
+            )
+        except RecursionError:
+            return "invalid_arguments", "invalid arguments: they are nested too deeply"
         if not errors:
             return None
         place = ".".join(map(str, errors[0].path))
@@ -167,17 +190,36 @@ class Tools:
         return "invalid_arguments", f"invalid arguments: {where}{errors[0].message}"[:400]
 
 
-def _outside(schema: Any) -> str | None:
-    """Return a reference in a schema that is not to a part of it, or None."""
+def _check_references(name: str, schema: Any) -> None:
+    """Raise ValueError if a schema refers to something else, or to a part that it does not have.
+
+    So nothing is read from files or the network.
+    """
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    for reference in _references(schema):
+        try:
+            if not reference.startswith("#"):
+                raise ValueError(f"the parameters of {name} refer to {reference!r}")
+            resolver.lookup(reference)
+        except Unresolvable:
+            raise ValueError(
+                f"the parameters of {name} refer to {reference!r}, which they do not have"
+            ) from None
+
+
+def _references(schema: Any) -> Iterator[str]:
     if isinstance(schema, dict):
         for key, value in schema.items():
-            if key in ("$ref", "$dynamicRef") and not str(value).startswith("#"):
-                return str(value)
-            if (found := _outside(value)) is not None:
-                return found
+            if key in ("$ref", "$dynamicRef"):
+                yield str(value)
+            yield from _references(value)
     elif isinstance(schema, list):
-        return next((f for item in schema if (f := _outside(item)) is not None), None)
-    return None
+        for item in schema:
+            yield from _references(item)
 
 
 @cache
@@ -258,7 +300,7 @@ def executed(environment: type[Environment], calls: Sequence[Call]) -> tuple[lis
         state before the first and after the last call.
 
     Raises:
-        ValueError: a result or the state cannot be expressed in JSON.
+        TypeError, ValueError: a result or the state cannot be expressed in JSON.
     """
     place = environment()
     try:
@@ -269,8 +311,8 @@ def executed(environment: type[Environment], calls: Sequence[Call]) -> tuple[lis
                 result = place.call(call.name, call.arguments)
             except ToolError as error:
                 result = {"error": str(error)}
-            # A result must not change with the environment.
-            results.append(json.loads(json_text(result)))
+            # A result must not change with the environment, and a number must fit into 64 bits.
+            results.append(orjson.loads(orjson.dumps(json.loads(json_text(result)))))
         return results, before, digest_of_state(place)
     finally:
         place.close()

@@ -87,9 +87,10 @@ class VerifierExecutor(Executor):
 class EnvironmentExecutor(Executor):
     """Executes calls of tools in an environment; see `instructgen.environments`.
 
-    The prompt of a request is a JSON object: the ``calls`` since the beginning of the draft, and
-    the results of the earlier ones, ``known``. All are executed in a new environment. The value
-    has the ``results`` of the others, and the digests of the state ``before`` and ``after``.
+    The prompt of a request is a JSON object: the ``calls`` since the beginning of the draft, the
+    results of the earlier ones, ``known``, and whether they are ``by_model``. All are executed in a
+    new environment. The value has the ``results`` of the others, and the digests of the state
+    ``before`` and ``after``; or the exception of a tool, ``failed``.
     """
 
     name = "environment"
@@ -108,8 +109,8 @@ class EnvironmentExecutor(Executor):
         """Return the results of the calls, and the digests of the state.
 
         Raises:
-            EngineError: a tool failed with an exception other than `ToolError`, or the results of
-                earlier calls have changed.
+            EngineError: the calls of a seed fail with an exception other than `ToolError`, or the
+                results of earlier calls have changed.
         """
         asked = orjson.loads(str(request.prompt))
         calls = [Call(**call) for call in asked["calls"]]
@@ -117,18 +118,22 @@ class EnvironmentExecutor(Executor):
             kind = find("environments", self.environment)
             results, before, after = executed(kind, calls)
         except Exception as error:
+            failed = f"{type(error).__name__}: {first_line(error)}"
+            if asked.get("by_model"):
+                # One row is lost, and not the run: a model may find an error that nobody knows.
+                return {"failed": failed}
             raise EngineError(
-                f"the environment {self.environment} failed ({type(error).__name__}: "
-                f"{first_line(error)}).",
+                f"the environment {self.environment} failed ({failed}) for a task of the seeds.",
                 "Correct it, so that its tools raise ToolError for what the assistant does wrong, "
-                "and rerun the command.",
+                "and start a new run.",
             ) from error
         known = asked["known"]
         if results[: len(known)] != known:
             raise EngineError(
                 f"the environment {self.environment} is not deterministic: the same calls gave "
                 "other results.",
-                "Let it use no clock, random numbers or other state outside of the object.",
+                "Let it use no clock, random numbers or other state outside of the object, and "
+                "start a new run.",
             )
         return {"results": results[len(known) :], "before": before, "after": after}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from pydantic import Field
 
@@ -43,20 +42,23 @@ class ToolCalls(AnsweringSuite):
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
         """Return one result per measure."""
-        turns = [turn for row in rows for turn in _turns(row)]
-        tasks = self.fitting_tasks(subject, [task for task, _ in turns])
+        recorded: dict[str, tuple[Sample, list[list[Call]]]] = {}
+        for row in rows:
+            for task, calls in _turns(row):
+                # Two rows may continue the same conversation in different ways.
+                recorded.setdefault(task.id, (task, []))[1].append(calls)
+        tasks = self.fitting_tasks(subject, [task for task, _ in recorded.values()])
         if not tasks:
             raise InputError(
-                "No row has calls of tools, or all are too long.",
+                "No row has valid calls of tools, or all are too long.",
                 hint="Use conversations with tools and a model whose chat template shows tools, or "
                 "increase --max-length.",
             )
-        message_of = {task.id: message for task, message in turns}
         answers = self.answers(subject, tasks)
         names = (*MEASURES, *((STATE,) if self.environment else ()))
         scored = {
             name: [
-                self._scores(task, message_of[task.id], answer)
+                self._scores(task, recorded[task.id][1], answer)
                 for task, answer in zip(tasks, answers[name], strict=True)
             ]
             for name in subject.models
@@ -72,7 +74,7 @@ class ToolCalls(AnsweringSuite):
             findings.append(Finding(measured[0], before))
         return findings
 
-    def _scores(self, task: Sample, recorded: Message, answer: str) -> dict[str, float]:
+    def _scores(self, task: Sample, recorded: list[list[Call]], answer: str) -> dict[str, float]:
         scores = dict.fromkeys((*MEASURES, STATE), 0.0)
         calls, _ = read_turn(answer)
         if not calls:
@@ -82,42 +84,48 @@ class ToolCalls(AnsweringSuite):
         scores["valid_json"] = 1.0
         scores["known_tool"] = float(all(f is None or f[0] != "unknown_tool" for f in faults))
         scores["valid_arguments"] = float(not any(faults))
-        wanted = [Call(c.name, json.loads(c.arguments)) for c in recorded.tool_calls]
-        scores["same_calls"] = float(_sorted(calls) == _sorted(wanted))
+        scores["same_calls"] = float(any(_sorted(calls) == _sorted(each) for each in recorded))
         if self.environment and not any(faults):
-            kind = find("environments", self.environment)
-            earlier = [
-                Call(c.name, json.loads(c.arguments))
-                for message in task.steps
-                for c in message.tool_calls
-            ]
-            valid = [call for call in earlier if tools.fault(call) is None]
-            states = [
-                _effects(executed(kind, [*valid, *new]), len(valid)) for new in (calls, wanted)
-            ]
-            scores[STATE] = float(states[0] == states[1])
+            earlier = [c for m in task.steps for c in _calls(m) if tools.fault(c) is None]
+            effects = self._effects(earlier, calls)
+            scores[STATE] = float(
+                effects is not None
+                and any(effects == self._effects(earlier, each) for each in recorded)
+            )
         return scores
 
+    def _effects(self, earlier: list[Call], calls: list[Call]) -> tuple[list[str], str] | None:
+        """Return the results of calls and the digest of the state, or None if a tool fails."""
+        kind = find("environments", self.environment)
+        try:
+            results, _, after = executed(kind, [*earlier, *calls])
+        except Exception:  # noqa: BLE001 (an environment of a user raises any exception)
+            return None
+        return sorted(json.dumps(r, sort_keys=True) for r in results[len(earlier) :]), after
 
-def _turns(row: Sample) -> list[tuple[Sample, Message]]:
-    """Return the turns of a row in which tools are called, each with the row before it."""
-    if not row.tools:
+
+def _turns(row: Sample) -> list[tuple[Sample, list[Call]]]:
+    """Return the turns of a row in which tools are called, each with the row before it.
+
+    Turns whose recorded calls do not follow the definitions of the tools are left out.
+    """
+    try:
+        tools = tools_of(row.tools)
+    except (ValueError, RecursionError):
         return []
     turns = [
-        (replace(row, steps=row.steps[:place]).with_answer(""), message)
+        (replace(row, steps=row.steps[:place]).with_answer(""), _calls(message))
         for place, message in enumerate(row.steps)
         # The loss does not cover wrong calls, and they are not expected here.
-        if message.role == "assistant" and message.tool_calls and message.train
+        if message.role == "assistant" and message.train
     ]
-    if row.tool_calls:
-        turns.append((row.with_answer(""), row.answer))
-    return turns
+    turns.append((row.with_answer(""), _calls(row.answer)))
+    return [(t, calls) for t, calls in turns if calls and not any(map(tools.fault, calls))]
+
+
+def _calls(message: Message) -> list[Call]:
+    return [Call(c.name, json.loads(c.arguments)) for c in message.tool_calls]
 
 
 def _sorted(calls: Sequence[Call]) -> list[str]:
     return sorted(json.dumps(call.to_dict(), sort_keys=True) for call in calls)
-
-
-def _effects(done: tuple[list[Any], str, str], earlier: int) -> tuple[list[str], str]:
-    results, _, after = done
-    return sorted(json.dumps(r, sort_keys=True) for r in results[earlier:]), after

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -64,7 +65,7 @@ class ToolDialogue(ChatMethod):
 
     tools: str = Field(description="Definitions of the tools as JSON, from --tools=FILE.")
     environment: str = Field(description="Name of the environment in --environment=FILE.")
-    environment_sha256: str = Field("", description="Digest of that file.")
+    environment_sha256: str = Field("", description="Digest of that file and of its data.")
     max_calls: int = Field(
         8, ge=1, le=100, description="Maximum number of turns in which tools are called."
     )
@@ -115,10 +116,10 @@ class ToolDialogue(ChatMethod):
         sample, state = draft.sample, draft.state
         template = self.template(sample.language)
         if draft.stage == CHECK:
-            asked = {"calls": state["actions"], "known": []}
+            asked = {"calls": state["actions"], "known": [], "by_model": "planned" in state}
             return Request(orjson.dumps(asked).decode(), Sampling(), stage=CHECK)
         if draft.stage == EXECUTE:
-            asked = {"calls": state["calls"], "known": state["results"]}
+            asked = {"calls": state["calls"], "known": state["results"], "by_model": True}
             return Request(orjson.dumps(asked).decode(), Sampling(), stage=EXECUTE)
         if draft.stage == PLAN:
             shown = "\n".join(json_text(_task(pool.at(p))) for p in draft.parents)
@@ -140,6 +141,8 @@ class ToolDialogue(ChatMethod):
         if draft.stage == ASSISTANT:
             return [self._turn(draft, completion)]
         done: dict[str, Any] = orjson.loads(completion.text)
+        if "failed" in done:
+            return [self.reject(draft.sample, "tool_failed", done["failed"])]
         return [self._checked(draft, done) if draft.stage == CHECK else self._executed(draft, done)]
 
     # -- tasks ----------------------------------------------------------------------------
@@ -166,6 +169,7 @@ class ToolDialogue(ChatMethod):
             **state,
             "before": done["before"],
             "expected": done["after"],
+            "expected_results": done["results"],
             "calls": [],
             "results": [],
             "turns": 0,
@@ -239,10 +243,10 @@ class ToolDialogue(ChatMethod):
             # What the assistant could not do because its calls were wrong, it did not do.
             reason = state["faults"][-1] if state["faults"] else "wrong_state"
             return self.reject(sample, reason, "the data is not in the expected state")
-        if state["expected"] == state["before"] and not _covers(state["calls"], state["actions"]):
+        if state["expected"] == state["before"] and not _looked_up(state):
             reason = state["faults"][-1] if state["faults"] else "not_looked_up"
             return self.reject(sample, reason, "what the answer says was not looked up")
-        missing = [m for m in state["mentions"] if m.lower() not in sample.output.lower()]
+        missing = [m for m in state["mentions"] if not _mentioned(m, sample.output)]
         if missing:
             return self.reject(sample, "not_mentioned", f"the answer does not contain {missing[0]}")
         failed = sum(_is_error(json.loads(m.content)) for m in sample.steps if m.role == "tool")
@@ -277,9 +281,13 @@ def _schema(**properties: Any) -> dict[str, Any]:
     }
 
 
-def _label(seed: Sample, name: str) -> Any:
+def _label(seed: Sample, name: str) -> list[Any]:
     text = next((label.value for label in seed.labels if label.name == name), "[]")
-    return json.loads(text)
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return []
+    return value if isinstance(value, list) else []
 
 
 def _actions(seed: Sample) -> list[Call]:
@@ -318,14 +326,22 @@ def _is_error(result: Any) -> bool:
     return isinstance(result, dict) and set(result) == {"error"}
 
 
-def _covers(made: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether each expected call was made, with any arguments that are texts."""
-    return all(any(_similar(call, wanted) for call in made) for wanted in expected)
+def _looked_up(state: Mapping[str, Any]) -> bool:
+    """Return whether each expected call was made, or one of the same tool with the same result."""
+    made = list(zip(state["calls"], state["results"], strict=True))
+
+    def found(wanted: Mapping[str, Any], expected: Any) -> bool:
+        return any(
+            call["name"] == wanted["name"]
+            and (call["arguments"] == wanted["arguments"] or result == expected)
+            for call, result in made
+        )
+
+    return all(map(found, state["actions"], state["expected_results"]))
 
 
-def _similar(call: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    # The words of a search may differ; numbers and choices must not.
-    def exact(arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in arguments.items() if not isinstance(v, str)}
-
-    return call["name"] == wanted["name"] and exact(call["arguments"]) == exact(wanted["arguments"])
+def _mentioned(text: str, answer: str) -> bool:
+    """Return whether an answer contains a text, and not only as a part of another number."""
+    start = r"(?<!\d)(?<!\d[.,])" if text[:1].isdecimal() else ""
+    end = r"(?![.,]?\d)" if text[-1:].isdecimal() else ""
+    return re.search(f"{start}{re.escape(text)}{end}", answer, re.IGNORECASE) is not None
