@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 import unicodedata
 import zipfile
 from collections import Counter
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import instructgen
 from instructgen.documents import (
@@ -174,6 +178,21 @@ def test_the_text_of_each_type_is_read(reader: DocumentReader, name: str) -> Non
         assert [s.page for s in Splitter(40).segments(document)] == [1, 2]
 
 
+def test_tables_and_breaks_of_word_keep_words_apart(reader: DocumentReader) -> None:
+    run = "</w:t></w:r><w:r><w:rPr><w:b/></w:rPr><w:t>{}</w:t>{}</w:r><w:r><w:t>"
+    bold = run.format("un", "") + "believable" + run.format("one", "<w:br/><w:t>two</w:t>")
+    inner = "<w:tbl><w:tr><w:tc><w:p><w:r><w:t>inner</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"
+    paragraph = "<w:p><w:r><w:t>{}</w:t></w:r></w:p>"
+    cell = f"<w:tc>{paragraph.format('Net')}{paragraph.format('price')}{inner}<w:p/></w:tc>"
+    table = f"<w:tbl><w:tr>{cell}<w:tc>{paragraph.format('12')}</w:tc></w:tr></w:tbl>"
+    data = docx(("", bold), ("", f"end</w:t></w:r></w:p>{table}<w:p><w:r><w:t>"))
+    text = read_bytes(reader, "table.docx", data).text
+    assert "unbelievable" in text
+    assert "one two" in text
+    assert "| Net price inner | 12 |" in text
+    assert text.count("inner") == 1
+
+
 UNREADABLE = {
     "secret.pdf": (pdf(RULES, password="secret"), "encrypted"),
     "scan.pdf": (pdf("", ""), "no_text"),
@@ -214,6 +233,38 @@ def test_a_document_that_exceeds_a_limit_is_rejected_and_the_next_one_is_read() 
                 own.read(Slow, data)
             assert caught.value.code == code
             assert own.read(Slow, b"still here").text == "still here"
+
+
+def test_a_reader_that_does_not_load_alone_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "far_reader.py"
+    file.write_text(
+        "import only_here\n"
+        "from instructgen.documents import DocumentFormat\n"
+        "class Far(DocumentFormat):\n"
+        "    name = 'far_for_tests'\n"
+        "    suffixes = ('.far',)\n"
+        "    def read(self, data, limits): ...\n"
+    )
+    code = (
+        "import sys\n"
+        "from instructgen.documents.reading import DocumentReader\n"
+        "from instructgen.errors import ConfigError\n"
+        "from instructgen.plugins import load_plugin\n"
+        "(kind,) = load_plugin(sys.argv[1])\n"
+        "with DocumentReader() as reader:\n"
+        "    try:\n"
+        "        reader.read(kind, b'text')\n"
+        "    except ConfigError as error:\n"
+        "        print(error.hint)\n"
+    )
+    (tmp_path / "only_here.py").write_text("")
+    # The module is found from this program, and not from the process that reads.
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{code}", str(file)],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    assert "far_reader.py" in done.stdout
 
 
 def test_pages_are_limited() -> None:
@@ -276,6 +327,26 @@ def test_headings_pages_and_code_are_respected() -> None:
     assert [s.heading for s in found] == ["A", "A > B", "C"]
     assert [s.page for s in found] == [1, 2, 2]
     assert code in text[found[1].start : found[1].end]
+
+
+@pytest.mark.parametrize("before", ["", "A few words.\n\n"])
+def test_a_heading_stays_with_a_long_paragraph(before: str) -> None:
+    """Without the end of a sentence, the first part of the paragraph fills a segment."""
+    table = "\n".join(f"| item {i} | {i} |" for i in range(400))
+    text = f"{before}## Prices\n\n{table}"
+    first, *others = Splitter(100).segments(DocumentText(text))
+    if before:
+        first, *others = others
+    assert text[first.start : first.end].startswith("## Prices\n\n| item 0 |")
+    assert {segment.heading for segment in [first, *others]} == {"Prices"}
+    assert all(len(tokenize(text[s.start : s.end])) <= 100 for s in [first, *others])
+
+
+def test_a_long_heading_is_cut_in_the_place_of_each_segment() -> None:
+    text = f"# {'word ' * 5000}\n\n{RULES}"
+    segments = list(Splitter(50).segments(DocumentText(text)))
+    assert len(segments) >= 100
+    assert all(len(segment.heading) <= 200 for segment in segments)
 
 
 def test_a_short_section_is_joined_with_the_next() -> None:
@@ -407,6 +478,24 @@ def test_false_evidence_is_rejected(evidence: list[str], reason: str) -> None:
     done = ask("factual", model(evidence))
     assert done.reasons() == [reason]
     assert "faithful" not in done.stages()
+
+
+@pytest.mark.parametrize(
+    ("shares", "passage"),
+    [
+        ({"unanswerable": 1.0}, False),
+        ({"factual": 0.0}, True),
+        ({"factual": float("nan")}, True),
+        ({"factual": float("inf")}, True),
+        ({"factual": 1.0, "summary": -0.5}, True),
+        ({}, True),
+    ],
+)
+def test_shares_without_a_kind_of_question_are_invalid(
+    shares: dict[str, float], passage: bool
+) -> None:
+    with pytest.raises(ValidationError):
+        Document(shares=shares, passage=passage)  # type: ignore[arg-type]
 
 
 def test_the_judge_decides_about_faithfulness() -> None:

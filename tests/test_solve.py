@@ -101,6 +101,9 @@ def test_a_seed_that_the_verifier_cannot_check_does_not_fit() -> None:
     assert Solve().fits(Sample("How many?"))
     assert not Solve().fits(Sample("Who?", output="Nobody."))
     assert not Solve(verifier="code").fits(PROBLEM)
+    # Without tests, programs cannot be compared; a constraint that is drawn is not in the request.
+    assert not Solve(verifier="code").fits(Sample("Write double(x)."))
+    assert not Solve(verifier="ifeval").fits(Sample("Name a fruit."))
 
 
 @needs_sandbox

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 from instructgen.documents import DocumentFormat, DocumentLimits, DocumentText, Unreadable
+
+# The elements within a line that mammoth writes.
+_IN_LINE = ("strong", "em", "b", "i", "u", "s", "a", "sup", "sub", "span", "code", "img")
 
 
 class Docx(DocumentFormat):
@@ -47,8 +51,10 @@ def _blocks(root: Any) -> list[str]:
         if tag in ("ul", "ol"):
             blocks.append("\n".join(f"- {_text(item)}" for item in child.iter("li")))
         elif tag == "table":
-            rows = [[_text(c) for c in row if c.tag in ("td", "th")] for row in child.iter("tr")]
-            blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in rows))
+            lines = [
+                [_text(c) for c in row] for row in child.xpath("./tr | ./thead/tr | ./tbody/tr")
+            ]
+            blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
         elif text := _text(child):
             level = int(tag[1]) if tag[:1] == "h" and tag[1:].isdigit() else 0
             blocks.append(f"{'#' * level} {text}" if level else text)
@@ -56,10 +62,18 @@ def _blocks(root: Any) -> list[str]:
 
 
 def _text(element: Any) -> str:
-    """Return the text of an element on one line, without that of lists in it."""
-    parts = [element.text or ""]
+    """Return the text of an element on one line, of an item of a list without lists in it."""
+    skipped = ("ul", "ol") if element.tag == "li" else ()
+    return " ".join("".join(_parts(element, skipped)).split())
+
+
+def _parts(element: Any, skipped: tuple[str, ...] = ()) -> Iterator[str]:
+    yield element.text or ""
     for child in element:
-        if child.tag not in ("ul", "ol"):
-            parts.append(" " if child.tag == "br" else "".join(child.itertext()))
-        parts.append(child.tail or "")
-    return " ".join("".join(parts).split())
+        if child.tag not in skipped:
+            # Text in the line continues a word; other elements end it.
+            between = "" if child.tag in _IN_LINE else " "
+            yield between
+            yield from _parts(child)
+            yield between
+        yield child.tail or ""

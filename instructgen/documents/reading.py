@@ -91,12 +91,19 @@ class DocumentReader:
             start_new_session=True,
         )
         theirs.close()
-        self._pipe.send((self._limits, [str(path) for path in loaded_files()]))
-        # The time to start does not count as the time of the first document.
-        if not self._pipe.poll(_START_S):
-            self._end()
-            raise Unreadable("too_slow", "the process that reads documents does not start")
-        self._pipe.recv_bytes()
+        files = loaded_files()
+        with suppress(EOFError, OSError):
+            self._pipe.send((self._limits, [str(path) for path in files]))
+            # The time to start does not count as the time of the first document.
+            if self._pipe.poll(_START_S):
+                self._pipe.recv_bytes()
+                return
+        self._end()
+        named = f" Each of them must load alone: {', '.join(map(str, files))}." if files else ""
+        raise ConfigError(
+            "the process that reads documents does not start.",
+            f"Check the memory of the machine and the files in --plugin.{named}",
+        )
 
     def _end(self) -> None:
         process, self._process = self._process, None

@@ -15,6 +15,8 @@ from instructgen.similarity.tokens import word_positions
 
 # A section with fewer words than this fraction of a segment is joined with the next one.
 _SHORT_SECTION = 8
+# A title is repeated in each row of its section.
+_LONGEST_HEADING = 200
 _HEADING = re.compile(r"(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 _FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})")
 # The position after the end of a sentence. In scripts without spaces none follows it.
@@ -31,12 +33,16 @@ class Segment(NamedTuple):
 
 
 class _Unit(NamedTuple):
-    """A paragraph, a sentence or a heading, with the headings above it."""
+    """A paragraph or a part of one, with the lines of headings directly before it.
+
+    ``start`` is the position of the first of these headings, and ``body`` that of the paragraph.
+    ``headings`` are all headings above the paragraph.
+    """
 
     start: int
+    body: int
     end: int
     headings: tuple[str, ...]
-    is_heading: bool
 
 
 class Splitter:
@@ -62,26 +68,24 @@ class Splitter:
         def count(start: int, end: int) -> int:
             return bisect_left(positions, end) - bisect_left(positions, start)
 
-        begin, end, heading, has_text = -1, -1, "", False
+        begin, end, heading = -1, -1, ""
 
         def segment() -> Segment:
             page = bisect_right(document.pages, begin) if document.pages else None
             return Segment(begin, end, heading, page)
 
         for unit in self._units(text, positions):
+            begins_section = unit.start < unit.body
             if begin >= 0:
                 is_short = count(begin, end) < self._words / _SHORT_SECTION
                 full = count(begin, unit.end) > self._words
-                if full or (unit.is_heading and has_text and not is_short):
+                if full or (begins_section and not is_short):
                     yield segment()
-                    repeats = full and not unit.is_heading
+                    repeats = full and not begins_section
                     begin = self._repeated(text, positions, begin, end) if repeats else unit.start
-                    has_text = False
-            if begin < 0:
-                begin = unit.start
-            if not has_text:
-                heading = " > ".join(unit.headings)
-            has_text |= not unit.is_heading
+                    heading = " > ".join(unit.headings)
+            else:
+                begin, heading = unit.start, " > ".join(unit.headings)
             end = unit.end
         if begin >= 0:
             yield segment()
@@ -100,25 +104,27 @@ class Splitter:
         # The words that a segment repeats must fit in beside the next unit.
         most = self._words - self._overlap
         for unit in _paragraphs(text):
-            start = unit.start
+            start, body = unit.start, unit.body
             first = bisect_left(positions, start)
             while bisect_left(positions, unit.end) - first > most:
                 limit = positions[first + most]
-                ends = [m.end() for m in _SENTENCE.finditer(text, start, limit)]
-                end = ends[-1] if ends and ends[-1] > start else limit
-                yield unit._replace(start=start, end=_trimmed(text, start, end))
-                start = end
+                # Not directly after the headings.
+                ends = [m.end() for m in _SENTENCE.finditer(text, start, limit) if m.end() > body]
+                end = ends[-1] if ends else limit
+                yield _Unit(start, max(start, body), _trimmed(text, start, end), unit.headings)
+                start = body = end
                 first = bisect_left(positions, start)
-            yield unit._replace(start=start)
+            yield _Unit(start, max(start, body), unit.end, unit.headings)
 
 
 def _paragraphs(text: str) -> Iterator[_Unit]:
-    """Yield the paragraphs and headings of a text; a block of code is one paragraph."""
-    headings: list[tuple[int, str]] = []
-    start, end, fence = -1, -1, ""
+    """Yield the paragraphs of a text with the headings before them; a block of code is one."""
+    titles: list[tuple[int, str]] = []
+    # Where the headings before the paragraph begin, where it begins and where it ends.
+    lead, body, end, fence = -1, -1, -1, ""
 
-    def titles() -> tuple[str, ...]:
-        return tuple(title for _, title in headings)
+    def unit() -> _Unit:
+        return _Unit(body if lead < 0 else lead, body, end, tuple(title for _, title in titles))
 
     at = 0
     for line in text.splitlines(keepends=True):
@@ -131,22 +137,24 @@ def _paragraphs(text: str) -> Iterator[_Unit]:
         elif match:
             fence = match[1]
         elif not bare or (found := _HEADING.match(bare)):
-            if start >= 0:
-                yield _Unit(start, end, titles(), is_heading=False)
-                start = -1
+            if body >= 0:
+                yield unit()
+                lead = body = -1
             if bare and found:
                 level = len(found[1])
-                headings = [h for h in headings if h[0] < level]
-                headings.append((level, found[2]))
-                inner = begins + line.index(bare)
-                yield _Unit(inner, inner + len(bare), titles(), is_heading=True)
+                titles = [title for title in titles if title[0] < level]
+                titles.append((level, found[2][:_LONGEST_HEADING]))
+                lead = begins + line.index(bare) if lead < 0 else lead
+                end = begins + line.index(bare) + len(bare)
             continue
         if bare:
             inner = begins + line.index(bare)
-            start = inner if start < 0 else start
+            body = inner if body < 0 else body
             end = inner + len(bare)
-    if start >= 0:
-        yield _Unit(start, end, titles(), is_heading=False)
+    if lead >= 0 or body >= 0:
+        # Headings at the end have no paragraph.
+        body = end if body < 0 else body
+        yield unit()
 
 
 def _skip_space(text: str, at: int) -> int:

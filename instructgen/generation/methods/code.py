@@ -187,7 +187,7 @@ class CodeTasks(ChatMethod):
         if not passing:
             return self.reject(sample, "tests_fail", "no solution passes its tests", 0.0)
         if not sound:
-            detail = "the tests also pass on functions that return None"
+            detail = "no assertion is false for functions that return None"
             return self.reject(sample, "tests_prove_nothing", detail)
         best = sound[0]
         program = state["programs"][best]

@@ -7,14 +7,15 @@ whether the answer follows from the passage.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import orjson
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from instructgen.engines import Completion, Request, Sampling
 from instructgen.generation.answers import answered
@@ -104,12 +105,19 @@ class Document(ChatMethod):
         description="Sampling parameters for answers.",
     )
 
-    @field_validator("shares")
-    @classmethod
-    def _check_shares(cls, shares: dict[Kind, float]) -> dict[Kind, float]:
-        if min(shares.values(), default=0) < 0 or sum(shares.values()) <= 0:
-            raise ValueError("must have fractions of which at least one is above 0")
-        return shares
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        shares = self._shares().values()
+        if not all(0 <= share < math.inf for share in shares) or not sum(shares) > 0:
+            raise ValueError(
+                "shares must have fractions of which at least one is above 0 (without passage, "
+                "that of unanswerable questions does not count)"
+            )
+        return self
+
+    def _shares(self) -> dict[Kind, float]:
+        """Return the share of each kind of question that the rows can have."""
+        return {k: v for k, v in self.shares.items() if self.passage or k != "unanswerable"}
 
     def fits(self, seed: Sample) -> bool:
         """Return whether a seed is a segment; the others are the user's questions."""
@@ -127,7 +135,7 @@ class Document(ChatMethod):
     def start(self, pool: Pool, rng: random.Random, number: int, form: PromptSetup) -> Draft:
         """Take the next segment, and draw the kind of question."""
         draft = draft_of_seed(pool, number, QUESTIONS)
-        shares = {k: v for k, v in self.shares.items() if self.passage or k != "unanswerable"}
+        shares = self._shares()
         (kind,) = rng.choices([*shares], [*shares.values()])
         position = draft.parents[0]
         if kind == "comparison":

@@ -86,10 +86,18 @@ class Solve(ChatMethod):
         return name
 
     def fits(self, seed: Sample) -> bool:
-        """Return whether the verifier can check answers to a seed, or the seed has no answer."""
+        """Return whether the verifier can check answers to a seed, or compare them.
+
+        A verifier that adds something to the request, such as a constraint, cannot: the model does
+        not see it.
+        """
         if not seed.plain or seed.context:
             return False
-        return not seed.output or self._verifier().task(seed, random.Random(0)) is not None
+        verifier = self._verifier()
+        if (task := verifier.task(seed, random.Random(0))) is not None:
+            return bool(task.question == seed.question)
+        compared = verifier.task(seed.with_answer("1"), random.Random(0))
+        return not seed.output and compared is not None
 
     def verifiers(self) -> tuple[str, ...]:
         """Return the verifier that checks the solutions."""
