@@ -17,6 +17,8 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -136,8 +138,8 @@ def solve(minutes: float, folder: Path, problems: int, samples: int) -> dict[str
 
 
 def code(minutes: float, folder: Path) -> dict[str, Any]:
-    """Write programs from the included snippets."""
-    return run(
+    """Write programs from the included snippets, and execute the kept ones again."""
+    found = run(
         minutes,
         folder / "run",
         seeds=ROOT / "seeds" / "snippets.jsonl",
@@ -145,6 +147,15 @@ def code(minutes: float, folder: Path) -> dict[str, Any]:
         method="code",
         settings={"generate.acceptance_floor": 0},
     )
+    passed = 0
+    for row in read_rows(folder / "run"):
+        program = row["output"].removeprefix("```python\n").removesuffix("\n```")
+        # Not the sandbox of the package: only Python, in namespaces of its own.
+        isolated = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--tmpfs", "/tmp"]  # noqa: S108
+        command = [*isolated, sys.executable, "-I", "-c", f"{program}\n{labels(row)['test']}"]
+        passed += subprocess.run(command, timeout=60, check=False).returncode == 0
+    assert passed == found["rows"]
+    return {**found, "passed_again": passed}
 
 
 def main() -> None:
