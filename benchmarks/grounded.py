@@ -151,7 +151,7 @@ def code(minutes: float, folder: Path) -> dict[str, Any]:
     for row in read_rows(folder / "run"):
         program = row["output"].removeprefix("```python\n").removesuffix("\n```")
         # Not the sandbox of the package: only Python, in namespaces of its own.
-        isolated = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--tmpfs", "/tmp"]  # noqa: S108
+        isolated = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--tmpfs", "/tmp"]
         command = [*isolated, sys.executable, "-I", "-c", f"{program}\n{labels(row)['test']}"]
         passed += subprocess.run(command, timeout=60, check=False).returncode == 0
     assert passed == found["rows"]

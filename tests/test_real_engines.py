@@ -353,7 +353,7 @@ def test_the_chat_style_uses_json_schemas_on_vllm(engine_host: EngineHost, tmp_p
     )
     out = tmp_path / "run"
     args = ["generate", "--seeds", GENERAL, "--target", 4, "--out", out, "--recipe", recipe]
-    args += ["--in-flight", 4, "--max-tokens-total", 2_500]
+    args += ["--in-flight", 4, "--max-tokens-total", 1_500]
     done = engine_host.run(*args, most_tokens=600)
     assert done.code in (0, 3), done.stderr[-3000:]
     form = read_info(out).form
