@@ -177,12 +177,11 @@ def test_any_division_finds_the_same_pairs(
     shared = [ray.put(number)]
     words = [duplicates._words(block, threshold, columns, shared) for block in blocks]
     references = [ray.put(each) for each in words]
-    place = ray.put(duplicates._places(words, len(first)))
     flat = pa.concat_tables([duplicates._keys(each, tasks) for each in words])
     found = FoundPairs()
     for task in range(tasks):
         part = flat.filter(pa.array(flat.column("task").to_numpy() == task))
-        pairs = duplicates._searched(part, threshold, len(columns), references, [place])
+        pairs = duplicates._searched(part, threshold, len(columns), references, len(first))
         found.add(pairs.column("pair").to_numpy(), pairs.column("score").to_numpy())
     there = found.pairs()
     assert here.text.tolist() == there.text.tolist()

@@ -9,7 +9,7 @@ are kept. The texts and words stay in Ray's object store, which writes to disk w
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from instructgen.similarity.matches import Pairs
 from instructgen.similarity.minhash import Signer, word_hashes
 from instructgen.similarity.minhash_pairs import FoundPairs, PairSearch, records_of, signer_for
 from instructgen.similarity.near_pairs import tables_of
-from instructgen.similarity.temporary import Column
+from instructgen.similarity.temporary import Column, NumberFile
 
 # Tasks that compare rows, for each core of the cluster.
 _TASKS_PER_CORE = 4
@@ -167,7 +167,6 @@ class _Pairs:
             fn_args=(self._threshold, self._columns, [self._ray.put(number)]),
         ).materialize()
         references = words.to_arrow_refs()
-        place = _places(map(self._ray.get, references), len(first))
         keys = words.select_columns(["text", "keys"]).map_batches(
             _keys, batch_size=_ROWS_AT_ONCE, batch_format="pyarrow", fn_args=(tasks,)
         )
@@ -175,7 +174,7 @@ class _Pairs:
             _searched,
             batch_size=None,
             batch_format="pyarrow",
-            fn_args=(self._threshold, len(self._columns), references, [self._ray.put(place)]),
+            fn_args=(self._threshold, len(self._columns), references, len(first)),
         )
         pairs = FoundPairs()
         batches = searched.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -184,15 +183,6 @@ class _Pairs:
             if watch is not None:
                 watch(Progress("minhash", min(done, tasks), tasks, "tasks"))
         return pairs.pairs()
-
-
-def _places(words: Iterable[Any], texts: int) -> Array:
-    """Return the block of each text and its row in it: (texts, 2); -1 if it has no words."""
-    place = np.full((texts, 2), -1, np.int32)
-    for block, table in enumerate(words):
-        numbers = table.column("text").to_numpy()
-        place[numbers, 0], place[numbers, 1] = block, np.arange(len(numbers))
-    return place
 
 
 @cache
@@ -240,47 +230,55 @@ def _keys(batch: Any, tasks: int) -> Any:
     return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 
-def _searched(
-    batch: Any, threshold: float, columns: int, blocks: list[Any], place: list[Any]
-) -> Any:
+def _searched(batch: Any, threshold: float, columns: int, blocks: list[Any], rows: int) -> Any:
     """Return the pairs of similar texts among those that have a key in common."""
     import pyarrow as pa
-    import ray
 
-    places, found = ray.get(place[0]), FoundPairs()
-
-    def read(texts: Array) -> tuple[Array, Array]:
-        return _records(columns, places[texts], blocks)
-
+    key, found = blocks[0].hex() if blocks else "", FoundPairs()
+    if key not in _RECORDS:
+        # Those of an earlier search are not needed any more.
+        _RECORDS.clear()
+        _RECORDS[key] = _Records(blocks, rows)
     texts, keys = batch.column("text").to_numpy(), batch.column("key").to_numpy()
     order = np.argsort(texts, kind="stable")
-    for codes, scores in PairSearch(signer_for(threshold), columns, read).pairs(
-        texts[order], keys[order]
-    ):
+    search = PairSearch(signer_for(threshold), columns, _RECORDS[key].read)
+    for codes, scores in search.pairs(texts[order], keys[order]):
         found.add(codes, scores)
     pairs = found.pairs()
     codes = pa.array(pairs.text << 32 | pairs.row)
     return pa.table({"pair": codes, "score": pa.array(pairs.score)})
 
 
-def _records(columns: int, places: Array, blocks: list[Any]) -> tuple[Array, Array]:
-    """Return the records of texts, with words as small numbers, and where each record begins."""
-    import ray
+class _Records:
+    """The records of all texts, in a temporary file of this worker.
 
-    parts: list[Array] = [np.zeros(0, np.int64)] * len(places)
-    for block in np.unique(places[:, 0]).tolist():
-        column = ray.get(blocks[block]).column("record").combine_chunks()
-        values, offsets = column.values.to_numpy(), column.offsets.to_numpy()
-        for k in np.flatnonzero(places[:, 0] == block).tolist():
-            row = places[k, 1]
-            parts[k] = values[offsets[row] : offsets[row + 1]]
-    lengths = np.array([len(part) for part in parts])
-    data, begins = np.concatenate(parts), np.cumsum(lengths) - lengths
-    is_word = np.ones(len(data), np.bool_)
-    is_word[begins[:, None] + np.arange(columns)] = False
-    # The order of the numbers is that of the hashes, so that each record stays sorted.
-    data[is_word] = np.unique(data[is_word], return_inverse=True)[1]
-    return data.astype(np.int32), begins
+    A search reads the texts that have a key in common again and again, in any order. Ray's object
+    store would each time restore all blocks from the disk.
+    """
+
+    def __init__(self, blocks: Sequence[Any], rows: int) -> None:
+        import ray
+
+        self._file = NumberFile(np.int64)
+        self._begins, self._ends, size = np.zeros(rows, np.int64), np.zeros(rows, np.int64), 0
+        for block in blocks:
+            table = ray.get(block)
+            texts, column = table.column("text").to_numpy(), table.column("record").combine_chunks()
+            offsets = column.offsets.to_numpy()
+            self._file.extend(column.values.to_numpy()[offsets[0] : offsets[-1]])
+            places = offsets - offsets[0] + size
+            self._begins[texts], self._ends[texts] = places[:-1], places[1:]
+            size = int(places[-1])
+
+    def read(self, texts: Array) -> tuple[Array, Array]:
+        """Return the records of texts, one after the other, and where each of them begins."""
+        begins, ends = self._begins[texts], self._ends[texts]
+        parts = [self._file.read(a, b) for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+        return np.concatenate(parts), np.cumsum(ends - begins) - (ends - begins)
+
+
+# The records of the search that this worker takes part in, by its first block.
+_RECORDS: dict[str, _Records] = {}
 
 
 class _StoredTexts:

@@ -200,15 +200,21 @@ class _Temporary:
         if self._waiting:
             self.flushed()
             self._waiting = False
-        with self.errors():
+        # Not with `errors`, because this is called for each text.
+        try:
             return os.pread(self.file.fileno(), end - begin, begin)
+        except OSError as error:
+            raise self._unusable(error) from error
 
     @contextmanager
     def errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise StorageError(
-                f"a temporary file in {self._folder} cannot be used ({error.strerror or error}).",
-                "Make room on the disk.",
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"a temporary file in {self._folder} cannot be used ({error.strerror or error}).",
+            "Make room on the disk.",
+        )
