@@ -6,6 +6,7 @@
     python benchmarks/scale.py novelty         # the filter's share of the loop's time
     python benchmarks/scale.py prefixes        # prompts assigned by their beginning, or by room
     python benchmarks/scale.py curation --data FOLDER --data-juicer PYTHON
+    python benchmarks/scale.py deduplication --data FOLDER
 
 The simulated engine is in simulated_engine.py. FOLDER is a dataset of a million rows that
 million.py keeps with --folder. PYTHON has py-data-juicer==1.6.1. Each result is added to
@@ -329,25 +330,11 @@ if __name__ == "__main__":
 
 
 def curation(data: Path, python: Path) -> dict[str, Any]:
-    """Measure `curate` and `dedup` in one process and on Ray, and Data-Juicer on the same rows."""
-    runs: dict[str, Any] = {"filters": "words 5 to 1000, repeated 4-grams, exact and MinHash 0.7"}
+    """Measure `curate` in one process and on Ray, and Data-Juicer with the same filters."""
     with tempfile.TemporaryDirectory() as work:
         recipe, lines = Path(work) / "same.toml", Path(work) / "rows.jsonl"
         recipe.write_text(SAME_FILTERS)
-        for name, arguments, options in (
-            ("curate", [str(data)], {"recipe": str(recipe)}),
-            ("dedup", [[str(data)]], {"how": ["exact", "minhash"]}),
-        ):
-            digests, runs[name] = set(), {}
-            for key, where in (("one process", None), ("ray, 2 workers", "auto")):
-                out = Path(work) / str(where) / name
-                runs[name][key] = in_a_process(
-                    name, [*arguments, str(out)], options | {"ray": where}
-                )
-                # The manifest has the digest of each file.
-                files = ("manifest.json", "provenance.json")
-                digests.add(tuple((out / file).read_bytes() for file in files))
-            runs[name]["same_files"] = len(digests) == 1
+        runs = on_one_and_many("curate", Path(work), [str(data)], {"recipe": str(recipe)})
         rows = 0
         with lines.open("w") as file:
             for rows, s in enumerate(read_samples(data), 1):  # noqa: B007
@@ -355,12 +342,32 @@ def curation(data: Path, python: Path) -> dict[str, Any]:
                 file.write(json.dumps({"text": text}) + "\n")
         config, out = Path(work) / "same.yaml", Path(work) / "dj"
         config.write_text(DATA_JUICER.format(rows=lines, out=out))
-        runs["curate"]["data-juicer 1.6.1, 2 processes"] = in_a_process(
+        runs["data-juicer 1.6.1, 2 processes"] = in_a_process(
             "command",
             [str(python.parent / "dj-process"), "--config", str(config)],
             {"kept": str(out / "kept.jsonl"), "rows": rows},
         )
-    return runs
+    return {"filters": "words 5 to 1000, repeated 4-grams, exact and MinHash 0.7", **runs}
+
+
+def deduplication(data: Path) -> dict[str, Any]:
+    """Measure `dedup` in one process and on Ray."""
+    with tempfile.TemporaryDirectory() as work:
+        return on_one_and_many("dedup", Path(work), [[str(data)]], {"how": ["exact", "minhash"]})
+
+
+def on_one_and_many(
+    name: str, work: Path, arguments: list[Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Run a command in one process and on Ray; compare what they write."""
+    runs: dict[str, Any] = {}
+    digests = set()
+    for key, where in (("one process", None), ("ray, 2 workers", "auto")):
+        out = work / str(where) / name
+        runs[key] = in_a_process(name, [*arguments, str(out)], options | {"ray": where})
+        # The manifest has the digest of each file.
+        digests.add(tuple((out / f).read_bytes() for f in ("manifest.json", "provenance.json")))
+    return {**runs, "same_files": len(digests) == 1}
 
 
 def in_a_process(name: str, arguments: list[Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -394,6 +401,7 @@ def main() -> None:
         "novelty": lambda: novelty([100_000, 1_000_000, 10_000_000]),
         "prefixes": lambda: prefixes(8),
         "curation": lambda: curation(options.data, options.data_juicer),
+        "deduplication": lambda: deduplication(options.data),
     }
     parser.add_argument("part", choices=list(measure))
     parser.add_argument("--data", type=Path)

@@ -58,9 +58,18 @@ class RayCluster:
         return self.mapped(self.items(pieces), _read)
 
     def items(self, values: Iterable[Any]) -> Any:
-        """Return a Ray dataset of these values, each of which a task of its own gets."""
-        rows = [{_DATA: self.ray.cloudpickle.dumps(value)} for value in values]
-        return self.ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
+        """Return a Ray dataset of these values, each of which a task of its own gets.
+
+        They are taken one after the other, and may need more memory than this process has.
+        """
+        import pyarrow as pa
+
+        def block(value: Any) -> Any:
+            data = pa.array([self.ray.cloudpickle.dumps(value)], pa.large_binary())
+            return self.ray.put(pa.table({_DATA: data}))
+
+        blocks = [block(value) for value in values]
+        return self.ray.data.from_arrow_refs(blocks) if blocks else self.ray.data.from_items([])
 
     def mapped(
         self,

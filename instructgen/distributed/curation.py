@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,15 @@ class RayCuration(Curation):
     def _selected(self, f: SelectingFilter, file: RowFile) -> Mapping[int, Rejection]:
         if not isinstance(f, Duplicate):
             return super()._selected(f, file)
-        tables = [table for _, table in file.tables()]
-        firsts = accumulate(map(len, tables), initial=0)
-        dataset = self._cluster.items(map(Numbered, firsts, tables))
+        dataset = self._cluster.items(_numbered(file))
         return f.rejections(find_duplicates(self._cluster, dataset, **f.arguments()))
+
+
+def _numbered(file: RowFile) -> Iterator[Numbered]:
+    first = 0
+    for _, table in file.tables():
+        yield Numbered(first, table)
+        first += len(table)
 
 
 def _has_model(f: Filter) -> bool:
