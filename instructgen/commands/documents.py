@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from instructgen.commands.derive import Derived, Output, Written, derive, name_of
 from instructgen.documents import DocumentLimits, Unreadable, document_files, reader_for
@@ -71,6 +72,8 @@ class _Documents:
                     self.watch(Progress("documents", self.read))
                 digest = ""
                 try:
+                    if not path.resolve().is_relative_to(self.above):
+                        raise Unreadable("link", "a link to a file outside of the folder")
                     if (kind := reader_for(path)) is None:
                         raise Unreadable("unknown_type", f"files of the type {path.suffix!r}")
                     data = read_bytes(path, limits)
@@ -96,10 +99,22 @@ class _Documents:
                     place = Place(name, digest, start, end, heading, page)
                     yield replace(common, instruction=document.text[start:end], place=place)
 
+    @property
+    def above(self) -> Path:
+        """The folder of the documents, without links."""
+        path = self.options.path
+        return path.resolve() if path.is_dir() else path.resolve().parent
+
     def _name(self, path: Path) -> str:
-        """Return the name of a file below the folder that is read."""
+        """Return the name of a file below the folder that is read.
+
+        Characters that cannot be shown are percent-encoded, so that two files never have one name.
+        """
         above = self.options.path if self.options.path.is_dir() else path.parent
-        return printable(os.fspath(path.relative_to(above)))
+        name = os.fspath(path.relative_to(above))
+        return "".join(
+            c if printable(c) == c and c not in "\n\t" else quote(os.fsencode(c)) for c in name
+        )
 
     def _reject(self, name: str, digest: str, error: Unreadable) -> None:
         sample = Sample("", origin=Origin(record=name), place=Place(name, digest, 0, 0))
@@ -124,8 +139,10 @@ def import_documents(
             f"{options.segment_words}.",
             "Pass a smaller number.",
         )
-    if not options.path.exists():
-        raise InputError("the path does not exist.", path=options.path, hint="Check the path.")
+    if not (options.path.is_dir() or options.path.is_file()):
+        raise InputError(
+            "the path is not a file or a folder.", path=options.path, hint="Check the path."
+        )
     files = document_files(options.path)
     if not any(reader_for(path) for path in files):
         known = " ".join(s for reader in classes("readers").values() for s in reader.suffixes)

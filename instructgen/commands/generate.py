@@ -21,7 +21,7 @@ from instructgen.distributed.placement import Placement
 from instructgen.distributed.replicas import incidents
 from instructgen.engines import Role
 from instructgen.engines.supervisor import Received, Supervisor
-from instructgen.environments import Environment, executed, read_tools
+from instructgen.environments import Environment, executed, has_tool, read_tools, tools_of
 from instructgen.errors import ConfigError, InputError, RunError, first_line
 from instructgen.filters import AskingFilter
 from instructgen.filters.cluster import Cluster, with_cluster
@@ -305,8 +305,7 @@ def configure(options: GenerationOptions) -> Config:
             "brief": _brief(options.brief),
             "prompts": None if options.prompts is None else read_tables(options.prompts),
             "attempts": options.samples,
-            "tools": None if options.tools is None else read_tools(options.tools),
-            **_environment(options.environment),
+            **_tools(options.tools, options.environment),
             "verifier": options.verifier,
         },
         "engine": {
@@ -345,14 +344,16 @@ def configure(options: GenerationOptions) -> Config:
     return config
 
 
-def _environment(path: Path | None) -> dict[str, str | None]:
-    """Load the environment in a file; return its name and the digest of the file and its data.
+def _tools(definitions: Path | None, path: Path | None) -> dict[str, str | None]:
+    """Return the tools in a file, the name of the environment in another one, and its digest.
 
     Raises:
-        ConfigError: the file cannot be loaded or does not define one environment that works.
+        ConfigError: a file cannot be loaded, does not define one environment that works, or the
+            environment does not have a tool.
     """
+    tools = None if definitions is None else read_tools(definitions)
     if path is None:
-        return {"environment": None, "environment_sha256": None}
+        return {"tools": tools, "environment": None, "environment_sha256": None}
     found = [cls for cls in load_plugin(path) if issubclass(cls, Environment)]
     if len(found) != 1:
         raise ConfigError(
@@ -367,8 +368,15 @@ def _environment(path: Path | None) -> dict[str, str | None]:
             f"{first_line(error)}).",
             "Its constructor takes no arguments, and state() returns a value for JSON.",
         ) from error
+    for name in tools_of(tools).names if tools else ():
+        if not has_tool(found[0], name):
+            raise ConfigError(
+                f"--environment={path}: {found[0].__name__} has no tool {name}.",
+                "Define a method with the name of each tool in --tools, other than call, state and "
+                "close.",
+            )
     digest = hashlib.sha256(path.read_bytes() + state.encode()).hexdigest()
-    return {"environment": found[0].name, "environment_sha256": digest}
+    return {"tools": tools, "environment": found[0].name, "environment_sha256": digest}
 
 
 def _brief(text: str) -> str | None:

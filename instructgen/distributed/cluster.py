@@ -124,9 +124,11 @@ def _check_address(address: str) -> None:
             "the cluster.",
         )
     try:
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_S) as connection:
+        # An IPv6 address is in brackets.
+        place = host.strip("[]"), int(port)
+        with socket.create_connection(place, timeout=_CONNECT_S) as connection:
             reply = _first_frame(connection)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise _unreachable(address, first_line(error)) from error
     # With TLS, the head node does not answer before a handshake.
     if reply[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":

@@ -17,7 +17,9 @@ from instructgen.similarity.tokens import word_positions
 _SHORT_SECTION = 8
 # A title is repeated in each row of its section.
 _LONGEST_HEADING = 200
-_HEADING = re.compile(r"(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_HEADING = re.compile(r"(#{1,6})[ \t]+(.*)$")
+# A segment has at most this many characters for each word that it may have.
+_LONGEST_WORD = 100
 _FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})")
 # The position after the end of a sentence. In scripts without spaces none follows it.
 _SENTENCE = re.compile(r"[.!?؟۔।…][\"'”’»)\]]*\s+|[。！？][」』”’）]*\s*|\n[ \t]*\n\s*")
@@ -62,7 +64,7 @@ class Splitter:
 
     def segments(self, document: DocumentText) -> Iterator[Segment]:
         """Yield the segments of a document, in order."""
-        text = document.text
+        text, most = document.text, _LONGEST_WORD * self._words
         positions = word_positions(text)
 
         def count(start: int, end: int) -> int:
@@ -78,7 +80,7 @@ class Splitter:
             begins_section = unit.start < unit.body
             if begin >= 0:
                 is_short = count(begin, end) < self._words / _SHORT_SECTION
-                full = count(begin, unit.end) > self._words
+                full = count(begin, unit.end) > self._words or unit.end - begin > most
                 if full or (begins_section and not is_short):
                     yield segment()
                     repeats = full and not begins_section
@@ -106,8 +108,9 @@ class Splitter:
         for unit in _paragraphs(text):
             start, body = unit.start, unit.body
             first = bisect_left(positions, start)
-            while bisect_left(positions, unit.end) - first > most:
-                limit = positions[first + most]
+            longest = _LONGEST_WORD * most
+            while bisect_left(positions, unit.end) - first > most or unit.end - start > longest:
+                limit = min([*positions[first + most : first + most + 1], start + longest])
                 # Not directly after the headings.
                 ends = [m.end() for m in _SENTENCE.finditer(text, start, limit) if m.end() > body]
                 end = ends[-1] if ends else limit
@@ -143,7 +146,7 @@ def _paragraphs(text: str) -> Iterator[_Unit]:
             if bare and found:
                 level = len(found[1])
                 titles = [title for title in titles if title[0] < level]
-                titles.append((level, found[2][:_LONGEST_HEADING]))
+                titles.append((level, _title(found[2])[:_LONGEST_HEADING]))
                 lead = begins + line.index(bare) if lead < 0 else lead
                 end = begins + line.index(bare) + len(bare)
             continue
@@ -155,6 +158,12 @@ def _paragraphs(text: str) -> Iterator[_Unit]:
         # Headings at the end have no paragraph.
         body = end if body < 0 else body
         yield unit()
+
+
+def _title(text: str) -> str:
+    """Return a heading without the number signs that may close it."""
+    bare = text.strip().rstrip("#")
+    return bare.strip() if not bare or bare[-1] in " \t" else text.strip()
 
 
 def _skip_space(text: str, at: int) -> int:

@@ -11,14 +11,16 @@ import inspect
 import json
 import re
 import sqlite3
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
+import regex
 
 from instructgen.config import read_small
 from instructgen.errors import ConfigError, first_line
@@ -27,7 +29,10 @@ from instructgen.schema.messages import json_text
 # As for OpenAI, with letters of other scripts, and points.
 _NAME = re.compile(r"[\w.-]{1,64}")
 # The form of the calls of models that are trained with the template of Hermes or Qwen.
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
+_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
+_FENCED = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
+# What the check of one call may need, because schemas can be written by anybody.
+_STEPS, _PATTERN_S = 100_000, 1.0
 
 
 class ToolError(Exception):
@@ -51,9 +56,11 @@ class Environment(ABC):
         """Execute a tool. The name and the arguments have been checked against the definitions.
 
         Raises:
-            ToolError: the tool says so, or the method does not take these arguments, because the
-                schema allows more than it does.
+            ToolError: the tool says so, there is no such tool, or its method does not take these
+                arguments, because the schema allows more than it does.
         """
+        if not has_tool(type(self), name):
+            raise ToolError(f"there is no tool {name!r}")
         tool = getattr(self, name)
         try:
             inspect.signature(tool).bind(**arguments)
@@ -63,6 +70,12 @@ class Environment(ABC):
 
     def close(self) -> None:  # noqa: B027 (most environments have nothing to release)
         """Release the data."""
+
+
+def has_tool(environment: type[Environment], name: str) -> bool:
+    """Return whether a method of an environment is a tool, and not one of the base class."""
+    own = not name.startswith("_") and not hasattr(Environment, name)
+    return own and callable(getattr(environment, name, None))
 
 
 class SqliteEnvironment(Environment):
@@ -135,7 +148,9 @@ class Tools:
 
     def __init__(self, definitions: Any) -> None:
         from jsonschema import Draft202012Validator, SchemaError
+        from referencing import Registry
 
+        validator = _limited_validator()
         if not isinstance(definitions, list) or not definitions:
             raise ValueError("the tools must be a list of definitions")
         self._validators: dict[str, Any] = {}
@@ -157,7 +172,8 @@ class Tools:
             except SchemaError as error:
                 raise ValueError(f"the parameters of {name}: {first_line(error)}") from None
             _check_references(name, schema)
-            self._validators[name] = Draft202012Validator(schema)
+            # With an empty registry, nothing is read from files or the network.
+            self._validators[name] = validator(schema, registry=Registry())
             listed.append({"type": "function", "function": {**function, "parameters": schema}})
         self.text = json_text(listed)
 
@@ -176,13 +192,14 @@ class Tools:
             return "unknown_tool", f"there is no tool {call.name!r}; the tools are: {known}"
         if not isinstance(call.arguments, dict):
             return "invalid_arguments", "invalid arguments: they are not an object"
+        _steps.left = _STEPS
         try:
             errors = sorted(
                 self._validators[call.name].iter_errors(call.arguments),
                 key=lambda e: [str(part) for part in e.path],
             )
-        except RecursionError:
-            return "invalid_arguments", "invalid arguments: they are nested too deeply"
+        except (RecursionError, TimeoutError):
+            return "invalid_arguments", "invalid arguments: they cannot be checked in time"
         if not errors:
             return None
         place = ".".join(map(str, errors[0].path))
@@ -190,11 +207,38 @@ class Tools:
         return "invalid_arguments", f"invalid arguments: {where}{errors[0].message}"[:400]
 
 
-def _check_references(name: str, schema: Any) -> None:
-    """Raise ValueError if a schema refers to something else, or to a part that it does not have.
+_steps = threading.local()
 
-    So nothing is read from files or the network.
+
+@cache
+def _limited_validator() -> Any:
+    """Return the class that checks arguments, with a limit of steps and of the time of patterns.
+
+    A schema of a few lines can need any number of steps, and so can a regular expression.
     """
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend
+
+    def counted(check: Any) -> Any:
+        def step(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+            _steps.left -= 1
+            if _steps.left < 0:
+                raise TimeoutError
+            return check(validator, value, instance, schema)
+
+        return step
+
+    def pattern(validator: Any, value: str, instance: Any, schema: Any) -> Any:
+        found = not isinstance(instance, str) or regex.search(value, instance, timeout=_PATTERN_S)
+        if not found:
+            yield ValidationError(f"{instance!r} does not match {value!r}")
+
+    checks = {**Draft202012Validator.VALIDATORS, "pattern": pattern}
+    return extend(Draft202012Validator, {key: counted(check) for key, check in checks.items()})
+
+
+def _check_references(name: str, schema: Any) -> None:
+    """Raise ValueError if a schema refers to something else, or to a part that it does not have."""
     from referencing import Registry
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
@@ -205,24 +249,33 @@ def _check_references(name: str, schema: Any) -> None:
             if not reference.startswith("#"):
                 raise ValueError(f"the parameters of {name} refer to {reference!r}")
             resolver.lookup(reference)
-        except Unresolvable:
+        except (Unresolvable, TypeError):
             raise ValueError(
                 f"the parameters of {name} refer to {reference!r}, which they do not have"
             ) from None
 
 
 def _references(schema: Any) -> Iterator[str]:
+    """Yield the references in a schema. Raise ValueError for what is not supported."""
     if isinstance(schema, dict):
         for key, value in schema.items():
             if key in ("$ref", "$dynamicRef"):
                 yield str(value)
+            elif key in ("$id", "$anchor", "$dynamicAnchor", "patternProperties"):
+                if not isinstance(value, dict) or key == "patternProperties":
+                    raise ValueError(f"a schema has {key!r}, which is not supported")
+            elif key == "pattern" and isinstance(value, str):
+                try:
+                    regex.compile(value)
+                except regex.error as error:
+                    raise ValueError(f"the pattern {value!r} is invalid: {error}") from None
             yield from _references(value)
     elif isinstance(schema, list):
         for item in schema:
             yield from _references(item)
 
 
-@cache
+@lru_cache(maxsize=256)
 def tools_of(text: str) -> Tools:
     """Return the tools that a JSON text defines.
 
@@ -273,6 +326,11 @@ def calls_of(values: Any) -> list[Call] | None:
                 arguments = orjson.loads(arguments)
             except orjson.JSONDecodeError:
                 return None
+        try:
+            orjson.dumps(arguments)
+        except TypeError:
+            # It reads deeper values than it writes.
+            return None
         calls.append(Call(value["name"], arguments))
     return calls
 
@@ -283,8 +341,12 @@ def read_turn(text: str) -> tuple[list[Call] | None, str]:
         values = [json_object(part) for part in tagged]
         return calls_of(values), _TAGGED.sub("", text).strip()
     stripped = text.strip()
+    if fenced := _FENCED.fullmatch(stripped):
+        stripped = fenced[1].strip()
     if not stripped.startswith("{"):
-        return [], stripped
+        # Calls in another form are not an answer.
+        is_call = '"calls"' in stripped or ('"name"' in stripped and '"arguments"' in stripped)
+        return (None, "") if is_call else ([], text.strip())
     turn = json_object(stripped)
     message = turn.get("message", "")
     if not isinstance(message, str) or not turn.keys() & {"calls", "message"}:

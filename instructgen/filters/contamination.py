@@ -26,7 +26,10 @@ from instructgen.similarity import EmbeddingIndex
 from instructgen.similarity.benchmark_prompts import BenchmarkPrompt, BenchmarkPrompts, PromptMatch
 from instructgen.similarity.encoders import MINILM, check_model
 
-_FUNCTION = re.compile(r"^[ \t]*def[ \t]+(\w+)[ \t]*\(", re.MULTILINE)
+_FUNCTION = re.compile(
+    r"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+(?=\w+[ \t]*\()|(?=\w+[ \t]*=[ \t]*lambda\b))(\w+)",
+    re.MULTILINE,
+)
 _FIELDS = ("turns", "prompt", "question", "problem", "query", "instruction", "text", "messages")
 
 

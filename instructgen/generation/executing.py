@@ -117,7 +117,7 @@ class EnvironmentExecutor(Executor):
         try:
             kind = find("environments", self.environment)
             results, before, after = executed(kind, calls)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failed = f"{type(error).__name__}: {first_line(error)}"
             if asked.get("by_model"):
                 # One row is lost, and not the run: a model may find an error that nobody knows.

@@ -11,6 +11,7 @@ import os
 import random
 import select
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from importlib.resources import files
@@ -24,7 +25,10 @@ from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier, label, sandbox
 from instructgen.verifiers.sandbox import Limits, Process
 
-_FENCE = regex.compile(r"```(?:python|py)?[^\S\n]*+\n(.*?)```", regex.DOTALL | regex.IGNORECASE)
+# All blocks, so that the end of one in another language is not read as a beginning.
+_FENCE = regex.compile(r"```([^\n`]*+)\n(.*?)```", regex.DOTALL)
+_PYTHON = ("", "py", "python", "python3")
+_DEFINED = regex.compile(r"(?m)^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)")
 _LONGEST_VERDICT = 4096
 LONGEST_PROGRAM = 500_000
 
@@ -63,28 +67,37 @@ class Code(Verifier):
         program = blocks[-1] if blocks else answer
         if not program.strip() or len(program) > LONGEST_PROGRAM:
             return 0.0
-        counts = self.run(program, label(task, "test") or "")
+        counts = self.run(program, label(task, "test") or "", _names(task.output))
         if not counts["loaded"]:
             return 0.0
         passed, failed = counts["passed"], counts["failed"]
         share = passed / (passed + failed) if passed + failed else 0.0
         return max(self.form, share)
 
-    def run(self, program: str, tests: str) -> dict[str, int]:
+    def run(self, program: str, tests: str, own: Sequence[str] = ()) -> dict[str, int]:
         """Execute tests against the functions of a program, in the sandbox.
+
+        Args:
+            program: the code.
+            tests: assertions.
+            own: names of Python and its modules that the tests use for something of the program.
+                It cannot replace others, such as ``abs`` or ``math``.
 
         Returns:
             ``loaded`` is 1 if the program ran without an error, ``passed`` and ``failed`` are the
             numbers of tests, and ``false`` is the number of those that failed because an assertion
             was false.
         """
-        verdict = self._verdict(program, tests)
+        verdict = self._verdict(program, tests, own)
         return {name: int(verdict.get(name, 0)) for name in ("loaded", "passed", "failed", "false")}
 
-    def _verdict(self, program: str, tests: str) -> dict[str, int]:
+    def _verdict(self, program: str, tests: str, own: Sequence[str]) -> dict[str, int]:
         task_of = {
-            "program": _clean(program), "tests": _clean(tests), "seconds": 2 * self.seconds
-        }  # fmt: skip
+            "program": _clean(program),
+            "tests": _clean(tests),
+            "own": [_clean(name) for name in own],
+            "seconds": 2 * self.seconds,
+        }
         text = orjson.dumps(task_of) + b"\n"
         with ExitStack() as stack:
             (to_answer, from_tests), (to_tests, from_answer), task, verdict = (
@@ -92,9 +105,9 @@ class Code(Verifier):
             )
             theirs = [to_answer, from_answer]
             stack.callback(self._process(theirs, "answer_side").end)
-            own = [to_tests, from_tests, task[0], verdict[1]]
-            stack.callback(self._process(own, "answer_side", "test_side").end)
-            for pipe in (*theirs, *own):
+            ours = [to_tests, from_tests, task[0], verdict[1]]
+            stack.callback(self._process(ours, "answer_side", "test_side").end)
+            for pipe in (*theirs, *ours):
                 pipe.close()
             _write(task[1].fileno(), text, self._limits.clock_s)
             return _read(verdict[0].fileno(), self._limits.clock_s)
@@ -110,7 +123,13 @@ class Code(Verifier):
 
 def code_blocks(text: str) -> list[str]:
     """Return the blocks of Python code in a text with Markdown fences, in order."""
-    return list(_FENCE.findall(text))
+    return [code for kind, code in _FENCE.findall(text) if kind.strip().lower() in _PYTHON]
+
+
+def _names(answer: str) -> list[str]:
+    """Return the names of functions and classes that the code in an answer defines."""
+    names: list[str] = _DEFINED.findall("\n".join(code_blocks(answer)) or answer)
+    return names
 
 
 def _clean(text: str) -> str:

@@ -22,7 +22,8 @@ from pydantic import Field
 from instructgen.schema.sample import Sample
 from instructgen.verifiers import Verifier
 
-_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+"
+# Commas are between groups of three digits, or of two in India.
+_NUMBER = r"-?(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d+)(?:\.\d+)?(?:/\d+)?|-?\.\d+"
 # The mark of GSM8K, and the forms that models use instead.
 _MARKED = (
     regex.compile(r"####[ \t]*([^\n]+)"),
@@ -31,7 +32,7 @@ _MARKED = (
 )
 # "Answer: x" as a line, and a word, which a result that is not a number does not contain.
 _ANSWER_LINE = regex.compile(r"(?im)^[*_ \t]*answer[*_ \t]*:([^\n]+)$")
-_WORD = regex.compile(r"(?<![\\{\p{L}])\p{L}{3}")
+_WORD = regex.compile(r"(?<![\\{\p{L}\d])\p{L}{2}")
 _ANSWER = regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})")
 _ANY = regex.compile(_NUMBER)
 # A number with its currency or unit, which are not compared: "$18", "18 dollars", r"5\text{ cm}". A

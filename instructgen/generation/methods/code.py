@@ -173,6 +173,8 @@ class CodeTasks(ChatMethod):
             tree = ast.parse(tests)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return "no_tests", "the tests are not Python code"
+        if (other := _unsafe_name(tree)) is not None:
+            return "unsafe_tests", f"the tests use {other}"
         count = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
         if count < self.min_tests:
             return "no_tests", f"the tests have {count} assertions"
@@ -198,6 +200,32 @@ class CodeTasks(ChatMethod):
         )
         sample = sample.with_label(Label("test", program["tests"].strip()))
         return Accept(sample, of=state["places"][best])
+
+
+# Tests in the same process as the verdict must not be able to write it.
+_FOR_TESTS = {
+    *("math", "cmath", "re", "string", "itertools", "collections", "functools", "operator"),
+    *("typing", "decimal", "fractions", "datetime", "random", "json", "copy", "statistics"),
+    *("heapq", "bisect", "dataclasses", "enum", "textwrap"),
+}
+_NOT_FOR_TESTS = {"open", "exec", "eval", "compile", "globals", "vars", "exit", "quit", "getattr"}
+
+
+def _unsafe_name(tests: ast.Module) -> str | None:
+    """Return a module or name that tests do not need, and that could change the verdict."""
+    for node in ast.walk(tests):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.module or "").split(".")[0]]
+        elif isinstance(node, ast.Name) and node.id != "__name__":
+            hidden = node.id.startswith("__") or node.id in _NOT_FOR_TESTS
+            names = [node.id] if hidden else []
+        for name in names:
+            if name not in _FOR_TESTS:
+                return name or "a relative import"
+    return None
 
 
 def _passes(counts: dict[str, int], least: int) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import orjson
+import regex
 from pydantic import Field, model_validator
 
 from instructgen.engines import Completion, Request, Sampling
@@ -38,6 +39,12 @@ from instructgen.generation.seed_pool import Pool
 from instructgen.schema.sample import Label, Sample, Score
 from instructgen.similarity import tokenize
 
+_MOST_QUOTES = 2
+# A letter of a script with spaces between words.
+_SPACED = regex.compile(
+    r"[\p{L}\p{M}--\p{Han}--\p{Hiragana}--\p{Katakana}--\p{Thai}--\p{Lao}--\p{Khmer}--\p{Myanmar}]",
+    regex.V1,
+)
 QUESTIONS, ANSWER, JUDGE = "questions", "answer", "faithful"
 Kind = Literal["factual", "summary", "comparison", "unanswerable"]
 # Questions of the user that a prompt shows, and the most characters of each.
@@ -246,20 +253,36 @@ class Document(ChatMethod):
         passages = draft.state["passages"]
         if len(quotes) < len(passages):
             return "evidence_missing", f"{len(quotes)} quotes from {len(passages)} passages"
-        found: set[int] = set()
+        if len(quotes) > _MOST_QUOTES:
+            return "too_many_quotes", f"there are {len(quotes)} quotes"
+        places = []
         for quote in quotes:
             words = len(tokenize(quote))
             if words < self.min_evidence_words:
                 return "evidence_too_short", f"a quote has {words} words"
-            places = [i for i, passage in enumerate(passages) if located(passage, quote)]
-            if not places:
+            places.append([located(passage, quote) for passage in passages])
+            if not any(places[-1]):
                 return "evidence_not_found", "a quote is not in the passage"
-            if words >= self.max_evidence_share * len(tokenize(passages[places[0]])):
-                return "evidence_too_long", f"a quote has {words} words, too much of the passage"
-            found.update(places)
-        if len(found) < len(passages):
-            return "evidence_missing", "one of the passages has no quote"
+        for k, passage in enumerate(passages):
+            quoted = _words_within(passage, [at for each in places if (at := each[k])])
+            if quoted >= self.max_evidence_share * len(tokenize(passage)):
+                return "evidence_too_long", f"{quoted} words are quoted, too much of the passage"
+        if len(passages) > 1:
+            # With an overlap, both passages may contain a quote, which is then not one of each.
+            (a, b), (same, other) = (" ".join(q.split()) for q in quotes), places
+            of_each = (same[0] and other[1]) or (same[1] and other[0])
+            if not of_each or a in b or b in a:
+                return "evidence_missing", "one of the passages has no quote of its own"
         return None
+
+
+def _words_within(passage: str, places: list[tuple[int, int]]) -> int:
+    """Return the number of words of a passage that are in any of these places."""
+    words, last = 0, 0
+    for start, end in sorted(places):
+        words += len(tokenize(passage[max(start, last) : end])) if end > last else 0
+        last = max(last, end)
+    return words
 
 
 def _with_evidence(sample: Sample, quotes: Sequence[str], draft: Draft) -> Sample:
@@ -347,17 +370,31 @@ def spread(count: int) -> Iterator[int]:
 
 
 def located(passage: str, quote: str) -> tuple[int, int] | None:
-    """Return the position of a quote in a passage, whatever their white space; None if absent."""
+    """Return the position of a quote in a passage, whatever their white space; None if absent.
+
+    A quote begins and ends between words and numbers. In scripts without spaces, it may begin and
+    end anywhere.
+    """
     words = quote.split()
-    pattern = r"\s+".join(map(re.escape, words))
-    match = re.search(pattern, passage) if words else None
+    if not words:
+        return None
+    pattern = r"\s+".join(map(regex.escape, words))
+    first, last = words[0][0], words[-1][-1]
+    if first.isdecimal():
+        pattern = rf"(?<!\d)(?<!\d[.,]){pattern}"
+    elif _SPACED.match(first):
+        pattern = rf"(?<![\p{{L}}\p{{M}}\p{{N}}]){pattern}"
+    if last.isdecimal():
+        pattern = rf"{pattern}(?![.,]?\d)"
+    elif _SPACED.match(last):
+        pattern = rf"{pattern}(?![\p{{L}}\p{{M}}\p{{N}}])"
+    match = regex.search(pattern, passage)
     return None if match is None else match.span()
 
 
 def _passages(template: Template, texts: Sequence[str]) -> str:
     """Return the passages between lines that none of them contains."""
-    line = "====="
-    while any(line in text for text in texts):
-        line += "="
+    longest = max((len(run) for text in texts for run in re.findall("=+", text)), default=0)
+    line = "=" * max(5, longest + 1)
     shown = "\n".join(f"{text}\n{line}" for text in texts)
     return f"{template.text('document', 'data')}\n\n{line}\n{shown}"

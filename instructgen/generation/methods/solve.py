@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import orjson
+import regex
 from pydantic import Field, field_validator
 
 from instructgen.engines import Completion, Engine, Request, Sampling
@@ -194,9 +195,13 @@ class Solve(ChatMethod):
         text = solution.text.strip()
         if self.steps:
             label = self.template(sample.language).text("rationale", "answer")
-            steps, _, answer = (part.strip() for part in text.rpartition(f"{label}:"))
-            if steps and answer:
-                return steps, answer
+            # A model may write it in bold, or as "Final Answer".
+            line = rf"(?im)^[*_# \t]*(?:final )?{regex.escape(label)}[*_ \t]*:(.*)$"
+            if lines := list(regex.finditer(line, text)):
+                steps = text[: lines[-1].start()].strip()
+                answer = lines[-1][1].strip("*_ \t") + text[lines[-1].end() :]
+                if steps and answer.strip():
+                    return steps, answer.strip()
         return "", text
 
     def _verifier(self) -> Any:

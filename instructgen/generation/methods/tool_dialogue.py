@@ -327,13 +327,16 @@ def _is_error(result: Any) -> bool:
 
 
 def _looked_up(state: Mapping[str, Any]) -> bool:
-    """Return whether each expected call was made, or one of the same tool with the same result."""
+    """Return whether each expected call was made, or one of the same tool with the same result.
+
+    That two calls find nothing does not make them the same.
+    """
     made = list(zip(state["calls"], state["results"], strict=True))
 
     def found(wanted: Mapping[str, Any], expected: Any) -> bool:
         return any(
             call["name"] == wanted["name"]
-            and (call["arguments"] == wanted["arguments"] or result == expected)
+            and (call["arguments"] == wanted["arguments"] or (result and result == expected))
             for call, result in made
         )
 
