@@ -371,6 +371,7 @@ def on_one_and_many(
 
 
 def in_a_process(name: str, arguments: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Run a command in a new process; return its rows, seconds and peak memory."""
     words = [name, json.dumps(arguments), json.dumps(options)]
     command = [sys.executable, "-c", CURATION, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -392,6 +392,5 @@ def test_any_arguments_are_valid_or_have_a_fault(arguments: Any) -> None:
 
 
 def test_a_schema_that_refers_to_itself_ends() -> None:
-    (schema,) = [{"$ref": "#"}]
-    fault = Tools([{"name": "a", "parameters": schema}]).fault(Call("a", {}))
+    fault = Tools([{"name": "a", "parameters": {"$ref": "#"}}]).fault(Call("a", {}))
     assert fault is not None and fault[0] == "invalid_arguments"

@@ -3,7 +3,8 @@
 The workers describe the rows, and compute the words and the bands of each. The bands are divided
 by their keys among tasks (a shuffle), each of which compares the rows that have a key in common.
 This process holds only numbers: it groups equal rows, orders them by priority, and decides which
-are kept. The texts and words stay in Ray's object store, which writes to disk what exceeds it.
+are kept. The texts stay in Ray's object store, which writes to disk what exceeds it. Each worker
+that compares rows has the words of all rows in a temporary file.
 """
 
 from __future__ import annotations

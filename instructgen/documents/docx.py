@@ -51,6 +51,7 @@ def _blocks(root: Any) -> list[str]:
         if tag in ("ul", "ol"):
             blocks.append("\n".join(f"- {_text(item)}" for item in child.iter("li")))
         elif tag == "table":
+            # Only its own rows, and not those of a table in a cell.
             lines = [
                 [_text(c) for c in row] for row in child.xpath("./tr | ./thead/tr | ./tbody/tr")
             ]

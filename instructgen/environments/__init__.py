@@ -26,7 +26,7 @@ from instructgen.config import read_small
 from instructgen.errors import ConfigError, first_line
 from instructgen.schema.messages import json_text
 
-# As for OpenAI, with letters of other scripts, and points.
+# As for OpenAI, with letters of other scripts, and dots.
 _NAME = re.compile(r"[\w.-]{1,64}")
 # The form of the calls of models that are trained with the template of Hermes or Qwen.
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
@@ -262,6 +262,7 @@ def _references(schema: Any) -> Iterator[str]:
             if key in ("$ref", "$dynamicRef"):
                 yield str(value)
             elif key in ("$id", "$anchor", "$dynamicAnchor", "patternProperties"):
+                # A property can have such a name; its value is then a schema.
                 if not isinstance(value, dict) or key == "patternProperties":
                     raise ValueError(f"a schema has {key!r}, which is not supported")
             elif key == "pattern" and isinstance(value, str):

@@ -119,7 +119,7 @@ class EnvironmentExecutor(Executor):
             results, before, after = executed(kind, calls)
         except (Exception, SystemExit) as error:
             failed = f"{type(error).__name__}: {first_line(error)}"
-            if asked.get("by_model"):
+            if asked["by_model"]:
                 # One row is lost, and not the run: a model may find an error that nobody knows.
                 return {"failed": failed}
             raise EngineError(
