@@ -172,6 +172,7 @@ def evaluate(options: EvaluateOptions, quiet: bool, as_json: bool) -> None:
       instructgen evaluate models/sft --against smollm2 --data heldout.parquet
       instructgen evaluate models/rl --against models/sft --data data/mix \\
           --suite likelihood constraints winrate --judge models/rm --out reports/rl
+      instructgen evaluate models/rl --data data/problems --suite verifiers
       instructgen evaluate models/sft --suite lm-eval --set lm-eval.tasks='["arc_easy"]'
     """
     from instructgen.cli.progress import watching
