@@ -742,10 +742,10 @@ class EvaluateOptions(Options):
     suites: Names = option(
         (),
         "Evaluation suites to run: any of likelihood (bits per byte of the answers), constraints "
-        "(how well answers meet a constraint on their form), verifiers (how many answers to problems "
-        "and programming tasks are correct), tool_calls (how many calls of tools are valid and as "
-        "recorded), preference (how often the chosen answer is preferred), winrate (comparison with "
-        "the second model) and lm-eval (tasks of the package lm-eval).",
+        "(how well answers meet a constraint on their form), verifiers (how many answers to "
+        "problems and programming tasks are correct), tool_calls (how many calls of tools are "
+        "valid and as recorded), preference (how often the chosen answer is preferred), winrate "
+        "(comparison with the second model) and lm-eval (tasks of the package lm-eval).",
         flag="--suite",
         metavar="NAME...",
         many="words",
