@@ -5,7 +5,8 @@
     python benchmarks/grounded.py solve [--problems 200] [--samples 4]
     python benchmarks/grounded.py code [--minutes 10]
 
-Each part is a run that ends after the given time or at the end of its inputs. The measures are
+Each part is a run that ends after the given time or at the end of its inputs. Its folder is below
+runs/bench-grounded, or --work; a run that is there is continued. The measures are
 the fraction of candidates that are accepted, and the reasons of the others. The documents are the
 guides and decisions of this repository; the problems are the first ones of GSM8K's training set, in
 the folder INSTRUCTGEN_DATA. The results are added to grounded.json.
@@ -17,9 +18,10 @@ import argparse
 import json
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter
 from fractions import Fraction
@@ -38,21 +40,16 @@ DESK = ROOT / "examples" / "desk"
 
 def run(minutes: float, folder: Path, **options: Any) -> dict[str, Any]:
     """Generate rows for some minutes; return counts and reasons."""
-    done = threading.Event()
-
-    def stop() -> None:
-        if not done.wait(60 * minutes):
-            # As Ctrl-C does; the rows until then are written by rebuild.
-            import _thread
-
-            _thread.interrupt_main()
-
-    threading.Thread(target=stop, daemon=True).start()
+    # A shell that starts a program in the background makes it ignore this signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As Ctrl-C does; the rows until then are written by rebuild.
+    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
     try:
         result = instructgen.generate(out=folder, model="smollm2", **options)
     except KeyboardInterrupt:
         result = instructgen.rebuild(folder)
-    done.set()
+    timer.cancel()
     facts = result.facts
     rejected = {f"{r.stage}: {r.filter} {r.reason}": r.count for r in result.rejections}
     return {
@@ -131,8 +128,8 @@ def solve(minutes: float, folder: Path, problems: int, samples: int) -> dict[str
             rate = next((s["value"] for s in row["scores"] if s["name"] == "pass_rate"), 0.0)
             rates[rate] += 1
             if table == "data":
-                number = "".join(c for c in row["output"] if c.isdigit() or c in "-./")
-                equal += Fraction(number.strip("./")) == Fraction(gold[row["instruction"]])
+                numbers = re.findall(r"-?\d+(?:\.\d+)?", row["output"].replace(",", ""))
+                equal += Fraction(numbers[-1]) == Fraction(gold[row["instruction"]])
     histogram = {str(rate): count for rate, count in sorted(rates.items())}
     return {"samples": samples, **found, "pass_rates": histogram, "equal_to_gold": equal}
 
@@ -165,15 +162,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench-grounded"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        folder = Path(work)
-        if options.part == "solve":
-            found = solve(options.minutes, folder, options.problems, options.samples)
-        else:
-            measure = {"document": document, "tool_dialogue": tool_dialogue, "code": code}
-            found = measure[options.part](options.minutes, folder)
-        assert read_manifest(folder / "run") is not None
+    folder = options.work / options.part
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.part == "solve":
+        found = solve(options.minutes, folder, options.problems, options.samples)
+    else:
+        measure = {"document": document, "tool_dialogue": tool_dialogue, "code": code}
+        found = measure[options.part](options.minutes, folder)
+    assert read_manifest(folder / "run") is not None
     print(json.dumps(found, indent=1))
     results = json.loads(OUT.read_text()) if OUT.exists() else {}
     results[options.part] = {

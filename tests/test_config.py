@@ -152,3 +152,17 @@ def test_every_engine_and_method_key_has_a_description(group: str) -> None:
 
 def test_shipped_seeds_are_found() -> None:
     assert (shipped("seeds") / "general.jsonl").is_file()
+
+
+def test_methods_that_check_their_answers_have_a_recipe_of_their_own() -> None:
+    assert {c.name for c in classes("methods").values() if c.recipe == "grounded"} == {
+        "document",
+        "tool_dialogue",
+        "solve",
+        "code",
+    }
+    for name in ("document", "solve", "code", "alpaca", None):
+        recipe = "default" if name in ("alpaca", None) else "grounded"
+        chosen = {**ECHO, "method": {"name": name}}
+        assert load_config(None, chosen).filters == load_config(recipe, chosen).filters
+    assert not {f.name for f in load_config("grounded", ECHO).filters} & {"wording", "refusal"}

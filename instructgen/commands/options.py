@@ -44,12 +44,6 @@ _HUB = "a folder, or the name of a model on the Hugging Face Hub"
 _DATASET_OUT = (
     "Output folder for the dataset. If it already contains the same dataset, nothing is written."
 )
-_RECIPE = option(
-    "default",
-    "Recipe with filters and settings: the name of a built-in recipe, or a TOML file.",
-    metavar="NAME_OR_FILE",
-    takes="recipe",
-)
 _LICENSE = option("", "License (SPDX identifier) for rows that do not specify one.", metavar="SPDX")
 _LANGUAGE = option("", "Language (ISO 639 code) for rows that do not specify one.", metavar="CODE")
 _ON_BAD_ROW = option(
@@ -202,7 +196,13 @@ class GenerationOptions(Options):
         "Verifier that checks the answers, for the methods solve and rationale.",
         metavar="NAME",
     )
-    recipe: RecipeName = _RECIPE
+    recipe: RecipeName | None = option(
+        None,
+        "Recipe with filters and settings: the name of a built-in recipe, or a TOML file.",
+        metavar="NAME_OR_FILE",
+        takes="recipe",
+        shown="grounded for the methods code, document, solve and tool_dialogue; otherwise default",
+    )
     brief: str = option(
         "",
         "Description of the data that you need: its domain, audience, tone and rules. Every prompt "
@@ -440,7 +440,12 @@ class CurateOptions(Options):
 
     data: Path = argument("Folder of a dataset or run.", metavar="DATA")
     out: Path = option(..., _DATASET_OUT)
-    recipe: RecipeName = _RECIPE
+    recipe: RecipeName = option(
+        "default",
+        "Recipe with filters and settings: the name of a built-in recipe, or a TOML file.",
+        metavar="NAME_OR_FILE",
+        takes="recipe",
+    )
     against: Paths = option(
         (),
         "Files with benchmark prompts. Rows that contain one of these prompts are rejected.",

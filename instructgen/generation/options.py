@@ -79,18 +79,22 @@ class Config:
 
 
 def load_config(
-    recipe: str, options: dict[str, dict[str, Any]], given: Set[str] = frozenset()
+    recipe: str | None, options: dict[str, dict[str, Any]], given: Set[str] = frozenset()
 ) -> Config:
     """Return the configuration that a recipe sets; the user's options override its values.
 
     Args:
-        recipe: ``default``, ``self_instruct``, ``alpaca``, or the path of a TOML file.
+        recipe: the name of an included recipe, or the path of a TOML file; None for the recipe of
+            the method that the options name.
         options: the user's options as ``{table: {key: value}}``; the value None means not set.
         given: those of --set, as ``table.key``.
 
     Raises:
         ConfigError: the file or a key is invalid; the message names each invalid key.
     """
+    if recipe is None:
+        named_method = options.get("method", {}).get("name")
+        recipe = Method.recipe if named_method is None else find("methods", named_method).recipe
     path = recipe_path(recipe)
     tables = read_tables(path)
     check_tables(tables, TABLES, path)

@@ -158,7 +158,7 @@ class Method(BaseModel, ABC):
     The other methods draw seeds at random, without an end. The rows of a method with
     ``keeps_instructions = True`` keep the instructions of the seeds, so they are not compared with
     these. A method with ``uses_others = True`` also uses seeds that do not fit, such as examples of
-    style.
+    style. ``recipe`` is the included recipe whose filters are used if the user names none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -168,6 +168,7 @@ class Method(BaseModel, ABC):
     finite: ClassVar[bool] = False
     keeps_instructions: ClassVar[bool] = False
     uses_others: ClassVar[bool] = False
+    recipe: ClassVar[str] = "default"
 
     style: Literal["auto", "completion", "chat"] = Field(
         "auto",

@@ -54,6 +54,7 @@ class CodeTasks(ChatMethod):
     )
     starts_from: ClassVar[Start] = "snippets"
     finite: ClassVar[bool] = True
+    recipe: ClassVar[str] = "grounded"
 
     attempts: int = Field(2, ge=1, le=64, description="Number of solutions of each task.")
     difficulties: tuple[Difficulty, ...] = Field(

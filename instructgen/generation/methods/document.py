@@ -85,6 +85,7 @@ class Document(ChatMethod):
     starts_from: ClassVar[Start] = "segments"
     finite: ClassVar[bool] = True
     uses_others: ClassVar[bool] = True
+    recipe: ClassVar[str] = "grounded"
 
     shares: dict[Kind, float] = Field(
         {"factual": 0.65, "summary": 0.1, "comparison": 0.1, "unanswerable": 0.15},

@@ -46,6 +46,7 @@ class Solve(ChatMethod):
     stages = (Stage(SOLUTIONS), Stage(VERIFY, 0.5, role="executor"))
     starts_from: ClassVar[Start] = "tasks"
     finite: ClassVar[bool] = True
+    recipe: ClassVar[str] = "grounded"
     keeps_instructions: ClassVar[bool] = True
 
     attempts: int = Field(8, ge=1, le=64, description="Number of solutions of each problem.")

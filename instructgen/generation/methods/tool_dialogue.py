@@ -62,6 +62,7 @@ class ToolDialogue(ChatMethod):
         Stage(EXECUTE, 0.9, role="executor"),
     )
     starts_from: ClassVar[Start] = "tool_tasks"
+    recipe: ClassVar[str] = "grounded"
 
     tools: str = Field(description="Definitions of the tools as JSON, from --tools=FILE.")
     environment: str = Field(description="Name of the environment in --environment=FILE.")
