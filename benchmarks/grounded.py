@@ -5,8 +5,8 @@
     python benchmarks/grounded.py solve [--problems 200] [--samples 4]
     python benchmarks/grounded.py code [--minutes 10]
 
-Each part is a run that ends after the given time or at the end of its inputs. Its folder is below
-runs/bench-grounded, or --work; a run that is there is continued. The measures are
+Each part is a run that ends after the given time or at the end of its inputs. Its folder is in the
+folder --work (default: runs/bench-grounded); if the run exists, it is continued. The measures are
 the fraction of candidates that are accepted, and the reasons of the others. The documents are the
 guides and decisions of this repository; the problems are the first ones of GSM8K's training set, in
 the folder INSTRUCTGEN_DATA. The results are added to grounded.json.
@@ -44,6 +44,7 @@ def run(minutes: float, folder: Path, **options: Any) -> dict[str, Any]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # As Ctrl-C does; the rows until then are written by rebuild.
     timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
     timer.start()
     try:
         result = instructgen.generate(out=folder, model="smollm2", **options)

@@ -44,6 +44,7 @@ _HUB = "a folder, or the name of a model on the Hugging Face Hub"
 _DATASET_OUT = (
     "Output folder for the dataset. If it already contains the same dataset, nothing is written."
 )
+_RECIPE = "Recipe with filters and settings: the name of a built-in recipe, or a TOML file."
 _LICENSE = option("", "License (SPDX identifier) for rows that do not specify one.", metavar="SPDX")
 _LANGUAGE = option("", "Language (ISO 639 code) for rows that do not specify one.", metavar="CODE")
 _ON_BAD_ROW = option(
@@ -198,7 +199,7 @@ class GenerationOptions(Options):
     )
     recipe: RecipeName | None = option(
         None,
-        "Recipe with filters and settings: the name of a built-in recipe, or a TOML file.",
+        _RECIPE,
         metavar="NAME_OR_FILE",
         takes="recipe",
         shown="grounded for the methods code, document, solve and tool_dialogue; otherwise default",
@@ -442,7 +443,7 @@ class CurateOptions(Options):
     out: Path = option(..., _DATASET_OUT)
     recipe: RecipeName = option(
         "default",
-        "Recipe with filters and settings: the name of a built-in recipe, or a TOML file.",
+        _RECIPE,
         metavar="NAME_OR_FILE",
         takes="recipe",
     )

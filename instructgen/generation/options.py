@@ -93,8 +93,8 @@ def load_config(
         ConfigError: the file or a key is invalid; the message names each invalid key.
     """
     if recipe is None:
-        named_method = options.get("method", {}).get("name")
-        recipe = Method.recipe if named_method is None else find("methods", named_method).recipe
+        chosen_method = options.get("method", {}).get("name")
+        recipe = "default" if chosen_method is None else find("methods", chosen_method).recipe
     path = recipe_path(recipe)
     tables = read_tables(path)
     check_tables(tables, TABLES, path)
