@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from instructgen import __version__
 from instructgen.commands.generate import configure, read_known, resumable, seeds_for
 from instructgen.commands.options import GenerateOptions
 from instructgen.config import read_tables
@@ -118,7 +119,8 @@ def fingerprint(step: Step) -> Fingerprint:
         options=dict(step.options),
         inputs={name: digest for name, digest in digests.items() if digest is not None},
         versions={
-            **installed(("instructgen", *_DEPENDS.get(step.command, ()))),
+            "instructgen": __version__,
+            **installed(_DEPENDS.get(step.command, ())),
             **_plugins(step),
         },
     )
