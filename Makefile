@@ -33,10 +33,11 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/instructgen run quickstart
 
-# Tests of real engines and of a cluster share engines and nodes with the other tests of their file.
+# Tests that share a pipeline or a cluster are in one group; the others of real engines go to the next
+# free process.
 test: setup
 	$(BIN)/python -m pytest -m "not (engine or cluster or long)" -n logical --maxprocesses 8 --dist worksteal
-	$(BIN)/python -m pytest -m "(engine or cluster) and not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "(engine or cluster) and not long" -n 2 --dist loadgroup
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

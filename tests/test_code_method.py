@@ -91,6 +91,26 @@ CHEATS = {
         reply(GOOD, "raise SystemExit\nassert add(1, 2) == 3\nassert add(1, 1) == 2"),
         "tests_fail",
     ),
+    "tests in a function that is called by no one": (
+        reply(
+            GOOD.replace("+", "-"),
+            f"assert add(1, 0)\nassert add(2, 0) == 2\ndef test_add():\n    {TESTS.splitlines()[0]}\n"
+            "if __name__ == '__main__':\n    test_add()",
+        ),
+        "tests_fail",
+    ),
+    "tests in a class": (
+        reply(
+            GOOD.replace("+", "-"),
+            f"assert add(1, 0)\nassert add(2, 0) == 2\nclass TestAdd:\n    def test_add(self):\n"
+            f"        {TESTS.splitlines()[0]}",
+        ),
+        "tests_fail",
+    ),
+    "a function of Python replaced": (
+        reply(f"def sum(x):\n    return 0\n{GOOD}", f"assert sum([1, 2]) == 3\n{TESTS}"),
+        "replaced_name",
+    ),
     "no function": (reply("add = 3"), "no_function"),
     "broken": (reply("def add(a, b) return a"), "no_function"),
     "JavaScript": ("```js\nfunction add(a, b) { return a + b }\n```", "no_tests"),

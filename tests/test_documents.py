@@ -32,7 +32,8 @@ from instructgen.documents.split import Splitter
 from instructgen.engines import Request
 from instructgen.errors import ConfigError, InputError
 from instructgen.filters.novelty import Novelty
-from instructgen.generation.methods.document import Document, located, spread
+from instructgen.generation.answers import find_text
+from instructgen.generation.methods.document import Document, spread
 from instructgen.plugins import load_plugin
 from instructgen.schema.sample import Place, Sample
 from instructgen.similarity import tokenize
@@ -562,6 +563,34 @@ def test_a_model_without_schemas_answers_in_lines() -> None:
     assert ask("factual", texts | {"faithful": "No"}, form=PLAIN).reasons() == ["unfaithful"] * 2
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Here are two questions:\n\n1. How often is it?\n2. How many items are there?", 2),
+        ("**1. How often is it?**\n**2. How many items are there?**", 2),
+        ("How often can a loan be renewed?", 1),
+        ("- How often is it?\n- How many items are there?", 0),
+        ("Here is a question:\n\nHow often is it?", 0),
+    ],
+)
+def test_questions_are_a_list_or_one_line(text: str, count: int) -> None:
+    done = ask("factual", model([QUOTE]) | {"questions": text, "answer": ""}, form=PLAIN)
+    assert done.reasons() == (["unreadable"] * count or ["no_question"])
+    asked = [r.sample.instruction for r in done.ended.rejected] if count else []
+    assert all("\n" not in q and q.endswith("?") for q in asked)
+
+
+def test_files_of_the_same_name_are_different_documents() -> None:
+    method = Document(shares={"comparison": 1.0}, max_evidence_share=0.9)
+    second = SEGMENTS[1]
+    assert second.place is not None
+    other = replace(second, place=replace(second.place, sha256="e" * 64))
+    for segments, parents in ((SEGMENTS[:2], 2), ([SEGMENTS[0], other], 1)):
+        done = play(method, segments, lambda r: model([QUOTE])[r.stage])
+        ended = [*done.rows, *(r.sample for r in done.ended.rejected)]
+        assert {len(row.origin.parents) for row in ended} == {parents}
+
+
 def test_questions_of_the_user_are_shown_and_not_repeated() -> None:
     own = Sample("How often can a loan be renewed by a member of it?", output="x", language="en")
     novelty = Novelty(threshold=0.7)
@@ -602,7 +631,7 @@ def test_each_document_has_its_turn_and_its_last_segment_is_used() -> None:
 @given(st.text("ab \n", max_size=30), st.text("ab \n", max_size=30))
 def test_a_quote_is_found_whatever_its_white_space(before: str, quote: str) -> None:
     passage = f"{before} {quote} {before}"
-    place = located(passage, f"  {' '.join(quote.split())}\n")
+    place = find_text(f"  {' '.join(quote.split())}\n", passage)
     if quote.split():
         assert place is not None
         assert passage[slice(*place)].split() == quote.split()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import instructgen
-from instructgen.generation.methods.document import located
+from instructgen.generation.answers import find_text
 from instructgen.store import read_manifest, read_rows
 from instructgen.verifiers.math import final_result
 from tests.conftest import ROOT, needs_sandbox
@@ -79,7 +79,7 @@ def test_rows_about_documents_have_verified_evidence(documents: Path) -> None:
                 continue
             start, end = map(int, own[f"evidence_at{suffix}"].split(":"))
             assert " ".join(text[start:end].split()) == " ".join(own[f"evidence{suffix}"].split())
-            assert located(row["input"], own[f"evidence{suffix}"])
+            assert find_text(own[f"evidence{suffix}"], row["input"])
         assert row["license"] == "Apache-2.0"
         assert row["origin"]["group"] == own["document"]
     assert kinds["factual"] >= 10

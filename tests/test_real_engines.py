@@ -30,6 +30,8 @@ from tests.hostile.test_models import with_code, without
 pytest.importorskip("vllm")
 
 pytestmark = pytest.mark.engine
+# The tests of one process share the output of the pipeline.
+with_quickstart = pytest.mark.xdist_group("quickstart")
 COMMAND = str(Path(sys.executable).parent / "instructgen")
 GENERAL = ROOT / "seeds" / "general.jsonl"
 HEAD = """
@@ -223,6 +225,7 @@ def run_quickstart(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(1800)
+@with_quickstart
 def test_the_quickstart_makes_a_dataset_an_adapter_and_a_report(quickstart: Path) -> None:
     """The adapter improves the measure; a second start has nothing left to do."""
     evaluation = orjson.loads((quickstart / "evaluation" / "evaluation.json").read_bytes())
@@ -236,6 +239,7 @@ def test_the_quickstart_makes_a_dataset_an_adapter_and_a_report(quickstart: Path
     assert not any(s["ran"] for s in run_quickstart(quickstart))
 
 
+@with_quickstart
 def test_quickstart_rows_are_complete_and_distinct(quickstart: Path) -> None:
     rows = list(read_rows(quickstart / "expanded"))
     assert len(rows) == 4
@@ -245,6 +249,7 @@ def test_quickstart_rows_are_complete_and_distinct(quickstart: Path) -> None:
     assert len({r["instruction"] for r in rows}) >= 3
 
 
+@with_quickstart
 def test_a_finished_quickstart_dataset_is_not_generated_again(quickstart: Path) -> None:
     out = quickstart / "expanded"
     before = (out / "journal.jsonl").stat().st_size
@@ -261,6 +266,7 @@ def test_a_finished_quickstart_dataset_is_not_generated_again(quickstart: Path) 
     assert time.monotonic() - began < 60
 
 
+@with_quickstart
 def test_explain_shows_the_origin_of_a_generated_row(quickstart: Path) -> None:
     out = quickstart / "expanded"
     row = next(read_rows(out))

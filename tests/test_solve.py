@@ -16,6 +16,7 @@ from instructgen.errors import ConfigError, InputError
 from instructgen.generation.methods.solve import Solve
 from instructgen.schema.sample import Label, Sample, Score
 from instructgen.store import read_samples, write_dataset
+from instructgen.verifiers.math import Math
 from tests.conftest import needs_sandbox
 from tests.scripted import Played, play
 
@@ -48,6 +49,26 @@ def test_reasoning_can_stay_in_the_answer_and_thoughts_never_do() -> None:
     thinking = Completion("The sum is 42.", "stop", reasoning="17 and 25 ...")
     (row,) = solved([thinking]).rows
     assert (row.output, row.reasoning_content) == ("The sum is 42.", "17 and 25 ...")
+
+
+@pytest.mark.parametrize("reasoning", ["separate", "in_answer"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#### Step 2: double it\n\nAnswer: 42",
+        "First \\boxed{41} then one more.\n\nAnswer: 42",
+        "Steps.\n**Final Answer:** $\\frac{84}{2}$",
+        "Steps.\n\nAnswer: 42\n\n#### Check\n40 + 2",
+    ],
+)
+@pytest.mark.parametrize("thoughts", ["", "I think about 7."])
+def test_who_reads_the_row_finds_the_result_that_was_verified(
+    text: str, reasoning: str, thoughts: str
+) -> None:
+    done = solved([Completion(text, "stop", reasoning=thoughts)], reasoning=reasoning)
+    for row in done.rows:
+        assert Math().check(row, "Answer: 42") == 1.0
+    assert done.rows or "Check" in text
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,16 @@ BAD: dict[str, tuple[Sample, Any, str]] = {
         [turn(call("member", member_id=13)), turn(message="Member 13 owes 1,140 or 140.5.")],
         "not_mentioned",
     ),
+    "says yes, with no in it": (
+        task("Is Night Ferry free?", call("find_books", words="Ferry"), mentions=("no",)),
+        [turn(call("find_books", words="Ferry")), turn(message="Yes, it is free right now.")],
+        "not_mentioned",
+    ),
+    "gets the same error for another member": (
+        task("Renew The Quiet Gardener.", call("renew", member_id=14, book_id=206)),
+        [turn(call("renew", member_id=11, book_id=202)), turn(message="It is reserved.")],
+        "not_looked_up",
+    ),
     "looks up another book": (
         task("Is Songs of the North there?", call("find_books", words="Songs"), mentions=("0",)),
         [turn(call("find_books", words="Numbers")), turn(message="0 copies.")],
@@ -195,6 +205,10 @@ def test_models_may_write_calls_in_tags_or_plain_text() -> None:
     (row,) = play(method(), [LEND], lambda r: next(said), target=1, form=PLAIN).rows
     assert row.output == "It is lent."
     assert len(row.steps) == 2
+    # What follows a call is invented.
+    said = iter([f"I lend it.\n{tagged}\nThe result is 7.", "It is lent."])
+    (row,) = play(method(), [LEND], lambda r: next(said), target=1, form=PLAIN).rows
+    assert row.steps[0].content == "I lend it."
 
 
 def test_new_tasks_are_planned_and_checked_in_the_environment() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from instructgen.engines import Completion, Request
 from instructgen.errors import InputError, quoted
-from instructgen.generation.methods.document import located
+from instructgen.generation.answers import find_text
 from instructgen.licensing.licenses import obligations
 from instructgen.licensing.model_terms import generator_terms
 from instructgen.printable import printable
@@ -186,7 +186,7 @@ def _quotes(row: Mapping[str, Any]) -> list[str]:
 def marked(text: str, quotes: Sequence[str]) -> str:
     """Return a text with each quote that it contains between the marks >>> and <<<."""
     for quote in quotes:
-        if (place := located(text, quote)) is not None:
+        if (place := find_text(quote, text)) is not None:
             start, end = place
             text = f"{text[:start]}>>>{text[start:end]}<<<{text[end:]}"
     return text

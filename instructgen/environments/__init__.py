@@ -340,7 +340,8 @@ def read_turn(text: str) -> tuple[list[Call] | None, str]:
     """Return the calls and the text of a turn; None for calls that do not have the form."""
     if tagged := _TAGGED.findall(text):
         values = [json_object(part) for part in tagged]
-        return calls_of(values), _TAGGED.sub("", text).strip()
+        # A model that goes on after a call invents the result.
+        return calls_of(values), text[: text.index("<tool_call>")].strip()
     stripped = text.strip()
     if fenced := _FENCED.fullmatch(stripped):
         stripped = fenced[1].strip()

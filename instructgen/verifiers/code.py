@@ -67,7 +67,7 @@ class Code(Verifier):
         program = blocks[-1] if blocks else answer
         if not program.strip() or len(program) > LONGEST_PROGRAM:
             return 0.0
-        counts = self.run(program, label(task, "test") or "", _names(task.output))
+        counts = self.run(program, label(task, "test") or "", defined_names(_code(task.output)))
         if not counts["loaded"]:
             return 0.0
         passed, failed = counts["passed"], counts["failed"]
@@ -126,9 +126,13 @@ def code_blocks(text: str) -> list[str]:
     return [code for kind, code in _FENCE.findall(text) if kind.strip().lower() in _PYTHON]
 
 
-def _names(answer: str) -> list[str]:
-    """Return the names of functions and classes that the code in an answer defines."""
-    names: list[str] = _DEFINED.findall("\n".join(code_blocks(answer)) or answer)
+def _code(answer: str) -> str:
+    return "\n".join(code_blocks(answer)) or answer
+
+
+def defined_names(program: str) -> list[str]:
+    """Return the names of the functions and classes of a program, without those in others."""
+    names: list[str] = _DEFINED.findall(program)
     return names
 
 

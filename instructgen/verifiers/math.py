@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import regex
 from pydantic import Field
@@ -24,14 +24,12 @@ from instructgen.verifiers import Verifier
 
 # Commas are between groups of three digits, or of two in India.
 _NUMBER = r"-?(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d+)(?:\.\d+)?(?:/\d+)?|-?\.\d+"
-# The mark of GSM8K, and the forms that models use instead.
-_MARKED = (
-    regex.compile(r"####[ \t]*([^\n]+)"),
-    # Without backtracking, because a box may contain any number of pairs of braces.
-    regex.compile(r"\\boxed\{((?:[^{}]++|\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})*+)\}"),
-)
+# The mark of GSM8K, and a form that models use instead.
+_HASHES = regex.compile(r"####[ \t]*([^\n]+)")
+# Without backtracking, because a box may contain any number of pairs of braces.
+_BOX = regex.compile(r"\\boxed\{((?:[^{}]++|\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})*+)\}")
 # "Answer: x" as a line, and a word, which a result that is not a number does not contain.
-_ANSWER_LINE = regex.compile(r"(?im)^[*_ \t]*answer[*_ \t]*:([^\n]+)$")
+_ANSWER_LINE = regex.compile(r"(?im)^[*_# \t]*(?:final )?answer[*_ \t]*:([^\n]+)$")
 _WORD = regex.compile(r"(?<![\\{\p{L}\d])\p{L}{2}")
 _ANSWER = regex.compile(rf"(?i)answer(?: is|:)?\s*\$?({_NUMBER})")
 _ANY = regex.compile(_NUMBER)
@@ -87,20 +85,36 @@ class Result(NamedTuple):
 
 
 def final_result(text: str) -> Result | None:
-    """Return the last result that is marked as final or, if none is marked, the last number."""
-    for pattern in _MARKED:
-        for match in reversed(pattern.findall(text)):
-            if found := match.strip().strip("$").rstrip(".").strip():
-                return Result(found, marked=True)
-    lines = _ANSWER_LINE.findall(text)
-    if lines and (found := _formula(lines[-1])):
-        return Result(found, marked=True)
-    if numbers := _ANSWER.findall(text):
-        return Result(numbers[-1], marked=True)
-    if found := _formula(text):
-        return Result(found, marked=False)
+    """Return the result in the last line that marks one as final; without marks, the last number.
+
+    Marks are ``####``, a box, and a line "Answer: ...". A line "#### Step 2: ..." is a heading,
+    unless nothing else is marked.
+    """
+    hashes = [(match.start(), _trimmed(match[1])) for match in _HASHES.finditer(text)]
+    lines = [(match.start(1), _formula(match[1])) for match in _ANSWER_LINE.finditer(text)]
+    found: list[list[tuple[int, Any]]] = [
+        [(at, value) for at, value in hashes if not _is_heading(value)],
+        [(match.start(), _trimmed(match[1])) for match in _BOX.finditer(text)],
+        lines[-1:],
+        [(match.start(1), match[1]) for match in _ANSWER.finditer(text)],
+    ]
+    marked = [last[-1] for each in found if (last := [m for m in each if m[1]])]
+    if marked := marked or [m for m in hashes if m[1]][-1:]:
+        # Two marks may be in the same line: then the order above counts.
+        _, value = max(marked, key=lambda mark: text.count("\n", 0, mark[0]))
+        return Result(value, marked=True)
+    if formula := _formula(text):
+        return Result(formula, marked=False)
     numbers = _ANY.findall(text)
     return Result(numbers[-1], marked=False) if numbers else None
+
+
+def _trimmed(text: str) -> str:
+    return text.strip().strip("$").rstrip(".").strip()
+
+
+def _is_heading(text: str) -> bool:
+    return _WORD.search(text) is not None and _WITH_UNIT.fullmatch(text) is None
 
 
 def _formula(text: str) -> str | None:

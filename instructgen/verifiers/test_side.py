@@ -202,27 +202,41 @@ def run(tests, scope):
     scope |= {"__passed__": count("passed"), "__failed__": count("failed")}
     scope["__false__"] = count("failed", "false")
     tree = ast.parse(tests)
-    # As pytest does, functions are called that are tests, unless the tests call them.
-    called = {node.func.id for node in ast.walk(tree) if _is_named_call(node)}
-    for node in list(tree.body):
-        is_test = isinstance(node, ast.FunctionDef) and node.name.startswith("test")
-        if is_test and node.name not in called and not ast.unparse(node.args):
-            tree.body += ast.parse(f"{node.name}()").body
     written = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
-    for statement in tree.body:
-        changed = ast.fix_missing_locations(Counting().visit(statement))
+    entered = set()
+    scope["__entered__"] = entered.add
+    calls = _test_calls(tree.body)
+    for call, function in calls.items():
+        function.body[:0] = ast.parse(f"__entered__({call!r})").body
+
+    def execute(statement):
         try:
-            exec(compile(ast.Module([changed], []), "tests", "exec"), scope)
+            exec(compile(ast.Module([statement], []), "tests", "exec"), scope)
         except Exception:
             counts["failed"] += 1
+
+    for statement in tree.body:
+        execute(ast.fix_missing_locations(Counting().visit(statement)))
+    # As pytest does, functions are called that are tests, unless the tests have called them.
+    for call in calls:
+        if call not in entered:
+            execute(ast.parse(call).body[0])
     if counts["failed"]:
         # An exception outside of an assertion skips those after it.
         counts["failed"] = max(counts["failed"], written - counts["passed"])
     return counts
 
 
-def _is_named_call(node):
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+def _test_calls(body, before=""):
+    """Return the calls of functions and methods that are tests, each with its definition."""
+    calls = {}
+    for node in body:
+        if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and not node.bases:
+            calls |= _test_calls(node.body, f"{node.name}().")
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+            if ast.unparse(node.args) == ("self" if before else ""):
+                calls[f"{before}{node.name}()"] = node
+    return calls
 
 
 def _of_python(name, task):

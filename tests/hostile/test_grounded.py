@@ -20,8 +20,9 @@ from instructgen.documents.split import Splitter
 from instructgen.environments import Call, Tools, calls_of, read_turn
 from instructgen.errors import ConfigError, InputError
 from instructgen.filters.contamination import _FUNCTION
+from instructgen.generation.answers import find_text
 from instructgen.generation.methods.code import CodeTasks
-from instructgen.generation.methods.document import _passages, located
+from instructgen.generation.methods.document import _passages
 from instructgen.generation.methods.solve import Solve
 from instructgen.generation.prompts import template_for
 from instructgen.schema.sample import Label, Sample
@@ -114,7 +115,7 @@ def test_links_and_names_of_documents(tmp_path: Path) -> None:
     ],
 )
 def test_a_quote_does_not_begin_within_a_word(passage: str, quote: str, found: bool) -> None:
-    assert (located(passage, quote) is not None) is found
+    assert (find_text(quote, passage) is not None) is found
 
 
 # -- definitions of tools ---------------------------------------------------------------------

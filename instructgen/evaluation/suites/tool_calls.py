@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from instructgen.environments import Call, executed, read_turn, tools_of
 from instructgen.errors import InputError
@@ -39,6 +39,13 @@ class ToolCalls(AnsweringSuite):
         description="Name of an environment that a file in --plugin defines, to compare the state "
         "after the calls.",
     )
+
+    @field_validator("environment")
+    @classmethod
+    def _check_environment(cls, name: str) -> str:
+        if name:
+            find("environments", name)
+        return name
 
     def findings(self, subject: Subject, rows: list[Sample]) -> list[Finding]:
         """Return one result per measure."""

@@ -8,7 +8,9 @@ tests without an assertion pass on anything.
 from __future__ import annotations
 
 import ast
+import builtins
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -35,7 +37,7 @@ from instructgen.generation.methods import (
 from instructgen.generation.prompts import one_line
 from instructgen.generation.seed_pool import Pool
 from instructgen.schema.sample import Label, Sample, Score
-from instructgen.verifiers.code import code_blocks
+from instructgen.verifiers.code import code_blocks, defined_names
 
 CONCEPTS, TASK, SOLUTIONS, RUN = "concepts", "task", "solutions", "run"
 Difficulty = Literal["easy", "medium", "hard"]
@@ -167,15 +169,20 @@ class CodeTasks(ChatMethod):
         stub = _stub(program)
         if stub is None:
             return "no_function", "the code defines no function"
-        return self._tests_fault(tests) or {"program": program, "tests": tests, "stub": stub}
+        fault = self._tests_fault(program, tests)
+        return fault or {"program": program, "tests": tests, "stub": stub}
 
-    def _tests_fault(self, tests: str) -> tuple[str, str] | None:
+    def _tests_fault(self, program: str, tests: str) -> tuple[str, str] | None:
         try:
             tree = ast.parse(tests)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return "no_tests", "the tests are not Python code"
         if (other := _unsafe_name(tree)) is not None:
             return "unsafe_tests", f"the tests use {other}"
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if replaced := sorted(used & _OF_PYTHON & set(defined_names(program))):
+            # The tests would check Python's, and a reader of the row would expect the program's.
+            return "replaced_name", f"the code replaces Python's {replaced[0]}, which the tests use"
         count = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
         if count < self.min_tests:
             return "no_tests", f"the tests have {count} assertions"
@@ -209,6 +216,7 @@ _FOR_TESTS = {
     *("typing", "decimal", "fractions", "datetime", "random", "json", "copy", "statistics"),
     *("heapq", "bisect", "dataclasses", "enum", "textwrap"),
 }
+_OF_PYTHON = {*dir(builtins), *sys.stdlib_module_names}
 _NOT_FOR_TESTS = {"open", "exec", "eval", "compile", "globals", "vars", "exit", "quit", "getattr"}
 
 

@@ -15,11 +15,10 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import orjson
-import regex
 from pydantic import Field, model_validator
 
 from instructgen.engines import Completion, Request, Sampling
-from instructgen.generation.answers import answered
+from instructgen.generation.answers import answered, find_text
 from instructgen.generation.methods import (
     Accept,
     ChatMethod,
@@ -40,11 +39,6 @@ from instructgen.schema.sample import Label, Sample, Score
 from instructgen.similarity import tokenize
 
 _MOST_QUOTES = 2
-# A letter of a script with spaces between words.
-_SPACED = regex.compile(
-    r"[\p{L}\p{M}--\p{Han}--\p{Hiragana}--\p{Katakana}--\p{Thai}--\p{Lao}--\p{Khmer}--\p{Myanmar}]",
-    regex.V1,
-)
 QUESTIONS, ANSWER, JUDGE = "questions", "answer", "faithful"
 Kind = Literal["factual", "summary", "comparison", "unanswerable"]
 # Questions of the user that a prompt shows, and the most characters of each.
@@ -133,7 +127,7 @@ class Document(ChatMethod):
 
     def order(self, pool_seeds: Sequence[Sample], usable: list[int]) -> list[int]:
         """Return the segments so that each document, and each part of it, has its turn."""
-        by_document: dict[str, list[int]] = {}
+        by_document: dict[tuple[str, str], list[int]] = {}
         for position in usable:
             by_document.setdefault(_document(pool_seeds[position]), []).append(position)
         queues = [[places[i] for i in spread(len(places))] for places in by_document.values()]
@@ -219,7 +213,7 @@ class Document(ChatMethod):
         if form.structured:
             found = [q.strip() for q in parse_json(text, "questions") if isinstance(q, str)]
         else:
-            found = parse_numbered(text, most) if re.match(r"\s*\d+\s?[.)]", text) else [text]
+            found = _listed(text, most)
         found = [q for q in found if q][:most]
         if not found:
             return [self.reject(draft.sample, "no_question", "the completion has no question")]
@@ -261,7 +255,7 @@ class Document(ChatMethod):
             words = len(tokenize(quote))
             if words < self.min_evidence_words:
                 return "evidence_too_short", f"a quote has {words} words"
-            places.append([located(passage, quote) for passage in passages])
+            places.append([find_text(quote, passage) for passage in passages])
             if not any(places[-1]):
                 return "evidence_not_found", "a quote is not in the passage"
         for k, passage in enumerate(passages):
@@ -275,6 +269,15 @@ class Document(ChatMethod):
             if not of_each or a in b or b in a:
                 return "evidence_missing", "one of the passages has no quote of its own"
         return None
+
+
+def _listed(text: str, most: int) -> list[str]:
+    """Return the questions of a numbered list, or the only line; [] for several other lines."""
+    # Models write a sentence before the list, and numbers in bold.
+    text = re.sub(r"^[ \t]*\*\*(.*?)\*\*[ \t]*$", r"\1", text, flags=re.MULTILINE)
+    if (first := re.search(r"^[ \t]*\d+\s?[.)]", text, re.MULTILINE)) is not None:
+        return parse_numbered(text[first.start() :], most)
+    return [] if "\n" in text.strip() else [text]
 
 
 def _words_within(passage: str, places: list[tuple[int, int]]) -> int:
@@ -292,7 +295,7 @@ def _with_evidence(sample: Sample, quotes: Sequence[str], draft: Draft) -> Sampl
         suffix = "" if number == 1 else f"_{number}"
         sample = sample.with_label(Label(f"evidence{suffix}", quote))
         for passage, start in zip(draft.state["passages"], draft.state["at"], strict=True):
-            if (place := located(passage, quote)) is not None:
+            if (place := find_text(quote, passage)) is not None:
                 positions = f"{start + place[0]}:{start + place[1]}"
                 sample = sample.with_label(Label(f"evidence_at{suffix}", positions))
                 break
@@ -346,11 +349,13 @@ def _neighbors(pool: Pool, position: int) -> list[int]:
     """Return the segments of the same document that are at most three places away."""
     near = range(max(0, position - _NEAR), min(len(pool.seeds), position + _NEAR + 1))
     name = _document(pool.at(position))
-    return [p for p in near if p != position and name and _document(pool.at(p)) == name]
+    return [p for p in near if p != position and all(name) and _document(pool.at(p)) == name]
 
 
-def _document(segment: Sample) -> str:
-    return segment.place.document if segment.place is not None else ""
+def _document(segment: Sample) -> tuple[str, str]:
+    """Return the name and the digest: two folders may have files of the same name."""
+    place = segment.place
+    return (place.document, place.sha256) if place is not None else ("", "")
 
 
 def spread(count: int) -> Iterator[int]:
@@ -368,29 +373,6 @@ def spread(count: int) -> Iterator[int]:
                 yield middle
                 wider += [(low, middle), (middle, high)]
         gaps = wider
-
-
-def located(passage: str, quote: str) -> tuple[int, int] | None:
-    """Return the position of a quote in a passage, whatever their white space; None if absent.
-
-    A quote begins and ends between words and numbers. In scripts without spaces, it may begin and
-    end anywhere.
-    """
-    words = quote.split()
-    if not words:
-        return None
-    pattern = r"\s+".join(map(regex.escape, words))
-    first, last = words[0][0], words[-1][-1]
-    if first.isdecimal():
-        pattern = rf"(?<!\d)(?<!\d[.,]){pattern}"
-    elif _SPACED.match(first):
-        pattern = rf"(?<![\p{{L}}\p{{M}}\p{{N}}]){pattern}"
-    if last.isdecimal():
-        pattern = rf"{pattern}(?![.,]?\d)"
-    elif _SPACED.match(last):
-        pattern = rf"{pattern}(?![\p{{L}}\p{{M}}\p{{N}}])"
-    match = regex.search(pattern, passage)
-    return None if match is None else match.span()
 
 
 def _passages(template: Template, texts: Sequence[str]) -> str:

@@ -122,7 +122,8 @@ class Solve(ChatMethod):
         """Return the request for a solution, or for the verification of all solutions."""
         sample = draft.sample
         if draft.stage == VERIFY:
-            texts = [self._divided(sample, c)[1] for c in draft.state["solutions"]]
+            # What the row will have: who reads the row must find the result that was verified.
+            texts = [self._answered(sample, c).output for c in draft.state["solutions"]]
             prompt = orjson.dumps(texts).decode()
             return Request(prompt, Sampling(), stage=VERIFY, row=sample)
         template = self.template(sample.language)

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 
 from instructgen.engines import Completion, Engine, Request, Sampling
 from instructgen.environments import Call, Tools, calls_of, json_object, read_turn, tools_of
+from instructgen.generation.answers import find_text
 from instructgen.generation.executing import EnvironmentExecutor
 from instructgen.generation.methods import (
     Accept,
@@ -330,14 +331,17 @@ def _is_error(result: Any) -> bool:
 def _looked_up(state: Mapping[str, Any]) -> bool:
     """Return whether each expected call was made, or one of the same tool with the same result.
 
-    That two calls find nothing does not make them the same.
+    That two calls find nothing, or fail for the same reason, does not make them the same.
     """
     made = list(zip(state["calls"], state["results"], strict=True))
 
     def found(wanted: Mapping[str, Any], expected: Any) -> bool:
         return any(
             call["name"] == wanted["name"]
-            and (call["arguments"] == wanted["arguments"] or (result and result == expected))
+            and (
+                call["arguments"] == wanted["arguments"]
+                or (result and not _is_error(result) and result == expected)
+            )
             for call, result in made
         )
 
@@ -345,7 +349,5 @@ def _looked_up(state: Mapping[str, Any]) -> bool:
 
 
 def _mentioned(text: str, answer: str) -> bool:
-    """Return whether an answer contains a text, and not only as a part of another number."""
-    start = r"(?<!\d)(?<!\d[.,])" if text[:1].isdecimal() else ""
-    end = r"(?![.,]?\d)" if text[-1:].isdecimal() else ""
-    return re.search(f"{start}{re.escape(text)}{end}", answer, re.IGNORECASE) is not None
+    """Return whether an answer contains a text, and not only as a part of a word or number."""
+    return not text.split() or find_text(text, answer, re.IGNORECASE) is not None
