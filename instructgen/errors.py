@@ -45,6 +45,10 @@ class InstructgenError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Processes and clusters pass errors on, whatever the arguments of their classes.
+        return _rebuilt, (type(self), self.args, vars(self))
+
     def translate(self, names: Mapping[str, str]) -> None:
         """Replace names in the message and the hint, such as flags with Python parameters.
 
@@ -59,6 +63,15 @@ class InstructgenError(Exception):
             else:
                 self.message = self.message.replace(old, new)
                 self.hint = self.hint.replace(old, new)
+
+
+def _rebuilt(
+    kind: type[InstructgenError], args: tuple[Any, ...], values: dict[str, Any]
+) -> InstructgenError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(values)
+    return error
 
 
 # A value in quotes, or up to white space or punctuation at its end.

@@ -85,8 +85,7 @@ class MortalEngine(QueueEngine):
 
     def restart(self) -> None:
         self._end()
-        while not self._submitted.empty():
-            self._submitted.get()
+        super().close()
         self.start()
 
     def close(self) -> None:

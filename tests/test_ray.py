@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import instructgen
-from instructgen.errors import ConfigError
+from instructgen.errors import ConfigError, EngineError
 from instructgen.store import CompletionLine, IssueLine, Run
 from tests.conftest import ROOT
 
@@ -342,7 +342,6 @@ def test_a_replica_joins_when_a_node_joins(nodes: Nodes) -> None:
 
 def test_no_node_is_free(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     from instructgen.distributed import actors
-    from instructgen.errors import EngineError
 
     monkeypatch.setattr(actors, "_PATIENCE_S", 2.0)
     cores = int(ray.cluster_resources()["CPU"])
@@ -356,6 +355,31 @@ def test_no_node_is_free(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
         engine.close()
         for group in groups:
             ray.util.remove_placement_group(group)
+
+
+def test_all_replicas_die_and_no_node_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster where a placement group is never ready, after the replicas had one."""
+    from types import SimpleNamespace
+
+    from instructgen.distributed import actors
+
+    monkeypatch.setattr(actors, "_PATIENCE_S", 0.3)
+    full = SimpleNamespace(wait=lambda seconds: time.sleep(0.05))
+    util = SimpleNamespace(
+        placement_group=lambda *a, **k: full, remove_placement_group=lambda group: None
+    )
+    fake = SimpleNamespace(util=util, is_initialized=lambda: True, kill=lambda actor: None)
+    placed: set[int] = set()
+    engines = [actors.ActorEngine() for _ in range(2)]
+    for engine in engines:
+        engine._ray, engine._placed, engine._actor = fake, placed, object()
+        placed.add(id(engine))
+    for engine in engines:
+        engine.close()
+    began = time.monotonic()
+    with pytest.raises(EngineError, match=r"no node .* free"):
+        engines[0].restart()
+    assert time.monotonic() - began < 10
 
 
 # -- messages ---------------------------------------------------------------------------------
@@ -442,16 +466,30 @@ def test_another_version_on_a_node(
     assert "0.0.1" in message and instructgen.__version__ in message
 
 
+def _divides(value: int) -> Iterator[float]:
+    yield 1 / value
+
+
 def test_an_error_of_a_worker_is_the_error_of_the_command(nodes: Nodes, tmp_path: Path) -> None:
     from instructgen.distributed import blocks
-    from instructgen.errors import RunError
+    from instructgen.errors import DamagedFileError, RunError
     from instructgen.store import Piece
 
     data = dataset(tmp_path / "data", rows(10))
     cluster = blocks.RayCluster(ray)
     changed = Piece(data, "0" * 64, "data/part-00000.parquet", 0, 10)
-    with pytest.raises(RunError, match="another dataset"):
+    with pytest.raises(RunError, match="another dataset") as error:
         list(cluster.values(cluster.mapped(cluster.items([(changed, 0)]), blocks._read)))
+    # It is ours, and not Ray's with a traceback in its text.
+    assert type(error.value) is RunError and "\n" not in str(error.value)
+    (part,) = (data / "data").iterdir()
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(DamagedFileError) as damaged:
+        instructgen.curate(data, tmp_path / "clean", ray=nodes.address)
+    assert "\n" not in str(damaged.value)
+    with pytest.raises(EngineError, match=r"ZeroDivisionError|division by zero") as other:
+        list(cluster.values(cluster.mapped(cluster.items([0]), _divides)))
+    assert "\n" not in str(other.value)
 
 
 @pytest.mark.parametrize(("value", "allowed"), [("auto", True), ("10.0.0.1:6379", False)])

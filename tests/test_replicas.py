@@ -28,6 +28,7 @@ from instructgen.engines.openai import OpenAIEngine
 from instructgen.engines.supervisor import Supervisor
 from instructgen.errors import ConfigError, EngineDied, EngineError
 from instructgen.generation.sequencer import answer_all
+from instructgen.plugins import load_plugin
 from tests.conftest import ROOT
 from tests.test_openai import Server, reply
 
@@ -221,6 +222,63 @@ def test_a_request_that_always_fails_fails_alone() -> None:
     assert all(asked.count(f"question {i}") == 1 for i in range(60) if i != 7)
 
 
+def test_what_fails_at_the_same_time_counts_once() -> None:
+    """A server that was away for a moment has many failures, and rests for half a second."""
+    replica = module._Replica(Supervisor(scripted("a")), "a")
+    for number in range(32):
+        replica.failed(10.0 + number / 1000, since=9.0)
+    assert replica.failures == module._FAILURES
+    assert replica.rests_until == pytest.approx(10.0 + module._REST_S, abs=0.01)
+    replica.failed(11.0, since=10.9)
+    assert replica.rests_until == pytest.approx(11.0 + 2 * module._REST_S)
+
+
+def test_a_request_that_an_engine_does_not_accept_fails_alone() -> None:
+    class Picky(Scripted):
+        def submit(self, number: int, request: Request) -> None:
+            if request.prompt == "question 3":
+                raise ValueError("System role not supported")
+            super().submit(number, request)
+
+    def picky() -> Picky:
+        engine = Picky()
+        engine._script = lambda count, request: None
+        return engine
+
+    with running(picky(), picky()) as supervisor:
+        completions = answer_all(supervisor, requests(10))
+    assert [i for i, c in enumerate(completions) if c.error] == [3]
+    assert "System role" in str(completions[3].error)
+
+
+def test_a_request_that_is_given_back_is_answered_once() -> None:
+    engine = scripted("a")
+    for number, request in enumerate(requests(4)):
+        engine.submit(number, request)
+    engine.cancel(1)
+    engine.cancel(2)
+    engine.submit(2, requests(4)[2])
+    found = []
+    while (result := engine.next(0.05)) is not None:
+        found.append(result[0])
+    assert sorted(found) == [0, 2, 3]
+    assert engine._requests == {}
+
+
+def test_one_badly_equipped_replica_is_lost_and_the_others_go_on() -> None:
+    class Late(Scripted):
+        def start(self) -> None:
+            time.sleep(0.3)
+            raise ConfigError("the folder model/ does not exist.", "Copy it.")
+
+    bad = Late()
+    bad._script = lambda count, request: None
+    with running(scripted("good", seconds=0.01), bad) as supervisor:
+        assert set(texts(supervisor, 60)) == {"good"}
+        (lost,) = incidents([supervisor])[1]
+    assert "model/" in lost
+
+
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REST_S", 0.01)
     monkeypatch.setattr(module, "_PATIENCE_S", 0.3)
@@ -291,7 +349,7 @@ def test_an_engine_in_a_process_answers_as_it_does_here() -> None:
         assert process is not None
     finally:
         engine.close()
-    assert process.poll() == 0
+    assert process.poll() == -signal.SIGKILL
 
 
 def test_a_process_that_is_killed_is_started_again() -> None:
@@ -329,6 +387,93 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
             return
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ends(pid: int) -> bool:
+    deadline = time.monotonic() + 20
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+PARENT = ROOT / "tests" / "parent_engine.py"
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> tuple[Any, Path]:
+    """An engine that starts a process, and the file with the number of this process."""
+    (kind,) = load_plugin(PARENT)
+    return kind(file=str(tmp_path / "pid")), tmp_path / "pid"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_process_has_started_ends_with_it(parent: tuple[Any, Path], killed: bool) -> None:
+    engine = ProcessEngine.of(parent[0], {})
+    engine.start()
+    child = int(parent[1].read_text())
+    assert alive(child) and engine._process is not None
+    if killed:
+        os.kill(engine._process.pid, signal.SIGKILL)
+        with pytest.raises(EngineDied, match="signal 9"):
+            engine.next(10.0)
+    engine.close()
+    assert ends(child)
+
+
+def test_a_process_does_not_accept_one_request_and_answers_the_others(
+    parent: tuple[Any, Path],
+) -> None:
+    asked = [Request(p, Sampling(seed=1)) for p in ("the cat", "bad", "the dog")]
+    engine = ProcessEngine.of(parent[0], {})
+    try:
+        found = dict(ask(engine, asked))
+    finally:
+        engine.close()
+    assert [bool(found[i].error) for i in range(3)] == [False, True, False]
+    assert "alternate" in str(found[1].error)
+
+
+def test_a_process_that_does_not_read_blocks_nobody() -> None:
+    engine = ProcessEngine.of(EchoEngine(), {})
+    engine.start()
+    assert engine._process is not None
+    pid = engine._process.pid
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    for number in range(500):
+        engine.submit(number, Request("word " * 1000, Sampling()))
+    assert time.monotonic() - began < 2
+    engine.close()
+    assert time.monotonic() - began < 10
+    assert not alive(pid)
+
+
+def test_a_process_that_is_loading_ends_with_the_one_that_started_it(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import sys\n"
+        "from instructgen.distributed.processes import ProcessEngine\n"
+        "from instructgen.plugins import load_plugin\n"
+        "(kind,) = load_plugin(sys.argv[1])\n"
+        "ProcessEngine.of(kind(file=sys.argv[2], seconds=50), {}).start()\n"
+    )
+    file = tmp_path / "pid"
+    argv = [sys.executable, "-c", code, str(PARENT), str(file)]
+    with subprocess.Popen(argv, cwd=ROOT) as starter:
+        deadline = time.monotonic() + 30
+        while not (file.exists() and file.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        starter.kill()
+    assert ends(int(file.read_text()))
 
 
 def test_an_engine_that_cannot_start_in_its_process() -> None:
@@ -411,7 +556,7 @@ def test_a_server_that_has_too_many_requests(servers: Callable[..., Server]) -> 
     busy = servers(*[reply(429, {"error": "busy"})] * 5, reply())
     supervisor = pooled(servers(reply()), busy)
     try:
-        assert {c.text for c in answer_all(supervisor, requests(200))} == {"fine"}
+        assert {c.text for c in answer_all(supervisor, requests(800))} == {"fine"}
     finally:
         supervisor.close()
     assert len(busy.bodies) > 5

@@ -145,6 +145,24 @@ def test_a_journal_truncated_within_its_last_two_records_is_repaired(tmp_path: P
         assert not journal.read_bytes() or journal.read_bytes().endswith(b"\n")
 
 
+def test_zeros_that_a_power_failure_left_among_the_last_lines_are_removed(tmp_path: Path) -> None:
+    begin(tmp_path / "a", 600)
+    journal = tmp_path / "a" / "journal.jsonl"
+    whole = journal.read_bytes()
+    starts = [0, *(i + 1 for i, byte in enumerate(whole) if byte == 10)]
+    for line, removed in ((len(starts) - 250, True), (100, False)):
+        at = starts[line] + 5
+        journal.write_bytes(whole[:at] + b"\0" * 700 + whole[at + 700 :])
+        if removed:
+            with Run.open(tmp_path / "a") as run:
+                assert run.healed and len(run) == line
+            assert journal.read_bytes() == whole[: starts[line]]
+        else:
+            with pytest.raises(DamagedFileError) as caught, Run.open(tmp_path / "a"):
+                pass
+            assert damaged_at(caught.value) == starts[line]
+
+
 def test_a_flipped_byte_anywhere_in_the_journal_is_detected(tmp_path: Path) -> None:
     begin(tmp_path / "a", 26)
     journal = tmp_path / "a" / "journal.jsonl"

@@ -7,7 +7,6 @@ again where there is room.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from instructgen import __version__
+from instructgen.distributed.cluster import ray_line
 from instructgen.distributed.hosting import (
     EngineSpec,
     HostedEngine,
@@ -25,9 +25,9 @@ from instructgen.distributed.hosting import (
 )
 from instructgen.engines import Completion, Engine, LocalEngine, Request
 from instructgen.engines.supervisor import Supervisor
-from instructgen.errors import ConfigError, EngineDied, EngineError, InstructgenError, first_line
+from instructgen.errors import ConfigError, EngineDied, EngineError, InstructgenError
 
-# How long the first replica may wait for a node with room.
+# How long a replica may wait for a node with room while no other one has a node.
 _PATIENCE_S = 60.0
 _POLL_S = 1.0
 _TAKE_S = 10.0
@@ -101,8 +101,8 @@ class ActorEngine(HostedEngine):
     _actor: Any = PrivateAttr(None)
     _taking: Any = PrivateAttr(None)
     _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
-    # Set when the first replica of the run has a node.
-    _placed: threading.Event = PrivateAttr(default_factory=threading.Event)
+    # The replicas of the run that have a node.
+    _placed: set[int] = PrivateAttr(default_factory=set)
 
     def start(self) -> None:
         """Wait for a node with room, and start the actor there.
@@ -115,14 +115,16 @@ class ActorEngine(HostedEngine):
             return
         ray = self._ray
         self._group = ray.util.placement_group([self._bundle], strategy="STRICT_PACK")
-        began = time.monotonic()
+        alone_since = time.monotonic()
         while not self._group.wait(_POLL_S):
-            if not self._placed.is_set() and time.monotonic() - began > _PATIENCE_S:
+            if self._placed:
+                alone_since = time.monotonic()
+            elif time.monotonic() - alone_since > _PATIENCE_S:
                 raise EngineError(
                     f"no node of the cluster has {_words(self._bundle)} free.",
                     "Wait until another job has ended (ray status shows them), or add a node.",
                 )
-        self._placed.set()
+        self._placed.add(id(self))
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
             placement_group=self._group
         )
@@ -138,11 +140,9 @@ class ActorEngine(HostedEngine):
         except ray.exceptions.RayError as error:
             actor_died = isinstance(error, ray.exceptions.RayActorError)
             if actor_died and not error.actor_init_failed:
-                raise EngineDied(
-                    f"A replica died while it started ({first_line(error)})."
-                ) from error
+                raise EngineDied(f"A replica died while it started ({ray_line(error)}).") from error
             raise EngineError(
-                f"A replica cannot start on the cluster: {first_line(error)}.",
+                f"A replica cannot start on the cluster: {ray_line(error)}.",
                 "Install instructgen and the model on all nodes.",
             ) from error
         if isinstance(answer, InstructgenError):
@@ -172,7 +172,7 @@ class ActorEngine(HostedEngine):
             try:
                 answer = self._ray.get(taking)
             except self._ray.exceptions.RayError as error:
-                raise EngineDied(f"A replica on the cluster died ({first_line(error)}).") from error
+                raise EngineDied(f"A replica on the cluster died ({ray_line(error)}).") from error
             if isinstance(answer, InstructgenError):
                 raise EngineDied(answer.message) from answer
             self._completed.extend(answer)
@@ -183,6 +183,7 @@ class ActorEngine(HostedEngine):
         actor, self._actor, self._taking = self._actor, None, None
         group, self._group = self._group, None
         self._completed.clear()
+        self._placed.discard(id(self))
         if self._ray.is_initialized():
             if actor is not None:
                 self._ray.kill(actor)
@@ -210,7 +211,7 @@ def ray_replicas(ray: Any, model: Engine, count: int) -> list[tuple[str, Engine]
             f"{_words(most)}.",
             "Use a smaller tensor_parallel_size or fewer replicas, or add nodes.",
         )
-    placed, replicas = threading.Event(), list[tuple[str, Engine]]()
+    placed, replicas = set[int](), list[tuple[str, Engine]]()
     for number in range(count):
         engine = ActorEngine(model=model.model, max_restarts=model.max_restarts)
         engine._ray, engine._model, engine._bundle, engine._placed = ray, model, bundle, placed

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from instructgen.errors import EngineError, InstructgenError, first_line
+from instructgen.distributed.cluster import ray_line
+from instructgen.errors import EngineError, InstructgenError
 from instructgen.filters.curation import Block, read_blocks
 from instructgen.schema.arrow import samples_in
 from instructgen.schema.sample import Sample
@@ -126,13 +127,14 @@ class RayCluster:
         try:
             yield
         except self.ray.exceptions.RayError as error:
-            found: BaseException | None = error
+            # Ray's error about a task is also of the class that the task has raised.
+            found: BaseException | None = getattr(error, "cause", None) or error
             while found is not None and not isinstance(found, InstructgenError):
                 found = getattr(found, "cause", None) or found.__cause__
             if found is not None:
                 raise found from error
             raise EngineError(
-                f"the Ray cluster cannot continue ({first_line(error)}).",
+                f"the Ray cluster cannot continue ({ray_line(error)}).",
                 "Check the cluster (ray status), then rerun the same command.",
             ) from error
 

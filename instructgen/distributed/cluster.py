@@ -150,3 +150,9 @@ def _unreachable(address: str, why: str) -> ConfigError:
         f"--ray={address}: no cluster answers there ({why}).",
         "Check the address (ray status prints it), or pass --ray=auto.",
     )
+
+
+def ray_line(error: BaseException) -> str:
+    """Return the first line of Ray's error, of its cause if that is what a task has raised."""
+    cause = getattr(error, "cause", None)
+    return first_line(cause if isinstance(cause, BaseException) else error)

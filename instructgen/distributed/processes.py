@@ -7,12 +7,16 @@ process is `instructgen.distributed.worker`; it ends when the pipe to it is clos
 from __future__ import annotations
 
 import os
+import queue
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import IO, Any
@@ -23,7 +27,8 @@ from instructgen.distributed.hosting import HostedEngine, engine_spec
 from instructgen.engines import Completion, Engine, Request
 from instructgen.errors import EngineDied, InstructgenError
 
-_END_S = 10.0
+# Less than a supervisor waits for the end of its engine.
+_END_S, _POLL_S = 5.0, 0.02
 _WORKER = "from instructgen.distributed.worker import main; main()"
 
 
@@ -37,7 +42,8 @@ class ProcessEngine(HostedEngine):
     _process: subprocess.Popen[bytes] | None = PrivateAttr(None)
     _connection: Connection | None = PrivateAttr(None)
     _messages: IO[bytes] | None = PrivateAttr(None)
-    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    # What is to be sent. A process that does not read must not block who submits a request.
+    _outbox: queue.SimpleQueue[Any] = PrivateAttr(default_factory=queue.SimpleQueue)
 
     @classmethod
     def of(
@@ -77,18 +83,18 @@ class ProcessEngine(HostedEngine):
             start_new_session=True,
         )
         theirs.close()
-        with self._lock:
-            self._connection = ours
-        self._send((engine_spec(self._model), self._cores))
+        self._connection, self._outbox = ours, queue.SimpleQueue()
+        self._outbox.put((engine_spec(self._model), self._cores))
+        threading.Thread(target=_send, args=(ours, self._outbox), daemon=True).start()
         self._ready = self._receive()
 
     def submit(self, number: int, request: Request) -> None:
         """Send the request to the process."""
-        self._send((number, request))
+        self._outbox.put((number, request))
 
     def cancel(self, number: int) -> None:
         """Tell the process to give up the request."""
-        self._send((number, None))
+        self._outbox.put((number, None))
 
     def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
         """Return the next completion from the process.
@@ -104,31 +110,24 @@ class ProcessEngine(HostedEngine):
         return self._receive() if waiting else None
 
     def close(self) -> None:
-        """End the process, by force if it does not end within 10 s."""
-        with self._lock:
-            connection, self._connection = self._connection, None
+        """End the process and those that it has started, by force if it does not end in 5 s."""
+        connection, self._connection = self._connection, None
         process, self._process = self._process, None
+        self._outbox.put(None)
         if connection is not None:
+            # Unlike `close`, this also ends a call that waits until the process reads.
+            with socket.socket(fileno=os.dup(connection.fileno())) as pipe, suppress(OSError):
+                pipe.shutdown(socket.SHUT_RDWR)
             connection.close()
         if process is not None:
-            try:
-                process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                # Its group, because vLLM may have started other processes.
+            _exit_code(process)
+            # The group has its number as long as the process is not waited for.
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
         if self._messages is not None:
             self._messages.close()
             self._messages = None
-
-    def _send(self, message: Any) -> None:
-        with self._lock:
-            if self._connection is not None:
-                try:
-                    self._connection.send(message)
-                except OSError:
-                    # The process has ended, which `next` reports.
-                    return
 
     def _receive(self) -> Any:
         assert self._connection is not None
@@ -143,12 +142,33 @@ class ProcessEngine(HostedEngine):
     def _death(self) -> str:
         """Return how the process ended, with the last line that it has printed."""
         assert self._process is not None and self._messages is not None
-        try:
-            code = self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
+        code = _exit_code(self._process)
+        if code is None:
             return "The process of a replica does not answer"
         self._messages.seek(0)
         lines = self._messages.read().decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return f"The process of a replica ended ({how}{': ' * bool(last)}{last[:200]})"
+
+
+def _send(connection: Connection, outbox: queue.SimpleQueue[Any]) -> None:
+    """Send what is put into a queue, until None is."""
+    # When the process has ended, `next` reports it.
+    with suppress(OSError):
+        while (message := outbox.get()) is not None:
+            connection.send(message)
+
+
+def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
+    """Wait for the end of a process, and return its code or the negative signal; else None.
+
+    Unlike `Popen.wait`, this keeps the number of the process, and so that of its group.
+    """
+    deadline = time.monotonic() + _END_S
+    while time.monotonic() < deadline:
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        time.sleep(_POLL_S)
+    return None

@@ -67,7 +67,11 @@ class _Replica:
         """Return the median of its seconds per token, or None if too few are known."""
         return median(self.rates) if len(self.rates) >= _RATES_NEEDED else None
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, since: float) -> None:
+        """Count the failure of a request that it has had since a time."""
+        if since < self.rests_until:
+            # It was given before the replica began to rest, for the same cause.
+            return
         self.failures += 1
         if self.failures >= _FAILURES:
             rest = _REST_S * 2 ** min(16, self.failures - _FAILURES)
@@ -236,8 +240,12 @@ class ReplicatedEngine(Engine):
 
     def _take_error(self, replica: _Replica, error: BaseException) -> None:
         if not isinstance(error, EngineDied):
-            # What is wrong with the options, or with this program, is wrong for all replicas.
-            if isinstance(error, ConfigError) or not isinstance(error, EngineError):
+            # What is wrong with the options, or with this program, is wrong for all replicas. But
+            # a node of a cluster may lack the model, or have another version.
+            others_work = any(r.supervisor.ready for r in self._replicas if r is not replica)
+            if not isinstance(error, ConfigError | EngineError):
+                raise error
+            if isinstance(error, ConfigError) and not others_work:
                 raise error
             replica.lost, replica.cause = True, error.message
             if all(r.lost for r in self._replicas):
@@ -266,7 +274,7 @@ class ReplicatedEngine(Engine):
         replica.outstanding.discard(number)
         given.replica = None
         if completion.retryable:
-            replica.failed(now)
+            replica.failed(now, given.since)
             given.failures += 1
             healthy = any(r.failures < _FAILURES for r in self._active())
             if given.failures < _TRIES or not healthy:
@@ -279,7 +287,7 @@ class ReplicatedEngine(Engine):
                     self._give_up(completion)
                 return
         else:
-            self._failing, replica.failures = None, 0
+            self._failing, replica.failures, replica.rests_until = None, 0, 0.0
             if completion.finish_reason != "error":
                 seconds = max(0.0, now - given.since)
                 replica.rates.append(seconds / max(completion.output_tokens, _LEAST_TOKENS))
@@ -313,7 +321,7 @@ class ReplicatedEngine(Engine):
                 replica.rates.clear()
             if any(self._hangs(number, usual, now) for number in replica.outstanding):
                 replica.failures = max(replica.failures, _FAILURES - 1)
-                replica.failed(now)
+                replica.failed(now, since=now)
                 self._move(replica)
 
     def _hangs(self, number: int, rate: float, now: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -10,10 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from instructgen.distributed.hosting import Ready
-from instructgen.engines import Engine
-from instructgen.errors import InstructgenError
-
-_WAIT_S = 0.25
+from instructgen.engines.supervisor import Supervisor
+from instructgen.errors import EngineDied, InstructgenError
 
 
 def main() -> None:
@@ -23,32 +22,35 @@ def main() -> None:
     if cores:
         os.sched_setaffinity(0, cores)
     try:
-        engine = spec.build()
-        # The thread that loads a model must also run it; see `VllmEngine.start`.
-        engine.start()
+        # An engine that dies is started again in another process.
+        engine = spec.build().model_copy(update={"max_restarts": 0})
+        supervisor = Supervisor(engine)
+        # Also while the model is loaded, this process must end with the other one.
+        threading.Thread(target=_take, args=(connection, supervisor), daemon=True).start()
+        supervisor.start()
         connection.send(Ready(engine.window(), engine.slots()))
-        threading.Thread(target=_take, args=(connection, engine), daemon=True).start()
         while True:
-            result = engine.next(_WAIT_S)
-            if result is not None:
-                connection.send(result)
+            connection.send(supervisor.receive())
     except InstructgenError as error:
+        died = isinstance(error.__cause__, EngineDied)
         with suppress(BrokenPipeError):
-            connection.send(error)
+            connection.send(error.__cause__ if died else error)
     except BrokenPipeError:
         # The other process has closed the pipe, or has ended.
         return
 
 
-def _take(connection: Connection[Any, Any], engine: Engine) -> None:
+def _take(connection: Connection[Any, Any], supervisor: Supervisor) -> None:
     """Pass requests to the engine, until the other process closes the pipe or ends."""
-    while True:
-        try:
+    try:
+        while True:
             number, request = connection.recv()
-        except (EOFError, OSError):
-            # A model that is computing cannot be interrupted, and nobody needs its completions.
-            os._exit(0)
-        if request is None:
-            engine.cancel(number)
-        else:
-            engine.submit(number, request)
+            if request is None:
+                supervisor.cancel(number)
+            else:
+                supervisor.submit(number, request)
+    except (EOFError, OSError):
+        supervisor.close()
+    finally:
+        # The processes of the group too: the core of vLLM holds the memory of the GPU.
+        os.killpg(0, signal.SIGKILL)

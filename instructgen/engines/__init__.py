@@ -218,10 +218,9 @@ class QueueEngine(Engine):
     A subclass implements `complete`, and `at_once` if it completes several requests per call.
     """
 
-    _submitted: queue.SimpleQueue[tuple[int, Request]] = PrivateAttr(
-        default_factory=queue.SimpleQueue
-    )
-    _canceled: set[int] = PrivateAttr(default_factory=set)
+    # The requests by number, and the order of the numbers, of which some may be canceled.
+    _requests: dict[int, Request] = PrivateAttr(default_factory=dict)
+    _order: queue.SimpleQueue[int] = PrivateAttr(default_factory=queue.SimpleQueue)
     _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
 
     @abstractmethod
@@ -234,35 +233,38 @@ class QueueEngine(Engine):
 
     def submit(self, number: int, request: Request) -> None:
         """Append the request to the queue."""
-        self._submitted.put((number, request))
+        self._requests[number] = request
+        self._order.put(number)
 
     def cancel(self, number: int) -> None:
         """Skip the request if its completion has not begun."""
-        self._canceled.add(number)
+        self._requests.pop(number, None)
 
     def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
         """Complete the oldest requests, and return their completions one by one."""
         deadline = time.monotonic() + timeout_s
         while not self._completed:
-            batch: list[tuple[int, Request]] = []
+            batch: dict[int, Request] = {}
             try:
-                batch.append(self._submitted.get(timeout=max(0.0, deadline - time.monotonic())))
+                wait_s = max(0.0, deadline - time.monotonic())
+                numbers = [self._order.get(timeout=wait_s)]
                 while len(batch) < self.at_once():
-                    batch.append(self._submitted.get_nowait())
+                    number = numbers.pop() if numbers else self._order.get_nowait()
+                    if (request := self._requests.pop(number, None)) is not None:
+                        batch[number] = request
             except queue.Empty:
-                if not batch:
+                if not batch and time.monotonic() >= deadline:
                     return None
-            batch = [(n, r) for n, r in batch if n not in self._canceled]
             if batch:
-                completions = self.complete([request for _, request in batch])
-                self._completed.extend(zip([n for n, _ in batch], completions, strict=True))
+                completions = self.complete([*batch.values()])
+                self._completed.extend(zip(batch, completions, strict=True))
         return self._completed.popleft()
 
     def close(self) -> None:
         """Forget the requests that were not completed."""
-        while not self._submitted.empty():
-            self._submitted.get()
-        self._canceled.clear()
+        while not self._order.empty():
+            self._order.get()
+        self._requests.clear()
         self._completed.clear()
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import orjson
 
 from instructgen.engines import Completion, Engine, Request, Sampling
-from instructgen.errors import ConfigError, EngineDied, EngineError
+from instructgen.errors import ConfigError, EngineDied, EngineError, InstructgenError, first_line
 from instructgen.printable import without_keys
 from instructgen.schema.messages import Message
 
@@ -101,7 +101,7 @@ class Supervisor:
         with self._changed:
             self._requests[number] = request
             if not (self._restarting or self._ended):
-                self.engine.submit(number, request)
+                self._pass_on(number, request)
             self._changed.notify()
 
     def cancel(self, number: int) -> None:
@@ -254,8 +254,18 @@ class Supervisor:
         self.engine.restart()
         with self._changed:
             self._restarting = False
-            for number, request in self._requests.items():
-                self.engine.submit(number, request)
+            for number, request in [*self._requests.items()]:
+                self._pass_on(number, request)
+
+    def _pass_on(self, number: int, request: Request) -> None:
+        """Submit a request to the engine; one that it does not accept has failed."""
+        try:
+            self.engine.submit(number, request)
+        except InstructgenError:
+            raise
+        except Exception as error:  # noqa: BLE001 (such as a chat template that rejects a role)
+            del self._requests[number]
+            self._put(number, Completion.failed(first_line(error)))
 
     def _put(
         self, number: int, completion: Completion | None, error: BaseException | None = None

@@ -289,7 +289,8 @@ class Run:
                 os.ftruncate(self._journal, self._end)
                 os.fsync(self._journal)
                 self.healed = (
-                    f"{path}: an incomplete last line was removed; its request will be sent again."
+                    f"{path}: incomplete last lines were removed; "
+                    "their requests will be sent again."
                 )
             yield self
         finally:
@@ -305,6 +306,10 @@ class Run:
                 chain, _, payload = line[:-1].partition(b" ")
                 self._chain = _link(self._chain, payload)
                 if chain != self._chain.encode():
+                    if b"\0" in line and sum(1 for _ in lines_of(file, path)) < _GROUP_LINES:
+                        # After a power failure, what was written last may be on the disk while
+                        # zeros are in the place of what was written before it.
+                        return offset
                     raise DamagedFileError(
                         f"the file is damaged at byte {offset}.",
                         path=path,
