@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from instructgen.engines import Request
 from instructgen.environments import (
@@ -211,6 +212,36 @@ def test_models_may_write_calls_in_tags_or_plain_text() -> None:
     assert row.steps[0].content == "I lend it."
 
 
+ODD = {
+    "type": "object",
+    "properties": {
+        "size": {"type": "string", "enum": ["s", "m"]},
+        "count": {"type": ["integer", "null"]},
+        "code": {"$ref": "#/$defs/code"},
+        "tags": {"type": "array", "items": {"type": "string", "pattern": "^a+$"}},
+        "any": True,
+    },
+    "required": ["size", "other"],
+    "$defs": {"code": {"type": "string", "minLength": 3}},
+}
+
+
+def test_engines_get_only_simple_parts_of_a_schema() -> None:
+    tools = Tools([{"name": "a", "parameters": ODD}, {"name": "b"}])
+    schema = tools.call_schema()
+    Draft202012Validator.check_schema(schema)
+    one, two = (each["properties"]["arguments"] for each in schema["anyOf"])
+    assert one["properties"] == {
+        "size": {"type": "string", "enum": ["s", "m"]},
+        "count": {},
+        "code": {},
+        "tags": {"type": "array"},
+        "any": {},
+    }
+    assert one["required"] == ["size"]
+    assert two == {"type": "object"}
+
+
 def test_new_tasks_are_planned_and_checked_in_the_environment() -> None:
     plans = iter(
         [
@@ -247,6 +278,14 @@ def test_new_tasks_are_planned_and_checked_in_the_environment() -> None:
 
 def test_the_shipped_tasks_are_valid_and_solved_by_their_own_calls() -> None:
     assert len(SEEDS) == 30
+    # Engines that enforce schemas can write these calls, and none with other names or types.
+    allowed = Draft202012Validator(tools_of(TOOLS).call_schema())
+    calls = [
+        c for seed in SEEDS for x in seed.labels if x.name == "actions" for c in json.loads(x.value)
+    ]
+    assert len(calls) > 30 and all(map(allowed.is_valid, calls))
+    others = (call("give", member_id=12), call("lend", member_id="12", book_id=205), call("lend"))
+    assert not any(map(allowed.is_valid, others))
     assert len(tools_of(TOOLS).names) == 6
     chosen = method()
     assert all(chosen.fits(seed) for seed in SEEDS)

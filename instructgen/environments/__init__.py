@@ -182,6 +182,14 @@ class Tools:
         """The names of the tools, in order."""
         return [*self._validators]
 
+    def call_schema(self) -> dict[str, Any]:
+        """Return a JSON Schema for a call that engines enforce while they generate.
+
+        It has the names, and of the arguments the names, simple types and choices: engines support
+        only parts of JSON Schema. What it allows may still be invalid.
+        """
+        return {"anyOf": [_call_schema(each["function"]) for each in orjson.loads(self.text)]}
+
     def fault(self, call: Call) -> tuple[str, str] | None:
         """Return the reason and a sentence if a call is invalid, or None.
 
@@ -205,6 +213,42 @@ class Tools:
         place = ".".join(map(str, errors[0].path))
         where = f"{place}: " if place else ""
         return "invalid_arguments", f"invalid arguments: {where}{errors[0].message}"[:400]
+
+
+_SIMPLE = ("string", "integer", "number", "boolean", "array", "object")
+
+
+def _call_schema(function: dict[str, Any]) -> dict[str, Any]:
+    parameters = function["parameters"]
+    properties = parameters.get("properties")
+    arguments: dict[str, Any] = {"type": "object"}
+    if properties:
+        arguments |= {
+            "properties": {name: _enforced(each) for name, each in properties.items()},
+            "required": [name for name in parameters.get("required", ()) if name in properties],
+            "additionalProperties": False,
+        }
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "enum": [function["name"]]},
+            "arguments": arguments,
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _enforced(schema: Any) -> dict[str, Any]:
+    """Return the part of a schema that all engines support; {} if there is none."""
+    kept: dict[str, Any] = {}
+    if isinstance(schema, dict):
+        if schema.get("type") in _SIMPLE:
+            kept["type"] = schema["type"]
+        choices = schema.get("enum")
+        if choices and all(isinstance(choice, str) for choice in choices):
+            kept |= {"type": "string", "enum": choices}
+    return kept
 
 
 _steps = threading.local()

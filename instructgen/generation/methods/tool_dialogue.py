@@ -40,12 +40,6 @@ from instructgen.schema.sample import Label, Sample
 
 PLAN, CHECK, ASSISTANT, EXECUTE = "plan", "check", "assistant", "execute"
 _SHOWN = 3
-_CALL = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, "arguments": {"type": "object"}},
-    "required": ["name", "arguments"],
-    "additionalProperties": False,
-}
 
 
 class ToolDialogue(ChatMethod):
@@ -262,16 +256,17 @@ class ToolDialogue(ChatMethod):
         return tools_of(self.tools)
 
     def _plan_schema(self) -> dict[str, Any]:
-        actions = {"type": "array", "items": self._named_call(), "minItems": 1, "maxItems": 6}
+        actions = {
+            "type": "array",
+            "items": self._tools.call_schema(),
+            "minItems": 1,
+            "maxItems": 6,
+        }
         return _schema(request={"type": "string"}, actions=actions)
 
     def _turn_schema(self) -> dict[str, Any]:
-        calls = {"type": "array", "items": _CALL, "maxItems": self.parallel}
+        calls = {"type": "array", "items": self._tools.call_schema(), "maxItems": self.parallel}
         return _schema(calls=calls, message={"type": "string"})
-
-    def _named_call(self) -> dict[str, Any]:
-        names = {"type": "string", "enum": self._tools.names}
-        return {**_CALL, "properties": {**_CALL["properties"], "name": names}}  # type: ignore[dict-item]
 
 
 def _schema(**properties: Any) -> dict[str, Any]:
