@@ -251,6 +251,24 @@ def test_a_request_that_an_engine_does_not_accept_fails_alone() -> None:
     assert "System role" in str(completions[3].error)
 
 
+def test_an_engine_that_accepts_no_request_says_why() -> None:
+    class Mute(Scripted):
+        def submit(self, number: int, request: Request) -> None:
+            raise ConfigError("the model has no chat template.", "Use another model.")
+
+    engine = Mute()
+    engine._script = lambda count, request: None
+    supervisor = Supervisor(engine)
+    with pytest.raises(ConfigError, match="no chat template"):
+        answer_all(supervisor, requests(3))
+    supervisor.close()
+    with (
+        running(engine, engine.model_copy()) as both,
+        pytest.raises(EngineError, match=r"None of the 2 .* no chat template"),
+    ):
+        answer_all(both, requests(3))
+
+
 def test_a_request_that_is_given_back_is_answered_once() -> None:
     engine = scripted("a")
     for number, request in enumerate(requests(4)):

@@ -261,8 +261,9 @@ class Supervisor:
         """Submit a request to the engine; one that it does not accept has failed."""
         try:
             self.engine.submit(number, request)
-        except InstructgenError:
-            raise
+        except InstructgenError as error:
+            # Such as a model without a chat template: no request can be answered.
+            self._put(-1, None, error)
         except Exception as error:  # noqa: BLE001 (such as a chat template that rejects a role)
             del self._requests[number]
             self._put(number, Completion.failed(first_line(error)))
