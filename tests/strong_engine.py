@@ -59,6 +59,9 @@ def sentences(prompt: str) -> list[str]:
 def _questions(rng: random.Random, request: Request) -> str:
     able = sentences(request.prompt_text())
     chosen = rng.sample(able, min(3, len(able))) or ["nothing at all"]
+    if "does not answer" in request.prompt_text():
+        words = " ".join(chosen[0].split()[:9])
+        return f"1. What will the next edition of this page say instead of {words!r}?"
     return "\n".join(f"{i}. {ASKED}{' '.join(s.split()[:6])!r}?" for i, s in enumerate(chosen, 1))
 
 
