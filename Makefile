@@ -33,11 +33,11 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/instructgen run quickstart
 
-# Tests that share a pipeline or a cluster are in one group; the others of real engines go to the next
-# free process.
+# Tests of real engines and of a cluster share engines and nodes with the other tests of their file.
+# tests/conftest.py has the order of the files.
 test: setup
 	$(BIN)/python -m pytest -m "not (engine or cluster or long)" -n logical --maxprocesses 8 --dist worksteal
-	$(BIN)/python -m pytest -m "(engine or cluster) and not long" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "(engine or cluster) and not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

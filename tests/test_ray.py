@@ -28,7 +28,6 @@ from tests.conftest import ROOT
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.xdist_group("cluster"),
     pytest.mark.timeout(400),
 ]
 ray = pytest.importorskip("ray", reason="Ray is not installed")
