@@ -25,15 +25,52 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def test_two_replicas_with_vllm_of_which_one_is_killed(tiny: Path) -> None:
+    """Each has its own process and cores; the requests of the killed one are answered."""
+    from instructgen.distributed.placement import Placement
+    from instructgen.distributed.processes import ProcessEngine
+    from instructgen.distributed.replicas import ReplicatedEngine, incidents
+    from instructgen.engines import Request, Sampling
+    from instructgen.engines.supervisor import Supervisor
+    from instructgen.engines.vllm import VllmEngine
+    from instructgen.generation.sequencer import answer_all
+
+    model = VllmEngine(model=str(tiny), max_model_len=512, cpu_kvcache_gib=1, max_num_seqs=4)
+    requests = [Request(f"the cat {i}", Sampling(max_tokens=120, seed=i)) for i in range(120)]
+    with Placement(replicas=2).engine(model) as engine:
+        assert isinstance(engine, ReplicatedEngine)
+        supervisor = Supervisor(engine)
+        try:
+            supervisor.start()
+            first = engine._replicas[0].supervisor.engine
+            assert isinstance(first, ProcessEngine)
+            killed: list[int] = []
+
+            def watch(count: int) -> None:
+                if count >= 20 and not killed and first._process is not None:
+                    killed.append(first._process.pid)
+                    os.kill(first._process.pid, signal.SIGKILL)
+
+            completions = answer_all(supervisor, requests, watch=watch)
+            cores = {engine._replicas[k].supervisor.engine._cores for k in range(2)}  # type: ignore[attr-defined]
+            restarts, lost = incidents([supervisor])
+        finally:
+            supervisor.close()
+    assert killed
+    assert (restarts, lost) == (1, [])
+    assert len(cores) == 2
+    assert all(c.finish_reason != "error" and c.output_tokens for c in completions)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
     """The URL of vLLM's own API server with the included model."""
     from instructgen.models.folders import prepare_embedded
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
+    log = tmp_path / "log"
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--model", str(prepare_embedded()), "--served-model-name", "smol"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048"]
@@ -161,40 +198,3 @@ def test_grpo_with_rollouts_by_vllm(engine_host: EngineHost, tmp_path: Path) -> 
     assert all(0 < entry["completions/mean_length"] <= 24 for entry in log)
     assert all(0 <= entry["reward"] <= 1 for entry in log)
     assert not (tmp_path / "rl" / ".rollout").exists()
-
-
-def test_two_replicas_with_vllm_of_which_one_is_killed(tiny: Path) -> None:
-    """Each has its own process and cores; the requests of the killed one are answered."""
-    from instructgen.distributed.placement import Placement
-    from instructgen.distributed.processes import ProcessEngine
-    from instructgen.distributed.replicas import ReplicatedEngine, incidents
-    from instructgen.engines import Request, Sampling
-    from instructgen.engines.supervisor import Supervisor
-    from instructgen.engines.vllm import VllmEngine
-    from instructgen.generation.sequencer import answer_all
-
-    model = VllmEngine(model=str(tiny), max_model_len=512, cpu_kvcache_gib=1, max_num_seqs=4)
-    requests = [Request(f"the cat {i}", Sampling(max_tokens=120, seed=i)) for i in range(120)]
-    with Placement(replicas=2).engine(model) as engine:
-        assert isinstance(engine, ReplicatedEngine)
-        supervisor = Supervisor(engine)
-        try:
-            supervisor.start()
-            first = engine._replicas[0].supervisor.engine
-            assert isinstance(first, ProcessEngine)
-            killed: list[int] = []
-
-            def watch(count: int) -> None:
-                if count >= 20 and not killed and first._process is not None:
-                    killed.append(first._process.pid)
-                    os.kill(first._process.pid, signal.SIGKILL)
-
-            completions = answer_all(supervisor, requests, watch=watch)
-            cores = {engine._replicas[k].supervisor.engine._cores for k in range(2)}  # type: ignore[attr-defined]
-            restarts, lost = incidents([supervisor])
-        finally:
-            supervisor.close()
-    assert killed
-    assert (restarts, lost) == (1, [])
-    assert len(cores) == 2
-    assert all(c.finish_reason != "error" and c.output_tokens for c in completions)
