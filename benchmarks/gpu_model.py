@@ -15,19 +15,17 @@ import json
 import os
 import tempfile
 import time
-from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 import trl
+from grounded import pass_rates, write_problems
 from train import DATA, datasets
 
 import instructgen
 from instructgen.schema.progress import Progress
-from instructgen.store import read_rows
 
 RESULT = Path(__file__).with_suffix(".json")
 FIRST = 5
@@ -78,11 +76,7 @@ def trained(rows: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def solved(model: Path, work: Path) -> dict[str, Any]:
     """Solve problems; return the speed and how many problems have each fraction of solutions."""
-    with (DATA / "gsm8k" / "train.jsonl").open() as file:
-        chosen = [json.loads(line) for line in islice(file, PROBLEMS)]
-    lines = [{"instruction": p["question"], "output": p["answer"]} for p in chosen]
-    seeds = work / "problems.jsonl"
-    seeds.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seeds, _ = write_problems(PROBLEMS, work)
     began = time.monotonic()
     result = instructgen.generate(
         out=work / "solved",
@@ -101,17 +95,13 @@ def solved(model: Path, work: Path) -> dict[str, Any]:
         },
     )
     seconds = time.monotonic() - began
-    rates: Counter[float] = Counter()
-    for table in ("data", "rejected"):
-        for row in read_rows(work / "solved", table):
-            rates[next((s["value"] for s in row["scores"] if s["name"] == "pass_rate"), 0.0)] += 1
     return {
         "problems": PROBLEMS,
         "samples": SAMPLES,
         "rows": result.rows,
         "seconds": round(seconds, 1),
         "output_tokens_per_s": round(result.facts.output_tokens / seconds),
-        "pass_rates": {str(rate): count for rate, count in sorted(rates.items())},
+        "pass_rates": pass_rates(work / "solved"),
     }
 
 

@@ -102,14 +102,29 @@ def tool_dialogue(minutes: float, folder: Path) -> dict[str, Any]:
     )
 
 
-def solve(minutes: float, folder: Path, problems: int, samples: int) -> dict[str, Any]:
-    """Solve problems of GSM8K; compare the kept answers with the known ones independently."""
+def write_problems(count: int, folder: Path) -> tuple[Path, list[dict[str, str]]]:
+    """Write the first problems of GSM8K as seeds; return the file and the problems."""
     data = Path(os.environ.get("INSTRUCTGEN_DATA", ROOT.parent / "shared" / "data"))
     with (data / "gsm8k" / "train.jsonl").open() as file:
-        chosen = [json.loads(line) for line in islice(file, problems)]
-    seeds = folder / "problems.jsonl"
+        chosen = [json.loads(line) for line in islice(file, count)]
     lines = [{"instruction": p["question"], "output": p["answer"]} for p in chosen]
+    seeds = folder / "problems.jsonl"
     seeds.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return seeds, chosen
+
+
+def pass_rates(folder: Path) -> dict[str, int]:
+    """Return how many problems of a run have each fraction of correct solutions."""
+    rates: Counter[float] = Counter()
+    for table in ("data", "rejected"):
+        for row in read_rows(folder, table):
+            rates[next((s["value"] for s in row["scores"] if s["name"] == "pass_rate"), 0.0)] += 1
+    return {str(rate): count for rate, count in sorted(rates.items())}
+
+
+def solve(minutes: float, folder: Path, problems: int, samples: int) -> dict[str, Any]:
+    """Solve problems of GSM8K; compare the kept answers with the known ones independently."""
+    seeds, chosen = write_problems(problems, folder)
     found = run(
         minutes,
         folder / "run",
@@ -122,17 +137,16 @@ def solve(minutes: float, folder: Path, problems: int, samples: int) -> dict[str
         settings={"generate.acceptance_floor": 0, "method.solutions.max_tokens": 300},
     )
     gold = {p["question"]: p["answer"].rsplit("#### ", 1)[1].replace(",", "") for p in chosen}
-    rates: Counter[float] = Counter()
     equal = 0
-    for table in ("data", "rejected"):
-        for row in read_rows(folder / "run", table):
-            rate = next((s["value"] for s in row["scores"] if s["name"] == "pass_rate"), 0.0)
-            rates[rate] += 1
-            if table == "data":
-                numbers = re.findall(r"-?\d+(?:\.\d+)?", row["output"].replace(",", ""))
-                equal += Fraction(numbers[-1]) == Fraction(gold[row["instruction"]])
-    histogram = {str(rate): count for rate, count in sorted(rates.items())}
-    return {"samples": samples, **found, "pass_rates": histogram, "equal_to_gold": equal}
+    for row in read_rows(folder / "run"):
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", row["output"].replace(",", ""))
+        equal += Fraction(numbers[-1]) == Fraction(gold[row["instruction"]])
+    return {
+        "samples": samples,
+        **found,
+        "pass_rates": pass_rates(folder / "run"),
+        "equal_to_gold": equal,
+    }
 
 
 def code(minutes: float, folder: Path) -> dict[str, Any]:

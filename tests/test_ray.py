@@ -26,10 +26,7 @@ from instructgen.errors import ConfigError, EngineError
 from instructgen.store import CompletionLine, IssueLine, Run
 from tests.conftest import ROOT
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.timeout(400),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 _NODE = {"object_store_memory": 100 * 2**20}
 

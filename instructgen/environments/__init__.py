@@ -240,7 +240,7 @@ def _call_schema(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _enforced(schema: Any) -> dict[str, Any]:
-    """Return the part of a schema that all engines support; {} if there is none."""
+    """Return the part of a schema that all engines support, which may be empty."""
     kept: dict[str, Any] = {}
     if isinstance(schema, dict):
         if schema.get("type") in _SIMPLE:
@@ -384,7 +384,7 @@ def read_turn(text: str) -> tuple[list[Call] | None, str]:
     """Return the calls and the text of a turn; None for calls that do not have the form."""
     if tagged := _TAGGED.findall(text):
         values = [json_object(part) for part in tagged]
-        # A model that goes on after a call invents the result.
+        # A model that continues after a call invents the result.
         return calls_of(values), text[: text.index("<tool_call>")].strip()
     stripped = text.strip()
     if fenced := _FENCED.fullmatch(stripped):
