@@ -4,7 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles the modules that are used; pip would take 100 s to compile all.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# One more process than cores, because some tests wait for other processes and for the disk.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() + 1))')
 
 .PHONY: setup demo test test-long lint types clean
 
@@ -36,7 +39,7 @@ demo: setup
 # Tests of real engines and of a cluster share engines and nodes with the other tests of their file.
 # tests/conftest.py has the order of the files.
 test: setup
-	$(BIN)/python -m pytest -m "not (engine or cluster or long)" -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m "not (engine or cluster or long)" -n $(WORKERS) --dist worksteal
 	$(BIN)/python -m pytest -m "(engine or cluster) and not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup

