@@ -327,7 +327,7 @@ def test_close_does_not_wait_for_an_engine_that_computes(monkeypatch: pytest.Mon
     engine._began.acquire()
     began = time.monotonic()
     supervisor.close()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert supervisor.outstanding == 0
     engine._may_end.release(3)
     # What still arrives is dropped, and the engine begins nothing new.
@@ -391,7 +391,7 @@ def test_next_returns_after_the_timeout() -> None:
     engine = EchoEngine()
     began = time.monotonic()
     assert engine.next(0.1) is None
-    assert 0.05 < time.monotonic() - began < 2
+    assert 0.05 < time.monotonic() - began < 10
 
 
 def test_an_engine_that_cannot_restart_says_so() -> None:

@@ -405,7 +405,7 @@ def test_the_process_does_not_wait_for_a_silent_server(last: str) -> None:
         assert arrived.wait(30)
         began = time.monotonic()
         _, errors = process.communicate(timeout=15)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 12
         assert (process.returncode, errors) == (0, b"")
     finally:
         process.kill()
@@ -560,7 +560,7 @@ def test_next_returns_after_the_timeout() -> None:
     engine.submit(0, prompts(1)[0])
     began = time.monotonic()
     assert engine.next(0.2) is None
-    assert 0.1 < time.monotonic() - began < 3
+    assert 0.1 < time.monotonic() - began < 10
     engine.close()
 
 

@@ -261,7 +261,7 @@ def test_the_program_ends_with_its_sandbox_and_leaves_nothing() -> None:
     start = time.monotonic()
     process = Process("import time\ntime.sleep(1000)", Limits())
     process.end()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert set(Path(tempfile.gettempdir()).glob("instructgen-*")) == before
 
 
