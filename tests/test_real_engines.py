@@ -246,13 +246,15 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
     recipe, out = tmp_path / "two_key.toml", tmp_path / "run"
     text = (ROOT / "filters" / "two_key.toml").read_text()
     recipe.write_text(f'[engine]\nname = "vllm"\nown_process = true\n{text}')
-    args = ["generate", "--seeds", GENERAL, "--target", "2", "--in-flight", "2"]
-    args += ["--recipe", recipe, "--out", out]
+    args = ["generate", "--seeds", GENERAL, "--in-flight", "2", "--recipe", recipe, "--out", out]
     # The limit of the shared process, in which the run is resumed.
     for stage in ("instructions", "instances"):
         args += ["--set", f"method.{stage}.max_tokens=128"]
     process = subprocess.Popen(
-        [COMMAND, *map(str, args), "-q"], env=ENVIRONMENT, start_new_session=True
+        # A target that it does not reach before it is killed.
+        [COMMAND, *map(str, args), "--target", "50", "-q"],
+        env=ENVIRONMENT,
+        start_new_session=True,
     )
     try:
         wait_for(process, lambda: len(recorded(out)) >= 3)
@@ -268,7 +270,7 @@ def test_a_killed_core_is_replaced_and_a_killed_run_resumes(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     left = len(recorded(out))
-    done = engine_host.run(*args, "--json")
+    done = engine_host.run(*args, "--target", "2", "--json")
     assert done.code == 0, done.stderr[-3000:]
     result = orjson.loads(done.stdout)
     assert result["rows"] >= 2
