@@ -1,7 +1,7 @@
-"""Tests of real engines with the included model: vLLM, its API server, and transformers.
+"""Tests of the engines vllm and transformers with the included model.
 
-Most tests share one process with vLLM loaded (`tests.engine_host`). Tests about processes
-start their own: the demo, a run that is killed, a core that is killed, and a server.
+Most tests share one process with vLLM loaded (`tests.engine_host`). The test that kills a core and
+a run starts its own. Servers, replicas and rollouts are in tests/test_real_servers.py.
 """
 
 from __future__ import annotations
