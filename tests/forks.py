@@ -39,16 +39,35 @@ def run(function: Callable[..., Any], *args: Any, timeout_s: float = 120) -> int
 
 
 def command(
-    *words: object, cwd: Path | None = None, given: bytes = b""
+    *words: object, cwd: Path | None = None, given: bytes = b"", site: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run an instructgen command line in a folder; ``given`` is its standard input."""
+    """Run an instructgen command line in a folder.
+
+    ``given`` is its standard input; ``site`` is a folder of further installed packages.
+    """
     from tests.crash import children
 
+    texts = [str(word) for word in words]
+    with tempfile.NamedTemporaryFile() as stdin:
+        Path(stdin.name).write_bytes(given)
+        more = (1, stdin.name, str(site or ""))
+        return _captured(texts, lambda *out: run(children.command, texts, *out, *more), cwd)
+
+
+def script(code: str, *words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python code as a script, with arguments, in a folder."""
+    from tests.crash import children
+
+    texts = [str(word) for word in words]
+    return _captured(texts, lambda *out: run(children.script, code, texts, *out), cwd)
+
+
+def _captured(
+    texts: list[str], process: Callable[[str, str, str], int], cwd: Path | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a process that gets a folder and the files of its errors and its output."""
     with tempfile.TemporaryDirectory() as folder:
-        stdin, stdout, stderr = (Path(folder) / name for name in ("in", "out", "err"))
-        stdin.write_bytes(given)
-        texts = [str(word) for word in words]
-        place = str(cwd or Path.cwd())
-        code = run(children.command, texts, place, str(stderr), str(stdout), 1, str(stdin))
+        stderr, stdout = (Path(folder) / name for name in ("err", "out"))
+        code = process(str(cwd or Path.cwd()), str(stderr), str(stdout))
         output = [path.read_bytes().decode("utf-8", "replace") for path in (stdout, stderr)]
     return subprocess.CompletedProcess(texts, code, *output)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from instructgen.store import read_rows, read_samples
 from instructgen.store.dataset import write_dataset
 from instructgen.training.encode import Encoded, Encoder, Unusable
 from instructgen.training.options import PromptFormat
+from tests import forks
 from tests.tiny_model import CHATML, make_tiny_model
 
 TOOL = {
@@ -632,15 +631,10 @@ def test_a_dataset_of_tool_calls_is_trained_shown_exported_and_read_by_trl(
     # The trained model keeps the template.
     saved = AutoTokenizer.from_pretrained(tmp_path / "m")
     assert saved.chat_template == template.read_text()
-    shown = subprocess.run(
-        [
-            *(sys.executable, "-m", "instructgen", "train", "sft", str(data), "--show-masks", "1"),
-            *("--model", str(folder), "--chat-template", str(template)),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    words = ("train", "sft", data, "--show-masks", 1, "--model", folder)
+    done = forks.command(*words, "--chat-template", template)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
     assert "⟦<call>" in shown and "⟦It is 0 o'clock." in shown and "⟦12:00" not in shown
     # Without a template that renders tools, every row is rejected, with the reason.
     with pytest.raises(InputError, match="tools_not_rendered"):
@@ -686,6 +680,7 @@ def test_kto_learns_from_feedback(folder: Path, template: Path, tmp_path: Path) 
         chat_template=str(template),
         max_length=512,
         steps=20,
+        batch_size=4,
         learning_rate=2e-3,
         held_out_rows=16,
     )

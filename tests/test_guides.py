@@ -17,6 +17,7 @@ import instructgen
 from instructgen.generation.answers import find_text
 from instructgen.store import read_manifest, read_rows
 from instructgen.verifiers.math import final_result
+from tests import forks
 from tests.conftest import ROOT, needs_sandbox
 
 ENGINE = ROOT / "tests" / "strong_engine.py"
@@ -33,8 +34,7 @@ def commands(method: str) -> list[str]:
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     if words[0] == "generate":
         words = [*words, "--engine", "strong", "--plugin", str(ENGINE)]
-    argv = [sys.executable, "-m", "instructgen", *words]
-    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+    return forks.command(*words, cwd=folder)
 
 
 def example(method: str, folder: Path) -> Path:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import orjson
 import pytest
 
 from instructgen.store import manifest_in, read_provenance
+from tests import forks
 from tests.conftest import ROOT
 from tests.training_data import dataset, sentences
 
@@ -89,16 +88,7 @@ class Site:
         return orjson.loads(done.stdout)["unchanged"]
 
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
-        paths = (str(self.folder), str(ROOT), os.environ.get("PYTHONPATH", ""))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        return subprocess.run(
-            [sys.executable, "-m", "instructgen", *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
+        return forks.command(*words, site=self.folder)
 
 
 @pytest.fixture

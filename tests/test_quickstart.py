@@ -38,7 +38,7 @@ def test_the_quickstart_makes_a_dataset_an_adapter_and_a_report(quickstart: Path
     """The adapter improves the measure; a second start has nothing left to do."""
     evaluation = orjson.loads((quickstart / "evaluation" / "evaluation.json").read_bytes())
     (measure,) = evaluation["measures"]
-    assert measure["difference"]["high"] < 0 and measure["after"]["rows"] == 12
+    assert measure["difference"]["high"] < 0 and measure["after"]["rows"] == 10
     held = {s.id for s in read_samples(quickstart / "human", split="test")}
     trained = {s.id for s in read_samples(quickstart / "clean", split="train")}
     assert len(held) == 36 and not held & trained
@@ -47,23 +47,22 @@ def test_the_quickstart_makes_a_dataset_an_adapter_and_a_report(quickstart: Path
     assert not any(s["ran"] for s in run_quickstart(quickstart))
 
 
-def test_quickstart_rows_are_complete_and_distinct(quickstart: Path) -> None:
+def test_quickstart_rows_are_complete(quickstart: Path) -> None:
     rows = list(read_rows(quickstart / "expanded"))
-    assert len(rows) == 2
+    assert len(rows) == 1
     assert all(r["instruction"] and r["output"] for r in rows)
     assert {r["origin"]["model"] for r in rows} == {"smollm2"}
     assert {r["license"] for r in rows} == {"CC0-1.0"}
-    assert len({r["instruction"] for r in rows}) == 2
 
 
 def test_a_finished_quickstart_dataset_is_not_generated_again(quickstart: Path) -> None:
     out = quickstart / "expanded"
     before = (out / "journal.jsonl").stat().st_size
     began = time.monotonic()
-    options = ("--seeds", quickstart / "human", "--target", 2)
+    options = ("--seeds", quickstart / "human", "--target", 1)
     done = run("generate", *options, "--out", out, "--show", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("  output  ") == 2
+    assert done.stdout.count("  output  ") == 1
     assert str(out / "data" / "part-00000.parquet") in done.stdout
     assert str(out / "README.md") in done.stdout
     again = run("generate", *options, "--out", out, "--json")

@@ -251,7 +251,7 @@ def expected(number: int) -> tuple[list[str], list[str], Any, list[str], list[Ma
     """Return rows, texts, the expected result of `gate`, and queries with their nearest rows."""
     words, lengths, threshold, compatible = CASES[number]
     rng = random.Random(number)
-    count = 30 if lengths[-1] > 300 else 150
+    count = 24 if lengths[-1] > 300 else 100
     texts = corpus(rng, count, words, lengths)
     before = texts[: rng.randint(0, count // 2)]
     rows, kept, rejected = list(before), [], []
@@ -272,10 +272,10 @@ def test_decisions_equal_a_comparison_with_every_row(monkeypatch: pytest.MonkeyP
     for kernel in (rouge_compiled, rouge_fallback):
         monkeypatch.setattr("instructgen.similarity.rouge.kernels", lambda kernel=kernel: kernel)
         monkeypatch.setattr("instructgen.similarity.blocks.kernels", lambda kernel=kernel: kernel)
-        assert _matches(1, range(len(CASES))) > 1000
-        # The fallback is slower with two threads than with one, so only some cases.
-        step = 1 if kernel is rouge_compiled else 7
-        assert _matches(2, range(0, len(CASES), step)) > 100
+        # The fallback is slower, and with two threads slower than with one, so only some cases.
+        one, two = (1, 1) if kernel is rouge_compiled else (3, 11)
+        assert _matches(1, range(0, len(CASES), one)) > 300
+        assert _matches(2, range(0, len(CASES), two)) > 100
 
 
 def _matches(threads: int, cases: Iterable[int]) -> int:
@@ -413,8 +413,8 @@ def test_a_text_that_is_too_long_raises_and_nothing_is_added() -> None:
     assert len(index) == 0
 
 
-def test_a_million_identical_texts_are_handled() -> None:
-    texts = ["Write a poem about the rain in spring."] * 1_000_000
+def test_many_identical_texts_are_handled() -> None:
+    texts = ["Write a poem about the rain in spring."] * 200_000
     index = RougeLIndex()
     kept, rejected = index.gate(texts)
     assert kept == [0]

@@ -38,6 +38,7 @@ from instructgen.store import (
     write_atomic,
     write_dataset,
 )
+from tests import forks
 from tests.conftest import ROOT
 
 INFO = RunInfo(FORMAT, "r1", config={}, seeds=Seeds("", 0), versions={})
@@ -610,8 +611,7 @@ except StorageError as error:
     full, plain = tmp_path / "full" / "run", tmp_path / "plain" / "run"
 
     def run(out: Path, limit: int) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-c", code, seeds, str(out), str(limit)]
-        return subprocess.run(argv, capture_output=True, text=True, check=False)
+        return forks.script(code, seeds, out, limit)
 
     size = (ROOT / "seeds" / "general.jsonl").stat().st_size
     seen = set()

@@ -14,7 +14,12 @@ from tests.training_data import dataset, pairs, sentences
 
 pytestmark = pytest.mark.slow
 LOWER_CASE = Label(LABEL, Constraint("lower_case", {}).dumps())
-SHORT: dict[str, Any] = {"max_length": 96, "learning_rate": 2e-3, "held_out_rows": 40}
+SHORT: dict[str, Any] = {
+    "max_length": 96,
+    "learning_rate": 2e-3,
+    "held_out_rows": 32,
+    "batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +78,9 @@ def test_rewards_increase(tiny: Path, prompts: Path, tmp_path: Path, trainer: st
         tmp_path / "m",
         model=str(tiny),
         reward=["verifiers:ifeval"],
-        steps=20,
-        max_new_tokens=16,
-        batch_size=32 if trainer == "ppo" else 8,
-        **{**SHORT, "learning_rate": 2e-3},
+        steps=14,
+        max_new_tokens=12,
+        **{**SHORT, "batch_size": 16 if trainer == "ppo" else 8},
         **({"kl_coef": 0.0, "no_end_penalty": 0.0} if trainer == "ppo" else {}),
     ).facts
     (measure,) = facts.evaluation

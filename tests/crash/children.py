@@ -147,6 +147,26 @@ def train(
     instructgen.train(trainer, data, out, model=model, **options)
 
 
+def _redirect(stdin: str, stdout: str, stderr: str) -> None:
+    """Replace standard input and output by files."""
+    import sys
+
+    for handle, path, mode in ((0, stdin, "rb"), (1, stdout, "wb"), (2, stderr, "wb")):
+        with pathlib.Path(path).open(mode) as file:
+            os.dup2(file.fileno(), handle)
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape")
+
+
+def script(code: str, words: list[str], folder: str, stderr: str, stdout: str) -> None:
+    """Run Python code as a script with arguments in a folder, with files as output."""
+    import sys
+
+    _redirect(os.devnull, stdout, stderr)
+    os.chdir(folder)
+    sys.argv = ["script", *words]
+    exec(compile(code, "script", "exec"), {"__name__": "__main__"})
+
+
 def command(
     words: list[str],
     folder: str,
@@ -154,19 +174,27 @@ def command(
     stdout: str = os.devnull,
     threads: int = 1,
     stdin: str = os.devnull,
+    site: str = "",
 ) -> None:
-    """Run a command line in a folder, with files as standard input and output."""
+    """Run a command line in a folder, with files as standard input and output.
+
+    ``site`` is a folder of installed packages, in addition to those of the environment.
+    """
     import sys
 
     import torch
 
     from instructgen.__main__ import main
 
-    for handle, path, mode in ((0, stdin, "rb"), (1, stdout, "wb"), (2, stderr, "wb")):
-        with pathlib.Path(path).open(mode) as file:
-            os.dup2(file.fileno(), handle)
-    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape")
+    _redirect(stdin, stdout, stderr)
     os.chdir(folder)
+    if site:
+        from instructgen.plugins import classes
+
+        sys.path.insert(0, site)
+        # The steps of pipelines are processes of their own.
+        os.environ["PYTHONPATH"] = site
+        classes.cache_clear()
     torch.set_num_threads(threads)
     sys.argv = ["instructgen", *words]
     main()

@@ -237,7 +237,7 @@ def common_lines(first: Path, second: Path) -> set[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_kill_at_each_durable_step(tmp_path: Path, plain: tuple[str, int], moment: str) -> None:
-    """Kill at each write, fsync, open, replace and unlink; after 12 steps, at every ninth."""
+    """Kill at each write, fsync, open, replace and unlink; after 10 steps, at every 13th."""
     digest, _ = plain
     out, calls = tmp_path / "run", tmp_path / "calls"
     # Each killed start has made progress, so the next start takes other steps. The loop
@@ -251,8 +251,8 @@ def test_a_kill_at_each_durable_step(tmp_path: Path, plain: tuple[str, int], mom
         assert process.exitcode == -signal.SIGKILL
         check_open(out)
         deaths += 1
-        at += 1 if deaths < 12 else 9
-    assert deaths >= 15
+        at += 1 if deaths < 10 else 13
+    assert deaths >= 12
     assert tree_digest(out) == digest
 
 
@@ -274,7 +274,7 @@ def test_a_truncated_journal_resumes_to_the_same_bytes(finished: Path) -> None:
     complete = journal.read_bytes()
     lines = complete.split(b"\n")[:-1]
     start_at = len(complete) - len(lines[-1]) - len(lines[-2]) - 2
-    for cut in [*range(start_at, len(complete), 37), start_at - 1, 0, 1, len(complete) // 2]:
+    for cut in [*range(start_at, len(complete), 97), start_at - 1, 0, 1, len(complete) // 2]:
         journal.write_bytes(complete[:cut])
         result = echo(out)
         assert tree_digest(out) == digest
@@ -338,12 +338,12 @@ def test_a_run_interrupted_with_ctrl_c_resumes_to_the_same_rows(tmp_path: Path) 
         return journal.stat().st_size if journal.exists() else 0
 
     stopped = 0
-    for point in range(10):
+    for point in range(6):
         before = recorded()
         process = begin(0.4)
         while process.exitcode is None and recorded() <= before:
             time.sleep(0.01)
-        time.sleep(0.04 * point)
+        time.sleep(0.06 * point)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGINT)
         # The documented limit is ten seconds; a busy machine may need longer.
@@ -354,7 +354,7 @@ def test_a_run_interrupted_with_ctrl_c_resumes_to_the_same_rows(tmp_path: Path) 
             assert "Traceback" not in stderr.read_text()
         else:
             assert process.exitcode == 0, stderr.read_text()
-    assert stopped >= 5
+    assert stopped >= 3
     process = begin(0.0)
     process.join(120)
     assert process.exitcode == 0

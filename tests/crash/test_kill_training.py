@@ -20,9 +20,15 @@ from tests.training_data import dataset, sentences
 
 pytestmark = pytest.mark.slow
 OPTIONS = {
-    "sft": {"steps": 12, "max_length": 96, "checkpoint_every": 3, "evaluate": False},
+    "sft": {
+        "steps": 12,
+        "max_length": 96,
+        "batch_size": 4,
+        "checkpoint_every": 3,
+        "evaluate": False,
+    },
     "grpo": {
-        "steps": 8,
+        "steps": 6,
         "max_length": 96,
         "max_new_tokens": 8,
         "batch_size": 4,
@@ -31,7 +37,7 @@ OPTIONS = {
         "reward": ["verifiers:ifeval"],
     },
     "ppo": {
-        "steps": 8,
+        "steps": 6,
         "max_length": 96,
         "max_new_tokens": 8,
         "batch_size": 4,
@@ -47,6 +53,22 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset(tmp_path_factory.mktemp("rows"), sentences(120))
 
 
+@pytest.fixture(scope="module")
+def whole(rows: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model trained with the trainer sft, without a kill."""
+    out = tmp_path_factory.mktemp("whole") / "m"
+    assert run("sft", rows, tiny, out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def interrupted(rows: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was killed after its second checkpoint."""
+    out = tmp_path_factory.mktemp("interrupted") / "m"
+    assert run("sft", rows, tiny, out, step=8) == -signal.SIGKILL
+    return out
+
+
 def run(trainer: str, rows: Path, tiny: Path, out: Path, step: int = -1, file: str = "") -> int:
     arguments = (trainer, str(rows), str(tiny), str(out), OPTIONS[trainer], step, file)
     return forks.run(children.train, *arguments, timeout_s=300)
@@ -58,26 +80,27 @@ def losses(out: Path) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("trainer", ["sft", "grpo", "ppo"])
 def test_training_killed_twice_has_the_same_losses(
-    trainer: str, rows: Path, tiny: Path, tmp_path: Path
+    trainer: str, rows: Path, tiny: Path, tmp_path: Path, whole: Path
 ) -> None:
-    assert run(trainer, rows, tiny, tmp_path / "whole") == 0
+    if trainer != "sft":
+        whole = tmp_path / "whole"
+        assert run(trainer, rows, tiny, whole) == 0
     out = tmp_path / "killed"
     # Once before the first checkpoint, and once between two checkpoints.
     for step in (1, OPTIONS[trainer]["checkpoint_every"] + 1):
         assert run(trainer, rows, tiny, out, step=step) == -signal.SIGKILL
     assert run(trainer, rows, tiny, out) == 0
-    assert losses(out) == losses(tmp_path / "whole")
-    one, other = ((p / "model.safetensors").read_bytes() for p in (out, tmp_path / "whole"))
+    assert losses(out) == losses(whole)
+    one, other = ((p / "model.safetensors").read_bytes() for p in (out, whole))
     assert one == other
     assert not list(out.glob("**/*.partial"))
     assert not (out / "checkpoints").exists()
 
 
 def test_training_killed_while_it_writes_files_resumes(
-    rows: Path, tiny: Path, tmp_path: Path
+    rows: Path, tiny: Path, tmp_path: Path, whole: Path
 ) -> None:
     """Kill at an fsync of a checkpoint's file, of its seal, of the export, and of the end."""
-    assert run("sft", rows, tiny, tmp_path / "whole") == 0
     out = tmp_path / "killed"
     for file in (
         "checkpoint-3/optimizer.pt",
@@ -88,14 +111,13 @@ def test_training_killed_while_it_writes_files_resumes(
         assert run("sft", rows, tiny, out, file=file) == -signal.SIGKILL, file
     assert read_training(out).result is None
     assert run("sft", rows, tiny, out) == 0
-    assert losses(out) == losses(tmp_path / "whole")
-    assert (out / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "model.safetensors"
-    ).read_bytes()
+    assert losses(out) == losses(whole)
+    one, other = ((p / "model.safetensors").read_bytes() for p in (out, whole))
+    assert one == other
 
 
 def test_training_killed_at_any_time_has_the_same_losses(
-    rows: Path, tiny: Path, tmp_path: Path
+    rows: Path, tiny: Path, tmp_path: Path, whole: Path
 ) -> None:
     out = tmp_path / "killed"
     arguments = ("sft", str(rows), str(tiny), str(out), OPTIONS["sft"])
@@ -108,27 +130,25 @@ def test_training_killed_at_any_time_has_the_same_losses(
         codes.append(child.exitcode)
     assert -signal.SIGKILL in codes
     assert run("sft", rows, tiny, out) == 0
-    assert run("sft", rows, tiny, tmp_path / "whole") == 0
-    assert losses(out) == losses(tmp_path / "whole")
+    assert losses(out) == losses(whole)
 
 
-def checkpointed(rows: Path, tiny: Path, out: Path) -> Path:
-    assert run("sft", rows, tiny, out, step=8) == -signal.SIGKILL
+def newest_checkpoint(out: Path) -> Path:
     newest = sorted(out.glob("checkpoints/checkpoint-*"))
     assert [p.name for p in newest] == ["checkpoint-3", "checkpoint-6"]
     return newest[-1]
 
 
-def test_a_damaged_checkpoint_is_skipped(rows: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped(interrupted: Path, tmp_path: Path) -> None:
     """Truncate or delete each file of the newest: the previous one is used, with a message."""
-    newest = checkpointed(rows, tiny, tmp_path / "m")
+    newest = newest_checkpoint(interrupted)
     files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
     assert len(files) > 5
-    inputs = read_training(tmp_path / "m").inputs
+    inputs = read_training(interrupted).inputs
     for number, name in enumerate(files):
         for harm in ("truncate", "delete"):
             out = tmp_path / f"{number}-{harm}"
-            shutil.copytree(tmp_path / "m", out)
+            shutil.copytree(interrupted, out)
             path = out / "checkpoints" / newest.name / name
             if harm == "delete":
                 path.unlink()
@@ -142,11 +162,13 @@ def test_a_damaged_checkpoint_is_skipped(rows: Path, tiny: Path, tmp_path: Path)
             shutil.rmtree(out)
 
 
-def test_a_resumed_training_reports_its_checkpoint(rows: Path, tiny: Path, tmp_path: Path) -> None:
-    newest = checkpointed(rows, tiny, tmp_path / "m")
-    os.truncate(newest / "optimizer.pt", 100)
-    options = OPTIONS["sft"]
-    resumed = train("sft", rows, tmp_path / "m", model=str(tiny), **options)
+def test_a_resumed_training_reports_its_checkpoint(
+    rows: Path, tiny: Path, tmp_path: Path, interrupted: Path
+) -> None:
+    out = tmp_path / "m"
+    shutil.copytree(interrupted, out)
+    os.truncate(newest_checkpoint(out) / "optimizer.pt", 100)
+    resumed = train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
     assert any("optimizer.pt" in message for message in resumed.messages)
     assert any("checkpoint-3" in message for message in resumed.messages)
     assert resumed.facts.resumed
@@ -156,9 +178,10 @@ def test_a_resumed_training_reports_its_checkpoint(rows: Path, tiny: Path, tmp_p
 def test_two_trainings_cannot_use_one_folder_at_the_same_time(
     rows: Path, tiny: Path, tmp_path: Path
 ) -> None:
+    options = {**OPTIONS["sft"], "steps": 1}
     out = tmp_path / "m"
-    first = train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
-    again = train("sft", rows, out, model=str(tiny), **OPTIONS["sft"])
+    first = train("sft", rows, out, model=str(tiny), **options)
+    again = train("sft", rows, out, model=str(tiny), **options)
     assert (first.unchanged, again.unchanged) == (False, True)
     inputs = read_training(out).inputs
     with (

@@ -9,8 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -171,8 +169,7 @@ def test_training_resumes_after_the_disk_was_full(tiny: Path, rows: Path, tmp_pa
         "except instructgen.errors.StorageError as error:\n"
         "    print('StorageError:', repr(str(error)))\n"
     )
-    command = [sys.executable, "-c", code, str(rows), str(out), str(tiny)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.script(code, rows, out, tiny)
     lines = [line for line in done.stdout.splitlines() if line.startswith("StorageError:")]
     assert len(lines) == 1, done.stderr
     assert str(out) in lines[0]
