@@ -8,9 +8,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # Python compiles a module when it is first imported, which is a third of those that pip would compile.
 # It has to keep the result, because the tests start hundreds of processes; some containers forbid it.
 export PYTHONDONTWRITEBYTECODE :=
-WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count()))')
+# One more process than cores, because some tests wait for other processes and for the disk.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() + 1))')
 
-.PHONY: setup demo test test-fast test-engines test-long lint types clean
+.PHONY: setup demo test test-long lint types clean
 
 setup: $(READY)
 
@@ -37,17 +38,10 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/instructgen run quickstart
 
-# Both parts at the same time, because tests of real engines use half of the processor: they wait for
-# programs that start, and for each other.
+# Tests of real engines and of a cluster share engines and nodes with the other tests of their file.
+# tests/conftest.py has the order of the files.
 test: setup
-	$(MAKE) --no-print-directory -j 2 test-engines test-fast
-
-test-fast: setup
 	$(BIN)/python -m pytest -m "not (engine or cluster or long)" -n $(WORKERS) --dist worksteal
-
-# These tests share engines and nodes with the other tests of their file. tests/conftest.py has the
-# order of the files.
-test-engines: setup
 	$(BIN)/python -m pytest -m "(engine or cluster) and not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup

@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from instructgen.training.options import Trainer
 RESULT = Path(__file__).with_suffix(".json")
 FIRST = 5
 OPTIONS = {"max_length": 512, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-4}
-PROBLEMS, SAMPLES, STEPS = 250, 8, 15
+PROBLEMS, SAMPLES, STEPS = 250, 8, 12
 
 
 def import_problems(work: Path) -> None:
@@ -106,19 +107,20 @@ def solved(model: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def chat(work: Path) -> dict[str, Any]:
+def chat(work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Train on conversations and tasks."""
     datasets(work)
     options = {"held_out": work / "dolly", "held_out_rows": 200, "tokens": 200_000}
-    return {"sft": trained(work / "clean", work / "sft", **options)}
+    yield "sft", trained(work / "clean", work / "sft", **options)
 
 
-def math(work: Path) -> dict[str, Any]:
+def math(work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Train on problems, solve others, and train on those that were solved sometimes."""
     import_problems(work)
     model, held_out = work / "sft-math", work / "gsm8k_test"
-    found = trained(work / "gsm8k_train", model, held_out=held_out, held_out_rows=256, epochs=2.0)
-    solutions = solved(model, work)
+    options = {"held_out": held_out, "held_out_rows": 256, "epochs": 1.0}
+    yield "sft", trained(work / "gsm8k_train", model, **options)
+    yield "solve", solved(model, work)
     rewarded = trained(
         work / "solved",
         work / "grpo",
@@ -127,23 +129,22 @@ def math(work: Path) -> dict[str, Any]:
         reward=["verifiers:math"],
         pass_rate="0.1:0.9",
         held_out=held_out,
-        held_out_rows=256,
+        held_out_rows=96,
         generations=8,
-        max_new_tokens=200,
+        max_new_tokens=160,
         batch_size=16,
         micro_batch_size=8,
         learning_rate=1e-5,
         steps=STEPS,
     )
-    return {"sft_math": found, "solve": solutions, "grpo": rewarded}
+    yield "grpo", rewarded
 
 
 def main() -> None:
-    """Run the parts and add their results."""
+    """Run the parts, and write the result of each step when it has ended."""
     report = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name in sys.argv[1:] or ("chat", "math"):
-        found = {"chat": chat, "math": math}[name](Path(tempfile.mkdtemp()))
-        environment = {
+        report[name] = {
             "gpu": torch.cuda.get_device_name(0),
             "cores": os.cpu_count(),
             "versions": {
@@ -153,8 +154,9 @@ def main() -> None:
                 "trl": trl.__version__,
             },
         }
-        report |= {key: {**environment, **value} for key, value in found.items()}
-        RESULT.write_text(json.dumps(report, indent=1) + "\n")
+        for key, found in {"chat": chat, "math": math}[name](Path(tempfile.mkdtemp())):
+            report[name][key] = found
+            RESULT.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

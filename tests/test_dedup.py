@@ -110,12 +110,12 @@ def test_a_chain_of_similar_rows_does_not_reject_its_last_row() -> None:
 
 
 def test_many_equal_texts_are_handled() -> None:
-    """Equal texts are grouped first. Without this, 200,000 copies give 20 billion pairs."""
-    texts = ["Name three  fruits."] * 100_000 + ["name three\nfruits."] * 100_000 + ["Sort it."]
+    """Equal texts are grouped first. Without this, 40,000 copies give 800 million pairs."""
+    texts = ["Name three  fruits."] * 20_000 + ["name three\nfruits."] * 20_000 + ["Sort it."]
     result = deduplicate(_samples(texts), ["exact", "minhash", "rouge_l"])
     assert len(result.kept) == 2
     assert {(r.stage, r.partner_row) for r in result.rejected} == {("exact", 0)}
-    assert result.largest_component == 200_000
+    assert result.largest_component == 40_000
 
 
 def test_copies_of_a_rejected_text_have_the_kept_row_as_partner() -> None:

@@ -119,7 +119,7 @@ def test_curation_gives_the_same_files(nodes: Nodes, tmp_path: Path) -> None:
 
 
 def test_deduplication_gives_the_same_files(nodes: Nodes, tmp_path: Path) -> None:
-    inputs = [dataset(tmp_path / name, rows(2000, seed)) for seed, name in enumerate("xy")]
+    inputs = [dataset(tmp_path / name, rows(1000, seed)) for seed, name in enumerate("xy")]
     how = ["exact", "minhash", "rouge_l"]
     here = instructgen.dedup(inputs, tmp_path / "a" / "kept", how=how)
     there = instructgen.dedup(inputs, tmp_path / "b" / "kept", how=how, ray=nodes.address)
