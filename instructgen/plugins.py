@@ -140,8 +140,8 @@ def _executed(file: str | Path, path: Path, source: bytes) -> tuple[Any, ...]:
     # Dataclasses and pydantic look up the module of a class.
     sys.modules[name] = module
     try:
-        # The loader of the module would run a compiled file of another source, if both have the same
-        # size and were written in the same second.
+        # The loader of the module would run a compiled file of another source, if both have the
+        # same size and were written in the same second.
         exec(compile(source, path, "exec"), vars(module))  # noqa: S102
     except (Exception, SystemExit) as error:
         # The user's own code can raise any exception.
