@@ -15,8 +15,9 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,12 +111,11 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
         raise ConfigError(
             f"--plugin={file}: no .py file has this path.", "Check the path and its extension."
         )
-    source = path.read_bytes()
-    digest = hashlib.sha256(source).hexdigest()[:16]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     earlier = _FROM_FILES.get(path)
     if earlier is not None and earlier.digest == digest:
         return earlier.classes
-    added = _executed(file, path, source)
+    added = _executed(file, path)
     _FROM_FILES[path] = _PluginFile(digest, added)
     _ADDED_BY.update({cls: {"file": printable(path.name)} for cls in added})
     classes.cache_clear()
@@ -130,19 +130,29 @@ def load_plugin(file: str | Path) -> tuple[Any, ...]:
     return added
 
 
-def _executed(file: str | Path, path: Path, source: bytes) -> tuple[Any, ...]:
-    """Execute the source of a plug-in file and return the classes that it defines."""
+class _SourceLoader(SourceFileLoader):
+    """Loads a module without Python's cache.
+
+    The cache would return the code of another source with the same size, if it was written in the
+    same second, so that the digest of a plug-in would be that of code that did not run.
+    """
+
+    def path_stats(self, path: Any) -> Mapping[str, Any]:
+        raise OSError  # as for a file system without times
+
+
+def _executed(file: str | Path, path: Path) -> tuple[Any, ...]:
+    """Execute a plug-in file and return the classes that it defines."""
     place = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     name = f"instructgen_plugin_{path.stem}_{place}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None  # its name ends in .py
+    loader = _SourceLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None and spec.loader is not None  # its name ends in .py
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pydantic look up the module of a class.
     sys.modules[name] = module
     try:
-        # The loader of the module would run a compiled file of another source, if both have the
-        # same size and were written in the same second.
-        exec(compile(source, path, "exec"), vars(module))  # noqa: S102
+        spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         # The user's own code can raise any exception.
         raise ConfigError(
