@@ -5,7 +5,7 @@ READY := .venv/.ready
 CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
-# Python compiles a module when it is first imported, which is a third of those that pip would compile.
+# Python compiles a module when it is first imported; most of those that pip would compile never are.
 # It has to keep the result, because the tests start hundreds of processes; some containers forbid it.
 export PYTHONDONTWRITEBYTECODE :=
 # One more process than cores, because some tests wait for other processes and for the disk.

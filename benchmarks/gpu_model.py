@@ -6,7 +6,7 @@ In the part chat, all weights of SmolLM2-135M-Instruct are trained on Dolly, OAS
 Libre, and evaluated on human answers; 1 minute. In the part math they are trained on the training
 set of GSM8K, the method solve asks the model for eight solutions of each of 250 problems, and GRPO
 trains it further on the problems that it solved sometimes; the held-out rows are GSM8K's test set;
-8 minutes. The speed is that of the steps after the first five, because the first ones load the
+9 minutes. The speed is that of the steps after the first five, because the first ones load the
 kernels of the GPU. Needs INSTRUCTGEN_DATA.
 """
 

@@ -404,15 +404,15 @@ def test_terminal_output_is_stripped_of_control_characters() -> None:
 
 
 def requirements(name: str) -> set[str]:
-    """Return the distribution and those that it requires without extras, and so on."""
+    """Return the names of a distribution and of all that it requires without extras."""
     found: set[str] = set()
-    open_ = [name]
-    while open_:
-        name = canonicalize_name(open_.pop())
+    pending = [name]
+    while pending:
+        name = canonicalize_name(pending.pop())
         if name not in found:
             found.add(name)
             needed = map(Requirement, distribution(name).requires or [])
-            open_ += [r.name for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
+            pending += [r.name for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
     return found
 
 
