@@ -335,14 +335,15 @@ def test_close_does_not_wait_for_an_engine_that_computes(monkeypatch: pytest.Mon
     assert len(engine._prompts) == 1
 
 
-@pytest.mark.parametrize("submitted", [0, 5])
+@pytest.mark.parametrize("submitted", [0, 40])
 def test_close_cancels_what_waits_and_ends_the_thread(submitted: int) -> None:
     supervisor = Supervisor(EchoEngine(delay_s=0.5))
     submit(supervisor, requests(submitted))
     began = time.monotonic()
     supervisor.close()
     supervisor.close()
-    assert time.monotonic() - began < 2
+    # One request may be computed; all of them take 20 s.
+    assert time.monotonic() - began < 10
     assert supervisor._thread is None or not supervisor._thread.is_alive()
 
 

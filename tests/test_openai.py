@@ -115,6 +115,11 @@ def hang(handler: Any) -> None:
     handler.connection.recv(1)
 
 
+def patience(step: Callable[[Any], None]) -> float:
+    """Return seconds that only a server that hangs exceeds, also on a machine that is busy."""
+    return 1.0 if step is hang else 20.0
+
+
 def engine_for(server: Server, **options: Any) -> tuple[OpenAIEngine, list[float]]:
     """Return an engine with a virtual clock, and the list of the waits that it records."""
     engine = OpenAIEngine(model="m", base_url=server.url, **options)
@@ -248,7 +253,7 @@ TRANSIENT = {
 def test_a_transient_failure_is_retried(name: str) -> None:
     step, wait_s = TRANSIENT[name]
     server = Server(step, step, reply())
-    engine, slept = engine_for(server, timeout_s=0.3)
+    engine, slept = engine_for(server, timeout_s=patience(step))
     assert complete(engine) == [Completion("fine", "stop", 7, 3)]
     assert len(server.bodies) == 3
     if wait_s is not None:
@@ -294,7 +299,7 @@ def test_a_rejected_request_fails_alone_and_is_not_repeated(status: int, at: int
 @pytest.mark.parametrize("step", [reply(503), reset, half_a_body, hang, reply(200, b"{")])
 def test_a_request_that_fails_for_long_delays_no_other(step: Callable[[Any], None]) -> None:
     server = Server(by_prompt({"prompt 1": step}))
-    engine, slept = engine_for(server, max_retries=2, timeout_s=0.3)
+    engine, slept = engine_for(server, max_retries=2, timeout_s=patience(step))
     order = [number for number, _ in ask(engine, prompts(4))]
     engine.close()
     assert sorted(order) == [0, 1, 2, 3]
@@ -404,8 +409,8 @@ def test_the_process_does_not_wait_for_a_silent_server(last: str) -> None:
     try:
         assert arrived.wait(30)
         began = time.monotonic()
-        _, errors = process.communicate(timeout=15)
-        assert time.monotonic() - began < 12
+        _, errors = process.communicate(timeout=50)
+        assert time.monotonic() - began < 40
         assert (process.returncode, errors) == (0, b"")
     finally:
         process.kill()
@@ -627,7 +632,7 @@ def test_rejections_at_the_same_time_halve_the_window_once() -> None:
 def test_only_too_many_requests_and_silence_halve_the_window(
     step: Callable[[Any], None], window: int
 ) -> None:
-    engine, _ = engine_for(Server(step, reply()), timeout_s=0.3)
+    engine, _ = engine_for(Server(step, reply()), timeout_s=patience(step))
     complete(engine)
     assert engine.window() == window
 
