@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import re
 import signal
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -393,6 +395,22 @@ def test_next_returns_after_the_timeout() -> None:
     began = time.monotonic()
     assert engine.next(0.1) is None
     assert 0.05 < time.monotonic() - began < 10
+
+
+def test_the_data_type_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from instructgen.models.loading import fastest_dtype
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert fastest_dtype() == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    if {"avx512bw", "avx512vl", "avx512dq"} <= flags:
+        assert fastest_dtype() == "bfloat16"
+    elif "avx2" in flags and not {"avx512f", "avx_ne_convert"} & flags:
+        assert fastest_dtype() == "float32"
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert fastest_dtype() == "bfloat16"
 
 
 def test_an_engine_that_cannot_restart_says_so() -> None:

@@ -66,6 +66,7 @@ def test_two_replicas_with_vllm_of_which_one_is_killed(tiny: Path) -> None:
 def server(tmp_path: Path) -> Iterator[str]:
     """The URL of vLLM's own API server with the included model."""
     from instructgen.models.folders import prepare_embedded
+    from instructgen.models.loading import fastest_dtype
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -74,7 +75,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--model", str(prepare_embedded()), "--served-model-name", "smol"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048"]
-    argv += ["--enforce-eager", "--dtype", "bfloat16", "--no-enable-chunked-prefill"]
+    argv += ["--enforce-eager", "--dtype", fastest_dtype(), "--no-enable-chunked-prefill"]
     argv += ["--max-num-batched-tokens", "4096"]
     with log.open("wb") as file:
         process = subprocess.Popen(

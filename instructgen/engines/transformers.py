@@ -29,7 +29,7 @@ from instructgen.engines.thinking import (
     split_reasoning,
     template_options,
 )
-from instructgen.models.loading import load_for_inference, read_tokenizer
+from instructgen.models.loading import fastest_dtype, load_for_inference, read_tokenizer
 
 
 class TransformersEngine(LocalEngine, QueueEngine):
@@ -63,7 +63,7 @@ class TransformersEngine(LocalEngine, QueueEngine):
         if self._model is not None:
             return
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        self._tokenizer, self._model = load_for_inference(self.model, dtype="bfloat16")
+        self._tokenizer, self._model = load_for_inference(self.model, dtype=fastest_dtype())
         self._tokenizer.padding_side = "left"
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:

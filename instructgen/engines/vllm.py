@@ -38,7 +38,7 @@ from instructgen.engines.thinking import (
 )
 from instructgen.errors import EngineDied, EngineError, first_line
 from instructgen.models.folders import has_gpu, model_folder
-from instructgen.models.loading import load_error, read_tokenizer
+from instructgen.models.loading import fastest_dtype, load_error, read_tokenizer
 
 _DEATH_CHECK_INTERVAL_S = 0.5
 
@@ -57,8 +57,9 @@ class VllmEngine(LocalEngine):
 
     dtype: str = Field(
         "auto",
-        description="Data type of the weights, such as bfloat16 or float16. With auto, it is "
-        "bfloat16 on a CPU, and vLLM chooses it on a GPU.",
+        description="Data type of the weights, such as bfloat16 or float16. With auto, vLLM "
+        "chooses it on a GPU. On a CPU it is bfloat16, or float32 if the processor has no "
+        "instructions for bfloat16.",
     )
     max_num_seqs: int | None = operational(
         None,
@@ -238,7 +239,7 @@ class VllmEngine(LocalEngine):
 
             return LLM(
                 model=model_folder(self.model),
-                dtype="bfloat16" if cpu and self.dtype == "auto" else self.dtype,
+                dtype=fastest_dtype() if cpu and self.dtype == "auto" else self.dtype,
                 max_model_len=self.max_model_len,
                 tensor_parallel_size=self.tensor_parallel_size,
                 enable_prefix_caching=True,
