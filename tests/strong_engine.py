@@ -23,7 +23,8 @@ _WORDS = (
 _WORDS += (
     "basket lantern copper garden thunder mirror saddle pepper island ribbon marble forest".split()
 )
-ASKED = "What exactly is said in the part that begins with "
+# Short, because `novelty` compares whole questions.
+ASKED = "Explain what follows "
 
 
 class StrongEngine(QueueEngine):
@@ -62,7 +63,7 @@ def _questions(rng: random.Random, request: Request) -> str:
     if "does not answer" in request.prompt_text():
         words = " ".join(chosen[0].split()[:9])
         return f"1. What will the next edition of this page say instead of {words!r}?"
-    return "\n".join(f"{i}. {ASKED}{' '.join(s.split()[:6])!r}?" for i, s in enumerate(chosen, 1))
+    return "\n".join(f"{i}. {ASKED}{' '.join(s.split()[:8])!r}?" for i, s in enumerate(chosen, 1))
 
 
 def _answer(rng: random.Random, request: Request) -> str:
