@@ -2,8 +2,8 @@
 
 One process per data type, one after the other. Each completes 16 prompts of about 700 tokens with
 one token each (prompt tokens per second), and then 64 short prompts with 64 tokens each (output
-tokens per second). The result decides what the engine `vllm` uses where the processor has no
-instructions for bfloat16; the file says whether it has.
+tokens per second). The file says whether the processor has instructions for bfloat16; because of
+the result, the engine `vllm` uses float32 where it has none.
 
     python benchmarks/dtype.py
 """
