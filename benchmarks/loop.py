@@ -28,6 +28,7 @@ from instructgen.commands.generate import (
     begin,
     configure,
     loop_of,
+    placement_of,
     seeds_for,
     sequencer_of,
     started,
@@ -64,7 +65,7 @@ def through_the_loop(options: PreviewOptions, most: float) -> tuple[Sequencer[Lo
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        started(config) as engines,
+        started(config, placement_of(options)) as engines,
         begin(Path(folder) / "run", config, seeds, (), engines) as run,
     ):
         plain = loop_of(run, config)

@@ -5,7 +5,8 @@
 PYTHON is that of an environment in which the tool NAME is installed: `data-designer` (written for
 0.9.7), `curator` (bespokelabs-curator 0.1.31) or `distilabel` (1.5.3, with `requests` and
 `openai<2`, because it logs each request of later versions). The first two need the tokenizer
-cl100k_base, from the internet or from TIKTOKEN_CACHE_DIR.
+cl100k_base, from the internet or from TIKTOKEN_CACHE_DIR. `instructgen` is an earlier version of
+instructgen, such as a checkout of 0.3.0 in PYTHONPATH; PYTHON is then a script that sets this.
 
 The job: from the instructions of the included seed tasks, make ROWS new instructions with one
 answer each. The tools do it as their documentation shows, with default settings, but without
@@ -135,6 +136,43 @@ def distilabel(job: Job) -> list[str]:
     return [row["instruction"] for row in made if row["generation"] is not None]
 
 
+def instructgen(job: Job) -> list[str]:
+    """Run `generate` of another version with its default recipe and one instance per task."""
+    import tomllib
+
+    import pyarrow.dataset
+
+    import instructgen as tool
+
+    root = Path(tool.__file__).resolve().parent.parent
+    recipe = tomllib.loads((root / "filters" / "default.toml").read_text())
+    recipe["method"]["max_instances"] = 1
+    job.begin()
+    tool.generate(
+        GENERAL,
+        job.rows,
+        job.folder / "run",
+        engine="openai",
+        endpoint=f"{job.url}/v1",
+        model="m",
+        recipe=recipe,
+    )
+    rows = pyarrow.dataset.dataset(job.folder / "run" / "data")
+    return list(rows.to_table(["instruction"])["instruction"].to_pylist())
+
+
+def installed(tool: str) -> str:
+    """Return the version of a tool."""
+    if tool != "instructgen":
+        return version({"curator": "bespokelabs-curator"}.get(tool, tool))
+    import tomllib
+
+    import instructgen as package
+
+    project = Path(package.__file__).resolve().parent.parent / "pyproject.toml"
+    return str(tomllib.loads(project.read_text())["project"]["version"])
+
+
 def common(first: list[str], second: list[str]) -> int:
     """Return the length of the longest common subsequence (Hyyrö's algorithm)."""
     places: dict[str, int] = {}
@@ -169,7 +207,12 @@ def accepted(seeds: list[str], texts: list[str]) -> int:
 
 def main() -> None:
     """Do the job with the tool that the command line names, and print the result."""
-    tools = {"data-designer": data_designer, "curator": curator, "distilabel": distilabel}
+    tools = {
+        "data-designer": data_designer,
+        "curator": curator,
+        "distilabel": distilabel,
+        "instructgen": instructgen,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tool", choices=tools)
     parser.add_argument("--rows", type=int, default=2_000)
@@ -192,8 +235,7 @@ def main() -> None:
     made = tools[args.tool](job)
     cpu = cpu_seconds() - job.cpu
     requests = json.load(urllib.request.urlopen(f"{args.url}/stats"))["requests"]
-    package = {"curator": "bespokelabs-curator"}.get(args.tool, args.tool)
-    result = {"accepted": accepted(seeds, made), "made": len(made), "version": version(package)}
+    result = {"accepted": accepted(seeds, made), "made": len(made), "version": installed(args.tool)}
     print(json.dumps({**result, "cpu_ms_per_request": round(1e3 * cpu / requests, 3)}))
 
 

@@ -56,15 +56,19 @@ def without_secrets(text: str) -> str:
     return _IN_URL.sub(HIDDEN, without_keys(text))
 
 
-def without_keys(text: str) -> str:
-    """Return the text without the secrets of this process; other URLs are not changed."""
-    for secret in _known():
+def without_keys(text: str, secrets: Iterable[str] | None = None) -> str:
+    """Return the text without the secrets of this process; other URLs are not changed.
+
+    Many texts in a row are faster with ``secrets``, the result of `known_secrets`.
+    """
+    for secret in known_secrets() if secrets is None else secrets:
         if secret in text:
             text = text.replace(secret, HIDDEN)
     return text
 
 
-def _known() -> Iterable[str]:
+def known_secrets() -> list[str]:
+    """Return the secrets of this process that are known now, the longest first."""
     variables = (os.environ.get(name, "").strip() for name in _VARIABLES)
     for name in _URLS:
         for spelling in (name, name.lower()):

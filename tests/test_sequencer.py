@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from pydantic import PrivateAttr
 
-from instructgen.engines import Completion, QueueEngine, Request, Role, Sampling
+from instructgen.engines import (
+    CommitOrder,
+    Completion,
+    QueueEngine,
+    Request,
+    Role,
+    Sampling,
+)
 from instructgen.engines.echo import EchoEngine
 from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.errors import EngineError
@@ -35,7 +42,7 @@ from instructgen.generation.sequencer import Sequencer, answer_all
 from instructgen.generation.settings import RunSettings
 from instructgen.generation.work import RequestList
 from instructgen.schema.sample import Sample, Score
-from instructgen.store import FORMAT, CompletionLine, Run, RunInfo, Seeds
+from instructgen.store import FORMAT, CompletionLine, IssueLine, Run, RunInfo, Seeds
 
 GOOD = Completion("x", "stop", 1, 1)
 DOWN = Completion.failed("HTTP 503", retryable=True)
@@ -188,6 +195,33 @@ def test_a_resumed_run_sends_no_more_than_its_window(tmp_path: Path) -> None:
     with journal(tmp_path / "run") as run, sequencer(work, {"writer": third}, run) as driver:
         driver.run_to_stop()
     assert work.completions == [GOOD] * 300
+
+
+@pytest.mark.parametrize("order", ["arrival", "issued"])
+def test_a_request_is_recorded_before_it_is_sent_and_sent_once(
+    order: CommitOrder, tmp_path: Path
+) -> None:
+    class Checking(Scripted):
+        _run: Any = PrivateAttr(None)
+
+        def submit(self, number: int, request: Request) -> None:
+            lines = [line for _, line in self._run.lines()]
+            assert number in [line.n for line in lines if isinstance(line, IssueLine)]
+            super().submit(number, request)
+
+    sent: list[int] = []
+    for most in (3, 40, None):
+        work, checking = RequestList(requests(90)), Checking()
+        checking._window = 7
+        with journal(tmp_path / "run") as run:
+            checking._run = run
+            with sequencer(work, {"writer": checking}, run, order=order) as driver:
+                driver.run_to_stop(most)
+            completed = [line.n for _, line in run.lines() if isinstance(line, CompletionLine)]
+        assert len(set(checking._submissions)) == len(checking._submissions)
+        assert not {n for n in checking._submissions if n in sent}
+        sent = completed
+    assert work.completions == [GOOD] * 90
 
 
 def test_an_engine_error_reaches_the_caller_and_nothing_is_lost(tmp_path: Path) -> None:

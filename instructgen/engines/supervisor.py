@@ -15,13 +15,15 @@ import orjson
 
 from instructgen.engines import Completion, Engine, Request, Sampling
 from instructgen.errors import ConfigError, EngineDied, EngineError, InstructgenError, first_line
-from instructgen.printable import without_keys
+from instructgen.printable import known_secrets, without_keys
 from instructgen.schema.messages import Message
 
 # How long the thread waits for a completion before it looks whether it is to end.
 _WAIT_S = 0.25
 # A model that is computing cannot be interrupted; the thread then ends with the process.
 _CLOSE_S = 8.0
+# To read the environment takes as long as to receive a completion.
+_SECRETS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Supervisor:
         self._closing = self._restarting = self._ended = False
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
+        self._secrets: list[str] = []
+        self._secrets_read = float("-inf")
 
     @property
     def outstanding(self) -> int:
@@ -220,7 +224,7 @@ class Supervisor:
                     with self._changed:
                         known = self._requests.pop(result[0], None)
                     if known is not None:
-                        self._put(result[0], _without_keys(result[1]))
+                        self._put(result[0], self._without_keys(result[1]))
         except BaseException as error:  # noqa: BLE001 (raised again where it is received)
             with self._changed:
                 self._ended = True
@@ -273,11 +277,15 @@ class Supervisor:
     ) -> None:
         self.results.put(Received(number, completion, time.monotonic(), error, self))
 
-
-def _without_keys(completion: Completion) -> Completion:
-    """Return a completion without secrets, which a server could send back to be recorded."""
-    text, reasoning = without_keys(completion.text), without_keys(completion.reasoning)
-    error = None if completion.error is None else without_keys(completion.error)
-    if (text, reasoning, error) == (completion.text, completion.reasoning, completion.error):
-        return completion
-    return replace(completion, text=text, reasoning=reasoning, error=error)
+    def _without_keys(self, completion: Completion) -> Completion:
+        """Return the completion without secrets, which a server could send back to be recorded."""
+        now = time.monotonic()
+        if now - self._secrets_read > _SECRETS_S:
+            self._secrets, self._secrets_read = known_secrets(), now
+        c = completion
+        text, reasoning, error = (
+            without_keys(each, self._secrets) for each in (c.text, c.reasoning, c.error or "")
+        )
+        if (text, reasoning, error) == (c.text, c.reasoning, c.error or ""):
+            return c
+        return replace(c, text=text, reasoning=reasoning, error=error or None)

@@ -33,6 +33,12 @@ class Chain:
             for stage in ("instruction", "row")
         }
 
+    def prepare(self) -> None:
+        """Load what the first comparison needs, such as compiled code, before requests wait."""
+        for f in self.filters:
+            if isinstance(f, ComparingFilter):
+                f.pairs(["a"])
+
     def at(self, stage: Stage) -> list[Filter]:
         """Return the filters for a stage (``instruction`` or ``row``), in order."""
         return self._at[stage]
@@ -66,7 +72,12 @@ class Chain:
         first = next(
             (i for i, f in enumerate(filters) if isinstance(f, ComparingFilter)), len(filters)
         )
-        results = [_run(filters[:first], sample) for sample in samples]
+        # Copying a row is slow, so the values of all filters are added to it at once.
+        values: list[dict[str, float]] = [{} for _ in samples]
+        results = [
+            _run(filters[:first], sample, found)
+            for sample, found in zip(samples, values, strict=True)
+        ]
         waiting = [
             (i, r) for i, r in enumerate(results) if isinstance(r, Verdict) and r.rejection is None
         ]
@@ -80,7 +91,7 @@ class Chain:
                         blocks[number] = BlockMatches(f, texts, exempt)
                     result = Verdict(result.sample, blocks[number].reason(place, result.sample))
                 else:
-                    result = _run([f], result.sample)
+                    result = _run([f], result.sample, values[i])
                 if isinstance(result, Unscored) or result.rejection is not None:
                     break
             else:
@@ -89,7 +100,10 @@ class Chain:
                 for block in blocks.values():
                     block.keep(place, result.sample)
             results[i] = result
-        return results
+        return [
+            result._replace(sample=result.sample.with_filter_values(found)) if found else result
+            for result, found in zip(results, values, strict=True)
+        ]
 
     def remember(self, sample: Sample, stage: Stage) -> None:
         """Pass a kept sample to the method `remember` of every filter of this stage."""
@@ -97,18 +111,14 @@ class Chain:
             f.remember(sample)
 
 
-def _run(filters: Sequence[Filter], sample: Sample) -> Verdict | Unscored:
-    values: dict[str, float] = {}
-    verdict: Verdict | Unscored = Verdict(sample)
+def _run(filters: Sequence[Filter], sample: Sample, values: dict[str, float]) -> Verdict | Unscored:
+    """Apply filters until one rejects the sample; add their values to ``values``."""
+    verdict = Verdict(sample)
     for f in filters:
         if isinstance(f, ScoringFilter) and verdict.sample.score(f.score_name) is None:
-            verdict = Unscored(verdict.sample, f)
-            break
+            return Unscored(verdict.sample, f)
         (verdict,) = f.evaluate([verdict.sample])
         values |= f.values(verdict)
         if verdict.rejection is not None:
             break
-    if values:
-        # Copying a row is slow, so all values are added at once.
-        verdict = verdict._replace(sample=verdict.sample.with_filter_values(values))
     return verdict

@@ -5,6 +5,7 @@ Earlier instructions include those of the seed tasks."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 from pydantic import Field
@@ -48,7 +49,11 @@ class Novelty(ComparingFilter):
         """Return the pairs of similar texts; the few of a completion need no index."""
         if len(texts) > _FEW:
             return super().pairs_among(texts)
-        return self.index().among(texts)
+        return self._empty_index.among(texts)
+
+    @cached_property
+    def _empty_index(self) -> RougeLIndex:
+        return self.index()
 
     def thresholds(self) -> tuple[float, ...]:
         """Return the maximum ROUGE-L similarity of kept rows, as the only threshold."""

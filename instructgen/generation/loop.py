@@ -33,6 +33,7 @@ from instructgen.generation.scoring import SCORE, read_score
 from instructgen.generation.seed_pool import Pool
 from instructgen.generation.shares import Group
 from instructgen.generation.work import Choice, Stop
+from instructgen.schema.copies import changed
 from instructgen.schema.sample import Origin, Rejected, Rejection, Sample
 from instructgen.schema.seeding import digest
 
@@ -173,6 +174,7 @@ class Loop:
             self.chain.remember(sample, "instruction")
             if sample.output:
                 self.chain.remember(sample, "row")
+        self.chain.prepare()
         self.path: tuple[Stage, ...] = config.method.path(form)
         scores = [f for f in config.filters if isinstance(f, ScoringFilter)]
         self._counts = {s.name: _StageCounts(s.results) for s in self.path}
@@ -299,8 +301,10 @@ class Loop:
             made = item.filter.request(item.sample, structured=self.form.judge_structured)
         else:
             made = Request(item.sample.messages, Sampling(), row=item.sample)
-        request = replace(
-            made.with_seed(digest(self.config.generate.seed, number) % 2**31),
+        seed = digest(self.config.generate.seed, number) % 2**31
+        request = changed(
+            made,
+            sampling=changed(made.sampling, seed=seed),
             role=choice.role,
             stage=choice.stage,
             model=self.config.model_of(choice.role),
@@ -393,7 +397,7 @@ class Loop:
         else:
             origins = tuple(self._origin(number, draft, request) for number in numbers)
             sample = self._named(draft.sample, origins[0])
-            named = replace(draft, sample=sample, origins=origins)
+            named = changed(draft, sample=sample, origins=origins)
         outcomes = self.config.method.read_all(named, item.in_order(), self.form)
         candidates: list[Sample] = []
         for outcome in outcomes:
@@ -471,7 +475,7 @@ class Loop:
         )
         counts = self._counts[SCORE + item.filter.score_name]
         if isinstance(verdict, Unscored):
-            self._enqueue(replace(item, sample=verdict.sample, filter=verdict.filter))
+            self._enqueue(changed(item, sample=verdict.sample, filter=verdict.filter))
             counts.results += 1
             return
         self.tally.candidates += 1
@@ -503,7 +507,7 @@ class Loop:
             task = self.pool.add(sample)
             self.tally.kept_instructions += 1
             shares, group = self.pool.shares, self.pool.group_of(sample)
-            draft = replace(draft, sample=sample, task=task)
+            draft = changed(draft, sample=sample, task=task)
             if self.config.method.finite or shares.has_room(group):
                 shares.pending[group] += 1
                 self._enqueue(draft)
@@ -530,7 +534,7 @@ class Loop:
                 if self._later[group] and shares.has_room(group):
                     shares.waiting[group] -= 1
                     shares.pending[group] += 1
-                    draft = replace(self._later[group].popleft(), number=self.drafts)
+                    draft = changed(self._later[group].popleft(), number=self.drafts)
                     self._unfinished.append(0)
                     self._rows_of.append(0)
                     self._enqueue(draft)
@@ -550,7 +554,7 @@ class Loop:
         """Return the sample with its origin, and the models whose terms apply."""
         model = self.config.engine.model
         generators = {*sample.generators, *([model] if model else [])}
-        return replace(
+        return changed(
             sample,
             origin=origin,
             source=self.config.method.name,

@@ -32,6 +32,8 @@ _FAILURES_NEEDED = 10
 # Failures in a row, without any success, after which the server is considered to be down.
 _DOUBTS = 5
 _WATCH_S = 0.1
+# One write and one notification of the engine serve several requests; more would delay the first.
+_SENT_AT_ONCE = 16
 
 
 @dataclass(slots=True)
@@ -140,11 +142,15 @@ class Sequencer(Generic[W]):
         self._committed: set[int] = set()
         # Requests that are issued and not committed, by engine; two roles may share one.
         self._open: Counter[Supervisor | None] = Counter()
+        # The number of requests that each role may have in flight, as of the last `_fill`.
+        self._limits: dict[Role, int] = {}
         self._sent: set[int] = set()
         # Whether requests are sent; not before all recorded completions were used.
         self._live = False
         # Requests that were issued before this start, and are not sent yet.
         self._unsent: deque[int] = deque()
+        # Requests of this start that are neither recorded nor sent yet.
+        self._new: list[IssueLine] = []
         # Completions that have arrived and are not recorded yet.
         self._finished: list[CompletionLine] = []
         self._doubtful: dict[int, Completion] = {}
@@ -261,10 +267,12 @@ class Sequencer(Generic[W]):
                 elif not self._asked:
                     raise RuntimeError("nothing is asked for, and the work has not stopped")
                 elif self._live:
+                    self._send_new()
                     self._report()
                     self._receive()
                 else:
                     self._go_live()
+            self._record_new()
             self._watched = 0.0
             self._report()
         finally:
@@ -273,33 +281,44 @@ class Sequencer(Generic[W]):
             self._end()
 
     def _fill(self) -> None:
-        """Make new requests until the window is full or none is needed, and send them.
+        """Make new requests until the window is full or none is needed.
 
         At a resumption, this happens between the commits of recorded completions too, as it did
         before. They are sent only when no recorded completion is left: the run may end before.
         """
-        if self._live:
+        if self._unsent:
             self._send_unsent()
             if self._unsent:
                 return
-        lines: list[IssueLine] = []
         # If all requests of a role have failed, another one shows whether the server answers.
         self._probing = {role for role in self._engines if self._all_doubtful(role)}
+        self._limits = {role: self._limit(role) for role in self._engines}
         while (choice := self.work.choose(self._free)) is not None:
             self._begin_session()
-            lines.append(IssueLine(self._issued, self.commits, *choice))
+            self._new.append(IssueLine(self._issued, self.commits, *choice))
             self._add(self.work.issue(self._issued, choice))
             self._probing.discard(choice.role)
+        if len(self._new) >= _SENT_AT_ONCE:
+            self._send_new()
+
+    def _record_new(self) -> list[IssueLine]:
+        """Record the new requests, and return them."""
+        lines, self._new = self._new, []
         if lines and self.run is not None:
             self.run.append(*lines)
-        if self._live:
-            for line in lines:
+        return lines
+
+    def _send_new(self) -> None:
+        """Record the new requests, and then send them."""
+        for line in self._record_new():
+            if self._live:
                 self._send(line.n)
 
     def _go_live(self) -> None:
         """Begin to send requests: first those that earlier starts did not complete."""
         self._live = True
         self._begin_session()
+        self._record_new()
         for supervisor in set(self._engines.values()):
             if any(self._engines[self._asked[n].request.role] is supervisor for n in self._asked):
                 supervisor.start()
@@ -315,7 +334,7 @@ class Sequencer(Generic[W]):
 
     def _free(self, role: Role) -> bool:
         """Return whether another request may be in flight for a role."""
-        return role in self._probing or self._open[self._engines[role]] < self._limit(role)
+        return role in self._probing or self._open[self._engines[role]] < self._limits[role]
 
     def _limit(self, role: Role) -> int:
         """Return the number of requests for a role that may wait for their commit."""
@@ -331,12 +350,13 @@ class Sequencer(Generic[W]):
         self._sent.add(number)
         self.activity.asked += 1
         if request.role == self._first_role:
-            self.activity.slots = supervisor.engine.slots()
-            self.activity.window = self._limit(request.role)
             self.activity.change(+1, time.monotonic())
 
     def _receive(self) -> None:
         """Wait for results, and record all that have arrived."""
+        if self._first_role is not None:
+            self.activity.slots = self._engines[self._first_role].engine.slots()
+            self.activity.window = self._limit(self._first_role)
         self._repeat_or_stop()
         results = self._results()
         error = self._take(self._wait(results))

@@ -14,6 +14,7 @@ from typing import Literal
 
 import orjson
 
+from instructgen.schema.copies import changed
 from instructgen.schema.messages import Message, ToolCall, texts_of
 
 # The maximum number of characters of rows that are handled together.
@@ -260,7 +261,7 @@ class Sample:
 
     def with_answer(self, output: str, rejected: str | None = None) -> Sample:
         """Return a copy of the row with other answers, which consist only of text."""
-        return replace(
+        return changed(
             self,
             output=output,
             reasoning_content="",
@@ -278,17 +279,17 @@ class Sample:
     def with_score(self, score: Score) -> Sample:
         """Return a copy of the row with this score. A score with the same name is replaced."""
         others = tuple(s for s in self.scores if s.name != score.name)
-        return replace(self, scores=(*others, score))
+        return changed(self, scores=(*others, score))
 
     def with_filter_values(self, values: Mapping[str, float]) -> Sample:
         """Return a copy of the row with these values, which replace those of the same filters."""
         merged = {v.filter: v.value for v in self.filter_values} | dict(values)
-        return replace(self, filter_values=tuple(FilterValue(*item) for item in merged.items()))
+        return changed(self, filter_values=tuple(FilterValue(*item) for item in merged.items()))
 
     def with_label(self, label: Label) -> Sample:
         """Return a copy of the row with this label. A label with the same name is replaced."""
         others = tuple(each for each in self.labels if each.name != label.name)
-        return replace(self, labels=(*others, label))
+        return changed(self, labels=(*others, label))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ Array = npt.NDArray[Any]
 _BLOCK = 1024
 # 64-bit integers in the widest bitmap, which is used for texts of more than 512 words.
 _WIDEST = 64
+# By number of words, the number of 64-bit integers in a bitmap; longer texts have the widest.
+_LENGTHS = np.clip(np.arange(16 * _WIDEST + 1), 32, None)
+_WIDTHS = (2 ** np.ceil(np.log2(_LENGTHS / 16))).astype(np.int64)
 
 
 class Texts(NamedTuple):
@@ -26,6 +30,12 @@ class Texts(NamedTuple):
 
     words: Array
     offsets: Array
+
+    @property
+    def lengths(self) -> Array:
+        """The number of words of each text."""
+        lengths: Array = self.offsets[1:] - self.offsets[:-1]
+        return lengths
 
 
 class Queries(NamedTuple):
@@ -123,21 +133,19 @@ class Blocks:
     def add(self, texts: Texts, first: int, vocabulary: int) -> None:
         """Append texts as rows ``first``, ``first + 1``, ... Texts without words are skipped."""
         order = by_length(texts)
-        lengths = np.diff(texts.offsets)
-        order = order[lengths[order] > 0]
+        order = order[texts.lengths[order] > 0]
         if not len(order):
             return
         sorted_texts = pick(texts, order)
-        lengths = lengths[order]
+        lengths = sorted_texts.lengths
         widths = bitmap_widths(lengths)
         starts = np.cumsum(widths) - widths
         bits = np.zeros(int(widths.sum()), np.uint64)
         kernels().bitmaps(*sorted_texts, widths, starts, bits, vocabulary)
         self.longest = max(self.longest, int(lengths[-1]))
-        distinct, begins = np.unique(lengths, return_index=True)
-        ends = [*begins[1:].tolist(), len(order)]
-        for length, begin, end in zip(distinct.tolist(), begins.tolist(), ends, strict=True):
-            width = int(widths[begin])
+        begins = [0, *(np.flatnonzero(lengths[1:] != lengths[:-1]) + 1).tolist(), len(order)]
+        for begin, end in pairwise(begins):
+            length, width = int(lengths[begin]), int(widths[begin])
             start = int(starts[begin])
             group = bits[start : start + (end - begin) * width].reshape(-1, width)
             self._put(length, width, group, first + order[begin:end])
@@ -190,25 +198,25 @@ def bitmap_widths(lengths: Array) -> Array:
     Widths are powers of two from 2 to 64. A text of at most 1,024 words gets at least 4 bits for
     each of its words.
     """
-    rough = np.clip(lengths, 32, 16 * _WIDEST) / 16
-    widths: Array = (2 ** np.ceil(np.log2(rough))).astype(np.int64)
+    widths: Array = _WIDTHS[np.minimum(lengths, len(_WIDTHS) - 1)]
     return widths
 
 
 def most_words(texts: Texts) -> int:
     """Return the number of words in the longest text, or 0 for an empty list of texts."""
-    return int(np.diff(texts.offsets).max(initial=0))
+    return int(texts.lengths.max(initial=0))
 
 
 def by_length(texts: Texts) -> Array:
     """Return the indices of the texts sorted by length, shortest first (stable sort)."""
-    order: Array = np.argsort(np.diff(texts.offsets), kind="stable")
+    order: Array = np.argsort(texts.lengths, kind="stable")
     return order
 
 
 def pick(texts: Texts, order: Array) -> Texts:
     """Return the texts with the indices ``order``, in that order."""
-    lengths = np.diff(texts.offsets)[order]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    shift = np.repeat(texts.offsets[order] - offsets[:-1], lengths)
-    return Texts(texts.words[np.arange(offsets[-1]) + shift], offsets)
+    begins, ends = texts.offsets[order], texts.offsets[order + 1]
+    offsets = np.zeros(len(order) + 1, np.int64)
+    np.cumsum(ends - begins, out=offsets[1:])
+    parts = [texts.words[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+    return Texts(np.concatenate([texts.words[:0], *parts]), offsets)

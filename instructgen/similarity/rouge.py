@@ -53,7 +53,8 @@ from instructgen.similarity.tokens import Tokenizer, Vocabulary, tokenize_all
 
 MOST_WORDS = 100_000
 _TEXTS_AT_ONCE = 2048
-_PAIRS_AT_FIRST = 2**15
+# The pairs for which there is room at first; a search that finds more is repeated.
+_PAIRS_AT_FIRST, _PAIRS_EACH = 2**15, 2**8
 # Row, LCS, and the sum of both lengths, before any match is found.
 _NO_MATCH = np.array([0, 0, 1], np.int64)
 _KIND = "ROUGE-L index 1"
@@ -153,7 +154,7 @@ class RougeLIndex:
             part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
             order = by_length(part)
             query, row, lcs, total = self._search_all(self._queries(part, order)).T
-            scores = self._f_measure(lcs, total, np.diff(part.offsets)[order][query])
+            scores = self._f_measure(lcs, total, part.lengths[order][query])
             results.append(Pairs(at + order[query], row, scores))
             check_count(sum(len(p.text) for p in results))
         return joined(results)
@@ -268,7 +269,7 @@ class RougeLIndex:
 
     def _encode(self, texts: Sequence[str], first: int = 0) -> Texts:
         encoded = Texts(*self._vocabulary.encode(texts, self.tokenizer))
-        lengths = np.diff(encoded.offsets)
+        lengths = encoded.lengths
         if len(lengths) and lengths.max() > MOST_WORDS:
             position = int(lengths.argmax())
             raise InputError(
@@ -292,21 +293,20 @@ class RougeLIndex:
 
     def _queries(self, texts: Texts, order: Array) -> Queries:
         sorted_ = pick(texts, order)
-        lengths = np.diff(sorted_.offsets)
-        self._extend_need(max(most_words(texts), self._blocks.longest))
+        lengths, most = sorted_.lengths, most_words(texts)
+        self._extend_need(max(most, self._blocks.longest))
         p, q = self._exact.numerator, self._exact.denominator
-        # Only rows of a length in this range can reach the threshold.
-        distinct, where = np.unique(lengths, return_inverse=True)
-        shortest = np.array([-(-int(m) * p // (2 * q - p)) for m in distinct], np.int64)[where]
-        longest = np.array(
-            [min(int(m) * (2 * q - p) // p, MOST_WORDS) for m in distinct], np.int64
-        )[where]
-        widths = bitmap_widths(np.minimum(longest, max(self._blocks.longest, most_words(texts))))
+        # Only rows of a length in this range can reach the threshold. Python's integers have no
+        # overflow, whatever the threshold is.
+        words = lengths.tolist()
+        shortest = np.array([-(-m * p // (2 * q - p)) for m in words], np.int64)
+        longest = np.array([min(m * (2 * q - p) // p, MOST_WORDS) for m in words], np.int64)
+        widths = bitmap_widths(np.minimum(longest, max(self._blocks.longest, most)))
         sizes = 2 * widths - 2
         starts = np.cumsum(sizes) - sizes
         bits = np.zeros(int(sizes.sum()), np.uint64)
         kernels().bitmaps(*sorted_, widths, starts, bits, len(self._vocabulary))
-        for width in np.unique(widths).tolist():
+        for width in set(widths.tolist()):
             begins = starts[widths == width]
             while width > 2:
                 half = width // 2
@@ -333,7 +333,7 @@ class RougeLIndex:
 
         def work(share: Array) -> Array:
             part, best = _subset(queries, share), np.tile(_NO_MATCH, (len(share), 1))
-            pairs = np.empty((_PAIRS_AT_FIRST, 4), np.int64)
+            pairs = np.empty((min(_PAIRS_AT_FIRST, _PAIRS_EACH * len(share)), 4), np.int64)
             count = self._run(part, best, pairs)
             if count > len(pairs):
                 check_count(count)
@@ -374,7 +374,7 @@ class RougeLIndex:
 
     def _matches(self, texts: Texts, order: Array, best: Array) -> list[Match | None]:
         results: list[Match | None] = [None] * len(order)
-        lengths = np.diff(texts.offsets)
+        lengths = texts.lengths
         for place in np.flatnonzero(best[:, 1]).tolist():
             position = int(order[place])
             row, lcs, total = best[place].tolist()

@@ -104,16 +104,18 @@ class Vocabulary(dict[str, int]):
             ``words`` (total,) and ``offsets`` (texts + 1,): text i is
             ``words[offsets[i]:offsets[i + 1]]``.
         """
-        parts = [np.zeros(0, np.int32)]
-        lengths = [np.zeros(1, np.int64)]
+        parts, count = [np.zeros(0, np.int32)], 0
+        offsets = [np.zeros(1, np.int64)]
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             spaced = _spaced(texts[start : start + _TEXTS_AT_ONCE], tokenizer)
             words = f"{spaced}\n".replace("\n", f" {_BOUNDARY} ").split()
             numbers = np.fromiter(map(self.__getitem__, words), np.int32, len(words))
+            # One boundary follows each text.
             ends = np.flatnonzero(numbers == 0)
-            lengths.append(np.diff(ends, prepend=-1) - 1)
+            offsets.append(count + ends - np.arange(len(ends)))
             parts.append(numbers[numbers != 0])
-        return np.concatenate(parts), np.cumsum(np.concatenate(lengths))
+            count += len(parts[-1])
+        return np.concatenate(parts), np.concatenate(offsets)
 
 
 def _spaced(texts: Sequence[str], tokenizer: Tokenizer) -> str:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import orjson
@@ -206,8 +207,11 @@ class Method(BaseModel, ABC):
 
     def template(self, language: str) -> Template:
         """Return the prompt texts for a language, with the brief and the user's own texts."""
-        own = orjson.dumps(self.prompts, option=orjson.OPT_SORT_KEYS).decode()
-        return template_for(language, self.brief, own)
+        return template_for(language, self.brief, self._own_prompts)
+
+    @cached_property
+    def _own_prompts(self) -> str:
+        return orjson.dumps(self.prompts, option=orjson.OPT_SORT_KEYS).decode()
 
     def reject(
         self, sample: Sample, reason: str, detail: str = "", score: float | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import Field
@@ -40,6 +40,7 @@ from instructgen.generation.prompts import (
     without_number,
 )
 from instructgen.generation.seed_pool import Pool
+from instructgen.schema.copies import changed
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Kind, Sample
 from instructgen.schema.seeding import digest
@@ -160,8 +161,8 @@ class SelfInstruct(Method):
         if draft.stage == CLASSIFICATION:
             yes = self.template(draft.sample.language).is_yes(_answer(completion, form))
             kind = Kind.CLASSIFICATION if yes else Kind.GENERATION
-            sample = replace(draft.sample, kind=kind)
-            return [Continue(replace(draft, stage=INSTANCES, sample=sample))]
+            sample = changed(draft.sample, kind=kind)
+            return [Continue(changed(draft, stage=INSTANCES, sample=sample))]
         return self._read_rows(draft.sample, completion, form)
 
     def _classification(self, form: PromptSetup) -> Literal["separate", "joint", "off"]:
@@ -199,8 +200,8 @@ class SelfInstruct(Method):
         self, draft: Draft, completion: Completion, form: PromptSetup
     ) -> list[Outcome]:
         blank = draft.sample
-        unparsed = replace(blank, instruction=completion.text.strip())
         if completion.finish_reason == "length":
+            unparsed = changed(blank, instruction=completion.text.strip())
             return [self.reject(unparsed, "cut_by_length", "the completion was cut off")]
         if form.structured:
             items = parse_json(completion.text, "tasks")
@@ -210,12 +211,13 @@ class SelfInstruct(Method):
         else:
             texts = list(map(_plain, parse_numbered(completion.text, self.new_instructions)))
         if not texts:
+            unparsed = changed(blank, instruction=completion.text.strip())
             return [
                 self.reject(unparsed, "no_instructions", "the completion has no valid instruction")
             ]
         following = self.path(form)[1].name
         return [
-            Propose(replace(draft, stage=following, sample=replace(blank, instruction=text)))
+            Propose(changed(draft, stage=following, sample=changed(blank, instruction=text)))
             for text in texts[: self.new_instructions]
         ]
 
@@ -287,22 +289,23 @@ class SelfInstruct(Method):
         if len(fitting) < self.worked_seeds:
             fitting = answered.get((group, classification, None), [])
         # Prompts with the same beginning are faster (prefix caching), so drafts share examples.
-        rng = random.Random(digest(0, "worked", draft.number // _SHARED))
-        shown = rng.sample(fitting, min(self.worked_seeds, len(fitting)))
-        return [pool.at(position) for position in shown]
+        most = min(self.worked_seeds, len(fitting))
+        shown = _drawn(draft.number // _SHARED, most, len(fitting))
+        return [pool.at(fitting[place]) for place in shown]
 
     def _read_rows(self, task: Sample, completion: Completion, form: PromptSetup) -> list[Outcome]:
         if self._classification(form) == "joint":
-            task = replace(task, kind=self._kind_in(task, completion, form))
+            task = changed(task, kind=self._kind_in(task, completion, form))
         parsed = self._parse_instances(task, completion, form)
-        unparsed = replace(task, output=completion.text.strip())
+        text = completion.text.strip()
         cut: list[Outcome] = []
         if completion.finish_reason == "length":
             last = parsed.pop() if parsed else None
-            unfinished = _row(task, last) if last else unparsed
+            unfinished = _row(task, last) if last else changed(task, output=text)
             cut.append(self.reject(unfinished, "cut_by_length", "the last instance was cut off"))
         instances = [instance for instance in parsed if instance is not None]
         if not instances and not cut:
+            unparsed = changed(task, output=text)
             return [self.reject(unparsed, "no_instances", "the completion has no valid instance")]
         return [*self._consistent(task, instances), *cut]
 
@@ -374,8 +377,14 @@ def _plain(text: str) -> str:
     return capital(without_number(one_line(text)))
 
 
+@lru_cache(maxsize=64)
+def _drawn(drafts: int, most: int, count: int) -> list[int]:
+    """Return ``most`` places of a list with ``count`` entries, drawn for a group of drafts."""
+    return random.Random(digest(0, "worked", drafts)).sample(range(count), most)
+
+
 def _row(task: Sample, instance: Instance) -> Sample:
-    return replace(task, input=instance.input, output=instance.output)
+    return changed(task, input=instance.input, output=instance.output)
 
 
 def _answer(completion: Completion, form: PromptSetup) -> str:
