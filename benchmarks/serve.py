@@ -263,6 +263,7 @@ def main() -> None:
         # An earlier version is also compared without latency.
         for rate in (50.0, 0.0) if name.startswith("instructgen") else (50.0,):
             with server(64, rate) as url:
+                # The version in instructgen-0.3.0 is only for the reader.
                 words = [script, name.partition("-0")[0], "--rows", str(args.rows), *options]
                 run = measured(url, python, words)
             facts = {"tool": name, "options": " ".join(options), "slots": 64, "target": args.rows}

@@ -22,7 +22,8 @@ from instructgen.schema.messages import Message
 _WAIT_S = 0.25
 # A model that is computing cannot be interrupted; the thread then ends with the process.
 _CLOSE_S = 8.0
-# To read the environment takes as long as to receive a completion.
+# How long secrets are remembered. To read the environment for each completion took a sixth of the
+# thread's time.
 _SECRETS_S = 1.0
 
 

@@ -46,14 +46,17 @@ class ControlTokens(Filter):
         return None
 
     @cached_property
+    def _tokens(self) -> tuple[str, ...]:
+        return (*word_list("control_tokens"), *self.words)
+
+    @cached_property
     def _first(self) -> frozenset[str]:
         """The first characters of all tokens; most texts contain none of them."""
-        return frozenset({"<", *(t[0] for t in (*word_list("control_tokens"), *self.words))})
+        return frozenset({"<", *(t[0] for t in self._tokens)})
 
     @cached_property
     def _pattern(self) -> regex.Pattern[str]:
-        tokens = [*word_list("control_tokens"), *self.words]
         # The search skips characters that begin no token, which is ten times faster.
         first = regex.escape("".join(sorted(self._first)))
-        any_token = "|".join([_SHAPE, *(regex.escape(t) for t in tokens)])
+        any_token = "|".join([_SHAPE, *(regex.escape(t) for t in self._tokens)])
         return regex.compile(f"(?=[{first}])(?:{any_token})")

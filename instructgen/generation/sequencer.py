@@ -281,15 +281,14 @@ class Sequencer(Generic[W]):
             self._end()
 
     def _fill(self) -> None:
-        """Make new requests until the window is full or none is needed.
+        """Make new requests until the window is full or none is needed; see `_send_new`.
 
         At a resumption, this happens between the commits of recorded completions too, as it did
         before. They are sent only when no recorded completion is left: the run may end before.
         """
+        self._send_unsent()
         if self._unsent:
-            self._send_unsent()
-            if self._unsent:
-                return
+            return
         # If all requests of a role have failed, another one shows whether the server answers.
         self._probing = {role for role in self._engines if self._all_doubtful(role)}
         self._limits = {role: self._limit(role) for role in self._engines}
@@ -309,7 +308,7 @@ class Sequencer(Generic[W]):
         return lines
 
     def _send_new(self) -> None:
-        """Record the new requests, and then send them."""
+        """Record the new requests, and then send them, if requests are sent already."""
         for line in self._record_new():
             if self._live:
                 self._send(line.n)
