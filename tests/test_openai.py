@@ -637,16 +637,16 @@ def test_only_too_many_requests_and_silence_halve_the_window(
     assert engine.window() == window
 
 
-def test_the_window_doubles_while_the_server_is_as_fast_as_before() -> None:
+def test_the_window_grows_when_it_was_full_and_requests_are_answered() -> None:
     engine, _ = engine_for(Server(reply()))
     sizes = [engine.window()]
     engine.start()
-    for number, request in enumerate(prompts(5)):
+    for number, request in enumerate(prompts(34)):
         engine.submit(number, request)
         assert next_within(engine, 10) is not None
         sizes.append(engine.window())
     engine.close()
-    assert sizes == [32, 32, 32, 32, 64, 64]
+    assert sizes == [32] * 34 + [128]
 
 
 # -- whole runs ---------------------------------------------------------------------------

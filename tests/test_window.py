@@ -59,9 +59,40 @@ def test_the_window_uses_all_slots_and_few_requests_wait(slots: int, lengths: st
     for seed in range(5):
         sizes = simulate(slots, seed, lengths, answers=2_000)
         assert slots <= sizes[-1] <= max(START, 2 * slots)
-        # It has doubled, gone back once, and stayed there.
-        doubled = [START * 2**k for k in range(len(sizes) - 1)]
-        assert sizes == [*doubled, doubled[-2]]
+        # It has grown, gone back, and stayed there.
+        grown = [START, 4 * START, 8 * START, 16 * START, 32 * START]
+        top = grown.index(max(sizes))
+        back = [2 * START, START] if top == 1 else [grown[top - 1]]
+        assert sizes == [*grown[: top + 1], *back]
+
+
+def test_the_window_does_not_grow_before_it_was_full() -> None:
+    window = MeasuredWindow()
+    for _ in range(START - 1):
+        window.answered(window.sent(), 1.0, 10)
+    assert window.size == START
+    for _ in range(3):
+        assert window.size == START
+        window.answered(window.sent(), 1.0, 10)
+    assert window.size == 4 * START
+
+
+@pytest.mark.parametrize(("slower", "size"), [(1.5, 4 * START), (1.9, START)])
+def test_a_first_step_that_is_too_large_is_halved_before_the_search_ends(
+    slower: float, size: int
+) -> None:
+    """A server is half as fast with 128 requests as with 32, and with 64 slower by this factor."""
+    window = MeasuredWindow()
+    for _ in range(START):
+        window.sent()
+    for _ in range(4):
+        window.answered(0, 1.0, 10)
+    for _ in range(8):
+        window.answered(window.sent(), 2.0, 10)
+    assert window.size == 2 * START
+    for _ in range(4):
+        window.answered(window.sent(), slower, 10)
+    assert window.size == size
 
 
 def test_a_server_without_a_limit_gets_the_largest_window() -> None:
@@ -126,12 +157,15 @@ def test_a_rejection_also_halves_a_window_that_was_found() -> None:
 def test_answers_of_an_earlier_level_or_without_tokens_do_not_count(seconds: float) -> None:
     window = MeasuredWindow()
     old = window.sent()
-    while window.size == START:
+    for _ in range(START):
+        window.sent()
+    for _ in range(4):
         window.answered(old, 1.0, 10)
+    assert window.size == 4 * START
     for _ in range(1_000):
         window.answered(old, seconds, 10)
         window.answered(window.sent(), seconds, 0)
-    assert window.size == 2 * START
+    assert window.size == 4 * START
 
 
 @given(

@@ -24,6 +24,7 @@ from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.environments import Environment, executed, has_tool, read_tools, tools_of
 from instructgen.errors import ConfigError, InputError, RunError, first_line
 from instructgen.filters import AskingFilter
+from instructgen.filters.chain import Chain
 from instructgen.filters.cluster import Cluster, with_cluster
 from instructgen.filters.contamination import Contamination
 from instructgen.formats import Format, OnBadRow
@@ -177,6 +178,8 @@ def started(config: Config, placement: Placement) -> Iterator[dict[Role, Supervi
 
     A model is loaded when the first request is sent. The ``placement`` is that of the writer.
     """
+    # Before a server is asked for the first time: its slots would wait for it.
+    Chain(config.filters).prepare()
     results: queue.SimpleQueue[Received] = queue.SimpleQueue()
     with placement.engine(config.engine) as engine:
         writer = Supervisor(engine, results)

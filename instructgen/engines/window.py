@@ -1,8 +1,8 @@
 """Finds by measurement how many requests a server can work on at the same time.
 
 The window is the number of requests in flight. It grows while the throughput rises, because a
-server that still has free slots answers each request as fast as before: first by a factor of four,
-then by two. It is halved when the server rejects requests or does not answer, and then grows
+server that still has free slots answers each request as fast as before: first to 128 requests, then
+by a factor of two. It is halved when the server rejects requests or does not answer, and then grows
 slowly, as in TCP (RFC 5681).
 """
 
@@ -14,8 +14,10 @@ from typing import Literal
 
 _START = 32
 _MOST = 4_096
-# A large server is almost idle until its window is found, so the first step is a large one.
-_FIRST_GROWTH, _GROWTH = 4, 2
+# A large server is almost idle until its window is found, so the first step is a large one and
+# needs three answers. On a small server, the requests that follow from later answers, and lead to
+# the first rows, wait for all that this step adds.
+_FIRST, _FIRST_ANSWERS = 128, 3
 # A busy server answers the first requests that a doubled window adds half as fast as those before,
 # an idle one as fast. In between, the throughput still rises, by a fifth.
 _SLOWER = 2 / 1.2
@@ -36,7 +38,7 @@ class MeasuredWindow:
     size: int = _START
     _phase: Literal["growing", "found", "recovering"] = "growing"
     _level: int = 0
-    _size_before: int = 0
+    _size_before: int = _START
     # Seconds per output token at the last smaller size that the server had slots for, and at this.
     _before: list[float] = field(default_factory=list)
     _now: list[float] = field(default_factory=list)
@@ -50,41 +52,42 @@ class MeasuredWindow:
 
     def answered(self, level: int, seconds: float, tokens: int) -> None:
         """Take in that a request of this level was answered after ``seconds``."""
-        # A request alone at the start, as a check of the server, is answered faster than others.
-        if self._phase == "found" or tokens < 1 or self._sent < _START:
+        if self._phase == "found" or tokens < 1:
             return
         if self._phase == "recovering":
             if level == self._level:
                 self._recover()
             return
+        if self._sent < _START:
+            # A request alone, such as one that checks the server, is answered faster than others.
+            return
         speed = max(seconds, _LEAST_S) / tokens
-        if level == 0 < self._level and len(self._before) < _LEAST:
-            self._before.append(speed)
+        if level == 0:
+            if len(self._before) < _LEAST:
+                self._before.append(speed)
+            if self._level == 0 and len(self._before) == _FIRST_ANSWERS:
+                self.size = _FIRST
+                self._next_level()
         elif level == self._level:
             self._now.append(speed)
-            self._grow()
+            if len(self._now) >= _LEAST:
+                self._compare()
 
-    def _grow(self) -> None:
-        if not self._before:
-            # Nothing to compare with yet: one answer shows that the server works.
-            self._step(_FIRST_GROWTH)
-        elif len(self._now) >= max(_LEAST, self.size // _SHARE):
-            if median(self._now) <= _SLOWER * median(self._before):
-                self._step(_GROWTH)
-            elif self.size > _GROWTH * self._size_before:
-                self.size = _GROWTH * self._size_before
-                self._next_level()
-            else:
-                self.size, self._phase = self._size_before, "found"
-                self._next_level()
-
-    def _step(self, growth: int) -> None:
-        """Grow the window, because the server has slots for the present one."""
-        if self.size >= _MOST:
-            self._phase = "found"
+    def _compare(self) -> None:
+        """Grow if the server is as fast as at the smaller size, and otherwise go back."""
+        if median(self._now) <= _SLOWER * median(self._before):
+            if self.size >= _MOST:
+                self._phase = "found"
+                return
+            self._size_before, self._before = self.size, list(self._now)
+            self.size = min(2 * self.size, _MOST)
+        elif len(self._now) < self.size // _SHARE:
             return
-        self._size_before, self._before = self.size, list(self._now)
-        self.size = min(growth * self.size, _MOST)
+        elif self.size > 2 * self._size_before:
+            # The first step was too large, but a smaller one may not be.
+            self.size = 2 * self._size_before
+        else:
+            self.size, self._phase = self._size_before, "found"
         self._next_level()
 
     def _recover(self) -> None:

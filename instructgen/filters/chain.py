@@ -37,7 +37,9 @@ class Chain:
         """Load what the first comparison needs, such as compiled code, before requests wait."""
         for f in self.filters:
             if isinstance(f, ComparingFilter):
-                f.pairs(["a"])
+                index = f.index()
+                index.add(["a"])
+                index.pairs(["a"])
 
     def at(self, stage: Stage) -> list[Filter]:
         """Return the filters for a stage (``instruction`` or ``row``), in order."""

@@ -174,7 +174,6 @@ class Loop:
             self.chain.remember(sample, "instruction")
             if sample.output:
                 self.chain.remember(sample, "row")
-        self.chain.prepare()
         self.path: tuple[Stage, ...] = config.method.path(form)
         scores = [f for f in config.filters if isinstance(f, ScoringFilter)]
         self._counts = {s.name: _StageCounts(s.results) for s in self.path}

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -396,13 +397,17 @@ class Template:
         )
 
     def _examples_of(self, text: str) -> list[str]:
-        head = rf"^[ \t]*{re.escape(self.labels['example'])}[ \t]*\d+[ \t]*[.:：]?[ \t]*$"
-        return re.split(head, self._before_next_task(text), flags=re.MULTILINE)
+        return self._example_head.split(self._task_head.split(text)[0])
 
-    def _before_next_task(self, text: str) -> str:
-        return re.split(
-            rf"^[ \t]*{re.escape(self.labels['task'])}{_MARKS}", text, flags=re.MULTILINE
-        )[0]
+    @cached_property
+    def _example_head(self) -> re.Pattern[str]:
+        head = rf"^[ \t]*{re.escape(self.labels['example'])}[ \t]*\d+[ \t]*[.:：]?[ \t]*$"
+        return re.compile(head, re.MULTILINE)
+
+    @cached_property
+    def _task_head(self) -> re.Pattern[str]:
+        """The line at which the next task begins."""
+        return re.compile(rf"^[ \t]*{re.escape(self.labels['task'])}{_MARKS}", re.MULTILINE)
 
 
 def parse_numbered(text: str, last: int) -> list[str]:
@@ -491,21 +496,27 @@ def _fill(template: str, **values: str) -> str:
     return _PLACEHOLDER.sub(lambda m: values[m.group(1)], template)
 
 
-def _at_line(label: str) -> str:
-    return rf"^[ \t]*(?:\d+[ \t]*\.[ \t]*)?{re.escape(label)}[ \t]*{_MARKS}"
+@cache
+def _at_line(label: str) -> re.Pattern[str]:
+    """Return the pattern of a label at the beginning of a line, with or without a list number."""
+    number = r"^[ \t]*(?:\d+[ \t]*\.[ \t]*)?"
+    return re.compile(rf"{number}{re.escape(label)}[ \t]*{_MARKS}", re.MULTILINE)
 
 
-def _split_before(text: str, label: str) -> Iterator[str]:
-    return (p for p in re.split(rf"(?={_at_line(label)})", text, flags=re.MULTILINE) if p.strip())
+def _split_before(text: str, label: str) -> list[str]:
+    places = [0, *(match.start() for match in _at_line(label).finditer(text)), len(text)]
+    return [part for a, b in pairwise(places) if (part := text[a:b]).strip()]
 
 
 def _partition(text: str, label: str) -> tuple[str, bool, str]:
-    parts = re.split(_at_line(label), text, maxsplit=1, flags=re.MULTILINE)
+    parts = _at_line(label).split(text, maxsplit=1)
     return (parts[0], True, parts[1]) if len(parts) == 2 else (text, False, "")
 
 
 def _without_label(text: str, label: str) -> str:
-    return re.sub(_at_line(label), "", text.strip(), count=1).strip()
+    text = text.strip()
+    label_at_start = _at_line(label).match(text)
+    return text[label_at_start.end() :].strip() if label_at_start else text
 
 
 @cache

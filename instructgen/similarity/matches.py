@@ -31,6 +31,8 @@ class Pairs(NamedTuple):
 def joined(parts: Sequence[Pairs]) -> Pairs:
     """Join several `Pairs` into one, sorted by text and then by row."""
     empty = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    if not parts:
+        return empty
     text, row, score = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
     order = np.lexsort((row, text))
     return Pairs(text[order], row[order], score[order])

@@ -153,7 +153,10 @@ class RougeLIndex:
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
             order = by_length(part)
-            query, row, lcs, total = self._search_all(self._queries(part, order)).T
+            found = self._search_all(self._queries(part, order))
+            if not len(found):
+                continue
+            query, row, lcs, total = found.T
             scores = self._f_measure(lcs, total, part.lengths[order][query])
             results.append(Pairs(at + order[query], row, scores))
             check_count(sum(len(p.text) for p in results))
