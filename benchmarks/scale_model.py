@@ -51,7 +51,7 @@ class Machine:
     coordinator_s: float
     # Seconds until the first token of an answer.
     prefill_s: float = 0.0
-    # A server's window is found by doubling; a replica's is known.
+    # A server's window is found by measurement; a replica's is known.
     measured_window: bool = False
 
 
@@ -119,8 +119,8 @@ def simulated(machine: Machine, rows: int, per_draft: float, seed: int = 0) -> t
         while first < len(left) and not left[first]:
             delivered, first = delivered + won[first], first + 1
         of_window += sent_in == window
-        if window < most and of_window >= max(4, window // 16):
-            window, of_window = min(2 * window, most), 0
+        if window < most and of_window >= (3 if window == 32 else 4):
+            window, of_window = min(max(128, 2 * window), most), 0
     return coordinator, of_busy / busy_until if busy_until else done / coordinator
 
 
