@@ -74,7 +74,7 @@ class MeasuredWindow:
                 self._compare()
 
     def _compare(self) -> None:
-        """Grow if the server is as fast as at the smaller size; otherwise go back, after more answers."""
+        """Grow if the server is as fast as at the smaller size; go back if more answers deny it."""
         if median(self._now) <= _SLOWER * median(self._before):
             if self.size >= _MOST:
                 self._phase = "found"
