@@ -17,12 +17,12 @@ _MOST = 4_096
 # A large server is almost idle until its window is found, so the first step is a large one and
 # needs three answers. On a small server, the requests that follow from later answers, and lead to
 # the first rows, wait for all that this step adds.
-_FIRST, _FIRST_ANSWERS = 128, 3
+_FIRST_STEP, _FIRST_ANSWERS = 128, 3
 # A busy server answers the first requests that a doubled window adds half as fast as those before,
 # an idle one as fast. In between, the throughput still rises, by a fifth.
 _SLOWER = 2 / 1.2
-# The completions of a window size from which its speed is estimated, and the least of them.
-_SHARE, _LEAST = 16, 4
+# Four answers are enough to grow. To stop, a sixteenth of the window is needed too.
+_LEAST_ANSWERS, _SHARE = 4, 16
 # The resolution of the clock, which may not show the time of a fast answer.
 _LEAST_S = 1e-6
 
@@ -31,8 +31,8 @@ _LEAST_S = 1e-6
 class MeasuredWindow:
     """The number of requests in flight; `sent` and `answered` report each request.
 
-    The speed at a window size is the median of the seconds per output token of the requests that
-    were sent at this size, so that long answers need not be awaited.
+    Window sizes are compared by the median of the seconds per output token of the requests that
+    were sent at each size, so that long answers need not be awaited.
     """
 
     size: int = _START
@@ -61,20 +61,20 @@ class MeasuredWindow:
         if self._sent < _START:
             # A request alone, such as one that checks the server, is answered faster than others.
             return
-        speed = max(seconds, _LEAST_S) / tokens
+        token_s = max(seconds, _LEAST_S) / tokens
         if level == 0:
-            if len(self._before) < _LEAST:
-                self._before.append(speed)
+            if len(self._before) < _LEAST_ANSWERS:
+                self._before.append(token_s)
             if self._level == 0 and len(self._before) == _FIRST_ANSWERS:
-                self.size = _FIRST
+                self.size = _FIRST_STEP
                 self._next_level()
         elif level == self._level:
-            self._now.append(speed)
-            if len(self._now) >= _LEAST:
+            self._now.append(token_s)
+            if len(self._now) >= _LEAST_ANSWERS:
                 self._compare()
 
     def _compare(self) -> None:
-        """Grow if the server is as fast as at the smaller size; go back if more answers deny it."""
+        """Grow if the server is as fast as at the smaller size; go back if enough are slow."""
         if median(self._now) <= _SLOWER * median(self._before):
             if self.size >= _MOST:
                 self._phase = "found"
