@@ -155,6 +155,8 @@ def test_progress_is_reported_while_rows_are_generated(tmp_path: Path) -> None:
     assert {(p.stage, p.unit, p.total) for p in seen} == {("generate", "rows", 9)}
     flight = [re.search(r"in flight (\d+) of (\d+)", " ".join(p.notes)) for p in seen]
     assert any(0 < int(f[1]) <= int(f[2]) for f in flight if f)
+    # The window is known in the first note too.
+    assert all(int(f[2]) > 0 for f in flight if f)
 
 
 ROWS = [

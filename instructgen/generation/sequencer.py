@@ -268,7 +268,6 @@ class Sequencer(Generic[W]):
                     raise RuntimeError("nothing is asked for, and the work has not stopped")
                 elif self._live:
                     self._send_new()
-                    self._report()
                     self._receive()
                 else:
                     self._go_live()
@@ -356,6 +355,7 @@ class Sequencer(Generic[W]):
         if self._first_role is not None:
             self.activity.slots = self._engines[self._first_role].engine.slots()
             self.activity.window = self._limit(self._first_role)
+        self._report()
         self._repeat_or_stop()
         results = self._results()
         error = self._take(self._wait(results))
