@@ -62,6 +62,11 @@ def test_the_use_of_the_engine_is_measured_over_time() -> None:
     crowded.end()
     assert crowded.slots_busy == pytest.approx(1.0, abs=0.03)
     assert crowded.mean_in_flight == pytest.approx(40.0, abs=1)
+    # The number of slots is unknown until the engine has started.
+    early = Activity()
+    early.change(+4, time.monotonic() - 100.0)
+    early.end()
+    assert (early.slots_busy, early.mean_in_flight) == (0, pytest.approx(4.0, abs=0.1))
     unused = Activity()
     unused.end()
     assert (unused.engine_s, unused.slots_busy, unused.mean_in_flight, unused.tokens_per_s) == (

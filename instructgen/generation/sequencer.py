@@ -91,7 +91,8 @@ class Activity:
             self.engine_started = self._changed = at
         passed = max(0.0, at - self._changed)
         self.flight_s += passed * self.in_flight
-        self.busy_s += passed * min(1.0, self.in_flight / max(1, self.slots))
+        if self.slots:
+            self.busy_s += passed * min(1.0, self.in_flight / self.slots)
         self._changed = max(self._changed, at)
         self.in_flight += by
 
