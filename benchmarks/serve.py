@@ -107,7 +107,7 @@ def ours(url: str, rows: int, folder: Path, in_flight: int | None) -> dict[str, 
         "mean_in_flight": round(result.mean_in_flight, 1),
         "cpu_ms_per_request": round(1e3 * (marks[-1][0] - marks[0][0]) / (len(marks) - 1), 3),
         "first_row_at": accepted[0][1],
-        "before_tail_at": next((m[1] for m in marks if m[2] >= rows - TAIL), None),
+        "before_tail_at": next((m[1] for m in marks if m[2] >= rows - TAIL > 0), None),
     }
 
 
@@ -133,7 +133,7 @@ def measured(url: str, python: str, words: list[str]) -> dict[str, Any]:
     result["rows_per_s"] = round(result["accepted"] / stats["wall_s"], 2)
     result["process_s"] = round(wall, 1)
     if (end := result.pop("before_tail_at", None)) is not None:
-        seconds = busy[1 : max(2, int(end - started))]
+        seconds = busy[: max(1, int(end - started))]
         result["slots_busy_before_tail"] = round(sum(seconds) / len(seconds) / slots, 4)
     first = result.pop("first_row_at", None)
     if first is not None and stats["median_latency_s"]:

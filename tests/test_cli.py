@@ -696,6 +696,8 @@ class EachSeed(Method):
         (("--target", "all"), 0, 12, "inputs_exhausted"),
         (("--target", "all", "--passes", 3), 0, 36, "inputs_exhausted"),
         (("--target", 7), 0, 7, "target"),
+        (("--set", "generate.target=7"), 0, 7, "target"),
+        (("--set", "generate.target=500"), 3, 12, "inputs_exhausted"),
         (("--target", 500), 3, 12, "inputs_exhausted"),
         (("--target", 500, "--price", "1,2", "--max-cost", 0.0001), 3, None, "max_cost"),
         (("--target", 500, "--max-tokens-total", 60), 3, None, "max_tokens_total"),
@@ -722,6 +724,9 @@ def test_the_end_of_a_run_and_its_exit_code(
     assert rows is None or result["rows"] == rows
 
 
+NO_FILTERS = "no_filters.toml"
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -732,12 +737,15 @@ def test_the_end_of_a_run_and_its_exit_code(
         (("--target", 5, "--max-cost", 3), "--price"),
         (("--target", 5, "--price", "1"), "--price"),
         (("--target", 5, "--novel-against", "missing"), "missing"),
+        (("--target", 5, "--novel-against", SEEDS, "--recipe", NO_FILTERS), "--novel-against"),
     ],
 )
 def test_an_invalid_end_is_an_error(
     tmp_path: Path, seeds_file: Path, words: tuple[Any, ...], named: str
 ) -> None:
     out = tmp_path / "o"
+    (tmp_path / NO_FILTERS).write_text("filters = []\n")
+    words = tuple(tmp_path / word if word == NO_FILTERS else word for word in words)
     done = run("generate", "--seeds", seeds_file, "--engine", "echo", "--out", out, *words)
     assert done.returncode == 2
     assert named in done.stderr

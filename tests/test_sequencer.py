@@ -320,3 +320,20 @@ def test_low_scores_end_the_run() -> None:
     assert loop.stopped is not None
     assert loop.stopped.reason == "acceptance_floor"
     assert not loop.rows
+
+
+def test_requests_of_all_roles_keep_the_slots_of_a_shared_engine_busy() -> None:
+    """Without a judge of its own, the writer's engine is also the judge."""
+    supervisor = Supervisor(engine())
+    work = RequestList([*requests(4), *requests(3, "judge")])
+    both = Sequencer(work, None, {"writer": supervisor, "judge": supervisor})
+    try:
+        both.run_to_stop()
+    finally:
+        supervisor.close()
+    assert (both.activity.asked, both.activity.output_tokens) == (7, 7 * GOOD.output_tokens)
+    # Another engine's requests do not use the writer's slots.
+    work = RequestList([*requests(4), *requests(3, "judge")])
+    with sequencer(work, {"writer": engine(), "judge": engine()}) as apart:
+        apart.run_to_stop()
+    assert (apart.activity.asked, apart.activity.output_tokens) == (7, 4 * GOOD.output_tokens)

@@ -607,23 +607,28 @@ except StorageError as error:
 """
     from tests.test_loop import tree_digest
 
-    seeds = str(ROOT / "seeds" / "general.jsonl")
+    # Few seeds, so that the journal becomes longer than their copy.
+    seeds = tmp_path / "seeds.jsonl"
+    lines = (ROOT / "seeds" / "general.jsonl").read_bytes().splitlines(keepends=True)
+    seeds.write_bytes(b"".join(lines[:20]))
     full, plain = tmp_path / "full" / "run", tmp_path / "plain" / "run"
 
     def run(out: Path, limit: int) -> subprocess.CompletedProcess[str]:
         return forks.script(code, seeds, out, limit)
 
-    size = (ROOT / "seeds" / "general.jsonl").stat().st_size
-    seen = set()
-    for limit in (size // 2, 3 * size, 3 * size + 40_000):
+    assert run(plain, 0).returncode == 0
+    copied = (plain / "seeds.jsonl").stat().st_size
+    journal = (plain / "journal.jsonl").stat().st_size
+    assert journal > copied + 10_000
+    full_at_journal = []
+    for limit in (copied // 2, copied + 1_000, copied + 9_000, journal - 1_000):
         done = run(full, limit)
         if done.returncode:
             assert done.returncode == 1, done.stderr
             assert os.strerror(errno.EFBIG) in done.stdout
-            seen.add(done.stdout.split(":")[0].rsplit("/", 1)[-1])
-    assert seen
+            full_at_journal.append("journal.jsonl" in done.stdout)
+    assert full_at_journal == [False, True, True, True]
     assert run(full, 0).returncode == 0
-    assert run(plain, 0).returncode == 0
     assert tree_digest(full) == tree_digest(plain)
 
 

@@ -69,8 +69,7 @@ def generate(options: GenerateOptions, show: int, quiet: bool, as_json: bool) ->
         for row in islice(read_rows(options.out), show):
             print_row(row["instruction"], row["input"], row["output"])
     _print_result(result, as_json)
-    complete = {"inputs_exhausted"} if options.target in (None, "all") else {"target"}
-    if result.facts.stopped not in complete:
+    if result.facts.stopped != ("inputs_exhausted" if result.target == "all" else "target"):
         sys.exit(3)
 
 

@@ -23,7 +23,7 @@ from instructgen.engines import Role
 from instructgen.engines.supervisor import Received, Supervisor
 from instructgen.environments import Environment, executed, has_tool, read_tools, tools_of
 from instructgen.errors import ConfigError, InputError, RunError, first_line
-from instructgen.filters import AskingFilter
+from instructgen.filters import AskingFilter, Filter
 from instructgen.filters.chain import Chain
 from instructgen.filters.cluster import Cluster, with_cluster
 from instructgen.filters.contamination import Contamination
@@ -41,6 +41,7 @@ from instructgen.generation.seed_pool import (
     value_of,
 )
 from instructgen.generation.sequencer import Sequencer
+from instructgen.generation.settings import Target
 from instructgen.generation.work import Stop
 from instructgen.models.folders import EMBEDDED
 from instructgen.plugins import load_plugin
@@ -110,16 +111,18 @@ class RunFacts(JsonRecord):
 class GenerateResult:
     """The result of a run.
 
-    ``facts`` cover the run from its first start. ``asked`` (the number of requests sent to the
-    engines), ``seconds``, ``tokens_per_s``, ``slots_busy`` (the mean fraction of the engine's slots
-    that had a request) and ``mean_in_flight`` (the mean number of requests that the engines had)
-    cover only this call, which may have resumed the run. ``healed`` is a message
-    if an incomplete last line was removed from the journal, otherwise None. ``unchanged`` is true
-    if the same dataset already existed. ``hint`` is advice if most completions cannot be parsed,
-    otherwise empty. ``warnings`` name the languages and values of the seeds that no row has.
+    ``target`` is that of the options or the recipe. ``facts`` cover the run from its first start.
+    ``asked`` (the number of requests sent to the engines), ``seconds``, ``tokens_per_s``,
+    ``slots_busy`` (the mean fraction of the engine's slots that had a request) and
+    ``mean_in_flight`` (the mean number of requests that the writer's engine had) cover only this
+    call, which may have resumed the run. ``healed`` is a message if an incomplete last line was
+    removed from the journal, otherwise None. ``unchanged`` is true if the same dataset already
+    existed. ``hint`` is advice if most completions cannot be parsed, otherwise empty. ``warnings``
+    name the languages and values of the seeds that no row has.
     """
 
     out: Path
+    target: Target
     rows: int
     rejected: int
     facts: RunFacts
@@ -344,6 +347,12 @@ def configure(options: GenerationOptions) -> Config:
         names = tuple(map(str, options.against))
         contamination = Contamination(against=names, function_names=True)
         config = replace(config, filters=(contamination, *config.filters))
+    compare = [f for f in config.filters if type(f).remember is not Filter.remember]
+    if options.novel_against and not compare:
+        raise ConfigError(
+            "--novel-against: no filter of the recipe compares new rows with others.",
+            "Add the filter novelty to the recipe, or omit --novel-against.",
+        )
     return config
 
 
@@ -698,6 +707,7 @@ def _write(
     )
     return GenerateResult(
         out=run.folder,
+        target=loop.config.generate.target,
         rows=len(ended.rows),
         rejected=len(ended.rejected),
         facts=facts,

@@ -161,8 +161,10 @@ class Sequencer(Generic[W]):
         self._failures: dict[Role, deque[Completion | None]] = {
             role: deque(maxlen=_FAILURES_LOOKED_AT) for role in self._engines
         }
-        # The role whose engine the activity is about: that of the writer, if there is one.
+        # The engine that the activity is about: that of the writer, if there is one. A judge may be
+        # the same engine.
         self._first_role = next(iter(self._engines), None)
+        self._first_engine = next(iter(self._engines.values()), None)
         self._began_session = False
         self._watched = 0.0
 
@@ -348,7 +350,7 @@ class Sequencer(Generic[W]):
         supervisor.submit(number, request)
         self._sent.add(number)
         self.activity.asked += 1
-        if request.role == self._first_role:
+        if supervisor is self._first_engine:
             self.activity.change(+1, time.monotonic())
 
     def _receive(self) -> None:
@@ -403,7 +405,7 @@ class Sequencer(Generic[W]):
         request = self._asked[number].request
         self._finished.append(CompletionLine(number, self._asked[number].digest, completion))
         self._sent.discard(number)
-        if request.role == self._first_role:
+        if self._engines[request.role] is self._first_engine:
             self.activity.change(-1, at)
             self.activity.output_tokens += completion.output_tokens
 
