@@ -161,8 +161,8 @@ class Sequencer(Generic[W]):
         self._failures: dict[Role, deque[Completion | None]] = {
             role: deque(maxlen=_FAILURES_LOOKED_AT) for role in self._engines
         }
-        # The engine that the activity is about: that of the writer, if there is one. A judge may be
-        # the same engine.
+        # The activity is about the engine of the first role: that of the writer, if there is one.
+        # It may be the engine of the judge too.
         self._first_role = next(iter(self._engines), None)
         self._first_engine = next(iter(self._engines.values()), None)
         self._began_session = False
