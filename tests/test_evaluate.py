@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,14 @@ import orjson
 import pytest
 
 from instructgen import ablate, evaluate, train
-from instructgen.errors import EngineError
+from instructgen.engines import QueueEngine, Request
+from instructgen.engines.transformers import TransformersEngine
+from instructgen.errors import EngineError, RunError
+from instructgen.evaluation.rewards import RewardEngine
 from instructgen.evaluation.suites import Subject
 from instructgen.evaluation.suites.winrate import WinRate
 from instructgen.schema.sample import Sample
-from instructgen.store import read_log, read_samples
+from instructgen.store import CompletionLine, Run, read_log, read_samples
 from instructgen.training.options import PromptFormat
 from tests import forks
 from tests.conftest import ROOT
@@ -137,6 +143,103 @@ def test_win_rate_judged_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows
     itself = evaluate(str(sft), against=str(sft), **options).measures[0]
     assert itself.after.value == pytest.approx(0.5)
     assert itself.details["length_controlled"] == pytest.approx(0.5)
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, engine: type[QueueEngine]) -> list[Request]:
+    """Return a list that receives the requests that engines of this kind complete."""
+    requests: list[Request] = []
+    complete = engine.complete
+
+    def counted(self: QueueEngine, some: list[Request]) -> Any:
+        requests.extend(some)
+        return complete(self, some)
+
+    monkeypatch.setattr(engine, "complete", counted)
+    return requests
+
+
+def recorded(folder: Path) -> dict[int, CompletionLine]:
+    """Return the completions that a journal contains, each once."""
+    with Run.view(folder) as run:
+        lines = [line for _, line in run.lines() if isinstance(line, CompletionLine)]
+    assert len({line.n for line in lines}) == len(lines)
+    return {line.n: line for line in lines}
+
+
+def test_a_stopped_evaluation_asks_for_no_recorded_answer_again(
+    tiny: Path, sft: Path, rm: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may be killed at any line of any of its journals."""
+    options: dict[str, Any] = {
+        "against": str(tiny), "data": rows, "suites": ["winrate"], "judge": str(rm),
+        "max_length": 128, "settings": {"winrate.max_new_tokens": 12},
+    }  # fmt: skip
+    whole = tmp_path / "whole"
+    measure = evaluate(str(sft), limit=20, out=whole, **options).measures[0]
+    journals = {"answers": 20, "answers-2": 20, "rewards": 40}
+    for number, (name, count) in enumerate(journals.items()):
+        out = tmp_path / name
+        for earlier in [*journals][: number + 1]:
+            folder = Path("journals/winrate") / earlier
+            shutil.copytree(whole / folder, out / folder)
+        journal = out / "journals" / "winrate" / name
+        lines = (journal / "journal.jsonl").read_bytes().splitlines(keepends=True)
+        at = round(0.8 * len(lines))
+        (journal / "journal.jsonl").write_bytes(b"".join(lines[:at]) + lines[at][:9])
+        before = recorded(journal)
+        assert 0 < len(before) < count
+        with monkeypatch.context() as patch:
+            answers, rewards = asked(patch, TransformersEngine), asked(patch, RewardEngine)
+            again = evaluate(str(sft), limit=20, out=out, **options)
+        missing = [count - len(before), *[*journals.values()][number + 1 :]]
+        assert len(answers) + len(rewards) == sum(missing)
+        after = recorded(journal)
+        assert {n: after[n] for n in before} == before
+        assert again.measures[0].details["judged"] == measure.details["judged"] == 20
+
+    with monkeypatch.context() as patch:
+        answers, rewards = asked(patch, TransformersEngine), asked(patch, RewardEngine)
+        assert evaluate(str(sft), limit=20, out=whole, **options).measures == (measure,)
+        assert answers == rewards == []
+        # Another model, or other options, would need other answers.
+        with pytest.raises(RunError) as caught:
+            evaluate(str(sft), limit=20, out=whole, **options, seed=1)
+        assert "options.seed" in caught.value.message
+        assert answers == rewards == []
+
+
+def test_an_evaluation_stops_at_once_in_a_folder_with_other_files(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    answers = asked(monkeypatch, TransformersEngine)
+    with pytest.raises(RunError):
+        evaluate(str(tiny), data=rows, suites=["constraints"], out=tmp_path)
+    assert answers == []
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_killed_evaluation_continues(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["evaluate", tiny, "--data", rows, "--suite", "constraints", "--limit", 64]
+    words += ["--max-length", 128, "--set", "constraints.max_new_tokens=48", "--out", out]
+    argv = [sys.executable, "-m", "instructgen", *map(str, words)]
+    journal = out / "journals" / "constraints" / "answers" / "journal.jsonl"
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    # The engine answers 16 requests at a time.
+    while not journal.exists() or b'"completion"' not in journal.read_bytes():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = journal.read_bytes()
+    whole = before[: before.rindex(b"\n") + 1]
+    assert 0 < len(recorded(journal.parent)) < 64
+    done = forks.command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert journal.read_bytes().startswith(whole)
+    assert len(recorded(journal.parent)) == 64
 
 
 def test_suite_skips_prompts_that_are_too_long_and_reports_a_failed_one(

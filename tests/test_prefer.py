@@ -12,7 +12,10 @@ import pytest
 
 from instructgen import explain, prefer
 from instructgen.commands.prefer import _engine
+from instructgen.engines import Request
 from instructgen.errors import ConfigError, EngineError, RunError
+from instructgen.evaluation.rewards import RewardEngine
+from instructgen.generation.scoring import read_score
 from instructgen.schema.sample import Label, Sample
 from instructgen.store import CompletionLine, IssueLine, Run, manifest_in, read_samples
 from instructgen.verifiers.constraints import LABEL, Constraint
@@ -275,6 +278,59 @@ def test_an_interrupted_journal_is_continued_with_the_requests_that_it_lacks(
         others = len(journal(whole.out / "judgments")[1]) if name == "answers" else 0
         assert len(server.bodies) == missing + others
         assert [list(read_samples(out, table)) for table in ("data", "rejected")] == expected
+
+
+def reward_model(tiny: Path, folder: Path, seed: int) -> Path:
+    """Save a reward model with random weights."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(tiny, num_labels=1)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+def test_scores_of_reward_models_are_recorded_and_not_computed_again(
+    data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score near another one could decide differently on another machine."""
+    requests: list[Request] = []
+    complete = RewardEngine.complete
+
+    def counted(self: RewardEngine, some: list[Request]) -> Any:
+        requests.extend(some)
+        return complete(self, some)
+
+    monkeypatch.setattr(RewardEngine, "complete", counted)
+    use(monkeypatch, Writer())
+    models = [str(reward_model(tiny, tmp_path / f"rm-{seed}", seed)) for seed in (1, 2)]
+    with pytest.raises(ConfigError):
+        prefer(data, tmp_path / "twice", score=[models[0], models[0]], **OPTIONS)
+    out = tmp_path / "out"
+    result = prefer(data, out, score=models, **OPTIONS)
+    one, two = (journal(out / name)[1] for name in ("rewards", "rewards-2"))
+    assert len(one) == len(two) == 64
+    assert len(requests) == 128
+    values = [[read_score(m[n].completion, "").value for n in range(64)] for m in (one, two)]
+    assert len(set(values[0])) > 30
+    for row in read_samples(result.out):
+        at = row.origin.request
+        assert row.score("reward").value == pytest.approx(values[0][at] + values[1][at])
+    part = next(out.glob("data/*.parquet"))
+    before = part.read_bytes()
+    file = out / "rewards-2" / "journal.jsonl"
+    for share, missing in ((1.0, 0), (0.75, 32)):
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(lines[: round(share * len(lines))]))
+        (out / "manifest.json").unlink()
+        requests.clear()
+        prefer(data, out, score=models, **OPTIONS)
+        assert len(requests) == missing
+        assert len(journal(out / "rewards-2")[1]) == 64
+        if not missing:
+            assert part.read_bytes() == before
 
 
 def test_a_higher_limit_asks_only_for_the_new_answers(

@@ -1,6 +1,7 @@
 """The command `evaluate`: evaluates a model and, optionally, a second one on the same rows.
 
-Each measure is reported with a confidence interval.
+Each measure is reported with a confidence interval. With an output folder, what the models and
+judges answer is recorded in it, so that an evaluation that is stopped continues.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import ValidationError
 
-from instructgen.commands.derive import name_of
+from instructgen.commands.derive import inputs_of, name_of
 from instructgen.commands.interface import command
 from instructgen.commands.options import EvaluateOptions
+from instructgen.commands.recorded import recorded_answers, recorded_id
 from instructgen.config import describe
+from instructgen.engines import Completion, Engine, Request
 from instructgen.errors import ConfigError, InputError
+from instructgen.generation.options import lasting
+from instructgen.generation.sequencer import answer_all
 from instructgen.models.folders import model_digest
 from instructgen.plugins import classes, find, provenance, suggest
 from instructgen.reports.cards import estimated, table
@@ -26,6 +31,7 @@ from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Sample
 from instructgen.store import (
     InputRef,
+    Provenance,
     digest_of,
     is_trained,
     read_training,
@@ -35,9 +41,11 @@ from instructgen.store import (
 from instructgen.versions import OF_MODELS, versions
 
 if TYPE_CHECKING:
-    from instructgen.evaluation.suites import Finding, Subject, Suite
+    from instructgen.evaluation.suites import Ask, Finding, Subject, Suite
 
 _PLUGGED = ("sources", "suites", "verifiers", "engines")
+_FILES = ("evaluation.json", "rows.jsonl", "evaluation.md", "evaluation.png")
+_RECORDED = "journals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +67,16 @@ class Evaluation:
 def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation:
     """Evaluate a model on held-out rows, and optionally a second model on the same rows.
 
+    With ``out``, the answers of the models, the judge's replies and the scores of a reward model
+    are recorded in its folder ``journals``. The same call continues, and asks for no recorded
+    answer again.
+
     Raises:
         InputError: the data contains no rows that a suite can use.
         ConfigError: an option or a model is invalid, or a required package is missing.
         EngineError: an engine cannot start.
+        RunError: the output folder contains other files, or answers that were made differently.
+        StorageError: the files cannot be written.
     """
     from instructgen.evaluation.suites import Subject
     from instructgen.training.options import PromptFormat
@@ -80,7 +94,16 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
         settings["winrate.judge"] = options.judge
     suites = _suites(names, settings)
     prompt_format = PromptFormat(options.max_length, options.format, options.pad_token)
-    subject = Subject(options.model, options.against, prompt_format, options.limit, options.seed)
+    if options.out is not None:
+        write_files(options.out, {}, *_FILES, _RECORDED)
+    subject = Subject(
+        options.model,
+        options.against,
+        prompt_format,
+        options.limit,
+        options.seed,
+        _asking(options, watch),
+    )
     findings = _findings(suites, subject, rows, watch)
     measures = tuple(finding.measure(name) for name, finding in findings)
     notes += _unmeasured(findings, rows)
@@ -89,6 +112,45 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
     if options.out is None:
         return evaluation
     return _written(options.out, evaluation, findings, options.data, subject)
+
+
+def _asking(options: EvaluateOptions, watch: Watch | None) -> Ask:
+    """Return the function that asks an engine for a suite, and records the completions."""
+    models = [options.model, *([] if options.against is None else [options.against])]
+    determining = {"limit", "max_length", "seed", "format", "pad_token"}
+    determined = options.model_dump(mode="json", include=determining)
+
+    def ask(
+        record: str, engine: Engine, requests: Sequence[Request], rows: Sequence[Sample]
+    ) -> list[Completion]:
+        if options.out is None:
+
+            def report(done: int) -> None:
+                if watch is not None:
+                    watch(Progress(record, done, len(requests), "completions"))
+
+            return answer_all(engine, requests, watch=report)
+        # A judge's verdicts depend on the models whose answers it compares.
+        asked = {engine.model, *(models if any(r.role != "writer" for r in requests) else ())}
+        made_from = Provenance(
+            "evaluate",
+            inputs_of(options.data),
+            {**determined, "engine": lasting(engine)},
+            models={name: model_digest(name) for name in sorted(asked)},
+            plugins=provenance(engines=[type(engine)]),
+        )
+        return recorded_answers(
+            options.out / _RECORDED / record,
+            engine,
+            requests,
+            rows,
+            made_from,
+            run=recorded_id(made_from, rows),
+            may_change=("options.limit",),
+            watch=watch,
+        )
+
+    return ask
 
 
 def _findings(
@@ -221,13 +283,14 @@ def _written(
         # A suite may use engines, verifiers and formats, each of which may be a plug-in.
         plugins=provenance(**{group: classes(group).values() for group in _PLUGGED}),
     )
-    files = {
-        "evaluation.json": record.to_json() + b"\n",
-        "rows.jsonl": b"\n".join(_row_lines(findings, names)) + b"\n",
-        "evaluation.md": "\n".join(_table(evaluation, names)).encode(),
-        "evaluation.png": measures_plot(evaluation.measures, names),
-    }
-    write_files(folder, files)
+    contents = (
+        record.to_json() + b"\n",
+        b"\n".join(_row_lines(findings, names)) + b"\n",
+        "\n".join(_table(evaluation, names)).encode(),
+        measures_plot(evaluation.measures, names),
+    )
+    files = dict(zip(_FILES, contents, strict=True))
+    write_files(folder, files, _RECORDED)
     return replace(evaluation, files=tuple(str(folder / name) for name in files))
 
 

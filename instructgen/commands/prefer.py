@@ -1,7 +1,8 @@
 """The command prefer: several answers to each prompt, compared: pairs, or the best of them.
 
-What a model writes is paid for once: completions go to a journal in ``answers/`` (and
-a judge's replies to one in ``judgments/``), and everything after that is computed.
+What a model writes is paid for once: completions go to a journal in ``answers/``, a judge's
+replies to one in ``judgments/``, and the scores of a reward model to one in ``rewards/``. The rest
+is computed.
 """
 
 from __future__ import annotations
@@ -155,6 +156,8 @@ def _check_scores(score: Sequence[str], *, unsafe: bool) -> None:
             "--score takes rewards, or one judge.",
             "Pass --score=models/rm, --score=verifiers:ifeval, or --score=judge:MODEL.",
         )
+    if len(set(score)) < len(score):
+        raise ConfigError("--score: the same score is named twice.", "Name each score once.")
     for said in score:
         kind, colon, _ = said.partition(":")
         if colon and f"{kind}:" not in (_JUDGE, "verifiers:") and not Path(said).exists():
@@ -262,10 +265,7 @@ class _Maker:
                 answers[at // options.samples].append(answer)
         decisions: dict[str, int] = {}
         if judge is None:
-            others = [s for s in self.score if not s.startswith("verifiers:")]
-            scored = self._rewarded(
-                tasks, answers, [*rewards, *(rewards_of(others) if others else [])]
-            )
+            scored = self._rewarded(tasks, answers, rewards, run)
         else:
             scored, decisions = self._judged(tasks, answers, judge, run)
         self._write_rows(output, shape, tasks, scored, unjudged, run)
@@ -305,13 +305,24 @@ class _Maker:
         )
 
     def _rewarded(
-        self, tasks: Sequence[Sample], answers: list[list[_Answer]], rewards: Sequence[Any]
+        self,
+        tasks: Sequence[Sample],
+        answers: list[list[_Answer]],
+        verifiers: Sequence[Any],
+        run: str,
     ) -> list[list[_Answer]]:
         """Each answer with the sum of the rewards that know it, or none where none does."""
-        flat = [
-            (task, answer) for task, some in zip(tasks, answers, strict=True) for answer in some
-        ]
-        columns = [r.score([t for t, _ in flat], [a.text for _, a in flat]) for r in rewards]
+        from instructgen.evaluation.rewards import RewardEngine, reward_requests, reward_values
+
+        flat = [(task, a.text) for task, some in zip(tasks, answers, strict=True) for a in some]
+        scored, texts = [task for task, _ in flat], [text for _, text in flat]
+        columns = [verifier.score(scored, texts) for verifier in verifiers]
+        models = [s for s in self.score if not s.startswith("verifiers:")]
+        for number, model in enumerate(models):
+            name = f"rewards-{number + 1}" if number else "rewards"
+            requests = reward_requests(scored, texts)
+            replies = self._answered(name, RewardEngine(model=model), requests, tasks, run)
+            columns.append(reward_values(replies))
         totals = iter([_total(values) for values in zip(*columns, strict=True)])
         return [[replace(a, score=next(totals)) for a in some] for some in answers]
 

@@ -52,13 +52,17 @@ class ScoringEngine(QueueEngine):
             rows: dict[int, Any] = {i: r.row for i, r in enumerate(requests) if r.stage == stage}
             scores = self._filters[stage].scores(list(rows.values()))
             for i, score in zip(rows, scores, strict=True):
-                text = orjson.dumps({"value": score.value, "error": score.error}).decode()
-                completions[i] = Completion(text, "stop")
+                completions[i] = score_completion(score)
         return [completions[i] for i in range(len(requests))]
 
 
+def score_completion(score: Score) -> Completion:
+    """Return a completion that contains a score, for `read_score`."""
+    return Completion(orjson.dumps({"value": score.value, "error": score.error}).decode(), "stop")
+
+
 def read_score(completion: Completion, name: str) -> Score:
-    """Return the score with this name that a completion of a `ScoringEngine` contains."""
+    """Return the score with this name that a completion of `score_completion` contains."""
     if completion.finish_reason == "error":
         return Score(name, None, completion.error or "the score could not be computed")
     value = orjson.loads(completion.text)

@@ -91,14 +91,22 @@ class RewardModel:
         """Return the model's score for each answer.
 
         An answer that cannot be encoded, because it is empty or contains special tokens, gets
-        the lowest score in the batch minus 1, so that all other answers score higher.
+        the lowest score of all answers minus 1, so that all other answers score higher.
         """
+        return unscored_last(self.scores(tasks, answers))
+
+    def scores(self, tasks: Sequence[Sample], answers: Sequence[str]) -> list[float | None]:
+        """Return the model's score for each answer, or None if it cannot be encoded."""
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         rows = [self.encoder.encode(t, a) for t, a in zip(tasks, answers, strict=True)]
         ids = [None if isinstance(r, Unusable) else r.ids[:most] for r in rows]
-        scores = score_ids(self.model, ids, self.tokenizer.pad_token_id)
-        worst = min((v for v in scores if v is not None), default=0.0)
-        return [worst - 1.0 if v is None else v for v in scores]
+        return score_ids(self.model, ids, self.tokenizer.pad_token_id)
+
+
+def unscored_last(scores: Sequence[float | None]) -> list[float]:
+    """Return the scores, with the lowest score minus 1 in place of None."""
+    worst = min((v for v in scores if v is not None), default=0.0)
+    return [worst - 1.0 if v is None else v for v in scores]
 
 
 def score_ids(model: Any, rows: Sequence[list[int] | None], pad: int) -> list[float | None]:

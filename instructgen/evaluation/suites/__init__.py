@@ -8,24 +8,53 @@ group ``instructgen.suites``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from instructgen.engines import Completion, Engine, Request
 from instructgen.errors import EngineError
 from instructgen.evaluation.measures import MeasuredRows, compared
+from instructgen.generation.sequencer import answer_all
 from instructgen.schema.measures import Measure
 from instructgen.schema.sample import Sample, Shape
 from instructgen.training.options import PromptFormat
+
+
+class Ask(Protocol):
+    """Protocol for functions through which suites ask an engine."""
+
+    def __call__(
+        self, record: str, engine: Engine, requests: Sequence[Request], rows: Sequence[Sample]
+    ) -> list[Completion]:
+        """Return the completion of each request, in order.
+
+        Args:
+            record: where the completions are recorded: a path such as ``winrate/answers``.
+            engine: the engine, which is closed at the end.
+            requests: requests that do not depend on each other.
+            rows: the rows that the requests are about.
+
+        Raises:
+            EngineError: the engine cannot continue.
+        """
+
+
+def _ask(
+    record: str, engine: Engine, requests: Sequence[Request], rows: Sequence[Sample]
+) -> list[Completion]:
+    return answer_all(engine, requests)
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """The model to measure, and optionally a second model to compare it with.
 
-    ``limit`` is the maximum number of rows per dataset, or of documents per lm-eval task.
+    ``limit`` is the maximum number of rows per dataset, or of documents per lm-eval task. Suites
+    send all requests to engines with ``ask``; the default records nothing.
     """
 
     model: str
@@ -33,6 +62,7 @@ class Subject:
     prompt_format: PromptFormat
     limit: int | None = None
     seed: int = 0
+    ask: Ask = _ask
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -107,13 +137,20 @@ class AnsweringSuite(Suite):
         return max(256, subject.prompt_format.max_length)
 
     def answers(
-        self, subject: Subject, tasks: list[Sample], *, samples: int = 1, temperature: float = 0.0
+        self,
+        subject: Subject,
+        tasks: list[Sample],
+        *,
+        record: str = "answers",
+        samples: int = 1,
+        temperature: float = 0.0,
     ) -> dict[str, list[str]]:
         """Return each model's answers to tasks that `fitting_tasks` returned.
 
         Args:
             subject: the models.
             tasks: the tasks.
+            record: name under which the answers are recorded.
             samples: the number of answers to each task, which follow each other in the list.
             temperature: the sampling temperature; 0 for greedy decoding.
 
@@ -121,11 +158,10 @@ class AnsweringSuite(Suite):
             EngineError: a prompt was not answered.
         """
         from instructgen.evaluation.answers import requests_for
-        from instructgen.generation.sequencer import answer_all
         from instructgen.plugins import find
 
         answers_by_model = {}
-        for name in subject.models:
+        for number, name in enumerate(dict.fromkeys(subject.models), start=1):
             encoder = _encoder(name, subject.prompt_format)
             prompts = [tuple(encoder.ids(str(encoder.prompt(task)))) for task in tasks]
             engine = find("engines", self.engine)(model=name, max_model_len=self._room(subject))
@@ -136,7 +172,8 @@ class AnsweringSuite(Suite):
                 max_tokens=self.max_new_tokens,
                 seed=subject.seed,
             )
-            answers = answer_all(engine, requests)
+            place = f"{self.name}/{record}" + (f"-{number}" if number > 1 else "")
+            answers = subject.ask(place, engine, requests, tasks)
             if failed := next((c for c in answers if c.finish_reason == "error"), None):
                 raise EngineError(
                     f"The model {name} did not answer a prompt: {failed.error}",

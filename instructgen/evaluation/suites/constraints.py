@@ -41,7 +41,8 @@ class Constraints(AnsweringSuite):
                     "No row can be used: each has an unsuitable constraint or is too long.",
                     hint=f"Use rows without the label {LABEL!r}, or increase --max-length.",
                 )
-            answers = self.answers(subject, tasks)
+            record = "answers_held_out" if held_out else "answers"
+            answers = self.answers(subject, tasks, record=record)
             scored = {
                 name: [verifier.check(t, a) for t, a in zip(tasks, answers[name], strict=True)]
                 for name in subject.models

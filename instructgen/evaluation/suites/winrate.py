@@ -10,12 +10,11 @@ from pydantic import Field
 from instructgen.errors import ConfigError
 from instructgen.evaluation.judge import Contest, judge_requests, verdicts
 from instructgen.evaluation.measures import MeasuredRows
+from instructgen.evaluation.rewards import RewardEngine, reward_requests, reward_values
 from instructgen.evaluation.suites import AnsweringSuite, Finding, Subject
-from instructgen.generation.sequencer import answer_all
 from instructgen.models.loading import is_reward_model
 from instructgen.plugins import find
 from instructgen.schema.sample import Sample
-from instructgen.training.rewards import RewardModel
 
 
 class WinRate(AnsweringSuite):
@@ -69,14 +68,17 @@ class WinRate(AnsweringSuite):
     ) -> tuple[list[float | None], dict[str, Any]]:
         if is_reward_model(self.judge):
             # A reward model scores one answer at a time, so the order has no effect.
-            model = RewardModel(self.judge)
-            pairs = zip(model.score(rows, first), model.score(rows, second), strict=True)
+            requests = reward_requests([*rows, *rows], [*first, *second])
+            engine = RewardEngine(model=self.judge)
+            values = reward_values(subject.ask("winrate/rewards", engine, requests, rows))
+            pairs = zip(values[: len(rows)], values[len(rows) :], strict=True)
             return [float(a > b) + 0.5 * (a == b) for a, b in pairs], {}
         engine = find("engines", self.engine)(
             model=self.judge, max_model_len=4 * subject.prompt_format.max_length
         )
         contests = [Contest(*c) for c in zip(rows, first, second, strict=True)]
-        return verdicts(answer_all(engine, judge_requests(contests)))
+        requests = judge_requests(contests)
+        return verdicts(subject.ask("winrate/judgments", engine, requests, rows))
 
 
 def length_controlled(won: list[float], lengths: list[tuple[int, int]]) -> float:
