@@ -52,7 +52,7 @@ def filled(vectors: Any, exact: int) -> tuple[float, float, Pairs]:
     )
     seconds, batches = 0.0, []
     for at in range(0, len(vectors), 1024):
-        spent, pairs = timed(lambda at=at: rows.above(vectors[at : at + 1024], min(THRESHOLDS)))
+        spent, pairs = timed(lambda at=at: rows.near(vectors[at : at + 1024], min(THRESHOLDS)))
         seconds += spent
         batches.append(pairs._replace(text=pairs.text + at))
     return adding, seconds, Pairs(*(np.concatenate(a) for a in zip(*batches, strict=True)))
@@ -89,7 +89,7 @@ def first_pass(static: Any, vectors: Any) -> list[dict[str, Any]]:
         right = keys(exact, threshold)
         rows = _Rows(static.shape[1], len(static))
         rows.add(static)
-        guessed = keys(rows.above(static, threshold - _FIRST_PASS_BELOW), -1)
+        guessed = keys(rows.near(static, threshold - _FIRST_PASS_BELOW), -1)
         result.append(
             {
                 "threshold": threshold,

@@ -10,6 +10,9 @@ import orjson
 import pytest
 
 from instructgen.errors import ConfigError
+from instructgen.filters.frame_quota import FrameQuota
+from instructgen.filters.topic import Topic
+from instructgen.schema.sample import Sample
 from instructgen.similarity import EmbeddingIndex
 from instructgen.similarity.embedding import _Rows
 from instructgen.similarity.encoders import MINILM, encoder
@@ -56,6 +59,52 @@ def test_pairs_equal_those_of_sentence_transformers(exact) -> None:
     assert all(abs(exact[k] - expected[k]) < 1e-4 for k in expected)
 
 
+def _at_a_boundary() -> tuple[float, str, str]:
+    """Return a threshold, and two texts whose cosine is as close as possible to its boundary."""
+    model = encoder(MINILM)
+    vectors = model.encode(ENGLISH)
+    cosine = np.triu(vectors @ vectors.T, 1)
+    cosine[cosine < 0.3] = 0
+    distance = np.abs(cosine * 1e4 - np.floor(cosine * 1e4) - 0.5)
+    a, b = np.unravel_index(np.argmin(np.where(cosine > 0, distance, 1)), cosine.shape)
+    assert distance[a, b] < 0.01
+    (exact,) = model.exact_cosines([(ENGLISH[a], ENGLISH[b])])
+    assert abs(exact - cosine[a, b]) < 2e-6
+    return float(np.floor(exact * 1e4) / 1e4), ENGLISH[a], ENGLISH[b]
+
+
+def test_a_rounding_error_of_the_processor_decides_nothing(monkeypatch) -> None:
+    """Without 64-bit numbers, one of the two errors moves the cosine across the boundary."""
+    threshold, first, second = _at_a_boundary()
+    model = encoder(MINILM)
+    original = type(model).encode
+    expected = round(float(model.exact_cosines([(first, second)])[0]), 4) > threshold
+    plain = set()
+    for error in (-4e-6, 4e-6):
+
+        def changed(self, texts, error=error):
+            vectors = original(self, texts)
+            # Moves the cosine of any two texts by twice the error.
+            return vectors * np.float32(1 + error)
+
+        monkeypatch.setattr(type(model), "encode", changed)
+        a, b = model.encode([first, second])
+        plain.add(bool(np.round(float(a @ b), 4) > threshold))
+        for first_pass in (False, True):
+            index = EmbeddingIndex(threshold, first_pass=first_pass)
+            index.add(["Name a color.", first])
+            match = index.nearest([second])[0]
+            assert (match is not None) == expected
+        topic = Topic(topics=(first,), threshold=threshold)
+        assert (topic.reason(Sample(second)) is not None) == expected
+        quota = FrameQuota(threshold=0.01, quota=1, cosine=threshold)
+        quota.remember(Sample(first))
+        rejection = quota.reason(Sample(second))
+        assert rejection is not None
+        assert (rejection.reason == "duplicate") == expected
+    assert plain == {True, False}
+
+
 def test_the_graph_finds_the_same_pairs(exact) -> None:
     index = EmbeddingIndex(0.5, exact_rows=40)
     for at in range(0, len(ENGLISH), 30):
@@ -76,7 +125,7 @@ def test_the_graph_finds_nearly_all_pairs_of_a_large_cluster() -> None:
         rows.add(vectors)
     found, expected = (
         set(zip(p.text.tolist(), p.row.tolist(), strict=True))
-        for p in (graph.above(vectors, 0.9), exact.above(vectors, 0.9))
+        for p in (graph.near(vectors, 0.9), exact.near(vectors, 0.9))
     )
     assert len(expected) == 300 * 300 + 350
     assert len(found & expected) >= 0.999 * len(expected)
@@ -87,9 +136,9 @@ def test_a_graph_of_few_rows_returns_no_row_twice() -> None:
     vectors = np.eye(5, 32, dtype=np.float32)
     rows = _Rows(32, 0)
     rows.add(vectors)
-    found = rows.above(vectors, 0.9)
+    found = rows.near(vectors, 0.9)
     assert (found.text.tolist(), found.row.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
-    assert rows.above(vectors[2:3], 0.9).row.tolist() == [2]
+    assert rows.near(vectors[2:3], 0.9).row.tolist() == [2]
 
 
 def test_the_first_pass_misses_few_pairs_and_adds_none(exact) -> None:

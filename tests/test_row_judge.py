@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from instructgen.engines import Completion
 from instructgen.errors import ConfigError, EngineError, RunError
 from instructgen.filters.judge import Judge
 from instructgen.filters.novelty import Novelty
+from instructgen.filters.perplexity import Perplexity
 from instructgen.generation.methods.magpie import Magpie
 from instructgen.schema.messages import Message
-from instructgen.schema.sample import Sample
+from instructgen.schema.sample import Sample, Score
 from instructgen.store import CompletionLine, Run, read_rows, read_samples
 from tests.conftest import ROOT
 from tests.scripted import play
@@ -231,6 +233,64 @@ def test_a_killed_curation_pays_for_no_row_twice(tmp_path: Path) -> None:
         assert [s.id for s in read_samples(again.out, table)] == [
             s.id for s in read_samples(whole.out, table)
         ]
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_scores_before_the_judge_are_recorded_and_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: bool
+) -> None:
+    """Another machine could reject other rows, about which the judge was not asked."""
+    scored: list[Sample] = []
+    accepted = 1
+
+    def scores(self: Perplexity, samples: Any) -> list[Score]:
+        scored.extend(samples)
+        numbers = [int(s.instruction.split("number ")[1].rstrip(".")) for s in samples]
+        return [Score(self.score_name, 2.0 + (n // 2 % 2 == accepted)) for n in numbers]
+
+    monkeypatch.setattr(Perplexity, "scores", scores)
+    # The last row repeats one that the judge sees. It is scored too, because filters that compare
+    # rows follow those that do not.
+    again = replace(rows()[2], instruction="Describe the stone and the boat of number 102.")
+    data, server = dataset(tmp_path / "data", [*rows(), again]), Critic()
+    first = [{"name": "novelty", "threshold": 0.8}] if compared else []
+    recipe = {"filters": [*first, {"name": "perplexity", "min": 2.5}, *RECIPE["filters"]]}
+    whole = curated(data, tmp_path / "whole", server, recipe=recipe)
+    assert len(scored) == 21
+    asked = judgments(whole.out)
+    assert asked == 11 - compared
+    assert ("novelty" in {r.filter for r in whole.rejections}) == compared
+
+    for number, kept in enumerate((("scores", 21), ("scores", 12), ("judgments", asked - 2))):
+        out = tmp_path / f"out-{number}"
+        shutil.copytree(whole.out / "scores", out / "scores")
+        if kept[0] == "judgments":
+            shutil.copytree(whole.out / "judgments", out / "judgments")
+        shutil.copy(whole.out / "provenance.json", out)
+        cut(out / kept[0], kept[1])
+        second = Critic()
+        scored.clear()
+        # The scores of another machine.
+        accepted = 1 if kept == ("scores", 12) else 0
+        result = curated(data, out, second, recipe=recipe)
+        assert len(scored) == (21 - kept[1] if kept[0] == "scores" else 0)
+        # One more request tests whether the server enforces schemas.
+        assert len(second.bodies) == (2 if kept[0] == "judgments" else asked + 1)
+        assert (result.rows, result.rejected) == (whole.rows, whole.rejected)
+        for table in ("data", "rejected"):
+            assert list(read_samples(result.out, table)) == list(read_samples(whole.out, table))
+
+
+def cut(folder: Path, completions: int) -> None:
+    """Remove the end of a journal, so that this many completions are left."""
+    file = folder / "journal.jsonl"
+    kept, left = [], completions
+    for line in file.read_bytes().splitlines(keepends=True):
+        left -= b'"kind":"completion"' in line
+        if left < 0:
+            break
+        kept.append(line)
+    file.write_bytes(b"".join(kept))
 
 
 def test_other_bounds_reuse_the_scores_of_an_earlier_curation(tmp_path: Path) -> None:

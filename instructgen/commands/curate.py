@@ -34,10 +34,11 @@ from instructgen.engines.supervisor import Supervisor
 from instructgen.errors import ConfigError, InputError
 from instructgen.filters import AskingFilter, Filter, ScoringFilter
 from instructgen.filters.contamination import Contamination
-from instructgen.filters.curation import Curation, Known, Report
+from instructgen.filters.curation import Curation, Known, Report, filters_before
 from instructgen.filters.recipe import load_filters, recorded_filters
 from instructgen.filters.score import ScoreFilter
 from instructgen.generation.options import judged_by, lasting, load_judge
+from instructgen.generation.scoring import ScoringEngine, read_score, score_request
 from instructgen.models.folders import model_digest
 from instructgen.plugins import provenance
 from instructgen.reports.cards import table
@@ -83,7 +84,8 @@ def curate(options: CurateOptions, watch: Watch | None = None) -> Derived[Curate
     The filter ``contamination`` rejects rows that contain a benchmark prompt from the files in
     ``against``. If the recipe does not contain this filter, it is added before the others. A
     filter that asks a judge does so for the rows that the filters before it accept; the replies
-    are recorded in the folder, so that each is paid for once.
+    are recorded in the folder, so that each is paid for once, and so are the scores that decide
+    which rows it is asked about.
 
     Raises:
         InputError: an input is invalid.
@@ -189,51 +191,103 @@ def _judged(
 ) -> dict[str, Known]:
     """Return what is known of the rows, with the scores of all filters that ask the judge.
 
+    The scores of the filters before the last one of these are recorded too: computed again on
+    another machine, one might decide differently, and the judge would be asked about other rows.
+
     Args:
         load: returns the filters of the recipe, without any rows that they remember.
     """
-    places = [i for i, f in enumerate(load()) if isinstance(f, AskingFilter)]
+    filters = load()
+    asking = [i for i, f in enumerate(filters) if isinstance(f, AskingFilter)]
+    places = [i for i, f in enumerate(filters[: asking[-1] + 1]) if _computes(f)]
     supervisor = Supervisor(judge)
     try:
         for place in places:
             filters = load()
             f = filters[place]
-            assert isinstance(f, AskingFilter)
-            before = Curation(filters[:place], known, folder)
-            rows: dict[str, Sample] = {}
-            for block in before.blocks(reader.samples()):
-                # Computed again, a score might decide otherwise.
-                samples = [r.sample for r in block.kept] + [r.sample for r in block.rejected]
-                for sample in samples:
-                    _learn(known, sample.id, sample.scores)
-                for row in block.kept:
-                    earlier = known.get(row.sample.id, Known(()))
-                    if all(s.name != f.score_name for s in (*row.sample.scores, *earlier.scores)):
-                        rows.setdefault(row.sample.id, row.sample)
-            if not rows:
-                continue
-            asked = list(rows.values())
-            journal = folder / ("judgments" if place == places[0] else f"judgments-{place}")
-            structured = recorded_form(journal).get("structured")
-            if structured is None:
-                structured = supervisor.judge_enforces_schemas()
-            replies = recorded_answers(
-                journal,
-                supervisor,
-                [f.request(sample, structured=bool(structured)) for sample in asked],
-                asked,
-                made_from,
-                run=recorded_id(made_from, asked),
-                form={"structured": structured},
-                watch=watch,
+            assert isinstance(f, ScoringFilter)
+            asked = _without_score(
+                f, Curation(filters_before(filters, place), known, folder), reader
             )
-            for sample, reply in zip(asked, replies, strict=True):
-                scored = f.read(sample, reply)
-                labels = [x for x in scored.labels if x.name in f.label_names()]
-                _learn(known, sample.id, scored.scores, labels)
+            if not asked:
+                continue
+            of_judge = isinstance(f, AskingFilter)
+            first = place == (asking if of_judge else places)[0]
+            name = ("judgments" if of_judge else "scores") + ("" if first else f"-{place}")
+            if isinstance(f, AskingFilter):
+                scored = _asked(f, asked, supervisor, made_from, folder / name, watch)
+            else:
+                scored = _computed(f, asked, made_from, folder / name, watch)
+            tags = f.label_names() if isinstance(f, AskingFilter) else ()
+            for row in scored:
+                _learn(known, row.id, row.scores, [x for x in row.labels if x.name in tags])
     finally:
         supervisor.close()
     return known
+
+
+def _computes(f: Filter) -> bool:
+    return isinstance(f, ScoringFilter) and not isinstance(f, ScoreFilter)
+
+
+def _without_score(f: ScoringFilter, curation: Curation, reader: DatasetReader) -> list[Sample]:
+    """Return the rows that reach a filter and whose score is not known, each id once."""
+    return list(
+        {
+            row.sample.id: row.sample
+            for block in curation.blocks(reader.samples())
+            for row in block.kept
+            if not curation.knows(row.sample, f.score_name)
+        }.values()
+    )
+
+
+def _asked(
+    f: AskingFilter,
+    rows: Sequence[Sample],
+    supervisor: Supervisor,
+    made_from: Provenance,
+    journal: Path,
+    watch: Watch | None,
+) -> list[Sample]:
+    """Return the rows with the scores that the judge gives them."""
+    structured = recorded_form(journal).get("structured")
+    if structured is None:
+        structured = supervisor.judge_enforces_schemas()
+    replies = recorded_answers(
+        journal,
+        supervisor,
+        [f.request(row, structured=bool(structured)) for row in rows],
+        rows,
+        made_from,
+        run=recorded_id(made_from, rows),
+        form={"structured": structured},
+        watch=watch,
+    )
+    return [f.read(row, reply) for row, reply in zip(rows, replies, strict=True)]
+
+
+def _computed(
+    f: ScoringFilter,
+    rows: Sequence[Sample],
+    made_from: Provenance,
+    journal: Path,
+    watch: Watch | None,
+) -> list[Sample]:
+    """Return the rows with the scores that the model of a filter gives them."""
+    engine = ScoringEngine.of([f])
+    assert engine is not None
+    replies = recorded_answers(
+        journal,
+        engine,
+        [score_request(f, row) for row in rows],
+        rows,
+        made_from,
+        run=recorded_id(made_from, rows),
+        watch=watch,
+    )
+    pairs = zip(rows, replies, strict=True)
+    return [row.with_score(read_score(reply, f.score_name)) for row, reply in pairs]
 
 
 def _with_benchmarks(filters: Sequence[Filter], files: Sequence[Path]) -> list[Filter]:

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr
 from instructgen.filters import ComparingFilter, EarlierMatch
 from instructgen.schema.sample import Rejection, Sample
 from instructgen.similarity import RougeLIndex, Tokenizer
+from instructgen.similarity.embedding import settled
 from instructgen.similarity.encoders import MINILM, check_model, encoder
 
 
@@ -69,8 +70,14 @@ class FrameQuota(ComparingFilter):
         The reason is ``duplicate``, or ``same_frame`` for the same sentence pattern with other
         words. The score is the ROUGE-L similarity to the earlier instruction that is repeated.
         """
-        vectors = self._vectors([sample.instruction, *(seen.texts[0] for _, seen in matches)])
-        cosines = np.round(vectors[1:] @ vectors[0], 4).tolist()
+        earlier = [seen.texts[0] for _, seen in matches]
+        vectors = self._vectors([sample.instruction, *earlier])
+        cosines = settled(
+            vectors[1:] @ vectors[0],
+            self.cosine,
+            self.model,
+            lambda place: (sample.instruction, earlier[place]),
+        ).tolist()
         cosine, score, nearest = max(
             ((c, s, seen) for c, (s, seen) in zip(cosines, matches, strict=True)),
             key=lambda match: match[:2],

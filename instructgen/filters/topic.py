@@ -67,6 +67,6 @@ class Topic(Filter):
     def _index(self) -> EmbeddingIndex:
         check_model(self.model)
         # Kept rows store their similarity, so it is needed below the threshold, too.
-        index = EmbeddingIndex(_ANY_SIMILARITY, self.model)
+        index = EmbeddingIndex(_ANY_SIMILARITY, self.model, decided_at=self.threshold)
         index.add(self.topics)
         return index

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
 
-from instructgen.engines import Completion, Request, Role, Sampling
+from instructgen.engines import Completion, Request, Role
 from instructgen.filters import AskingFilter, ScoringFilter
 from instructgen.filters import Stage as FilterStage
 from instructgen.filters.chain import Chain, Unscored
@@ -29,7 +29,7 @@ from instructgen.generation.methods import (
     Stage,
 )
 from instructgen.generation.options import Config
-from instructgen.generation.scoring import SCORE, read_score
+from instructgen.generation.scoring import SCORE, read_score, score_request
 from instructgen.generation.seed_pool import Pool
 from instructgen.generation.shares import Group
 from instructgen.generation.work import Choice, Stop
@@ -299,7 +299,7 @@ class Loop:
         elif isinstance(item.filter, AskingFilter):
             made = item.filter.request(item.sample, structured=self.form.judge_structured)
         else:
-            made = Request(item.sample.messages, Sampling(), row=item.sample)
+            made = score_request(item.filter, item.sample)
         seed = digest(self.config.generate.seed, number) % 2**31
         request = changed(
             made,

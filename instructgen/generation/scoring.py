@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 from pydantic import PrivateAttr
 
-from instructgen.engines import Completion, QueueEngine, Request
+from instructgen.engines import Completion, QueueEngine, Request, Sampling
 from instructgen.filters import AskingFilter, Filter, ScoringFilter
-from instructgen.schema.sample import Score
+from instructgen.schema.sample import Sample, Score
 
 SCORE = "score "
 
@@ -54,6 +54,12 @@ class ScoringEngine(QueueEngine):
             for i, score in zip(rows, scores, strict=True):
                 completions[i] = score_completion(score)
         return [completions[i] for i in range(len(requests))]
+
+
+def score_request(f: ScoringFilter, row: Sample) -> Request:
+    """Return the request for the score of a row, for a `ScoringEngine`."""
+    stage = SCORE + f.score_name
+    return Request(row.messages, Sampling(), role="reward", stage=stage, row=row)
 
 
 def score_completion(score: Score) -> Completion:

@@ -1,6 +1,8 @@
 """An append-only index that uses embeddings to find texts with nearly the same meaning.
 
 Two texts match when the cosine of their vectors, rounded to four digits, is above the threshold.
+A cosine so close to the threshold that its last bits decide is computed again with 64-bit numbers,
+so that the decision is the same on every machine.
 If an index has up to 50,000 rows, a text is compared with every row. In a larger index, a graph
 (HNSW, Malkov and Yashunin 2016, implemented by usearch) finds the rows nearest to the text, and
 then the exact cosines of these rows are computed.
@@ -8,7 +10,7 @@ then the exact cosines of these rows are computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ _ROWS_AT_ONCE = 16_384
 _NEIGHBORS = 64
 _PAIRS_AT_ONCE = 65_536
 _ROUNDED_BY = 0.0001
+# On a processor, 32-bit cosines of the same texts differ by less than 1e-6 (docs/decisions/0007).
+_UNCERTAIN = 2e-5
 # With a threshold lowered by this much, static vectors find 98 of 100 pairs that the model finds,
 # both at 0.8 and at 0.9 (benchmarks/embedding.json; docs/decisions/0007).
 _FIRST_PASS_BELOW = 0.18
@@ -39,6 +43,8 @@ class EmbeddingIndex:
             pairs that the model alone finds, and saves time if few texts are similar to another.
         exact_rows: maximum number of rows of an index in which a text is compared with every row.
             A larger index is searched with a graph.
+        decided_at: the cosine that decides, if it is not the threshold.
+        texts: the texts of the rows, if they are stored elsewhere; None to store them in the index.
 
     The model cannot encode a text that has no words, or whose language it does not support. Such
     a text never matches; the attribute ``unread`` is the number of rows with such a text.
@@ -54,6 +60,8 @@ class EmbeddingIndex:
         model: str = MINILM,
         first_pass: bool = False,
         exact_rows: int = 50_000,
+        decided_at: float | None = None,
+        texts: Sequence[str] | None = None,
     ) -> None:
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be in (0, 1), but is {threshold}")
@@ -61,6 +69,9 @@ class EmbeddingIndex:
         self.threshold, self.model, self.first_pass = threshold, model, first_pass
         self.unread = 0
         self._exact_rows = exact_rows
+        self._decided_at = threshold if decided_at is None else decided_at
+        self._texts = texts
+        self._added: list[str] = []
         self._rows: _Rows | None = None
         self._lazy: LazyVectors | None = None
         self._last_encoded: tuple[list[str], Array] = ([], np.zeros((0, 0), np.float32))
@@ -81,6 +92,8 @@ class EmbeddingIndex:
             vectors = self._encode(part)
             self.unread += int((~vectors.any(axis=1)).sum())
             rows.add(vectors)
+            if self._texts is None:
+                self._added += part
             if self._lazy is not None:
                 self._lazy.add(part)
 
@@ -112,10 +125,11 @@ class EmbeddingIndex:
             part = texts[at : at + _TEXTS_AT_ONCE]
             vectors = self._encode(part)
             if self._lazy is None:
-                matched = rows.above(vectors, self.threshold)
+                near = rows.near(vectors, self.threshold)
             else:
-                guessed = rows.above(vectors, max(self.threshold - _FIRST_PASS_BELOW, _ROUNDED_BY))
-                matched = self._lazy.decide(part, guessed, self.threshold)
+                guessed = rows.near(vectors, max(self.threshold - _FIRST_PASS_BELOW, _ROUNDED_BY))
+                near = self._lazy.computed(part, guessed)
+            matched = _above(self._settled(part, near), self.threshold)
             results.append(matched._replace(text=matched.text + at))
             check_count(sum(len(p.text) for p in results))
         return joined(results)
@@ -124,6 +138,15 @@ class EmbeddingIndex:
         """Return the rows' vectors: float32, shape (rows, width), norm 1 (0 for an unread text)."""
         opened = self._open_rows()
         return opened.view[rows] if self._lazy is None else self._lazy.vectors(rows)
+
+    def _settled(self, texts: Sequence[str], near: Pairs) -> Pairs:
+        """Return the pairs with an exact cosine where a rounding error could decide."""
+        rows = self._added if self._texts is None else self._texts
+
+        def pair(place: int) -> tuple[str, str]:
+            return texts[int(near.text[place])], rows[int(near.row[place])]
+
+        return near._replace(score=settled(near.score, self._decided_at, self.model, pair))
 
     def _open_rows(self) -> _Rows:
         if self._rows is None:
@@ -168,13 +191,15 @@ class _Rows:
             # With more than one thread, the graph would depend on their timing.
             self._graph.add(first + read, new[read], threads=1)
 
-    def above(self, queries: Array, threshold: float) -> Pairs:
+    def near(self, queries: Array, threshold: float) -> Pairs:
+        """Return the pairs with cosines above the threshold, and some just below it, unrounded."""
+        lowest = threshold - _ROUNDED_BY
         if self._graph is None:
             parts = []
             for at in range(0, len(self._vectors), _ROWS_AT_ONCE):
                 cosines = queries @ self._vectors.view[at : at + _ROWS_AT_ONCE].T
-                text, row = np.nonzero(cosines > threshold - _ROUNDED_BY)
-                parts.append(_above(text, at + row, cosines[text, row], threshold))
+                text, row = np.nonzero(cosines > lowest)
+                parts.append(Pairs(text, at + row, cosines[text, row]))
                 check_count(sum(len(p.text) for p in parts))
             return joined(parts)
         results: list[Pairs] = []
@@ -186,7 +211,8 @@ class _Rows:
             counts = np.array(near.counts if len(queried) > 1 else [keys.shape[1]])
             place, column = np.nonzero(np.arange(keys.shape[1]) < counts[:, None])
             text, row = queried[place], keys[place, column]
-            matched = _scored_above(text, row, queries, self._vectors.view, threshold)
+            matched = _scored(text, row, queries, self._vectors.view)
+            matched = Pairs(*(array[matched.score > lowest] for array in matched))
             # If all rows that the graph returned match, there may be more.
             full = np.bincount(matched.text, minlength=len(queries)) == limit
             done = ~full[matched.text]
@@ -216,13 +242,13 @@ class LazyVectors:
         self._embed(rows)
         return self._vectors.view[rows]
 
-    def decide(self, texts: Sequence[str], guessed: Pairs, threshold: float) -> Pairs:
-        """Return those pairs of the first pass, ``guessed``, that the model's vectors confirm."""
+    def computed(self, texts: Sequence[str], guessed: Pairs) -> Pairs:
+        """Return the pairs of the first pass, ``guessed``, with the cosines of the model."""
         queried = np.unique(guessed.text)
         ours = np.zeros((len(texts), self._vectors.view.shape[1]), np.float32)
         ours[queried] = self._model.encode([texts[t] for t in queried])
         self._embed(guessed.row)
-        return _scored_above(guessed.text, guessed.row, ours, self._vectors.view, threshold)
+        return _scored(guessed.text, guessed.row, ours, self._vectors.view)
 
     def _embed(self, rows: Array) -> None:
         new = np.unique(rows)
@@ -233,11 +259,31 @@ class LazyVectors:
 
 def cosines(text: Array, row: Array, ours: Array, theirs: Array) -> Array:
     """Return the cosine of ``ours[text[k]]`` and ``theirs[row[k]]`` for each k, to four digits."""
-    parts = [np.zeros(0, np.float32)]
-    for at in range(0, len(text), _PAIRS_AT_ONCE):
-        part = slice(at, at + _PAIRS_AT_ONCE)
-        parts.append(np.einsum("pw,pw->p", ours[text[part]], theirs[row[part]]))
-    return _rounded(np.concatenate(parts))
+    return _rounded(_scored(text, row, ours, theirs).score)
+
+
+def settled(
+    cosine: Array, threshold: float, model: str, pair: Callable[[int], tuple[str, str]]
+) -> Array:
+    """Return cosines to four digits; those that a rounding error could decide are computed again.
+
+    Args:
+        cosine: 32-bit cosines.
+        threshold: the cosine that decides.
+        model: the embedding model.
+        pair: returns the two texts of the cosine at a place.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+    """
+    exact = cosine.astype(np.float64)
+    # Cosines above this one are rounded to one above the threshold.
+    boundary = (np.floor(np.round(threshold / _ROUNDED_BY, 6)) + 0.5) * _ROUNDED_BY
+    uncertain = np.flatnonzero(np.abs(exact - boundary) < _UNCERTAIN)
+    if len(uncertain):
+        pairs = [pair(place) for place in uncertain.tolist()]
+        exact[uncertain] = encoder(model).exact_cosines(pairs)
+    return _rounded(exact)
 
 
 def _graph(width: int) -> Any:
@@ -246,16 +292,19 @@ def _graph(width: int) -> Any:
     return Index(ndim=width, metric="cos", dtype="f16")
 
 
-def _scored_above(text: Array, row: Array, ours: Array, theirs: Array, threshold: float) -> Pairs:
-    return _above(text, row, cosines(text, row, ours, theirs), threshold)
+def _scored(text: Array, row: Array, ours: Array, theirs: Array) -> Pairs:
+    parts = [np.zeros(0, np.float32)]
+    for at in range(0, len(text), _PAIRS_AT_ONCE):
+        part = slice(at, at + _PAIRS_AT_ONCE)
+        parts.append(np.einsum("pw,pw->p", ours[text[part]], theirs[row[part]]))
+    return Pairs(text, row, np.concatenate(parts))
 
 
-def _above(text: Array, row: Array, cosine: Array, threshold: float) -> Pairs:
-    cosine = _rounded(cosine)
-    matching = cosine > threshold
-    return Pairs(text[matching], row[matching], cosine[matching])
+def _above(pairs: Pairs, threshold: float) -> Pairs:
+    matching = pairs.score > threshold
+    return Pairs(*(array[matching] for array in pairs))
 
 
 def _rounded(cosine: Array) -> Array:
     """Round cosines to four digits, as later digits depend on the other texts in the batch."""
-    return np.round(np.minimum(cosine, 1).astype(np.float64), 4)
+    return np.asarray(np.round(np.minimum(cosine, 1).astype(np.float64), 4))

@@ -80,7 +80,7 @@ def tables_of(
         if stage == "rouge_l":
             pairs = _pairs_with_earlier(RougeLIndex(floors[stage]), texts, stage, watch)
         else:
-            index = EmbeddingIndex(floors[stage], model)
+            index = EmbeddingIndex(floors[stage], model, texts=texts)
             pairs = _pairs_with_earlier(index, texts, stage, watch)
             whole.vectors = index.vectors
             unread = np.logical_or.reduce([c.unread() for c in (whole, *parts)])
