@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgen.engines import Completion, Request
+from instructgen.errors import ConfigError
 from instructgen.generation.methods import (
     Accept,
     Continue,
@@ -248,8 +249,14 @@ HOW = [
     (None, COMPLETION, "separate"),
     (None, CHAT, "joint"),
     (None, PLAIN_CHAT, "joint"),
-    *[(how, form, how) for how in ("separate", "joint", "off") for form in FORMS],
+    *[(how, form, how) for how in ("separate", "off") for form in FORMS],
+    *[("joint", form, "joint") for form in FORMS if form.style == "chat"],
 ]
+
+
+def test_a_joint_classification_needs_the_style_chat() -> None:
+    with pytest.raises(ConfigError):
+        SelfInstruct(classification="joint").path(COMPLETION)
 
 
 @pytest.mark.parametrize(("set_to", "form", "how"), HOW)
@@ -266,7 +273,7 @@ def test_the_stages_depend_on_how_instructions_are_classified(
     assert (outcome.draft.stage, outcome.draft.sample.instruction) == (path[1], "Do one")
     request = m.request(pool, replace(outcome.draft, stage=INSTANCES), form)
     question = template_for("en")._texts["chat"]["classification"].rpartition("\n\n")[2]
-    asked = how == "joint" and form.style == "chat"
+    asked = how == "joint"
     assert (question in request.prompt_text()) == asked
     if form.structured:
         properties = request.schema["properties"]
@@ -536,26 +543,33 @@ OBJECTS = st.dictionaries(
     st.sampled_from(["classification", "tasks", "examples", "answer"]), VALUES | st.lists(VALUES)
 ).map(lambda value: orjson.dumps(value).decode())
 CUT = st.tuples(OBJECTS, st.integers(0, 99)).map(lambda pair: pair[0][: pair[1]])
-METHODS = [Alpaca(), *(SelfInstruct(classification=how) for how in ("separate", "joint", "off"))]
+ASKED = [
+    (method, form)
+    for method in (
+        Alpaca(),
+        *(SelfInstruct(classification=h) for h in ("separate", "joint", "off")),
+    )
+    for form in (*FORMS, PromptSetup("completion", True))
+    if form.style == "chat" or getattr(method, "classification", None) != "joint"
+]
 
 
 @settings(max_examples=500)
 @given(
-    st.sampled_from(METHODS),
-    st.sampled_from([*FORMS, PromptSetup("completion", True)]),
+    st.sampled_from(ASKED),
     TEXTS | OBJECTS | CUT,
     st.sampled_from(["stop", "length", "error"]),
     st.sampled_from([None, *Kind]),
     st.data(),
 )
 def test_every_completion_leads_to_an_outcome(
-    m: Method,
-    form: PromptSetup,
+    asked: tuple[Method, PromptSetup],
     text: str,
     reason: str,
     kind: Kind | None,
     data: st.DataObject,
 ) -> None:
+    m, form = asked
     path = [stage.name for stage in m.path(form)]
     stage = data.draw(st.sampled_from(path))
     later = stage != path[0]

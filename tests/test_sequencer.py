@@ -180,6 +180,43 @@ def test_a_server_that_rejects_everything_stops_the_run(tmp_path: Path) -> None:
         assert sum(isinstance(line, CompletionLine) for _, line in run.lines()) < 10
 
 
+class Slow(Scripted):
+    """Answers its first request after as many others as possible; counts what it has at once."""
+
+    _held: dict[int, Request] = PrivateAttr(default_factory=dict)
+    _most: int = PrivateAttr(0)
+
+    def submit(self, number: int, request: Request) -> None:
+        if number == 0:
+            self._held[0] = request
+            self._submissions.append(number)
+        else:
+            super().submit(number, request)
+        self._most = max(self._most, len(self._submissions) - len(self._asked))
+
+    def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
+        result = super().next(0.3)
+        if result is None and self._held:
+            super().submit(0, self._held.pop(0))
+            self._submissions.pop()
+            result = super().next(0.3)
+        return result
+
+
+@pytest.mark.parametrize("fixed", [None, 4])
+def test_in_issued_order_a_slow_request_does_not_leave_the_engine_idle(fixed: int | None) -> None:
+    """Seven windows of completions may wait for it, and the engine has one window at a time."""
+    work, slow = RequestList(requests(100)), Slow()
+    slow._window = 4
+    with sequencer(work, {"writer": slow}, order="issued", window=fixed) as driver:
+        driver.run_to_stop()
+    assert work.completions == [GOOD] * 100
+    before = slow._asked.index("writer 0")
+    # A window that the user has set is not exceeded.
+    assert before == (31 if fixed is None else 3)
+    assert 3 <= slow._most <= 4
+
+
 def test_a_resumed_run_sends_no_more_than_its_window(tmp_path: Path) -> None:
     first = engine(window=200, seconds=0.05)
     with journal(tmp_path / "run") as run:

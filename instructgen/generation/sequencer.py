@@ -143,13 +143,16 @@ class Sequencer(Generic[W]):
         self._committed: set[int] = set()
         # Requests that are issued and not committed, by engine; two roles may share one.
         self._open: Counter[Supervisor | None] = Counter()
-        # The number of requests that each role may have in flight, as of the last `_fill`.
+        # The number of requests of each role that may be open, as of the last `_fill`.
         self._limits: dict[Role, int] = {}
+        # Requests that are sent and not completed, and their numbers by engine.
         self._sent: set[int] = set()
+        self._in_flight: Counter[Supervisor] = Counter()
         # Whether requests are sent; not before all recorded completions were used.
         self._live = False
-        # Requests that were issued before this start, and are not sent yet.
-        self._unsent: deque[int] = deque()
+        # Requests that are recorded and wait until the engine has room for them. In issued order
+        # there are several windows of them, because many completions wait for an earlier one.
+        self._unsent: dict[Role, deque[int]] = {role: deque() for role in self._engines}
         # Requests of this start that are neither recorded nor sent yet.
         self._new: list[IssueLine] = []
         # Completions that have arrived and are not recorded yet.
@@ -289,10 +292,10 @@ class Sequencer(Generic[W]):
         before. They are sent only when no recorded completion is left: the run may end before.
         """
         self._send_unsent()
-        if self._unsent:
-            return
         # If all requests of a role have failed, another one shows whether the server answers.
-        self._probing = {role for role in self._engines if self._all_doubtful(role)}
+        self._probing = {
+            role for role in self._engines if not self._unsent[role] and self._all_doubtful(role)
+        }
         self._limits = {role: self._limit(role) for role in self._engines}
         while (choice := self.work.choose(self._free)) is not None:
             self._begin_session()
@@ -310,10 +313,12 @@ class Sequencer(Generic[W]):
         return lines
 
     def _send_new(self) -> None:
-        """Record the new requests, and then send them, if requests are sent already."""
-        for line in self._record_new():
-            if self._live:
-                self._send(line.n)
+        """Record the new requests, and then send those for which the engine has room."""
+        lines = self._record_new()
+        if self._live:
+            for line in lines:
+                self._unsent[line.role].append(line.n)
+            self._send_unsent()
 
     def _go_live(self) -> None:
         """Begin to send requests: first those that earlier starts did not complete."""
@@ -323,32 +328,36 @@ class Sequencer(Generic[W]):
         for supervisor in set(self._engines.values()):
             if any(self._engines[self._asked[n].request.role] is supervisor for n in self._asked):
                 supervisor.start()
-        self._unsent = deque(n for n in self._asked if n not in self._completed)
+        for number, asked in self._asked.items():
+            if number not in self._completed:
+                self._unsent[asked.request.role].append(number)
 
     def _send_unsent(self) -> None:
-        while self._unsent:
-            role = self._asked[self._unsent[0]].request.role
-            in_flight = sum(self._asked[n].request.role == role for n in self._sent)
-            if in_flight >= self._limit(role) and not self._all_doubtful(role):
-                return
-            self._send(self._unsent.popleft())
+        for role, numbers in self._unsent.items():
+            in_flight = self._in_flight
+            supervisor, room = self._engines[role], self._room(role)
+            while numbers and (in_flight[supervisor] < room or self._all_doubtful(role)):
+                self._send(numbers.popleft())
 
     def _free(self, role: Role) -> bool:
         """Return whether another request may be in flight for a role."""
         return role in self._probing or self._open[self._engines[role]] < self._limits[role]
 
     def _limit(self, role: Role) -> int:
-        """Return the number of requests for a role that may wait for their commit."""
-        if self._window is not None:
-            return self._window
-        window = self._engines[role].engine.window()
-        return window * ISSUED_WINDOWS if self._order == "issued" else window
+        """Return the number of requests of a role that may wait for their commit."""
+        room = self._room(role)
+        return room * ISSUED_WINDOWS if self._order == "issued" and not self._window else room
+
+    def _room(self, role: Role) -> int:
+        """Return the number of requests that the engine of a role may have at the same time."""
+        return self._window or self._engines[role].engine.window()
 
     def _send(self, number: int) -> None:
         request = self._asked[number].request
         supervisor = self._engines[request.role]
         supervisor.submit(number, request)
         self._sent.add(number)
+        self._in_flight[supervisor] += 1
         self.activity.asked += 1
         if supervisor is self._first_engine:
             self.activity.change(+1, time.monotonic())
@@ -357,7 +366,7 @@ class Sequencer(Generic[W]):
         """Wait for results, and record all that have arrived."""
         if self._first_role is not None:
             self.activity.slots = self._engines[self._first_role].engine.slots()
-            self.activity.window = self._limit(self._first_role)
+            self.activity.window = self._room(self._first_role)
         self._report()
         self._repeat_or_stop()
         results = self._results()
@@ -405,6 +414,7 @@ class Sequencer(Generic[W]):
         request = self._asked[number].request
         self._finished.append(CompletionLine(number, self._asked[number].digest, completion))
         self._sent.discard(number)
+        self._in_flight[self._engines[request.role]] -= 1
         if self._engines[request.role] is self._first_engine:
             self.activity.change(-1, at)
             self.activity.output_tokens += completion.output_tokens

@@ -1,6 +1,7 @@
 """A plug-in engine whose answers arrive in a random order, as those of real engines.
 
-Environment variables set the file that gets a byte per request (CALLS), the seconds per answer
+Environment variables set the file that gets a byte per request (CALLS; a file beside it, with the
+name .numbers, gets the numbers of the requests), the seconds per answer
 (PACE_S), whether the order is random (SHUFFLED), and whether the model is a chat model (CHAT).
 """
 
@@ -40,8 +41,9 @@ class ScriptedEngine(Engine):
 
     def submit(self, number: int, request: Request) -> None:
         """Count the request, and append it to the queue."""
-        with Path(os.environ["CALLS"]).open("ab", buffering=0) as file:
-            file.write(b".")
+        for name, line in (("", "."), (".numbers", f"{number}\n")):
+            with Path(os.environ["CALLS"] + name).open("ab", buffering=0) as file:
+                file.write(line.encode())
         self._submitted.put((number, request))
 
     def cancel(self, number: int) -> None:

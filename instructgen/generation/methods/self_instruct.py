@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from instructgen.engines import Completion, Request
+from instructgen.errors import ConfigError
 from instructgen.generation.methods import (
     Accept,
     Continue,
@@ -133,7 +134,18 @@ class SelfInstruct(Method):
     )
 
     def path(self, form: PromptSetup) -> tuple[Stage, ...]:
-        """Return the stages: without the classification stage, unless it is separate."""
+        """Return the stages: without the classification stage, unless it is separate.
+
+        Raises:
+            ConfigError: the classification is joint, which only prompts of the style chat ask for.
+        """
+        if self.classification == "joint" and form.style == "completion":
+            raise ConfigError(
+                f"the method {self.name} has classification = joint, but prompts of the style "
+                "completion do not ask for it.",
+                "Set classification to separate or off, or the style to chat, in the table "
+                "[method].",
+            )
         if self._classification(form) == "separate":
             return self.stages
         return tuple(stage for stage in self.stages if stage.name != CLASSIFICATION)
