@@ -764,7 +764,9 @@ class EvaluateOptions(Options):
         metavar="MODEL",
     )
     out: Path | None = option(
-        None, "Output folder for the results: the measures, a table and a plot."
+        None,
+        "Output folder for the results: the measures, a table and a plot. Answers and verdicts are "
+        "recorded in it too, so that the same command continues an evaluation that was stopped.",
     )
     limit: int = option(200, "Maximum number of rows to use from each dataset.", ge=1, le=10**9)
     max_length: int = option(

@@ -119,6 +119,8 @@ class Engine(BaseModel, ABC):
     name: ClassVar[str]
     # Real engines answer at different speeds, so completions are used as they arrive.
     commit_order: ClassVar[CommitOrder] = "arrival"
+    # Whether requests beyond the window wait in the engine. A server would get them at once.
+    has_queue: ClassVar[bool] = True
     # Whether the engine may enforce JSON schemas, which a test request then decides.
     can_enforce_schemas: ClassVar[bool] = False
 

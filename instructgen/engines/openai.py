@@ -77,6 +77,7 @@ class OpenAIEngine(Engine):
     """Sends requests over HTTP, as many at the same time as the server can use."""
 
     name = "openai"
+    has_queue = False
     # Tested on the server when a run starts.
     can_enforce_schemas = True
     renamed: ClassVar[Mapping[str, str]] = {"concurrency": "in_flight, in the table [generate]"}

@@ -150,8 +150,7 @@ class Sequencer(Generic[W]):
         self._in_flight: Counter[Supervisor] = Counter()
         # Whether requests are sent; not before all recorded completions were used.
         self._live = False
-        # Requests that are recorded and wait until the engine has room for them. In issued order
-        # there are several windows of them, because many completions wait for an earlier one.
+        # Requests that are recorded and wait until there is room for them.
         self._unsent: dict[Role, deque[int]] = {role: deque() for role in self._engines}
         # Requests of this start that are neither recorded nor sent yet.
         self._new: list[IssueLine] = []
@@ -345,12 +344,15 @@ class Sequencer(Generic[W]):
 
     def _limit(self, role: Role) -> int:
         """Return the number of requests of a role that may wait for their commit."""
-        room = self._room(role)
-        return room * ISSUED_WINDOWS if self._order == "issued" and not self._window else room
+        if self._window is not None:
+            return self._window
+        window = self._engines[role].engine.window()
+        return window * ISSUED_WINDOWS if self._order == "issued" else window
 
     def _room(self, role: Role) -> int:
-        """Return the number of requests that the engine of a role may have at the same time."""
-        return self._window or self._engines[role].engine.window()
+        """Return the number of requests of a role that may be sent and not completed."""
+        engine = self._engines[role].engine
+        return self._limit(role) if engine.has_queue else self._window or engine.window()
 
     def _send(self, number: int) -> None:
         request = self._asked[number].request
