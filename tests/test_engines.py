@@ -7,8 +7,10 @@ import os
 import queue
 import re
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from instructgen.engines import Completion, Engine, QueueEngine, Request, Sampli
 from instructgen.engines import supervisor as supervisors
 from instructgen.engines.echo import EchoEngine
 from instructgen.engines.supervisor import Received, Supervisor
+from instructgen.engines.vllm import VllmEngine
 from instructgen.errors import ConfigError, EngineDied, EngineError
 from instructgen.models.folders import default_model
 from instructgen.plugins import find
@@ -487,3 +490,24 @@ def test_a_local_engine_has_a_default_model(name: str) -> None:
     engine = find("engines", name)()
     assert engine.model == default_model()
     assert engine.identity()["model"] == engine.model
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("chosen", [None, 8])
+def test_vllm_chooses_the_number_of_sequences_itself_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, gpu: bool, chosen: int | None
+) -> None:
+    """The class of vLLM is replaced, because there may be no GPU; test_real_engines.py has it."""
+    passed: list[dict[str, Any]] = []
+    module = types.ModuleType("vllm")
+    module.LLM = lambda **options: passed.append(options)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr("instructgen.engines.vllm.has_gpu", lambda: gpu)
+    monkeypatch.setattr("instructgen.engines.vllm._work_around_llvmlite", lambda: None)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    VllmEngine(model=str(tiny), max_num_seqs=chosen).load()
+    (options,) = passed
+    assert options.get("max_num_seqs") == (chosen or (None if gpu else 64))
+    assert ("gpu_memory_utilization" in options) == gpu

@@ -133,13 +133,13 @@ def test_preferences_are_ranked_by_reward_model_and_by_likelihood(
 def test_win_rate_judged_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows: Path) -> None:
     settings = {"winrate.max_new_tokens": 24}
     options: dict[str, Any] = {
-        "data": rows, "suites": ["winrate"], "judge": str(rm), "limit": 16, "max_length": 128,
+        "data": rows, "suites": ["winrate"], "judge": str(rm), "limit": 19, "max_length": 128,
         "settings": settings,
     }  # fmt: skip
     won = evaluate(str(sft), against=str(tiny), **options).measures[0]
     lost = evaluate(str(tiny), against=str(sft), **options).measures[0]
     assert won.after.value == pytest.approx(1 - lost.after.value)
-    assert won.details["judged"] + won.details["abstained"] == 16
+    assert won.details["judged"] + won.details["abstained"] == 19
     itself = evaluate(str(sft), against=str(sft), **options).measures[0]
     assert itself.after.value == pytest.approx(0.5)
     assert itself.details["length_controlled"] == pytest.approx(0.5)
@@ -195,17 +195,54 @@ def test_a_stopped_evaluation_asks_for_no_recorded_answer_again(
         assert len(answers) + len(rewards) == sum(missing)
         after = recorded(journal)
         assert {n: after[n] for n in before} == before
+        if name == "rewards":
+            # All answers were recorded.
+            assert again.measures[0].after.value == pytest.approx(measure.after.value)
         assert again.measures[0].details["judged"] == measure.details["judged"] == 20
 
     with monkeypatch.context() as patch:
         answers, rewards = asked(patch, TransformersEngine), asked(patch, RewardEngine)
         assert evaluate(str(sft), limit=20, out=whole, **options).measures == (measure,)
         assert answers == rewards == []
-        # Another model, or other options, would need other answers.
-        with pytest.raises(RunError) as caught:
-            evaluate(str(sft), limit=20, out=whole, **options, seed=1)
-        assert "options.seed" in caught.value.message
+        # Other options would need other answers.
+        for changed, key in (
+            ({"seed": 1}, "options.seed"),
+            ({"limit": 10}, "options.limit"),
+            ({"settings": {"winrate.max_new_tokens": 13}}, "options.suite.max_new_tokens"),
+        ):
+            with pytest.raises(RunError) as caught:
+                evaluate(str(sft), out=whole, **{"limit": 20, **options, **changed})
+            assert key in caught.value.message
         assert answers == rewards == []
+        # More rows need only more answers.
+        more = evaluate(str(sft), limit=23, out=whole, **options).measures[0]
+        assert (len(answers), len(rewards)) == (6, 6)
+        assert more.details["judged"] == 23
+
+
+def test_a_model_that_was_trained_again_is_asked_again(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Its folder has the same files, of the same size, with other weights."""
+    from safetensors.torch import load_file, save_file
+
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny, model)
+    options: dict[str, Any] = {
+        "data": rows, "suites": ["constraints"], "limit": 4, "max_length": 128, "out": out,
+        "settings": {"constraints.max_new_tokens": 4},
+    }  # fmt: skip
+    first = evaluate(str(model), **options)
+    assert evaluate(str(model), **options) == first
+    weights = load_file(model / "model.safetensors")
+    name = max(weights, key=lambda name: weights[name].numel())
+    save_file(
+        {**weights, name: weights[name] * 1.01}, model / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(RunError) as caught:
+        evaluate(str(model), **options)
+    assert f"models.{model}" in caught.value.message
+    assert evaluate(str(model), **{**options, "out": tmp_path / "other"}).files
 
 
 def test_an_evaluation_stops_at_once_in_a_folder_with_other_files(

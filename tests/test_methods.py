@@ -249,14 +249,20 @@ HOW = [
     (None, COMPLETION, "separate"),
     (None, CHAT, "joint"),
     (None, PLAIN_CHAT, "joint"),
-    *[(how, form, how) for how in ("separate", "off") for form in FORMS],
-    *[("joint", form, "joint") for form in FORMS if form.style == "chat"],
+    *[(how, form, how) for how in ("separate", "joint", "off") for form in FORMS],
 ]
 
 
-def test_a_joint_classification_needs_the_style_chat() -> None:
-    with pytest.raises(ConfigError):
-        SelfInstruct(classification="joint").path(COMPLETION)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("how", [None, "separate", "joint", "off"])
+def test_a_joint_classification_needs_prompts_that_ask_for_it(
+    form: PromptSetup, how: str | None
+) -> None:
+    if how == "joint" and form.style == "completion":
+        with pytest.raises(ConfigError):
+            SelfInstruct(classification=how).check(form.style)
+    else:
+        SelfInstruct(classification=how).check(form.style)
 
 
 @pytest.mark.parametrize(("set_to", "form", "how"), HOW)
@@ -273,7 +279,7 @@ def test_the_stages_depend_on_how_instructions_are_classified(
     assert (outcome.draft.stage, outcome.draft.sample.instruction) == (path[1], "Do one")
     request = m.request(pool, replace(outcome.draft, stage=INSTANCES), form)
     question = template_for("en")._texts["chat"]["classification"].rpartition("\n\n")[2]
-    asked = how == "joint"
+    asked = how == "joint" and form.style == "chat"
     assert (question in request.prompt_text()) == asked
     if form.structured:
         properties = request.schema["properties"]
@@ -543,33 +549,26 @@ OBJECTS = st.dictionaries(
     st.sampled_from(["classification", "tasks", "examples", "answer"]), VALUES | st.lists(VALUES)
 ).map(lambda value: orjson.dumps(value).decode())
 CUT = st.tuples(OBJECTS, st.integers(0, 99)).map(lambda pair: pair[0][: pair[1]])
-ASKED = [
-    (method, form)
-    for method in (
-        Alpaca(),
-        *(SelfInstruct(classification=h) for h in ("separate", "joint", "off")),
-    )
-    for form in (*FORMS, PromptSetup("completion", True))
-    if form.style == "chat" or getattr(method, "classification", None) != "joint"
-]
+METHODS = [Alpaca(), *(SelfInstruct(classification=how) for how in ("separate", "joint", "off"))]
 
 
 @settings(max_examples=500)
 @given(
-    st.sampled_from(ASKED),
+    st.sampled_from(METHODS),
+    st.sampled_from([*FORMS, PromptSetup("completion", True)]),
     TEXTS | OBJECTS | CUT,
     st.sampled_from(["stop", "length", "error"]),
     st.sampled_from([None, *Kind]),
     st.data(),
 )
 def test_every_completion_leads_to_an_outcome(
-    asked: tuple[Method, PromptSetup],
+    m: Method,
+    form: PromptSetup,
     text: str,
     reason: str,
     kind: Kind | None,
     data: st.DataObject,
 ) -> None:
-    m, form = asked
     path = [stage.name for stage in m.path(form)]
     stage = data.draw(st.sampled_from(path))
     later = stage != path[0]

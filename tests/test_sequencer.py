@@ -181,45 +181,83 @@ def test_a_server_that_rejects_everything_stops_the_run(tmp_path: Path) -> None:
 
 
 class Slow(Scripted):
-    """Answers its first request after as many others as possible; counts what it has at once."""
+    """Answers its first request after ``others`` others; counts what it has at once."""
 
+    _others: int = PrivateAttr(0)
     _held: dict[int, Request] = PrivateAttr(default_factory=dict)
     _most: int = PrivateAttr(0)
 
     def submit(self, number: int, request: Request) -> None:
+        self._submissions.append(number)
+        self._most = max(self._most, len(self._submissions) - len(self._asked))
         if number == 0:
             self._held[0] = request
-            self._submissions.append(number)
         else:
-            super().submit(number, request)
-        self._most = max(self._most, len(self._submissions) - len(self._asked))
+            QueueEngine.submit(self, number, request)
 
     def next(self, timeout_s: float = 60.0) -> tuple[int, Completion] | None:
-        result = super().next(0.3)
-        if result is None and self._held:
-            super().submit(0, self._held.pop(0))
-            self._submissions.pop()
-            result = super().next(0.3)
-        return result
+        if len(self._asked) == self._others and self._held:
+            QueueEngine.submit(self, 0, self._held.pop(0))
+        return super().next(0.01)
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("has_queue", [True, False])
 @pytest.mark.parametrize("fixed", [None, 4])
 def test_in_issued_order_a_slow_request_does_not_leave_the_engine_idle(
     monkeypatch: pytest.MonkeyPatch, fixed: int | None, has_queue: bool
 ) -> None:
-    """Seven windows of completions may wait for it; a server has one window at a time."""
+    """Eight windows may wait for their commit; a server has one window at a time.
+
+    A window that the user has set is not exceeded.
+    """
     monkeypatch.setattr(Slow, "has_queue", has_queue)
     work, slow = RequestList(requests(100)), Slow()
-    slow._window = 4
+    slow._window, slow._others = 4, 31 if fixed is None else 3
     with sequencer(work, {"writer": slow}, order="issued", window=fixed) as driver:
         driver.run_to_stop()
     assert work.completions == [GOOD] * 100
-    # A window that the user has set is not exceeded.
-    assert slow._asked.index("writer 0") == (31 if fixed is None else 3)
-    assert 3 <= slow._most <= (32 if has_queue and fixed is None else 4)
-    if has_queue and fixed is None:
-        assert slow._most > 8
+    assert slow._asked.index("writer 0") == slow._others
+    most = 32 if has_queue and fixed is None else 4
+    assert most // 2 < slow._most <= most
+
+
+def test_a_server_of_two_roles_gets_their_requests_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Scripted, "has_queue", False)
+    work = RequestList(
+        [r for pair in zip(requests(60), requests(60, "judge"), strict=True) for r in pair]
+    )
+    shared, results = engine(window=4, seconds=0.001), queue.SimpleQueue()  # type: ignore[var-annotated]
+    supervisor = Supervisor(shared, results)
+    roles: dict[Role, Supervisor] = {"writer": supervisor, "judge": supervisor}
+    Sequencer(work, None, roles, order="issued").run_to_stop()
+    supervisor.close()
+    assert shared._submissions == sorted(shared._submissions) == list(range(120))
+
+
+def test_a_server_whose_window_shrinks_gets_no_more_until_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In issued order, requests wait that were made for the larger window."""
+    most: list[int] = []
+
+    class Shrinking(Scripted):
+        def complete(self, requests: Sequence[Request]) -> list[Completion]:
+            self._window = 8 if len(self._asked) < 20 else 2
+            if len(self._asked) > 40:
+                most.append(len(self._submissions) - len(self._asked))
+            return super().complete(requests)
+
+    monkeypatch.setattr(Shrinking, "has_queue", False)
+    work, shrinking = RequestList(requests(200)), Shrinking()
+    shrinking._window = 8
+    with sequencer(work, {"writer": shrinking}, order="issued") as driver:
+        driver.run_to_stop()
+    assert work.completions == [GOOD] * 200
+    assert len(most) > 100
+    assert max(most) <= 2
 
 
 def test_a_resumed_run_sends_no_more_than_its_window(tmp_path: Path) -> None:

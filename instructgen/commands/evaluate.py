@@ -23,7 +23,7 @@ from instructgen.engines import Completion, Engine, Request
 from instructgen.errors import ConfigError, InputError
 from instructgen.generation.options import lasting
 from instructgen.generation.sequencer import answer_all
-from instructgen.models.folders import model_digest
+from instructgen.models.folders import model_digest, weights_digest
 from instructgen.plugins import classes, find, provenance, suggest
 from instructgen.reports.cards import estimated, table
 from instructgen.schema.measures import EvaluationRecord, Measure
@@ -67,9 +67,8 @@ class Evaluation:
 def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation:
     """Evaluate a model on held-out rows, and optionally a second model on the same rows.
 
-    With ``out``, the answers of the models, the judge's replies and the scores of a reward model
-    are recorded in its folder ``journals``. The same call continues, and asks for no recorded
-    answer again.
+    With ``out``, the answers of the models and the verdicts of the judge are recorded in its folder
+    ``journals``. The same call continues, and asks for no recorded answer again.
 
     Raises:
         InputError: the data contains no rows that a suite can use.
@@ -102,7 +101,7 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
         prompt_format,
         options.limit,
         options.seed,
-        _asking(options, watch),
+        _asking(options, suites, watch),
     )
     findings = _findings(suites, subject, rows, watch)
     measures = tuple(finding.measure(name) for name, finding in findings)
@@ -114,11 +113,14 @@ def evaluate(options: EvaluateOptions, watch: Watch | None = None) -> Evaluation
     return _written(options.out, evaluation, findings, options.data, subject)
 
 
-def _asking(options: EvaluateOptions, watch: Watch | None) -> Ask:
+def _asking(options: EvaluateOptions, suites: Sequence[Suite], watch: Watch | None) -> Ask:
     """Return the function that asks an engine for a suite, and records the completions."""
     models = [options.model, *([] if options.against is None else [options.against])]
     determining = {"limit", "max_length", "seed", "format", "pad_token"}
     determined = options.model_dump(mode="json", include=determining)
+    settings = {suite.name: suite.model_dump(mode="json") for suite in suites}
+    # With a higher limit, the new rows of one dataset follow the others.
+    may_change = ("options.limit",) if len(options.data) == 1 else ()
 
     def ask(
         record: str, engine: Engine, requests: Sequence[Request], rows: Sequence[Sample]
@@ -135,8 +137,12 @@ def _asking(options: EvaluateOptions, watch: Watch | None) -> Ask:
         made_from = Provenance(
             "evaluate",
             inputs_of(options.data),
-            {**determined, "engine": lasting(engine)},
-            models={name: model_digest(name) for name in sorted(asked)},
+            {
+                **determined,
+                "engine": lasting(engine),
+                "suite": settings[record.split("/")[0]],
+            },
+            models={name: weights_digest(name) for name in sorted(asked)},
             plugins=provenance(engines=[type(engine)]),
         )
         return recorded_answers(
@@ -146,7 +152,7 @@ def _asking(options: EvaluateOptions, watch: Watch | None) -> Ask:
             rows,
             made_from,
             run=recorded_id(made_from, rows),
-            may_change=("options.limit",),
+            may_change=may_change,
             watch=watch,
         )
 

@@ -672,6 +672,7 @@ def _decide_form(config: Config, engines: Mapping[Role, Supervisor]) -> PromptSe
             f"{config.engine.model or config.engine.name} has no chat template.",
             f"Use a chat model{', or set style = completion in the table [method]' * other}.",
         )
+    config.method.check(style)
     structured = style == "chat" and engines["writer"].enforces_schemas()
     form = PromptSetup(style, structured)
     if any(stage.role == "judge" for stage in config.method.path(form)) or any(

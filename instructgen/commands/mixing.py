@@ -299,7 +299,8 @@ class SplitGroups:
         yield minhash_pairs([texts], options.near, self._folder)
         if options.near_meaning is not None:
             check_model(options.embedding_model)
-            index = EmbeddingIndex(options.near_meaning, options.embedding_model)
+            model = options.embedding_model
+            index = EmbeddingIndex(options.near_meaning, model, texts=texts)
             for start in range(0, len(texts), _TEXTS_AT_ONCE):
                 chunk = texts[start : start + _TEXTS_AT_ONCE]
                 index.add(chunk)

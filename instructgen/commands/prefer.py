@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -312,7 +313,7 @@ class _Maker:
         run: str,
     ) -> list[list[_Answer]]:
         """Each answer with the sum of the rewards that know it, or none where none does."""
-        from instructgen.evaluation.rewards import RewardEngine, reward_requests, reward_values
+        from instructgen.evaluation.rewards import RewardEngine, reward_scores
 
         flat = [(task, a.text) for task, some in zip(tasks, answers, strict=True) for a in some]
         scored, texts = [task for task, _ in flat], [text for _, text in flat]
@@ -320,9 +321,9 @@ class _Maker:
         models = [s for s in self.score if not s.startswith("verifiers:")]
         for number, model in enumerate(models):
             name = f"rewards-{number + 1}" if number else "rewards"
-            requests = reward_requests(scored, texts)
-            replies = self._answered(name, RewardEngine(model=model), requests, tasks, run)
-            columns.append(reward_values(replies))
+            engine = RewardEngine(model=model)
+            ask = partial(self._answered, name, engine, tasks=tasks, run=run)
+            columns.append(reward_scores(scored, texts, ask))
         totals = iter([_total(values) for values in zip(*columns, strict=True)])
         return [[replace(a, score=next(totals)) for a in some] for some in answers]
 

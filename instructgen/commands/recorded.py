@@ -22,6 +22,7 @@ from instructgen.schema.progress import Progress, Watch
 from instructgen.schema.sample import Sample
 from instructgen.store import (
     FORMAT,
+    IssueLine,
     Provenance,
     Run,
     RunInfo,
@@ -78,7 +79,7 @@ def recorded_answers(
         if watch is not None:
             watch(Progress(folder.name, done, len(requests), "completions"))
 
-    with _journal(folder, rows, made_from, run, form or {}, may_change) as journal:
+    with _journal(folder, rows, len(requests), made_from, run, form or {}, may_change) as journal:
         return answer_all(engine, requests, journal, report)
 
 
@@ -86,6 +87,7 @@ def recorded_answers(
 def _journal(
     folder: Path,
     rows: Sequence[Sample],
+    requests: int,
     made_from: Provenance,
     run: str,
     form: Mapping[str, JsonValue],
@@ -93,7 +95,7 @@ def _journal(
 ) -> Iterator[Run]:
     if is_run(folder):
         with Run.open(folder) as journal:
-            _check_same(journal, len(rows), made_from, may_change)
+            _check_same(journal, requests, made_from, may_change)
             yield journal
         return
     lines = [orjson.dumps(sample_row(row)) + b"\n" for row in rows]
@@ -110,14 +112,14 @@ def _journal(
 
 
 def _check_same(
-    journal: Run, rows: int, made_from: Provenance, may_change: tuple[str, ...]
+    journal: Run, requests: int, made_from: Provenance, may_change: tuple[str, ...]
 ) -> None:
     changed = [
         key
         for key in differences(journal.info.config, made_from.to_dict())
         if not key.startswith(may_change or ("\0",))
     ]
-    if rows < journal.info.seeds.rows:
+    if requests < sum(isinstance(line, IssueLine) for _, line in journal.lines()):
         changed.append("options.limit")
     if changed:
         raise RunError(

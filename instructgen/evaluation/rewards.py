@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import PrivateAttr
 
@@ -15,7 +15,7 @@ _SCORE = "reward"
 
 
 class RewardEngine(LocalEngine, QueueEngine):
-    """Computes the scores of answers with a reward model; `reward_values` reads the completions."""
+    """Computes the scores of answers with a reward model; see `reward_scores`."""
 
     name = "reward_model"
 
@@ -48,12 +48,31 @@ class RewardEngine(LocalEngine, QueueEngine):
         self._loaded = None
 
 
-def reward_requests(tasks: Sequence[Sample], answers: Sequence[str]) -> list[Request]:
-    """Return a request for the score of each answer to a task."""
+def reward_scores(
+    tasks: Sequence[Sample],
+    answers: Sequence[str],
+    ask: Callable[[list[Request]], list[Completion]],
+) -> list[float]:
+    """Return the score of each answer to a task; see `RewardModel.score`.
+
+    Equal answers to a task are scored once: in another batch, the score could differ in its last
+    bits, and the answers would not tie.
+
+    Args:
+        tasks: the tasks.
+        answers: an answer to each of them.
+        ask: returns the completions that a `RewardEngine` gives for requests.
+
+    Raises:
+        EngineError: the engine cannot continue.
+    """
     rows = [task.with_answer(answer) for task, answer in zip(tasks, answers, strict=True)]
-    return [Request(row.messages, Sampling(), role="reward", stage=_SCORE, row=row) for row in rows]
-
-
-def reward_values(completions: Sequence[Completion]) -> list[float]:
-    """Return the scores in the completions of a `RewardEngine`; see `RewardModel.score`."""
-    return unscored_last([read_score(c, _SCORE).value for c in completions])
+    keys = [(task.id, answer) for task, answer in zip(tasks, answers, strict=True)]
+    distinct = dict(zip(keys, rows, strict=True))
+    requests = [
+        Request(row.messages, Sampling(), role="reward", stage=_SCORE, row=row)
+        for row in distinct.values()
+    ]
+    values = unscored_last([read_score(c, _SCORE).value for c in ask(requests)])
+    value_of = dict(zip(distinct, values, strict=True))
+    return [value_of[key] for key in keys]

@@ -150,8 +150,10 @@ class Sequencer(Generic[W]):
         self._in_flight: Counter[Supervisor] = Counter()
         # Whether requests are sent; not before all recorded completions were used.
         self._live = False
-        # Requests that are recorded and wait until there is room for them.
-        self._unsent: dict[Role, deque[int]] = {role: deque() for role in self._engines}
+        # Requests that are recorded and wait until their engine has room, in their order.
+        self._unsent: dict[Supervisor, deque[int]] = {
+            supervisor: deque() for supervisor in self._engines.values()
+        }
         # Requests of this start that are neither recorded nor sent yet.
         self._new: list[IssueLine] = []
         # Completions that have arrived and are not recorded yet.
@@ -292,9 +294,7 @@ class Sequencer(Generic[W]):
         """
         self._send_unsent()
         # If all requests of a role have failed, another one shows whether the server answers.
-        self._probing = {
-            role for role in self._engines if not self._unsent[role] and self._all_doubtful(role)
-        }
+        self._probing = {role for role in self._engines if self._all_doubtful(role)}
         self._limits = {role: self._limit(role) for role in self._engines}
         while (choice := self.work.choose(self._free)) is not None:
             self._begin_session()
@@ -316,7 +316,7 @@ class Sequencer(Generic[W]):
         lines = self._record_new()
         if self._live:
             for line in lines:
-                self._unsent[line.role].append(line.n)
+                self._unsent[self._engines[line.role]].append(line.n)
             self._send_unsent()
 
     def _go_live(self) -> None:
@@ -329,13 +329,15 @@ class Sequencer(Generic[W]):
                 supervisor.start()
         for number, asked in self._asked.items():
             if number not in self._completed:
-                self._unsent[asked.request.role].append(number)
+                self._unsent[self._engines[asked.request.role]].append(number)
 
     def _send_unsent(self) -> None:
-        for role, numbers in self._unsent.items():
-            in_flight = self._in_flight
-            supervisor, room = self._engines[role], self._room(role)
-            while numbers and (in_flight[supervisor] < room or self._all_doubtful(role)):
+        for supervisor, numbers in self._unsent.items():
+            while numbers:
+                role = self._asked[numbers[0]].request.role
+                full = self._in_flight[supervisor] >= self._room(role)
+                if full and not self._all_doubtful(role):
+                    break
                 self._send(numbers.popleft())
 
     def _free(self, role: Role) -> bool:

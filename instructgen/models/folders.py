@@ -22,6 +22,8 @@ EMBEDDED = "smollm2"
 ADAPTER = "adapter_config.json"
 GPU_DEFAULT = "HuggingFaceTB/SmolLM3-3B"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Blocks of a file of weights that a digest covers, and the bytes of one.
+_SAMPLES, _SAMPLE = 64, 4_096
 
 
 def has_gpu() -> bool:
@@ -81,6 +83,24 @@ def model_digest(name: str) -> str:
                 while chunk := data.read(2**20):
                     digest.update(chunk)
     return digest.hexdigest()[:16]
+
+
+def weights_digest(name: str) -> str:
+    """Return `model_digest` with samples of the weights of a local model, or "" for a Hub name.
+
+    A model that was trained again in its folder has the same files with other weights. Of each
+    file, 64 blocks of 4 KiB are read, so that a large model takes no longer than a small one.
+    """
+    if not (digest := model_digest(name)) or name == EMBEDDED:
+        return digest
+    samples = hashlib.sha256(digest.encode())
+    for file in sorted(p for p in Path(name).expanduser().iterdir() if p.is_file()):
+        size = file.stat().st_size
+        with file.open("rb") as data:
+            for place in range(_SAMPLES):
+                data.seek(place * max(0, size - _SAMPLE) // (_SAMPLES - 1))
+                samples.update(data.read(_SAMPLE))
+    return samples.hexdigest()[:16]
 
 
 def adapter_base(folder: Path) -> str:

@@ -177,7 +177,8 @@ class AnsweringSuite(Suite):
             if failed := next((c for c in answers if c.finish_reason == "error"), None):
                 raise EngineError(
                     f"The model {name} did not answer a prompt: {failed.error}",
-                    "Reduce --max-length if it is more than the context length of the model.",
+                    "Reduce --max-length if it is more than the context length of the model, and "
+                    "pass another --out.",
                 )
             answers_by_model[name] = [c.text for c in answers]
         return answers_by_model

@@ -10,7 +10,7 @@ from pydantic import Field
 from instructgen.errors import ConfigError
 from instructgen.evaluation.judge import Contest, judge_requests, verdicts
 from instructgen.evaluation.measures import MeasuredRows
-from instructgen.evaluation.rewards import RewardEngine, reward_requests, reward_values
+from instructgen.evaluation.rewards import RewardEngine, reward_scores
 from instructgen.evaluation.suites import AnsweringSuite, Finding, Subject
 from instructgen.models.loading import is_reward_model
 from instructgen.plugins import find
@@ -68,10 +68,14 @@ class WinRate(AnsweringSuite):
     ) -> tuple[list[float | None], dict[str, Any]]:
         if is_reward_model(self.judge):
             # A reward model scores one answer at a time, so the order has no effect.
-            requests = reward_requests([*rows, *rows], [*first, *second])
             engine = RewardEngine(model=self.judge)
-            values = reward_values(subject.ask("winrate/rewards", engine, requests, rows))
-            pairs = zip(values[: len(rows)], values[len(rows) :], strict=True)
+            # Row by row, so that the requests for more rows follow those for fewer.
+            tasks = [row for row in rows for _ in range(2)]
+            texts = [text for pair in zip(first, second, strict=True) for text in pair]
+            values = reward_scores(
+                tasks, texts, lambda asked: subject.ask("winrate/rewards", engine, asked, rows)
+            )
+            pairs = zip(values[::2], values[1::2], strict=True)
             return [float(a > b) + 0.5 * (a == b) for a, b in pairs], {}
         engine = find("engines", self.engine)(
             model=self.judge, max_model_len=4 * subject.prompt_format.max_length

@@ -219,6 +219,9 @@ class Method(BaseModel, ABC):
         """Return a rejection by this method."""
         return Reject(sample, Rejection(self.name, reason, detail, score))
 
+    def check(self, style: str) -> None:
+        """Raise ConfigError if the settings do not fit the prompt style of a new run."""
+
     def path(self, form: PromptSetup) -> tuple[Stage, ...]:
         """Return the stages that drafts pass through with these settings, in order."""
         return self.stages

@@ -133,19 +133,18 @@ class SelfInstruct(Method):
         "when the prompt style is chat.",
     )
 
-    def path(self, form: PromptSetup) -> tuple[Stage, ...]:
-        """Return the stages: without the classification stage, unless it is separate.
-
-        Raises:
-            ConfigError: the classification is joint, which only prompts of the style chat ask for.
-        """
-        if self.classification == "joint" and form.style == "completion":
+    def check(self, style: str) -> None:
+        """Raise ConfigError if the classification is joint, and the prompts do not ask for it."""
+        if self.classification == "joint" and style == "completion":
             raise ConfigError(
                 f"the method {self.name} has classification = joint, but prompts of the style "
                 "completion do not ask for it.",
                 "Set classification to separate or off, or the style to chat, in the table "
                 "[method].",
             )
+
+    def path(self, form: PromptSetup) -> tuple[Stage, ...]:
+        """Return the stages: without the classification stage, unless it is separate."""
         if self._classification(form) == "separate":
             return self.stages
         return tuple(stage for stage in self.stages if stage.name != CLASSIFICATION)
