@@ -211,14 +211,16 @@ def _judged(
             )
             if not asked:
                 continue
-            of_judge = isinstance(f, AskingFilter)
-            first = place == (asking if of_judge else places)[0]
-            name = ("judgments" if of_judge else "scores") + ("" if first else f"-{place}")
+            tags: tuple[str, ...] = ()
             if isinstance(f, AskingFilter):
-                scored = _asked(f, asked, supervisor, made_from, folder / name, watch)
+                journal = folder / ("judgments" if place == asking[0] else f"judgments-{place}")
+                scored, tags = (
+                    _asked(f, asked, supervisor, made_from, journal, watch),
+                    f.label_names(),
+                )
             else:
-                scored = _computed(f, asked, made_from, folder / name, watch)
-            tags = f.label_names() if isinstance(f, AskingFilter) else ()
+                journal = folder / ("scores" if place == places[0] else f"scores-{place}")
+                scored = _computed(f, asked, made_from, journal, watch)
             for row in scored:
                 _learn(known, row.id, row.scores, [x for x in row.labels if x.name in tags])
     finally:
