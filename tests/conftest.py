@@ -10,7 +10,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # With two threads a model of a million parameters is twenty times slower than with one, and
 # tests run in parallel. torch reads the variable at import; child processes inherit it.
@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
+    from instructgen.engines import QueueEngine, Request
     from tests.engine_host import EngineHost
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,3 +172,16 @@ def seeds_file(tmp_path: Path) -> Path:
     path = tmp_path / "seeds.jsonl"
     path.write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in rows))
     return path
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, engine: type[QueueEngine]) -> list[Request]:
+    """Return a list that receives the requests that engines of this kind complete."""
+    requests: list[Request] = []
+    complete = engine.complete
+
+    def counted(self: QueueEngine, some: list[Request]) -> Any:
+        requests.extend(some)
+        return complete(self, some)
+
+    monkeypatch.setattr(engine, "complete", counted)
+    return requests

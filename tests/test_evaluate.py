@@ -17,7 +17,6 @@ import orjson
 import pytest
 
 from instructgen import ablate, evaluate, train
-from instructgen.engines import QueueEngine, Request
 from instructgen.engines.transformers import TransformersEngine
 from instructgen.errors import EngineError, RunError
 from instructgen.evaluation.rewards import RewardEngine
@@ -27,7 +26,7 @@ from instructgen.schema.sample import Sample
 from instructgen.store import CompletionLine, Run, read_log, read_samples
 from instructgen.training.options import PromptFormat
 from tests import forks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, asked
 from tests.training_data import dataset, pairs, sentences
 
 pytestmark = pytest.mark.slow
@@ -143,19 +142,6 @@ def test_win_rate_judged_by_a_reward_model(tiny: Path, sft: Path, rm: Path, rows
     itself = evaluate(str(sft), against=str(sft), **options).measures[0]
     assert itself.after.value == pytest.approx(0.5)
     assert itself.details["length_controlled"] == pytest.approx(0.5)
-
-
-def asked(monkeypatch: pytest.MonkeyPatch, engine: type[QueueEngine]) -> list[Request]:
-    """Return a list that receives the requests that engines of this kind complete."""
-    requests: list[Request] = []
-    complete = engine.complete
-
-    def counted(self: QueueEngine, some: list[Request]) -> Any:
-        requests.extend(some)
-        return complete(self, some)
-
-    monkeypatch.setattr(engine, "complete", counted)
-    return requests
 
 
 def recorded(folder: Path) -> dict[int, CompletionLine]:

@@ -12,7 +12,6 @@ import pytest
 
 from instructgen import explain, prefer
 from instructgen.commands.prefer import _engine
-from instructgen.engines import Request
 from instructgen.errors import ConfigError, EngineError, RunError
 from instructgen.evaluation.rewards import RewardEngine
 from instructgen.generation.scoring import read_score
@@ -20,6 +19,7 @@ from instructgen.schema.sample import Label, Sample
 from instructgen.store import CompletionLine, IssueLine, Run, manifest_in, read_samples
 from instructgen.verifiers.constraints import LABEL, Constraint
 from tests import forks
+from tests.conftest import asked
 from tests.test_openai import Server, reply
 from tests.training_data import dataset
 
@@ -296,14 +296,7 @@ def test_scores_of_reward_models_are_recorded_and_not_computed_again(
     data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A score near another one could decide differently on another machine."""
-    requests: list[Request] = []
-    complete = RewardEngine.complete
-
-    def counted(self: RewardEngine, some: list[Request]) -> Any:
-        requests.extend(some)
-        return complete(self, some)
-
-    monkeypatch.setattr(RewardEngine, "complete", counted)
+    requests = asked(monkeypatch, RewardEngine)
     use(monkeypatch, Writer())
     models = [str(reward_model(tiny, tmp_path / f"rm-{seed}", seed)) for seed in (1, 2)]
     with pytest.raises(ConfigError):

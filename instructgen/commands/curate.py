@@ -34,7 +34,7 @@ from instructgen.engines.supervisor import Supervisor
 from instructgen.errors import ConfigError, InputError
 from instructgen.filters import AskingFilter, Filter, ScoringFilter
 from instructgen.filters.contamination import Contamination
-from instructgen.filters.curation import Curation, Known, Report, filters_before
+from instructgen.filters.curation import Curation, Known, Report
 from instructgen.filters.recipe import load_filters, recorded_filters
 from instructgen.filters.score import ScoreFilter
 from instructgen.generation.options import judged_by, lasting, load_judge
@@ -206,18 +206,16 @@ def _judged(
             filters = load()
             f = filters[place]
             assert isinstance(f, ScoringFilter)
-            asked = _without_score(
-                f, Curation(filters_before(filters, place), known, folder), reader
-            )
+            order = Curation(filters).order
+            before = order[: [each is f for each in order].index(True)]
+            asked = _without_score(f, Curation(before, known, folder), reader)
             if not asked:
                 continue
             tags: tuple[str, ...] = ()
             if isinstance(f, AskingFilter):
                 journal = folder / ("judgments" if place == asking[0] else f"judgments-{place}")
-                scored, tags = (
-                    _asked(f, asked, supervisor, made_from, journal, watch),
-                    f.label_names(),
-                )
+                scored = _asked(f, asked, supervisor, made_from, journal, watch)
+                tags = f.label_names()
             else:
                 journal = folder / ("scores" if place == places[0] else f"scores-{place}")
                 scored = _computed(f, asked, made_from, journal, watch)

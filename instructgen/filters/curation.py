@@ -230,20 +230,6 @@ def read_blocks(samples: Iterable[Sample], first: int = 0) -> Iterator[Block]:
         yield Block(block, [])
 
 
-def filters_before(filters: Sequence[Filter], place: int) -> list[Filter]:
-    """Return the filters that a row passes before the one at a place, see `Curation.blocks`."""
-    groups = [i for i, f in enumerate(filters[: place + 1]) if _ends_group(f)]
-    if groups and groups[-1] == place:
-        return list(filters[:place])
-    first = groups[-1] if groups else 0
-    group = [f for f in filters[first:place] if not isinstance(f, ComparingFilter)]
-    return [*filters[:first], *group]
-
-
-def _ends_group(f: Filter) -> bool:
-    return isinstance(f, SelectingFilter | AskingFilter)
-
-
 class Curation:
     """Passes the rows of a dataset through filters once, and collects a report.
 
@@ -290,7 +276,7 @@ class Curation:
         order: list[Filter] = []
         group: list[Filter] = []
         for f in (*self.filters, None):
-            if f is None or _ends_group(f):
+            if f is None or isinstance(f, SelectingFilter | AskingFilter):
                 order += sorted(group, key=lambda f: isinstance(f, ComparingFilter))
                 order += [] if f is None else [f]
                 group = []

@@ -88,8 +88,8 @@ def model_digest(name: str) -> str:
 def weights_digest(name: str) -> str:
     """Return `model_digest` with samples of the weights of a local model, or "" for a Hub name.
 
-    A model that was trained again in its folder has the same files with other weights. Of each
-    file, 64 blocks of 4 KiB are read, so that a large model takes no longer than a small one.
+    A model that was trained again in its folder has the same files with other weights. 64 blocks
+    of 4 KiB are read from each file, so that a large model takes no longer than a small one.
     """
     if not (digest := model_digest(name)) or name == EMBEDDED:
         return digest

@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 16_384
 _NEIGHBORS = 64
 _PAIRS_AT_ONCE = 65_536
 _ROUNDED_BY = 0.0001
-# On a processor, 32-bit cosines of the same texts differ by less than 1e-6 (docs/decisions/0007).
+# On a CPU, 32-bit cosines of the same texts differ by less than 1e-6 (docs/decisions/0007).
 _UNCERTAIN = 2e-5
 # With a threshold lowered by this much, static vectors find 98 of 100 pairs that the model finds,
 # both at 0.8 and at 0.9 (benchmarks/embedding.json; docs/decisions/0007).

@@ -142,15 +142,15 @@ def _cleaned(value: Any) -> Any:
     return {k: _cleaned(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def write_files(folder: Path, files: Mapping[str, bytes], *beside: str) -> None:
-    """Write files into a folder that is new or contains only these files and those ``beside``.
+def write_files(folder: Path, files: Mapping[str, bytes], *others: str) -> None:
+    """Write files into a folder that is new or contains only these files and ``others``.
 
     Raises:
         RunError: the folder contains other files.
         StorageError: a file cannot be written.
     """
     with storage(folder):
-        make_folder(folder, *files, *beside)
+        make_folder(folder, *files, *others)
         for name, data in files.items():
             write_record(folder / name, data)
 
