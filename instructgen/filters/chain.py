@@ -32,6 +32,10 @@ class Chain:
             stage: [f for f in self.filters if f.scope in (stage, "both")]
             for stage in ("instruction", "row")
         }
+        self._remembering = {
+            stage: [f for f in at if type(f).remember is not Filter.remember]
+            for stage, at in self._at.items()
+        }
 
     def prepare(self) -> None:
         """Load what the first comparison needs, such as compiled code, before requests wait."""
@@ -65,62 +69,94 @@ class Chain:
                 are applied again, because other samples may have been kept in the meantime.
             exempt: the ids of samples that the new ones are made from. They are not compared.
         """
-        filters = [f for stage in stages for f in self.at(stage)]
+        filters = [f for stage in stages for f in self._at[stage]]
         if scored_by is not None:
             place = filters.index(scored_by)
             again = [f for f in filters[:place] if isinstance(f, ComparingFilter)]
             filters = [*again, *filters[place:]]
-        # Filters before the first one that compares do not depend on the samples before.
-        first = next(
-            (i for i, f in enumerate(filters) if isinstance(f, ComparingFilter)), len(filters)
-        )
         # Copying a row is slow, so the values of all filters are added to it at once.
-        values: list[dict[str, float]] = [{} for _ in samples]
-        results = [
-            _run(filters[:first], sample, found)
-            for sample, found in zip(samples, values, strict=True)
-        ]
-        waiting = [
-            (i, r) for i, r in enumerate(results) if isinstance(r, Verdict) and r.rejection is None
-        ]
-        texts = [verdict.sample for _, verdict in waiting]
-        blocks: dict[int, BlockMatches] = {}
-        for place, (i, verdict) in enumerate(waiting):
-            result: Verdict | Unscored = verdict
-            for number, f in enumerate(filters[first:], first):
+        block = _Block(samples)
+        waiting = [*range(len(samples))]
+        for at, f in enumerate(filters):
+            # Filters before the first one that compares do not depend on the samples before.
+            if isinstance(f, ComparingFilter):
+                self._compare(block, waiting, filters[at:], stages, exempt)
+                break
+            waiting = block.apply(f, waiting)
+        else:
+            for i in waiting:
+                self._remember(block.results[i].sample, stages)
+        return block.finished()
+
+    def _compare(
+        self,
+        block: _Block,
+        waiting: Sequence[int],
+        filters: Sequence[Filter],
+        stages: Sequence[Stage],
+        exempt: Set[str],
+    ) -> None:
+        """Apply filters, of which the first compares, to one sample of a block after the other."""
+        texts = [block.results[i].sample for i in waiting]
+        found: dict[int, BlockMatches] = {}
+        for place, i in enumerate(waiting):
+            for number, f in enumerate(filters):
                 if isinstance(f, ComparingFilter):
-                    if number not in blocks:
-                        blocks[number] = BlockMatches(f, texts, exempt)
-                    result = Verdict(result.sample, blocks[number].reason(place, result.sample))
-                else:
-                    result = _run([f], result.sample, values[i])
-                if isinstance(result, Unscored) or result.rejection is not None:
+                    if number not in found:
+                        found[number] = BlockMatches(f, texts, exempt)
+                    sample = block.results[i].sample
+                    rejection = found[number].reason(place, sample)
+                    block.results[i] = Verdict(sample, rejection)
+                    if rejection is not None:
+                        break
+                elif not block.apply(f, [i]):
                     break
             else:
-                for stage in stages:
-                    self.remember(result.sample, stage)
-                for block in blocks.values():
-                    block.keep(place, result.sample)
-            results[i] = result
-        return [
-            result._replace(sample=result.sample.with_filter_values(found)) if found else result
-            for result, found in zip(results, values, strict=True)
-        ]
+                sample = block.results[i].sample
+                self._remember(sample, stages)
+                for matches in found.values():
+                    matches.keep(place, sample)
 
     def remember(self, sample: Sample, stage: Stage) -> None:
         """Pass a kept sample to the method `remember` of every filter of this stage."""
-        for f in self.at(stage):
+        for f in self._remembering[stage]:
             f.remember(sample)
 
+    def _remember(self, sample: Sample, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            self.remember(sample, stage)
 
-def _run(filters: Sequence[Filter], sample: Sample, values: dict[str, float]) -> Verdict | Unscored:
-    """Apply filters until one rejects the sample; add their values to ``values``."""
-    verdict = Verdict(sample)
-    for f in filters:
-        if isinstance(f, ScoringFilter) and verdict.sample.score(f.score_name) is None:
-            return Unscored(verdict.sample, f)
-        (verdict,) = f.evaluate([verdict.sample])
-        values |= f.values(verdict)
-        if verdict.rejection is not None:
-            break
-    return verdict
+
+class _Block:
+    """The samples of one completion, with the last verdict on each and the values of the filters."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.results: list[Verdict | Unscored] = [Verdict(sample) for sample in samples]
+        self._values: list[dict[str, float]] = [{} for _ in samples]
+
+    def apply(self, f: Filter, places: list[int]) -> list[int]:
+        """Let a filter evaluate the samples at these places; return those that it does not stop."""
+        results = self.results
+        if isinstance(f, ScoringFilter):
+            scored = [i for i in places if results[i].sample.score(f.score_name) is not None]
+            for i in set(places).difference(scored):
+                results[i] = Unscored(results[i].sample, f)
+            places = scored
+        if not places:
+            return []
+        kept = []
+        verdicts = f.evaluate([results[i].sample for i in places])
+        for i, verdict in zip(places, verdicts, strict=True):
+            results[i] = verdict
+            if verdict.value is not None:
+                self._values[i] |= f.values(verdict)
+            if verdict.rejection is None:
+                kept.append(i)
+        return kept
+
+    def finished(self) -> list[Verdict | Unscored]:
+        """Return the results, with the values of the filters in their samples."""
+        return [
+            result._replace(sample=result.sample.with_filter_values(found)) if found else result
+            for result, found in zip(self.results, self._values, strict=True)
+        ]

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
-from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
-class _Fields(NamedTuple):
-    """How to read all fields of a class at once, and how to set each of them, in order."""
+class _Class(NamedTuple):
+    """How to copy a record of a class, and how to set each of its fields."""
 
-    read: Callable[[Any], tuple[Any, ...]]
+    copy: Callable[[Any], Any]
     setters: dict[str, Callable[[Any, Any], None]]
 
 
@@ -30,18 +29,26 @@ def changed(record: T, **values: Any) -> T:
     Raises:
         KeyError: the class has no field with one of the names.
     """
-    cls: Any = record.__class__
-    read, setters = _fields_of(cls)
-    copy: T = cls.__new__(cls)
-    for set_field, value in zip(setters.values(), read(record), strict=True):
-        set_field(copy, value)
+    make_copy, setters = _class(record.__class__)
+    copy: T = make_copy(record)
     for name, value in values.items():
         setters[name](copy, value)
     return copy
 
 
 @cache
-def _fields_of(cls: type[Any]) -> _Fields:
-    names = [field.name for field in fields(cls)]
+def _class(cls: type[Any]) -> _Class:
     # Slots are descriptors; unlike `setattr`, they can be set in a frozen class.
-    return _Fields(attrgetter(*names), {name: getattr(cls, name).__set__ for name in names})
+    setters = {field.name: getattr(cls, field.name).__set__ for field in fields(cls)}
+    # A function with one line per field, like the __init__ that `dataclasses` writes, is twice as
+    # fast as a loop over the fields.
+    lines = [
+        "def copy(record):",
+        " new = create(cls)",
+        *(f" set_{name}(new, record.{name})" for name in setters),
+        " return new",
+    ]
+    names = {"create": object.__new__, "cls": cls}
+    names |= {f"set_{name}": setter for name, setter in setters.items()}
+    exec("\n".join(lines), names)  # noqa: S102 (the names are those of the fields of a class)
+    return _Class(names["copy"], setters)
