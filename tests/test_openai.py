@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import socket
 import struct
@@ -18,6 +17,7 @@ from typing import Any
 
 import orjson
 import pytest
+import uvloop
 
 import instructgen
 from instructgen.commands.options import GenerateOptions
@@ -145,7 +145,7 @@ def test_a_request_submitted_while_the_engine_starts_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine, _ = engine_for(Server(reply()))
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     run = loop.run_until_complete
 
     def later(awaitable: Any) -> Any:
@@ -157,7 +157,7 @@ def test_a_request_submitted_while_the_engine_starts_is_answered(
         return run(awaitable)
 
     monkeypatch.setattr(loop, "run_until_complete", later)
-    monkeypatch.setattr(asyncio, "new_event_loop", lambda: loop)
+    monkeypatch.setattr(uvloop, "new_event_loop", lambda: loop)
     engine.start()
     try:
         number, completion = engine.next() or (-1, None)

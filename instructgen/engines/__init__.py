@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from instructgen.errors import ConfigError, EngineError
 from instructgen.schema.messages import Message
 from instructgen.schema.sample import Sample
+from instructgen.schema.state import StatefulModel
 
 FinishReason = Literal["stop", "length", "error"]
 # What a request asks for: a text, a judgment, the score of a row, or the execution of code.
@@ -102,7 +103,7 @@ class Completion:
         return cls("", "error", prompt_tokens, 0, error, retryable)
 
 
-class Engine(BaseModel, ABC):
+class Engine(StatefulModel, ABC):
     """Base class for engines, which complete requests with a language model.
 
     The fields of an engine are the keys of the TOML table ``[engine]`` in a recipe. A field

@@ -22,6 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
+import uvloop
 from pydantic import Field, PrivateAttr
 
 from instructgen.engines import (
@@ -110,6 +111,7 @@ class OpenAIEngine(Engine):
     _submitted: deque[tuple[int, Request, str, bytes]] = PrivateAttr(default_factory=deque)
     _canceled: deque[int] = PrivateAttr(default_factory=deque)
     _waking: bool = PrivateAttr(False)
+    _stopping: bool = PrivateAttr(False)
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _tasks: dict[int, asyncio.Task[None]] = PrivateAttr(default_factory=dict)
     _completed: deque[tuple[int, Completion]] = PrivateAttr(default_factory=deque)
@@ -171,7 +173,7 @@ class OpenAIEngine(Engine):
                 auto_decompress=False,
             )
 
-        loop = asyncio.new_event_loop()
+        loop = uvloop.new_event_loop()
         session = loop.run_until_complete(connect())
         # Another thread may submit a request now, and must find both.
         with self._lock:
@@ -199,8 +201,9 @@ class OpenAIEngine(Engine):
         assert self._loop is not None
         if not self._completed:
             self._take()
-            timer = self._loop.call_later(timeout_s, self._loop.stop)
+            timer = self._loop.call_later(timeout_s, self._stop)
             self._loop.run_forever()
+            self._stopping = False
             timer.cancel()
         if self._completed:
             return self._completed.popleft()
@@ -275,8 +278,13 @@ class OpenAIEngine(Engine):
             self._failure = error
         finally:
             self._tasks.pop(number, None)
-            if (loop := self._loop) is not None:
-                loop.stop()
+            self._stop()
+
+    def _stop(self) -> None:
+        """Let `next` continue. A second stop would end the next run of the event loop."""
+        if self._loop is not None and not self._stopping:
+            self._stopping = True
+            self._loop.stop()
 
     def _most_tokens(self, request: Request) -> int:
         thinks = self.thinking == "on" and request.schema is None

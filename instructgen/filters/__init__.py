@@ -19,11 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from instructgen.engines import Completion, Request
 from instructgen.schema.messages import Message, json_text
 from instructgen.schema.sample import Edit, Rejection, Sample, Score
+from instructgen.schema.state import StatefulModel
 from instructgen.similarity import Match, Pairs
 
 Stage = Literal["instruction", "row"]
@@ -44,7 +45,7 @@ class Verdict(NamedTuple):
     value: float | None = None
 
 
-class Filter(BaseModel, ABC):
+class Filter(StatefulModel, ABC):
     """Base class for all filters; a filter keeps a sample, or rejects it and gives the reason.
 
     ``scope`` states what the filter evaluates: ``instruction`` (a new instruction that has no
@@ -365,9 +366,9 @@ class ComparingFilter(Filter):
     # without spaces each character may count as a word.
     max_characters: ClassVar[int] = 100_000
 
-    _index: Index = PrivateAttr()
     # The earlier samples, by their row in the index. Ids are stored as integers to save
     # memory with millions of rows. Pending texts are added in one batch at the next lookup.
+    _index: Index = PrivateAttr()
     _ids: array[int] = PrivateAttr(default_factory=lambda: array("Q"))
     _texts: list[tuple[str, ...]] = PrivateAttr(default_factory=list)
     _pending: list[str] = PrivateAttr(default_factory=list)
@@ -386,11 +387,12 @@ class ComparingFilter(Filter):
 
     def model_post_init(self, context: object) -> None:
         """Create the empty index of earlier samples."""
-        object.__setattr__(self, "_index", self.index())
+        super().model_post_init(context)
+        self._index = self.index()
 
     def search_in(self, index: Index) -> None:
         """Store and search texts in another index, which must be empty, like this one's."""
-        object.__setattr__(self, "_index", index)
+        self._index = index
 
     def reason(self, sample: Sample) -> Rejection | None:
         """Compare the sample with all stored samples; return a rejection, or None to keep it."""

@@ -128,7 +128,7 @@ class Chain:
 
 
 class _Block:
-    """The samples of one completion, with the last verdict on each and the values of the filters."""
+    """The samples of one completion, the last verdict on each, and the values of the filters."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.results: list[Verdict | Unscored] = [Verdict(sample) for sample in samples]

@@ -60,7 +60,7 @@ class Cluster(ScoringFilter):
 
     def fit(self, seeds: Sequence[Sample]) -> None:
         """Use the clusters of these seeds, which they have as a score."""
-        object.__setattr__(self, "_seeds", tuple(seeds))
+        self._seeds = tuple(seeds)
 
     def scores(self, samples: Sequence[Sample]) -> list[Score]:
         """Return the number of the nearest cluster of each sample, in order."""
@@ -70,7 +70,7 @@ class Cluster(ScoringFilter):
         centers = self._centers
         if centers is None:
             centers = self._mean_vectors()
-            object.__setattr__(self, "_centers", centers)
+            self._centers = centers
         vectors = encoder(self.model).encode([sample.instruction for sample in samples])
         nearest = np.argmin(
             np.linalg.norm(vectors[:, None, :] - centers[None, :, :], axis=2), axis=1

@@ -29,7 +29,8 @@ def changed(record: T, **values: Any) -> T:
     Raises:
         KeyError: the class has no field with one of the names.
     """
-    make_copy, setters = _class(record.__class__)
+    cls: Any = record.__class__
+    make_copy, setters = _class(cls)
     copy: T = make_copy(record)
     for name, value in values.items():
         setters[name](copy, value)
@@ -48,7 +49,7 @@ def _class(cls: type[Any]) -> _Class:
         *(f" set_{name}(new, record.{name})" for name in setters),
         " return new",
     ]
-    names = {"create": object.__new__, "cls": cls}
+    names: dict[str, Any] = {"create": object.__new__, "cls": cls}
     names |= {f"set_{name}": setter for name, setter in setters.items()}
     exec("\n".join(lines), names)  # noqa: S102 (the names are those of the fields of a class)
     return _Class(names["copy"], setters)

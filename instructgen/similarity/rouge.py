@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
@@ -66,15 +66,32 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
     return 2 * LCSseq.similarity(a, b) / max(len(a) + len(b), 1)
 
 
+class _Limits(NamedTuple):
+    """What a match needs at least, for one threshold.
+
+    ``lcs[s]`` is the smallest LCS of a match whose texts have s words together. Only rows with
+    ``shortest[m]`` to ``longest[m]`` words can match a text of m words.
+    """
+
+    lcs: Array
+    shortest: Array
+    longest: Array
+
+
 # Small indexes with the same threshold are created for each completion of a generation run.
 @lru_cache(maxsize=8)
-def _least_lcs(threshold: Fraction, size: int, compatible: bool) -> Array:
-    """Return the smallest LCS that matches, for each sum of both lengths from 0 to size - 1."""
+def _limits(threshold: Fraction, size: int, compatible: bool) -> _Limits:
+    """Return the limits for sums and numbers of words from 0 to size - 1."""
+    # Python's integers have no overflow, whatever the threshold is.
     p, q = threshold.numerator, threshold.denominator
     if compatible:
         # At exactly the threshold, the floating-point comparison may find a match.
-        return np.array([-(-p * s // (2 * q)) for s in range(size)], np.int64)
-    return np.array([p * s // (2 * q) + 1 for s in range(size)], np.int64)
+        lcs = [-(-p * s // (2 * q)) for s in range(size)]
+    else:
+        lcs = [p * s // (2 * q) + 1 for s in range(size)]
+    shortest = [-(-m * p // (2 * q - p)) for m in range(size)]
+    longest = [min(m * (2 * q - p) // p, MOST_WORDS) for m in range(size)]
+    return _Limits(*(np.array(numbers, np.int64) for numbers in (lcs, shortest, longest)))
 
 
 class RougeLIndex:
@@ -108,7 +125,7 @@ class RougeLIndex:
         self.threads = threads or len(os.sched_getaffinity(0))
         self._exact = Fraction(str(threshold))
         self._vocabulary = Vocabulary()
-        self._need = np.zeros(0, np.int64)
+        self._limits = _limits(self._exact, 0, bool(compatible))
         self._words = Growing(np.zeros(0, np.int32))
         self._offsets = Growing(np.zeros(1, np.int64))
         self._blocks = Blocks()
@@ -169,12 +186,12 @@ class RougeLIndex:
         not compared.
         """
         words = tokenize_all(texts, self.tokenizer)
-        self._extend_need(max(map(len, words), default=0))
+        self._extend_limits(max(map(len, words), default=0))
         found = []
         for i, later in enumerate(words):
             for j, earlier in enumerate(words[:i]):
                 total = len(later) + len(earlier)
-                least = int(self._need[total])
+                least = int(self._limits.lcs[total])
                 if not later or not earlier or least > min(len(later), len(earlier)):
                     continue
                 lcs = LCSseq.similarity(later, earlier, score_cutoff=least)
@@ -217,7 +234,7 @@ class RougeLIndex:
                 tuple(queries),
                 tuple(blocks.shelf()),
                 tuple(part),
-                self._need,
+                self._limits.lcs,
                 self._float_threshold,
                 best,
                 alive,
@@ -288,22 +305,18 @@ class RougeLIndex:
         self._words.extend(texts.words)
         self._offsets.extend(start + texts.offsets[1:])
 
-    def _extend_need(self, longest: int) -> None:
-        """Extend ``_need``: entry s is the smallest matching LCS if both lengths add up to s."""
-        if len(self._need) <= 2 * longest:
-            size = max(2 * longest + 1, 2 * len(self._need), 1024)
-            self._need = _least_lcs(self._exact, size, bool(self.compatible))
+    def _extend_limits(self, longest: int) -> None:
+        """Let the limits be valid for texts with up to ``longest`` words."""
+        known = len(self._limits.lcs)
+        if known <= 2 * longest:
+            size = max(2 * longest + 1, 2 * known, 1024)
+            self._limits = _limits(self._exact, size, bool(self.compatible))
 
     def _queries(self, texts: Texts, order: Array) -> Queries:
         sorted_ = pick(texts, order)
         lengths, most = sorted_.lengths, most_words(texts)
-        self._extend_need(max(most, self._blocks.longest))
-        p, q = self._exact.numerator, self._exact.denominator
-        # Only rows of a length in this range can reach the threshold. Python's integers have no
-        # overflow, whatever the threshold is.
-        words = lengths.tolist()
-        shortest = np.array([-(-m * p // (2 * q - p)) for m in words], np.int64)
-        longest = np.array([min(m * (2 * q - p) // p, MOST_WORDS) for m in words], np.int64)
+        self._extend_limits(max(most, self._blocks.longest))
+        shortest, longest = self._limits.shortest[lengths], self._limits.longest[lengths]
         widths = bitmap_widths(np.minimum(longest, max(self._blocks.longest, most)))
         sizes = 2 * widths - 2
         starts = np.cumsum(sizes) - sizes
@@ -354,7 +367,7 @@ class RougeLIndex:
             tuple(queries),
             tuple(self._blocks.shelf()),
             texts,
-            self._need,
+            self._limits.lcs,
             self._float_threshold,
             best,
             pairs,

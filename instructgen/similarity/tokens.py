@@ -45,6 +45,8 @@ _NAMED = {"mark": _MARK, "single": _SINGLE, "word": _WORD}
 # The class of every code point, determined when it first appears in a text.
 _classes = np.full(0x110000, _UNKNOWN, dtype=np.uint8)
 _TEXTS_AT_ONCE = 4096
+# As many texts, such as those of a completion, were often split before; see `_words`.
+_FEW = 24
 
 
 def tokenize(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
@@ -60,7 +62,9 @@ def _words(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
 
 def tokenize_all(texts: Sequence[str], tokenizer: Tokenizer = "unicode") -> list[list[str]]:
     """Return the list of words of each text, in lower case."""
-    return [words.split() for words in _spaced(texts, tokenizer).split("\n")] if texts else []
+    if len(texts) <= _FEW:
+        return [tokenize(text, tokenizer) for text in texts]
+    return [words.split() for words in _spaced(texts, tokenizer).split("\n")]
 
 
 def word_positions(text: str) -> list[int]:
@@ -104,6 +108,11 @@ class Vocabulary(dict[str, int]):
             ``words`` (total,) and ``offsets`` (texts + 1,): text i is
             ``words[offsets[i]:offsets[i + 1]]``.
         """
+        if len(texts) <= _FEW:
+            lists = [_words(text, tokenizer) for text in texts]
+            bounds = [*itertools.accumulate(map(len, lists), initial=0)]
+            found = map(self.__getitem__, itertools.chain.from_iterable(lists))
+            return np.fromiter(found, np.int32, bounds[-1]), np.array(bounds)
         parts, count = [np.zeros(0, np.int32)], 0
         offsets = [np.zeros(1, np.int64)]
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
