@@ -1,9 +1,9 @@
 """Finds by measurement how many requests a server can work on at the same time.
 
 The window is the number of requests in flight. It grows while the throughput rises, because a
-server that still has free slots answers each request as fast as before: first to 128 requests, then
-by a factor of two. It is halved when the server rejects requests or does not answer, and then grows
-slowly, as in TCP (RFC 5681).
+server that still has free slots answers each request as fast as before: to 128 requests after the
+first answer, then by a factor of two. It is halved when the server rejects requests or does not
+answer, and then grows slowly, as in TCP (RFC 5681).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Literal
 
 _START = 32
 _MOST = 4_096
-# A large server is almost idle until its window is found, so the first step is a large one and
-# needs three answers. On a small server, the requests that follow from later answers, and lead to
-# the first rows, wait for all that this step adds.
-_FIRST_STEP, _FIRST_ANSWERS = 128, 3
+# A large server is almost idle until its window is found, so the first answer is followed by a large
+# step. The loop asks for what follows from that answer, and leads to the first rows, before it fills
+# the window. On a small server, what follows from later answers waits for all that this step adds.
+_FIRST_STEP = 128
 # A busy server answers the first requests that a doubled window adds half as fast as those before,
 # an idle one as fast. In between, the throughput still rises, by a fifth.
 _SLOWER = 2 / 1.2
@@ -65,7 +65,7 @@ class MeasuredWindow:
         if level == 0:
             if len(self._before) < _LEAST_ANSWERS:
                 self._before.append(token_s)
-            if self._level == 0 and len(self._before) == _FIRST_ANSWERS:
+            if self._level == 0:
                 self.size = _FIRST_STEP
                 self._next_level()
         elif level == self._level:

@@ -264,11 +264,15 @@ class Sequencer(Generic[W]):
         for _ in self._replay_lines():
             pass
         try:
+            committed = True
             while self.work.stopped is None and (most is None or self.commits < most):
-                self._fill()
+                # What follows from a completion that has just arrived is asked before new drafts.
+                if committed or self._next() is None:
+                    self._fill()
                 if self.work.stopped is not None:
                     break
                 number = self._next()
+                committed = number is not None
                 if number is not None:
                     self._commit(number)
                 elif not self._asked:
