@@ -22,6 +22,7 @@ import os
 import platform
 import shlex
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -207,11 +208,31 @@ def loop_cpu(rows: int) -> dict[str, Any]:
     }
 
 
+def slower_after_pauses() -> float:
+    """Return how much CPU time a loop of additions takes after pauses of 20 ms, by that without.
+
+    A busy server sends its answers one by one, so that the client pauses before each of them. Many
+    processors, and above all virtual ones, are slow for some milliseconds after a pause.
+    """
+
+    def additions(pause_s: float) -> float:
+        spent = []
+        for _ in range(100):
+            time.sleep(pause_s)
+            began, total = time.thread_time(), 0
+            for i in range(12_000):
+                total += i
+            spent.append(time.thread_time() - began)
+        return statistics.median(spent)
+
+    return round(additions(0.02) / additions(0.0), 2)
+
+
 def versions() -> dict[str, str]:
     import instructgen
 
     names = {"python": platform.python_version(), "instructgen": instructgen.__version__}
-    for name in ("aiohttp",):
+    for name in ("aiohttp", "uvloop"):
         try:
             names[name] = version(name)
         except PackageNotFoundError:
@@ -246,6 +267,7 @@ def main() -> None:
         print(json.dumps(run))
 
     if args.slots:
+        result["slower_after_pauses"] = slower_after_pauses()
         result["loop_cpu_with_echo"] = loop_cpu(5_000)
         result["client_cpu"] = client_cpu([32, 64, 128, 256, 512])
     jobs = [(slots, rows, 50.0) for slots in args.slots for rows in (args.rows, 100)]

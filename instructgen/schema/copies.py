@@ -7,18 +7,19 @@ time. Code that copies few records uses `dataclasses.replace`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, make_dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
-class _Class(NamedTuple):
-    """How to copy a record of a class, and how to set each of its fields."""
+class _Fields(NamedTuple):
+    """How to read all fields of a class at once, and a class with the same slots to write them."""
 
-    copy: Callable[[Any], Any]
-    setters: dict[str, Callable[[Any, Any], None]]
+    read: Callable[[Any], tuple[Any, ...]]
+    writable: Callable[..., Any]
 
 
 def changed(record: T, **values: Any) -> T:
@@ -27,29 +28,21 @@ def changed(record: T, **values: Any) -> T:
     The class must have at least two fields and no ``__post_init__``, which is not called.
 
     Raises:
-        KeyError: the class has no field with one of the names.
+        AttributeError: the class has no field with one of the names.
     """
     cls: Any = record.__class__
-    make_copy, setters = _class(cls)
-    copy: T = make_copy(record)
+    read, writable = _fields_of(cls)
+    copy: T = writable(*read(record))
     for name, value in values.items():
-        setters[name](copy, value)
+        setattr(copy, name, value)
+    # Classes with the same slots have the same layout in memory. The copy is frozen from here on.
+    copy.__class__ = cls
     return copy
 
 
 @cache
-def _class(cls: type[Any]) -> _Class:
-    # Slots are descriptors; unlike `setattr`, they can be set in a frozen class.
-    setters = {field.name: getattr(cls, field.name).__set__ for field in fields(cls)}
-    # A function with one line per field, like the __init__ that `dataclasses` writes, is twice as
-    # fast as a loop over the fields.
-    lines = [
-        "def copy(record):",
-        " new = create(cls)",
-        *(f" set_{name}(new, record.{name})" for name in setters),
-        " return new",
-    ]
-    names: dict[str, Any] = {"create": object.__new__, "cls": cls}
-    names |= {f"set_{name}": setter for name, setter in setters.items()}
-    exec("\n".join(lines), names)  # noqa: S102 (the names are those of the fields of a class)
-    return _Class(names["copy"], setters)
+def _fields_of(cls: type[Any]) -> _Fields:
+    names = [field.name for field in fields(cls)]
+    # A frozen class sets each field with a function call, which takes four times as long.
+    writable = make_dataclass(cls.__name__, names, slots=True, eq=False, repr=False)
+    return _Fields(attrgetter(*names), writable)

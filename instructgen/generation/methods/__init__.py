@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from instructgen.engines import Completion, Engine, Request, Role, Sampling
 from instructgen.generation.prompts import Style, Template, placeholders, prompt_texts, template_for
 from instructgen.generation.seed_pool import Pool, value_of
+from instructgen.licensing.licenses import combine
 from instructgen.schema.sample import Label, Origin, Rejection, Sample
 
 
@@ -309,8 +310,6 @@ def child_sample(pool: Pool, positions: tuple[int, ...], language: str) -> Sampl
     It gets their combined license terms, their most frequent category, and their most frequent
     values of the labels in ``pool.balance``.
     """
-    from instructgen.licensing.licenses import combine
-
     parents = [pool.at(p) for p in positions]
     labels = [Label(c, _most_frequent(parents, c)) for c in pool.balance if c != "category"]
     return Sample(
