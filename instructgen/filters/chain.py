@@ -148,8 +148,7 @@ class _Block:
         verdicts = f.evaluate([results[i].sample for i in places])
         for i, verdict in zip(places, verdicts, strict=True):
             results[i] = verdict
-            if verdict.value is not None:
-                self._values[i] |= f.values(verdict)
+            self._values[i] |= f.values(verdict)
             if verdict.rejection is None:
                 kept.append(i)
         return kept
