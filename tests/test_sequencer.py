@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from instructgen.generation.options import Config
 from instructgen.generation.seed_pool import seeds_digest
 from instructgen.generation.sequencer import Sequencer, answer_all
 from instructgen.generation.settings import RunSettings
-from instructgen.generation.work import RequestList
+from instructgen.generation.work import Choice, RequestList, Stop
 from instructgen.schema.sample import Sample, Score
 from instructgen.store import FORMAT, CompletionLine, IssueLine, Run, RunInfo, Seeds
 
@@ -258,6 +259,58 @@ def test_a_server_whose_window_shrinks_gets_no_more_until_there_is_room(
     assert work.completions == [GOOD] * 200
     assert len(most) > 100
     assert max(most) <= 2
+
+
+class Following:
+    """Drafts with two requests each; the second, which comes first, follows from the first."""
+
+    def __init__(self, drafts: int) -> None:
+        self.stopped: Stop | None = None
+        self._drafts, self._begun, self._left = drafts, 0, 2 * drafts
+        self._following: deque[int] = deque()
+        self._open: dict[int, Choice] = {}
+
+    def choose(self, free: Callable[[Role], bool]) -> Choice | None:
+        if not free("writer"):
+            return None
+        if self._following:
+            return Choice(self._following[0], "second")
+        return Choice(self._begun, "first") if self._begun < self._drafts else None
+
+    def issue(self, number: int, choice: Choice) -> Request:
+        if choice.stage == "second":
+            self._following.popleft()
+        else:
+            self._begun += 1
+        self._open[number] = choice
+        return Request(f"{choice.stage} {choice.draft}", Sampling())
+
+    def commit(self, number: int, completion: Completion) -> None:
+        choice = self._open.pop(number)
+        if choice.stage == "first":
+            self._following.append(choice.draft)
+        self._left -= 1
+        if not self._left:
+            self.stopped = Stop("complete", "")
+
+
+def test_what_follows_from_an_answer_is_asked_before_a_larger_window_is_filled() -> None:
+    """A server with few slots answers in order, so the first row would wait for all new drafts."""
+
+    class Growing(Scripted):
+        def complete(self, requests: Sequence[Request]) -> list[Completion]:
+            self._window = 30
+            return super().complete(requests)
+
+    growing = Growing()
+    growing._window = 2
+    supervisor = Supervisor(growing)
+    try:
+        Sequencer(Following(40), None, {"writer": supervisor}).run_to_stop()
+    finally:
+        supervisor.close()
+    assert growing._asked[:3] == ["first 0", "first 1", "second 0"]
+    assert len(growing._asked) == 80
 
 
 def test_a_resumed_run_sends_no_more_than_its_window(tmp_path: Path) -> None:
