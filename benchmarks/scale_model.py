@@ -119,7 +119,7 @@ def simulated(machine: Machine, rows: int, per_draft: float, seed: int = 0) -> t
         while first < len(left) and not left[first]:
             delivered, first = delivered + won[first], first + 1
         of_window += sent_in == window
-        if window < most and of_window >= (3 if window == 32 else 4):
+        if window < most and of_window >= (1 if window == 32 else 4):
             window, of_window = min(max(128, 2 * window), most), 0
     return coordinator, of_busy / busy_until if busy_until else done / coordinator
 
