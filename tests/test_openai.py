@@ -558,6 +558,22 @@ def test_a_request_submitted_while_next_waits_is_sent_at_once() -> None:
     engine.close()
 
 
+def test_answers_at_the_same_time_do_not_end_a_later_wait() -> None:
+    engine, _ = engine_for(Server(reply()))
+    engine.start()
+    for number, request in enumerate(prompts(8)):
+        engine.submit(number, request)
+    received = 0
+    while received < 8:
+        received += next_within(engine, 10) is not None
+        # Meanwhile, all others arrive.
+        time.sleep(0.2)
+    began = time.monotonic()
+    assert engine.next(0.2) is None
+    assert time.monotonic() - began > 0.15
+    engine.close()
+
+
 def test_next_returns_after_the_timeout() -> None:
     server = Server(hang)
     engine, _ = engine_for(server)

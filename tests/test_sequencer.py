@@ -299,11 +299,13 @@ def test_what_follows_from_an_answer_is_asked_before_a_larger_window_is_filled()
 
     class Growing(Scripted):
         def complete(self, requests: Sequence[Request]) -> list[Completion]:
+            # The first requests must have been sent before the window grows.
+            answers = super().complete(requests)
             self._window = 30
-            return super().complete(requests)
+            return answers
 
     growing = Growing()
-    growing._window = 2
+    growing._window, growing._seconds = 2, 0.01
     supervisor = Supervisor(growing)
     try:
         Sequencer(Following(40), None, {"writer": supervisor}).run_to_stop()

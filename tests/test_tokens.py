@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
-from instructgen.similarity import tokenize
-from instructgen.similarity.tokens import Vocabulary
+from instructgen.similarity import tokenize, tokens
+from instructgen.similarity.tokens import Vocabulary, tokenize_all
 
 REFERENCE = DefaultTokenizer(use_stemmer=False)
 
@@ -39,11 +39,20 @@ def test_unicode_words_equal_those_of_a_regular_expression(text: str) -> None:
 
 @given(st.lists(st.text() | MIXED), st.sampled_from(["unicode", "ascii"]))
 def test_a_text_is_split_the_same_alone_and_among_others(texts: list[str], mode: str) -> None:
-    vocabulary = Vocabulary()
-    words, offsets = vocabulary.encode(texts, mode)
-    names = list(vocabulary)
-    encoded = [[names[w] for w in words[a:b]] for a, b in itertools.pairwise(offsets)]
-    assert encoded == [tokenize(text, mode) for text in texts]
+    # Few texts are split one by one, many together.
+    for each in (texts, texts * 25):
+        vocabulary = Vocabulary()
+        words, offsets = vocabulary.encode(each, mode)
+        names = list(vocabulary)
+        encoded = [[names[w] for w in words[a:b]] for a, b in itertools.pairwise(offsets)]
+        assert encoded == tokenize_all(each, mode) == [tokenize(text, mode) for text in each]
+
+
+def test_the_words_of_long_texts_are_not_kept_in_memory() -> None:
+    tokenize_all(["x"])
+    before = tokens._kept.cache_info().currsize
+    assert [len(words) for words in tokenize_all(["é b " * 3_000] * 2)] == [6_000] * 2
+    assert tokens._kept.cache_info().currsize == before
 
 
 def test_more_texts_than_are_split_at_once() -> None:

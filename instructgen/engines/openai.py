@@ -202,9 +202,11 @@ class OpenAIEngine(Engine):
         if not self._completed:
             self._take()
             timer = self._loop.call_later(timeout_s, self._stop)
-            self._loop.run_forever()
-            self._stopping = False
-            timer.cancel()
+            try:
+                self._loop.run_forever()
+            finally:
+                self._stopping = False
+                timer.cancel()
         if self._completed:
             return self._completed.popleft()
         if self._failure is not None:

@@ -14,9 +14,9 @@ from typing import Literal
 
 _START = 32
 _MOST = 4_096
-# A large server is almost idle until its window is found, so the first step is a large one. The
-# loop asks for what follows from the first answer, and gives the first rows, before it fills the
-# window. On a small server, what follows from later answers waits for all that this step adds.
+# A large server is almost idle until its window is found, so the first step is a large one. What
+# follows from the first answer, and leads to the first rows, is sent before the requests that this
+# step adds. On a small server, what follows from later answers waits for these.
 _FIRST_STEP = 128
 # A busy server answers the first requests that a doubled window adds half as fast as those before,
 # an idle one as fast. In between, the throughput still rises, by a fifth.

@@ -366,9 +366,9 @@ class ComparingFilter(Filter):
     # without spaces each character may count as a word.
     max_characters: ClassVar[int] = 100_000
 
+    _index: Index = PrivateAttr()
     # The earlier samples, by their row in the index. Ids are stored as integers to save
     # memory with millions of rows. Pending texts are added in one batch at the next lookup.
-    _index: Index = PrivateAttr()
     _ids: array[int] = PrivateAttr(default_factory=lambda: array("Q"))
     _texts: list[tuple[str, ...]] = PrivateAttr(default_factory=list)
     _pending: list[str] = PrivateAttr(default_factory=list)

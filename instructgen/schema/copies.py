@@ -25,10 +25,12 @@ class _Fields(NamedTuple):
 def changed(record: T, **values: Any) -> T:
     """Return a copy of a frozen dataclass with slots, in which some fields have other values.
 
-    The class must have at least two fields and no ``__post_init__``, which is not called.
+    The class must have at least two fields, none of them inherited, and no ``__post_init__``, which
+    is not called.
 
     Raises:
         AttributeError: the class has no field with one of the names.
+        TypeError: the class has inherited fields, or no slots.
     """
     cls: Any = record.__class__
     read, writable = _fields_of(cls)

@@ -78,6 +78,9 @@ class _Limits(NamedTuple):
     longest: Array
 
 
+_NO_LIMITS = _Limits(*[np.zeros(0, np.int64)] * 3)
+
+
 # Small indexes with the same threshold are created for each completion of a generation run.
 @lru_cache(maxsize=8)
 def _limits(threshold: Fraction, size: int, compatible: bool) -> _Limits:
@@ -125,7 +128,7 @@ class RougeLIndex:
         self.threads = threads or len(os.sched_getaffinity(0))
         self._exact = Fraction(str(threshold))
         self._vocabulary = Vocabulary()
-        self._limits = _limits(self._exact, 0, bool(compatible))
+        self._limits = _NO_LIMITS
         self._words = Growing(np.zeros(0, np.int32))
         self._offsets = Growing(np.zeros(1, np.int64))
         self._blocks = Blocks()
@@ -307,9 +310,9 @@ class RougeLIndex:
 
     def _extend_limits(self, longest: int) -> None:
         """Let the limits be valid for texts with up to ``longest`` words."""
-        known = len(self._limits.lcs)
-        if known <= 2 * longest:
-            size = max(2 * longest + 1, 2 * known, 1024)
+        if len(self._limits.lcs) <= 2 * longest:
+            # Powers of two, so that several indexes have the same size.
+            size = max(1024, 1 << (2 * longest).bit_length())
             self._limits = _limits(self._exact, size, bool(self.compatible))
 
     def _queries(self, texts: Texts, order: Array) -> Queries:

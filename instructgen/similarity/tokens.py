@@ -45,8 +45,10 @@ _NAMED = {"mark": _MARK, "single": _SINGLE, "word": _WORD}
 # The class of every code point, determined when it first appears in a text.
 _classes = np.full(0x110000, _UNKNOWN, dtype=np.uint8)
 _TEXTS_AT_ONCE = 4096
-# As many texts, such as those of a completion, were often split before; see `_words`.
-_FEW = 24
+# Up to so many texts are split one by one: other filters have often split them before.
+_FEW_TEXTS = 24
+# The words of longer texts are not kept.
+_MOST_CHARACTERS = 10_000
 
 
 def tokenize(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
@@ -54,15 +56,19 @@ def tokenize(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
     return list(_words(text, tokenizer))
 
 
+def _words(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+    return (_kept if len(text) <= _MOST_CHARACTERS else _kept.__wrapped__)(text, tokenizer)
+
+
 # Several filters in a row look at the words of the same text.
 @lru_cache(maxsize=256)
-def _words(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+def _kept(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(_spaced([text], tokenizer).split())
 
 
 def tokenize_all(texts: Sequence[str], tokenizer: Tokenizer = "unicode") -> list[list[str]]:
     """Return the list of words of each text, in lower case."""
-    if len(texts) <= _FEW:
+    if len(texts) <= _FEW_TEXTS:
         return [tokenize(text, tokenizer) for text in texts]
     return [words.split() for words in _spaced(texts, tokenizer).split("\n")]
 
@@ -108,7 +114,7 @@ class Vocabulary(dict[str, int]):
             ``words`` (total,) and ``offsets`` (texts + 1,): text i is
             ``words[offsets[i]:offsets[i + 1]]``.
         """
-        if len(texts) <= _FEW:
+        if len(texts) <= _FEW_TEXTS:
             lists = [_words(text, tokenizer) for text in texts]
             bounds = [*itertools.accumulate(map(len, lists), initial=0)]
             found = map(self.__getitem__, itertools.chain.from_iterable(lists))
