@@ -209,7 +209,7 @@ def loop_cpu(rows: int) -> dict[str, Any]:
 
 
 def slower_after_pauses() -> float:
-    """Return how much CPU time a loop of additions takes after pauses of 20 ms, by that without.
+    """Return the CPU time of a loop of additions after pauses of 20 ms, divided by that without.
 
     A busy server sends its answers one by one, so that the client pauses before each of them. Many
     processors, and above all virtual ones, are slow for some milliseconds after a pause.

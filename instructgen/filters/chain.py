@@ -69,7 +69,7 @@ class Chain:
                 are applied again, because other samples may have been kept in the meantime.
             exempt: the ids of samples that the new ones are made from. They are not compared.
         """
-        filters = [f for stage in stages for f in self._at[stage]]
+        filters = [f for stage in stages for f in self.at(stage)]
         if scored_by is not None:
             place = filters.index(scored_by)
             again = [f for f in filters[:place] if isinstance(f, ComparingFilter)]
@@ -85,7 +85,7 @@ class Chain:
             waiting = block.apply(f, waiting)
         else:
             for i in waiting:
-                self._remember(block.results[i].sample, stages)
+                self.remember(block.results[i].sample, *stages)
         return block.finished()
 
     def _compare(
@@ -113,18 +113,15 @@ class Chain:
                     break
             else:
                 sample = block.results[i].sample
-                self._remember(sample, stages)
+                self.remember(sample, *stages)
                 for matches in found.values():
                     matches.keep(place, sample)
 
-    def remember(self, sample: Sample, stage: Stage) -> None:
-        """Pass a kept sample to the method `remember` of every filter of this stage."""
-        for f in self._remembering[stage]:
-            f.remember(sample)
-
-    def _remember(self, sample: Sample, stages: Sequence[Stage]) -> None:
+    def remember(self, sample: Sample, *stages: Stage) -> None:
+        """Pass a kept sample to the method `remember` of every filter of these stages."""
         for stage in stages:
-            self.remember(sample, stage)
+            for f in self._remembering[stage]:
+                f.remember(sample)
 
 
 class _Block:

@@ -267,11 +267,12 @@ class Sequencer(Generic[W]):
             committed = True
             while self.work.stopped is None and (most is None or self.commits < most):
                 # What follows from a completion that has just arrived is asked before new drafts.
-                if committed or self._next() is None:
+                number = None if committed else self._next()
+                if number is None:
                     self._fill()
-                if self.work.stopped is not None:
-                    break
-                number = self._next()
+                    if self.work.stopped is not None:
+                        break
+                    number = self._next()
                 committed = number is not None
                 if number is not None:
                     self._commit(number)

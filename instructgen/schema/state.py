@@ -1,4 +1,4 @@
-"""The base of models that have state besides their options, such as engines and filters."""
+"""The base class of models with options and state, such as engines and filters."""
 
 from __future__ import annotations
 

@@ -45,9 +45,9 @@ _NAMED = {"mark": _MARK, "single": _SINGLE, "word": _WORD}
 # The class of every code point, determined when it first appears in a text.
 _classes = np.full(0x110000, _UNKNOWN, dtype=np.uint8)
 _TEXTS_AT_ONCE = 4096
-# Up to so many texts are split one by one: other filters have often split them before.
+# At most 24 texts are split one by one, because other filters have often split them before.
 _FEW_TEXTS = 24
-# The words of longer texts are not kept.
+# The words of longer texts are not kept in memory.
 _MOST_CHARACTERS = 10_000
 
 
