@@ -126,6 +126,49 @@ def test_a_request_that_always_fails_does_not_stop_the_others() -> None:
         assert all(scripted._asked.count(f"writer {i}") == 1 for i in range(40) if i != 3)
 
 
+@pytest.mark.parametrize("failing", [1, 6])
+def test_the_last_requests_may_always_fail(failing: int) -> None:
+    """When no other request is left, an earlier one shows that the server answers."""
+    bad = range(12 - failing, 12)
+    work = RequestList(requests(12))
+    with sequencer(work, {"writer": engine({f"writer {i}": DOWN for i in bad})}) as driver:
+        driver.run_to_stop()
+    assert [i for i, c in enumerate(work.completions) if c is not None and c.error] == [*bad]
+
+
+def test_a_run_with_only_failing_requests_left_can_be_resumed(tmp_path: Path) -> None:
+    """What the journal says was answered is asked again, and its completion is not used."""
+    first = RequestList(requests(8))
+    with (
+        journal(tmp_path / "run") as run,
+        sequencer(first, {"writer": engine(window=1)}, run) as driver,
+    ):
+        driver.run_to_stop(most=7)
+    work, scripted = RequestList(requests(8)), engine({"writer 7": DOWN})
+    with journal(tmp_path / "run") as run:
+        with sequencer(work, {"writer": scripted}, run) as driver:
+            driver.run_to_stop()
+        kept = [line.n for _, line in run.lines() if isinstance(line, CompletionLine)]
+    assert scripted._asked == ["writer 7", "writer 7", "writer 6"]
+    assert [c.error for c in work.completions if c is not None] == [None] * 7 + [DOWN.error]
+    assert kept == list(range(8))
+
+
+def test_a_server_that_stops_answering_fails_the_check_too() -> None:
+    class Lost(Scripted):
+        def complete(self, requests: Sequence[Request]) -> list[Completion]:
+            answered = super().complete(requests)
+            return answered if len(self._asked) <= 4 else [DOWN] * len(requests)
+
+    work, lost = RequestList(requests(6)), Lost()
+    lost._window = 1
+    with sequencer(work, {"writer": lost}) as driver, pytest.raises(EngineError):
+        driver.run_to_stop()
+    assert lost._asked.count("writer 4") == 2
+    assert lost._asked[-1] == "writer 3"
+    assert sum(c is not None for c in work.completions) == 4
+
+
 @pytest.mark.parametrize("order", ["arrival", "issued"])
 def test_a_window_that_shrinks_while_the_first_request_fails(order: str) -> None:
     """Completions that wait for the failed request fill the window only for a while."""

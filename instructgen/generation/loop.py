@@ -226,20 +226,25 @@ class Loop:
     def choose(self, free: Callable[[Role], bool]) -> Choice | None:
         """Return what to ask next, or None if nothing is to be asked now.
 
-        Later stages come first. A draft is started only while the accepted rows, and the rows
-        expected of the drafts in progress, are fewer than the target.
+        A draft is started only while the accepted rows, and the rows expected of the drafts in
+        progress, are fewer than the target. Later stages come first, unless only few rows are
+        missing: a draft for these has the longest way to go, and the end of the run waits for it.
 
         Args:
             free: whether a request may be sent to the engine of a role.
         """
+        later: Choice | None = None
         for stage in reversed(self._queues):
             queue, role = self._queues[stage], self._roles[stage]
             if queue and free(role):
-                return Choice(queue[0].draft.number, stage, role)
+                later = Choice(queue[0].draft.number, stage, role)
+                break
+        if later is not None and not self._lacks_few():
+            return later
         first = self.config.method.first_stage(self.pool, self.drafts, self.form)
         if free(first.role) and self._needs_draft():
             return Choice(self.drafts, first.name, first.role)
-        return None
+        return later
 
     def _needs_draft(self) -> bool:
         idle = not self._open and not any(self._queues.values())
@@ -250,6 +255,11 @@ class Loop:
             return False
         target = self.config.generate.target
         return target == "all" or idle or self._expected(target) < target
+
+    def _lacks_few(self) -> bool:
+        """Return whether rows are missing, but fewer than there are requests in flight."""
+        target = self.config.generate.target
+        return target != "all" and 0 < target - self._expected(target) < len(self._open)
 
     def _limit(self) -> float:
         """Return the number of drafts that the inputs give."""

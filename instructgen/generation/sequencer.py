@@ -29,8 +29,11 @@ W = TypeVar("W", bound=Work)
 ISSUED_WINDOWS = 8
 _FAILURES_LOOKED_AT = 20
 _FAILURES_NEEDED = 10
-# Failures in a row, without any success, after which the server is considered to be down.
+# Failures in a row, without any success, after which the server may be down.
 _DOUBTS = 5
+# The number of a request that was answered before and is asked again, to see whether the server
+# answers. Its second completion is not recorded.
+_CHECK = -2
 _WATCH_S = 0.1
 # One write and one notification of the engine serve several requests; more would delay the first.
 _SENT_AT_ONCE = 16
@@ -161,6 +164,9 @@ class Sequencer(Generic[W]):
         self._doubtful: dict[int, Completion] = {}
         self._repeated: set[int] = set()
         self._probing: set[Role] = set()
+        # The last request of each role that was answered, and the role whose server is checked.
+        self._answered: dict[Role, Request] = {}
+        self._checking: Role | None = None
         # The last results of each role: its failure, or None for a success.
         self._failures: dict[Role, deque[Completion | None]] = {
             role: deque(maxlen=_FAILURES_LOOKED_AT) for role in self._engines
@@ -400,6 +406,8 @@ class Sequencer(Generic[W]):
     def _take(self, received: Received) -> BaseException | None:
         """Take in a result, which `_record` records later; return the error of an engine."""
         number, completion = received.number, received.completion
+        if completion is not None and number == _CHECK and self._checking is not None:
+            return self._take_check(self._checking, completion, received.at)
         if completion is None or number not in self._sent:
             return received.error
         role = self._asked[number].request.role
@@ -411,13 +419,16 @@ class Sequencer(Generic[W]):
             self._doubtful[number] = completion
             return None
         self._finish(number, completion, received.at)
-        # The server answers, so an earlier failure may be the fault of its request.
+        self._resolve_doubts(role, received.at)
+        return None
+
+    def _resolve_doubts(self, role: Role, at: float) -> None:
+        """Take in that the server answers: an earlier failure may be the fault of its request."""
         for other in self._doubtful_of(role):
             if other in self._repeated:
-                self._finish(other, self._doubtful.pop(other), received.at)
+                self._finish(other, self._doubtful.pop(other), at)
             else:
                 self._repeat(other)
-        return None
 
     def _finish(self, number: int, completion: Completion, at: float) -> None:
         request = self._asked[number].request
@@ -455,17 +466,26 @@ class Sequencer(Generic[W]):
             if waiting := [n for n in doubtful if n not in self._repeated]:
                 for number in waiting:
                     self._repeat(number)
-            elif len(doubtful) >= _DOUBTS:
-                raise self._no_answer(doubtful[-1])
-        if self._doubtful.keys() >= self._sent:
-            # No request is left that could show whether the server answers.
-            raise self._no_answer(next(reversed(self._doubtful)))
+            elif len(doubtful) >= _DOUBTS or self._doubtful.keys() >= self._sent:
+                # No other request shows whether the server answers.
+                self._check(role, self._doubtful[doubtful[-1]])
 
-    def _no_answer(self, number: int) -> EngineError:
-        return EngineError(
-            f"The server does not answer: {self._doubtful[number].error}.",
-            "The run is saved. Fix the cause, then rerun the same command to resume it.",
-        )
+    def _check(self, role: Role, failure: Completion) -> None:
+        """Ask again what was answered before; raise an error if nothing was."""
+        if self._checking is not None:
+            return
+        if role not in self._answered:
+            raise _no_answer(failure)
+        self._checking = role
+        self._engines[role].submit(_CHECK, self._answered[role])
+
+    def _take_check(self, role: Role, completion: Completion, at: float) -> EngineError | None:
+        """Take in the completion of a check; return an error if the server does not answer."""
+        self._checking = None
+        if completion.finish_reason == "error":
+            return _no_answer(completion)
+        self._resolve_doubts(role, at)
+        return None
 
     def _most_fail(self) -> EngineError | None:
         """Return an error if most requests fail; the last failures are then asked again."""
@@ -514,6 +534,8 @@ class Sequencer(Generic[W]):
         self._save_arrived()
         for number in list(self._sent):
             self._engines[self._asked[number].request.role].cancel(number)
+        if self._checking is not None:
+            self._engines[self._checking].cancel(_CHECK)
         self._save_arrived()
         if self.run is not None:
             self.run.sync()
@@ -539,8 +561,11 @@ class Sequencer(Generic[W]):
         return self._lowest if self._lowest in self._completed else None
 
     def _commit(self, number: int) -> None:
-        self.work.commit(number, self._completed.pop(number))
-        self._open[self._engines.get(self._asked.pop(number).request.role)] -= 1
+        completion, request = self._completed.pop(number), self._asked.pop(number).request
+        self.work.commit(number, completion)
+        self._open[self._engines.get(request.role)] -= 1
+        if completion.finish_reason != "error":
+            self._answered[request.role] = request
         self._repeated.discard(number)
         self._report()
         self.commits += 1
@@ -554,6 +579,13 @@ class Sequencer(Generic[W]):
         if self.watch is not None and now - self._watched > _WATCH_S:
             self._watched = now
             self.watch()
+
+
+def _no_answer(failure: Completion) -> EngineError:
+    return EngineError(
+        f"The server does not answer: {failure.error}.",
+        "The run is saved. Fix the cause, then rerun the same command to resume it.",
+    )
 
 
 def request_digest(request: Request) -> str:
