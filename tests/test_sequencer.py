@@ -126,14 +126,47 @@ def test_a_request_that_always_fails_does_not_stop_the_others() -> None:
         assert all(scripted._asked.count(f"writer {i}") == 1 for i in range(40) if i != 3)
 
 
-@pytest.mark.parametrize("failing", [1, 6])
-def test_the_last_requests_may_always_fail(failing: int) -> None:
+@pytest.mark.parametrize("order", ["arrival", "issued"])
+@pytest.mark.parametrize("bad", [[11], [6, 7, 8, 9, 10, 11], [0]])
+def test_requests_without_others_may_always_fail(order: str, bad: list[int]) -> None:
     """When no other request is left, an earlier one shows that the server answers."""
-    bad = range(12 - failing, 12)
     work = RequestList(requests(12))
-    with sequencer(work, {"writer": engine({f"writer {i}": DOWN for i in bad})}) as driver:
+    scripted = engine({f"writer {i}": DOWN for i in bad})
+    with sequencer(work, {"writer": scripted}, order=order) as driver:
         driver.run_to_stop()
-    assert [i for i, c in enumerate(work.completions) if c is not None and c.error] == [*bad]
+    assert [i for i, c in enumerate(work.completions) if c is not None and c.error] == bad
+
+
+def test_an_outage_at_the_end_costs_no_request() -> None:
+    """What failed before the server answered again is asked once more after that."""
+
+    class Outage(Scripted):
+        def complete(self, requests: Sequence[Request]) -> list[Completion]:
+            before = len(self._asked)
+            answered = super().complete(requests)
+            # The last request and its repetition fail, and the check succeeds.
+            return [DOWN if before + i in (7, 8) else GOOD for i in range(len(answered))]
+
+    work, outage = RequestList(requests(8)), Outage()
+    outage._window = 1
+    with sequencer(work, {"writer": outage}) as driver:
+        driver.run_to_stop()
+    assert work.completions == [GOOD] * 8
+    assert outage._asked[7:] == ["writer 7", "writer 7", "writer 6", "writer 7"]
+
+
+def test_each_role_is_checked() -> None:
+    """The writer's answers do not show that the judge's server answers."""
+    both = [*requests(6), *requests(6, "judge")]
+    work = RequestList(both)
+    engines: dict[Role, Scripted] = {
+        "writer": engine({"writer 5": DOWN}),
+        "judge": engine({"judge 5": DOWN}),
+    }
+    with sequencer(work, engines) as driver:
+        driver.run_to_stop()
+    failed = [r.prompt for r, c in zip(both, work.completions, strict=True) if c is None or c.error]
+    assert failed == ["writer 5", "judge 5"]
 
 
 def test_a_run_with_only_failing_requests_left_can_be_resumed(tmp_path: Path) -> None:
@@ -149,7 +182,7 @@ def test_a_run_with_only_failing_requests_left_can_be_resumed(tmp_path: Path) ->
         with sequencer(work, {"writer": scripted}, run) as driver:
             driver.run_to_stop()
         kept = [line.n for _, line in run.lines() if isinstance(line, CompletionLine)]
-    assert scripted._asked == ["writer 7", "writer 7", "writer 6"]
+    assert scripted._asked == ["writer 7"] * 2 + ["writer 6", "writer 7", "writer 6"]
     assert [c.error for c in work.completions if c is not None] == [None] * 7 + [DOWN.error]
     assert kept == list(range(8))
 

@@ -7,6 +7,7 @@ engine here; `instructgen.generation.sequencer` drives it.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -45,6 +46,9 @@ _WINDOW = 200
 _MAX_EMPTY_STREAK = 200
 # The weight of a stage's expected results, in completions, against the observed ones.
 _PRIOR_WEIGHT = 4.0
+# The fraction of the requests in flight up to which drafts may come before later stages. If later
+# stages keep little, a run needs many drafts for its last rows, and what waits must not wait longer.
+_FEW_DRAFTS = 0.125
 
 
 @dataclass(slots=True)
@@ -242,7 +246,8 @@ class Loop:
         if later is not None and not self._lacks_few():
             return later
         first = self.config.method.first_stage(self.pool, self.drafts, self.form)
-        if free(first.role) and self._needs_draft():
+        # A draft of which some samples are asked for goes on before the next one.
+        if not self._queues[first.name] and free(first.role) and self._needs_draft():
             return Choice(self.drafts, first.name, first.role)
         return later
 
@@ -257,9 +262,14 @@ class Loop:
         return target == "all" or idle or self._expected(target) < target
 
     def _lacks_few(self) -> bool:
-        """Return whether rows are missing, but fewer than there are requests in flight."""
+        """Return whether rows are missing, but so few that they need few drafts."""
         target = self.config.generate.target
-        return target != "all" and 0 < target - self._expected(target) < len(self._open)
+        if target == "all":
+            return False
+        missing = target - self._expected(target)
+        drafts = _FEW_DRAFTS * len(self._open) - self._counts[self.path[0].name].in_progress
+        rows_per_draft = math.prod(counts.rate for counts in self._counts.values())
+        return 0 < missing < drafts * rows_per_draft
 
     def _limit(self) -> float:
         """Return the number of drafts that the inputs give."""

@@ -20,9 +20,10 @@ Array = npt.NDArray[Any]
 _BLOCK = 1024
 # 64-bit integers in the widest bitmap, which is used for texts of more than 512 words.
 _WIDEST = 64
-# By number of words, the number of 64-bit integers in a bitmap; longer texts have the widest.
 _LENGTHS = np.clip(np.arange(16 * _WIDEST + 1), 32, None)
-_WIDTHS = (2 ** np.ceil(np.log2(_LENGTHS / 16))).astype(np.int64)
+# By number of words, the number of 64-bit integers in a bitmap; longer texts have the widest. The
+# widths are powers of two from 2 to 64. Up to 1,024 words, each word has at least 4 bits.
+WIDTHS = (2 ** np.ceil(np.log2(_LENGTHS / 16))).astype(np.int64)
 
 
 class Texts(NamedTuple):
@@ -132,23 +133,13 @@ class Blocks:
 
     def add(self, texts: Texts, first: int, vocabulary: int) -> None:
         """Append texts as rows ``first``, ``first + 1``, ... Texts without words are skipped."""
-        order = by_length(texts)
-        order = order[texts.lengths[order] > 0]
-        if not len(order):
-            return
-        sorted_texts = pick(texts, order)
-        lengths = sorted_texts.lengths
-        widths = bitmap_widths(lengths)
-        starts = np.cumsum(widths) - widths
-        bits = np.zeros(int(widths.sum()), np.uint64)
-        kernels().bitmaps(*sorted_texts, widths, starts, bits, vocabulary)
-        self.longest = max(self.longest, int(lengths[-1]))
-        begins = [0, *(np.flatnonzero(lengths[1:] != lengths[:-1]) + 1).tolist(), len(order)]
-        for begin, end in pairwise(begins):
-            length, width = int(lengths[begin]), int(widths[begin])
-            start = int(starts[begin])
+        order, lengths, begins, starts, bits = kernels().rows(*texts, WIDTHS, vocabulary)
+        for begin, end in pairwise(begins.tolist()):
+            length, start = int(lengths[begin]), int(starts[begin])
+            width = int(WIDTHS[min(length, len(WIDTHS) - 1)])
             group = bits[start : start + (end - begin) * width].reshape(-1, width)
             self._put(length, width, group, first + order[begin:end])
+            self.longest = max(self.longest, length)
 
     def _put(self, length: int, width: int, bits: Array, rows: Array) -> None:
         capacity, stored = _BLOCK // width, 0
@@ -179,7 +170,8 @@ class Blocks:
             order = np.argsort(self._length.view, kind="stable")
             lengths, starts = np.unique(self._length.view[order], return_index=True)
             starts = np.append(starts, len(order))
-            self._groups = (lengths.astype(np.int64), bitmap_widths(lengths), order, starts)
+            widths = WIDTHS[np.minimum(lengths, len(WIDTHS) - 1)]
+            self._groups = (lengths.astype(np.int64), widths, order, starts)
         return Shelf(self._bits.view, self._rows.view, self._fill.view, *self._groups)
 
 
@@ -190,16 +182,6 @@ def kernels() -> Any:
 
     name = "rouge_compiled" if COMPILED else "rouge_fallback"
     return importlib.import_module(f"instructgen.similarity.{name}")
-
-
-def bitmap_widths(lengths: Array) -> Array:
-    """Return the number of 64-bit integers in the bitmap of a text, for each text length.
-
-    Widths are powers of two from 2 to 64. A text of at most 1,024 words gets at least 4 bits for
-    each of its words.
-    """
-    widths: Array = _WIDTHS[np.minimum(lengths, len(_WIDTHS) - 1)]
-    return widths
 
 
 def most_words(texts: Texts) -> int:

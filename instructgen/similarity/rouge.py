@@ -37,13 +37,12 @@ from rapidfuzz.distance import LCSseq
 from instructgen.errors import InputError
 from instructgen.similarity import files
 from instructgen.similarity.blocks import (
+    WIDTHS,
     Array,
     Blocks,
     Growing,
     Queries,
     Texts,
-    bitmap_widths,
-    by_length,
     kernels,
     most_words,
     pick,
@@ -55,8 +54,6 @@ MOST_WORDS = 100_000
 _TEXTS_AT_ONCE = 2048
 # The pairs for which there is room at first; a search that finds more is repeated.
 _PAIRS_AT_FIRST, _PAIRS_EACH = 2**15, 2**8
-# Row, LCS, and the sum of both lengths, before any match is found.
-_NO_MATCH = np.array([0, 0, 1], np.int64)
 _KIND = "ROUGE-L index 1"
 T = TypeVar("T")
 
@@ -157,8 +154,8 @@ class RougeLIndex:
         results: list[Match | None] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
-            order = by_length(part)
-            best = self._search(self._queries(part, order))
+            order, queries = self._queries(part)
+            best = self._search(queries)
             results += self._matches(part, order, best)
         return results
 
@@ -172,8 +169,8 @@ class RougeLIndex:
         results: list[Pairs] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
-            order = by_length(part)
-            found = self._search_all(self._queries(part, order))
+            order, queries = self._queries(part)
+            found = self._search_all(queries)
             if not len(found):
                 continue
             query, row, lcs, total = found.T
@@ -224,8 +221,7 @@ class RougeLIndex:
         rejected: list[tuple[int, Match]] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
             part = self._encode(texts[at : at + _TEXTS_AT_ONCE], at)
-            order, base = by_length(part), len(self)
-            queries = self._queries(part, order)
+            (order, queries), base = self._queries(part), len(self)
             best = self._search(queries)
             alive = np.zeros(len(order), np.bool_)
             places = np.argsort(order)
@@ -292,14 +288,15 @@ class RougeLIndex:
 
     def _encode(self, texts: Sequence[str], first: int = 0) -> Texts:
         encoded = Texts(*self._vocabulary.encode(texts, self.tokenizer))
-        lengths = encoded.lengths
-        if len(lengths) and lengths.max() > MOST_WORDS:
-            position = int(lengths.argmax())
+        longest = most_words(encoded)
+        if longest > MOST_WORDS:
+            position = int(encoded.lengths.argmax())
             raise InputError(
-                f"text {first + position} has {lengths[position]:,} words, "
+                f"text {first + position} has {longest:,} words, "
                 f"but at most {MOST_WORDS:,} can be compared.",
                 hint="Shorten or remove the text.",
             )
+        self._extend_limits(longest)
         return encoded
 
     def _append(self, texts: Texts) -> None:
@@ -315,28 +312,22 @@ class RougeLIndex:
             size = max(1024, 1 << (2 * longest).bit_length())
             self._limits = _limits(self._exact, size, bool(self.compatible))
 
-    def _queries(self, texts: Texts, order: Array) -> Queries:
-        sorted_ = pick(texts, order)
-        lengths, most = sorted_.lengths, most_words(texts)
-        self._extend_limits(max(most, self._blocks.longest))
-        shortest, longest = self._limits.shortest[lengths], self._limits.longest[lengths]
-        widths = bitmap_widths(np.minimum(longest, max(self._blocks.longest, most)))
-        sizes = 2 * widths - 2
-        starts = np.cumsum(sizes) - sizes
-        bits = np.zeros(int(sizes.sum()), np.uint64)
-        kernels().bitmaps(*sorted_, widths, starts, bits, len(self._vocabulary))
-        for width in set(widths.tolist()):
-            begins = starts[widths == width]
-            while width > 2:
-                half = width // 2
-                at = begins[:, None] + np.arange(half)
-                bits[at + width] = bits[at] ^ bits[at + half]
-                begins, width = begins + width, half
-        return Queries(*sorted_, bits, starts, widths, shortest, longest)
+    def _queries(self, texts: Texts) -> tuple[Array, Queries]:
+        """Return the order of the texts by length, and what is searched for, in this order."""
+        self._extend_limits(self._blocks.longest)
+        order, *fields = kernels().queries(
+            *texts,
+            WIDTHS,
+            self._limits.shortest,
+            self._limits.longest,
+            self._blocks.longest,
+            len(self._vocabulary),
+        )
+        return order, Queries(*fields)
 
     def _search(self, queries: Queries) -> Array:
         """Return row, LCS and sum of both lengths for each query's best match; LCS 0 means none."""
-        best = np.tile(_NO_MATCH, (len(queries.widths), 1))
+        best = _no_matches(len(queries.widths))
         no_pairs = np.zeros((0, 4), np.int64)
 
         def work(share: Array) -> None:
@@ -351,7 +342,7 @@ class RougeLIndex:
         """Return the query, the row, the LCS and the sum of both lengths of every matching pair."""
 
         def work(share: Array) -> Array:
-            part, best = _subset(queries, share), np.tile(_NO_MATCH, (len(share), 1))
+            part, best = _subset(queries, share), _no_matches(len(share))
             pairs = np.empty((min(_PAIRS_AT_FIRST, _PAIRS_EACH * len(share)), 4), np.int64)
             count = self._run(part, best, pairs)
             if count > len(pairs):
@@ -407,6 +398,13 @@ class RougeLIndex:
             return 2 * lcs / total
         precision, recall = lcs / m, lcs / (total - m)
         return 2 * precision * recall / (precision + recall)
+
+
+def _no_matches(count: int) -> Array:
+    """Return row, LCS and sum of both lengths of each query, before any match is found."""
+    best = np.zeros((count, 3), np.int64)
+    best[:, 2] = 1
+    return best
 
 
 def _subset(queries: Queries, share: Array) -> Queries:

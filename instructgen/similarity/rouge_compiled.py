@@ -31,7 +31,91 @@ def _popcount(_, number):
 
 
 @jit
-def bitmaps(words, offsets, widths, starts, bits, vocabulary):
+def _by_length(words, offsets):
+    """Return the order of the texts by length (stable), and the texts in this order."""
+    count = len(offsets) - 1
+    order = np.argsort(offsets[1:] - offsets[:-1], kind="mergesort")
+    sorted_words = np.empty(offsets[count] - offsets[0], words.dtype)
+    sorted_offsets = np.zeros(count + 1, np.int64)
+    for i in range(count):
+        at = sorted_offsets[i]
+        for p in range(offsets[order[i]], offsets[order[i] + 1]):
+            sorted_words[at] = words[p]
+            at += 1
+        sorted_offsets[i + 1] = at
+    return order, sorted_words, sorted_offsets
+
+
+@jit
+def _width(width_of, words):
+    return width_of[min(words, len(width_of) - 1)]
+
+
+@jit
+def rows(words, offsets, width_of, vocabulary):
+    """Return what `Blocks` stores of the texts that have words, sorted by length.
+
+    ``width_of[n]`` is the width of the bitmap of a text of n words; longer texts have the last one.
+
+    Returns:
+        ``order`` and ``lengths`` (rows,): the position of each row among the texts, and its number
+        of words. ``begins`` (lengths + 1,): the first row of each length, and the number of rows.
+        ``starts`` (rows,) and ``bits``: the bitmap of row i begins at ``bits[starts[i]]``.
+    """
+    order, words, offsets = _by_length(words, offsets)
+    empty = 0
+    while empty < len(order) and offsets[empty + 1] == 0:
+        empty += 1
+    order, offsets = order[empty:], offsets[empty:]
+    count = len(order)
+    lengths, starts = offsets[1:] - offsets[:-1], np.zeros(count, np.int64)
+    widths, begins = np.zeros(count, np.int64), np.zeros(count + 1, np.int64)
+    size = different = 0
+    for i in range(count):
+        widths[i], starts[i] = _width(width_of, lengths[i]), size
+        size += widths[i]
+        if i == 0 or lengths[i] != lengths[i - 1]:
+            begins[different] = i
+            different += 1
+    begins[different] = count
+    bits = np.zeros(size, np.uint64)
+    _bitmaps(words, offsets, widths, starts, bits, vocabulary)
+    return order, lengths, begins[: different + 1], starts, bits
+
+
+@jit
+def queries(words, offsets, width_of, shortest_of, longest_of, longest_row, vocabulary):
+    """Return the order of the texts by length, and the fields of `Queries`.
+
+    Only rows with ``shortest_of[m]`` to ``longest_of[m]`` words can match a text of m words.
+    ``longest_row`` is the number of words of the longest row. See `rows` for ``width_of``.
+    """
+    order, words, offsets = _by_length(words, offsets)
+    count = len(order)
+    shortest, longest = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    widths, starts = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    # In `gate`, the texts are rows too.
+    most = max(longest_row, offsets[count] - offsets[count - 1] if count else 0)
+    size = 0
+    for i in range(count):
+        m = offsets[i + 1] - offsets[i]
+        shortest[i], longest[i] = shortest_of[m], longest_of[m]
+        widths[i], starts[i] = _width(width_of, min(longest[i], most)), size
+        size += 2 * widths[i] - 2
+    bits = np.zeros(size, np.uint64)
+    _bitmaps(words, offsets, widths, starts, bits, vocabulary)
+    for i in range(count):
+        at, width = starts[i], widths[i]
+        while width > 2:
+            half = width // 2
+            for k in range(at, at + half):
+                bits[k + width] = bits[k] ^ bits[k + half]
+            at, width = at + width, half
+    return order, words, offsets, bits, starts, widths, shortest, longest
+
+
+@jit
+def _bitmaps(words, offsets, widths, starts, bits, vocabulary):
     """Write a bitmap of each text to ``bits``, by flipping one hashed bit for each of its words.
 
     The bitmap of text i has ``widths[i]`` 64-bit integers.

@@ -11,10 +11,63 @@ from typing import Any
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
-from instructgen.similarity.blocks import Array, Queries, Shelf, Texts
+from instructgen.similarity.blocks import Array, Queries, Shelf, Texts, by_length, pick
 
 
-def bitmaps(
+def rows(
+    words: Array, offsets: Array, width_of: Array, vocabulary: int
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Return what `Blocks` stores of the texts that have words; see `rouge_compiled.rows`."""
+    texts = Texts(words, offsets)
+    order = by_length(texts)
+    order = order[texts.lengths[order] > 0]
+    texts = pick(texts, order)
+    lengths = texts.lengths
+    widths = _widths(width_of, lengths)
+    starts = np.cumsum(widths) - widths
+    bits = np.zeros(int(widths.sum()), np.uint64)
+    _bitmaps(*texts, widths, starts, bits, vocabulary)
+    changes = np.flatnonzero(lengths[1:] != lengths[:-1]) + 1
+    begins = np.concatenate([np.zeros(min(len(order), 1), np.int64), changes, [len(order)]])
+    return order, lengths, begins, starts, bits
+
+
+def queries(
+    words: Array,
+    offsets: Array,
+    width_of: Array,
+    shortest_of: Array,
+    longest_of: Array,
+    longest_row: int,
+    vocabulary: int,
+) -> tuple[Array, ...]:
+    """Return the order of the texts and the fields of `Queries`; see `rouge_compiled.queries`."""
+    order = by_length(Texts(words, offsets))
+    texts = pick(Texts(words, offsets), order)
+    lengths = texts.lengths
+    most = max(longest_row, int(lengths.max(initial=0)))
+    shortest, longest = shortest_of[lengths], longest_of[lengths]
+    widths = _widths(width_of, np.minimum(longest, most))
+    sizes = 2 * widths - 2
+    starts = np.cumsum(sizes) - sizes
+    bits = np.zeros(int(sizes.sum()), np.uint64)
+    _bitmaps(*texts, widths, starts, bits, vocabulary)
+    for width in set(widths.tolist()):
+        begins = starts[widths == width]
+        while width > 2:
+            half = width // 2
+            at = begins[:, None] + np.arange(half)
+            bits[at + width] = bits[at] ^ bits[at + half]
+            begins, width = begins + width, half
+    return order, *texts, bits, starts, widths, shortest, longest
+
+
+def _widths(width_of: Array, words: Array) -> Array:
+    widths: Array = width_of[np.minimum(words, len(width_of) - 1)]
+    return widths
+
+
+def _bitmaps(
     words: Array, offsets: Array, widths: Array, starts: Array, bits: Array, vocabulary: int
 ) -> None:
     """Build a bitmap per text in ``bits``: for each word, flip the bit that its hash selects."""
