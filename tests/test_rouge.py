@@ -425,6 +425,24 @@ def test_many_identical_texts_are_handled() -> None:
     assert match == Match(14 / 16, 0)
 
 
+@given(st.lists(st.integers(0, 40), max_size=9), st.integers(0, 1_100), st.randoms())
+def test_both_kernels_prepare_the_same_arrays(
+    lengths: list[int], longest: int, rng: random.Random
+) -> None:
+    index = RougeLIndex()
+    index.add([" ".join(f"w{rng.randrange(30)}" for _ in range(longest))])
+    texts = [" ".join(f"w{rng.randrange(30)}" for _ in range(n)) for n in lengths]
+    encoded, words = index._encode(texts), len(index._vocabulary)
+    limits = (index._limits.shortest, index._limits.longest, longest)
+    widths = blocks_module.WIDTHS
+    for name, arguments in (("rows", (widths,)), ("queries", (widths, *limits))):
+        ours, theirs = (
+            getattr(kernel, name)(*encoded, *arguments, words)
+            for kernel in (rouge_compiled, rouge_fallback)
+        )
+        assert [a.tolist() for a in ours] == [a.tolist() for a in theirs]
+
+
 def test_the_fallback_kernel_is_used_without_numba() -> None:
     code = (
         "from instructgen.similarity import RougeLIndex; from instructgen.similarity.blocks import "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import time
 from collections import deque
@@ -153,6 +154,24 @@ def test_an_outage_at_the_end_costs_no_request() -> None:
         driver.run_to_stop()
     assert work.completions == [GOOD] * 8
     assert outage._asked[7:] == ["writer 7", "writer 7", "writer 6", "writer 7"]
+
+
+def test_a_run_restores_the_settings_of_the_garbage_collector() -> None:
+    before = gc.get_threshold()
+    inside = set()
+
+    class Looking(Scripted):
+        def complete(self, requests: Sequence[Request]) -> list[Completion]:
+            inside.add(gc.get_threshold())
+            return [DOWN] * len(requests)
+
+    with (
+        sequencer(RequestList(requests(3)), {"writer": Looking()}) as driver,
+        pytest.raises(EngineError),
+    ):
+        driver.run_to_stop()
+    assert before not in inside
+    assert gc.get_threshold() == before
 
 
 def test_each_role_is_checked() -> None:
