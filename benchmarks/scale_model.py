@@ -61,9 +61,9 @@ def simulated(machine: Machine, rows: int, per_draft: float, seed: int = 0) -> t
     A draft is one request for instructions, which gives ``per_draft`` rows on average, and one
     request for each of these rows. Events are the completion of a request by its slot, and its
     processing by the coordinator, which then makes requests: first for rows of drafts, and for
-    drafts only while the rows that are expected are fewer than the target. If fewer are missing
-    than there are requests in flight, drafts come first. The run ends when drafts that have ended,
-    without an unfinished one before them, have the rows.
+    drafts only while the rows that are expected are fewer than the target. If few are missing,
+    drafts come first, up to an eighth of the requests in flight. The run ends when drafts that have
+    ended, without an unfinished one before them, have the rows.
     """
     rng = random.Random(seed)
     slots = machine.gpus * machine.slots
@@ -94,7 +94,8 @@ def simulated(machine: Machine, rows: int, per_draft: float, seed: int = 0) -> t
             missing = rows - expected
             if not unasked and drafts + asked and missing <= 0:
                 break
-            is_draft = not unasked or 0 < missing < drafts + asked
+            few = ((drafts + asked) / 8 - drafts) * per_draft
+            is_draft = not unasked or 0 < missing < few
             draft = len(left) if is_draft else unasked.popleft()
             if is_draft:
                 left.append(1)
