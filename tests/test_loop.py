@@ -162,7 +162,7 @@ def test_drafts_for_few_missing_rows_come_before_later_stages() -> None:
             answers.append((number, echo(loop.issue(number, choice))))
             number += 1
         loop.commit(*answers.popleft())
-    # At first, many rows are missing. At the end, the window has room for all that waits.
+    # At first, many rows are missing.
     assert True not in waiting[:50]
     assert 5 < waiting.count(True) < len(waiting) / 4
 

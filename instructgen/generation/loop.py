@@ -246,7 +246,7 @@ class Loop:
         if later is not None and not self._lacks_few():
             return later
         first = self.config.method.first_stage(self.pool, self.drafts, self.form)
-        # A draft of which some samples are asked for goes on before the next one.
+        # A draft with samples that are not asked for yet comes before a new one.
         if not self._queues[first.name] and free(first.role) and self._needs_draft():
             return Choice(self.drafts, first.name, first.role)
         return later

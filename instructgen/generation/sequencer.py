@@ -186,7 +186,7 @@ class Sequencer(Generic[W]):
         # Those of them that were repeated after the server had answered another request.
         self._last_tries: set[int] = set()
         self._probing: set[Role] = set()
-        # The last request of each role that was answered, and the role that is checked.
+        # The last request of each role that was answered, and the role whose engine is checked.
         self._answered: dict[Role, Request] = {}
         self._checking: Role | None = None
         # The last results of each role: its failure, or None for a success.
@@ -448,7 +448,7 @@ class Sequencer(Generic[W]):
         return None
 
     def _has_answered(self, role: Role, at: float) -> None:
-        """Ask once more what has failed before; what has failed between two answers is final."""
+        """Ask again for what has failed; what has failed between two answers is final."""
         if self._checking == role:
             # The check is no longer needed.
             self._engines[role].cancel(_CHECK)

@@ -189,12 +189,6 @@ def most_words(texts: Texts) -> int:
     return int(texts.lengths.max(initial=0))
 
 
-def by_length(texts: Texts) -> Array:
-    """Return the indices of the texts sorted by length, shortest first (stable sort)."""
-    order: Array = np.argsort(texts.lengths, kind="stable")
-    return order
-
-
 def pick(texts: Texts, order: Array) -> Texts:
     """Return the texts with the indices ``order``, in that order."""
     begins, ends = texts.offsets[order], texts.offsets[order + 1]

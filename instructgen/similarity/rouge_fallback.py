@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
-from instructgen.similarity.blocks import Array, Queries, Shelf, Texts, by_length, pick
+from instructgen.similarity.blocks import Array, Queries, Shelf, Texts, pick
 
 
 def rows(
@@ -19,7 +19,7 @@ def rows(
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Return what `Blocks` stores of the texts that have words; see `rouge_compiled.rows`."""
     texts = Texts(words, offsets)
-    order = by_length(texts)
+    order = _by_length(texts)
     order = order[texts.lengths[order] > 0]
     texts = pick(texts, order)
     lengths = texts.lengths
@@ -42,7 +42,7 @@ def queries(
     vocabulary: int,
 ) -> tuple[Array, ...]:
     """Return the order of the texts and the fields of `Queries`; see `rouge_compiled.queries`."""
-    order = by_length(Texts(words, offsets))
+    order = _by_length(Texts(words, offsets))
     texts = pick(Texts(words, offsets), order)
     lengths = texts.lengths
     most = max(longest_row, int(lengths.max(initial=0)))
@@ -60,6 +60,12 @@ def queries(
             bits[at + width] = bits[at] ^ bits[at + half]
             begins, width = begins + width, half
     return order, *texts, bits, starts, widths, shortest, longest
+
+
+def _by_length(texts: Texts) -> Array:
+    """Return the indices of the texts sorted by length, shortest first (stable sort)."""
+    order: Array = np.argsort(texts.lengths, kind="stable")
+    return order
 
 
 def _widths(width_of: Array, words: Array) -> Array:
