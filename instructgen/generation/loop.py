@@ -47,7 +47,7 @@ _MAX_EMPTY_STREAK = 200
 # The weight of a stage's expected results, in completions, against the observed ones.
 _PRIOR_WEIGHT = 4.0
 # The fraction of the requests in flight up to which drafts may come before later stages. If those
-# keep little, a run needs many drafts for its last rows, and nothing must wait for them all.
+# keep little, a run needs many drafts for its last rows, and would finish none of them in between.
 _FEW_DRAFTS = 0.125
 
 
